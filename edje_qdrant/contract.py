@@ -1,0 +1,98 @@
+"""The contract: what wrote a collection, kept with it and checked at every open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from edje_qdrant.errors import ContractMismatchError, StoreError
+
+__all__ = ["TokenContract"]
+
+# These say where the model came from and when; two sides may differ in them and still agree.
+_INFORMATIVE = frozenset({"model", "library_version"})
+
+
+@dataclass(frozen=True, slots=True)
+class TokenContract:
+    """State everything that must be equal for tokens and scores to mean the same.
+
+    Attributes:
+        encoder: Name of the stage-1 encoder.
+        encoder_revision: Hash of the encoder's weights.
+        preprocessing: Hash of the image processor's settings.
+        embedding_dim: Width of the stage-1 vector.
+        adapter_hash: Hash of the adapter's weights.
+        num_tokens: Tokens a picture.
+        token_dim: Width of a token.
+        dtype: The tokens' dtype before the codec.
+        codec: How tokens become bytes.
+        model: Name, folder or hub id to load the model from again (not compared).
+        library_version: Version that wrote the collection (not compared).
+    """
+
+    encoder: str
+    encoder_revision: str
+    preprocessing: str
+    embedding_dim: int
+    adapter_hash: str
+    num_tokens: int
+    token_dim: int
+    dtype: str = "float16"
+    codec: str = "float16"
+    model: str | None = None
+    library_version: str = ""
+
+    def with_codec(self, codec: str) -> TokenContract:
+        """Return the same contract for tokens stored with another codec."""
+        return replace(self, codec=codec)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the contract as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TokenContract:
+        """Read a contract back; keys of later versions that this one does not know are refused.
+
+        Raises:
+            StoreError: A field is missing, unknown or of the wrong type.
+        """
+        known = {f.name: f for f in fields(cls)}
+        unknown = sorted(set(data) - set(known))
+        optional = {"dtype", "codec", "model", "library_version"}
+        missing = sorted(set(known) - set(data) - optional)
+        wrong = [
+            k
+            for k in ("embedding_dim", "num_tokens", "token_dim")
+            if k in data and (not isinstance(data[k], int) or data[k] < 1)
+        ]
+        if unknown or missing or wrong:
+            raise StoreError(
+                f"not a contract this version can read (missing {missing}, unknown {unknown}, "
+                f"not a positive number {wrong}); the collection was written by another version "
+                "or is damaged"
+            )
+        return cls(**data)
+
+    def require_match(self, found: TokenContract, *, where: str) -> None:
+        """Check that `found`, read at `where`, agrees with this contract.
+
+        Raises:
+            ContractMismatchError: It does not; names each field that differs on both sides.
+        """
+        ours, theirs = self.as_dict(), found.as_dict()
+        differing = [k for k in ours if k not in _INFORMATIVE and ours[k] != theirs[k]]
+        if not differing:
+            return
+        expected = {k: ours[k] for k in differing}
+        other = {k: theirs[k] for k in differing}
+        detail = "; ".join(f"{k}: expected {expected[k]!r}, found {other[k]!r}" for k in differing)
+        raise ContractMismatchError(
+            f"{where} was written by another model or with other settings ({detail}); "
+            f"open it with the model that wrote it ({found.model or 'unnamed'}), "
+            "or ingest into a new collection",
+            expected,
+            other,
+        )

@@ -1,0 +1,185 @@
+"""Every exception this package raises on purpose.
+
+The tree::
+
+    EdjeError
+    ├── ConfigError (also ValueError)
+    ├── CheckpointError
+    ├── ImageReadError
+    ├── StoreError
+    │   ├── CollectionNotFoundError
+    │   ├── CollectionLockedError
+    │   ├── TokensNotFoundError
+    │   ├── TokensCorruptError
+    │   └── ContractMismatchError
+    ├── EngineUnavailableError
+    └── MissingExtraError (also ImportError)
+
+Each error carries its data as attributes, and its message says what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "CheckpointError",
+    "CollectionLockedError",
+    "CollectionNotFoundError",
+    "ConfigError",
+    "ContractMismatchError",
+    "EdjeError",
+    "EngineUnavailableError",
+    "ImageReadError",
+    "MissingExtraError",
+    "StoreError",
+    "TokensCorruptError",
+    "TokensNotFoundError",
+]
+
+
+class EdjeError(Exception):
+    """Stand at the root: catch this to catch everything the package raises on purpose."""
+
+
+class ConfigError(EdjeError, ValueError):
+    """Refuse an argument or a setting; nothing was read or written."""
+
+
+class CheckpointError(EdjeError):
+    """Refuse a model's weights: unreadable, incomplete or of the wrong shape.
+
+    Attributes:
+        path: The file or folder.
+        missing: Keys the model needs and the checkpoint lacks.
+        mismatched: Key -> (shape the model needs, shape found).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str = "",
+        missing: Sequence[str] = (),
+        mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.missing = tuple(missing)
+        self.mismatched = dict(mismatched or {})
+
+
+class ImageReadError(EdjeError):
+    """Refuse a picture: missing, unreadable, or with too many pixels.
+
+    Attributes:
+        path: The picture's path.
+        reason: Why, in a few words.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"cannot read picture {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class StoreError(EdjeError):
+    """Report trouble with a collection's files or its vector engine."""
+
+
+class CollectionNotFoundError(StoreError):
+    """Report that there is no such collection.
+
+    Attributes:
+        location: The folder or address looked in.
+        name: The collection's name.
+        known: Names that do exist there.
+    """
+
+    def __init__(self, location: str, name: str, known: Sequence[str] = ()) -> None:
+        there = f"it holds {', '.join(known)}" if known else "it holds none"
+        super().__init__(
+            f"no collection {name!r} at {location} ({there}); "
+            "create one with `edje-qdrant ingest` or ImageCollection.create"
+        )
+        self.location = location
+        self.name = name
+        self.known = tuple(known)
+
+
+class CollectionLockedError(StoreError):
+    """Report that another process holds the embedded engine's folder.
+
+    Attributes:
+        location: The folder.
+    """
+
+    def __init__(self, location: str) -> None:
+        super().__init__(
+            f"the collection at {location} is open in another process; close that one first, "
+            "or serve the collection from a Qdrant server, which many may open at once"
+        )
+        self.location = location
+
+
+class TokensNotFoundError(StoreError):
+    """Report pictures whose tokens are not in the store.
+
+    Attributes:
+        image_ids: The pictures' ids.
+    """
+
+    def __init__(self, message: str, image_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.image_ids = tuple(image_ids)
+
+
+class TokensCorruptError(StoreError):
+    """Report stored tokens whose bytes are not what was written; they are never scored.
+
+    Attributes:
+        image_ids: The pictures' ids, where known.
+    """
+
+    def __init__(self, message: str, image_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.image_ids = tuple(image_ids)
+
+
+class ContractMismatchError(StoreError):
+    """Refuse to mix what two different models (or settings) wrote.
+
+    Attributes:
+        expected: Field -> value on the side that asks.
+        found: Field -> value on the side that was written; the same fields.
+    """
+
+    def __init__(self, message: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.expected = dict(expected)
+        self.found = dict(found)
+
+
+class EngineUnavailableError(EdjeError):
+    """Report that the vector engine cannot be reached; what was acknowledged is kept.
+
+    Attributes:
+        location: The engine's address.
+    """
+
+    def __init__(self, message: str, *, location: str = "") -> None:
+        super().__init__(message)
+        self.location = location
+
+
+class MissingExtraError(EdjeError, ImportError):
+    """Report that an optional dependency is not installed.
+
+    Attributes:
+        extra: The extra that brings it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'edje-qdrant[{extra}]'")
+        self.extra = extra
