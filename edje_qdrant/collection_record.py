@@ -1,0 +1,217 @@
+"""Where a collection lies, and what its index keeps about it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edje_qdrant.contract import TokenContract
+from edje_qdrant.errors import ConfigError, StoreError, TokensCorruptError
+from edje_qdrant.tokens.durable import os_errors_as_store_errors
+from edje_qdrant.tokens.file_store import FileTokenStore
+from edje_qdrant.tokens.payload_store import PayloadTokenStore
+
+__all__ = [
+    "CollectionRecord",
+    "TokenPlace",
+    "absolute",
+    "check_name",
+    "describe",
+    "new_store",
+    "resolve",
+    "scratch_folder",
+]
+
+#: Where tokens live: in a side file, or in the points' own payload.
+TokenPlace = Literal["file", "payload"]
+
+_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRecord:
+    """Say what wrote a collection and where its tokens are; the index's metadata keeps it.
+
+    Attributes:
+        contract: Of the model that wrote the collection, codec included.
+        tokens: Where tokens live.
+        store_id: The side file's identity, where there is one.
+        tokens_folder: The folder around the side file's, if it is outside the collection's.
+    """
+
+    contract: TokenContract
+    tokens: TokenPlace
+    store_id: str | None = None
+    tokens_folder: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        store: FileTokenStore | PayloadTokenStore,
+        contract: TokenContract,
+        tokens_folder: str | Path | None,
+    ) -> CollectionRecord:
+        """Describe a collection that is being made."""
+        if isinstance(store, PayloadTokenStore):
+            return cls(contract, "payload")
+        outside = None if tokens_folder is None else str(absolute(tokens_folder))
+        return cls(contract, "file", store.store_id, outside)
+
+    def as_metadata(self) -> dict[str, Any]:
+        """Return the record as a JSON object."""
+        return {
+            "format": _FORMAT,
+            "contract": self.contract.as_dict(),
+            "tokens": self.tokens,
+            "store_id": self.store_id,
+            "tokens_folder": self.tokens_folder,
+        }
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, Any], what: str) -> CollectionRecord:
+        """Read the record of the collection called `what` in messages.
+
+        Raises:
+            StoreError: It is not there, damaged, or of another version.
+        """
+        try:
+            version = metadata["format"]
+            if version != _FORMAT:
+                raise StoreError(
+                    f"collection {what} has format {version!r}, this version reads {_FORMAT}; "
+                    "use the version of the package that wrote it"
+                )
+            contract = TokenContract.from_dict(metadata["contract"])
+            tokens, store_id = metadata["tokens"], metadata["store_id"]
+            tokens_folder = metadata["tokens_folder"]
+        except (KeyError, TypeError) as error:
+            raise StoreError(_unreadable(what)) from error
+        if tokens not in ("file", "payload"):
+            raise StoreError(_unreadable(what))
+        return cls(contract, tokens, store_id, tokens_folder)
+
+    def open_store(
+        self, where: Any, name: str, moved_to: str | Path | None
+    ) -> FileTokenStore | PayloadTokenStore:
+        """Open the collection's token store, and check that it is this collection's.
+
+        Args:
+            where: The collection's location, resolved.
+            name: The collection's name.
+            moved_to: The folder around the side file's now, if not the one that was kept.
+
+        Raises:
+            ContractMismatchError: The side file was written by another model than the index.
+            TokensNotFoundError: It is not there.
+            TokensCorruptError: It is damaged, or another collection's.
+            StoreError: It cannot be read.
+        """
+        if self.tokens == "payload":
+            return PayloadTokenStore(self.contract)
+        around = self.tokens_folder if moved_to is None else moved_to
+        inside = Path(describe(where)) / name / "tokens"
+        folder = inside if around is None else absolute(around) / name
+        store = FileTokenStore.open(folder)
+        try:
+            self.contract.require_match(store.contract, where=f"the token store at {folder}")
+            if store.store_id != self.store_id:
+                raise TokensCorruptError(
+                    f"the token store at {folder} belongs to another collection; "
+                    "put this collection's own back, or say where it is with tokens_folder"
+                )
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+
+def _unreadable(what: str) -> str:
+    return (
+        f"collection {what} does not say what wrote it; it is damaged or was made by something "
+        "else: restore it, or ingest into a new collection"
+    )
+
+
+def resolve(location: Any) -> Any:
+    """Return a `Path` for a folder; what is for a server's client is returned as it is.
+
+    Raises:
+        ConfigError: The location is empty.
+    """
+    if isinstance(location, str) and (location == ":memory:" or "://" in location):
+        return location
+    if isinstance(location, str | os.PathLike):
+        if not os.fspath(location):
+            raise ConfigError('location is empty; give a folder, "http://...", or ":memory:"')
+        return Path(location).expanduser()
+    return location
+
+
+def describe(where: Any) -> str:
+    """Return a resolved location as text for messages."""
+    return str(where) if isinstance(where, str | Path) else type(where).__name__
+
+
+def absolute(folder: str | Path) -> Path:
+    """Return a folder's path from the root, `~` filled in."""
+    return Path(folder).expanduser().absolute()
+
+
+def check_name(name: str) -> None:
+    """Check a collection's name.
+
+    Raises:
+        ConfigError: It has other characters than letters, digits, `-` and `_`, or too many.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"collection name {name!r} cannot be used; take letters, digits, '-' and '_', "
+            "200 at most"
+        )
+
+
+@contextmanager
+def scratch_folder(final: Path) -> Iterator[Path]:
+    """Make a hidden folder near `final`, to be renamed to it; removed if that does not happen.
+
+    Raises:
+        StoreError: There is something at `final`, or the folder cannot be made.
+    """
+    with os_errors_as_store_errors("create a collection at", final):
+        if final.exists():
+            raise StoreError(
+                f"there is something at {final} already; open that collection, "
+                "or choose another name"
+            )
+        # One level down, so that what a crash leaves behind does not look like a collection.
+        around = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.new")
+        scratch = around / "collection"
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(around, ignore_errors=True)
+
+
+@contextmanager
+def new_store(
+    folder: Path | None, contract: TokenContract
+) -> Iterator[FileTokenStore | PayloadTokenStore]:
+    """Make a store, in the payload where there is no folder; unmake it if what follows fails."""
+    if folder is None:
+        yield PayloadTokenStore(contract)
+        return
+    store = FileTokenStore.create(folder, contract)
+    try:
+        yield store
+    except BaseException:
+        store.remove()
+        raise
