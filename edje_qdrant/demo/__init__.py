@@ -1,0 +1,1 @@
+"""The procedural scenes, the bundled small model and the demo that shows reranking work."""

@@ -1,0 +1,1 @@
+"""Losses, hard negatives and the training loop."""

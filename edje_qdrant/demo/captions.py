@@ -1,0 +1,145 @@
+"""True captions for scenes, and which captions are true of which scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.demo.scenes import COLOURS, MIN_OFFSET, SHAPES, SIZES, Scene, SceneObject
+
+__all__ = ["Caption", "Mention", "describe", "truth_matrix", "vocabulary"]
+
+_OBJECTS, _MENTIONS = 4, 3  # at most
+_ANY = -1
+# Relation -> (axis, sign): the first object's centre lies on that side of the second's.
+_RELATIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
+_WORDS = {
+    "left": ("to the left of", "left of", "on the left of"),
+    "right": ("to the right of", "right of", "on the right of"),
+    "above": ("above", "over", "higher than"),
+    "below": ("below", "under", "lower than"),
+}
+_ADDITIONS = (", and ", " with ", ", and also ")
+_SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
+_OPENINGS = ("", "", "", "a picture of ", "there is ", "we see ", "this shows ")
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """Say what a caption says of one object; -1 where it says nothing.
+
+    Attributes:
+        shape: Index into `SHAPES`.
+        colour: Index into `COLOURS`.
+        size: Index into `SIZES`, or -1.
+    """
+
+    shape: int
+    colour: int
+    size: int = _ANY
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """Hold a caption's text and the facts it states.
+
+    Attributes:
+        text: What a person would type.
+        mentions: The objects, in the order of the text; each is a different one.
+        relations: (i, relation, j): mention i stands so to mention j.
+    """
+
+    text: str
+    mentions: tuple[Mention, ...]
+    relations: tuple[tuple[int, str, int], ...] = ()
+
+
+def describe(scene: Scene, rng: np.random.Generator) -> Caption:
+    """Write one true caption: two or three of the objects, and how two of them stand."""
+    order = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
+    order = order[: 3 if rng.random() < 0.15 else 2]
+    mentions = tuple(_mention(o, rng) for o in order)
+    phrases = [_phrase(m, rng) for m in mentions]
+    relations = _relations(order[0], order[1])
+    words = " and ".join(_WORDS[r][rng.integers(len(_WORDS[r]))] for r in relations)
+    text = f"{_OPENINGS[rng.integers(len(_OPENINGS))]}{phrases[0]} {words} {phrases[1]}"
+    if len(phrases) == 3:
+        text = f"{text}{_ADDITIONS[rng.integers(len(_ADDITIONS))]}{phrases[2]}"
+    return Caption(text, mentions, tuple((0, relation, 1) for relation in relations))
+
+
+def _mention(item: SceneObject, rng: np.random.Generator) -> Mention:
+    return Mention(item.shape, item.colour, item.size if rng.random() < 0.7 else _ANY)
+
+
+def _phrase(mention: Mention, rng: np.random.Generator) -> str:
+    words = [COLOURS[mention.colour], SHAPES[mention.shape]]
+    if mention.size != _ANY:
+        sizes = _SIZE_WORDS[SIZES[mention.size]]
+        words.insert(0, sizes[rng.integers(len(sizes))])
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([article, *words])
+
+
+def _relations(first: SceneObject, second: SceneObject) -> list[str]:
+    """Return the relation that holds plainly, or both where the offsets are about equal."""
+    dx, dy = first.x - second.x, first.y - second.y
+    across, along = "left" if dx < 0 else "right", "above" if dy < 0 else "below"
+    if abs(dx) > 1.8 * abs(dy):
+        return [across]
+    if abs(dy) > 1.8 * abs(dx):
+        return [along]
+    return [along, across]
+
+
+def truth_matrix(captions: Sequence[Caption], scenes: Sequence[Scene]) -> NDArray[np.bool_]:
+    """Tell which captions are true of which scenes.
+
+    A relation counts as true from an offset of `MIN_OFFSET` px along its axis on, also where the
+    offset along the other axis is the larger: nobody would call it false.
+
+    Returns:
+        `(captions, scenes)` bool.
+    """
+    said = np.full((len(captions), _MENTIONS, 3), _ANY)
+    # The relations stated, two at most: mention i, mention j, axis, sign.
+    stated = np.zeros((2, len(captions)), dtype=bool)
+    relation = np.zeros((2, 4, len(captions)), dtype=int)
+    for c, caption in enumerate(captions):
+        for m, mention in enumerate(caption.mentions):
+            said[c, m] = mention.shape, mention.colour, mention.size
+        for r, (i, name, j) in enumerate(caption.relations):
+            stated[r, c] = True
+            relation[r, :, c] = i, j, *_RELATIONS[name]
+    seen = np.full((len(scenes), _OBJECTS, 3), -2)
+    place = np.zeros((len(scenes), _OBJECTS, 2))
+    for s, scene in enumerate(scenes):
+        for o, item in enumerate(scene.objects):
+            seen[s, o] = item.shape, item.colour, item.size
+            place[s, o] = item.x, item.y
+    # fits[c, s, m, o]: mention m of caption c could be object o of scene s.
+    equal = said[:, None, :, None, :] == seen[None, :, None, :, :]
+    fits = (equal | (said == _ANY)[:, None, :, None, :]).all(-1)
+    fits &= (seen[:, :, 0] >= 0)[None, :, None, :]
+    made = np.array([len(c.mentions) for c in captions])
+    fits |= (np.arange(_MENTIONS) >= made[:, None])[:, None, :, None]  # a mention not made
+    true = np.zeros((len(captions), len(scenes)), dtype=bool)
+    for chosen in permutations(range(_OBJECTS), _MENTIONS):
+        holds = np.logical_and.reduce([fits[:, :, m, o] for m, o in enumerate(chosen)])
+        for is_stated, (i, j, axis, sign) in zip(stated, relation, strict=True):
+            first, second = np.array(chosen)[i], np.array(chosen)[j]
+            offset = (place[:, first, axis] - place[:, second, axis]) * sign  # (s, c)
+            holds &= (offset >= MIN_OFFSET).T | ~is_stated[:, None]
+        true |= holds
+    return true
+
+
+def vocabulary() -> list[str]:
+    """Return every word a caption can hold, sorted."""
+    phrases = [*COLOURS, *SHAPES, *_OPENINGS, "a an and with also"]
+    phrases += [w for words in (*_WORDS.values(), *_SIZE_WORDS.values()) for w in words]
+    return sorted({word for phrase in phrases for word in phrase.split()})

@@ -1,0 +1,170 @@
+"""The demo's second stage: an adapter and a joint encoder, trained on frozen vision tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM
+
+from edje_qdrant.demo.captions import describe, truth_matrix
+from edje_qdrant.demo.data import captions_for, render
+from edje_qdrant.demo.scenes import Scene
+from edje_qdrant.demo.tower import SIDE, scene_tokenizer, to_pixels
+from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.metrics import ranks_of, recall_at
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.adapter import CompressedAdapter
+from edje_qdrant.training.initialise import look_at_regions
+from edje_qdrant.training.loop import LoopConfig, autocast, fit
+from edje_qdrant.training.objectives import Batch, ObjectiveWeights, pretraining_losses
+from edje_qdrant.training.vision_cache import VisionCache
+
+__all__ = ["NUM_TOKENS", "new_model", "train_joint"]
+
+NUM_TOKENS = 16
+_BATCH = 64
+_NEIGHBOURS = 4  # pictures that look alike to the first stage, in one batch
+_POOL = 4096
+# Shares of the training: words alone, then matching against random pairs, then against hard ones.
+_WORDS_ALONE, _RANDOM_PAIRS = 0.15, 0.25
+_VALIDATION_QUERIES, _VALIDATION_CANDIDATES = 500, 10
+
+
+def new_model(encoder: SiglipEncoder) -> EDJEModel:
+    """Put an untrained EDJE with a small BERT on top of a trained encoder."""
+    tokenizer = scene_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=6, num_attention_heads=4,
+        intermediate_size=512, max_position_embeddings=96, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return EDJEModel.build(
+        encoder,
+        BertForMaskedLM(config),
+        tokenizer,
+        adapter="compressed",
+        num_tokens=NUM_TOKENS,
+        adapter_hidden_size=768,
+    )
+
+
+def train_joint(
+    encoder: SiglipEncoder, folder: Path, *, steps: int, pictures: int, seed: int,
+    device: torch.device,
+) -> tuple[EDJEModel, dict[str, float]]:  # fmt: skip
+    """Train adapter and joint encoder on a frozen encoder; the best validation's are returned.
+
+    Args:
+        encoder: Trained; it stays as it is.
+        folder: Where drawn scenes, vision tokens, logs and checkpoints go.
+        steps: Optimiser steps of 64 pictures.
+        pictures: Training scenes.
+        seed: Of weights, captions and batches.
+        device: To train on.
+    """
+    torch.manual_seed(seed)
+    encoder.to(device).eval()
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(False)
+    scenes, cache = _encoded("train", encoder, folder, pictures, seed, device)
+    held, held_cache = _encoded("validation", encoder, folder, 1000, seed, device)
+    model = new_model(encoder).to(device)
+    sample = torch.from_numpy(np.array(cache.tokens[:256])).float().to(device)
+    look_at_regions(cast("CompressedAdapter", model.adapter), sample)
+    if device.type == "cpu":  # the plain attention's backward pass is by far the faster there
+        model.joint_encoder.language_model.set_attn_implementation("eager")
+    tokenizer = model.tokenizer
+    special = torch.tensor(tokenizer.all_special_ids, device=device)
+
+    def batch_loss(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, step, 2])
+        torch.manual_seed(seed * 1_000_003 + step)
+        matching = step >= _WORDS_ALONE * steps
+        hard = step >= _RANDOM_PAIRS * steps
+        chosen = _alike(cache.embeddings, rng) if hard else rng.choice(len(scenes), _BATCH, False)
+        batch_scenes = [scenes[i] for i in chosen]
+        captions = [describe(s, rng) for s in batch_scenes]
+        texts = [c.text for c in captions]
+        ids, mask = model.tokenize(texts)
+        # A plain copy: training may not use tensors made in inference mode.
+        text_embeddings = torch.from_numpy(model.encode_texts(texts)).to(device)
+        image_embeddings = torch.from_numpy(cache.embeddings[chosen]).to(device)
+        batch = Batch(
+            vision_tokens=torch.from_numpy(cache.tokens[chosen]).to(device).float(),
+            input_ids=ids,
+            attention_mask=mask,
+            text_embeddings=text_embeddings,
+            similarity=text_embeddings @ image_embeddings.T,
+            forbidden=torch.from_numpy(truth_matrix(captions, batch_scenes)).to(device),
+        )
+        with autocast(device):
+            return pretraining_losses(
+                model.adapter,
+                model.joint_encoder,
+                batch,
+                ObjectiveWeights(matching=float(matching)),
+                mask_token_id=tokenizer.mask_token_id,
+                special_ids=special,
+                hard_negatives=hard,
+            )
+
+    queries = [c.text for c in captions_for(held, seed)][:_VALIDATION_QUERIES]
+    first = model.encode_texts(queries) @ held_cache.embeddings.T
+    nearest = np.argsort(-first, axis=1)[:, :_VALIDATION_CANDIDATES]
+
+    def validate() -> dict[str, float]:
+        states = torch.from_numpy(np.array(held_cache.tokens)).to(device)
+        tokens = torch.cat([model.adapter(part.float()) for part in states.split(250)])
+        scores = np.full(first.shape, -np.inf)
+        pairs = [text for text in queries for _ in range(_VALIDATION_CANDIDATES)]
+        found = model.score_pairs(pairs, tokens[torch.from_numpy(nearest.ravel())], batch_size=500)
+        np.put_along_axis(scores, nearest, found.reshape(nearest.shape), axis=1)
+        before = ranks_of(first, np.arange(len(first)))
+        after = ranks_of(scores, np.arange(len(first)))
+        figures = {f"first R@{k}": recall_at(before, k) for k in (1, 10)}
+        return figures | {f"R@{k}": recall_at(after, k) for k in (1, 5)}
+
+    trained = nn.ModuleDict({"adapter": model.adapter, "joint_encoder": model.joint_encoder})
+    config = LoopConfig(
+        steps=steps, peak_lr=1e-3, warmup_steps=min(150, steps // 5), validate_every=250
+    )
+    figures = fit(
+        trained, batch_loss, config, folder=folder, name="joint", validate=validate, best_by="R@1"
+    )
+    model.joint_encoder.language_model.set_attn_implementation("sdpa")
+    return model, figures
+
+
+def _encoded(
+    split: str, encoder: SiglipEncoder, folder: Path, count: int, seed: int, device: torch.device
+) -> tuple[list[Scene], VisionCache]:
+    """Draw and encode one split's scenes."""
+    scenes, images = render(split, seed, count, SIDE, folder / "data")  # type: ignore[arg-type]
+    cache = VisionCache.build(
+        encoder,
+        lambda rows: to_pixels(images[rows]),
+        count,
+        folder / "vision" / f"{split}-{seed}-{count}",
+        device=device,
+    )
+    return scenes, cache
+
+
+def _alike(embeddings: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Choose a batch of groups of pictures that look alike to the first stage.
+
+    In a batch of random pictures even the hardest negative is easy; what the joint encoder will
+    meet are the nearest of a whole collection.
+    """
+    pool = rng.choice(len(embeddings), min(_POOL, len(embeddings)), replace=False)
+    unit = embeddings[pool]
+    centres = unit[: _BATCH // _NEIGHBOURS]
+    near = np.argpartition(-(centres @ unit.T), _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
+    chosen = list(dict.fromkeys(near.ravel().tolist()))  # each once
+    rest = [i for i in range(len(pool)) if i not in set(chosen)][: _BATCH - len(chosen)]
+    return cast("NDArray[np.int64]", pool[chosen + rest])

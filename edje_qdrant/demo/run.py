@@ -1,0 +1,240 @@
+"""Show on a thousand drawn pictures what reranking does, with the real engine and real files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.demo.captions import describe
+from edje_qdrant.demo.contact_sheet import SheetRow, draw_contact_sheet
+from edje_qdrant.demo.drawing import draw
+from edje_qdrant.demo.scenes import draw_scenes
+from edje_qdrant.errors import ConfigError, StoreError
+from edje_qdrant.ingest import ingest_images
+from edje_qdrant.metrics import recall_at
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.types import IngestReport, SearchResult
+
+__all__ = ["DemoReport", "draw_pictures", "run_demo"]
+
+NUM_CANDIDATES = 50
+_EXAMPLES = 5
+_STAGES = ("encode", "retrieve", "fetch", "rerank", "total")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Hold one query and where the right picture stood before and after (None: not retrieved)."""
+
+    query: str
+    first_rank: int | None
+    final_rank: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """Hold what the demo found.
+
+    Attributes:
+        pictures: In the collection.
+        queries: Captions asked, one a picture.
+        num_candidates: Pictures reranked a query.
+        first_stage: R@1, R@5 and R@10 of the vector search alone.
+        reranked: The same after the joint encoder.
+        examples: Queries drawn evenly from those whose right picture moved.
+        bytes_per_picture: Stored tokens.
+        timings_ms: Mean of one query, by stage.
+        ingest: What this run added and skipped.
+        contact_sheet: The picture to look at.
+        index: The collection's folder, for the commands to try next.
+    """
+
+    pictures: int
+    queries: int
+    num_candidates: int
+    first_stage: dict[str, float]
+    reranked: dict[str, float]
+    examples: tuple[Example, ...]
+    bytes_per_picture: int
+    timings_ms: dict[str, float]
+    ingest: IngestReport
+    contact_sheet: Path
+    index: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return {
+            "pictures": self.pictures,
+            "queries": self.queries,
+            "num_candidates": self.num_candidates,
+            "first_stage": self.first_stage,
+            "reranked": self.reranked,
+            "bytes_per_picture": self.bytes_per_picture,
+            "timings_ms": self.timings_ms,
+            "examples": [
+                {"query": e.query, "first_rank": e.first_rank, "final_rank": e.final_rank}
+                for e in self.examples
+            ],
+            "ingest": {
+                "added": self.ingest.added,
+                "skipped": self.ingest.skipped,
+                "images_per_second": round(self.ingest.images_per_second, 1),
+            },
+            "contact_sheet": str(self.contact_sheet),
+            "index": str(self.index),
+        }
+
+    def text(self) -> str:
+        """Return the report as a person reads it."""
+        cuts = ("R@1", "R@5", "R@10")
+        lines = [
+            f"{self.queries} captions asked of {self.pictures} pictures, "
+            f"{self.num_candidates} candidates reranked",
+            "",
+            "                 " + "".join(f"{k:>8}" for k in cuts),
+            "  first stage    " + "".join(f"{self.first_stage[k]:>8.1%}" for k in cuts),
+            "  reranked       " + "".join(f"{self.reranked[k]:>8.1%}" for k in cuts),
+            "",
+            "Where the right picture stood before and after, in queries that moved it:",
+        ]
+        lines += [
+            f"  {_place(e.first_rank):>5} -> {_place(e.final_rank):<5} {e.query}"
+            for e in self.examples
+        ]
+        stages = ", ".join(f"{k} {self.timings_ms[k]:.1f}" for k in _STAGES)
+        lines += [
+            "",
+            f"Tokens: {self.bytes_per_picture:,} bytes a picture. Milliseconds a query: {stages}.",
+            f"Look at {self.contact_sheet}",
+            "",
+            "Try next:",
+            f'  edje-qdrant search "a red star above a blue ring" --index {self.index}',
+            f"  edje-qdrant info --index {self.index}",
+            "  edje-qdrant ingest PICTURES --index ./photos    (your own pictures)",
+        ]
+        return "\n".join(lines)
+
+
+def draw_pictures(folder: Path, count: int, seed: int, *, progress: bool = True) -> list[str]:
+    """Draw held-out scenes to `folder/scene-0000.png` and so on; whole sets are reused.
+
+    Returns:
+        One caption a picture, in order.
+
+    Raises:
+        ConfigError: `count` is less than 20.
+        StoreError: The folder cannot be written.
+    """
+    if count < 20:
+        raise ConfigError(f"the demo needs at least 20 pictures, got {count}")
+    scenes = list(draw_scenes("test", seed, count))
+    rng = np.random.default_rng([seed, 99])
+    captions = [describe(scene, rng).text for scene in scenes]
+    paths = [folder / f"scene-{number:04d}.png" for number in range(count)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in set(folder.glob("scene-*.png")) - set(paths):
+            stale.unlink()
+        missing = [n for n, path in enumerate(paths) if not path.exists()]
+        for number in tqdm(missing, desc="drawing", unit=" pictures", disable=not progress):
+            temporary = paths[number].with_suffix(".part")
+            draw(scenes[number]).save(temporary, format="png", compress_level=1)
+            temporary.replace(paths[number])
+    except OSError as error:
+        raise StoreError(f"cannot write pictures to {folder}: {error}") from error
+    return captions
+
+
+def run_demo(
+    folder: Path, *, pictures: int = 1000, model: str = "demo", seed: int = 1, progress: bool = True
+) -> DemoReport:
+    """Draw held-out scenes, ingest them, ask one caption a picture, and report.
+
+    What an earlier run left in `folder` is reused.
+
+    Args:
+        folder: Pictures, index and contact sheet go here.
+        pictures: Scenes to draw, none of whose content was in the bundled model's training.
+        model: Name or folder of the model.
+        seed: Of scenes and captions.
+        progress: Show progress bars on stderr.
+
+    Raises:
+        ConfigError: Fewer than 20 pictures are asked for.
+        StoreError: The folder cannot be written, or holds an index of another model.
+    """
+    captions = draw_pictures(folder / "pictures", pictures, seed, progress=progress)
+    edje = EDJEModel.from_pretrained(model)
+    # Another number of pictures or another seed is another gallery, with an index of its own.
+    index = folder / f"index-{pictures}-{seed}"
+    with _collection(index, edje) as collection:
+        ingest = ingest_images(folder / "pictures", collection, edje, progress=progress)
+        retriever = TwoStageRetriever(collection, edje)
+        asked = tqdm(captions, desc="asking", unit=" queries", disable=not progress)
+        count = min(NUM_CANDIDATES, pictures)
+        results = [retriever.search(c, top_k=count, num_candidates=count) for c in asked]
+        size, nbytes = collection.count(), collection.bytes_per_image()
+    rights = [
+        (folder / "pictures" / f"scene-{number:04d}.png").resolve() for number in range(pictures)
+    ]
+    first = [_find(r, right, final=False) for r, right in zip(results, rights, strict=True)]
+    final = [_find(r, right, final=True) for r, right in zip(results, rights, strict=True)]
+    moved = [n for n in range(pictures) if first[n] != final[n]]
+    shown = [moved[i * len(moved) // _EXAMPLES] for i in range(min(_EXAMPLES, len(moved)))]
+    before, after = ({f"R@{k}": recall_at(r, k) for k in (1, 5, 10)} for r in (first, final))
+    sheet = (folder / "results.png").resolve()
+    draw_contact_sheet(
+        [_row(results[n], rights[n], first[n], final[n]) for n in shown],
+        f"{pictures} drawn scenes never seen in training: R@1 {before['R@1']:.1%} -> "
+        f"{after['R@1']:.1%}",
+        sheet,
+    )
+    timings = [r.timings.as_dict() for r in results]
+    return DemoReport(
+        pictures=size,
+        queries=len(captions),
+        num_candidates=count,
+        first_stage=before,
+        reranked=after,
+        examples=tuple(Example(captions[n], first[n], final[n]) for n in shown),
+        bytes_per_picture=nbytes,
+        timings_ms={k: round(float(np.mean([t[k] for t in timings])), 2) for k in _STAGES},
+        ingest=ingest,
+        contact_sheet=sheet,
+        index=index,
+    )
+
+
+def _collection(index: Path, model: EDJEModel) -> ImageCollection:
+    if (index / "images").exists():
+        return ImageCollection.open(index, "images")
+    return ImageCollection.create(index, "images", model.contract())
+
+
+def _find(result: SearchResult, right: Path, *, final: bool) -> int | None:
+    for hit in result:
+        if Path(hit.payload["path"]) == right:
+            return hit.rank if final else hit.retrieval_rank
+    return None
+
+
+def _row(result: SearchResult, right: Path, first: int | None, final: int | None) -> SheetRow:
+    before = sorted(result, key=lambda hit: hit.retrieval_rank)
+    return SheetRow(
+        query=result.query,
+        right=right,
+        first_stage=[Path(hit.payload["path"]) for hit in before[:5]],
+        reranked=[Path(hit.payload["path"]) for hit in result[:5]],
+        first_rank=first,
+        final_rank=final,
+    )
+
+
+def _place(rank: int | None) -> str:
+    return "none" if rank is None else f"#{rank}"

@@ -1,0 +1,205 @@
+"""The demo's first stage: a small SigLIP, trained from nothing on scenes.
+
+A contrastive loss alone teaches a tower this small which colours are there and lets it forget
+where things stand. So its patches are also asked, during training only, what they show and where
+they are; the heads that answer are dropped afterwards.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own custom)
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import BertTokenizer, SiglipConfig, SiglipModel
+
+from edje_qdrant.demo.captions import describe, truth_matrix, vocabulary
+from edje_qdrant.demo.data import captions_for, patch_labels, render
+from edje_qdrant.demo.scenes import COLOURS, SHAPES, SIZES
+from edje_qdrant.encoders.text import clean_caption
+from edje_qdrant.metrics import ranks_of, recall_at
+from edje_qdrant.training.loop import LoopConfig, autocast, fit
+from edje_qdrant.training.losses import sigmoid_contrastive
+
+__all__ = [
+    "GRID",
+    "SIDE",
+    "TEXT_LENGTH",
+    "TowerTraining",
+    "scene_tokenizer",
+    "to_pixels",
+    "train_tower",
+]
+
+SIDE = 96  # px: what the tower sees of a 256 px picture
+PATCH = 12
+GRID = SIDE // PATCH
+TEXT_LENGTH = 32
+_BATCH = 128
+
+
+def scene_tokenizer() -> BertTokenizer:
+    """Build a WordPiece tokenizer of the captions' words; other words fall into letters."""
+    letters = string.ascii_lowercase + string.digits
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
+    pieces += [c for c in letters if c not in pieces] + [f"##{c}" for c in letters]
+    return BertTokenizer({piece: number for number, piece in enumerate(pieces)})
+
+
+def new_tower(vocabulary_size: int) -> SiglipModel:
+    """Build the untrained SigLIP, its patch positions set to full-scale 2-D sines and cosines."""
+    width = 192
+    text = {
+        "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 512, "max_position_embeddings": TEXT_LENGTH,
+        "vocab_size": vocabulary_size, "projection_size": width,
+        "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": width, "num_hidden_layers": 4, "num_attention_heads": 6,
+        "intermediate_size": 768, "image_size": SIDE, "patch_size": PATCH, "hidden_act": "relu",
+    }  # fmt: skip
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+    with torch.no_grad():
+        model.logit_scale.fill_(np.log(10.0))
+        model.logit_bias.fill_(-10.0)
+        model.vision_model.embeddings.position_embedding.weight.copy_(_sincos(GRID, width))
+    return model
+
+
+def _sincos(grid: int, width: int) -> Tensor:
+    """Return `(grid * grid, width)` sines and cosines of row and column."""
+    frequency = 1.0 / 100 ** (torch.arange(width // 4) / (width // 4))
+    angle = torch.arange(grid)[:, None] * frequency  # (grid, width / 4)
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, width / 2)
+    rows = line[:, None].expand(grid, grid, -1)
+    columns = line[None].expand(grid, grid, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(grid * grid, width)
+
+
+def to_pixels(images: NDArray[np.uint8]) -> Tensor:
+    """Turn `(b, side, side, 3)` bytes into what the image processor gives: `(b, 3, side, side)`."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+class TowerTraining(nn.Module):
+    """Hold the tower and the heads that question its patches while it trains."""
+
+    def __init__(self, siglip: SiglipModel) -> None:
+        super().__init__()
+        self.siglip = siglip
+        width = siglip.config.vision_config.hidden_size
+        # Each answers one question a patch: shape, colour, size, row, column.
+        self.sizes = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID)
+        self.heads = nn.Linear(width, sum(self.sizes))
+        row, column = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+        self.place: Tensor
+        self.register_buffer("place", torch.stack([row, column], -1).reshape(1, -1, 2), False)
+
+    def forward(self, pixels: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return image and text embeddings `(b, d)` and answers `(b, patches, answers)`."""
+        vision = self.siglip.vision_model(pixels)
+        text = self.siglip.text_model(input_ids)
+        answers = self.heads(vision.last_hidden_state).float()
+        return (
+            F.normalize(vision.pooler_output.float(), dim=-1),
+            F.normalize(text.pooler_output.float(), dim=-1),
+            answers,
+        )
+
+    def questions(self, answers: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
+        """Grade the answers: summed cross-entropies, and each question's accuracy on objects."""
+        place = self.place.expand(len(labels), -1, -1)
+        truth = torch.cat([labels, place], dim=-1)  # (b, patches, 5)
+        shown = labels[..., 0] < len(SHAPES)
+        # Three patches of four show nothing: weigh those that do the more.
+        weight = torch.where(shown, 1.0, 0.15).flatten()
+        weight = weight / weight.sum()
+        losses, right = [], []
+        for number, answer in enumerate(answers.split(self.sizes, dim=-1)):
+            entropy = F.cross_entropy(
+                answer.flatten(0, 1), truth[..., number].flatten(), reduction="none"
+            )
+            losses.append((entropy * weight).sum())
+            right.append((answer.argmax(-1) == truth[..., number])[shown].float().mean().item())
+        shape, *others = losses
+        return 2 * shape + torch.stack(others).sum(), right  # shape is the slow one to learn
+
+
+def tokenize(tokenizer: BertTokenizer, texts: Sequence[str]) -> Tensor:
+    """Return `(b, TEXT_LENGTH)` ids, padded as SigLIP's are."""
+    batch = tokenizer(
+        [clean_caption(t) for t in texts], padding="max_length", truncation=True,
+        max_length=TEXT_LENGTH, return_tensors="pt",
+    )  # fmt: skip
+    ids: Tensor = batch["input_ids"]
+    return ids
+
+
+def train_tower(
+    folder: Path, *, steps: int, pictures: int, seed: int, device: torch.device
+) -> tuple[SiglipModel, BertTokenizer, dict[str, float]]:
+    """Train the small SigLIP on scenes; the best validation's weights are returned.
+
+    Args:
+        folder: Where drawn scenes, logs and checkpoints go.
+        steps: Optimiser steps of 128 pictures.
+        pictures: Training scenes to draw; each gets a fresh caption whenever it comes up.
+        seed: Of weights, scenes and captions.
+        device: To train on.
+    """
+    torch.manual_seed(seed)
+    scenes, images = render("train", seed, pictures, SIDE, folder / "data")
+    held, held_images = render("validation", seed, 1000, SIDE, folder / "data")
+    held_captions = [c.text for c in captions_for(held, seed)]
+    labels = torch.from_numpy(patch_labels(scenes, GRID))
+    tokenizer = scene_tokenizer()
+    training = TowerTraining(new_tower(len(tokenizer))).to(device)
+    # On a CPU the plain attention's backward pass is by far the faster at this size.
+    training.siglip.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
+
+    def batch_loss(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, step, 1])
+        chosen = np.sort(rng.choice(len(scenes), _BATCH, replace=False))
+        batch = [scenes[i] for i in chosen]
+        captions = [describe(s, rng) for s in batch]
+        pixels = to_pixels(images[chosen]).to(device)
+        ids = tokenize(tokenizer, [c.text for c in captions]).to(device)
+        with autocast(device):
+            image, text, answers = training(pixels, ids)
+        also_true = torch.from_numpy(truth_matrix(captions, batch)).to(device)
+        scale, bias = training.siglip.logit_scale, training.siglip.logit_bias
+        dense, right = training.questions(answers, labels[chosen].to(device))
+        return {
+            "contrastive": sigmoid_contrastive(image, text, scale, bias, ignore=also_true),
+            "dense": dense,
+            "_shape": torch.tensor(right[0]),
+            "_colour": torch.tensor(right[1]),
+            "_size": torch.tensor(right[2]),
+            "_column": torch.tensor(right[4]),
+        }
+
+    def validate() -> dict[str, float]:
+        vision, text = [], []
+        for start in range(0, len(held), 250):
+            pixels = to_pixels(held_images[start : start + 250]).to(device)
+            ids = tokenize(tokenizer, held_captions[start : start + 250]).to(device)
+            image, words, _ = training(pixels, ids)
+            vision.append(image)
+            text.append(words)
+        scores = (torch.cat(text) @ torch.cat(vision).T).cpu().numpy()
+        ranks = ranks_of(scores, np.arange(len(held)))
+        return {f"R@{k}": recall_at(ranks, k) for k in (1, 5, 10)}
+
+    config = LoopConfig(
+        steps=steps, peak_lr=1e-3, warmup_steps=min(300, steps // 5), validate_every=250
+    )
+    figures = fit(
+        training, batch_loss, config, folder=folder, name="tower", validate=validate, best_by="R@1"
+    )
+    return training.siglip, tokenizer, figures

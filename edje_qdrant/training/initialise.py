@@ -1,0 +1,74 @@
+"""Give the compressed adapter a start from which it learns at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.model.adapter import CompressedAdapter
+
+__all__ = ["attention_entropy", "look_at_regions"]
+
+
+def look_at_regions(
+    adapter: CompressedAdapter, vision_tokens: Tensor, *, entropy: float = 1.9
+) -> None:
+    """Let each query of an untrained adapter begin by looking at a region of its own, in place.
+
+    With random queries the attention starts out even over the whole picture, and stays so for a
+    long time: every token is the same average. Here keys, values and the attention's projections
+    start at the identity, and each query at the mean vision token of one region of the grid, less
+    the mean of all, scaled until the attention is as narrow as asked for.
+
+    Args:
+        adapter: Its query, key, value and attention are overwritten.
+        vision_tokens: `(b, n, d_v)` of some hundreds of pictures; `n` is a square.
+        entropy: Of a query's attention over the patches, in nats; `log n` is even.
+
+    Raises:
+        ConfigError: The patches do not form a square.
+    """
+    patches = vision_tokens.shape[1]
+    grid = math.isqrt(patches)
+    if grid * grid != patches:
+        raise ConfigError(f"{patches} vision tokens do not form a square grid")
+    count = adapter.query.shape[1]
+    rows = next(r for r in range(math.isqrt(count), 0, -1) if count % r == 0)
+    columns = count // rows
+    place = torch.arange(patches)
+    row, column = place // grid, place % grid
+    middle = vision_tokens.float().mean(dim=0)  # (n, d_v): what each place holds on average
+    regions = [
+        middle[(row * rows // grid == r) & (column * columns // grid == c)].mean(dim=0)
+        if rows <= grid and columns <= grid
+        else middle[(r * grid // rows) * grid + c * grid // columns]
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    queries = torch.stack(regions) - middle.mean(dim=0)  # (m, d_v)
+    with torch.no_grad():
+        width = adapter.query.shape[2]
+        identity = torch.eye(width)
+        for linear in (adapter.key, adapter.value, adapter.attention.out_proj):
+            linear.weight.copy_(identity)
+            linear.bias.zero_()
+        adapter.attention.in_proj_weight.copy_(identity.repeat(3, 1))
+        adapter.attention.in_proj_bias.zero_()
+        low, high = 0.0, 100.0
+        for _ in range(20):  # the entropy falls as the scale grows
+            scale = (low + high) / 2
+            adapter.query.copy_(queries[None] * scale)
+            if attention_entropy(adapter, vision_tokens) > entropy:
+                low = scale
+            else:
+                high = scale
+
+
+def attention_entropy(adapter: CompressedAdapter, vision_tokens: Tensor) -> float:
+    """Return the mean entropy of the queries' attention over `(b, n, d_v)` tokens, in nats."""
+    with torch.no_grad():
+        weights = adapter.attention_weights(vision_tokens.float())
+    return float(-(weights * weights.clamp(min=1e-12).log()).sum(-1).mean())

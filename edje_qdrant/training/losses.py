@@ -1,0 +1,84 @@
+"""The losses of the paper (arXiv 2510.06820) and SigLIP's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own custom)
+from torch import Tensor
+
+__all__ = [
+    "image_text_matching",
+    "masked_words",
+    "sigmoid_contrastive",
+    "text_recovery",
+]
+
+
+def sigmoid_contrastive(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    *,
+    ignore: Tensor | None = None,
+) -> Tensor:
+    """Score each pair of a batch by itself as matching or not.
+
+    Args:
+        image_embeddings: `(b, d)`, unit length; row i belongs to row i of the texts.
+        text_embeddings: `(b, d)`, unit length.
+        scale: Scalar, the log of the temperature's inverse.
+        bias: Scalar, added to every logit.
+        ignore: `(b, b)` bool, texts by images: pairs that are true without being the pair.
+
+    Returns:
+        Scalar: summed over images, averaged over texts. Source: SigLIP, arXiv 2303.15343, 3.1.
+    """
+    logits = text_embeddings @ image_embeddings.T * scale.exp() + bias  # (b, b)
+    own = torch.eye(len(logits), device=logits.device, dtype=torch.bool)
+    losses = -F.logsigmoid(torch.where(own, logits, -logits))
+    if ignore is not None:
+        losses = losses.masked_fill(ignore & ~own, 0.0)
+    return losses.sum(dim=1).mean()
+
+
+def image_text_matching(positive: Tensor, *negatives: Tensor) -> Tensor:
+    """Tell the pair from its negatives, each kind of negatives by itself.
+
+    Args:
+        positive: `(b,)` logits of the true pairs.
+        negatives: `(b, k)` logits, one tensor a kind (pictures, captions); `-inf` where a pair has
+            no such negative.
+
+    Returns:
+        Scalar: cross-entropy with the positive at index 0, averaged over kinds. Source: paper, 3.3.
+    """
+    target = torch.zeros(len(positive), dtype=torch.long, device=positive.device)
+    kinds = [F.cross_entropy(torch.cat([positive[:, None], n], dim=1), target) for n in negatives]
+    return torch.stack(kinds).mean()
+
+
+def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
+    """Predict the masked word pieces.
+
+    Args:
+        logits: `(n, vocabulary)`, at the masked positions of a batch.
+        labels: `(n,)` ids of the words that stood there.
+
+    Returns:
+        Scalar cross-entropy. Source: paper, 3.3.
+    """
+    return F.cross_entropy(logits.float(), labels)
+
+
+def text_recovery(predicted: Tensor, text_embeddings: Tensor) -> Tensor:
+    """Recover the first stage's text embedding from the caption alone.
+
+    Args:
+        predicted: `(b, d)`, the projected [CLS] state.
+        text_embeddings: `(b, d)`, the first stage's, without gradient.
+
+    Returns:
+        Scalar: one less the mean cosine. Source: paper, 3.3.
+    """
+    return 1 - F.cosine_similarity(predicted, text_embeddings, dim=1).mean()

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.training.negatives import forbidden_pairs, mine_negatives
+
+
+def test_equal_pictures_and_equal_captions_are_forbidden():
+    forbidden = forbidden_pairs(torch.tensor([1, 1, 2, 3]), torch.tensor([7, 8, 9, 7]))
+    expected = torch.eye(4, dtype=torch.bool)
+    expected[0, 1] = expected[1, 0] = True  # the same picture
+    expected[0, 3] = expected[3, 0] = True  # the same caption
+    assert torch.equal(forbidden, expected)
+
+
+def test_the_most_similar_allowed_pair_is_chosen():
+    similarity = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.9, 0.6], [0.2, 0.3, 0.9]])
+    images, captions = mine_negatives(similarity, torch.eye(3, dtype=torch.bool))
+    assert images.ravel().tolist() == [1, 0, 1]
+    assert captions.ravel().tolist() == [1, 0, 1]
+
+
+def test_forbidden_pairs_are_passed_over_and_nothing_left_is_minus_one():
+    similarity = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.9, 0.6], [0.2, 0.3, 0.9]])
+    forbidden = torch.eye(3, dtype=torch.bool)
+    forbidden[0, 1] = True
+    forbidden[2] = True
+    images, captions = mine_negatives(similarity, forbidden)
+    assert images.ravel().tolist() == [2, 0, -1]
+    # Picture 0 may only take caption 1, picture 1 none, picture 2 caption 1 before caption 0.
+    assert captions.ravel().tolist() == [1, -1, 1]
+
+
+def test_random_negatives_are_allowed_ones_and_vary():
+    torch.manual_seed(0)
+    similarity = torch.zeros(8, 8)
+    forbidden = torch.eye(8, dtype=torch.bool)
+    drawn = [mine_negatives(similarity, forbidden, count=2, hard=False)[0] for _ in range(20)]
+    for images in drawn:
+        assert not (images == torch.arange(8)[:, None]).any()
+        assert (images[:, 0] != images[:, 1]).all()
+    assert len({tuple(d.ravel().tolist()) for d in drawn}) > 15
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_too_many_or_too_few_negatives_are_refused(count):
+    with pytest.raises(ConfigError, match="num_negatives must be 1 to 2"):
+        mine_negatives(torch.zeros(3, 3), torch.eye(3, dtype=torch.bool), count=count)
