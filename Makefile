@@ -34,7 +34,7 @@ train: $(VENV)/.installed ## Train the bundled model again (about an hour on 2 c
 	$(BIN)/edje-qdrant train --recipe demo --out runs/demo/model --work runs/demo
 
 clean:
-	rm -rf $(VENV) demo site dist
+	rm -rf $(VENV) edje-demo site dist
 
 # torch first and alone, so that the pinned build is the one that everything else finds.
 $(VENV)/.installed: pyproject.toml constraints.txt

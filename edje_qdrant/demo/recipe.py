@@ -22,7 +22,7 @@ from edje_qdrant.errors import ConfigError
 __all__ = ["scene_encoder", "train_demo"]
 
 TOWER_STEPS = 3000
-JOINT_STEPS = 3000
+JOINT_STEPS = 2500
 PICTURES = 100_000
 
 

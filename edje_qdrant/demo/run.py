@@ -21,7 +21,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.retriever import TwoStageRetriever
 from edje_qdrant.types import IngestReport, SearchResult
 
-__all__ = ["DemoReport", "draw_pictures", "run_demo"]
+__all__ = ["NUM_CANDIDATES", "DemoReport", "draw_pictures", "run_demo"]
 
 NUM_CANDIDATES = 50
 _EXAMPLES = 5
@@ -152,7 +152,13 @@ def draw_pictures(folder: Path, count: int, seed: int, *, progress: bool = True)
 
 
 def run_demo(
-    folder: Path, *, pictures: int = 1000, model: str = "demo", seed: int = 1, progress: bool = True
+    folder: Path,
+    *,
+    pictures: int = 1000,
+    num_candidates: int = NUM_CANDIDATES,
+    model: str = "demo",
+    seed: int = 1,
+    progress: bool = True,
 ) -> DemoReport:
     """Draw held-out scenes, ingest them, ask one caption a picture, and report.
 
@@ -161,14 +167,17 @@ def run_demo(
     Args:
         folder: Pictures, index and contact sheet go here.
         pictures: Scenes to draw, none of whose content was in the bundled model's training.
+        num_candidates: Pictures of the first stage to rerank for each query, at least 10.
         model: Name or folder of the model.
         seed: Of scenes and captions.
         progress: Show progress bars on stderr.
 
     Raises:
-        ConfigError: Fewer than 20 pictures are asked for.
+        ConfigError: Fewer than 20 pictures or 10 candidates are asked for.
         StoreError: The folder cannot be written, or holds an index of another model.
     """
+    if num_candidates < 10:
+        raise ConfigError(f"R@10 needs at least 10 candidates, got {num_candidates}")
     captions = draw_pictures(folder / "pictures", pictures, seed, progress=progress)
     edje = EDJEModel.from_pretrained(model)
     # Another number of pictures or another seed is another gallery, with an index of its own.
@@ -177,7 +186,7 @@ def run_demo(
         ingest = ingest_images(folder / "pictures", collection, edje, progress=progress)
         retriever = TwoStageRetriever(collection, edje)
         asked = tqdm(captions, desc="asking", unit=" queries", disable=not progress)
-        count = min(NUM_CANDIDATES, pictures)
+        count = min(num_candidates, pictures)
         results = [retriever.search(c, top_k=count, num_candidates=count) for c in asked]
         size, nbytes = collection.count(), collection.bytes_per_image()
     rights = [

@@ -105,7 +105,8 @@ def fit(
         betas=(0.9, 0.98),
     )
     state = _State(folder / f"{name}.pt", module, optimizer, config)
-    begun, started = state.load(), time.perf_counter()
+    begun = state.load()
+    started = time.perf_counter() - state.seconds
     log = (folder / f"{name}.jsonl").open("a", encoding="utf-8")
     bar = tqdm(total=config.steps, initial=begun, desc=name, unit="step", mininterval=2)
     with log, bar:
@@ -133,8 +134,7 @@ def fit(
                 module.eval()
                 with torch.no_grad():
                     found = dict(validate())
-                elapsed = state.seconds + time.perf_counter() - started
-                state.save(step + 1, found, found[best_by], elapsed)
+                state.save(step + 1, found, found[best_by], time.perf_counter() - started)
                 print(json.dumps({"step": step + 1, "validation": found}), file=log, flush=True)
                 bar.write(f"{name} step {step + 1}: {found}")
     module.load_state_dict(state.best_weights)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -46,6 +47,12 @@ def test_it_learns_logs_and_reports_the_best_validation(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert lines[0].keys() == {"step", "loss", "logged"}
     assert [line["step"] for line in lines if "validation" in line] == [5, 10, 15, 20]
+
+
+def test_the_seconds_are_those_that_passed(tmp_path):
+    started = time.perf_counter()
+    _, figures = train(tmp_path)
+    assert 0 < figures["seconds"] <= time.perf_counter() - started
 
 
 def test_a_stopped_run_goes_on_exactly(tmp_path):

@@ -1,0 +1,36 @@
+"""Write `cli.md` from the commands' own help; a test fails when it is stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from edje_qdrant.cli import app
+
+COMMANDS = ("demo", "ingest", "search", "info", "convert", "train")
+PAGE = Path(__file__).parent / "cli.md"
+HEAD = """# Command line
+
+Written by `python docs/write_cli.py` from the commands' own help.
+
+Every command has `--json`: it prints one JSON object, as the last line of standard output. Errors
+are one line on standard error, with exit code 2. `EDJE_QDRANT_URL` and `EDJE_QDRANT_API_KEY` name a
+server and its key.
+"""
+
+
+def page() -> str:
+    """Return the page as it should be."""
+    parts = [HEAD]
+    for command in COMMANDS:
+        result = CliRunner().invoke(
+            app, [command, "--help"], prog_name="edje-qdrant", env={"COLUMNS": "88"}
+        )
+        text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
+        parts.append(f"## {command}\n\n```\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

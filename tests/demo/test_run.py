@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edje_qdrant.demo.contact_sheet import SheetRow, draw_contact_sheet
+from edje_qdrant.demo.run import draw_pictures, run_demo
+from edje_qdrant.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run_demo(folder, pictures=60, progress=False)
+
+
+def test_reranking_lifts_the_right_picture_of_held_out_scenes(demo):
+    _, report = demo
+    assert report.pictures == report.queries == 60
+    assert report.reranked["R@1"] >= report.first_stage["R@1"]
+    assert report.reranked["R@1"] >= 0.8
+
+
+def test_the_report_holds_what_json_users_need(demo):
+    _, report = demo
+    data = json.loads(json.dumps(report.as_dict()))
+    assert data.keys() >= {
+        "pictures", "queries", "first_stage", "reranked", "bytes_per_picture", "timings_ms",
+        "contact_sheet",
+    }  # fmt: skip
+    assert data["first_stage"].keys() == data["reranked"].keys() == {"R@1", "R@5", "R@10"}
+    assert data["bytes_per_picture"] == 16 * 128 * 2
+    stages = data["timings_ms"]
+    assert min(stages.values()) > 0
+    total = sum(v for k, v in stages.items() if k != "total")
+    assert stages["total"] == pytest.approx(total, abs=0.05)
+
+
+def test_the_text_names_the_figures_the_sheet_and_what_to_try_next(demo):
+    _, report = demo
+    text = report.text()
+    assert f"{report.reranked['R@1']:.1%}" in text
+    assert str(report.contact_sheet) in text
+    assert "edje-qdrant search" in text
+    for example in report.examples:
+        assert example.query in text
+        assert example.first_rank != example.final_rank
+
+
+def test_the_sheet_is_a_picture_of_all_examples(demo):
+    _, report = demo
+    with Image.open(report.contact_sheet) as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.width > 1500
+        assert sheet.height > 190 * len(report.examples)
+
+
+def test_a_second_run_reuses_everything_and_finds_the_same(demo):
+    folder, report = demo
+    written = {p: p.stat().st_mtime_ns for p in (folder / "pictures").iterdir()}
+    again = run_demo(folder, pictures=60, progress=False)
+    assert (again.ingest.added, again.ingest.skipped) == (0, 60)
+    assert written == {p: p.stat().st_mtime_ns for p in (folder / "pictures").iterdir()}
+    assert (again.first_stage, again.reranked) == (report.first_stage, report.reranked)
+
+
+def test_fewer_pictures_next_time_leave_none_of_the_old_ones(tmp_path):
+    draw_pictures(tmp_path, 30, 1, progress=False)
+    captions = draw_pictures(tmp_path, 20, 1, progress=False)
+    assert len(captions) == len(list(tmp_path.iterdir())) == 20
+
+
+def test_too_few_pictures_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="at least 20"):
+        run_demo(tmp_path, pictures=3, progress=False)
+
+
+def test_too_few_candidates_are_refused_before_anything_is_drawn(tmp_path):
+    with pytest.raises(ConfigError, match="at least 10 candidates"):
+        run_demo(tmp_path, pictures=20, num_candidates=5, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_right_picture_is_framed_on_both_sides(tmp_path):
+    paths = []
+    for number in range(6):
+        paths.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (64, 64), (40 * number, 0, 0)).save(paths[-1])
+    sheet = tmp_path / "sheet.png"
+    row = SheetRow("a query", paths[1], paths[:5], [paths[1], *paths[2:6]], 2, 1)
+
+    def frames() -> list[int]:
+        draw_contact_sheet([row], "title", sheet)
+        pixels = np.asarray(Image.open(sheet)).astype(int)
+        band = (np.abs(pixels - (24, 158, 84)).sum(axis=2) == 0)[150:250]  # beside the thumbnails
+        return np.flatnonzero(band.all(axis=0)).tolist()
+
+    left, right = (
+        [c for c in frames() if c < 820],
+        [c for c in frames() if c >= 820],
+    )
+    assert len(left) == len(right) == 10  # two sides, five pixels each
