@@ -26,7 +26,7 @@ def ranks_of(scores: ArrayLike, targets: ArrayLike) -> NDArray[np.int64]:
     """
     table = np.asarray(scores, dtype=np.float64)
     own = table[np.arange(len(table)), np.asarray(targets)]
-    return (table >= own[:, None]).sum(axis=1)
+    return np.count_nonzero(table >= own[:, None], axis=1).astype(np.int64)
 
 
 def recall_at(ranks: Sequence[int | None] | NDArray[np.int64], k: int) -> float:

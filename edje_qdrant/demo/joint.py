@@ -119,7 +119,7 @@ def train_joint(
 
     def validate() -> dict[str, float]:
         states = torch.from_numpy(np.array(held_cache.tokens)).to(device)
-        tokens = torch.cat([model.adapter(part.float()) for part in states.split(250)])
+        tokens = torch.cat([model.adapter(part.float()) for part in torch.split(states, 250)])
         scores = np.full(first.shape, -np.inf)
         pairs = [text for text in queries for _ in range(_VALIDATION_CANDIDATES)]
         found = model.score_pairs(pairs, tokens[torch.from_numpy(nearest.ravel())], batch_size=500)
@@ -167,4 +167,4 @@ def _alike(embeddings: NDArray[np.float32], rng: np.random.Generator) -> NDArray
     near = np.argpartition(-(centres @ unit.T), _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
     chosen = list(dict.fromkeys(near.ravel().tolist()))  # each once
     rest = [i for i in range(len(pool)) if i not in set(chosen)][: _BATCH - len(chosen)]
-    return cast("NDArray[np.int64]", pool[chosen + rest])
+    return pool[chosen + rest]

@@ -13,7 +13,7 @@ import torch
 from transformers import BertTokenizer, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from edje_qdrant import __version__
+from edje_qdrant.version import __version__
 from edje_qdrant.demo.joint import train_joint
 from edje_qdrant.demo.tower import SIDE, train_tower
 from edje_qdrant.encoders import SiglipEncoder

@@ -190,14 +190,14 @@ def run_demo(
         results = [retriever.search(c, top_k=count, num_candidates=count) for c in asked]
         size, nbytes = collection.count(), collection.bytes_per_image()
     rights = [
-        (folder / "pictures" / f"scene-{number:04d}.png").resolve() for number in range(pictures)
+        (folder / "pictures" / f"scene-{number:04d}.png").absolute() for number in range(pictures)
     ]
     first = [_find(r, right, final=False) for r, right in zip(results, rights, strict=True)]
     final = [_find(r, right, final=True) for r, right in zip(results, rights, strict=True)]
     moved = [n for n in range(pictures) if first[n] != final[n]]
     shown = [moved[i * len(moved) // _EXAMPLES] for i in range(min(_EXAMPLES, len(moved)))]
     before, after = ({f"R@{k}": recall_at(r, k) for k in (1, 5, 10)} for r in (first, final))
-    sheet = (folder / "results.png").resolve()
+    sheet = (folder / "results.png").absolute()
     draw_contact_sheet(
         [_row(results[n], rights[n], first[n], final[n]) for n in shown],
         f"{pictures} drawn scenes never seen in training: R@1 {before['R@1']:.1%} -> "

@@ -93,7 +93,7 @@ class TowerTraining(nn.Module):
     def __init__(self, siglip: SiglipModel) -> None:
         super().__init__()
         self.siglip = siglip
-        width = siglip.config.vision_config.hidden_size
+        width = siglip.vision_model.embeddings.embed_dim
         # Each answers one question a patch: shape, colour, size, row, column.
         self.sizes = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID)
         self.heads = nn.Linear(width, sum(self.sizes))
@@ -121,7 +121,7 @@ class TowerTraining(nn.Module):
         weight = torch.where(shown, 1.0, 0.15).flatten()
         weight = weight / weight.sum()
         losses, right = [], []
-        for number, answer in enumerate(answers.split(self.sizes, dim=-1)):
+        for number, answer in enumerate(torch.split(answers, self.sizes, dim=-1)):
             entropy = F.cross_entropy(
                 answer.flatten(0, 1), truth[..., number].flatten(), reduction="none"
             )

@@ -1,0 +1,8 @@
+"""Run the command line with `python -m edje_qdrant`."""
+
+from __future__ import annotations
+
+from edje_qdrant.cli import main
+
+if __name__ == "__main__":
+    main()

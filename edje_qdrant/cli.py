@@ -1,0 +1,374 @@
+"""The command line: read options, call one function, print what it returns.
+
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edje_qdrant.version import __version__
+from edje_qdrant.cli_options import (
+    Collection,
+    Device,
+    Index,
+    Json,
+    Model,
+    Progress,
+    Url,
+    api_key,
+    where_is,
+)
+from edje_qdrant.errors import CollectionNotFoundError, ConfigError, EdjeError
+
+if TYPE_CHECKING:
+    from edje_qdrant.collection import ImageCollection
+    from edje_qdrant.model import EDJEModel
+    from edje_qdrant.types import IngestReport, SearchResult
+
+__all__ = ["app", "main"]
+
+_FAILED_SHOWN = 20
+
+
+class _Commands(TyperGroup):
+    """Say what went wrong in one line on stderr, whoever noticed it."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # file names may hold what cannot be printed
+                stream.reconfigure(errors="backslashreplace")
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except Exception as error:
+            # Some versions of Typer use click's errors and some their own; all can do this.
+            if not hasattr(error, "format_message"):
+                raise
+            code = _refuse(f"{error.format_message()} See --help.")
+        sys.exit(code or 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdjeError as error:
+            raise typer.Exit(_refuse(str(error))) from error
+        except KeyboardInterrupt as error:
+            _refuse("interrupted; what was written before is kept")
+            raise typer.Exit(130) from error
+
+
+def _refuse(message: str) -> int:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return 2
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Find pictures by text in two stages: vector search, then a joint encoder.",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; 2 is a refusal, 130 an interrupt."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    app(args, prog_name="edje-qdrant")
+
+
+@app.callback()
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Find pictures by text in two stages: vector search, then a joint encoder."""
+    if version:
+        typer.echo(f"edje-qdrant {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def ingest(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="Folder of pictures, or a .jsonl manifest."),
+    ],
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    model: Model = None,
+    device: Device = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
+    workers: Annotated[int, typer.Option(help="Threads that read and decode.")] = 2,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Add pictures to a collection, which is created where it is missing."""
+    from edje_qdrant.ingest import ingest_images
+    from edje_qdrant.sources import check_source
+
+    where = where_is(index, url)
+    check_source(source)  # before a collection is created for nothing
+    target, loaded = _open_or_create(where, collection, model, device)
+    with target:
+        if loaded.name_or_path == "demo":
+            typer.echo(
+                "note: the model 'demo' knows only drawn shapes; for photographs, convert the "
+                "published checkpoint (edje-qdrant convert --help) and pass it with --model",
+                err=True,
+            )
+        report = ingest_images(
+            source,
+            target,
+            loaded,
+            batch_size=batch_size,
+            workers=workers,
+            progress=sys.stderr.isatty() if progress is None else progress,
+        )
+        points = target.count()
+    failed = [asdict(failure) for failure in report.failed]
+    data = {
+        "added": report.added,
+        "skipped": report.skipped,
+        "failed": failed,
+        "seconds": round(report.seconds, 3),
+        "images_per_second": round(report.images_per_second, 2),
+        "points": points,
+        "location": where,
+        "name": collection,
+        "model": loaded.name_or_path,
+    }
+    _print(data, _ingest_text(report, points), as_json)
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What the picture shows.")],
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    model: Model = None,
+    device: Device = None,
+    top_k: Annotated[int, typer.Option("--top-k", help="Pictures to return.")] = 10,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            help="Pictures of the first stage to rerank; 100 by default, or --top-k if it is more."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the pictures that a text fits best."""
+    from edje_qdrant.retriever import TwoStageRetriever
+
+    with _open(where_is(index, url), collection) as opened:
+        retriever = TwoStageRetriever(opened, _load(model, device, opened))
+        number = max(100, top_k) if candidates is None else candidates
+        result = retriever.search(text, top_k=top_k, num_candidates=number)
+    data = {
+        "query": result.query,
+        "hits": [asdict(hit) for hit in result],
+        "timings_ms": {name: round(ms, 3) for name, ms in result.timings.as_dict().items()},
+        "degraded": result.degraded,
+    }
+    _print(data, _search_text(result), as_json)
+
+
+@app.command()
+def info(
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    as_json: Json = False,
+) -> None:
+    """Say what a collection holds and what wrote it."""
+    where = where_is(index, url)
+    with _open(where, collection) as opened:
+        contract = opened.contract
+        data = {
+            "points": opened.count(),
+            "location": where,
+            "name": opened.name,
+            "engine": "qdrant" if "://" in where else "edge",
+            "model": contract.model,
+            "tokens": f"{contract.num_tokens} x {contract.token_dim}, {contract.codec}",
+            "bytes_per_image": opened.bytes_per_image(),
+            "contract": contract.as_dict(),
+        }
+    shown = {key: value for key, value in data.items() if key != "contract"}
+    _print(data, "\n".join(f"{key:<16} {value}" for key, value in shown.items()), as_json)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="The published pytorch_model.pth.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the model to.")],
+    siglip: Annotated[
+        str, typer.Option(metavar="PATH", help="Folder or hub id of the SigLIP it was trained on.")
+    ],
+    language_model: Annotated[
+        str, typer.Option(metavar="PATH", help="Folder or hub id of its language model.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint in the published layout into a folder that --model takes."""
+    _silence_libraries()
+    from edje_qdrant.model import EDJEModel
+
+    model = EDJEModel.from_official_checkpoint(
+        checkpoint, siglip_path=siglip, language_model_path=language_model, device="cpu"
+    )
+    model.save_pretrained(out)
+    data = {"model": str(out), **model.config.as_dict()}
+    text = f"wrote {out}; use it with: edje-qdrant ingest PICTURES --index FOLDER --model {out}"
+    _print(data, text, as_json)
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where pictures, index and results go.")
+    ] = Path("edje-demo"),
+    pictures: Annotated[int, typer.Option(help="Scenes to draw.")] = 1000,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Draw scenes, ingest them, search them, and show what reranking mends."""
+    _silence_libraries()
+    from edje_qdrant.demo.run import run_demo
+
+    shown = sys.stderr.isatty() if progress is None else progress
+    report = run_demo(folder, pictures=pictures, progress=shown)
+    _print(report.as_dict(), report.text(), as_json)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the model goes.")],
+    recipe: Annotated[str, typer.Option(help="What to train; so far there is 'demo'.")] = "demo",
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where data and checkpoints go; OUT.work by default."),
+    ] = None,
+    steps_scale: Annotated[float, typer.Option(help="Multiplies steps and pictures.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of weights, scenes, captions and batches.")] = 1,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Train the bundled model again from nothing; a run that was stopped goes on."""
+    if recipe != "demo":
+        raise ConfigError(f"there is no recipe {recipe!r}; the one there is, is 'demo'")
+    _check_device(device)
+    _silence_libraries()
+    from edje_qdrant.demo.recipe import train_demo
+
+    place = work or out.with_name(f"{out.name}.work")
+    report = train_demo(out, place, scale=steps_scale, seed=seed, device=device)
+    _print(report, f"wrote {out}; use it with --model {out}", as_json)
+
+
+def _open(where: str, name: str) -> ImageCollection:
+    from edje_qdrant.collection import ImageCollection
+
+    return ImageCollection.open(where, name, api_key=api_key())
+
+
+def _open_or_create(
+    where: str, name: str, model: str | None, device: str | None
+) -> tuple[ImageCollection, EDJEModel]:
+    from edje_qdrant.collection import ImageCollection
+
+    try:
+        collection = _open(where, name)
+    except CollectionNotFoundError:
+        loaded = _load(model, device, None)
+        created = ImageCollection.create(where, name, loaded.contract(), api_key=api_key())
+        return created, loaded
+    try:
+        return collection, _load(model, device, collection)
+    except BaseException:
+        collection.close()
+        raise
+
+
+def _load(name: str | None, device: str | None, collection: ImageCollection | None) -> EDJEModel:
+    """Load the model asked for, or else the collection's own, or else the bundled one."""
+    _check_device(device)
+    _silence_libraries()
+    from edje_qdrant.model import EDJEModel
+    from edje_qdrant.retriever import load_named_model
+
+    if name is None and collection is not None and collection.contract.model is not None:
+        return load_named_model(collection, device=device)
+    return EDJEModel.from_pretrained(name or "demo", device=device)
+
+
+def _check_device(device: str | None) -> None:
+    if device is None:
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # torch raises this or that, depending on how it was built
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {device} cannot be used here: {reason}") from error
+
+
+def _silence_libraries() -> None:
+    """Keep the libraries' bars and advice out of the output."""
+    import transformers
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    for library in ("huggingface_hub", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    disable_progress_bars()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _print(data: dict[str, Any], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(data) if as_json else text)
+
+
+def _ingest_text(report: IngestReport, points: int) -> str:
+    lines = [
+        f"{report.added} added, {report.skipped} there already, {len(report.failed)} failed "
+        f"in {report.seconds:.1f} s ({report.images_per_second:.1f} pictures/s); "
+        f"the collection holds {points}"
+    ]
+    lines += [f"  {failure.path}: {failure.reason}" for failure in report.failed[:_FAILED_SHOWN]]
+    if len(report.failed) > _FAILED_SHOWN:
+        lines.append(f"  and {len(report.failed) - _FAILED_SHOWN} more, all listed by --json")
+    return "\n".join(lines)
+
+
+def _search_text(result: SearchResult) -> str:
+    if not result.hits:
+        return "the collection is empty"
+    lines = [f"{'rank':>4}  {'score':>8}  {'first stage':>11}  picture"]
+    for hit in result:
+        moved = hit.retrieval_rank - hit.rank
+        arrow = "↑" if moved > 0 else "↓" if moved < 0 else "="
+        shown = hit.payload.get("path", hit.image_id)
+        lines.append(f"{hit.rank:>4}  {hit.score:>8.3f}  {hit.retrieval_rank:>9} {arrow}  {shown}")
+    stages = result.timings.as_dict()
+    lines.append(", ".join(f"{name} {ms:.1f} ms" for name, ms in stages.items()))
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""Options that commands share, and the only place where environment variables are read."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from edje_qdrant.errors import ConfigError
+
+__all__ = [
+    "Collection",
+    "Device",
+    "Index",
+    "Json",
+    "Model",
+    "Progress",
+    "Url",
+    "api_key",
+    "where_is",
+]
+
+_URL = "EDJE_QDRANT_URL"
+_API_KEY = "EDJE_QDRANT_API_KEY"
+
+Index = Annotated[
+    str | None,
+    typer.Option("--index", metavar="FOLDER", help="Folder of the embedded engine."),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help=f"Address of a Qdrant server; without --index, {_URL} is the default. "
+        f"An API key is read from {_API_KEY}.",
+    ),
+]
+Collection = Annotated[
+    str, typer.Option("--collection", metavar="NAME", help="Name of the collection.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME_OR_PATH",
+        help="Model; the one that wrote the collection by default, or else 'demo'.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1 ...; CUDA where there is one, by default."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Progress = Annotated[
+    bool | None,
+    typer.Option("--progress/--no-progress", help="Show a bar; by default on a terminal."),
+]
+
+
+def where_is(index: str | None, url: str | None) -> str:
+    """Return the folder or address that the options or the environment name.
+
+    Raises:
+        ConfigError: They name none, or two, or something else.
+    """
+    if index is not None and url is not None:
+        raise ConfigError("give --index or --url, not both")
+    if index is not None:
+        if not index or "://" in index or index == ":memory:":
+            raise ConfigError(f"--index takes a folder, not {index!r}; an address goes to --url")
+        return index
+    url = url if url is not None else os.environ.get(_URL)
+    if not url:
+        raise ConfigError("say where the collection is: --index FOLDER, or --url URL")
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"the address {url!r} must begin with http:// or https://")
+    return url
+
+
+def api_key() -> str | None:
+    """Return the server's API key; it is no option, as options show in lists of processes."""
+    return os.environ.get(_API_KEY) or None

@@ -1,0 +1,308 @@
+"""Bring pictures into a collection: read, encode, write; resumable, and broken files are no end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import time
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.errors import ConfigError, EdjeError, ImageReadError
+from edje_qdrant.sources import ListedPicture, Source, list_pictures, words
+from edje_qdrant.types import FailedImage, IngestReport, Payload
+
+if TYPE_CHECKING:
+    from edje_qdrant.model import EDJEModel
+
+__all__ = ["MAX_PIXELS", "ingest_images"]
+
+#: Pillow opens nothing larger, whatever limit is given here.
+MAX_PIXELS = 178_956_970
+
+# Ids must stay the same for ever, or a rerun would add every picture again.
+_NAMESPACE = uuid.UUID("6b1f4a52-93a6-5f0e-8d0c-2f5a7c1de4b9")
+_READ_BYTES = 1 << 20
+# Ids looked up in one call, before anything is decoded.
+_LOOKUP = 256
+
+# EXIF orientation -> what brings the picture upright (CIPA DC-008, tag 274).
+_ORIENTATION_TAG = 274
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Hold a picture whose content was read, but not decoded."""
+
+    image_id: str
+    listed: ListedPicture
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """Hold a picture ready to be encoded: `pixels` is `(1, 3, H, W)` float32."""
+
+    image_id: str
+    payload: Payload
+    pixels: Tensor
+
+
+def ingest_images(
+    source: Source,
+    collection: ImageCollection,
+    model: EDJEModel,
+    *,
+    batch_size: int = 32,
+    workers: int = 2,
+    progress: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    checkpoint_every: int = 1024,
+) -> IngestReport:
+    """Add pictures to a collection.
+
+    A picture's id is made from its file's bytes, so pictures that are there already are skipped
+    before they are decoded: a rerun is quick and adds nothing, and one that was interrupted goes on
+    where it stopped. What cannot be read is listed in the report and never ends the run. Memory
+    does not grow with the source.
+
+    The payload is the picture's absolute `path`, its upright `width` and `height` in pixels, and
+    the fields of its manifest line, of which those three names are overwritten. A picture that was
+    moved and ingested again keeps the path it was added with.
+
+    Args:
+        source: A folder (searched recursively, hidden files and folders left out), one picture, a
+            list of paths, or a manifest: a `.jsonl` file, each line an object with `path`
+            (relative to the manifest's folder) and any further fields.
+        collection: Where to.
+        model: The one the collection was created for.
+        batch_size: Pictures encoded and written at a time.
+        workers: Threads that read and decode beside the encoding.
+        progress: Show a bar on stderr.
+        max_pixels: Pictures with more are refused before they are decoded; more than
+            `MAX_PIXELS` has no effect.
+        checkpoint_every: Pictures added between two flushes; as many, at most, are lost when the
+            process is killed, and added again by the next run.
+
+    Returns:
+        What was added, skipped and refused. Pictures twice in the source count as skipped.
+
+    Raises:
+        ConfigError: The source is missing, unreadable or empty, or a number is below 1.
+        ContractMismatchError: Another model wrote the collection.
+        StoreError: The collection cannot be written; what was added before is kept.
+        EngineUnavailableError: The server went away; the same holds.
+    """
+    started = time.perf_counter()
+    numbers = {
+        "batch_size": batch_size,
+        "workers": workers,
+        "max_pixels": max_pixels,
+        "checkpoint_every": checkpoint_every,
+    }
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} is {value!r}; give a whole number, 1 or more")
+    listing = list_pictures(source)
+    collection.require(model.contract())
+    run = _Run(collection, model, max_pixels, total=sum(1 for _ in listing()), progress=progress)
+    unflushed = 0
+    # Pillow warns of what it reads nevertheless; what it does not read is in the report.
+    with warnings.catch_warnings(), run.bar, ThreadPoolExecutor(workers) as pool:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            for batch in _batches(run.decoded(listing(), pool, ahead=2 * batch_size), batch_size):
+                unflushed += run.write(batch)
+                if unflushed >= checkpoint_every:
+                    collection.flush()
+                    unflushed = 0
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            # Keep what was written; if that fails too, the first error says more.
+            with suppress(EdjeError):
+                collection.flush()
+            raise
+    collection.flush()
+    collection.optimize()
+    return IngestReport(run.added, run.skipped, tuple(run.failed), time.perf_counter() - started)
+
+
+class _Run:
+    """Do the steps of one ingest and count what comes of them."""
+
+    def __init__(
+        self,
+        collection: ImageCollection,
+        model: EDJEModel,
+        max_pixels: int,
+        *,
+        total: int,
+        progress: bool,
+    ) -> None:
+        self._collection = collection
+        self._model = model
+        self._max_pixels = max_pixels
+        self.bar: tqdm[Any] = tqdm(
+            total=total, desc="ingesting", unit=" pictures", disable=not progress
+        )
+        self.added = 0
+        self.skipped = 0
+        self.failed: list[FailedImage] = []
+
+    def decoded(
+        self, items: Iterable[ListedPicture | FailedImage], pool: ThreadPoolExecutor, *, ahead: int
+    ) -> Iterator[_Decoded]:
+        """Yield the pictures that are not in the collection, `ahead` of them decoded before use."""
+        identified = self._readable(_in_threads(pool, _identify, items, 2 * _LOOKUP))
+        fresh = (
+            picture for batch in _batches(identified, _LOOKUP) for picture in self._missing(batch)
+        )
+        return self._readable(_in_threads(pool, self._decode, fresh, ahead))
+
+    def write(self, pictures: Sequence[_Decoded]) -> int:
+        """Encode and write a batch; return how many of them were new."""
+        # Looked up again: the same content may have come twice since the first look.
+        fresh: dict[str, _Decoded] = {}
+        for picture in pictures:
+            fresh.setdefault(picture.image_id, picture)
+        for image_id in self._collection.existing([*fresh]):
+            del fresh[image_id]
+        self._skip(len(pictures) - len(fresh))
+        if not fresh:
+            return 0
+        pixels = torch.cat([picture.pixels for picture in fresh.values()])
+        try:
+            encoding = self._model.encode_pixels(pixels)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"the device has no memory for {len(pixels)} pictures at a time; "
+                "lower batch_size and run again: what was added is kept"
+            ) from error
+        self._collection.add([*fresh], encoding, [picture.payload for picture in fresh.values()])
+        self.added += len(fresh)
+        self.bar.update(len(fresh))
+        return len(fresh)
+
+    def _missing(self, batch: Sequence[_Known]) -> Iterator[_Known]:
+        existing = self._collection.existing([picture.image_id for picture in batch])
+        for picture in batch:
+            if picture.image_id in existing:
+                self._skip(1)
+            else:
+                yield picture
+
+    def _decode(self, picture: _Known) -> _Decoded | FailedImage:
+        return _decode(picture, self._model, self._max_pixels)
+
+    def _readable(self, items: Iterable[T | FailedImage]) -> Iterator[T]:
+        """Put failures aside and yield the rest."""
+        for item in items:
+            if isinstance(item, FailedImage):
+                self.failed.append(item)
+                self.bar.update()
+            else:
+                yield item
+
+    def _skip(self, count: int) -> None:
+        self.skipped += count
+        self.bar.update(count)
+
+
+def _identify(item: ListedPicture | FailedImage) -> _Known | FailedImage:
+    """Read a file once and name its content."""
+    if isinstance(item, FailedImage):
+        return item
+    try:
+        if not stat.S_ISREG(os.stat(item.path).st_mode):  # a pipe would be waited on for ever
+            return FailedImage(item.path, "not a file")
+        digest = hashlib.sha256()
+        with open(item.path, "rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+            if file.tell() == 0:
+                return FailedImage(item.path, "the file is empty")
+    except (OSError, ValueError) as error:
+        return FailedImage(item.path, words(error))
+    try:
+        json.dumps([item.path, item.fields], allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return FailedImage(item.path, f"its payload cannot be stored: {words(error)}")
+    return _Known(str(uuid.uuid5(_NAMESPACE, digest.hexdigest())), item)
+
+
+def _decode(picture: _Known, model: EDJEModel, max_pixels: int) -> _Decoded | FailedImage:
+    path = picture.listed.path
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > max_pixels:
+                size = f"{image.width} x {image.height} pixels"
+                return FailedImage(path, f"{size}, and no more than {max_pixels} are read")
+            upright = _upright(image)
+            payload = {
+                **picture.listed.fields,
+                "path": path,
+                "width": upright.width,
+                "height": upright.height,
+            }
+            return _Decoded(picture.image_id, payload, model.preprocess([upright]))
+    except ImageReadError as error:
+        return FailedImage(path, error.reason)
+    except UnidentifiedImageError:
+        return FailedImage(path, "not a picture, or of a kind that cannot be read here")
+    except Exception as error:  # on damaged files decoders raise anything
+        return FailedImage(path, words(error))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # first, as loading a TIFF turns it
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # damaged EXIF data is no reason to lose a picture
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _in_threads(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Iterator[R]:
+    """Yield `function` of each item in order, while up to `ahead` further ones are worked on."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,91 @@
+"""Score texts against stored tokens, batched so that little is spent on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.model import EDJEModel
+
+__all__ = ["Reranker"]
+
+
+class Reranker:
+    """Judge pictures against texts with a model's joint encoder.
+
+    Unlike `EDJEModel.score_pairs`, this cleans and tokenizes a text once however many pictures it
+    meets, and puts captions of like length into one batch.
+
+    Args:
+        model: Whose joint encoder; on its device and in its precision.
+        batch_size: Pairs scored at a time.
+
+    Raises:
+        ConfigError: `batch_size` is below 1.
+    """
+
+    def __init__(self, model: EDJEModel, *, batch_size: int = 128) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
+        self._model = model
+        self._batch_size = batch_size
+
+    def score(self, text: str, tokens: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Score one text against `(n, m, d_text)` tokens.
+
+        Returns:
+            `(n,)` logits; higher is better.
+
+        Raises:
+            ConfigError: The text is empty once cleaned up, or the tokens have a wrong shape.
+            CheckpointError: A score is not a number.
+        """
+        return self.score_pairs([text] * len(tokens), tokens)
+
+    def score_pairs(self, texts: Sequence[str], tokens: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Score the i-th of `n` texts against the i-th of `(n, m, d_text)` tokens.
+
+        Returns:
+            `(n,)` logits; higher is better.
+
+        Raises:
+            ConfigError: A text is empty once cleaned up, the tokens have a wrong shape, or there
+                are not as many texts as pictures.
+            CheckpointError: A score is not a number.
+        """
+        expected = (self._model.config.num_tokens, self._model.config.token_dim)
+        if tokens.shape != (len(texts), *expected):
+            raise ConfigError(
+                f"tokens of {len(texts)} pictures have the shape {(len(texts), *expected)} with "
+                f"this model, not {tokens.shape}"
+            )
+        scores = np.empty(len(texts), np.float32)
+        if not len(texts):
+            return scores
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        input_ids, attention_mask = self._model.tokenize([*distinct])
+        rows = np.array([distinct[text] for text in texts])
+        lengths = attention_mask.sum(dim=1).cpu().numpy()[rows]
+        order = np.argsort(lengths, kind="stable")
+        with self._model._inference():
+            for start in range(0, len(order), self._batch_size):
+                pairs = order[start : start + self._batch_size]
+                captions = torch.from_numpy(rows[pairs]).to(input_ids.device)
+                longest = int(lengths[pairs[-1]])
+                logits = self._model.joint_encoder(
+                    input_ids[captions, :longest],
+                    attention_mask[captions, :longest],
+                    torch.from_numpy(tokens[pairs]).to(input_ids.device),
+                )
+                scores[pairs] = logits.float().cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise CheckpointError(
+                "the joint encoder gave scores that are not numbers; load the model in float32, "
+                "and if that does not help, its weights are damaged",
+                path=self._model.name_or_path or "",
+            )
+        return scores

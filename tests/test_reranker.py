@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.reranker import Reranker
+
+TEXTS = ["a cat", "two very small dogs on a red boat", "b", "a cat", "Seven, kites!", "b"] * 4
+
+
+@pytest.fixture
+def tokens() -> NDArray[np.float16]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((len(TEXTS), 4, 16)).astype(np.float16)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 128])
+def test_pairs_score_as_they_do_alone_whatever_the_batch(
+    tiny_model: EDJEModel, tokens: NDArray[np.float16], batch_size: int
+) -> None:
+    scores = Reranker(tiny_model, batch_size=batch_size).score_pairs(TEXTS, tokens)
+    alone = [tiny_model.score(t, tokens[i : i + 1])[0] for i, t in enumerate(TEXTS)]
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, alone, atol=1e-5)
+    assert np.ptp(scores) > 0.1  # or any order would pass
+
+
+def test_one_text_scores_as_the_model_scores_it(
+    tiny_model: EDJEModel, tokens: NDArray[np.float16]
+) -> None:
+    scores = Reranker(tiny_model).score("two dogs", tokens)
+    np.testing.assert_allclose(scores, tiny_model.score("two dogs", tokens), atol=1e-5)
+
+
+def test_batches_are_full_and_hold_no_more_padding_than_they_must(
+    tiny_model: EDJEModel, tokens: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    forward = tiny_model.joint_encoder.forward
+
+    def recorded(input_ids: torch.Tensor, mask: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(input_ids.shape))
+        return forward(input_ids, mask, part)
+
+    monkeypatch.setattr(tiny_model.joint_encoder, "forward", recorded)
+    Reranker(tiny_model, batch_size=8).score_pairs(TEXTS, tokens)
+    # Eight "b"; eight "a cat"; the four "Seven, kites!" with the four long ones.
+    assert [n for n, _ in shapes] == [8, 8, 8]
+    assert [t for _, t in shapes] == [
+        tiny_model.tokenize([text])[0].shape[1] for text in ("b", "a cat", TEXTS[1])
+    ]
+
+
+def test_dropout_and_gradients_stay_out_of_scores_while_training(
+    tiny_model: EDJEModel, tokens: NDArray[np.float16]
+) -> None:
+    expected = Reranker(tiny_model).score("a cat", tokens)
+    tiny_model.train()
+    try:
+        np.testing.assert_array_equal(Reranker(tiny_model).score("a cat", tokens), expected)
+        assert tiny_model.joint_encoder.training
+    finally:
+        tiny_model.eval()
+
+
+def test_no_pairs_give_no_scores(tiny_model: EDJEModel, tokens: NDArray[np.float16]) -> None:
+    assert Reranker(tiny_model).score_pairs([], tokens[:0]).shape == (0,)
+    assert Reranker(tiny_model).score("a cat", tokens[:0]).shape == (0,)
+
+
+def test_what_does_not_fit_is_refused(tiny_model: EDJEModel, tokens: NDArray[np.float16]) -> None:
+    reranker = Reranker(tiny_model)
+    with pytest.raises(ConfigError, match="2 pictures"):
+        reranker.score_pairs(["a", "b"], tokens[:3])
+    with pytest.raises(ConfigError, match=r"\(1, 4, 16\)"):
+        reranker.score("a", np.zeros((1, 4, 8), np.float16))
+    with pytest.raises(ConfigError):
+        reranker.score_pairs(["a", "..."], tokens[:2])
+    with pytest.raises(ConfigError, match="batch_size"):
+        Reranker(tiny_model, batch_size=0)
+
+
+def test_scores_that_are_no_numbers_are_never_returned(
+    tiny_model: EDJEModel, tokens: NDArray[np.float16]
+) -> None:
+    tokens[3, 0, 0] = np.nan
+    with pytest.raises(CheckpointError, match="not numbers"):
+        Reranker(tiny_model).score("a cat", tokens)
