@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edje_qdrant.version import __version__
 from edje_qdrant.cli_options import (
     Collection,
     Device,
@@ -31,6 +30,7 @@ from edje_qdrant.cli_options import (
     where_is,
 )
 from edje_qdrant.errors import CollectionNotFoundError, ConfigError, EdjeError
+from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
     from edje_qdrant.collection import ImageCollection

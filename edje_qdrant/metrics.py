@@ -26,7 +26,8 @@ def ranks_of(scores: ArrayLike, targets: ArrayLike) -> NDArray[np.int64]:
     """
     table = np.asarray(scores, dtype=np.float64)
     own = table[np.arange(len(table)), np.asarray(targets)]
-    return np.count_nonzero(table >= own[:, None], axis=1).astype(np.int64)
+    ranks: NDArray[np.int64] = np.sum(table >= own[:, None], axis=1, dtype=np.int64)
+    return ranks
 
 
 def recall_at(ranks: Sequence[int | None] | NDArray[np.int64], k: int) -> float:

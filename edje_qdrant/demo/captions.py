@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from edje_qdrant.demo.scenes import COLOURS, MIN_OFFSET, SHAPES, SIZES, Scene, SceneObject
 
-__all__ = ["Caption", "Mention", "describe", "truth_matrix", "vocabulary"]
+__all__ = ["Caption", "Mention", "contradict", "describe", "truth_matrix", "vocabulary"]
 
 _OBJECTS, _MENTIONS = 4, 3  # at most
 _ANY = -1
 # Relation -> (axis, sign): the first object's centre lies on that side of the second's.
 _RELATIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
+_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+# What makes a caption false, and how often.
+_CHANGES = ("relation", "places", "colours", "shapes", "size", "colour")
+_CHANGE_SHARES = (0.3, 0.1, 0.2, 0.2, 0.15, 0.05)
 _WORDS = {
     "left": ("to the left of", "left of", "on the left of"),
     "right": ("to the right of", "right of", "on the right of"),
@@ -63,13 +67,53 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     order = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
     order = order[: 3 if rng.random() < 0.15 else 2]
     mentions = tuple(_mention(o, rng) for o in order)
+    relations = tuple((0, relation, 1) for relation in _relations(order[0], order[1]))
+    return Caption(_write(mentions, relations, rng), mentions, relations)
+
+
+def contradict(caption: Caption, rng: np.random.Generator) -> Caption:
+    """Change one fact, so that the caption speaks of the same things and is most likely false.
+
+    A relation is turned round, or two objects swap their colours, shapes or places, or one size or
+    colour is another. By chance the outcome may be true all the same: ask `truth_matrix`.
+    """
+    first, second, *rest = caption.mentions
+    relations = caption.relations
+    change = rng.choice(_CHANGES, p=_CHANGE_SHARES)
+    if change == "relation":
+        turned = int(rng.integers(len(relations)))
+        relations = tuple(
+            (i, _OPPOSITE[r] if n == turned else r, j) for n, (i, r, j) in enumerate(relations)
+        )
+    elif change == "places":
+        first, second = second, first
+    elif change == "colours":
+        first, second = (
+            replace(first, colour=second.colour),
+            replace(second, colour=first.colour),
+        )
+    elif change == "shapes":
+        first, second = replace(first, shape=second.shape), replace(second, shape=first.shape)
+    elif change == "size" and first.size != _ANY:
+        first = replace(first, size=1 - first.size)
+    else:
+        other = (first.colour + int(rng.integers(1, len(COLOURS)))) % len(COLOURS)
+        first = replace(first, colour=other)
+    mentions = (first, second, *rest)
+    return Caption(_write(mentions, relations, rng), mentions, relations)
+
+
+def _write(
+    mentions: tuple[Mention, ...],
+    relations: tuple[tuple[int, str, int], ...],
+    rng: np.random.Generator,
+) -> str:
     phrases = [_phrase(m, rng) for m in mentions]
-    relations = _relations(order[0], order[1])
-    words = " and ".join(_WORDS[r][rng.integers(len(_WORDS[r]))] for r in relations)
+    words = " and ".join(_WORDS[r][rng.integers(len(_WORDS[r]))] for _, r, _ in relations)
     text = f"{_OPENINGS[rng.integers(len(_OPENINGS))]}{phrases[0]} {words} {phrases[1]}"
     if len(phrases) == 3:
         text = f"{text}{_ADDITIONS[rng.integers(len(_ADDITIONS))]}{phrases[2]}"
-    return Caption(text, mentions, tuple((0, relation, 1) for relation in relations))
+    return text
 
 
 def _mention(item: SceneObject, rng: np.random.Generator) -> Mention:

@@ -1,4 +1,9 @@
-"""The demo's second stage: an adapter and a joint encoder, trained on frozen vision tokens."""
+"""The demo's second stage: an adapter and a joint encoder, trained on frozen vision tokens.
+
+First as the paper does: masked words, text recovery, and matching against negatives that the first
+stage finds alike. Then fine-tuned with captions that contradict their own picture in one fact,
+which random pictures of a batch seldom do: nothing else asks for relations so plainly.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
-from edje_qdrant.demo.captions import describe, truth_matrix
+from edje_qdrant.demo.captions import Caption, contradict, describe, truth_matrix
 from edje_qdrant.demo.data import captions_for, render
 from edje_qdrant.demo.scenes import Scene
 from edje_qdrant.demo.tower import SIDE, scene_tokenizer, to_pixels
@@ -54,18 +59,22 @@ def new_model(encoder: SiglipEncoder) -> EDJEModel:
 
 
 def train_joint(
-    encoder: SiglipEncoder, folder: Path, *, steps: int, pictures: int, seed: int,
-    device: torch.device,
-) -> tuple[EDJEModel, dict[str, float]]:  # fmt: skip
+    encoder: SiglipEncoder, folder: Path, *, steps: int, finetuning_steps: int, pictures: int,
+    seed: int, device: torch.device,
+) -> tuple[EDJEModel, dict[str, dict[str, float]]]:  # fmt: skip
     """Train adapter and joint encoder on a frozen encoder; the best validation's are returned.
 
     Args:
         encoder: Trained; it stays as it is.
         folder: Where drawn scenes, vision tokens, logs and checkpoints go.
-        steps: Optimiser steps of 64 pictures.
+        steps: Optimiser steps of 64 pictures of the pre-training.
+        finetuning_steps: And of the fine-tuning.
         pictures: Training scenes.
         seed: Of weights, captions and batches.
         device: To train on.
+
+    Returns:
+        The model, and the best validation's figures of both trainings.
     """
     torch.manual_seed(seed)
     encoder.to(device).eval()
@@ -81,26 +90,35 @@ def train_joint(
     tokenizer = model.tokenizer
     special = torch.tensor(tokenizer.all_special_ids, device=device)
 
-    def batch_loss(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([seed, step, 2])
+    def pretraining(step: int) -> dict[str, Tensor]:
+        matching, hard = step >= _WORDS_ALONE * steps, step >= _RANDOM_PAIRS * steps
+        return losses(step, 2, matching=matching, hard=hard)
+
+    def finetuning(step: int) -> dict[str, Tensor]:
+        return losses(step, 3, matching=True, hard=True, contradicting=True)
+
+    def losses(
+        step: int, stream: int, *, matching: bool, hard: bool, contradicting: bool = False
+    ) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, step, stream])
         torch.manual_seed(seed * 1_000_003 + step)
-        matching = step >= _WORDS_ALONE * steps
-        hard = step >= _RANDOM_PAIRS * steps
         chosen = _alike(cache.embeddings, rng) if hard else rng.choice(len(scenes), _BATCH, False)
         batch_scenes = [scenes[i] for i in chosen]
         captions = [describe(s, rng) for s in batch_scenes]
         texts = [c.text for c in captions]
-        ids, mask = model.tokenize(texts)
+        false = [contradict(c, rng) for c in captions] if contradicting else []
+        ids, mask = model.tokenize([c.text for c in [*captions, *false]])
         # A plain copy: training may not use tensors made in inference mode.
         text_embeddings = torch.from_numpy(model.encode_texts(texts)).to(device)
         image_embeddings = torch.from_numpy(cache.embeddings[chosen]).to(device)
         batch = Batch(
             vision_tokens=torch.from_numpy(cache.tokens[chosen]).to(device).float(),
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=ids[:_BATCH],
+            attention_mask=mask[:_BATCH],
             text_embeddings=text_embeddings,
             similarity=text_embeddings @ image_embeddings.T,
             forbidden=torch.from_numpy(truth_matrix(captions, batch_scenes)).to(device),
+            **_contradictions(false, batch_scenes, ids, mask),
         )
         with autocast(device):
             return pretraining_losses(
@@ -130,14 +148,33 @@ def train_joint(
         return figures | {f"R@{k}": recall_at(after, k) for k in (1, 5)}
 
     trained = nn.ModuleDict({"adapter": model.adapter, "joint_encoder": model.joint_encoder})
-    config = LoopConfig(
-        steps=steps, peak_lr=1e-3, warmup_steps=min(150, steps // 5), validate_every=250
-    )
-    figures = fit(
-        trained, batch_loss, config, folder=folder, name="joint", validate=validate, best_by="R@1"
-    )
+    figures = {}
+    for name, batch_loss, count, peak in (
+        ("joint", pretraining, steps, 1e-3),
+        ("finetuning", finetuning, finetuning_steps, 7e-4),
+    ):
+        config = LoopConfig(
+            steps=count, peak_lr=peak, warmup_steps=min(150, count // 5), validate_every=250
+        )
+        figures[name] = fit(
+            trained, batch_loss, config, folder=folder, name=name, validate=validate, best_by="R@1"
+        )
     model.joint_encoder.language_model.set_attn_implementation("sdpa")
     return model, figures
+
+
+def _contradictions(
+    false: list[Caption], scenes: list[Scene], input_ids: Tensor, attention_mask: Tensor
+) -> dict[str, Tensor]:
+    """Return a batch's contradictions, whose ids follow its captions', and which of them hold."""
+    if not false:
+        return {}
+    true = torch.from_numpy(truth_matrix(false, scenes).diagonal().copy())
+    return {
+        "contradictions": input_ids[len(false) :],
+        "contradictions_mask": attention_mask[len(false) :],
+        "contradicted": ~true.to(input_ids.device),
+    }
 
 
 def _encoded(

@@ -13,16 +13,17 @@ import torch
 from transformers import BertTokenizer, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from edje_qdrant.version import __version__
 from edje_qdrant.demo.joint import train_joint
 from edje_qdrant.demo.tower import SIDE, train_tower
 from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.version import __version__
 
 __all__ = ["scene_encoder", "train_demo"]
 
 TOWER_STEPS = 3000
 JOINT_STEPS = 2500
+FINETUNING_STEPS = 1500
 PICTURES = 100_000
 
 
@@ -63,9 +64,8 @@ def train_demo(
         raise ConfigError(f"scale must be above 0 and at most 100, got {scale}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pictures = max(256, round(PICTURES * scale))
-    tower_steps, joint_steps = (
-        max(4, round(TOWER_STEPS * scale)),
-        max(4, round(JOINT_STEPS * scale)),
+    tower_steps, joint_steps, finetuning_steps = (
+        max(4, round(steps * scale)) for steps in (TOWER_STEPS, JOINT_STEPS, FINETUNING_STEPS)
     )
     started = time.perf_counter()
     siglip, tokenizer, tower = train_tower(
@@ -73,16 +73,22 @@ def train_demo(
     )
     encoder = scene_encoder(siglip, tokenizer)
     model, joint = train_joint(
-        encoder, work, steps=joint_steps, pictures=pictures, seed=seed, device=place
+        encoder,
+        work,
+        steps=joint_steps,
+        finetuning_steps=finetuning_steps,
+        pictures=pictures,
+        seed=seed,
+        device=place,
     )
+    stages = {"tower": tower, **joint}
     report: dict[str, Any] = {
         "recipe": "demo",
         "seed": seed,
         "scale": scale,
         "pictures": pictures,
-        "tower": tower,
-        "joint": joint,
-        "seconds": round(tower["seconds"] + joint["seconds"]),
+        **stages,
+        "seconds": round(sum(figures["seconds"] for figures in stages.values())),
         "seconds_of_this_run": round(time.perf_counter() - started),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {place.type}",

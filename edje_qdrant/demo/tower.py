@@ -95,7 +95,7 @@ class TowerTraining(nn.Module):
         self.siglip = siglip
         width = siglip.vision_model.embeddings.embed_dim
         # Each answers one question a patch: shape, colour, size, row, column.
-        self.sizes = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID)
+        self.sizes = [len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID]
         self.heads = nn.Linear(width, sum(self.sizes))
         row, column = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
         self.place: Tensor

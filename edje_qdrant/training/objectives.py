@@ -35,6 +35,10 @@ class Batch:
         text_embeddings: `(b, d)` unit length, the frozen encoder's.
         similarity: `(b, b)` captions by pictures, the first stage's.
         forbidden: `(b, b)` bool, pairs that are no negatives.
+        contradictions: `(b, t)` ids of captions that say something false of the same pictures, a
+            third kind of negatives where the data can give them.
+        contradictions_mask: `(b, t)`.
+        contradicted: `(b,)` bool, whether they are false indeed.
     """
 
     vision_tokens: Tensor
@@ -43,6 +47,9 @@ class Batch:
     text_embeddings: Tensor
     similarity: Tensor
     forbidden: Tensor
+    contradictions: Tensor | None = None
+    contradictions_mask: Tensor | None = None
+    contradicted: Tensor | None = None
 
 
 def pretraining_losses(
@@ -95,17 +102,22 @@ def _matching(
     repeated = own.repeat_interleave(num_negatives)
     text = torch.cat([own, repeated, captions.flatten().clamp(min=0)])
     picture = torch.cat([own, images.flatten().clamp(min=0), repeated])
-    logits = joint_encoder(
-        batch.input_ids[text], batch.attention_mask[text], tokens[picture]
-    ).float()
-    positive, wrong_images, wrong_captions = logits.split(
-        [size, size * num_negatives, size * num_negatives]
-    )
-    wrong_images = wrong_images.view(size, -1).masked_fill(images < 0, -torch.inf)
-    wrong_captions = wrong_captions.view(size, -1).masked_fill(captions < 0, -torch.inf)
-    loss = image_text_matching(positive, wrong_images, wrong_captions)
-    best_wrong = torch.cat([wrong_images, wrong_captions], dim=1)
-    accuracy = (positive[:, None] > best_wrong).float().mean()
+    ids, mask = batch.input_ids[text], batch.attention_mask[text]
+    allowed = [images >= 0, captions >= 0]
+    if batch.contradictions is not None:
+        assert batch.contradictions_mask is not None
+        assert batch.contradicted is not None
+        ids = torch.cat([ids, batch.contradictions])
+        mask = torch.cat([mask, batch.contradictions_mask])
+        picture = torch.cat([picture, own])
+        allowed.append(batch.contradicted[:, None])
+    logits = joint_encoder(ids, mask, tokens[picture]).float()
+    positive, *wrong = torch.split(logits, [size, *(a.numel() for a in allowed)])
+    wrong = [
+        w.view(size, -1).masked_fill(~a, -torch.inf) for w, a in zip(wrong, allowed, strict=True)
+    ]
+    loss = image_text_matching(positive, *wrong)
+    accuracy = (positive[:, None] > torch.cat(wrong, dim=1)).float().mean()
     return {"matching": weights.matching * loss, "_match_accuracy": accuracy}
 
 

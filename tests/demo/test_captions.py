@@ -4,7 +4,14 @@ from itertools import permutations
 
 import numpy as np
 
-from edje_qdrant.demo.captions import Caption, Mention, describe, truth_matrix, vocabulary
+from edje_qdrant.demo.captions import (
+    Caption,
+    Mention,
+    contradict,
+    describe,
+    truth_matrix,
+    vocabulary,
+)
 from edje_qdrant.demo.scenes import COLOURS, MIN_OFFSET, SHAPES, Scene, SceneObject, draw_scenes
 from edje_qdrant.encoders import clean_caption
 
@@ -82,6 +89,20 @@ def test_each_mention_needs_an_object_of_its_own():
     one = scene((CIRCLE, RED, 0, 60, 128), (SQUARE, BLUE, 1, 200, 128))
     two = scene((CIRCLE, RED, 0, 60, 128), (CIRCLE, RED, 1, 200, 128))
     assert truth_matrix([caption], [one, two]).tolist() == [[False, True]]
+
+
+def test_a_contradiction_speaks_of_the_same_things_and_is_mostly_false():
+    scenes = list(draw_scenes("train", 6, 600))
+    rng = np.random.default_rng(0)
+    captions = [describe(s, rng) for s in scenes]
+    false = [contradict(c, rng) for c in captions]
+    assert truth_matrix(false, scenes).diagonal().mean() < 0.1
+    for caption, changed in zip(captions, false, strict=True):
+        assert len(changed.mentions) == len(caption.mentions)
+        assert changed.mentions[2:] == caption.mentions[2:]
+        assert len(changed.relations) == len(caption.relations)
+    words = set(vocabulary())
+    assert {w for c in false for w in clean_caption(c.text).split()} <= words
 
 
 def test_captions_use_only_the_vocabulary_and_vary():

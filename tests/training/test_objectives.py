@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
@@ -73,6 +75,26 @@ def test_matching_scores_the_mined_pairs(parts):
     expected = image_text_matching(positive, images[:, None], captions[:, None])
     assert found.keys() == {"matching", "_match_accuracy"}
     assert found["matching"].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_contradictions_are_a_third_kind_of_negatives(parts):
+    adapter, joint, batch = parts
+    ids = torch.tensor([[2, 30, 11, 12, 3], [2, 31, 14, 3, 0], [2, 32, 3, 0, 0], [2, 33, 3, 0, 0]])
+    contradicted = torch.tensor([True, True, False, True])
+    with_them = replace(
+        batch,
+        contradictions=ids,
+        contradictions_mask=(ids != 0).long(),
+        contradicted=contradicted,
+    )
+    weights = ObjectiveWeights(words=0, recovery=0)
+    two_kinds = losses(parts, weights)["matching"]
+    found = losses((adapter, joint, with_them), weights)["matching"]
+    tokens = adapter(batch.vision_tokens)
+    positive = joint(batch.input_ids, batch.attention_mask, tokens)
+    false = joint(ids, (ids != 0).long(), tokens)
+    third = torch.log1p((false - positive).exp())[contradicted].sum() / 4
+    assert found.item() == pytest.approx(((2 * two_kinds + third) / 3).item(), abs=1e-5)
 
 
 def test_recovery_reads_the_caption_alone(parts):
