@@ -1,0 +1,13 @@
+"""Stage 1: vectors and payloads behind one protocol, on two engines.
+
+Importing this package loads neither engine; the first index made or opened does.
+"""
+
+from __future__ import annotations
+
+from edje_qdrant.index.connection import QdrantOptions
+from edje_qdrant.index.edge import EdgeIndex
+from edje_qdrant.index.protocol import TOKENS_KEY, VectorIndex
+from edje_qdrant.index.qdrant import QdrantIndex
+
+__all__ = ["TOKENS_KEY", "EdgeIndex", "QdrantIndex", "QdrantOptions", "VectorIndex"]

@@ -1,0 +1,187 @@
+"""Checks on what callers hand to an index, the same for every engine."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.types import Point
+
+__all__ = [
+    "CheckedPoint",
+    "check_dim",
+    "check_ids",
+    "check_limit",
+    "check_metadata",
+    "check_name",
+    "check_points",
+    "check_vectors",
+    "in_batches",
+    "vectors_per_request",
+]
+
+# A Qdrant server refuses requests above 32 MB; half of that leaves room for estimates.
+_REQUEST_BYTES = 16_000_000
+# What one float of a vector takes as JSON text.
+_FLOAT_BYTES = 22
+_NOT_IN_NAMES = frozenset('\0\x1f"*/:<>?\\|')
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPoint:
+    """Hold a point that any engine will take.
+
+    Attributes:
+        id: UUID string, canonical.
+        vector: `d` floats, unit length.
+        payload: JSON object, a copy of the caller's.
+        nbytes: About what the point takes in a request.
+    """
+
+    id: str
+    vector: list[float]
+    payload: dict[str, Any]
+    nbytes: int
+
+
+def check_dim(dim: int) -> int:
+    """Return the vectors' width.
+
+    Raises:
+        ConfigError: It is below 1.
+    """
+    if dim < 1:
+        raise ConfigError(f"dim is {dim}; give the embedding's width, 1 or more")
+    return dim
+
+
+def check_limit(limit: int) -> int:
+    """Return the number of candidates asked for.
+
+    Raises:
+        ConfigError: It is below 1.
+    """
+    if limit < 1:
+        raise ConfigError(f"limit is {limit}; ask for 1 candidate or more")
+    return limit
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the metadata, as JSON would give it back.
+
+    Raises:
+        ConfigError: It is no JSON object.
+    """
+    return _json_copy(metadata, "metadata")[0]
+
+
+def check_name(name: str) -> str:
+    """Return a collection's name.
+
+    Raises:
+        ConfigError: A Qdrant server would not take it.
+    """
+    if name in (".", "..") or not 0 < len(name) <= 255 or _NOT_IN_NAMES & set(name):
+        raise ConfigError(
+            f"collection name {name!r} cannot be used; take 1 to 255 characters, "
+            f"none of {' '.join(sorted(_NOT_IN_NAMES)[2:])}"
+        )
+    return name
+
+
+def check_ids(image_ids: Sequence[str]) -> list[str]:
+    """Return the ids, each once, in order.
+
+    Raises:
+        ConfigError: One is no UUID in its canonical form.
+    """
+    for image_id in image_ids:
+        try:
+            canonical = str(uuid.UUID(image_id))
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ConfigError(f"image id {image_id!r} is not a UUID string") from error
+        if canonical != image_id:
+            raise ConfigError(f"image id {image_id!r} is not canonical; write {canonical!r}")
+    return list(dict.fromkeys(image_ids))
+
+
+def check_vectors(vectors: NDArray[np.floating[Any]], dim: int) -> NDArray[np.float32]:
+    """Return `(n, d)` vectors scaled to unit length.
+
+    Scaling happens here, not in the engines, so that all of them store the same numbers.
+
+    Raises:
+        ConfigError: The shape is not `(n, dim)`, a number is not finite, or a vector is zero.
+    """
+    array = np.asarray(vectors)
+    if array.ndim != 2 or array.shape[1] != dim or not np.issubdtype(array.dtype, np.floating):
+        raise ConfigError(
+            f"vectors have shape {array.shape} and dtype {array.dtype}; this index takes "
+            f"(n, {dim}) floats: use the model the collection was written with"
+        )
+    wide = array.astype(np.float64)
+    # Dividing by the greatest number first keeps the squares of very large ones finite.
+    peaks = np.abs(wide).max(axis=1, keepdims=True)
+    unfit = np.flatnonzero(~(np.isfinite(peaks) & (peaks > 0)))
+    if len(unfit):
+        raise ConfigError(
+            f"vector {unfit[0]} of {len(array)} is zero or holds numbers that are not finite; "
+            "it has no direction to compare: check the encoder and its input"
+        )
+    wide /= peaks
+    unit: NDArray[np.float32] = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype("f4")
+    return unit
+
+
+def check_points(points: Sequence[Point], dim: int) -> list[CheckedPoint]:
+    """Return the points, ready to be written; of several with one id the last stands.
+
+    Raises:
+        ConfigError: An id, a vector or a payload cannot be stored; names the point.
+    """
+    check_ids([point.id for point in points])
+    checked: dict[str, CheckedPoint] = {}
+    for point in points:
+        try:
+            vector = check_vectors(np.asarray(point.vector)[np.newaxis], dim)[0].tolist()
+        except ConfigError as error:
+            raise ConfigError(f"point {point.id}: {error}") from error
+        payload, nbytes = _json_copy(point.payload, f"the payload of point {point.id}")
+        checked[point.id] = CheckedPoint(point.id, vector, payload, nbytes + dim * _FLOAT_BYTES)
+    return list(checked.values())
+
+
+def in_batches(points: Sequence[CheckedPoint], size: int) -> Iterator[list[CheckedPoint]]:
+    """Yield the points in runs of `size` and 16 MB at most; a larger point goes alone."""
+    batch: list[CheckedPoint] = []
+    nbytes = 0
+    for point in points:
+        if batch and (len(batch) == size or nbytes + point.nbytes > _REQUEST_BYTES):
+            yield batch
+            batch, nbytes = [], 0
+        batch.append(point)
+        nbytes += point.nbytes
+    if batch:
+        yield batch
+
+
+def vectors_per_request(dim: int) -> int:
+    """Return how many `dim`-wide vectors fit into 16 MB of JSON."""
+    return max(1, _REQUEST_BYTES // (dim * _FLOAT_BYTES))
+
+
+def _json_copy(data: Mapping[str, Any], what: str) -> tuple[dict[str, Any], int]:
+    try:
+        # A file name's stray bytes are no valid text: encode fails here, not at a server.
+        text = json.dumps(dict(data), allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} cannot be written as JSON: {error}") from error
+    copy: dict[str, Any] = json.loads(text)
+    return copy, len(text)

@@ -1,0 +1,210 @@
+"""Calls to Qdrant: which client to use, when to try again, and what its errors mean."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from edje_qdrant.errors import (
+    CollectionNotFoundError,
+    ConfigError,
+    EngineUnavailableError,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
+__all__ = ["Connection", "QdrantOptions"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_TRANSIENT_HTTP = frozenset({429, 502, 503, 504})
+_TRANSIENT_GRPC = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
+_HTTP_OF_GRPC = {
+    "INVALID_ARGUMENT": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+}
+_LONGEST_PAUSE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class QdrantOptions:
+    """Say how to reach a Qdrant server; the first three do not apply to a client passed in.
+
+    Attributes:
+        api_key: Sent with every request.
+        prefer_grpc: Use gRPC (port 6334), which is faster for large batches.
+        timeout: Seconds to wait for one answer.
+        batch_size: Points in one request, at most; a request also stays below 16 MB.
+        retries: Times to try again when the server is away, slow or overloaded.
+        backoff: Seconds before the first retry; doubled for each further one, give or take half.
+    """
+
+    api_key: str | None = field(default=None, repr=False)
+    prefer_grpc: bool = False
+    timeout: int = 30
+    batch_size: int = 256
+    retries: int = 4
+    backoff: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.timeout < 1 or self.batch_size < 1 or self.retries < 0 or self.backoff < 0:
+            raise ConfigError(
+                f"timeout {self.timeout} and batch_size {self.batch_size} must be 1 or more, "
+                f"retries {self.retries} and backoff {self.backoff} 0 or more"
+            )
+
+
+class Connection:
+    """Hold a client and pass calls through it.
+
+    Attributes:
+        client: The client itself.
+        address: What errors call it.
+        is_local: Whether it keeps its data in this process (`:memory:`).
+    """
+
+    def __init__(self, location: str | QdrantClient, options: QdrantOptions) -> None:
+        from qdrant_client import QdrantClient
+
+        self._options = options
+        self._owned = isinstance(location, str)
+        self._closed = False
+        self.client = _connect(location, options) if isinstance(location, str) else location
+        if not isinstance(self.client, QdrantClient):
+            raise ConfigError(f"location is a {type(location).__name__}; {_LOCATIONS}")
+        given = self.client.init_options
+        self.is_local = given["location"] == ":memory:" or given["path"] is not None
+        places = (given[key] for key in ("url", "host", "location", "path"))
+        self.address: str = next((place for place in places if place), "localhost")
+        # The client's local mode changes arrays in place, so readers must wait for writers.
+        self._turn = RLock() if self.is_local else nullcontext()
+
+    def call(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the client about the collection `name`; try again where that may help.
+
+        Raises:
+            EngineUnavailableError: The server did not answer, or was overloaded, to the last try.
+            CollectionNotFoundError: It has no such collection.
+            ConfigError: It refused the request or the API key.
+            StoreError: The connection is closed, or the server failed.
+        """
+        self.require_open(name)
+        tries = 0
+        while True:
+            try:
+                with self._turn:
+                    return function(*args, **kwargs)
+            except Exception as error:  # noqa: PERF203 - trying again takes a loop
+                if not _is_transient(error):
+                    raise self._translate(name, error) from error
+                if tries == self._options.retries:
+                    raise EngineUnavailableError(
+                        f"no answer from Qdrant at {self.address} after {tries + 1} tries "
+                        f"({_words(error)}); check the address and that the server runs. "
+                        "What it acknowledged before is kept",
+                        location=self.address,
+                    ) from error
+                time.sleep(self._pause(tries, error))
+                tries += 1
+
+    def require_open(self, name: str) -> None:
+        """Check that `close` was not called.
+
+        Raises:
+            StoreError: It was; names the collection.
+        """
+        if self._closed:
+            raise StoreError(f"the collection {name!r} at {self.address} is closed; open it again")
+
+    def known(self) -> tuple[str, ...]:
+        """Return the names of the collections there, none where it cannot be asked."""
+        try:
+            return tuple(sorted(c.name for c in self.client.get_collections().collections))
+        except Exception:
+            return ()
+
+    def close(self) -> None:
+        """Close the client, unless it was passed in; a second call does nothing."""
+        if not self._closed and self._owned:
+            self.client.close()
+        self._closed = True
+
+    def _pause(self, tries: int, error: Exception) -> float:
+        """Return the seconds to wait: longer each time, spread so that clients do not march."""
+        pause = self._options.backoff * 2.0**tries * random.uniform(0.5, 1.5)
+        return min(max(pause, float(getattr(error, "retry_after_s", 0))), _LONGEST_PAUSE)
+
+    def _translate(self, name: str, error: Exception) -> Exception:
+        status = getattr(error, "status_code", None) or _HTTP_OF_GRPC.get(_grpc_code(error))
+        if status == 404 or (self.is_local and f"{name} not found" in str(error)):
+            return CollectionNotFoundError(self.address, name, self.known())
+        if status in (401, 403):
+            return ConfigError(
+                f"Qdrant at {self.address} refused the API key ({status}); "
+                "give one that may read and write this collection"
+            )
+        if status in (400, 422) or isinstance(error, ValueError):
+            return ConfigError(
+                f"Qdrant at {self.address} refused a request about {name!r}: {_words(error)}"
+            )
+        return StoreError(
+            f"Qdrant at {self.address} failed on {name!r}: {_words(error)}; see the server's log"
+        )
+
+
+_LOCATIONS = 'give "http://host:6333", "https://...", ":memory:" or a QdrantClient'
+
+
+def _connect(location: str, options: QdrantOptions) -> QdrantClient:
+    from qdrant_client import QdrantClient
+
+    if location == ":memory:":
+        return QdrantClient(":memory:")
+    if not location.startswith(("http://", "https://")):
+        raise ConfigError(f"location is {location!r}; {_LOCATIONS}")
+    try:
+        return QdrantClient(
+            url=location,
+            api_key=options.api_key,
+            prefer_grpc=options.prefer_grpc,
+            timeout=options.timeout,
+            check_compatibility=False,  # it warns from a thread; open() checks what matters
+        )
+    except ValueError as error:
+        raise ConfigError(f"location {location!r} is no address: {error}; {_LOCATIONS}") from error
+
+
+def _is_transient(error: Exception) -> bool:
+    from httpx import TransportError, UnsupportedProtocol
+    from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+    from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+    if isinstance(error, ResponseHandlingException):
+        source = error.source
+        return isinstance(source, TransportError) and not isinstance(source, UnsupportedProtocol)
+    if isinstance(error, UnexpectedResponse):
+        return error.status_code in _TRANSIENT_HTTP
+    return isinstance(error, ResourceExhaustedResponse) or _grpc_code(error) in _TRANSIENT_GRPC
+
+
+def _grpc_code(error: Exception) -> str:
+    """Return the status name of a gRPC error, or an empty string for any other error."""
+    code = getattr(error, "code", None)
+    return str(getattr(code(), "name", "")) if callable(code) else ""
+
+
+def _words(error: Exception) -> str:
+    details = getattr(error, "details", None)  # gRPC's own text runs over many lines
+    text = str(details() if callable(details) else error) or type(error).__name__
+    return " ".join(text.split())

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from index_engines import Engine, edge_engine, qdrant_engine
+from index_stand_in import StandIn
+from qdrant_client import QdrantClient
+
+from edje_qdrant.index import QdrantIndex
+
+
+@pytest.fixture
+def memory() -> Iterator[QdrantClient]:
+    client = QdrantClient(":memory:")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    with StandIn() as server:
+        yield server
+
+
+@pytest.fixture(
+    params=["edge", "memory", "http", pytest.param("server", marks=pytest.mark.qdrant_server)]
+)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    if request.param == "edge":
+        engine = edge_engine(tmp_path)
+    elif request.param == "memory":
+        engine = qdrant_engine(request.getfixturevalue("memory"))
+    elif request.param == "http":
+        engine = qdrant_engine(request.getfixturevalue("stand_in").url)
+    else:
+        engine = request.getfixturevalue("server_engine")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def server_engine() -> Iterator[Engine]:
+    url = os.environ.get("EDJE_QDRANT_URL")
+    if not url:
+        pytest.skip("EDJE_QDRANT_URL names no server")
+    prefix = f"edje-test-{uuid.uuid4().hex[:8]}-"
+    yield Engine(
+        lambda name, dim, metadata: QdrantIndex.create(url, prefix + name, dim, metadata),
+        lambda name: QdrantIndex.open(url, prefix + name),
+    )
+    client = QdrantClient(url=url, check_compatibility=False)
+    for collection in client.get_collections().collections:
+        if collection.name.startswith(prefix):
+            client.delete_collection(collection.name)
+    client.close()

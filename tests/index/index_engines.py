@@ -1,0 +1,78 @@
+"""Engines to test with, and data to put into them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient
+
+from edje_qdrant.index import EdgeIndex, QdrantIndex, QdrantOptions, VectorIndex
+from edje_qdrant.types import Point
+
+# A long timeout: on a busy machine nothing here may depend on the clock.
+FAST = QdrantOptions(timeout=120, batch_size=50, retries=3, backoff=0.01)
+
+
+class Engine:
+    """Create and open indexes on one engine, and close what a test left open."""
+
+    def __init__(
+        self,
+        create: Callable[[str, int, Mapping[str, Any]], VectorIndex],
+        reopen: Callable[[str], VectorIndex],
+    ) -> None:
+        self._create, self._open = create, reopen
+        self.opened: list[VectorIndex] = []
+
+    def create(
+        self, name: str = "images", dim: int = 8, metadata: Mapping[str, Any] | None = None
+    ) -> VectorIndex:
+        self.opened.append(self._create(name, dim, metadata or {}))
+        return self.opened[-1]
+
+    def open(self, name: str = "images") -> VectorIndex:
+        self.opened.append(self._open(name))
+        return self.opened[-1]
+
+    def close(self) -> None:
+        for index in self.opened:
+            index.close()
+
+
+def edge_engine(folder: Path) -> Engine:
+    return Engine(
+        lambda name, dim, metadata: EdgeIndex.create(folder / name, dim, metadata),
+        lambda name: EdgeIndex.open(folder / name),
+    )
+
+
+def qdrant_engine(location: str | QdrantClient, options: QdrantOptions = FAST) -> Engine:
+    return Engine(
+        lambda name, dim, metadata: QdrantIndex.create(location, name, dim, metadata, options),
+        lambda name: QdrantIndex.open(location, name, options),
+    )
+
+
+def image_id(number: int) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, str(number)))
+
+
+def unit_vectors(count: int, dim: int = 8, seed: int = 0) -> NDArray[np.float32]:
+    vectors = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def make_points(vectors: NDArray[np.float32], start: int = 0) -> list[Point]:
+    return [
+        Point(
+            image_id(start + n),
+            vector,
+            {"path": f"{start + n}.png", "_edje": {"record": start + n, "tokens": "QUJD" * 10}},
+        )
+        for n, vector in enumerate(vectors)
+    ]

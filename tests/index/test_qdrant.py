@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import socket
+import warnings
+from collections.abc import Iterator
+
+import pytest
+from index_engines import FAST, image_id, make_points, unit_vectors
+from index_stand_in import StandIn
+from qdrant_client import QdrantClient, models
+
+from edje_qdrant.errors import (
+    CollectionNotFoundError,
+    ConfigError,
+    EngineUnavailableError,
+    StoreError,
+)
+from edje_qdrant.index import QdrantIndex, QdrantOptions
+from edje_qdrant.types import Point
+
+
+@pytest.fixture
+def index(stand_in: StandIn) -> Iterator[QdrantIndex]:
+    index = QdrantIndex.create(stand_in.url, "images", 8, {}, FAST)
+    stand_in.seen.clear()
+    yield index
+    index.close()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record pauses instead of waiting."""
+    waited: list[float] = []
+    monkeypatch.setattr("edje_qdrant.index.connection.time.sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_each_memory_is_a_new_engine() -> None:
+    index = QdrantIndex.create(":memory:", "images", 8, {})
+    with pytest.raises(CollectionNotFoundError, match="it holds none"):
+        QdrantIndex.open(":memory:", "images")
+    index.close()
+
+
+def test_a_client_passed_in_stays_open(memory: QdrantClient) -> None:
+    QdrantIndex.create(memory, "images", 8, {}).close()
+    assert memory.collection_exists("images")
+
+
+@pytest.mark.parametrize("location", ["localhost:6333", "./photos", "", 6333, None])
+def test_bad_locations(location: str) -> None:
+    with pytest.raises(ConfigError, match='give "http://host:6333"'):
+        QdrantIndex.open(location, "images")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\0b", "x" * 256])
+def test_bad_names(memory: QdrantClient, name: str) -> None:
+    with pytest.raises(ConfigError, match="collection name"):
+        QdrantIndex.create(memory, name, 8, {})
+
+
+@pytest.mark.parametrize(
+    "bad", [{"timeout": 0}, {"batch_size": 0}, {"retries": -1}, {"backoff": -0.1}]
+)
+def test_bad_options(bad: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        QdrantOptions(**bad)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        models.VectorParams(size=8, distance=models.Distance.COSINE),
+        models.VectorParams(size=8, distance=models.Distance.EUCLID),
+        {"image": models.VectorParams(size=8, distance=models.Distance.COSINE)},
+    ],
+)
+@pytest.mark.parametrize("metadata", [None, {"owner": "someone else"}])
+def test_foreign_collections_are_refused(
+    memory: QdrantClient, params: models.VectorParams, metadata: dict[str, str] | None
+) -> None:
+    memory.create_collection("theirs", vectors_config=params, metadata=metadata)
+    with pytest.raises(StoreError, match="made by something else"):
+        QdrantIndex.open(memory, "theirs")
+
+
+@pytest.mark.parametrize("prefer_grpc", [False, True])
+def test_unreachable_server(closed_port: int, prefer_grpc: bool) -> None:
+    url = f"http://127.0.0.1:{closed_port}"
+    options = QdrantOptions(prefer_grpc=prefer_grpc, timeout=1, retries=1, backoff=0.01)
+    for use in (
+        lambda: QdrantIndex.open(url, "images", options),
+        lambda: QdrantIndex.create(url, "images", 8, {}, options),
+    ):
+        with pytest.raises(EngineUnavailableError, match="after 2 tries") as caught:
+            use()
+        assert caught.value.location == url
+        assert caught.value.__cause__ is not None
+
+
+def test_server_that_never_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(EngineUnavailableError, match="timed out"):
+            QdrantIndex.open(url, "images", QdrantOptions(timeout=1, retries=0))
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_passing_failures_are_tried_again(
+    stand_in: StandIn, index: QdrantIndex, pauses: list[float], status: int
+) -> None:
+    stand_in.failures.extend([(status, {}), (status, {})])
+    index.upsert(make_points(unit_vectors(3)))
+    assert stand_in.seen == ["PUT /collections/images/points"] * 3
+    assert index.count() == 3
+    # 0.01 s, then 0.02 s, each give or take half.
+    assert 0.005 <= pauses[0] <= 0.015
+    assert 0.01 <= pauses[1] <= 0.03
+
+
+def test_the_server_says_how_long_to_wait(
+    stand_in: StandIn, index: QdrantIndex, pauses: list[float]
+) -> None:
+    stand_in.failures.extend([(429, {"Retry-After": "7"}), (429, {"Retry-After": "3600"})])
+    assert index.count() == 0
+    assert pauses == [7.0, 30.0]
+
+
+def test_tries_come_to_an_end(stand_in: StandIn, index: QdrantIndex, pauses: list[float]) -> None:
+    stand_in.failures.extend([(503, {})] * 10)
+    with pytest.raises(EngineUnavailableError, match="after 4 tries") as caught:
+        index.search(unit_vectors(1), 5)
+    assert "503" in str(caught.value)
+    assert len(stand_in.seen) == 4
+    stand_in.failures.clear()
+    assert index.search(unit_vectors(1), 5) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        (400, ConfigError, "refused a request"),
+        (401, ConfigError, "API key"),
+        (403, ConfigError, "API key"),
+        (500, StoreError, "see the server's log"),
+    ],
+)
+def test_lasting_failures_are_not_tried_again(
+    stand_in: StandIn, index: QdrantIndex, status: int, kind: type[Exception], words: str
+) -> None:
+    stand_in.failures.append((status, {}))
+    with pytest.raises(kind, match=words):
+        index.upsert(make_points(unit_vectors(3)))
+    assert len(stand_in.seen) == 1
+
+
+def test_collection_deleted_meanwhile(stand_in: StandIn, index: QdrantIndex) -> None:
+    stand_in.client.delete_collection("images")
+    stand_in.client.create_collection("other", vectors_config={})
+    for use in (
+        index.count,
+        lambda: index.upsert(make_points(unit_vectors(3))),
+        lambda: index.search(unit_vectors(1), 5),
+        lambda: index.retrieve([image_id(0)]),
+    ):
+        with pytest.raises(CollectionNotFoundError) as caught:
+            use()
+        assert caught.value.known == ("other",)
+
+
+def test_collection_deleted_meanwhile_in_memory(memory: QdrantClient) -> None:
+    index = QdrantIndex.create(memory, "images", 8, {})
+    memory.delete_collection("images")
+    with pytest.raises(CollectionNotFoundError):
+        index.count()
+
+
+def test_something_else_answers(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stand_in, "answer", lambda *request: ["not", "Qdrant"])
+    with pytest.raises(StoreError, match="see the server's log"):
+        QdrantIndex.open(stand_in.url, "images", FAST)
+
+
+def test_a_server_that_drops_metadata_is_refused_at_create(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = stand_in.client.create_collection
+    monkeypatch.setattr(
+        stand_in.client,
+        "create_collection",
+        lambda name, *, vectors_config, metadata: create(name, vectors_config=vectors_config),
+    )
+    with pytest.raises(StoreError, match=r"older than Qdrant 1\.16"):
+        QdrantIndex.create(stand_in.url, "images", 8, {}, FAST)
+
+
+def test_upserts_travel_in_batches(
+    stand_in: StandIn, index: QdrantIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.upsert(make_points(unit_vectors(120)))
+    assert len(stand_in.seen) == 3
+    stand_in.seen.clear()
+    monkeypatch.setattr("edje_qdrant.index.checks._REQUEST_BYTES", 16_000)
+    heavy = {"_edje": {"tokens": "A" * 6_000}}
+    index.upsert([Point(image_id(n), v, heavy) for n, v in enumerate(unit_vectors(5))])
+    assert len(stand_in.seen) == 3  # two, two and one
+
+
+def test_many_queries_travel_in_one_request(stand_in: StandIn, index: QdrantIndex) -> None:
+    index.upsert(make_points(unit_vectors(20)))
+    stand_in.seen.clear()
+    found = index.search(unit_vectors(50, seed=1), 5)
+    assert [len(hits) for hits in found] == [5] * 50
+    assert stand_in.seen == ["POST /collections/images/points/query/batch"]
+
+
+def test_api_key(stand_in: StandIn) -> None:
+    options = QdrantOptions(api_key="secret", retries=0)
+    assert "secret" not in repr(options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+        index = QdrantIndex.create(stand_in.url, "images", 8, {}, options)
+    index.close()
+    assert {headers["api-key"] for headers in stand_in.headers} == {"secret"}
