@@ -1,0 +1,9 @@
+"""Stage-1 towers behind one protocol: a picture or a text in, a unit vector out."""
+
+from __future__ import annotations
+
+from edje_qdrant.encoders.protocol import Encoder
+from edje_qdrant.encoders.siglip import SiglipEncoder
+from edje_qdrant.encoders.text import clean_caption, clean_captions
+
+__all__ = ["Encoder", "SiglipEncoder", "clean_caption", "clean_captions"]

@@ -1,0 +1,20 @@
+"""The network: adapters, joint encoder, and the model that joins them to a stage-1 encoder."""
+
+from __future__ import annotations
+
+from edje_qdrant.model.adapter import CompressedAdapter, LocalAdapter
+from edje_qdrant.model.config import EDJEConfig
+from edje_qdrant.model.edje import EDJEModel
+from edje_qdrant.model.halves import EDJEModelForIndexing, EDJEModelForRanking
+from edje_qdrant.model.joint_encoder import JointEncoder, extend_positions
+
+__all__ = [
+    "CompressedAdapter",
+    "EDJEConfig",
+    "EDJEModel",
+    "EDJEModelForIndexing",
+    "EDJEModelForRanking",
+    "JointEncoder",
+    "LocalAdapter",
+    "extend_positions",
+]

@@ -1,0 +1,63 @@
+"""What the rest of the package asks of a stage-1 encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["Encoder"]
+
+
+class Encoder(Protocol):
+    """Turn pictures and texts into unit vectors of one space, and pictures into vision tokens.
+
+    An encoder is a torch module as well; its weights are saved with the model it belongs to.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return the name a collection's contract knows this encoder by."""
+
+    @property
+    def revision(self) -> str:
+        """Return the hash of the weights."""
+
+    @property
+    def preprocessing(self) -> str:
+        """Return the hash of the image processor's settings."""
+
+    @property
+    def embedding_dim(self) -> int:
+        """Return `d`, the width of the unit vectors."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Return `d_v`, the width of a vision token."""
+
+    @property
+    def num_patches(self) -> int:
+        """Return `n`, the number of vision tokens of a picture."""
+
+    @property
+    def num_heads(self) -> int:
+        """Return the number of attention heads of the vision tower."""
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Return the epsilon of the vision tower's layer norms."""
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return `(B, 3, H, W)` float32 on the CPU; may be called from several threads at once."""
+
+    def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return `(B, d)`, unit length, for texts that were cleaned up already."""
+
+    def save(self, folder: Path) -> None:
+        """Write everything but the weights: settings, image processor, tokenizer."""

@@ -1,0 +1,79 @@
+"""Find a tower's settings, and make sure that they are there.
+
+transformers falls back on its own defaults where a file is missing; that must not happen unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from edje_qdrant.errors import CheckpointError
+
+__all__ = ["settings_folder"]
+
+_PATTERNS = ["*.json", "*.txt", "*.model"]
+_TOKENIZER = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")
+_IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+
+
+def settings_folder(
+    name_or_path: str | Path,
+    *,
+    model_type: str,
+    tokenizer: bool = True,
+    image_processor: bool = False,
+) -> Path:
+    """Return a folder of settings, fetched from the hub (without weights) if not here.
+
+    Args:
+        name_or_path: Folder or hub id.
+        model_type: What `config.json` must say it is.
+        tokenizer: Whether a tokenizer's files must be there.
+        image_processor: Whether an image processor's settings must be there.
+
+    Raises:
+        CheckpointError: There is no such folder or hub id, or it lacks a file.
+    """
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        folder = _fetch(str(name_or_path))
+    wanted = [("config.json",)] + [_TOKENIZER] * tokenizer + [_IMAGE_PROCESSOR] * image_processor
+    missing = [names for names in wanted if not any((folder / n).is_file() for n in names)]
+    if missing:
+        lacks = " and ".join(" or ".join(names) for names in missing)
+        raise CheckpointError(
+            f"the settings of a {model_type} model in {folder} lack {lacks}; "
+            "pass a folder with config.json and the tokenizer's and image processor's files",
+            path=str(folder),
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = config.get("model_type", model_type)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"cannot read the settings of a {model_type} model in {folder / 'config.json'} "
+            f"({error}); copy or download it again",
+            path=str(folder),
+        ) from error
+    if found != model_type:
+        raise CheckpointError(
+            f"{folder / 'config.json'} holds the settings of a {found} model where those of a "
+            f"{model_type} model are needed",
+            path=str(folder),
+        )
+    return folder
+
+
+def _fetch(name: str) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise CheckpointError(
+            f"no settings {name!r}: not a folder here, and the hub does not give it ({error}); "
+            "pass a folder with config.json and the tokenizer's and image processor's files",
+            path=name,
+        ) from error

@@ -1,0 +1,203 @@
+"""SigLIP and SigLIP2 (fixed resolution) on transformers."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoImageProcessor, AutoTokenizer, SiglipConfig, SiglipModel
+from transformers.initialization import no_init_weights
+
+from edje_qdrant.encoders.pictures import to_rgb
+from edje_qdrant.encoders.settings import settings_folder
+from edje_qdrant.encoders.weights import HashedModule
+from edje_qdrant.errors import CheckpointError
+
+__all__ = ["SiglipEncoder"]
+
+# The settings that decide the pixels; the others vary between versions of transformers.
+_PIXEL_SETTINGS = (
+    "do_resize", "size", "resample", "do_center_crop", "crop_size",
+    "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
+)  # fmt: skip
+
+
+class SiglipEncoder(HashedModule):
+    """Encode pictures and texts with SigLIP.
+
+    Args:
+        siglip: Both towers.
+        image_processor: transformers' image processor.
+        tokenizer: transformers' tokenizer of the text tower.
+        name: What contracts call this encoder.
+        token_tower: A second vision tower the vision tokens come from, where it differs from the
+            one that gives the image embedding.
+    """
+
+    def __init__(
+        self,
+        siglip: SiglipModel,
+        image_processor: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        token_tower: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.siglip = siglip
+        self.token_tower = token_tower
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self._name = name
+
+    @classmethod
+    def from_config(
+        cls, name_or_path: str | Path, *, name: str, separate_token_tower: bool = False
+    ) -> SiglipEncoder:
+        """Build the encoder from SigLIP's settings, its weights still to be filled in.
+
+        Args:
+            name_or_path: Folder or hub id with `config.json`, the image processor's and the
+                tokenizer's files.
+            name: What contracts call this encoder.
+            separate_token_tower: Whether vision tokens come from a tower of their own.
+
+        Raises:
+            CheckpointError: A file is missing or unreadable.
+        """
+        folder = settings_folder(name_or_path, model_type="siglip", image_processor=True)
+        try:
+            config = SiglipConfig.from_pretrained(folder)
+            image_processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                folder, backend="pil"
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            with no_init_weights():  # random numbers for 900M weights take a minute
+                siglip = SiglipModel(config)
+            tower = copy.deepcopy(siglip.vision_model) if separate_token_tower else None
+        except Exception as error:  # transformers raises whatever its parsers raise
+            raise CheckpointError(
+                f"cannot read SigLIP's settings in {folder} ({error}); copy or download them again",
+                path=str(folder),
+            ) from error
+        return cls(siglip, image_processor, tokenizer, name=name, token_tower=tower)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> SiglipEncoder:
+        """Load a SigLIP with its weights, to train an EDJE model on top of it.
+
+        Args:
+            name_or_path: Folder or hub id.
+
+        Raises:
+            CheckpointError: There is no such SigLIP, or a file of it is unreadable.
+        """
+        encoder = cls.from_config(name_or_path, name=Path(name_or_path).name)
+        try:
+            encoder.siglip = SiglipModel.from_pretrained(name_or_path)
+        except Exception as error:  # transformers raises whatever its parsers raise
+            raise CheckpointError(
+                f"cannot load SigLIP's weights from {name_or_path} ({error})",
+                path=str(name_or_path),
+            ) from error
+        return encoder
+
+    def save(self, folder: Path) -> None:
+        """Write everything but the weights: settings, image processor, tokenizer."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.siglip.config.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def name(self) -> str:
+        """Return the name a collection's contract knows this encoder by."""
+        return self._name
+
+    @property
+    def revision(self) -> str:
+        """Return the hash of the weights."""
+        return self.weights_hash
+
+    @property
+    def preprocessing(self) -> str:
+        """Return the hash of the image processor's settings that decide the pixels."""
+        settings = self.image_processor.to_dict()
+        chosen = {k: settings[k] for k in _PIXEL_SETTINGS if settings.get(k) is not None}
+        text = json.dumps(chosen, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def embedding_dim(self) -> int:
+        """Return `d`, the width of the unit vectors."""
+        return int(self.siglip.text_model.head.out_features)
+
+    @property
+    def hidden_size(self) -> int:
+        """Return `d_v`, the width of a vision token."""
+        return int(self.siglip.vision_model.config.hidden_size)
+
+    @property
+    def num_patches(self) -> int:
+        """Return `n`, the number of vision tokens of a picture."""
+        return int(self.siglip.vision_model.embeddings.num_patches)
+
+    @property
+    def num_heads(self) -> int:
+        """Return the number of attention heads of the vision tower."""
+        return int(self.siglip.vision_model.config.num_attention_heads)
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Return the epsilon of the vision tower's layer norms."""
+        return float(self.siglip.vision_model.config.layer_norm_eps)
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return `(B, 3, H, W)` float32 on the CPU; may be called from several threads at once.
+
+        Raises:
+            ImageReadError: A picture's data cannot be decoded.
+        """
+        rgb = [to_rgb(image) for image in images]
+        pixels: Tensor = self.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
+        return pixels.float()
+
+    def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`.
+
+        The vision tokens are the tower's last hidden state after its closing layer norm.
+        """
+        weight = self.siglip.logit_scale
+        pixel_values = pixel_values.to(weight.device, weight.dtype)
+        output = self.siglip.vision_model(pixel_values=pixel_values)
+        tokens = output.last_hidden_state
+        if self.token_tower is not None:
+            tokens = self.token_tower(pixel_values=pixel_values).last_hidden_state
+        return functional.normalize(output.pooler_output.float(), dim=-1), tokens
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Return `(B, t)` ids, always padded to the full length SigLIP was trained with."""
+        encoded = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.siglip.text_model.config.max_position_embeddings,
+            return_tensors="pt",
+        )
+        ids: Tensor = encoded["input_ids"]
+        return ids.to(self.siglip.logit_scale.device)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return `(B, d)`, unit length, for texts that were cleaned up already.
+
+        No attention mask is passed: SigLIP was trained to look at the padding.
+        """
+        output = self.siglip.text_model(input_ids=self.tokenize(texts))
+        return functional.normalize(output.pooler_output.float(), dim=-1)

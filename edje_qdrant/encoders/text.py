@@ -1,0 +1,47 @@
+"""The clean-up every text goes through before it meets a tokenizer."""
+
+from __future__ import annotations
+
+import html
+import string
+from collections.abc import Sequence
+
+import ftfy
+
+from edje_qdrant.errors import ConfigError
+
+__all__ = ["clean_caption", "clean_captions"]
+
+_NO_PUNCTUATION = str.maketrans({"_": " ", **dict.fromkeys(string.punctuation.replace("_", ""))})
+
+
+def clean_caption(text: str) -> str:
+    """Return the text as the model was trained to read it.
+
+    Mojibake and HTML entities are mended, underscores become spaces, ASCII punctuation is removed,
+    letters are lower-cased and white space is collapsed. Cleaning twice changes nothing more.
+
+    Source: EDJE facts, the model, 4; what open_clip calls canonicalising.
+    """
+    # Once is enough for anything people write; removed punctuation can leave new mojibake behind.
+    while (cleaned := _clean_once(text)) != text:
+        text = cleaned
+    return text
+
+
+def _clean_once(text: str) -> str:
+    mended = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(mended.translate(_NO_PUNCTUATION).lower().split())
+
+
+def clean_captions(texts: Sequence[str]) -> list[str]:
+    """Clean up several texts.
+
+    Raises:
+        ConfigError: Nothing is left of one of them.
+    """
+    cleaned = [clean_caption(text) for text in texts]
+    for text, words in zip(texts, cleaned, strict=True):
+        if not words:
+            raise ConfigError(f"a text needs at least one word or number; {text!r} has none")
+    return cleaned

@@ -1,0 +1,66 @@
+"""Match a checkpoint's tensors with the ones a module needs, or say exactly why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from edje_qdrant.errors import CheckpointError
+
+__all__ = ["match_tensors", "needed_keys"]
+
+# The masked-word head's output layer shares its weight and bias with other parameters.
+_TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+
+
+def needed_keys(module: nn.Module) -> list[str]:
+    """Return the keys of the module's state that a checkpoint must hold, tied copies left out."""
+    return [key for key in module.state_dict() if not key.endswith(_TIED)]
+
+
+def match_tensors(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    path: str,
+    name_of: Callable[[str], str] = lambda key: key,
+) -> dict[str, Tensor]:
+    """Return every tensor the module needs, by the module's own keys; surplus ones are left out.
+
+    Args:
+        module: What is to be filled.
+        state: The checkpoint.
+        path: Where the checkpoint was read, for the error.
+        name_of: A key of the module -> its name in the checkpoint.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape; names each with both shapes.
+    """
+    own = module.state_dict()
+    names = {key: name_of(key) for key in needed_keys(module)}
+    missing = [name for name in names.values() if name not in state]
+    mismatched = {
+        name: (tuple(own[key].shape), tuple(state[name].shape))
+        for key, name in names.items()
+        if name in state and own[key].shape != state[name].shape
+    }
+    if missing or mismatched:
+        parts = []
+        if missing:
+            parts.append(f"lacks {len(missing)} tensors ({_listed(missing)})")
+        if mismatched:
+            shapes = [f"{k} is {found}, not {need}" for k, (need, found) in mismatched.items()]
+            parts.append(f"has {len(shapes)} of another shape ({_listed(shapes)})")
+        raise CheckpointError(
+            f"the checkpoint {path} {' and '.join(parts)}; check that it is whole, and that the "
+            "encoder and the language model named with it are those it was trained with",
+            path=path,
+            missing=missing,
+            mismatched=mismatched,
+        )
+    return {key: state[name] for key, name in names.items()}
+
+
+def _listed(items: list[str]) -> str:
+    return ", ".join(items[:5]) + (", ..." if len(items) > 5 else "")

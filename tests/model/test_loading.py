@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from tiny import Published, pictures, publish
+
+from edje_qdrant.errors import CheckpointError
+from edje_qdrant.model import EDJEModel, official
+
+CPU = {"device": "cpu"}
+
+
+def test_folder_is_self_contained(tmp_path: Path) -> None:
+    published = publish(tmp_path / "published")
+    model = EDJEModel.from_official_checkpoint(
+        published.write(), siglip_path=published.siglip,
+        language_model_path=published.language_model, **CPU,
+    )  # fmt: skip
+    expected = model.encode_images(pictures(2))
+    scores = model.score("a red circle", expected.tokens)
+    texts = model.encode_texts(["a red circle"])
+    model.save_pretrained(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "published")
+    shutil.move(tmp_path / "saved", tmp_path / "moved")
+
+    again = EDJEModel.from_pretrained(tmp_path / "moved", **CPU)
+    found = again.encode_images(pictures(2))
+    np.testing.assert_array_equal(found.embeddings, expected.embeddings)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(again.score("a red circle", found.tokens), scores)
+    np.testing.assert_array_equal(again.encode_texts(["a red circle"]), texts)
+    assert again.contract().adapter_hash == model.contract().adapter_hash
+    assert again.contract().encoder_revision == model.contract().encoder_revision
+    assert again.name_or_path == str((tmp_path / "moved").resolve())
+    assert not any(m.training for m in again.modules())
+    suffixes = {p.suffix for p in (tmp_path / "moved").rglob("*") if p.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+def test_contract_is_the_same_in_every_precision(model: EDJEModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "m")
+    full = EDJEModel.from_pretrained(tmp_path / "m", **CPU)
+    half = EDJEModel.from_pretrained(tmp_path / "m", dtype=torch.bfloat16, **CPU)
+    assert next(half.parameters()).dtype == torch.bfloat16
+    assert half.contract() == full.contract() == model.contract()
+    tokens = full.encode_images(pictures(2)).tokens
+    np.testing.assert_allclose(half.score("red", tokens), full.score("red", tokens), atol=0.05)
+    # The hash on file is that of the weights on file.
+    for part in (full.encoder, full.adapter):
+        kept = part.weights_hash
+        part._known = None
+        assert part.weights_hash == kept
+
+
+def test_saving_in_half_precision_halves_the_file(model: EDJEModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "full")
+    full = EDJEModel.from_pretrained(tmp_path / "full", **CPU)
+    model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    half = EDJEModel.from_pretrained(tmp_path / "half", **CPU)
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("full", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert next(half.parameters()).dtype == torch.float32
+    tokens = full.encode_images(pictures(2)).tokens
+    np.testing.assert_allclose(half.score("red", tokens), full.score("red", tokens), atol=0.01)
+    kept = half.contract()
+    assert kept.adapter_hash != full.contract().adapter_hash
+    half.adapter._known = half.encoder._known = None
+    assert half.contract() == kept
+
+
+def test_local_model_is_saved_and_loaded(tmp_path: Path) -> None:
+    published = publish(tmp_path, local=True, image_size=96, patch_size=4)
+    model = EDJEModel.from_official_checkpoint(
+        published.write(), siglip_path=published.siglip,
+        language_model_path=published.language_model, **CPU,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "saved")
+    again = EDJEModel.from_pretrained(tmp_path / "saved", **CPU)
+    assert again.config.adapter == "local"
+    tokens = again.encode_images(pictures(1)).tokens
+    long = "red " * 80
+    np.testing.assert_array_equal(again.score(long, tokens), model.score(long, tokens))
+
+
+def test_saving_over_a_model_replaces_it(model: EDJEModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "m")
+    before = EDJEModel.from_pretrained(tmp_path / "m", **CPU).contract()
+    with torch.no_grad():
+        model.adapter.query.add_(1)
+    model.save_pretrained(tmp_path / "m")
+    after = EDJEModel.from_pretrained(tmp_path / "m", **CPU)
+    torch.testing.assert_close(after.adapter.query, model.adapter.query)
+    assert after.contract().adapter_hash != before.adapter_hash
+    assert not list((tmp_path / "m").rglob("*.part"))
+
+
+def test_folder_that_cannot_be_written(model: EDJEModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot write the model"):
+        model.save_pretrained(tmp_path / "file")
+
+
+def test_damaged_folders_are_refused(model: EDJEModel, tmp_path: Path) -> None:
+    def damaged(name: str) -> Path:
+        folder = tmp_path / name.replace("/", "-")
+        model.save_pretrained(folder)
+        return folder
+
+    for name in ("config.json", "model.safetensors"):
+        folder = damaged(name)
+        (folder / name).unlink()
+        with pytest.raises(CheckpointError, match=name):
+            EDJEModel.from_pretrained(folder, **CPU)
+    for name in ("encoder/config.json", "encoder/tokenizer.json", "language_model/config.json"):
+        folder = damaged(name)
+        (folder / name).unlink()
+        with pytest.raises(CheckpointError, match=folder.name):
+            EDJEModel.from_pretrained(folder, **CPU)
+    for name in ("config.json", "model.safetensors"):
+        folder = damaged("torn " + name)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(CheckpointError, match="cannot read"):
+            EDJEModel.from_pretrained(folder, **CPU)
+    folder = damaged("other size")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_tokens": 6}))
+    with pytest.raises(CheckpointError) as caught:
+        EDJEModel.from_pretrained(folder, **CPU)
+    assert caught.value.mismatched == {"adapter.query": ((1, 6, 32), (1, 5, 32))}
+    for change in ({"token_dim": 35}, {"embedding_dim": 31}, {"adapter_hash": ""}):
+        (folder / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(CheckpointError, match="does not agree"):
+            EDJEModel.from_pretrained(folder, **CPU)
+
+
+def no_hub(*args: object, **kwargs: object) -> str:
+    raise LocalEntryNotFoundError("no network")
+
+
+def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_hub)
+    for name in (str(tmp_path / "nowhere"), "someone/something", official.PUBLISHED_ID):
+        with pytest.raises(CheckpointError, match="save_pretrained"):
+            EDJEModel.from_pretrained(name, **CPU)
+    with pytest.raises(CheckpointError, match="lacks config"):
+        EDJEModel.from_pretrained(tmp_path, **CPU)
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(CheckpointError, match="from_official_checkpoint"):
+        EDJEModel.from_pretrained(tmp_path / "a.pth", **CPU)
+
+
+def test_names_the_hub_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No request is made: such a name can be no repository's.
+    with pytest.raises(CheckpointError, match="not a folder here"):
+        EDJEModel.from_pretrained("a/b/c/d", **CPU)
+
+
+def test_hub_id_of_a_saved_model(
+    model: EDJEModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(tmp_path / "m")
+
+    def snapshot(repo_id: str, *, allow_patterns: list[str]) -> str:
+        assert repo_id == "someone/edje"
+        assert "model.safetensors" in allow_patterns
+        return str(tmp_path / "m")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    found = EDJEModel.from_pretrained("someone/edje", **CPU)
+    assert found.name_or_path == found.contract().model == "someone/edje"
+    assert found.contract().adapter_hash == model.contract().adapter_hash
+
+
+def test_hub_id_of_the_published_checkpoint(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {
+        "google/siglip2-large-patch16-384": published.siglip,
+        "microsoft/MiniLM-L12-H384-uncased": published.language_model,
+    }
+
+    def download(repo_id: str, filename: str) -> str:
+        assert (repo_id, filename) == (
+            "shahafw/edje-vl-image-retrieval-reranker", "pytorch_model.pth",
+        )  # fmt: skip
+        return str(published.write(torch.bfloat16))
+
+    def snapshot(repo_id: str, *, allow_patterns: list[str]) -> str:
+        assert not any("safetensors" in p or "bin" in p for p in allow_patterns)
+        return str(folders[repo_id])
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    model = EDJEModel.from_pretrained("shahafw/edje-vl-image-retrieval-reranker", **CPU)
+    same = EDJEModel.from_official_checkpoint(
+        published.write(torch.bfloat16), siglip_path=published.siglip,
+        language_model_path=published.language_model, **CPU,
+    )  # fmt: skip
+    assert model.name_or_path == "shahafw/edje-vl-image-retrieval-reranker"
+    assert model.contract().encoder == "siglip2-large-patch16-384"
+    assert model.contract().adapter_hash == same.contract().adapter_hash
+    tokens = same.encode_images(pictures(2)).tokens
+    np.testing.assert_array_equal(model.encode_images(pictures(2)).tokens, tokens)
+    np.testing.assert_array_equal(model.score("red", tokens), same.score("red", tokens))
+
+
+def test_bf16_load_of_a_checkpoint_keeps_the_contract(published: Published) -> None:
+    path = published.write()
+    full, half = (
+        EDJEModel.from_official_checkpoint(
+            path, siglip_path=published.siglip, language_model_path=published.language_model,
+            dtype=dtype, **CPU,
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    )  # fmt: skip
+    assert half.contract() == full.contract()
