@@ -207,7 +207,8 @@ def info(
             "name": opened.name,
             "engine": "qdrant" if "://" in where else "edge",
             "model": contract.model,
-            "tokens": f"{contract.num_tokens} x {contract.token_dim}, {contract.codec}",
+            "tokens": f"{contract.num_tokens} x {contract.token_dim}, {contract.codec}, "
+            f"in the {'side file' if opened.token_place == 'file' else 'payload'}",
             "bytes_per_image": opened.bytes_per_image(),
             "contract": contract.as_dict(),
         }

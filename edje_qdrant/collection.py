@@ -202,6 +202,11 @@ class ImageCollection:
         """Return the collection's name."""
         return self._name
 
+    @property
+    def token_place(self) -> TokenPlace:
+        """Return where the tokens are: in a side file, or in the points' payload."""
+        return "payload" if self._store.in_payload else "file"
+
     def require(self, contract: TokenContract) -> None:
         """Check that a model with this contract may read and write here, whatever the codec.
 

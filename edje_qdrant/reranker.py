@@ -71,7 +71,7 @@ class Reranker:
         rows = np.array([distinct[text] for text in texts])
         lengths = attention_mask.sum(dim=1).cpu().numpy()[rows]
         order = np.argsort(lengths, kind="stable")
-        with self._model._inference():
+        with self._model.inference():
             for start in range(0, len(order), self._batch_size):
                 pairs = order[start : start + self._batch_size]
                 captions = torch.from_numpy(rows[pairs]).to(input_ids.device)

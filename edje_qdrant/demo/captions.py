@@ -20,7 +20,7 @@ _RELATIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 # What makes a caption false, and how often.
 _CHANGES = ("relation", "places", "colours", "shapes", "size", "colour")
-_CHANGE_SHARES = (0.3, 0.1, 0.2, 0.2, 0.15, 0.05)
+_CHANGE_SHARES = (0.35, 0.1, 0.1, 0.1, 0.3, 0.05)
 _WORDS = {
     "left": ("to the left of", "left of", "on the left of"),
     "right": ("to the right of", "right of", "on the right of"),
@@ -94,8 +94,10 @@ def contradict(caption: Caption, rng: np.random.Generator) -> Caption:
         )
     elif change == "shapes":
         first, second = replace(first, shape=second.shape), replace(second, shape=first.shape)
-    elif change == "size" and first.size != _ANY:
+    elif change == "size" and first.size != _ANY and (second.size == _ANY or rng.random() < 0.5):
         first = replace(first, size=1 - first.size)
+    elif change == "size" and second.size != _ANY:
+        second = replace(second, size=1 - second.size)
     else:
         other = (first.colour + int(rng.integers(1, len(COLOURS)))) % len(COLOURS)
         first = replace(first, colour=other)

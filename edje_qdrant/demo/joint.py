@@ -1,8 +1,10 @@
 """The demo's second stage: an adapter and a joint encoder, trained on frozen vision tokens.
 
 First as the paper does: masked words, text recovery, and matching against negatives that the first
-stage finds alike. Then fine-tuned with captions that contradict their own picture in one fact,
-which random pictures of a batch seldom do: nothing else asks for relations so plainly.
+stage finds alike. That teaches which colour goes with which shape, and little of sizes and
+relations, which few negatives of a batch hinge on. So it is fine-tuned with captions that
+contradict their own picture in one fact, and with so few words masked that the others say what is
+asked for.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _BATCH = 64
 _NEIGHBOURS = 4  # pictures that look alike to the first stage, in one batch
 _POOL = 4096
 # Shares of the training: words alone, then matching against random pairs, then against hard ones.
-_WORDS_ALONE, _RANDOM_PAIRS = 0.15, 0.25
+_WORDS_ALONE, _RANDOM_PAIRS = 0.3, 0.4
+# Fine-tuning: contradictions a pair, and the share of masked words.
+_CONTRADICTIONS, _MASKED = 2, 0.2
 _VALIDATION_QUERIES, _VALIDATION_CANDIDATES = 500, 10
 
 
@@ -106,7 +110,8 @@ def train_joint(
         batch_scenes = [scenes[i] for i in chosen]
         captions = [describe(s, rng) for s in batch_scenes]
         texts = [c.text for c in captions]
-        false = [contradict(c, rng) for c in captions] if contradicting else []
+        count = _CONTRADICTIONS if contradicting else 0
+        false = [contradict(c, rng) for c in captions for _ in range(count)]
         ids, mask = model.tokenize([c.text for c in [*captions, *false]])
         # A plain copy: training may not use tensors made in inference mode.
         text_embeddings = torch.from_numpy(model.encode_texts(texts)).to(device)
@@ -129,6 +134,7 @@ def train_joint(
                 mask_token_id=tokenizer.mask_token_id,
                 special_ids=special,
                 hard_negatives=hard,
+                masked_share=_MASKED if contradicting else 0.5,
             )
 
     queries = [c.text for c in captions_for(held, seed)][:_VALIDATION_QUERIES]
@@ -169,11 +175,12 @@ def _contradictions(
     """Return a batch's contradictions, whose ids follow its captions', and which of them hold."""
     if not false:
         return {}
-    true = torch.from_numpy(truth_matrix(false, scenes).diagonal().copy())
+    own = np.arange(len(false)) * len(scenes) // len(false)
+    true = torch.from_numpy(truth_matrix(false, scenes)[np.arange(len(false)), own])
     return {
-        "contradictions": input_ids[len(false) :],
-        "contradictions_mask": attention_mask[len(false) :],
-        "contradicted": ~true.to(input_ids.device),
+        "contradictions": input_ids[len(scenes) :],
+        "contradictions_mask": attention_mask[len(scenes) :],
+        "contradicted": ~true.view(len(scenes), -1).to(input_ids.device),
     }
 
 

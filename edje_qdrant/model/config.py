@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["AdapterKind", "EDJEConfig"]
+__all__ = ["IMAGE_TOKEN", "AdapterKind", "EDJEConfig"]
 
+#: The special token that stands for a vision token in the joint encoder's vocabulary.
+IMAGE_TOKEN = "<image>"
 AdapterKind = Literal["compressed", "local"]
 _FORMAT_VERSION = 1
 

@@ -18,14 +18,15 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.encoders import Encoder, clean_captions
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model.adapter import CompressedAdapter, LocalAdapter, build_adapter
-from edje_qdrant.model.config import AdapterKind, EDJEConfig
+from edje_qdrant.model.config import IMAGE_TOKEN, AdapterKind, EDJEConfig
 from edje_qdrant.model.joint_encoder import JointEncoder, extend_positions
+from edje_qdrant.model.loading import load_model, save_model
+from edje_qdrant.model.official import load_official
 from edje_qdrant.types import ImageEncoding
 from edje_qdrant.version import __version__
 
-__all__ = ["IMAGE_TOKEN", "EDJEModel", "Tokens"]
+__all__ = ["EDJEModel", "Tokens"]
 
-IMAGE_TOKEN = "<image>"
 Tokens = NDArray[np.floating[Any]] | Tensor
 
 
@@ -140,9 +141,7 @@ class EDJEModel(nn.Module):
         Raises:
             CheckpointError: There is no such model, or it is unreadable or incomplete.
         """
-        from edje_qdrant.model.loading import load_model
-
-        return load_model(str(name_or_path)).place(device, dtype)
+        return load_model(cls.build, str(name_or_path)).place(device, dtype)
 
     @classmethod
     def from_official_checkpoint(
@@ -167,10 +166,11 @@ class EDJEModel(nn.Module):
         Raises:
             CheckpointError: The file is unreadable, lacks a key or has a tensor of a wrong shape.
         """
-        from edje_qdrant.model.official import load_official
-
         model = load_official(
-            path, siglip_path=str(siglip_path), language_model_path=str(language_model_path)
+            cls.build,
+            path,
+            siglip_path=str(siglip_path),
+            language_model_path=str(language_model_path),
         )
         return model.place(device, dtype)
 
@@ -184,8 +184,6 @@ class EDJEModel(nn.Module):
         Raises:
             CheckpointError: The folder cannot be written.
         """
-        from edje_qdrant.model.loading import save_model
-
         save_model(self, Path(folder), dtype)
 
     def place(self, device: str | torch.device | None, dtype: torch.dtype | None) -> EDJEModel:
@@ -225,7 +223,7 @@ class EDJEModel(nn.Module):
 
     def encode_pixels(self, pixel_values: Tensor) -> ImageEncoding:
         """Encode what `preprocess` returned, in one batch."""
-        with self._inference():
+        with self.inference():
             embeddings, vision_tokens = self.encoder.encode_pixels(pixel_values)
             tokens = self.adapter(vision_tokens)
         return ImageEncoding(
@@ -267,7 +265,7 @@ class EDJEModel(nn.Module):
         if not texts:
             return np.empty((0, self.config.embedding_dim), np.float32)
         cleaned = clean_captions(texts)
-        with self._inference():
+        with self.inference():
             return self.encoder.encode_texts(cleaned).float().cpu().numpy()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -339,7 +337,7 @@ class EDJEModel(nn.Module):
                 f"not {tuple(tokens.shape)}; they were made by another model"
             )
         scores = np.empty(len(tokens), np.float32)
-        with self._inference():
+        with self.inference():
             for start in range(0, len(tokens), batch_size):
                 rows = slice(start, start + batch_size)
                 part = tokens[rows]
@@ -352,7 +350,7 @@ class EDJEModel(nn.Module):
         return scores
 
     @contextmanager
-    def _inference(self) -> Iterator[None]:
+    def inference(self) -> Iterator[None]:
         """Infer without gradients and dropout, whatever mode the modules are in."""
         training = [module for module in self.modules() if module.training]
         for module in training:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import huggingface_hub
 import torch
@@ -22,8 +23,10 @@ from edje_qdrant.encoders.weights import hash_weights
 from edje_qdrant.errors import CheckpointError
 from edje_qdrant.model.checkpoint import match_tensors, needed_keys
 from edje_qdrant.model.config import EDJEConfig
-from edje_qdrant.model.edje import EDJEModel
 from edje_qdrant.model.official import PUBLISHED_ID, language_settings, load_published
+
+if TYPE_CHECKING:
+    from edje_qdrant.model.edje import EDJEModel
 
 __all__ = ["load_model", "save_model"]
 
@@ -68,19 +71,19 @@ def save_model(model: EDJEModel, folder: Path, dtype: torch.dtype | None) -> Non
     model.name_or_path = str(folder.resolve())
 
 
-def load_model(name_or_path: str) -> EDJEModel:
-    """Find and read a model, in float32 on the CPU.
+def load_model(build: Callable[..., EDJEModel], name_or_path: str) -> EDJEModel:
+    """Find and read a model, in float32 on the CPU, and put it together with `EDJEModel.build`.
 
     Raises:
         CheckpointError: There is no such model, or it is unreadable or incomplete.
     """
     if name_or_path == "demo":
-        model = _read_folder(Path(str(files("edje_qdrant"))) / "demo" / "model")
+        model = _read_folder(build, Path(str(files("edje_qdrant"))) / "demo" / "model")
         model.name_or_path = "demo"
         return model
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
-        model = _read_folder(folder)
+        model = _read_folder(build, folder)
         model.name_or_path = str(folder.resolve())
         return model
     if folder.exists():
@@ -89,15 +92,16 @@ def load_model(name_or_path: str) -> EDJEModel:
             "EDJEModel.from_official_checkpoint or `edje-qdrant convert`",
             path=str(folder),
         )
-    model = _read_hub(name_or_path)
+    model = _read_hub(build, name_or_path)
     model.name_or_path = name_or_path
     return model
 
 
-def _read_hub(repo_id: str) -> EDJEModel:
+def _read_hub(build: Callable[..., EDJEModel], repo_id: str) -> EDJEModel:
     try:
         if repo_id == PUBLISHED_ID:
-            return load_published(huggingface_hub.hf_hub_download(repo_id, "pytorch_model.pth"))
+            path = huggingface_hub.hf_hub_download(repo_id, "pytorch_model.pth")
+            return load_published(build, path)
         patterns = [_CONFIG, _WEIGHTS, f"{_ENCODER}/*", f"{_LANGUAGE_MODEL}/*"]
         folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
@@ -106,10 +110,10 @@ def _read_hub(repo_id: str) -> EDJEModel:
             "pass 'demo', a folder written by save_pretrained, or a hub id",
             path=repo_id,
         ) from error
-    return _read_folder(Path(folder))
+    return _read_folder(build, Path(folder))
 
 
-def _read_folder(folder: Path) -> EDJEModel:
+def _read_folder(build: Callable[..., EDJEModel], folder: Path) -> EDJEModel:
     missing = [name for name in (_CONFIG, _WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -132,7 +136,7 @@ def _read_folder(folder: Path) -> EDJEModel:
         name=config.encoder,
         separate_token_tower=config.separate_token_tower,
     )
-    model = EDJEModel.build(
+    model = build(
         encoder,
         BertForMaskedLM(bert),
         tokenizer,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.encoders.settings import settings_folder
 from edje_qdrant.errors import CheckpointError
 from edje_qdrant.model.checkpoint import match_tensors
-from edje_qdrant.model.config import AdapterKind
-from edje_qdrant.model.edje import IMAGE_TOKEN, EDJEModel
+from edje_qdrant.model.config import IMAGE_TOKEN, AdapterKind
 from edje_qdrant.model.joint_encoder import repeat_last_row
+
+if TYPE_CHECKING:
+    from edje_qdrant.model.edje import EDJEModel
 
 __all__ = [
     "CAPTION_ROOM",
@@ -61,15 +63,19 @@ _MLM_BIAS = "language_model.cls.predictions.bias"
 _MLM_BIAS_COPY = "language_model.cls.predictions.decoder.bias"
 
 
-def load_published(path: str) -> EDJEModel:
+def load_published(build: Callable[..., EDJEModel], path: str) -> EDJEModel:
     """Read the published file with the settings of the towers it was trained with."""
     return load_official(
-        path, siglip_path=_PUBLISHED_SIGLIP, language_model_path=_PUBLISHED_LANGUAGE_MODEL
+        build, path, siglip_path=_PUBLISHED_SIGLIP, language_model_path=_PUBLISHED_LANGUAGE_MODEL
     )
 
 
-def load_official(path: str | Path, *, siglip_path: str, language_model_path: str) -> EDJEModel:
+def load_official(
+    build: Callable[..., EDJEModel], path: str | Path, *, siglip_path: str, language_model_path: str
+) -> EDJEModel:
     """Read a checkpoint in the published layout, in float32 on the CPU.
+
+    The model is put together with `EDJEModel.build`.
 
     Raises:
         CheckpointError: The file is unreadable, lacks a key or has a tensor of a wrong shape.
@@ -84,7 +90,7 @@ def load_official(path: str | Path, *, siglip_path: str, language_model_path: st
     )
     num_tokens = sizes.num_tokens or encoder.num_patches
     fit_tables(bert, tokenizer, state, CAPTION_ROOM + num_tokens, path=str(path))
-    model = EDJEModel.build(
+    model = build(
         encoder,
         BertForMaskedLM(bert),
         tokenizer,

@@ -35,10 +35,10 @@ class Batch:
         text_embeddings: `(b, d)` unit length, the frozen encoder's.
         similarity: `(b, b)` captions by pictures, the first stage's.
         forbidden: `(b, b)` bool, pairs that are no negatives.
-        contradictions: `(b, t)` ids of captions that say something false of the same pictures, a
-            third kind of negatives where the data can give them.
-        contradictions_mask: `(b, t)`.
-        contradicted: `(b,)` bool, whether they are false indeed.
+        contradictions: `(b * c, t)` ids of captions that say something false of the same
+            pictures, `c` for each pair in turn: a third kind of negatives, where data can give it.
+        contradictions_mask: `(b * c, t)`.
+        contradicted: `(b, c)` bool, whether they are false indeed.
     """
 
     vision_tokens: Tensor
@@ -62,6 +62,7 @@ def pretraining_losses(
     special_ids: Tensor,
     num_negatives: int = 1,
     hard_negatives: bool = True,
+    masked_share: float = 0.5,
 ) -> dict[str, Tensor]:
     """Return the weighted losses by name, and with a leading `_` figures that are only logged.
 
@@ -70,7 +71,7 @@ def pretraining_losses(
     tokens = adapter(batch.vision_tokens)  # (b, m, d_text)
     losses: dict[str, Tensor] = {}
     if weights.words:
-        masked, where = mask_words(batch.input_ids, special_ids, mask_token_id)
+        masked, where = mask_words(batch.input_ids, special_ids, mask_token_id, masked_share)
         logits = joint_encoder.mlm_logits(masked, batch.attention_mask, tokens, where)
         labels = batch.input_ids[where]
         losses["words"] = weights.words * masked_words(logits, labels)
@@ -109,8 +110,8 @@ def _matching(
         assert batch.contradicted is not None
         ids = torch.cat([ids, batch.contradictions])
         mask = torch.cat([mask, batch.contradictions_mask])
-        picture = torch.cat([picture, own])
-        allowed.append(batch.contradicted[:, None])
+        picture = torch.cat([picture, own.repeat_interleave(batch.contradicted.shape[1])])
+        allowed.append(batch.contradicted)
     logits = joint_encoder(ids, mask, tokens[picture]).float()
     positive, *wrong = torch.split(logits, [size, *(a.numel() for a in allowed)])
     wrong = [

@@ -85,7 +85,7 @@ def test_contradictions_are_a_third_kind_of_negatives(parts):
         batch,
         contradictions=ids,
         contradictions_mask=(ids != 0).long(),
-        contradicted=contradicted,
+        contradicted=contradicted[:, None],
     )
     weights = ObjectiveWeights(words=0, recovery=0)
     two_kinds = losses(parts, weights)["matching"]
