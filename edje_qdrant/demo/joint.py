@@ -38,7 +38,7 @@ _BATCH = 64
 _NEIGHBOURS = 4  # pictures that look alike to the first stage, in one batch
 _POOL = 4096
 # Shares of the training: words alone, then matching against random pairs, then against hard ones.
-_WORDS_ALONE, _RANDOM_PAIRS = 0.3, 0.4
+_WORDS_ALONE, _RANDOM_PAIRS = 0.15, 0.25
 # Fine-tuning: contradictions a pair, and the share of masked words.
 _CONTRADICTIONS, _MASKED = 2, 0.2
 _VALIDATION_QUERIES, _VALIDATION_CANDIDATES = 500, 10

@@ -22,7 +22,7 @@ from edje_qdrant.version import __version__
 __all__ = ["scene_encoder", "train_demo"]
 
 TOWER_STEPS = 3000
-JOINT_STEPS = 1000
+JOINT_STEPS = 2500
 FINETUNING_STEPS = 2200
 PICTURES = 100_000
 
