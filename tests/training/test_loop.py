@@ -11,7 +11,7 @@ from torch import nn
 from edje_qdrant.errors import CheckpointError, ConfigError, EdjeError
 from edje_qdrant.training.loop import LoopConfig, fit, learning_rate
 
-CONFIG = LoopConfig(steps=20, peak_lr=0.05, warmup_steps=4, validate_every=5, weight_decay=0.0)
+CONFIG = LoopConfig(steps=20, peak_lr=0.1, warmup_steps=4, validate_every=5, weight_decay=0.0)
 
 
 class StoppedError(Exception):
