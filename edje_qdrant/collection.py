@@ -21,11 +21,11 @@ from edje_qdrant.collection_record import (
     scratch_folder,
 )
 from edje_qdrant.contract import TokenContract
+from edje_qdrant.durable import sync_folder
 from edje_qdrant.errors import ConfigError, TokensNotFoundError
 from edje_qdrant.index import TOKENS_KEY, EdgeIndex, QdrantIndex, QdrantOptions, VectorIndex
 from edje_qdrant.index.checks import check_points
 from edje_qdrant.tokens.codecs import codec_for
-from edje_qdrant.tokens.durable import sync_folder
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
 from edje_qdrant.types import Candidate, ImageEncoding, Payload, Point

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edje_qdrant.contract import TokenContract
+from edje_qdrant.durable import os_errors_as_store_errors
 from edje_qdrant.errors import ConfigError, StoreError, TokensCorruptError
-from edje_qdrant.tokens.durable import os_errors_as_store_errors
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
 

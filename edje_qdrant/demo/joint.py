@@ -1,10 +1,9 @@
 """The demo's second stage: an adapter and a joint encoder, trained on frozen vision tokens.
 
-First as the paper does: masked words, text recovery, and matching against negatives that the first
-stage finds alike. That teaches which colour goes with which shape, and little of sizes and
-relations, which few negatives of a batch hinge on. So it is fine-tuned with captions that
-contradict their own picture in one fact, and with so few words masked that the others say what is
-asked for.
+As the paper does, with masked words, text recovery, and matching against negatives that the first
+stage finds alike; beside them, captions that contradict their own picture in one fact. Negatives
+that are alike teach which colour goes with which shape, and little of sizes and relations, which
+few of a batch hinge on.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ _BATCH = 64
 _NEIGHBOURS = 4  # pictures that look alike to the first stage, in one batch
 _POOL = 4096
 # Shares of the training: words alone, then matching against random pairs, then against hard ones.
-_WORDS_ALONE, _RANDOM_PAIRS = 0.15, 0.25
-# Fine-tuning: contradictions a pair, and the share of masked words.
-_CONTRADICTIONS, _MASKED = 2, 0.2
+_WORDS_ALONE, _RANDOM_PAIRS = 0.15, 0.2
+_CONTRADICTIONS = 2  # a pair, beside hard negatives
+_MASKED = 0.3  # of a caption's words: the others must say what is asked for
 _VALIDATION_QUERIES, _VALIDATION_CANDIDATES = 500, 10
 
 
@@ -63,22 +62,21 @@ def new_model(encoder: SiglipEncoder) -> EDJEModel:
 
 
 def train_joint(
-    encoder: SiglipEncoder, folder: Path, *, steps: int, finetuning_steps: int, pictures: int,
-    seed: int, device: torch.device,
-) -> tuple[EDJEModel, dict[str, dict[str, float]]]:  # fmt: skip
+    encoder: SiglipEncoder, folder: Path, *, steps: int, pictures: int, seed: int,
+    device: torch.device,
+) -> tuple[EDJEModel, dict[str, float]]:  # fmt: skip
     """Train adapter and joint encoder on a frozen encoder; the best validation's are returned.
 
     Args:
         encoder: Trained; it stays as it is.
         folder: Where drawn scenes, vision tokens, logs and checkpoints go.
-        steps: Optimiser steps of 64 pictures of the pre-training.
-        finetuning_steps: And of the fine-tuning.
+        steps: Optimiser steps of 64 pictures.
         pictures: Training scenes.
         seed: Of weights, captions and batches.
         device: To train on.
 
     Returns:
-        The model, and the best validation's figures of both trainings.
+        The model, and the best validation's figures.
     """
     torch.manual_seed(seed)
     encoder.to(device).eval()
@@ -94,23 +92,15 @@ def train_joint(
     tokenizer = model.tokenizer
     special = torch.tensor(tokenizer.all_special_ids, device=device)
 
-    def pretraining(step: int) -> dict[str, Tensor]:
+    def losses(step: int) -> dict[str, Tensor]:
         matching, hard = step >= _WORDS_ALONE * steps, step >= _RANDOM_PAIRS * steps
-        return losses(step, 2, matching=matching, hard=hard)
-
-    def finetuning(step: int) -> dict[str, Tensor]:
-        return losses(step, 3, matching=True, hard=True, contradicting=True)
-
-    def losses(
-        step: int, stream: int, *, matching: bool, hard: bool, contradicting: bool = False
-    ) -> dict[str, Tensor]:
-        rng = np.random.default_rng([seed, step, stream])
+        rng = np.random.default_rng([seed, step, 2])
         torch.manual_seed(seed * 1_000_003 + step)
         chosen = _alike(cache.embeddings, rng) if hard else rng.choice(len(scenes), _BATCH, False)
         batch_scenes = [scenes[i] for i in chosen]
         captions = [describe(s, rng) for s in batch_scenes]
         texts = [c.text for c in captions]
-        count = _CONTRADICTIONS if contradicting else 0
+        count = _CONTRADICTIONS if hard else 0
         false = [contradict(c, rng) for c in captions for _ in range(count)]
         ids, mask = model.tokenize([c.text for c in [*captions, *false]])
         # A plain copy: training may not use tensors made in inference mode.
@@ -134,7 +124,7 @@ def train_joint(
                 mask_token_id=tokenizer.mask_token_id,
                 special_ids=special,
                 hard_negatives=hard,
-                masked_share=_MASKED if contradicting else 0.5,
+                masked_share=_MASKED,
             )
 
     queries = [c.text for c in captions_for(held, seed)][:_VALIDATION_QUERIES]
@@ -154,17 +144,12 @@ def train_joint(
         return figures | {f"R@{k}": recall_at(after, k) for k in (1, 5)}
 
     trained = nn.ModuleDict({"adapter": model.adapter, "joint_encoder": model.joint_encoder})
-    figures = {}
-    for name, batch_loss, count, peak in (
-        ("joint", pretraining, steps, 1e-3),
-        ("finetuning", finetuning, finetuning_steps, 7e-4),
-    ):
-        config = LoopConfig(
-            steps=count, peak_lr=peak, warmup_steps=min(150, count // 5), validate_every=250
-        )
-        figures[name] = fit(
-            trained, batch_loss, config, folder=folder, name=name, validate=validate, best_by="R@1"
-        )
+    config = LoopConfig(
+        steps=steps, peak_lr=1e-3, warmup_steps=min(150, steps // 5), validate_every=250
+    )
+    figures = fit(
+        trained, losses, config, folder=folder, name="joint", validate=validate, best_by="R@1"
+    )
     model.joint_encoder.language_model.set_attn_implementation("sdpa")
     return model, figures
 

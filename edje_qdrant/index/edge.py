@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.durable import sync_folder
 from edje_qdrant.errors import (
     CollectionNotFoundError,
     StoreError,
@@ -30,7 +31,6 @@ from edje_qdrant.index.folder import (
     lock_folder,
     read_metadata,
     reporting,
-    sync_folder,
     write_metadata,
 )
 from edje_qdrant.index.protocol import TOKENS_KEY, VectorIndex

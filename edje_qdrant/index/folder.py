@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
+from edje_qdrant.durable import lock_file, write_atomically
 from edje_qdrant.errors import CollectionLockedError, EdjeError, StoreError
 from edje_qdrant.index.checks import check_dim
 
-__all__ = ["lock_folder", "read_metadata", "reporting", "sync_folder", "write_metadata"]
+__all__ = ["lock_folder", "read_metadata", "reporting", "write_metadata"]
 
 _FORMAT = 1
 _METADATA = "index.json"
@@ -49,7 +48,7 @@ def reporting(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def lock_folder(folder: Path) -> IO[bytes]:
+def lock_folder(folder: Path) -> BinaryIO:
     """Take the folder for one index alone, until the returned file is closed.
 
     The engine has a lock of its own, but takes it only after clearing away segments that look
@@ -60,19 +59,7 @@ def lock_folder(folder: Path) -> IO[bytes]:
         StoreError: The folder cannot be written.
     """
     with reporting(folder):
-        handle = (folder / _LOCK).open("ab")
-        try:
-            if sys.platform != "win32":
-                import fcntl
-
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            handle.close()
-            raise CollectionLockedError(str(folder)) from error
-        except BaseException:
-            handle.close()
-            raise
-    return handle
+        return lock_file(folder / _LOCK, str(folder))
 
 
 def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -99,22 +86,5 @@ def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:
 
 def write_metadata(folder: Path, dim: int, metadata: Mapping[str, Any]) -> None:
     """Write the vectors' width and the metadata in one step: wholly, or not at all."""
-    path = folder / _METADATA
-    temporary = path.with_name(f"{_METADATA}.new")
-    with temporary.open("wb") as file:
-        file.write(json.dumps({"format": _FORMAT, "dim": dim, "metadata": metadata}).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in the folder last."""
-    if sys.platform == "win32":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    document = {"format": _FORMAT, "dim": dim, "metadata": metadata}
+    write_atomically(folder / _METADATA, json.dumps(document).encode())

@@ -16,6 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.contract import TokenContract
+from edje_qdrant.durable import (
+    lock_file,
+    os_errors_as_store_errors,
+    sync_folder,
+)
 from edje_qdrant.errors import (
     ConfigError,
     EdjeError,
@@ -25,18 +30,13 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.tokens.checksum import checksums, named, require_checksums
 from edje_qdrant.tokens.codecs import codec_for
-from edje_qdrant.tokens.durable import (
-    LOCK_NAME,
-    lock_for_writing,
-    os_errors_as_store_errors,
-    sync_folder,
-)
 from edje_qdrant.tokens.manifest import HEADER_BYTES, MANIFEST_NAME, Manifest
 from edje_qdrant.tokens.protocol import TokenReference
 
 __all__ = ["FileTokenStore"]
 
 _MAX_RECORDS = 2**40
+_LOCK = "writer.lock"  # the file whose lock a writer holds
 
 # Why no record that a point refers to is ever overwritten
 #
@@ -85,7 +85,7 @@ class FileTokenStore:
         manifest = Manifest(uuid.uuid4().hex, codec.nbytes, 0, contract)
         with os_errors_as_store_errors("create a token store in", folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with lock_for_writing(folder):
+            with _lock(folder):
                 if (folder / MANIFEST_NAME).exists():
                     raise StoreError(
                         f"{folder} holds a token store already; open the collection it belongs to, "
@@ -254,8 +254,8 @@ class FileTokenStore:
         """Close the store and delete its files; the folder too, if nothing else is in it."""
         self.close()
         with os_errors_as_store_errors("delete the token store in", self._folder):
-            with lock_for_writing(self._folder):
-                for name in (MANIFEST_NAME, self._manifest.side_file, LOCK_NAME):
+            with _lock(self._folder):
+                for name in (MANIFEST_NAME, self._manifest.side_file, _LOCK):
                     (self._folder / name).unlink(missing_ok=True)
             with suppress(OSError):
                 self._folder.rmdir()
@@ -278,7 +278,7 @@ class FileTokenStore:
         self._require_open()
         if self._writer is not None:
             return self._writer
-        lock = lock_for_writing(self._folder)
+        lock = _lock(self._folder)
         try:
             # Another writer may have come and gone since this store was opened.
             manifest = Manifest.read(self._folder)
@@ -325,3 +325,12 @@ class FileTokenStore:
                 self._require_open().fileno(), HEADER_BYTES + count * width, access=mmap.ACCESS_READ
             )
         return np.frombuffer(view, dtype=np.uint8, offset=HEADER_BYTES).reshape(count, width)
+
+
+def _lock(folder: Path) -> BinaryIO:
+    """Take the folder's writer lock.
+
+    Raises:
+        CollectionLockedError: Another writer holds it.
+    """
+    return lock_file(folder / _LOCK, str(folder))

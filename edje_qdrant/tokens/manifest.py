@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edje_qdrant.contract import TokenContract
+from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
 from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
-from edje_qdrant.tokens.durable import os_errors_as_store_errors, write_atomically
 
 __all__ = ["HEADER_BYTES", "MANIFEST_NAME", "Manifest"]
 

@@ -14,14 +14,16 @@ __all__ = ["attention_entropy", "look_at_regions"]
 
 
 def look_at_regions(
-    adapter: CompressedAdapter, vision_tokens: Tensor, *, entropy: float = 1.9
+    adapter: CompressedAdapter, vision_tokens: Tensor, *, entropy: float = 1.5
 ) -> None:
     """Let each query of an untrained adapter begin by looking at a region of its own, in place.
 
     With random queries the attention starts out even over the whole picture, and stays so for a
-    long time: every token is the same average. Here keys, values and the attention's projections
-    start at the identity, and each query at the mean vision token of one region of the grid, less
-    the mean of all, scaled until the attention is as narrow as asked for.
+    long time: every token is the same average. Here each query starts at the mean vision token of
+    one region of the grid, less the mean of all. Every head compares queries and keys in the same
+    directions, those in which the places of the grid differ most, so that all heads look at the
+    same place; values pass as they are. So a token starts as the average of its region's patches,
+    whole. The queries are scaled until the attention is as narrow as asked for.
 
     Args:
         adapter: Its query, key, value and attention are overwritten.
@@ -48,14 +50,17 @@ def look_at_regions(
         for r in range(rows)
         for c in range(columns)
     ]
+    centred = middle - middle.mean(dim=0)
     queries = torch.stack(regions) - middle.mean(dim=0)  # (m, d_v)
     with torch.no_grad():
-        width = adapter.query.shape[2]
+        width, heads = adapter.query.shape[2], adapter.attention.num_heads
         identity = torch.eye(width)
         for linear in (adapter.key, adapter.value, adapter.attention.out_proj):
             linear.weight.copy_(identity)
             linear.bias.zero_()
-        adapter.attention.in_proj_weight.copy_(identity.repeat(3, 1))
+        directions = torch.linalg.svd(centred, full_matrices=True).Vh[: width // heads]
+        compared = directions.repeat(heads, 1)  # (d_v, d_v): the same for every head
+        adapter.attention.in_proj_weight.copy_(torch.cat([compared, compared, identity]))
         adapter.attention.in_proj_bias.zero_()
         low, high = 0.0, 100.0
         for _ in range(20):  # the entropy falls as the scale grows

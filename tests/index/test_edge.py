@@ -128,15 +128,15 @@ sys.stdin.read()
     index.close()
 
 
-@pytest.mark.parametrize("step", ["metadata", "rename"])
+@pytest.mark.parametrize("broken_call", [(os, "replace"), (Path, "rename")], ids=["metadata", "shard"])
 def test_a_create_cut_short_is_taken_up_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_call: tuple[object, str]
 ) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Path, "replace" if step == "metadata" else "rename", full)
+        broken.setattr(*broken_call, full)
         with pytest.raises(StoreError, match="No space left"):
             EdgeIndex.create(tmp_path / "images", 8, {"try": 1})
     with pytest.raises(CollectionNotFoundError):

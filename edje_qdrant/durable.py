@@ -13,15 +13,11 @@ from typing import BinaryIO
 from edje_qdrant.errors import CollectionLockedError, StoreError
 
 __all__ = [
-    "LOCK_NAME",
-    "lock_for_writing",
+    "lock_file",
     "os_errors_as_store_errors",
     "sync_folder",
     "write_atomically",
 ]
-
-#: The file whose lock a writer holds.
-LOCK_NAME = "writer.lock"
 
 _ADVICE = {
     errno.EACCES: "no permission; check who owns it and its mode, or choose another folder",
@@ -71,15 +67,19 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def lock_for_writing(folder: Path) -> BinaryIO:
-    """Take the folder's writer lock: held until the returned file is closed or its process dies.
+def lock_file(path: Path, holds: str) -> BinaryIO:
+    """Take a lock until the returned file is closed or its process dies.
 
-    On systems without `fcntl` no lock is taken, and keeping to one writer is the caller's business.
+    On systems without `fcntl` no lock is taken, and keeping to one holder is the caller's business.
+
+    Args:
+        path: The lock's file, made if it is missing.
+        holds: What the lock is for, named when it is taken.
 
     Raises:
-        CollectionLockedError: Another writer holds it, in this process or another.
+        CollectionLockedError: This process or another one holds it.
     """
-    file = (folder / LOCK_NAME).open("wb")
+    file = path.open("ab")
     if sys.platform != "win32":
         import fcntl
 
@@ -87,7 +87,7 @@ def lock_for_writing(folder: Path) -> BinaryIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
-            raise CollectionLockedError(str(folder)) from error
+            raise CollectionLockedError(holds) from error
         except OSError:
             file.close()
             raise

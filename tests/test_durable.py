@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from edje_qdrant.errors import CollectionLockedError, StoreError
-from edje_qdrant.tokens.durable import (
-    lock_for_writing,
+from edje_qdrant.durable import (
+    lock_file,
     os_errors_as_store_errors,
     write_atomically,
 )
+from edje_qdrant.errors import CollectionLockedError, StoreError
 
 
 def test_replaces_whole(tmp_path):
@@ -36,12 +36,12 @@ def test_a_failed_replacement_leaves_the_old(tmp_path, monkeypatch):
 
 
 def test_the_lock_has_one_holder(tmp_path):
-    first = lock_for_writing(tmp_path)
+    first = lock_file(tmp_path / "lock", "here")
     with pytest.raises(CollectionLockedError, match="another process") as caught:
-        lock_for_writing(tmp_path)
-    assert caught.value.location == str(tmp_path)
+        lock_file(tmp_path / "lock", "here")
+    assert caught.value.location == "here"
     first.close()
-    lock_for_writing(tmp_path).close()
+    lock_file(tmp_path / "lock", "here").close()
 
 
 @pytest.mark.parametrize(
