@@ -1,9 +1,9 @@
 """The demo's second stage: an adapter and a joint encoder, trained on frozen vision tokens.
 
-As the paper does, with masked words, text recovery, and matching against negatives that the first
-stage finds alike; beside them, captions that contradict their own picture in one fact. Negatives
-that are alike teach which colour goes with which shape, and little of sizes and relations, which
-few of a batch hinge on.
+Two trainings, as in the paper. The first has masked words, text recovery, and matching against
+negatives that the first stage finds alike; beside them, captions that contradict their own picture
+in one fact, without which sizes and relations stay at chance: few negatives of a batch hinge on
+them. The second is matching alone, against more of the alike pictures: what a search will meet.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ _NEIGHBOURS = 4  # pictures that look alike to the first stage, in one batch
 _POOL = 4096
 # Shares of the training: words alone, then matching against random pairs, then against hard ones.
 _WORDS_ALONE, _RANDOM_PAIRS = 0.15, 0.2
-_CONTRADICTIONS = 2  # a pair, beside hard negatives
 _MASKED = 0.3  # of a caption's words: the others must say what is asked for
+# By training: hard negatives of either kind a pair, and contradictions.
+_NEGATIVES, _CONTRADICTIONS = (1, 3), (2, 1)
 _VALIDATION_QUERIES, _VALIDATION_CANDIDATES = 500, 10
 
 
@@ -62,21 +63,22 @@ def new_model(encoder: SiglipEncoder) -> EDJEModel:
 
 
 def train_joint(
-    encoder: SiglipEncoder, folder: Path, *, steps: int, pictures: int, seed: int,
-    device: torch.device,
-) -> tuple[EDJEModel, dict[str, float]]:  # fmt: skip
+    encoder: SiglipEncoder, folder: Path, *, steps: int, finetuning_steps: int, pictures: int,
+    seed: int, device: torch.device,
+) -> tuple[EDJEModel, dict[str, dict[str, float]]]:  # fmt: skip
     """Train adapter and joint encoder on a frozen encoder; the best validation's are returned.
 
     Args:
         encoder: Trained; it stays as it is.
         folder: Where drawn scenes, vision tokens, logs and checkpoints go.
-        steps: Optimiser steps of 64 pictures.
+        steps: Optimiser steps of 64 pictures of the first training.
+        finetuning_steps: And of the second.
         pictures: Training scenes.
         seed: Of weights, captions and batches.
         device: To train on.
 
     Returns:
-        The model, and the best validation's figures.
+        The model, and the best validation's figures of both trainings.
     """
     torch.manual_seed(seed)
     encoder.to(device).eval()
@@ -92,15 +94,23 @@ def train_joint(
     tokenizer = model.tokenizer
     special = torch.tensor(tokenizer.all_special_ids, device=device)
 
-    def losses(step: int) -> dict[str, Tensor]:
+    def pretraining(step: int) -> dict[str, Tensor]:
         matching, hard = step >= _WORDS_ALONE * steps, step >= _RANDOM_PAIRS * steps
-        rng = np.random.default_rng([seed, step, 2])
+        return losses(step, 0, ObjectiveWeights(matching=float(matching)), hard=hard)
+
+    def finetuning(step: int) -> dict[str, Tensor]:
+        return losses(step, 1, ObjectiveWeights(words=0, recovery=0), hard=True)
+
+    def losses(
+        step: int, training: int, weights: ObjectiveWeights, *, hard: bool
+    ) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, step, 2 + training])
         torch.manual_seed(seed * 1_000_003 + step)
         chosen = _alike(cache.embeddings, rng) if hard else rng.choice(len(scenes), _BATCH, False)
         batch_scenes = [scenes[i] for i in chosen]
         captions = [describe(s, rng) for s in batch_scenes]
         texts = [c.text for c in captions]
-        count = _CONTRADICTIONS if hard else 0
+        count = _CONTRADICTIONS[training] if hard else 0
         false = [contradict(c, rng) for c in captions for _ in range(count)]
         ids, mask = model.tokenize([c.text for c in [*captions, *false]])
         # A plain copy: training may not use tensors made in inference mode.
@@ -120,10 +130,11 @@ def train_joint(
                 model.adapter,
                 model.joint_encoder,
                 batch,
-                ObjectiveWeights(matching=float(matching)),
+                weights,
                 mask_token_id=tokenizer.mask_token_id,
                 special_ids=special,
                 hard_negatives=hard,
+                num_negatives=_NEGATIVES[training],
                 masked_share=_MASKED,
             )
 
@@ -144,12 +155,17 @@ def train_joint(
         return figures | {f"R@{k}": recall_at(after, k) for k in (1, 5)}
 
     trained = nn.ModuleDict({"adapter": model.adapter, "joint_encoder": model.joint_encoder})
-    config = LoopConfig(
-        steps=steps, peak_lr=1e-3, warmup_steps=min(150, steps // 5), validate_every=250
-    )
-    figures = fit(
-        trained, losses, config, folder=folder, name="joint", validate=validate, best_by="R@1"
-    )
+    figures = {}
+    for name, batch_loss, count, peak in (
+        ("joint", pretraining, steps, 1e-3),
+        ("finetuning", finetuning, finetuning_steps, 5e-4),
+    ):
+        config = LoopConfig(
+            steps=count, peak_lr=peak, warmup_steps=min(150, count // 5), validate_every=250
+        )
+        figures[name] = fit(
+            trained, batch_loss, config, folder=folder, name=name, validate=validate, best_by="R@1"
+        )
     model.joint_encoder.language_model.set_attn_implementation("sdpa")
     return model, figures
 
