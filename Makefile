@@ -30,7 +30,7 @@ format: $(VENV)/.dev
 docs: $(VENV)/.docs ## Build the site into site/
 	$(BIN)/mkdocs build --strict
 
-train: $(VENV)/.installed ## Train the bundled model again (about an hour on 2 cores)
+train: $(VENV)/.dev ## Train the bundled model again (about an hour on 2 cores)
 	$(BIN)/edje-qdrant train --recipe demo --out runs/demo/model --work runs/demo
 
 clean:

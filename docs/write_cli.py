@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from edje_qdrant.cli import app
 
-COMMANDS = ("demo", "ingest", "search", "info", "convert", "train")
+COMMANDS = ("demo", "ingest", "search", "info", "eval", "convert", "train")
 PAGE = Path(__file__).parent / "cli.md"
 HEAD = """# Command line
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["Annotation", "group_by_image", "read_annotations"]
+__all__ = ["Annotation", "group_by_image", "of_split", "read_annotations"]
 
 # Karpathy's COCO split calls the part of COCO's validation set that all train on "restval".
 _SPLITS = {"train": ("train", "restval")}
+_SHOWN = 60
+_KINDS: dict[type, str] = {str: "text", list: "a list"}
+_DECODER = json.JSONDecoder()
+# What stands between two values of JSON that is known to be whole.
+_GAP = re.compile(r"[\s,:]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +31,13 @@ class Annotation:
         image: Absolute path of the picture's file.
         captions: At least one, none blank.
         where: The place it was read from, `file:line`, for messages.
+        part: The part of a Karpathy file it belongs to, `train`, `restval`, `val` or `test`.
     """
 
     image: str
     captions: tuple[str, ...]
     where: str
+    part: str | None = None
 
 
 def read_annotations(
@@ -60,11 +67,11 @@ def read_annotations(
     root = os.path.abspath(images if images is not None else path.parent)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the annotations {path}: {error}") from error
+    karpathy = False
     if path.suffix.lower() == ".jsonl":
         found = _lines(path, text, root)
-        karpathy = False
     else:
         data = _parse(text, f"{path}", first_line=1)
         karpathy = isinstance(data, dict)
@@ -74,16 +81,7 @@ def read_annotations(
                 f'{path}:1: neither a list of {{"image", "caption"}} nor a Karpathy file with a '
                 'list "images"'
             )
-        read = _karpathy if karpathy else _pair
-        found = []
-        for number, item in enumerate(items):
-            try:
-                annotation = read(item, root, split)
-            except ValueError as error:
-                line = _line_of(text, number, karpathy)
-                raise ConfigError(f"{path}:{line}: item {number + 1}: {error}") from error
-            if annotation is not None:
-                found.append(Annotation(*annotation, f"{path}: item {number + 1}"))
+        found = _items(path, text, items, root, split, karpathy=karpathy)
     if split is not None and not karpathy:
         raise ConfigError(
             f"{path} has no splits, so {split!r} cannot be chosen; only Karpathy files do"
@@ -94,14 +92,20 @@ def read_annotations(
     return found
 
 
+def of_split(annotations: Iterable[Annotation], split: str) -> list[Annotation]:
+    """Return those of one split; `train` takes `restval` in, as is usual."""
+    parts = _SPLITS.get(split, (split,))
+    return [annotation for annotation in annotations if annotation.part in parts]
+
+
 def group_by_image(annotations: Iterable[Annotation]) -> list[Annotation]:
     """Gather the captions of pictures that are named more than once, in order of first mention."""
     gathered: dict[str, list[Annotation]] = {}
     for annotation in annotations:
         gathered.setdefault(annotation.image, []).append(annotation)
     return [
-        Annotation(image, tuple(c for a in parts for c in a.captions), parts[0].where)
-        for image, parts in gathered.items()
+        replace(parts[0], captions=tuple(c for a in parts for c in a.captions))
+        for parts in gathered.values()
     ]
 
 
@@ -110,14 +114,30 @@ def _lines(path: Path, text: str, root: str) -> list[Annotation]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
+        item = _parse(line, f"{path}", first_line=number)
         try:
-            pair = _pair(_parse(line, f"{path}", first_line=number), root, None)
-        except ConfigError:
-            raise
+            found.append(Annotation(*_pair(item, root), f"{path}:{number}"))
         except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        found.append(Annotation(*pair, where))
+            raise ConfigError(f"{path}:{number}: {error}") from error
+    return found
+
+
+def _items(
+    path: Path, text: str, items: list[Any], root: str, split: str | None, *, karpathy: bool
+) -> list[Annotation]:
+    wanted = None if split is None else _SPLITS.get(split, (split,))
+    found = []
+    for number, (item, line) in enumerate(zip(items, _lines_of(text), strict=True), start=1):
+        where = f"{path}:{line}"
+        try:
+            if not karpathy:
+                found.append(Annotation(*_pair(item, root), where))
+                continue
+            part = _part(item)
+            if wanted is None or part in wanted:
+                found.append(Annotation(*_karpathy(item, root), where, part))
+        except ValueError as error:
+            raise ConfigError(f"{where}: item {number}: {error}") from error
     return found
 
 
@@ -129,9 +149,11 @@ def _parse(text: str, path: str, *, first_line: int) -> Any:
         raise ConfigError(f"{path}:{line}: no JSON: {error.msg}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}:{first_line}: no JSON: nested too deep") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{path}:{first_line}: no JSON that can be read: {error}") from error
 
 
-def _pair(item: Any, root: str, _: str | None) -> tuple[str, tuple[str, ...]]:
+def _pair(item: Any, root: str) -> tuple[str, tuple[str, ...]]:
     if not isinstance(item, dict):
         raise ValueError('not an object {"image", "caption"}')
     caption = _field(item, "caption", (str, list))
@@ -141,16 +163,23 @@ def _pair(item: Any, root: str, _: str | None) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def _karpathy(item: Any, root: str, split: str | None) -> tuple[str, tuple[str, ...]] | None:
+def _part(item: Any) -> str:
     if not isinstance(item, dict):
         raise ValueError('not an object {"filename", "split", "sentences"}')
-    part = _field(item, "split", (str,))
-    if split is not None and part not in _SPLITS.get(split, (split,)):
-        return None
+    part: str = _field(item, "split", (str,))
+    return part
+
+
+def _karpathy(item: dict[str, Any], root: str) -> tuple[str, tuple[str, ...]]:
     folder = _field(item, "filepath", (str,)) if "filepath" in item else ""
-    sentences = _field(item, "sentences", (list,))
-    raw = [_field(s, "raw", (str,)) if isinstance(s, dict) else None for s in sentences]
+    raw = []
+    for sentence in _field(item, "sentences", (list,)):
+        if not isinstance(sentence, dict):
+            raise ValueError('"sentences" must hold objects {"raw"}, not ' + _shown(sentence))
+        raw.append(_field(sentence, "raw", (str,)))
     name = _field(item, "filename", (str,))
+    if not name:
+        raise ValueError('"filename" is empty')
     return _image(root, os.path.join(folder, name)), _captions(raw, '"sentences"')
 
 
@@ -159,8 +188,8 @@ def _field(item: dict[str, Any], name: str, kinds: tuple[type, ...]) -> Any:
         raise ValueError(f'"{name}" is missing')
     value = item[name]
     if not isinstance(value, kinds):
-        wanted = " or ".join({str: "text", list: "a list"}[kind] for kind in kinds)
-        raise ValueError(f'"{name}" must be {wanted}, not {json.dumps(value)[:60]}')
+        wanted = " or ".join(_KINDS[kind] for kind in kinds)
+        raise ValueError(f'"{name}" must be {wanted}, not {_shown(value)}')
     return value
 
 
@@ -169,25 +198,48 @@ def _captions(captions: Sequence[Any], name: str) -> tuple[str, ...]:
         raise ValueError(f"{name} holds no caption")
     for caption in captions:
         if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f"{name} holds {json.dumps(caption)[:60]}, which is no caption")
+            raise ValueError(f"{name} holds {_shown(caption)}, which is no caption")
     return tuple(captions)
 
 
 def _image(root: str, name: str) -> str:
     if not name:
-        raise ValueError("the picture's path is empty")
+        raise ValueError('"image" is empty')
     return os.path.abspath(os.path.join(root, name))
 
 
-def _line_of(text: str, number: int, karpathy: bool) -> int:
-    """Find the line an item of a list begins in; the file is known to be JSON."""
-    start = re.search(r'"images"\s*:\s*\[' if karpathy else r"\[", text)
-    assert start is not None
-    position, decoder = start.end(), json.JSONDecoder()
-    for skipped in range(number + 1):
-        space = re.compile(r"[\s,]*").match(text, position)
-        assert space is not None
-        position = space.end()
-        if skipped < number:
-            position = decoder.raw_decode(text, position)[1]
-    return text.count("\n", 0, position) + 1
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _lines_of(text: str) -> Iterator[int]:
+    """Yield the line each item of the list begins in; the text is known to be JSON."""
+    position, line = _list_start(text), 1
+    counted = 0
+    while text[position] != "]":
+        line += text.count("\n", counted, position)
+        counted = position
+        yield line
+        position = _next(text, _DECODER.raw_decode(text, position)[1])
+
+
+def _list_start(text: str) -> int:
+    """Find the first item of the whole list, or of the last `images` of the whole object."""
+    position = _next(text, 0)
+    if text[position] == "[":
+        return _next(text, position + 1)
+    start = 0
+    position = _next(text, position + 1)
+    while text[position] != "}":
+        name, position = _DECODER.raw_decode(text, position)
+        position = _next(text, position)
+        if name == "images":
+            start = _next(text, position + 1)  # behind its bracket
+        position = _next(text, _DECODER.raw_decode(text, position)[1])
+    return start
+
+
+def _next(text: str, position: int) -> int:
+    found = _GAP.match(text, position)
+    return found.end() if found else position

@@ -6,8 +6,6 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import io
-import json
-import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from edje_qdrant.cli_eval import EvalCommand, evaluate
+from edje_qdrant.cli_loading import (
+    check_device,
+    load_model,
+    note_demo_model,
+    open_collection,
+    open_or_create,
+    print_result,
+    silence_libraries,
+)
 from edje_qdrant.cli_options import (
     Collection,
     Device,
@@ -26,15 +34,12 @@ from edje_qdrant.cli_options import (
     Model,
     Progress,
     Url,
-    api_key,
     where_is,
 )
-from edje_qdrant.errors import CollectionNotFoundError, ConfigError, EdjeError
+from edje_qdrant.errors import ConfigError, EdjeError
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
-    from edje_qdrant.collection import ImageCollection
-    from edje_qdrant.model import EDJEModel
     from edje_qdrant.types import IngestReport, SearchResult
 
 __all__ = ["app", "main"]
@@ -125,14 +130,9 @@ def ingest(
 
     where = where_is(index, url)
     check_source(source)  # before a collection is created for nothing
-    target, loaded = _open_or_create(where, collection, model, device)
+    target, loaded = open_or_create(where, collection, model, device)
     with target:
-        if loaded.name_or_path == "demo":
-            typer.echo(
-                "note: the model 'demo' knows only drawn shapes; for photographs, convert the "
-                "published checkpoint (edje-qdrant convert --help) and pass it with --model",
-                err=True,
-            )
+        note_demo_model(loaded)
         report = ingest_images(
             source,
             target,
@@ -154,7 +154,7 @@ def ingest(
         "name": collection,
         "model": loaded.name_or_path,
     }
-    _print(data, _ingest_text(report, points), as_json)
+    print_result(data, _ingest_text(report, points), as_json)
 
 
 @app.command()
@@ -177,8 +177,8 @@ def search(
     """Find the pictures that a text fits best."""
     from edje_qdrant.retriever import TwoStageRetriever
 
-    with _open(where_is(index, url), collection) as opened:
-        retriever = TwoStageRetriever(opened, _load(model, device, opened))
+    with open_collection(where_is(index, url), collection) as opened:
+        retriever = TwoStageRetriever(opened, load_model(model, device, opened))
         number = max(100, top_k) if candidates is None else candidates
         result = retriever.search(text, top_k=top_k, num_candidates=number)
     data = {
@@ -187,7 +187,7 @@ def search(
         "timings_ms": {name: round(ms, 3) for name, ms in result.timings.as_dict().items()},
         "degraded": result.degraded,
     }
-    _print(data, _search_text(result), as_json)
+    print_result(data, _search_text(result), as_json)
 
 
 @app.command()
@@ -199,7 +199,7 @@ def info(
 ) -> None:
     """Say what a collection holds and what wrote it."""
     where = where_is(index, url)
-    with _open(where, collection) as opened:
+    with open_collection(where, collection) as opened:
         contract = opened.contract
         data = {
             "points": opened.count(),
@@ -213,7 +213,7 @@ def info(
             "contract": contract.as_dict(),
         }
     shown = {key: value for key, value in data.items() if key != "contract"}
-    _print(data, "\n".join(f"{key:<16} {value}" for key, value in shown.items()), as_json)
+    print_result(data, "\n".join(f"{key:<16} {value}" for key, value in shown.items()), as_json)
 
 
 @app.command()
@@ -231,7 +231,7 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint in the published layout into a folder that --model takes."""
-    _silence_libraries()
+    silence_libraries()
     from edje_qdrant.model import EDJEModel
 
     model = EDJEModel.from_official_checkpoint(
@@ -240,7 +240,7 @@ def convert(
     model.save_pretrained(out)
     data = {"model": str(out), **model.config.as_dict()}
     text = f"wrote {out}; use it with: edje-qdrant ingest PICTURES --index FOLDER --model {out}"
-    _print(data, text, as_json)
+    print_result(data, text, as_json)
 
 
 @app.command()
@@ -253,12 +253,12 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Draw scenes, ingest them, search them, and show what reranking mends."""
-    _silence_libraries()
+    silence_libraries()
     from edje_qdrant.demo.run import run_demo
 
     shown = sys.stderr.isatty() if progress is None else progress
     report = run_demo(folder, pictures=pictures, progress=shown)
-    _print(report.as_dict(), report.text(), as_json)
+    print_result(report.as_dict(), report.text(), as_json)
 
 
 @app.command()
@@ -277,76 +277,16 @@ def train(
     """Train the bundled model again from nothing; a run that was stopped goes on."""
     if recipe != "demo":
         raise ConfigError(f"there is no recipe {recipe!r}; the one there is, is 'demo'")
-    _check_device(device)
-    _silence_libraries()
+    check_device(device)
+    silence_libraries()
     from edje_qdrant.demo.recipe import train_demo
 
     place = work or out.with_name(f"{out.name}.work")
     report = train_demo(out, place, scale=steps_scale, seed=seed, device=device)
-    _print(report, f"wrote {out}; use it with --model {out}", as_json)
+    print_result(report, f"wrote {out}; use it with --model {out}", as_json)
 
 
-def _open(where: str, name: str) -> ImageCollection:
-    from edje_qdrant.collection import ImageCollection
-
-    return ImageCollection.open(where, name, api_key=api_key())
-
-
-def _open_or_create(
-    where: str, name: str, model: str | None, device: str | None
-) -> tuple[ImageCollection, EDJEModel]:
-    from edje_qdrant.collection import ImageCollection
-
-    try:
-        collection = _open(where, name)
-    except CollectionNotFoundError:
-        loaded = _load(model, device, None)
-        created = ImageCollection.create(where, name, loaded.contract(), api_key=api_key())
-        return created, loaded
-    try:
-        return collection, _load(model, device, collection)
-    except BaseException:
-        collection.close()
-        raise
-
-
-def _load(name: str | None, device: str | None, collection: ImageCollection | None) -> EDJEModel:
-    """Load the model asked for, or else the collection's own, or else the bundled one."""
-    _check_device(device)
-    _silence_libraries()
-    from edje_qdrant.model import EDJEModel
-    from edje_qdrant.retriever import load_named_model
-
-    if name is None and collection is not None and collection.contract.model is not None:
-        return load_named_model(collection, device=device)
-    return EDJEModel.from_pretrained(name or "demo", device=device)
-
-
-def _check_device(device: str | None) -> None:
-    if device is None:
-        return
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except Exception as error:  # torch raises this or that, depending on how it was built
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {device} cannot be used here: {reason}") from error
-
-
-def _silence_libraries() -> None:
-    """Keep the libraries' bars and advice out of the output."""
-    import transformers
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    for library in ("huggingface_hub", "transformers"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    disable_progress_bars()
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _print(data: dict[str, Any], text: str, as_json: bool) -> None:
-    typer.echo(json.dumps(data) if as_json else text)
+app.command("eval", cls=EvalCommand)(evaluate)
 
 
 def _ingest_text(report: IngestReport, points: int) -> str:

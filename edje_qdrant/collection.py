@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.collection_checks import check_contract, check_pictures
 from edje_qdrant.collection_record import (
     CollectionRecord,
     TokenPlace,
@@ -24,13 +25,13 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.durable import sync_folder
 from edje_qdrant.errors import ConfigError, TokensNotFoundError
 from edje_qdrant.index import TOKENS_KEY, EdgeIndex, QdrantIndex, QdrantOptions, VectorIndex
-from edje_qdrant.index.checks import check_points
-from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
 from edje_qdrant.types import Candidate, ImageEncoding, Payload, Point
 
 __all__ = ["ImageCollection", "user_payload"]
+
+T = TypeVar("T")
 
 
 def user_payload(payload: Payload) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class ImageCollection:
         where = resolve(location)
         check_name(name)
         contract = contract.with_codec(codec)
-        _check_contract(contract)
+        check_contract(contract)
         place = tokens or ("file" if isinstance(where, Path) else "payload")
         if place not in ("file", "payload"):
             raise ConfigError(f'tokens is {place!r}; give "file" or "payload"')
@@ -235,7 +236,7 @@ class ImageCollection:
             StoreError: The disk or the engine refused; points that were written have their tokens.
             EngineUnavailableError: The server went away; the same holds.
         """
-        self._check(image_ids, encoding, payloads)
+        check_pictures(self._contract, image_ids, encoding, payloads)
         if not image_ids:
             return
         references = self._store.put(image_ids, encoding.tokens)
@@ -288,18 +289,27 @@ class ImageCollection:
         places: dict[str, int] = {}
         for candidate in candidates:
             places.setdefault(candidate.image_id, len(places))
-        payloads = self._index.retrieve([*places])
-        gone = [image_id for image_id in places if image_id not in payloads]
-        if gone:
-            raise TokensNotFoundError(
-                f"pictures {', '.join(gone[:3])} ({len(gone)} in all) were deleted since they "
-                "were found; search again",
-                gone,
-            )
-        tokens = self._store.get([*places], [_reference(payloads[i]) for i in places])
+        payloads = _in_order([*places], self._index.retrieve([*places]))
+        tokens = self._store.get([*places], [_reference(p) for p in payloads])
         if len(places) == len(candidates):
             return tokens
         return tokens[[places[candidate.image_id] for candidate in candidates]]
+
+    def encodings(self, image_ids: Sequence[str]) -> ImageEncoding:
+        """Read pictures back as the model encoded them, in order, each as often as it is named.
+
+        Raises:
+            TokensNotFoundError: Some are not in the collection; names the ids.
+            TokensCorruptError: Stored bytes are not what was written; names the ids.
+        """
+        payloads = _in_order(image_ids, self._index.retrieve(image_ids))
+        vectors = _in_order(image_ids, self._index.vectors(image_ids))
+        embeddings = np.empty((len(image_ids), self._contract.embedding_dim), np.float32)
+        for row, vector in enumerate(vectors):
+            embeddings[row] = vector
+        return ImageEncoding(
+            embeddings, self._store.get(image_ids, [_reference(p) for p in payloads])
+        )
 
     def delete(self, image_ids: Sequence[str]) -> None:
         """Remove pictures; unknown ids are ignored. Tokens in a side file stay as dead weight."""
@@ -334,54 +344,16 @@ class ImageCollection:
     ) -> None:
         self.close()
 
-    def _check(
-        self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
-    ) -> None:
-        """Refuse, before anything is written, what the store or the index would refuse later."""
-        n, contract = len(image_ids), self._contract
-        expected = {
-            "embeddings": ((n, contract.embedding_dim), np.dtype(np.float32)),
-            "tokens": ((n, contract.num_tokens, contract.token_dim), np.dtype(np.float16)),
-        }
-        for what, (shape, dtype) in expected.items():
-            array: NDArray[Any] = getattr(encoding, what)
-            if array.shape != shape or array.dtype != dtype:
-                raise ConfigError(
-                    f"{what} must be {dtype} of shape {shape} for {n} ids, as the collection's "
-                    f"contract says, not {array.dtype} of shape {array.shape}"
-                )
-            bad = ~np.isfinite(array).reshape(n, -1).all(axis=1) if n else np.zeros(0, bool)
-            if bad.any():
-                first = int(bad.argmax())
-                raise ConfigError(
-                    f"{what} of picture {image_ids[first]} hold NaN or infinity; "
-                    "check the encoder's precision and its input"
-                )
-        if len(payloads) != n:
-            raise ConfigError(f"{len(payloads)} payloads for {n} ids; give one for each")
-        for image_id, payload in zip(image_ids, payloads, strict=True):
-            if TOKENS_KEY in payload:
-                raise ConfigError(
-                    f"the payload of {image_id} has the key {TOKENS_KEY!r}, which is reserved; "
-                    "rename it"
-                )
-        check_points(
-            [
-                Point(image_id, embedding, payload)
-                for image_id, embedding, payload in zip(
-                    image_ids, encoding.embeddings, payloads, strict=True
-                )
-            ],
-            contract.embedding_dim,
-        )
 
-
-def _check_contract(contract: TokenContract) -> None:
-    codec_for(contract.codec, contract.num_tokens, contract.token_dim)
-    if contract.dtype != "float16":
-        raise ConfigError(
-            f"the contract's dtype is {contract.dtype!r}; collections keep float16 tokens"
+def _in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
+    gone = [image_id for image_id in image_ids if image_id not in found]
+    if gone:
+        raise TokensNotFoundError(
+            f"pictures {', '.join(gone[:3])} ({len(gone)} in all) are not in the collection; "
+            "if they were found before, they have been deleted since: search again",
+            gone,
         )
+    return [found[image_id] for image_id in image_ids]
 
 
 def _reference(payload: Payload) -> Mapping[str, Any]:

@@ -9,31 +9,27 @@ import stat
 import time
 import uuid
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError, ImageReadError
-from edje_qdrant.sources import ListedPicture, Source, list_pictures, words
+from edje_qdrant.pictures import MAX_PIXELS, ignore_decoder_warnings, open_upright, words
+from edje_qdrant.sources import ListedPicture, Source, list_pictures
+from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.types import FailedImage, IngestReport, Payload
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
 
-__all__ = ["MAX_PIXELS", "ingest_images"]
-
-#: Pillow opens nothing larger, whatever limit is given here.
-MAX_PIXELS = 178_956_970
+__all__ = ["MAX_PIXELS", "ingest_images", "picture_id"]
 
 # Ids must stay the same for ever, or a rerun would add every picture again.
 _NAMESPACE = uuid.UUID("6b1f4a52-93a6-5f0e-8d0c-2f5a7c1de4b9")
@@ -41,20 +37,7 @@ _READ_BYTES = 1 << 20
 # Ids looked up in one call, before anything is decoded.
 _LOOKUP = 256
 
-# EXIF orientation -> what brings the picture upright (CIPA DC-008, tag 274).
-_ORIENTATION_TAG = 274
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +116,10 @@ def ingest_images(
     collection.require(model.contract())
     run = _Run(collection, model, max_pixels, total=sum(1 for _ in listing()), progress=progress)
     unflushed = 0
-    # Pillow warns of what it reads nevertheless; what it does not read is in the report.
     with warnings.catch_warnings(), run.bar, ThreadPoolExecutor(workers) as pool:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        ignore_decoder_warnings()
         try:
-            for batch in _batches(run.decoded(listing(), pool, ahead=2 * batch_size), batch_size):
+            for batch in batches(run.decoded(listing(), pool, ahead=2 * batch_size), batch_size):
                 unflushed += run.write(batch)
                 if unflushed >= checkpoint_every:
                     collection.flush()
@@ -151,6 +133,26 @@ def ingest_images(
     collection.flush()
     collection.optimize()
     return IngestReport(run.added, run.skipped, tuple(run.failed), time.perf_counter() - started)
+
+
+def picture_id(path: str) -> str:
+    """Return the id a picture has in every collection; it is made from its file's bytes alone.
+
+    Raises:
+        ImageReadError: The file cannot be read or is empty; whether it holds a picture is not seen.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited on for ever
+            raise ImageReadError(path, "not a file")
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+            if file.tell() == 0:
+                raise ImageReadError(path, "the file is empty")
+    except (OSError, ValueError) as error:
+        raise ImageReadError(path, words(error)) from error
+    return str(uuid.uuid5(_NAMESPACE, digest.hexdigest()))
 
 
 class _Run:
@@ -179,11 +181,11 @@ class _Run:
         self, items: Iterable[ListedPicture | FailedImage], pool: ThreadPoolExecutor, *, ahead: int
     ) -> Iterator[_Decoded]:
         """Yield the pictures that are not in the collection, `ahead` of them decoded before use."""
-        identified = self._readable(_in_threads(pool, _identify, items, 2 * _LOOKUP))
+        identified = self._readable(in_threads(pool, _identify, items, 2 * _LOOKUP))
         fresh = (
-            picture for batch in _batches(identified, _LOOKUP) for picture in self._missing(batch)
+            picture for batch in batches(identified, _LOOKUP) for picture in self._missing(batch)
         )
-        return self._readable(_in_threads(pool, self._decode, fresh, ahead))
+        return self._readable(in_threads(pool, self._decode, fresh, ahead))
 
     def write(self, pictures: Sequence[_Decoded]) -> int:
         """Encode and write a batch; return how many of them were new."""
@@ -239,70 +241,28 @@ def _identify(item: ListedPicture | FailedImage) -> _Known | FailedImage:
     if isinstance(item, FailedImage):
         return item
     try:
-        if not stat.S_ISREG(os.stat(item.path).st_mode):  # a pipe would be waited on for ever
-            return FailedImage(item.path, "not a file")
-        digest = hashlib.sha256()
-        with open(item.path, "rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-            if file.tell() == 0:
-                return FailedImage(item.path, "the file is empty")
-    except (OSError, ValueError) as error:
-        return FailedImage(item.path, words(error))
+        image_id = picture_id(item.path)
+    except ImageReadError as error:
+        return FailedImage(item.path, error.reason)
     try:
         json.dumps([item.path, item.fields], allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         return FailedImage(item.path, f"its payload cannot be stored: {words(error)}")
-    return _Known(str(uuid.uuid5(_NAMESPACE, digest.hexdigest())), item)
+    return _Known(image_id, item)
 
 
 def _decode(picture: _Known, model: EDJEModel, max_pixels: int) -> _Decoded | FailedImage:
     path = picture.listed.path
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > max_pixels:
-                size = f"{image.width} x {image.height} pixels"
-                return FailedImage(path, f"{size}, and no more than {max_pixels} are read")
-            upright = _upright(image)
-            payload = {
-                **picture.listed.fields,
-                "path": path,
-                "width": upright.width,
-                "height": upright.height,
-            }
-            return _Decoded(picture.image_id, payload, model.preprocess([upright]))
+        upright = open_upright(path, path, max_pixels=max_pixels)
+        payload = {
+            **picture.listed.fields,
+            "path": path,
+            "width": upright.width,
+            "height": upright.height,
+        }
+        return _Decoded(picture.image_id, payload, model.preprocess([upright]))
     except ImageReadError as error:
         return FailedImage(path, error.reason)
-    except UnidentifiedImageError:
-        return FailedImage(path, "not a picture, or of a kind that cannot be read here")
-    except Exception as error:  # on damaged files decoders raise anything
+    except Exception as error:  # image processors refuse odd shapes in their own ways
         return FailedImage(path, words(error))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # first, as loading a TIFF turns it
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # damaged EXIF data is no reason to lose a picture
-        return image
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
-
-
-def _in_threads(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int
-) -> Iterator[R]:
-    """Yield `function` of each item in order, while up to `ahead` further ones are worked on."""
-    waiting: deque[Future[R]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import TOKENS_KEY
+from edje_qdrant.pictures import words
 from edje_qdrant.types import FailedImage, Payload
 
-__all__ = ["PICTURE_SUFFIXES", "ListedPicture", "Source", "check_source", "list_pictures", "words"]
+__all__ = ["PICTURE_SUFFIXES", "ListedPicture", "Source", "check_source", "list_pictures"]
 
 #: A folder, a picture, a JSONL manifest, or a list of pictures' paths.
 Source = str | Path | Sequence[str | Path]
@@ -79,12 +80,6 @@ def list_pictures(source: Source) -> Callable[[], Listing]:
         f"{path} {what}; give a folder of pictures, or a .jsonl file, each line an object "
         'with "path"'
     )
-
-
-def words(error: Exception) -> str:
-    """Return an error's text in one line, without the path, which its readers see beside it."""
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
 
 
 def _not_empty(listing: Callable[[], Listing], otherwise: str) -> Callable[[], Listing]:

@@ -24,7 +24,7 @@ from edje_qdrant.model.official import published_names
 from edje_qdrant.retriever import TwoStageRetriever
 
 WritePictures = Callable[..., list[Path]]
-COMMANDS = ["convert", "demo", "info", "ingest", "search", "train"]
+COMMANDS = ["convert", "demo", "eval", "info", "ingest", "search", "train"]
 
 
 @pytest.fixture(autouse=True)

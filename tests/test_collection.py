@@ -163,6 +163,22 @@ def test_candidates_of_several_queries_are_read_at_once(place):
         assert collection.tokens([]).shape == (0, 4, 6)
 
 
+def test_embeddings_and_tokens_are_read_back_by_id(place):
+    with place.create() as collection:
+        encoding = fill(collection, ids_of(5))
+        a, b, c, _, e = ids_of(5)
+        back = collection.encodings([e, b, b, a])
+        np.testing.assert_allclose(back.embeddings, encoding.embeddings[[4, 1, 1, 0]], atol=1e-6)
+        assert (back.tokens == encoding.tokens[[4, 1, 1, 0]]).all()
+        assert (back.embeddings.dtype, back.tokens.dtype) == (np.float32, np.float16)
+        none = collection.encodings([])
+        assert (none.embeddings.shape, none.tokens.shape) == ((0, 8), (0, 4, 6))
+        collection.delete([c])
+        with pytest.raises(TokensNotFoundError, match="not in the collection") as caught:
+            collection.encodings([a, c, b])
+        assert caught.value.image_ids == (c,)
+
+
 def test_engines_and_stores_give_the_same_candidates_and_tokens(tmp_path):
     ids = ids_of(40)
     queries = encoding_of(ids_of(5, start=100)).embeddings

@@ -1,9 +1,8 @@
 """The demo's second stage: an adapter and a joint encoder, trained on frozen vision tokens.
 
-Two trainings, as in the paper. The first has masked words, text recovery, and matching against
-negatives that the first stage finds alike; beside them, captions that contradict their own picture
-in one fact, without which sizes and relations stay at chance: few negatives of a batch hinge on
-them. The second is matching alone, against more of the alike pictures: what a search will meet.
+As the paper does, with masked words, text recovery, and matching against negatives that the first
+stage finds alike; beside them, captions that contradict their own picture in one fact. Few
+negatives of a batch hinge on a size or a relation; without contradictions these stay at chance.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
 from edje_qdrant.demo.captions import Caption, contradict, describe, truth_matrix
@@ -26,8 +25,8 @@ from edje_qdrant.metrics import ranks_of, recall_at
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.adapter import CompressedAdapter
 from edje_qdrant.training.initialise import look_at_regions
-from edje_qdrant.training.loop import LoopConfig, autocast, fit
-from edje_qdrant.training.objectives import Batch, ObjectiveWeights, pretraining_losses
+from edje_qdrant.training.loop import LoopConfig, fit
+from edje_qdrant.training.objectives import Batch, Objectives, TrainedParts
 from edje_qdrant.training.vision_cache import VisionCache
 
 __all__ = ["NUM_TOKENS", "new_model", "train_joint"]
@@ -38,9 +37,8 @@ _NEIGHBOURS = 4  # pictures that look alike to the first stage, in one batch
 _POOL = 4096
 # Shares of the training: words alone, then matching against random pairs, then against hard ones.
 _WORDS_ALONE, _RANDOM_PAIRS = 0.15, 0.2
+_CONTRADICTIONS = 2  # a pair, beside hard negatives
 _MASKED = 0.3  # of a caption's words: the others must say what is asked for
-# By training: hard negatives of either kind a pair, and contradictions.
-_NEGATIVES, _CONTRADICTIONS = (1, 3), (2, 1)
 _VALIDATION_QUERIES, _VALIDATION_CANDIDATES = 500, 10
 
 
@@ -63,22 +61,21 @@ def new_model(encoder: SiglipEncoder) -> EDJEModel:
 
 
 def train_joint(
-    encoder: SiglipEncoder, folder: Path, *, steps: int, finetuning_steps: int, pictures: int,
-    seed: int, device: torch.device,
-) -> tuple[EDJEModel, dict[str, dict[str, float]]]:  # fmt: skip
+    encoder: SiglipEncoder, folder: Path, *, steps: int, pictures: int, seed: int,
+    device: torch.device,
+) -> tuple[EDJEModel, dict[str, float]]:  # fmt: skip
     """Train adapter and joint encoder on a frozen encoder; the best validation's are returned.
 
     Args:
         encoder: Trained; it stays as it is.
         folder: Where drawn scenes, vision tokens, logs and checkpoints go.
-        steps: Optimiser steps of 64 pictures of the first training.
-        finetuning_steps: And of the second.
+        steps: Optimiser steps of 64 pictures.
         pictures: Training scenes.
         seed: Of weights, captions and batches.
         device: To train on.
 
     Returns:
-        The model, and the best validation's figures of both trainings.
+        The model, and the best validation's figures.
     """
     torch.manual_seed(seed)
     encoder.to(device).eval()
@@ -91,52 +88,33 @@ def train_joint(
     look_at_regions(cast("CompressedAdapter", model.adapter), sample)
     if device.type == "cpu":  # the plain attention's backward pass is by far the faster there
         model.joint_encoder.language_model.set_attn_implementation("eager")
-    tokenizer = model.tokenizer
-    special = torch.tensor(tokenizer.all_special_ids, device=device)
 
-    def pretraining(step: int) -> dict[str, Tensor]:
+    def batch(step: int) -> Batch:
         matching, hard = step >= _WORDS_ALONE * steps, step >= _RANDOM_PAIRS * steps
-        return losses(step, 0, ObjectiveWeights(matching=float(matching)), hard=hard)
-
-    def finetuning(step: int) -> dict[str, Tensor]:
-        return losses(step, 1, ObjectiveWeights(words=0, recovery=0), hard=True)
-
-    def losses(
-        step: int, training: int, weights: ObjectiveWeights, *, hard: bool
-    ) -> dict[str, Tensor]:
-        rng = np.random.default_rng([seed, step, 2 + training])
-        torch.manual_seed(seed * 1_000_003 + step)
+        rng = np.random.default_rng([seed, step, 2])
         chosen = _alike(cache.embeddings, rng) if hard else rng.choice(len(scenes), _BATCH, False)
-        batch_scenes = [scenes[i] for i in chosen]
-        captions = [describe(s, rng) for s in batch_scenes]
+        shown = [scenes[i] for i in chosen]
+        captions = [describe(s, rng) for s in shown]
         texts = [c.text for c in captions]
-        count = _CONTRADICTIONS[training] if hard else 0
+        count = _CONTRADICTIONS if hard else 0
         false = [contradict(c, rng) for c in captions for _ in range(count)]
         ids, mask = model.tokenize([c.text for c in [*captions, *false]])
-        # A plain copy: training may not use tensors made in inference mode.
-        text_embeddings = torch.from_numpy(model.encode_texts(texts)).to(device)
-        image_embeddings = torch.from_numpy(cache.embeddings[chosen]).to(device)
-        batch = Batch(
+        numbers = torch.arange(_BATCH, device=device)
+        return Batch(
             vision_tokens=torch.from_numpy(cache.tokens[chosen]).to(device).float(),
+            image_embeddings=torch.from_numpy(cache.embeddings[chosen]).to(device),
+            # A plain copy: training may not use tensors made in inference mode.
+            text_embeddings=torch.from_numpy(model.encode_texts(texts)).to(device),
             input_ids=ids[:_BATCH],
             attention_mask=mask[:_BATCH],
-            text_embeddings=text_embeddings,
-            similarity=text_embeddings @ image_embeddings.T,
-            forbidden=torch.from_numpy(truth_matrix(captions, batch_scenes)).to(device),
-            **_contradictions(false, batch_scenes, ids, mask),
+            image_ids=numbers,
+            caption_ids=numbers,
+            seed=int(rng.integers(1 << 40)),
+            matching=matching,
+            hard=hard,
+            true_pairs=torch.from_numpy(truth_matrix(captions, shown)).to(device),
+            **_contradictions(false, shown, ids, mask),
         )
-        with autocast(device):
-            return pretraining_losses(
-                model.adapter,
-                model.joint_encoder,
-                batch,
-                weights,
-                mask_token_id=tokenizer.mask_token_id,
-                special_ids=special,
-                hard_negatives=hard,
-                num_negatives=_NEGATIVES[training],
-                masked_share=_MASKED,
-            )
 
     queries = [c.text for c in captions_for(held, seed)][:_VALIDATION_QUERIES]
     first = model.encode_texts(queries) @ held_cache.embeddings.T
@@ -154,18 +132,13 @@ def train_joint(
         figures = {f"first R@{k}": recall_at(before, k) for k in (1, 10)}
         return figures | {f"R@{k}": recall_at(after, k) for k in (1, 5)}
 
-    trained = nn.ModuleDict({"adapter": model.adapter, "joint_encoder": model.joint_encoder})
-    figures = {}
-    for name, batch_loss, count, peak in (
-        ("joint", pretraining, steps, 1e-3),
-        ("finetuning", finetuning, finetuning_steps, 5e-4),
-    ):
-        config = LoopConfig(
-            steps=count, peak_lr=peak, warmup_steps=min(150, count // 5), validate_every=250
-        )
-        figures[name] = fit(
-            trained, batch_loss, config, folder=folder, name=name, validate=validate, best_by="R@1"
-        )
+    config = LoopConfig(
+        steps=steps, peak_lr=1e-3, warmup_steps=min(150, steps // 5), validate_every=250, seed=seed
+    )
+    figures = fit(
+        TrainedParts(model, Objectives(masked_share=_MASKED)), batch, config,
+        folder=folder, name="joint", validate=validate, best_by="R@1",
+    )  # fmt: skip
     model.joint_encoder.language_model.set_attn_implementation("sdpa")
     return model, figures
 

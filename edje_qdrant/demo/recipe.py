@@ -23,7 +23,6 @@ __all__ = ["scene_encoder", "train_demo"]
 
 TOWER_STEPS = 3000
 JOINT_STEPS = 5000
-FINETUNING_STEPS = 2000
 PICTURES = 100_000
 
 
@@ -64,8 +63,8 @@ def train_demo(
         raise ConfigError(f"scale must be above 0 and at most 100, got {scale}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pictures = max(256, round(PICTURES * scale))
-    tower_steps, joint_steps, finetuning_steps = (
-        max(4, round(steps * scale)) for steps in (TOWER_STEPS, JOINT_STEPS, FINETUNING_STEPS)
+    tower_steps, joint_steps = (
+        max(4, round(steps * scale)) for steps in (TOWER_STEPS, JOINT_STEPS)
     )
     started = time.perf_counter()
     siglip, tokenizer, tower = train_tower(
@@ -76,12 +75,11 @@ def train_demo(
         encoder,
         work,
         steps=joint_steps,
-        finetuning_steps=finetuning_steps,
         pictures=pictures,
         seed=seed,
         device=place,
     )
-    stages = {"tower": tower, **joint}
+    stages = {"tower": tower, "joint": joint}
     report: dict[str, Any] = {
         "recipe": "demo",
         "seed": seed,

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.demo.captions import describe
-from edje_qdrant.demo.contact_sheet import SheetRow, draw_contact_sheet
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.errors import ConfigError, StoreError
+from edje_qdrant.evaluation.contact_sheet import SheetRow, draw_contact_sheet
 from edje_qdrant.ingest import ingest_images
 from edje_qdrant.metrics import recall_at
 from edje_qdrant.model import EDJEModel

@@ -23,7 +23,7 @@ from edje_qdrant.demo.data import captions_for, patch_labels, render
 from edje_qdrant.demo.scenes import COLOURS, SHAPES, SIZES
 from edje_qdrant.encoders.text import clean_caption
 from edje_qdrant.metrics import ranks_of, recall_at
-from edje_qdrant.training.loop import LoopConfig, autocast, fit
+from edje_qdrant.training.loop import LoopConfig, fit
 from edje_qdrant.training.losses import sigmoid_contrastive
 
 __all__ = [
@@ -101,18 +101,35 @@ class TowerTraining(nn.Module):
         self.place: Tensor
         self.register_buffer("place", torch.stack([row, column], -1).reshape(1, -1, 2), False)
 
-    def forward(self, pixels: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return image and text embeddings `(b, d)` and answers `(b, patches, answers)`."""
-        vision = self.siglip.vision_model(pixels)
-        text = self.siglip.text_model(input_ids)
-        answers = self.heads(vision.last_hidden_state).float()
-        return (
-            F.normalize(vision.pooler_output.float(), dim=-1),
-            F.normalize(text.pooler_output.float(), dim=-1),
-            answers,
-        )
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of a batch: pixels, input ids, patch labels, and which captions hold.
 
-    def questions(self, answers: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
+        The last is `(b, b)` bool, captions by pictures.
+        """
+        pixels, input_ids, labels, also_true = batch
+        vision = self.siglip.vision_model(pixels)
+        image = F.normalize(vision.pooler_output.float(), dim=-1)
+        text = self.embed_texts(input_ids)
+        scale, bias = self.siglip.logit_scale, self.siglip.logit_bias
+        dense, right = self.questions(self.heads(vision.last_hidden_state).float(), labels)
+        return {
+            "contrastive": sigmoid_contrastive(image, text, scale, bias, ignore=also_true),
+            "dense": dense,
+            "_shape": right[0],
+            "_colour": right[1],
+            "_size": right[2],
+            "_column": right[4],
+        }
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Return `(b, d)`, unit length."""
+        return F.normalize(self.siglip.vision_model(pixels).pooler_output.float(), dim=-1)
+
+    def embed_texts(self, input_ids: Tensor) -> Tensor:
+        """Return `(b, d)`, unit length."""
+        return F.normalize(self.siglip.text_model(input_ids).pooler_output.float(), dim=-1)
+
+    def questions(self, answers: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Grade the answers: summed cross-entropies, and each question's accuracy on objects."""
         place = self.place.expand(len(labels), -1, -1)
         truth = torch.cat([labels, place], dim=-1)  # (b, patches, 5)
@@ -126,7 +143,7 @@ class TowerTraining(nn.Module):
                 answer.flatten(0, 1), truth[..., number].flatten(), reduction="none"
             )
             losses.append((entropy * weight).sum())
-            right.append((answer.argmax(-1) == truth[..., number])[shown].float().mean().item())
+            right.append((answer.argmax(-1) == truth[..., number])[shown].float().mean())
         shape, *others = losses
         return 2 * shape + torch.stack(others).sum(), right  # shape is the slow one to learn
 
@@ -163,43 +180,33 @@ def train_tower(
     # On a CPU the plain attention's backward pass is by far the faster at this size.
     training.siglip.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
 
-    def batch_loss(step: int) -> dict[str, Tensor]:
+    def batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rng = np.random.default_rng([seed, step, 1])
         chosen = np.sort(rng.choice(len(scenes), _BATCH, replace=False))
-        batch = [scenes[i] for i in chosen]
-        captions = [describe(s, rng) for s in batch]
-        pixels = to_pixels(images[chosen]).to(device)
-        ids = tokenize(tokenizer, [c.text for c in captions]).to(device)
-        with autocast(device):
-            image, text, answers = training(pixels, ids)
-        also_true = torch.from_numpy(truth_matrix(captions, batch)).to(device)
-        scale, bias = training.siglip.logit_scale, training.siglip.logit_bias
-        dense, right = training.questions(answers, labels[chosen].to(device))
-        return {
-            "contrastive": sigmoid_contrastive(image, text, scale, bias, ignore=also_true),
-            "dense": dense,
-            "_shape": torch.tensor(right[0]),
-            "_colour": torch.tensor(right[1]),
-            "_size": torch.tensor(right[2]),
-            "_column": torch.tensor(right[4]),
-        }
+        shown = [scenes[i] for i in chosen]
+        captions = [describe(s, rng) for s in shown]
+        return (
+            to_pixels(images[chosen]).to(device),
+            tokenize(tokenizer, [c.text for c in captions]).to(device),
+            labels[chosen].to(device),
+            torch.from_numpy(truth_matrix(captions, shown)).to(device),
+        )
 
     def validate() -> dict[str, float]:
         vision, text = [], []
         for start in range(0, len(held), 250):
             pixels = to_pixels(held_images[start : start + 250]).to(device)
             ids = tokenize(tokenizer, held_captions[start : start + 250]).to(device)
-            image, words, _ = training(pixels, ids)
-            vision.append(image)
-            text.append(words)
+            vision.append(training.embed_images(pixels))
+            text.append(training.embed_texts(ids))
         scores = (torch.cat(text) @ torch.cat(vision).T).cpu().numpy()
         ranks = ranks_of(scores, np.arange(len(held)))
         return {f"R@{k}": recall_at(ranks, k) for k in (1, 5, 10)}
 
     config = LoopConfig(
-        steps=steps, peak_lr=1e-3, warmup_steps=min(300, steps // 5), validate_every=250
+        steps=steps, peak_lr=1e-3, warmup_steps=min(300, steps // 5), validate_every=250, seed=seed
     )
     figures = fit(
-        training, batch_loss, config, folder=folder, name="tower", validate=validate, best_by="R@1"
+        training, batch, config, folder=folder, name="tower", validate=validate, best_by="R@1"
     )
     return training.siglip, tokenizer, figures

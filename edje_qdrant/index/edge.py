@@ -214,6 +214,12 @@ class EdgeIndex(VectorIndex):
             records = shard.retrieve([*ids], True, False)
         return {str(record.id): record.payload or {} for record in records}
 
+    def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        ids = check_ids(image_ids)
+        with self._engine() as shard:
+            records = shard.retrieve([*ids], False, True)
+        return {str(record.id): np.array(record.vector, np.float32) for record in records}
+
     def delete(self, image_ids: Sequence[str]) -> None:
         from qdrant_edge import UpdateOperation
 

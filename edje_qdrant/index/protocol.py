@@ -41,6 +41,9 @@ class VectorIndex(Protocol):
     def retrieve(self, image_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Return id -> whole payload, token bytes included; unknown ids are left out."""
 
+    def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Return id -> `(d,)` vector of unit length; unknown ids are left out."""
+
     def delete(self, image_ids: Sequence[str]) -> None:
         """Remove points; unknown ids are ignored."""
 

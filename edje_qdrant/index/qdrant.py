@@ -213,6 +213,11 @@ class QdrantIndex(VectorIndex):
         records = self._records(image_ids, self._options.batch_size, with_payload=True)
         return {str(record.id): record.payload or {} for record in records}
 
+    def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        step = vectors_per_request(self._dim)
+        records = self._records(image_ids, step, with_payload=False, with_vectors=True)
+        return {str(record.id): np.array(record.vector, np.float32) for record in records}
+
     def delete(self, image_ids: Sequence[str]) -> None:
         from qdrant_client import models
 
@@ -228,13 +233,23 @@ class QdrantIndex(VectorIndex):
         self._connection.close()
 
     def _records(
-        self, image_ids: Sequence[str], step: int, *, with_payload: bool
+        self,
+        image_ids: Sequence[str],
+        step: int,
+        *,
+        with_payload: bool,
+        with_vectors: bool = False,
     ) -> list[models.Record]:
         self._connection.require_open(self._name)
         records: list[models.Record] = []
         for ids in _runs(check_ids(image_ids), step):
             records += self._connection.call(
-                self._name, self._client.retrieve, self._name, ids, with_payload=with_payload
+                self._name,
+                self._client.retrieve,
+                self._name,
+                ids,
+                with_payload=with_payload,
+                with_vectors=with_vectors,
             )
         return records
 

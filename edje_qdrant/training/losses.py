@@ -7,10 +7,11 @@ import torch.nn.functional as F  # noqa: N812  (torch's own custom)
 from torch import Tensor
 
 __all__ = [
+    "distillation",
     "image_text_matching",
-    "masked_words",
     "sigmoid_contrastive",
     "text_recovery",
+    "word_loss",
 ]
 
 
@@ -58,17 +59,31 @@ def image_text_matching(positive: Tensor, *negatives: Tensor) -> Tensor:
     return torch.stack(kinds).mean()
 
 
-def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
+def word_loss(logits: Tensor, labels: Tensor, count: float | None = None) -> Tensor:
     """Predict the masked word pieces.
 
     Args:
         logits: `(n, vocabulary)`, at the masked positions of a batch.
         labels: `(n,)` ids of the words that stood there.
+        count: What the sum is divided by, where `n` is only a part; `n` by default.
 
     Returns:
         Scalar cross-entropy. Source: paper, 3.3.
     """
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / (count or len(labels))
+
+
+def distillation(logits: Tensor, targets: Tensor) -> Tensor:
+    """Give pairs the scores a teacher gives them.
+
+    Args:
+        logits: `(n,)` of pairs, and of pairs with wrong pictures and wrong captions.
+        targets: `(n,)` the teacher's scores in [0, 1], sigmoid of its logits.
+
+    Returns:
+        Scalar binary cross-entropy. Source: paper, 3.4; EDJE facts, training.
+    """
+    return F.binary_cross_entropy_with_logits(logits, targets)
 
 
 def text_recovery(predicted: Tensor, text_embeddings: Tensor) -> Tensor:

@@ -10,45 +10,47 @@ from edje_qdrant.errors import ConfigError
 __all__ = ["forbidden_pairs", "mine_negatives"]
 
 
-def forbidden_pairs(image_ids: Tensor, caption_ids: Tensor) -> Tensor:
-    """Mark the pairs of a batch that are no negatives: same picture or same caption.
+def forbidden_pairs(
+    image_ids: Tensor,
+    caption_ids: Tensor,
+    all_image_ids: Tensor | None = None,
+    all_caption_ids: Tensor | None = None,
+) -> Tensor:
+    """Mark pairs that are no negatives: same picture or same caption.
 
     Args:
         image_ids: `(b,)` int; equal pictures have equal ids.
         caption_ids: `(b,)` int; equal captions have equal ids.
+        all_image_ids: `(B,)`, what the `b` are compared with; with each other by default.
+        all_caption_ids: `(B,)`.
 
     Returns:
-        `(b, b)` bool, captions by pictures; the pairs themselves are marked too.
+        `(b, B)` bool; the pairs themselves are marked too. Source: paper, 3.3.
     """
-    same_image = image_ids[:, None] == image_ids[None]
-    return same_image | (caption_ids[:, None] == caption_ids[None])
+    others = image_ids if all_image_ids is None else all_image_ids
+    other_captions = caption_ids if all_caption_ids is None else all_caption_ids
+    return (image_ids[:, None] == others[None]) | (caption_ids[:, None] == other_captions[None])
 
 
-def mine_negatives(
-    similarity: Tensor, forbidden: Tensor, *, count: int = 1, hard: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Choose negatives for each pair of a batch, by first-stage similarity or at random.
+def mine_negatives(similarity: Tensor, forbidden: Tensor, *, count: int = 1) -> Tensor:
+    """Choose each row's most similar columns among those that are allowed.
 
     Args:
-        similarity: `(b, b)` captions by pictures, first-stage scores.
-        forbidden: `(b, b)` bool, pairs that must not be chosen.
-        count: Negatives of each kind a pair.
-        hard: Take the most similar; else draw evenly.
+        similarity: `(b, B)`: captions by pictures to find wrong pictures, pictures by captions to
+            find wrong captions; first-stage scores, or noise to choose at random.
+        forbidden: `(b, B)` bool, pairs that must not be chosen.
+        count: Negatives a row.
 
     Returns:
-        Two `(b, count)` int64: for each caption the wrong pictures, for each picture the wrong
-        captions; -1 where a pair has no negative left. Source: paper, 3.3.
+        `(b, count)` int64; -1 where a row has none left. Source: paper, 3.3.
 
     Raises:
         ConfigError: `count` is not between 1 and the batch less one.
     """
-    if not 1 <= count < max(2, len(similarity)):
-        raise ConfigError(f"num_negatives must be 1 to {len(similarity) - 1}, got {count}")
-    ranked = similarity if hard else torch.rand_like(similarity)
-    ranked = ranked.masked_fill(forbidden, -torch.inf)
-
-    def best(table: Tensor) -> Tensor:
-        value, index = table.topk(count, dim=1)
-        return index.masked_fill(value == -torch.inf, -1)
-
-    return best(ranked), best(ranked.T)
+    columns = similarity.shape[1]
+    if not 1 <= count < max(2, columns):
+        raise ConfigError(
+            f"num_negatives must be 1 to {columns - 1}, the batch less one, got {count}"
+        )
+    value, index = similarity.masked_fill(forbidden, -torch.inf).topk(count, dim=1)
+    return index.masked_fill(value == -torch.inf, -1)

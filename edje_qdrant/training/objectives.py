@@ -1,40 +1,70 @@
-"""The pre-training step: matching, masked words and text recovery over one batch."""
+"""A step's losses over the global batch: matching, masked words, text recovery, distillation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own custom)
 from torch import Tensor, nn
 
-from edje_qdrant.model.joint_encoder import JointEncoder
-from edje_qdrant.training.losses import image_text_matching, masked_words, text_recovery
-from edje_qdrant.training.negatives import mine_negatives
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.training.gather import gather, gather_padded, rank, total, world_size
+from edje_qdrant.training.losses import distillation, image_text_matching, text_recovery, word_loss
+from edje_qdrant.training.negatives import forbidden_pairs, mine_negatives
 
-__all__ = ["Batch", "ObjectiveWeights", "mask_words", "pretraining_losses"]
+__all__ = ["Batch", "Objectives", "TrainedParts", "mask_words"]
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectiveWeights:
-    """Weigh the objectives; one of weight 0 is not computed."""
+class Objectives:
+    """Weigh the objectives; one of weight 0 is not computed.
+
+    Attributes:
+        matching: Weight of image-text matching.
+        words: Of masked words.
+        recovery: Of text recovery.
+        distillation: Of the teacher's scores as soft targets; 0 without a teacher.
+        num_negatives: Wrong pictures, and as many wrong captions, for each pair.
+        masked_share: Of a caption's word pieces.
+    """
 
     matching: float = 1.0
     words: float = 1.0
     recovery: float = 1.0
+    distillation: float = 0.0
+    num_negatives: int = 1
+    masked_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        weights = (self.matching, self.words, self.recovery, self.distillation)
+        if min(weights) < 0 or not any(weights):
+            raise ConfigError(f"weights must be 0 or more, and one of them above 0: {self}")
+        if self.num_negatives < 1 or not 0 < self.masked_share <= 1:
+            raise ConfigError(
+                f"num_negatives must be 1 or more, masked_share above 0 and at most 1: {self}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Hold `b` pairs.
+    """Hold one process's `b` pairs; the negatives come from all processes' pairs.
 
     Attributes:
         vision_tokens: `(b, n, d_v)`, the frozen encoder's.
+        image_embeddings: `(b, d)` unit length, the frozen encoder's.
+        text_embeddings: `(b, d)` unit length, likewise.
         input_ids: `(b, t)` captions, `[CLS] ... [SEP]`, padded on the right.
         attention_mask: `(b, t)`.
-        text_embeddings: `(b, d)` unit length, the frozen encoder's.
-        similarity: `(b, b)` captions by pictures, the first stage's.
-        forbidden: `(b, b)` bool, pairs that are no negatives.
+        image_ids: `(b,)` int64; equal pictures have equal ids, which are no negatives.
+        caption_ids: `(b,)` int64; equal captions have equal ids, likewise.
+        seed: Of what is drawn at random in this step; equal in all processes.
+        matching: Whether this step matches (or distils) at all.
+        hard: Whether negatives are those most alike to the first stage, or drawn evenly.
+        true_pairs: `(b, b)` bool, captions by pictures, where data can tell: pairs that hold
+            though neither is the same; for one process alone.
         contradictions: `(b * c, t)` ids of captions that say something false of the same
             pictures, `c` for each pair in turn: a third kind of negatives, where data can give it.
         contradictions_mask: `(b * c, t)`.
@@ -42,88 +72,185 @@ class Batch:
     """
 
     vision_tokens: Tensor
+    image_embeddings: Tensor
+    text_embeddings: Tensor
     input_ids: Tensor
     attention_mask: Tensor
-    text_embeddings: Tensor
-    similarity: Tensor
-    forbidden: Tensor
+    image_ids: Tensor
+    caption_ids: Tensor
+    seed: int = 0
+    matching: bool = True
+    hard: bool = True
+    true_pairs: Tensor | None = None
     contradictions: Tensor | None = None
     contradictions_mask: Tensor | None = None
     contradicted: Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(self.vision_tokens)
 
-def pretraining_losses(
-    adapter: nn.Module,
-    joint_encoder: JointEncoder,
-    batch: Batch,
-    weights: ObjectiveWeights,
-    *,
-    mask_token_id: int,
-    special_ids: Tensor,
-    num_negatives: int = 1,
-    hard_negatives: bool = True,
-    masked_share: float = 0.5,
-) -> dict[str, Tensor]:
-    """Return the weighted losses by name, and with a leading `_` figures that are only logged.
 
-    Source: paper, 3.3; EDJE facts, training.
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Hold the pairs a step scores, and how their logits are to be read.
+
+    Attributes:
+        input_ids: `(p, t)`.
+        attention_mask: `(p, t)`.
+        pictures: `(p,)` rows of the global batch.
+        allowed: By kind of negatives `(b, k)` bool: which of them are negatives indeed.
     """
-    tokens = adapter(batch.vision_tokens)  # (b, m, d_text)
-    losses: dict[str, Tensor] = {}
-    if weights.words:
-        masked, where = mask_words(batch.input_ids, special_ids, mask_token_id, masked_share)
-        logits = joint_encoder.mlm_logits(masked, batch.attention_mask, tokens, where)
-        labels = batch.input_ids[where]
-        losses["words"] = weights.words * masked_words(logits, labels)
-        losses["_word_accuracy"] = (logits.argmax(-1) == labels).float().mean()
-    if weights.matching:
-        losses |= _matching(joint_encoder, batch, tokens, weights, num_negatives, hard_negatives)
-    if weights.recovery:
-        predicted = joint_encoder.caption_features(batch.input_ids, batch.attention_mask)
-        losses["recovery"] = weights.recovery * text_recovery(
-            predicted.float(), batch.text_embeddings
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    pictures: Tensor
+    allowed: Sequence[Tensor] = field(default_factory=list)
+
+    def split(self, logits: Tensor, size: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the positives `(b,)` and each kind of negatives `(b, k)`."""
+        positive, *wrong = torch.split(logits, [size, *(a.numel() for a in self.allowed)])
+        return positive, [w.view(size, -1) for w in wrong]
+
+
+class TrainedParts(nn.Module):
+    """Hold what is trained of a model, and compute a step's losses.
+
+    The losses are those of the global batch: their mean over processes, and so its gradient, is
+    what one process with all pairs would compute.
+
+    Args:
+        model: Its adapter and joint encoder are trained; its encoder is not touched.
+        objectives: What is learned.
+        teacher: A frozen model on the same encoder, whose scores are the soft targets.
+
+    Raises:
+        ConfigError: Distillation is asked for without a teacher, or the teacher's encoder is
+            another.
+    """
+
+    def __init__(
+        self, model: EDJEModel, objectives: Objectives, *, teacher: EDJEModel | None = None
+    ) -> None:
+        super().__init__()
+        if bool(objectives.distillation) != (teacher is not None):
+            raise ConfigError("distillation needs a teacher, and a teacher needs its weight set")
+        if teacher is not None and teacher.encoder.revision != model.encoder.revision:
+            raise ConfigError(
+                f"the teacher reads {teacher.encoder.name} ({teacher.encoder.revision[:12]}), the "
+                f"student {model.encoder.name} ({model.encoder.revision[:12]}); both must read the "
+                "same encoder's vision tokens"
+            )
+        self.adapter = model.adapter
+        self.joint_encoder = model.joint_encoder
+        self.objectives = objectives
+        tokenizer = model.tokenizer
+        self._mask, self._pad = tokenizer.mask_token_id, tokenizer.pad_token_id
+        self._special = torch.tensor(tokenizer.all_special_ids)
+        # In a list, so that it is no submodule: it is neither trained nor saved.
+        self._teacher: Sequence[EDJEModel] = [] if teacher is None else [teacher]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted losses by name, and with a leading `_` figures that are only logged.
+
+        Source: paper, 3.3; EDJE facts, training.
+        """
+        weights = self.objectives
+        tokens = self.adapter(batch.vision_tokens)  # (b, m, d_text)
+        losses: dict[str, Tensor] = {}
+        if weights.words:
+            losses |= self._words(batch, tokens)
+        if batch.matching and (weights.matching or weights.distillation):
+            losses |= self._matching(batch, tokens)
+        if weights.recovery:
+            predicted = self.joint_encoder.caption_features(batch.input_ids, batch.attention_mask)
+            losses["recovery"] = weights.recovery * text_recovery(
+                predicted.float(), batch.text_embeddings
+            )
+        return losses
+
+    def _words(self, batch: Batch, tokens: Tensor) -> dict[str, Tensor]:
+        length = self.joint_encoder.max_caption_length
+        noise = _noise(batch, (length,), 1)[:, : batch.input_ids.shape[1]]
+        masked, where = mask_words(
+            batch.input_ids,
+            self._special.to(noise.device),
+            self._mask,
+            noise,
+            self.objectives.masked_share,
         )
-    return losses
+        logits = self.joint_encoder.mlm_logits(masked, batch.attention_mask, tokens, where)
+        labels = batch.input_ids[where]
+        count = total(len(labels), labels.device) / world_size()
+        return {
+            "words": self.objectives.words * word_loss(logits, labels, count),
+            "_word_accuracy": (logits.argmax(-1) == labels).float().mean(),
+        }
 
+    def _matching(self, batch: Batch, tokens: Tensor) -> dict[str, Tensor]:
+        """Score pairs, pairs with wrong pictures and pairs with wrong captions in one go."""
+        pairs = self._pairs(batch)
+        everyone = gather(tokens)
+        logits = self.joint_encoder(
+            pairs.input_ids, pairs.attention_mask, everyone[pairs.pictures]
+        ).float()
+        positive, wrong = pairs.split(logits, len(batch))
+        masked = [w.masked_fill(~a, -torch.inf) for w, a in zip(wrong, pairs.allowed, strict=True)]
+        losses = {}
+        if self.objectives.matching:
+            loss = image_text_matching(positive, *masked)
+            losses["matching"] = self.objectives.matching * loss
+        if self._teacher:
+            loss = distillation(logits, self._soft_targets(batch, pairs))
+            losses["distillation"] = self.objectives.distillation * loss
+        accuracy = (positive[:, None] > torch.cat(masked, dim=1)).float().mean()
+        return {**losses, "_match_accuracy": accuracy}
 
-def _matching(
-    joint_encoder: JointEncoder,
-    batch: Batch,
-    tokens: Tensor,
-    weights: ObjectiveWeights,
-    num_negatives: int,
-    hard: bool,
-) -> Mapping[str, Tensor]:
-    """Score pairs, pairs with wrong pictures and pairs with wrong captions in one go."""
-    images, captions = mine_negatives(
-        batch.similarity, batch.forbidden, count=num_negatives, hard=hard
-    )
-    size = len(tokens)
-    own = torch.arange(size, device=tokens.device)
-    repeated = own.repeat_interleave(num_negatives)
-    text = torch.cat([own, repeated, captions.flatten().clamp(min=0)])
-    picture = torch.cat([own, images.flatten().clamp(min=0), repeated])
-    ids, mask = batch.input_ids[text], batch.attention_mask[text]
-    allowed = [images >= 0, captions >= 0]
-    if batch.contradictions is not None:
-        assert batch.contradictions_mask is not None
-        assert batch.contradicted is not None
-        ids = torch.cat([ids, batch.contradictions])
-        mask = torch.cat([mask, batch.contradictions_mask])
-        picture = torch.cat([picture, own.repeat_interleave(batch.contradicted.shape[1])])
-        allowed.append(batch.contradicted)
-    logits = joint_encoder(ids, mask, tokens[picture]).float()
-    positive, *wrong = torch.split(logits, [size, *(a.numel() for a in allowed)])
-    wrong = [
-        w.view(size, -1).masked_fill(~a, -torch.inf) for w, a in zip(wrong, allowed, strict=True)
-    ]
-    loss = image_text_matching(positive, *wrong)
-    accuracy = (positive[:, None] > torch.cat(wrong, dim=1)).float().mean()
-    return {"matching": weights.matching * loss, "_match_accuracy": accuracy}
+    def _pairs(self, batch: Batch) -> _Pairs:
+        count, size = self.objectives.num_negatives, len(batch)
+        if batch.true_pairs is not None and world_size() > 1:
+            raise ConfigError("true_pairs can only be told within one process")
+        image_ids, caption_ids = gather(batch.image_ids), gather(batch.caption_ids)
+        forbidden = forbidden_pairs(batch.image_ids, batch.caption_ids, image_ids, caption_ids)
+        wrong_pictures = wrong_captions = ~forbidden
+        if batch.true_pairs is not None:
+            wrong_pictures = wrong_pictures & ~batch.true_pairs
+            wrong_captions = wrong_captions & ~batch.true_pairs.T
+        if batch.hard:
+            by_caption = batch.text_embeddings @ gather(batch.image_embeddings).T  # (b, B)
+            by_picture = batch.image_embeddings @ gather(batch.text_embeddings).T
+        else:
+            by_caption, by_picture = (_noise(batch, (len(image_ids),), n) for n in (2, 3))
+        pictures = mine_negatives(by_caption, ~wrong_pictures, count=count)  # (b, k)
+        captions = mine_negatives(by_picture, ~wrong_captions, count=count)
+        ids = gather_padded(batch.input_ids, self._pad)
+        mask = gather_padded(batch.attention_mask, 0)
+        own = torch.arange(size, device=ids.device) + rank() * size
+        repeated = own.repeat_interleave(count)
+        text = torch.cat([own, repeated, captions.flatten().clamp(min=0)])
+        chosen = torch.cat([own, pictures.flatten().clamp(min=0), repeated])
+        input_ids, attention_mask = ids[text], mask[text]
+        allowed = [pictures >= 0, captions >= 0]
+        if batch.contradictions is not None:
+            assert batch.contradictions_mask is not None
+            assert batch.contradicted is not None
+            input_ids = _stack(input_ids, batch.contradictions, self._pad)
+            attention_mask = _stack(attention_mask, batch.contradictions_mask, 0)
+            chosen = torch.cat([chosen, own.repeat_interleave(batch.contradicted.shape[1])])
+            allowed.append(batch.contradicted)
+        return _Pairs(input_ids, attention_mask, chosen, allowed)
+
+    @torch.no_grad()
+    def _soft_targets(self, batch: Batch, pairs: _Pairs) -> Tensor:
+        teacher = self._teacher[0]
+        tokens = gather(teacher.adapter(batch.vision_tokens))
+        logits = teacher.joint_encoder(
+            pairs.input_ids, pairs.attention_mask, tokens[pairs.pictures]
+        )
+        return torch.sigmoid(logits.float())
 
 
 def mask_words(
-    input_ids: Tensor, special_ids: Tensor, mask_token_id: int, share: float = 0.5
+    input_ids: Tensor, special_ids: Tensor, mask_token_id: int, noise: Tensor, share: float = 0.5
 ) -> tuple[Tensor, Tensor]:
     """Mask a share of the word pieces, at least one a caption; never a special token.
 
@@ -131,14 +258,29 @@ def mask_words(
         input_ids: `(b, t)`.
         special_ids: `(s,)` ids that stand for no word.
         mask_token_id: What masked words are replaced by.
+        noise: `(b, t)` in [0, 1): the words with the least are masked.
         share: Of a caption's word pieces.
 
     Returns:
         The masked ids `(b, t)`, and where they were masked `(b, t)` bool.
     """
     word = ~torch.isin(input_ids, special_ids)
-    order = torch.rand(input_ids.shape, device=input_ids.device).masked_fill(~word, 2.0)
+    order = noise.masked_fill(~word, 2.0)
     place = order.argsort(dim=1).argsort(dim=1)  # words first, in random order
     wanted = (word.sum(dim=1, keepdim=True) * share).round().clamp(min=1)
     where = (place < wanted) & word
     return input_ids.masked_fill(where, mask_token_id), where
+
+
+def _stack(first: Tensor, second: Tensor, padding: int) -> Tensor:
+    """Put captions of unlike lengths, `(p, t)` and `(q, u)`, below each other."""
+    width = max(first.shape[1], second.shape[1])
+    return torch.cat([F.pad(x, (0, width - x.shape[1]), value=padding) for x in (first, second)])
+
+
+def _noise(batch: Batch, shape: tuple[int, ...], stream: int) -> Tensor:
+    """Return this process's rows of `(global batch, *shape)` numbers in [0, 1)."""
+    size, device = len(batch), batch.input_ids.device
+    generator = torch.Generator().manual_seed(4 * batch.seed + stream)
+    drawn = torch.rand((world_size() * size, *shape), generator=generator)
+    return drawn[rank() * size : (rank() + 1) * size].to(device)

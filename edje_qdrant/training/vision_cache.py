@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edje_qdrant.encoders import Encoder
-from edje_qdrant.training.loop import autocast
+from edje_qdrant.training.frozen import encode_frozen
 
 __all__ = ["VisionCache"]
 
@@ -61,10 +61,9 @@ class VisionCache:
             starts = range(0, count, batch_size)
             for start in tqdm(starts, desc="encoding pictures", unit="batch"):
                 rows = slice(start, min(start + batch_size, count))
-                with torch.inference_mode(), autocast(device):
-                    unit, states = encoder.encode_pixels(pixels(rows).to(device))
+                states, unit = encode_frozen(encoder, pixels(rows), device)
                 tokens[rows] = states.to("cpu", torch.float16).numpy()
-                embeddings[rows] = unit.float().cpu().numpy()
+                embeddings[rows] = unit.cpu().numpy()
             tokens.flush()
             np.save(paths[1], embeddings)  # last: it says that the tokens are whole
         return cls(np.load(paths[0], mmap_mode="r"), np.load(paths[1]))

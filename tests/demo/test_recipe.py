@@ -11,7 +11,7 @@ from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model import EDJEModel
 
-STAGES = ("tower", "joint", "finetuning")
+STAGES = ("tower", "joint")
 
 
 @pytest.mark.slow

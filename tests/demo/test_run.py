@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from edje_qdrant.demo.contact_sheet import SheetRow, draw_contact_sheet
 from edje_qdrant.demo.run import draw_pictures, run_demo
 from edje_qdrant.errors import ConfigError
 
@@ -82,24 +80,3 @@ def test_too_few_candidates_are_refused_before_anything_is_drawn(tmp_path):
     with pytest.raises(ConfigError, match="at least 10 candidates"):
         run_demo(tmp_path, pictures=20, num_candidates=5, progress=False)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_right_picture_is_framed_on_both_sides(tmp_path):
-    paths = []
-    for number in range(6):
-        paths.append(tmp_path / f"{number}.png")
-        Image.new("RGB", (64, 64), (40 * number, 0, 0)).save(paths[-1])
-    sheet = tmp_path / "sheet.png"
-    row = SheetRow("a query", paths[1], paths[:5], [paths[1], *paths[2:6]], 2, 1)
-
-    def frames() -> list[int]:
-        draw_contact_sheet([row], "title", sheet)
-        pixels = np.asarray(Image.open(sheet)).astype(int)
-        band = (np.abs(pixels - (24, 158, 84)).sum(axis=2) == 0)[150:250]  # beside the thumbnails
-        return np.flatnonzero(band.all(axis=0)).tolist()
-
-    left, right = (
-        [c for c in frames() if c < 820],
-        [c for c in frames() if c >= 820],
-    )
-    assert len(left) == len(right) == 10  # two sides, five pixels each

@@ -94,7 +94,12 @@ class StandIn:
                 return _plain(self.client.upsert(name, models.PointsList(**body).points))
             case ("POST", "points"):
                 asked = models.PointRequest(**body)
-                found = self.client.retrieve(name, asked.ids, with_payload=asked.with_payload)
+                found = self.client.retrieve(
+                    name,
+                    asked.ids,
+                    with_payload=asked.with_payload,
+                    with_vectors=bool(asked.with_vector),
+                )
                 return [_plain(record) for record in found]
             case ("POST", "points", "query", "batch"):
                 searches = models.QueryRequestBatch(**body).searches

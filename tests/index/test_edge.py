@@ -128,7 +128,9 @@ sys.stdin.read()
     index.close()
 
 
-@pytest.mark.parametrize("broken_call", [(os, "replace"), (Path, "rename")], ids=["metadata", "shard"])
+@pytest.mark.parametrize(
+    "broken_call", [(os, "replace"), (Path, "rename")], ids=["metadata", "shard"]
+)
 def test_a_create_cut_short_is_taken_up_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_call: tuple[object, str]
 ) -> None:

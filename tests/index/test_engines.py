@@ -231,6 +231,18 @@ def test_retrieve_gives_whole_payloads(engine: Engine) -> None:
     }
 
 
+def test_vectors_come_back_at_unit_length(engine: Engine) -> None:
+    index = engine.create()
+    vectors = unit_vectors(120)
+    index.upsert(make_points(3 * vectors))
+    back = index.vectors([image_id(n) for n in (119, 3, 500, 3)])
+    assert back.keys() == {image_id(119), image_id(3)}
+    for number in (119, 3):
+        assert back[image_id(number)].dtype == np.float32
+        np.testing.assert_allclose(back[image_id(number)], vectors[number], atol=1e-6)
+    assert index.vectors([]) == {}
+
+
 def test_payloads_keep_their_types(engine: Engine) -> None:
     payload = {
         "text": "naïve \u0000 猫",

@@ -18,24 +18,36 @@ class StoppedError(Exception):
     """Stand for a kill."""
 
 
+class Line(nn.Module):
+    """Learn to sum three numbers, with some dropout in the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 1)
+
+    def forward(self, rows):
+        found = self.line(nn.functional.dropout(rows, 0.1, self.training))[:, 0]
+        loss = (found - rows.sum(dim=1)).square().mean()
+        return {"loss": loss, "_logged": loss + 1}
+
+
 def train(folder, *, config=CONFIG, stop_at=None, poison_at=None, score=None):
     torch.manual_seed(0)
-    module = nn.Linear(3, 1)
+    module = Line()
 
-    def batch_loss(step):
-        if step == stop_at:
+    def batches(number):
+        if number == stop_at:
             raise StoppedError
-        rows = torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
-        loss = (module(rows)[:, 0] - rows.sum(dim=1)).square().mean()
-        return {"loss": loss * (float("nan") if step == poison_at else 1.0), "_logged": loss + 1}
+        rows = torch.randn(16, 3, generator=torch.Generator().manual_seed(number))
+        return rows * (float("nan") if number == poison_at else 1.0)
 
     def validate():
         assert not module.training
-        error = float((module.weight - 1).abs().mean())
+        error = float((module.line.weight - 1).abs().mean())
         return {"score": -error if score is None else score(module), "error": error}
 
     figures = fit(
-        module, batch_loss, config, folder=folder, name="run", validate=validate, best_by="score"
+        module, batches, config, folder=folder, name="run", validate=validate, best_by="score"
     )
     return module, figures
 
@@ -45,7 +57,7 @@ def test_it_learns_logs_and_reports_the_best_validation(tmp_path):
     assert figures["error"] < 0.4
     assert figures["step"] == 20
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
-    assert lines[0].keys() == {"step", "loss", "logged"}
+    assert lines[0].keys() == {"step", "loss", "logged", "gradient_norm", "learning_rate"}
     assert [line["step"] for line in lines if "validation" in line] == [5, 10, 15, 20]
 
 
@@ -60,7 +72,7 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
     with pytest.raises(StoppedError):
         train(tmp_path / "parts", stop_at=13)
     resumed, again = train(tmp_path / "parts")
-    assert torch.equal(whole.weight, resumed.weight)
+    assert torch.equal(whole.line.weight, resumed.line.weight)
     assert again["error"] == figures["error"]
 
 
@@ -68,13 +80,56 @@ def test_the_best_validation_is_kept_not_the_last(tmp_path):
     seen: list[torch.Tensor] = []
 
     def score(module):
-        seen.append(module.weight.detach().clone())
+        seen.append(module.line.weight.detach().clone())
         return -float(len(seen) != 2)  # the second validation is the best
 
     module, figures = train(tmp_path, score=score)
     assert figures["step"] == 10
-    assert torch.equal(module.weight, seen[1])
-    assert not torch.equal(module.weight, seen[-1])
+    assert torch.equal(module.line.weight, seen[1])
+    assert not torch.equal(module.line.weight, seen[-1])
+
+
+def test_training_stops_where_nothing_gets_better_and_stays_stopped(tmp_path):
+    config = replace(CONFIG, patience=2)
+    scores = iter([1.0, 3.0, 2.0, 2.0, 9.0])
+    _, figures = train(tmp_path, config=config, score=lambda _: next(scores))
+    assert figures["step"] == 10
+    assert torch.load(tmp_path / "run.pt", weights_only=True)["step"] == 20
+    _, again = train(tmp_path, config=config, score=lambda _: next(scores))
+    assert (again["step"], next(scores)) == (10, 9.0)
+
+
+def test_accumulated_batches_make_one_step_of_their_mean(tmp_path):
+    """Two equal batches are the step one of them makes."""
+
+    def last_loss(folder, accumulate):
+        module, rows = Line(), torch.ones(4, 3)
+        module.load_state_dict({"line.weight": torch.zeros(1, 3), "line.bias": torch.zeros(1)})
+        module.line.requires_grad_(True)
+        drop, nn.functional.dropout = nn.functional.dropout, lambda x, *_: x
+        try:
+            fit(
+                module, lambda _: rows, replace(CONFIG, accumulate=accumulate, precision="fp32"),
+                folder=folder, name="run", validate=lambda: {"x": 1.0}, best_by="x",
+            )  # fmt: skip
+        finally:
+            nn.functional.dropout = drop
+        lines = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
+        return lines[0]["gradient_norm"], torch.load(folder / "run.pt")["module"]["line.weight"]
+
+    once, weights = last_loss(tmp_path / "1", 1)
+    twice, same = last_loss(tmp_path / "2", 2)
+    assert once == twice
+    assert torch.equal(weights, same)
+
+
+def test_tensorboard_has_the_figures(tmp_path):
+    train(tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / "tensorboard" / "run")).Reload()
+    assert [e.step for e in board.Scalars("validation/error")] == [5, 10, 15, 20]
+    assert "loss" in board.Tags()["scalars"]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path):
@@ -99,6 +154,20 @@ def test_the_learning_rate_warms_up_and_decays():
     assert rates[-1] < 0.001
 
 
-def test_senseless_settings_are_refused():
+def test_the_papers_schedule_falls_by_epochs_to_a_floor():
+    config = LoopConfig(
+        steps=100, peak_lr=1.0, warmup_steps=4, first_lr=0.2, final_lr=0.7, schedule="epochs",
+        decay=0.9, steps_per_epoch=10,
+    )  # fmt: skip
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[:4] == pytest.approx([0.4, 0.6, 0.8, 1.0])
+    assert rates[9::10][:5] == pytest.approx([1.0, 0.9, 0.81, 0.729, 0.7])
+    assert rates[-1] == 0.7
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"accumulate": 0}, {"patience": 0}, {"peak_lr": 0}]
+)
+def test_senseless_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match="must be positive"):
-        LoopConfig(steps=0)
+        LoopConfig(**{"steps": 5, **wrong})

@@ -7,9 +7,9 @@ import torch
 
 from edje_qdrant.training.losses import (
     image_text_matching,
-    masked_words,
     sigmoid_contrastive,
     text_recovery,
+    word_loss,
 )
 
 
@@ -55,9 +55,9 @@ def test_a_pair_without_a_negative_costs_nothing():
     assert loss.item() == 0.0
 
 
-def test_masked_words_is_cross_entropy_in_float32():
+def test_word_loss_is_cross_entropy_in_float32():
     logits = torch.zeros(3, 10, dtype=torch.bfloat16)
-    loss = masked_words(logits, torch.tensor([1, 2, 3]))
+    loss = word_loss(logits, torch.tensor([1, 2, 3]))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(math.log(10))
 

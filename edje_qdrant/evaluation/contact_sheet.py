@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from edje_qdrant.errors import ImageReadError
+from edje_qdrant.pictures import open_upright
 
 __all__ = ["SheetRow", "draw_contact_sheet"]
 
 _THUMB, _GAP, _MARGIN, _MIDDLE = 148, 8, 24, 56
 _CAPTION, _HEAD, _SHOWN = 38, 92, 5
 _INK, _SOFT, _PAPER, _RIGHT = (28, 30, 36), (112, 116, 126), (250, 250, 248), (24, 158, 84)
+_GONE = (224, 224, 222)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,10 @@ class SheetRow:
 
 
 def draw_contact_sheet(rows: Sequence[SheetRow], title: str, path: Path) -> None:
-    """Write the sheet as a PNG; the right picture is framed wherever it is shown."""
+    """Write the sheet as a PNG; the right picture is framed wherever it is shown.
+
+    Pictures that cannot be read any more are grey; long queries are cut to their line.
+    """
     half = _SHOWN * (_THUMB + _GAP) - _GAP
     width = 2 * _MARGIN + 2 * half + _MIDDLE
     height = _HEAD + len(rows) * (_CAPTION + _THUMB + 2 * _GAP) + _MARGIN
@@ -51,21 +59,39 @@ def draw_contact_sheet(rows: Sequence[SheetRow], title: str, path: Path) -> None
     top = _HEAD
     for row in rows:
         moved = f"right picture: {_place(row.first_rank)} -> {_place(row.final_rank)}"
-        pen.text((_MARGIN, top + 8), f"“{row.query}”", font=plain, fill=_INK)
+        room = width - 2 * _MARGIN - pen.textlength(moved, font=small) - _GAP
+        query = _shortened(f"“{row.query}”", pen, plain, room)
+        pen.text((_MARGIN, top + 8), query, font=plain, fill=_INK)
         pen.text((width - _MARGIN, top + 10), moved, font=small, fill=_RIGHT, anchor="ra")
         top += _CAPTION
         for left, shown in ((_MARGIN, row.first_stage), (second, row.reranked)):
             for number, picture in enumerate(shown[:_SHOWN]):
                 x = left + number * (_THUMB + _GAP)
-                with Image.open(picture) as image:
-                    thumb = ImageOps.fit(image.convert("RGB"), (_THUMB, _THUMB))
-                sheet.paste(thumb, (x, top))
+                sheet.paste(_thumb(picture), (x, top))
                 if picture == row.right:
                     frame = (x - 4, top - 4, x + _THUMB + 3, top + _THUMB + 3)
                     pen.rectangle(frame, outline=_RIGHT, width=5)
         _arrow(pen, _MARGIN + half + _MIDDLE // 2, top + _THUMB // 2)
         top += _THUMB + 2 * _GAP
     sheet.save(path)
+
+
+def _thumb(picture: Path) -> Image.Image:
+    """Return the upright picture, cut to a square; grey where it cannot be read any more."""
+    try:
+        upright = open_upright(str(picture), str(picture))
+    except ImageReadError:
+        return Image.new("RGB", (_THUMB, _THUMB), _GONE)
+    return ImageOps.fit(upright.convert("RGB"), (_THUMB, _THUMB))
+
+
+def _shortened(text: str, pen: ImageDraw.ImageDraw, font: Any, room: float) -> str:
+    text = " ".join(text.split())
+    if pen.textlength(text, font) <= room:
+        return text
+    while text and pen.textlength(f"{text}…”", font) > room:
+        text = text[:-1].rstrip()
+    return f"{text}…”"
 
 
 def _place(rank: int | None) -> str:

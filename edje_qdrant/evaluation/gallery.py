@@ -1,0 +1,160 @@
+"""The pool that is measured: pictures that a collection holds, and all that is said of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.annotations import Annotation, group_by_image
+from edje_qdrant.encoders import clean_caption
+from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.ingest import picture_id
+from edje_qdrant.types import FailedImage
+
+__all__ = ["Gallery", "build_gallery"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gallery:
+    """Hold `n` pictures and `m` captions, each of which belongs to one picture.
+
+    Files with the same bytes are one picture, as in a collection, with the captions of them all.
+
+    Attributes:
+        image_ids: `n` UUID strings.
+        paths: `n` paths, one a picture.
+        captions: `m` texts, those of a picture side by side.
+        owner: `(m,)` int64: the picture each caption belongs to.
+        asked: `(n,)` bool: whether a picture, and its captions, are queries; all are in the pool.
+        failed: Pictures that could not be read; their captions are left out.
+        lost_captions: How many captions that are.
+        twins: Paths left out as their bytes are another path's.
+    """
+
+    image_ids: tuple[str, ...]
+    paths: tuple[str, ...]
+    captions: tuple[str, ...]
+    owner: NDArray[np.int64]
+    asked: NDArray[np.bool_]
+    failed: tuple[FailedImage, ...] = field(default=())
+    lost_captions: int = 0
+    twins: int = 0
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def digest(self) -> str:
+        """Return a short name for just these pictures, whatever their order."""
+        return hashlib.sha256("\n".join(sorted(self.image_ids)).encode()).hexdigest()[:8]
+
+    def without(self, failures: Mapping[str, str]) -> Gallery:
+        """Return the gallery without the pictures at some paths.
+
+        Args:
+            failures: Path -> why it could not be read.
+
+        Raises:
+            ConfigError: Nothing is left, or nothing to ask.
+        """
+        if not failures:
+            return self
+        kept = np.array([path not in failures for path in self.paths])
+        rows = np.cumsum(kept) - 1
+        stays = kept[self.owner]
+        failed = [FailedImage(path, failures[path]) for path in self.paths if path in failures]
+        return _checked(
+            Gallery(
+                tuple(i for i, keep in zip(self.image_ids, kept, strict=True) if keep),
+                tuple(p for p, keep in zip(self.paths, kept, strict=True) if keep),
+                tuple(c for c, keep in zip(self.captions, stays, strict=True) if keep),
+                rows[self.owner[stays]],
+                self.asked[kept],
+                (*self.failed, *failed),
+                self.lost_captions + int((~stays).sum()),
+                self.twins,
+            )
+        )
+
+
+def _identified(annotations: Sequence[Annotation]) -> tuple[dict[str, str], list[FailedImage]]:
+    """Read every picture's file once and return path -> id, and what could not be read."""
+    paths = dict.fromkeys(annotation.image for annotation in annotations)
+    found = {path: _identify(path) for path in paths}
+    ids = {path: outcome for path, outcome in found.items() if isinstance(outcome, str)}
+    return ids, [failed for failed in found.values() if isinstance(failed, FailedImage)]
+
+
+def _identify(path: str) -> str | FailedImage:
+    try:
+        return picture_id(path)
+    except ImageReadError as error:
+        return FailedImage(path, error.reason)
+
+
+def build_gallery(
+    annotations: Sequence[Annotation], *, asked: Sequence[Annotation] | None = None
+) -> Gallery:
+    """Put the pool together; pictures are read as files, and not decoded yet.
+
+    Args:
+        annotations: The pool.
+        asked: Those of the pool that are queries; all by default.
+
+    Raises:
+        ConfigError: A caption holds no word (names file and line), or no picture can be read, or
+            none that is asked for.
+    """
+    _check_captions(annotations)
+    annotations = group_by_image(annotations)
+    wanted = None if asked is None else {annotation.image for annotation in asked}
+    ids, failed = _identified(annotations)
+    texts: dict[str, list[str]] = {}
+    paths: dict[str, str] = {}
+    queries: dict[str, bool] = {}
+    lost = 0
+    for annotation in annotations:
+        image_id = ids.get(annotation.image)
+        if image_id is None:
+            lost += len(annotation.captions)
+            continue
+        paths.setdefault(image_id, annotation.image)
+        texts.setdefault(image_id, []).extend(annotation.captions)
+        is_asked = wanted is None or annotation.image in wanted
+        queries[image_id] = queries.get(image_id, False) or is_asked
+    sizes = [len(captions) for captions in texts.values()]
+    return _checked(
+        Gallery(
+            tuple(texts),
+            tuple(paths[image_id] for image_id in texts),
+            tuple(caption for captions in texts.values() for caption in captions),
+            np.repeat(np.arange(len(sizes)), sizes),
+            np.array([queries[image_id] for image_id in texts], dtype=np.bool_),
+            tuple(failed),
+            lost,
+            len(ids) - len(texts),
+        )
+    )
+
+
+def _check_captions(annotations: Sequence[Annotation]) -> None:
+    for annotation in annotations:
+        for caption in annotation.captions:
+            if not clean_caption(caption):
+                raise ConfigError(
+                    f"{annotation.where}: the caption {caption!r} of {annotation.image} holds no "
+                    "word; mend it or take it out"
+                )
+
+
+def _checked(gallery: Gallery) -> Gallery:
+    if not gallery.asked.any():
+        first = f" ({gallery.failed[0].path}: {gallery.failed[0].reason})" if gallery.failed else ""
+        raise ConfigError(
+            f"no picture to ask about is left: {len(gallery.failed)} cannot be read{first}; "
+            "say with --images (images=) where the annotations' paths start from"
+        )
+    return gallery

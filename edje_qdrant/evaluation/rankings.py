@@ -1,0 +1,108 @@
+"""What both stages say of many queries, and every ranking that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.metrics import NOT_FOUND, first_ranks, hits_at, ndcg_at, reciprocal_ranks
+
+__all__ = ["DEEPEST", "FIGURES", "Direction", "Rankings", "figures", "places"]
+
+#: From text to image, or from image to text.
+Direction = Literal["t2i", "i2t"]
+
+#: The deepest place that a figure looks at; the first stage is always asked for as many.
+DEEPEST = 20
+
+#: The figures of every system, in the order they are shown.
+FIGURES = ("R@1", "R@5", "R@10", "R@20", "MRR@20", "nDCG@10")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rankings:
+    """Hold the candidates of `q` queries, `depth` each, with the scores of both stages.
+
+    One scoring serves every smaller number of candidates: reranking the first K is sorting those K
+    by their joint scores, while the places behind keep the first stage's order. Equal joint scores
+    keep that order too, as they do in a search; ties are not counted against anybody.
+
+    Attributes:
+        direction: `t2i` or `i2t`.
+        queries: `q` texts or pictures' paths.
+        answers: Texts or pictures' paths, by row; those that candidates point to.
+        candidates: `(q, depth)` int64 rows of `answers`, best of the first stage first; -1 where
+            the pool holds fewer.
+        first: `(q, depth)` float32 cosines; -inf where there is no candidate.
+        joint: `(q, depth)` float32 logits; -inf where there is no candidate.
+        right: `(q, depth)` bool: whether a candidate is a right answer.
+        rights: `q` tuples, the rows of all right answers, found or not.
+        clusters: `(q,)` int64: the picture each query belongs to; captions of one picture are no
+            independent witnesses.
+        pool: Answers searched in.
+    """
+
+    direction: Direction
+    queries: Sequence[str]
+    answers: Sequence[str]
+    candidates: NDArray[np.int64]
+    first: NDArray[np.float32]
+    joint: NDArray[np.float32]
+    right: NDArray[np.bool_]
+    rights: Sequence[tuple[int, ...]]
+    clusters: NDArray[np.int64]
+    pool: int
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def depth(self) -> int:
+        """Return the number of candidates a query."""
+        return int(self.candidates.shape[1])
+
+    @property
+    def num_right(self) -> NDArray[np.int64]:
+        """Return `(q,)` int64, the right answers of each query, found or not."""
+        return np.array([len(rows) for rows in self.rights], dtype=np.int64)
+
+    def order(self, num_candidates: int) -> NDArray[np.int64]:
+        """Return `(q, depth)` int64: each final place's place in the first stage, from 0.
+
+        Args:
+            num_candidates: How many of the first stage are reranked; 0 for none.
+        """
+        reranked = np.argsort(-self.joint[:, :num_candidates], axis=1, kind="stable")
+        behind = np.arange(reranked.shape[1], self.depth)
+        tail = np.broadcast_to(behind, (len(self), len(behind)))
+        return np.concatenate([reranked, tail], axis=1).astype(np.int64)
+
+    def right_after(self, num_candidates: int) -> NDArray[np.bool_]:
+        """Return `(q, depth)` bool: whether each final place holds a right answer."""
+        return np.take_along_axis(self.right, self.order(num_candidates), axis=1)
+
+
+def figures(right: NDArray[np.bool_], num_right: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return `(queries, figures)`: each query's figures, in the order of `FIGURES`.
+
+    Args:
+        right: `(queries, places)` bool; at least `DEEPEST` places, or the whole pool.
+        num_right: `(queries,)` right answers, found or not.
+    """
+    return np.stack(
+        [
+            *(hits_at(right, k) for k in (1, 5, 10, 20)),
+            reciprocal_ranks(right, 20),
+            ndcg_at(right, num_right, 10),
+        ],
+        axis=1,
+    )
+
+
+def places(right: NDArray[np.bool_]) -> list[int | None]:
+    """Return the place of each query's first right answer, None where there is none."""
+    return [None if rank == NOT_FOUND else rank for rank in first_ranks(right).tolist()]

@@ -1,0 +1,189 @@
+"""Evaluate models: ingest what is missing, ask, rerank, compare, and write it all down."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edje_qdrant.annotations import Annotation, group_by_image
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.evaluation.bootstrap import RESAMPLES
+from edje_qdrant.evaluation.files import write_files
+from edje_qdrant.evaluation.gallery import Gallery, build_gallery
+from edje_qdrant.evaluation.measure import Contender, measure
+from edje_qdrant.evaluation.protocol import PROTOCOLS, choose
+from edje_qdrant.evaluation.rankings import Direction
+from edje_qdrant.evaluation.report import Evaluation
+from edje_qdrant.evaluation.systems import Measured, compare_systems
+from edje_qdrant.ingest import ingest_images
+from edje_qdrant.model import EDJEModel
+
+__all__ = ["Contender", "Settings", "evaluate"]
+
+_DIRECTIONS: dict[str, tuple[Direction, ...]] = {
+    "t2i": ("t2i",),
+    "i2t": ("i2t",),
+    "both": ("t2i", "i2t"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settle what is measured and how.
+
+    Attributes:
+        protocol: `karpathy` or `full`.
+        split: Of a Karpathy file; `test` under the Karpathy protocol, by default.
+        direction: `t2i`, `i2t` or `both`.
+        num_candidates: Sweep; empty for the protocol's own.
+        in_memory: Take exact cosines and large batches in memory instead of the vector engine.
+        limit: Only the first pictures of the pool.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+        progress: Show bars on stderr.
+    """
+
+    protocol: str = "karpathy"
+    split: str | None = None
+    direction: Literal["t2i", "i2t", "both"] = "both"
+    num_candidates: tuple[int, ...] = ()
+    in_memory: bool = False
+    limit: int | None = None
+    resamples: int = RESAMPLES
+    seed: int = 0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"protocol is {self.protocol!r}; give {' or '.join(PROTOCOLS)}")
+        if self.direction not in _DIRECTIONS:
+            raise ConfigError(f"direction is {self.direction!r}; give {', '.join(_DIRECTIONS)}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}; take 1 picture or more")
+        for number in self.num_candidates:
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ConfigError(f"num_candidates holds {number!r}; give whole numbers, 1 or more")
+
+
+def evaluate(
+    annotations: Sequence[Annotation],
+    contenders: Sequence[Contender],
+    out: str | Path,
+    settings: Settings | None = None,
+    *,
+    data: str = "",
+) -> Evaluation:
+    """Measure models on annotated pictures and write report, queries, sheets and plots.
+
+    Args:
+        annotations: What `read_annotations` returned, all splits of it.
+        contenders: The models; all are compared with the first, on the same queries.
+        out: Folder for `eval.json`, `cases-*.jsonl`, `worst-*.png`, plots and collections.
+        settings: What to measure.
+        data: What the annotations are called in the report.
+
+    Returns:
+        Everything that was found. Without matplotlib, no plots are among its files.
+
+    Raises:
+        ConfigError: There is nothing to measure, or a setting cannot be used.
+        ContractMismatchError: A contender's collection was written by another model.
+        StoreError: A collection or the folder cannot be read or written.
+        EngineUnavailableError: The server cannot be reached.
+    """
+    started = time.perf_counter()
+    settings = settings or Settings()
+    labels = [contender.label for contender in contenders]
+    if not labels or len(set(labels)) < len(labels):
+        raise ConfigError(f"give one model or more, each once, not {labels}")
+    protocol = PROTOCOLS[settings.protocol]
+    pool, asked, split = choose(annotations, protocol, settings.split)
+    if settings.limit is not None:
+        pool = group_by_image(pool)[: settings.limit]
+    gallery = whole = build_gallery(pool, asked=asked)
+    folder = Path(out)
+    with os_errors_as_store_errors("write to", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for contender in contenders:
+        with _collection(contender, whole, folder) as collection:
+            gallery = gallery.without(_ingest(whole, collection, contender.model, settings))
+    numbers = settings.num_candidates or (protocol.num_candidates,)
+    strangers = 0
+    measured: dict[Direction, list[Measured]] = {d: [] for d in _DIRECTIONS[settings.direction]}
+    for contender in contenders:
+        with _collection(contender, whole, folder) as collection:
+            strangers = max(strangers, collection.count() - len(gallery))
+            found = measure(
+                contender,
+                collection,
+                gallery,
+                [*measured],
+                numbers,
+                in_memory=settings.in_memory,
+                progress=settings.progress,
+            )
+        for direction, one in found.items():
+            measured[direction].append(one)
+    systems = [
+        system
+        for ones in measured.values()
+        for system in compare_systems(
+            ones, numbers, resamples=settings.resamples, seed=settings.seed
+        )
+    ]
+    evaluation = Evaluation(
+        data=data,
+        split=split,
+        protocol=protocol,
+        in_memory=settings.in_memory,
+        pictures=len(gallery),
+        captions=len(gallery.captions),
+        failed=gallery.failed,
+        lost_captions=gallery.lost_captions,
+        twins=gallery.twins,
+        strangers=strangers,
+        systems=tuple(systems),
+        files=write_files(measured, systems, folder),
+        seconds=time.perf_counter() - started,
+    )
+    report = folder / "eval.json"
+    with os_errors_as_store_errors("write", report):
+        write_atomically(report, json.dumps(evaluation.as_dict(), indent=2).encode())
+    return evaluation
+
+
+@contextmanager
+def _collection(contender: Contender, gallery: Gallery, folder: Path) -> Iterator[ImageCollection]:
+    """Yield the contender's collection, or the one of just this model and these pictures."""
+    if contender.collection is not None:
+        yield contender.collection
+        return
+    contract = contender.model.contract()
+    weights = f"{contract.encoder_revision[:6]}{contract.adapter_hash[:6]}"
+    place = folder / "collections" / f"{gallery.digest()}-{weights}"
+    if (place / "images").exists():
+        collection = ImageCollection.open(place, "images")
+    else:
+        collection = ImageCollection.create(place, "images", contract)
+    with collection:
+        yield collection
+
+
+def _ingest(
+    gallery: Gallery, collection: ImageCollection, model: EDJEModel, settings: Settings
+) -> dict[str, str]:
+    """Add what is missing; return path -> reason of what could not be added."""
+    report = ingest_images([*gallery.paths], collection, model, progress=settings.progress)
+    failed = {failure.path: failure.reason for failure in report.failed}
+    existing = collection.existing(gallery.image_ids)
+    for image_id, path in zip(gallery.image_ids, gallery.paths, strict=True):
+        if image_id not in existing:
+            failed.setdefault(path, "the file changed while it was read")
+    return failed

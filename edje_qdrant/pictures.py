@@ -1,0 +1,84 @@
+"""Open pictures that nobody looked at before: upright, and never too large for memory."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from edje_qdrant.errors import ImageReadError
+
+__all__ = ["MAX_PIXELS", "ignore_decoder_warnings", "open_upright", "words"]
+
+#: Pillow opens nothing larger, whatever limit is given here.
+MAX_PIXELS = 178_956_970
+
+# EXIF orientation -> what brings the picture upright (CIPA DC-008, tag 274).
+_ORIENTATION_TAG = 274
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_upright(
+    file: str | BinaryIO | Image.Image, name: str, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode a picture and turn it as its EXIF data says; its mode stays as it is.
+
+    Args:
+        file: A path, a file opened for reading bytes, or a picture that Pillow opened.
+        name: What errors call it.
+        max_pixels: Pictures with more are refused before they are decoded; more than
+            `MAX_PIXELS` has no effect.
+
+    Raises:
+        ImageReadError: It is missing, no picture, damaged, or too large.
+    """
+    try:
+        # A pipe would be waited on for ever.
+        if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise ImageReadError(name, "not a file")
+        if isinstance(file, Image.Image):
+            return _upright(file, name, max_pixels)
+        with Image.open(file) as image:
+            return _upright(image, name, max_pixels)
+    except ImageReadError:
+        raise
+    except UnidentifiedImageError as error:
+        reason = "not a picture, or of a kind that cannot be read here"
+        raise ImageReadError(name, reason) from error
+    except Exception as error:  # on damaged files decoders raise anything
+        raise ImageReadError(name, words(error)) from error
+
+
+def ignore_decoder_warnings() -> None:
+    """Hide what Pillow warns of and reads nevertheless; what it does not read raises."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def words(error: Exception) -> str:
+    """Return an error's text in one line, without the path, which its readers see beside it."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    if image.width * image.height > max_pixels:
+        size = f"{image.width} x {image.height} pixels"
+        raise ImageReadError(name, f"{size}, and no more than {max_pixels} are read")
+    image.load()  # first, as loading a TIFF turns it
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # damaged EXIF data is no reason to lose a picture
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)

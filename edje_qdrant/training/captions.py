@@ -1,0 +1,13 @@
+"""Tell captions from what is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["captions_of"]
+
+
+def captions_of(value: Any) -> tuple[str, ...]:
+    """Return the captions in a text or a list of texts, stripped; whatever else is left out."""
+    texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
