@@ -87,7 +87,7 @@ def main() -> None:
         "ms": {name: round(ms, 3) for name, ms in times.items()},
         "ratio to memcpy": {name: round(ms / times["memcpy"], 1) for name, ms in times.items()},
     }
-    print(json.dumps(report, indent=2))  # noqa: T201
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

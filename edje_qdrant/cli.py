@@ -248,7 +248,10 @@ def demo(
     folder: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where pictures, index and results go.")
     ] = Path("edje-demo"),
-    pictures: Annotated[int, typer.Option(help="Scenes to draw.")] = 1000,
+    pictures: Annotated[int, typer.Option(help="Scenes to draw, 20 or more.")] = 1000,
+    candidates: Annotated[
+        int, typer.Option(help="Pictures of the first stage to rerank, 10 or more.")
+    ] = 50,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -257,7 +260,7 @@ def demo(
     from edje_qdrant.demo.run import run_demo
 
     shown = sys.stderr.isatty() if progress is None else progress
-    report = run_demo(folder, pictures=pictures, progress=shown)
+    report = run_demo(folder, pictures=pictures, num_candidates=candidates, progress=shown)
     print_result(report.as_dict(), report.text(), as_json)
 
 

@@ -7,8 +7,8 @@ negatives of a batch hinge on a size or a relation; without contradictions these
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -24,26 +24,48 @@ from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.metrics import ranks_of, recall_at
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.adapter import CompressedAdapter
+from edje_qdrant.model.config import AdapterKind
 from edje_qdrant.training.initialise import look_at_regions
 from edje_qdrant.training.loop import LoopConfig, fit
 from edje_qdrant.training.objectives import Batch, Objectives, TrainedParts
 from edje_qdrant.training.vision_cache import VisionCache
 
-__all__ = ["NUM_TOKENS", "new_model", "train_joint"]
+__all__ = ["JointSettings", "new_model", "train_joint"]
 
-NUM_TOKENS = 16
 _BATCH = 64
 _NEIGHBOURS = 4  # pictures that look alike to the first stage, in one batch
 _POOL = 4096
-# Shares of the training: words alone, then matching against random pairs, then against hard ones.
-_WORDS_ALONE, _RANDOM_PAIRS = 0.15, 0.2
-_CONTRADICTIONS = 2  # a pair, beside hard negatives
-_MASKED = 0.3  # of a caption's words: the others must say what is asked for
 _VALIDATION_QUERIES, _VALIDATION_CANDIDATES = 500, 10
 
 
-def new_model(encoder: SiglipEncoder) -> EDJEModel:
+_OBJECTIVES = Objectives(masked_share=0.3)
+
+
+@dataclass(frozen=True, slots=True)
+class JointSettings:
+    """Settle what the bundled model is; an ablation changes one of these.
+
+    Attributes:
+        adapter: `compressed`, or `local` with one token a patch.
+        num_tokens: Of the compressed adapter.
+        objectives: Few words are masked: the others must say what is asked for.
+        words_alone: Share of the steps before which nothing is matched.
+        random_pairs: Share of the steps before which negatives are random; hard ones follow, from
+            batches of pictures that look alike.
+        contradictions: A pair, beside hard negatives.
+    """
+
+    adapter: AdapterKind = "compressed"
+    num_tokens: int = 16
+    objectives: Objectives = _OBJECTIVES
+    words_alone: float = 0.15
+    random_pairs: float = 0.2
+    contradictions: int = 2
+
+
+def new_model(encoder: SiglipEncoder, settings: JointSettings | None = None) -> EDJEModel:
     """Put an untrained EDJE with a small BERT on top of a trained encoder."""
+    settings = settings or JointSettings()
     tokenizer = scene_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=6, num_attention_heads=4,
@@ -54,15 +76,15 @@ def new_model(encoder: SiglipEncoder) -> EDJEModel:
         encoder,
         BertForMaskedLM(config),
         tokenizer,
-        adapter="compressed",
-        num_tokens=NUM_TOKENS,
+        adapter=settings.adapter,
+        num_tokens=settings.num_tokens,
         adapter_hidden_size=768,
     )
 
 
 def train_joint(
     encoder: SiglipEncoder, folder: Path, *, steps: int, pictures: int, seed: int,
-    device: torch.device,
+    device: torch.device, settings: JointSettings | None = None, teacher: EDJEModel | None = None,
 ) -> tuple[EDJEModel, dict[str, float]]:  # fmt: skip
     """Train adapter and joint encoder on a frozen encoder; the best validation's are returned.
 
@@ -73,30 +95,35 @@ def train_joint(
         pictures: Training scenes.
         seed: Of weights, captions and batches.
         device: To train on.
+        settings: The bundled model's by default.
+        teacher: Gives the soft targets where the objectives distil.
 
     Returns:
         The model, and the best validation's figures.
     """
+    settings = settings or JointSettings()
     torch.manual_seed(seed)
     encoder.to(device).eval()
     for parameter in encoder.parameters():
         parameter.requires_grad_(False)
     scenes, cache = _encoded("train", encoder, folder, pictures, seed, device)
     held, held_cache = _encoded("validation", encoder, folder, 1000, seed, device)
-    model = new_model(encoder).to(device)
-    sample = torch.from_numpy(np.array(cache.tokens[:256])).float().to(device)
-    look_at_regions(cast("CompressedAdapter", model.adapter), sample)
+    model = new_model(encoder, settings).to(device)
+    if isinstance(model.adapter, CompressedAdapter):
+        sample = torch.from_numpy(np.array(cache.tokens[:256])).float().to(device)
+        look_at_regions(model.adapter, sample)
     if device.type == "cpu":  # the plain attention's backward pass is by far the faster there
         model.joint_encoder.language_model.set_attn_implementation("eager")
 
     def batch(step: int) -> Batch:
-        matching, hard = step >= _WORDS_ALONE * steps, step >= _RANDOM_PAIRS * steps
+        matching = step >= settings.words_alone * steps
+        hard = step >= settings.random_pairs * steps
         rng = np.random.default_rng([seed, step, 2])
         chosen = _alike(cache.embeddings, rng) if hard else rng.choice(len(scenes), _BATCH, False)
         shown = [scenes[i] for i in chosen]
         captions = [describe(s, rng) for s in shown]
         texts = [c.text for c in captions]
-        count = _CONTRADICTIONS if hard else 0
+        count = settings.contradictions if hard else 0
         false = [contradict(c, rng) for c in captions for _ in range(count)]
         ids, mask = model.tokenize([c.text for c in [*captions, *false]])
         numbers = torch.arange(_BATCH, device=device)
@@ -136,7 +163,7 @@ def train_joint(
         steps=steps, peak_lr=1e-3, warmup_steps=min(150, steps // 5), validate_every=250, seed=seed
     )
     figures = fit(
-        TrainedParts(model, Objectives(masked_share=_MASKED)), batch, config,
+        TrainedParts(model, settings.objectives, teacher=teacher), batch, config,
         folder=folder, name="joint", validate=validate, best_by="R@1",
     )  # fmt: skip
     model.joint_encoder.language_model.set_attn_implementation("sdpa")

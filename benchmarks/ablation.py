@@ -1,0 +1,186 @@
+"""Train variants of the demo's joint encoder on scenes and measure each on held-out ones.
+
+    python benchmarks/ablation.py --work runs/demo --out docs/ablation.json [VARIANT ...]
+
+All variants share the bundled model's encoder, the drawn scenes, the seed and the number of steps;
+each changes one setting. A variant that is in the result file already, trained for as many steps,
+is left out; so a run that was stopped goes on. What is printed is a table of all that is there.
+
+Training scenes are drawn and encoded once into WORK (7 GB). Held-out scenes are the demo's: 1,000
+pictures, one caption each, 50 candidates, measured as `edje-qdrant eval --in-memory` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edje_qdrant import EDJEModel
+from edje_qdrant.annotations import read_annotations
+from edje_qdrant.demo.annotated import write_scenes
+from edje_qdrant.demo.joint import JointSettings, train_joint
+from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.evaluation.bootstrap import difference, interval, resampled_means
+from edje_qdrant.evaluation.gallery import build_gallery
+from edje_qdrant.evaluation.memory import text_to_image
+from edje_qdrant.training.objectives import Objectives
+
+SWEEP = (5, 10, 20, 50, 100)
+TEACHER = "local"
+PLAIN = JointSettings()
+OBJECTIVES = PLAIN.objectives
+VARIANTS = {
+    "16 tokens": PLAIN,
+    "4 tokens": replace(PLAIN, num_tokens=4),
+    "8 tokens": replace(PLAIN, num_tokens=8),
+    "32 tokens": replace(PLAIN, num_tokens=32),
+    "local": replace(PLAIN, adapter="local"),
+    "no masked words": replace(PLAIN, objectives=replace(OBJECTIVES, words=0.0), words_alone=0.0),
+    "no text recovery": replace(PLAIN, objectives=replace(OBJECTIVES, recovery=0.0)),
+    "no hard negatives": replace(PLAIN, random_pairs=2.0),
+    "no contradictions": replace(PLAIN, contradictions=0),
+    "half of the words masked": replace(PLAIN, objectives=replace(OBJECTIVES, masked_share=0.5)),
+    "matching alone": replace(
+        PLAIN, objectives=Objectives(words=0.0, recovery=0.0), words_alone=0.0, random_pairs=0.0
+    ),
+    "distilled from local": replace(PLAIN, objectives=replace(OBJECTIVES, distillation=1.0)),
+}
+
+
+def main() -> None:
+    """Train what is missing, and print the table."""
+    options = _options()
+    torch.set_float32_matmul_precision("high")
+    done: list[dict[str, Any]] = (
+        json.loads(options.out.read_text())["runs"] if options.out.exists() else []
+    )
+    device = torch.device(options.device)
+    annotations = read_annotations(write_scenes(options.work / "held-out"))
+    gallery = build_gallery(annotations)
+    for name in options.variants or VARIANTS:
+        key = (name, options.steps, options.seed)
+        if any((run["variant"], run["steps"], run["seed"]) == key for run in done):
+            continue
+        run = _train_and_measure(name, options, gallery, device)
+        done.append(run)
+        _write(options.out, done)
+        print(_table(done), flush=True)
+    print(_table(done))
+
+
+def _train_and_measure(
+    name: str, options: argparse.Namespace, gallery: Any, device: torch.device
+) -> dict[str, Any]:
+    bundled = EDJEModel.from_pretrained("demo", device=device, dtype=torch.float32)
+    encoder = bundled.encoder
+    assert isinstance(encoder, SiglipEncoder)
+    settings, teacher = VARIANTS[name], None
+    if settings.objectives.distillation:
+        folder = _folder(options, TEACHER) / "model"
+        if not folder.exists():
+            raise SystemExit(f"the teacher is trained first: run the variant {TEACHER!r}")
+        teacher = EDJEModel.from_pretrained(folder, device=device, dtype=torch.float32)
+        teacher.encoder = encoder
+        teacher.joint_encoder.language_model.set_attn_implementation("eager")
+    work = _folder(options, name)
+    work.mkdir(parents=True, exist_ok=True)
+    for shared in ("data", "vision"):
+        (options.work / shared).mkdir(exist_ok=True)
+        if not (work / shared).exists():
+            (work / shared).symlink_to((options.work / shared).resolve())
+    model, figures = train_joint(
+        encoder, work, steps=options.steps, pictures=options.pictures, seed=options.seed,
+        device=device, settings=settings, teacher=teacher,
+    )  # fmt: skip
+    model.save_pretrained(work / "model", dtype=torch.float16)
+    model.eval()
+    return {
+        "variant": name,
+        "steps": options.steps,
+        "seed": options.seed,
+        "tokens": model.config.num_tokens,
+        "bytes_per_picture": model.config.num_tokens * model.config.token_dim * 2,
+        "validation": {k: v for k, v in figures.items() if k != "seconds"},
+        "seconds": round(figures["seconds"]),
+        **_measure(model, gallery),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device.type}",
+    }
+
+
+def _measure(model: EDJEModel, gallery: Any) -> dict[str, Any]:
+    from PIL import Image
+
+    images = [Image.open(path) for path in gallery.paths]
+    rankings = text_to_image(gallery, model, model.encode_images(images), max(SWEEP))
+    hits = {k: rankings.right_after(k)[:, 0].astype(float) for k in (0, *SWEEP)}
+    means = resampled_means(hits[50][:, None], rankings.clusters)
+    low, high = interval(means[:, 0])
+    return {
+        "first_stage": round(float(hits[0].mean()), 4),
+        "R@1": {str(k): round(float(hits[k].mean()), 4) for k in SWEEP},
+        "R@1 interval": [round(low, 4), round(high, 4)],
+        "hits": "".join(str(int(h)) for h in hits[50]),  # by query, for paired differences
+    }
+
+
+def _table(runs: list[dict[str, Any]]) -> str:
+    lines = [
+        "| variant | bytes | R@1, 50 candidates | 95% | less the first row's | minutes |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    base = np.array([int(h) for h in runs[0]["hits"]], float) if runs else None
+    for run in runs:
+        own = np.array([int(h) for h in run["hits"]], float)
+        assert base is not None
+        found = _paired(own, base) if run is not runs[0] else "-"
+        low, high = run["R@1 interval"]
+        lines.append(
+            f"| {run['variant']} | {run['bytes_per_picture']:,} | {run['R@1']['50']:.1%} | "
+            f"{low:.1%} to {high:.1%} | {found} | {run['seconds'] / 60:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _paired(own: np.ndarray, base: np.ndarray) -> str:
+    clusters = np.arange(len(own))
+    means = resampled_means(np.stack([own, base], axis=1), clusters)
+    found = difference(float(own.mean() - base.mean()), means[:, 0], means[:, 1])
+    return f"{found.mean:+.1%} ({found.low:+.1%} to {found.high:+.1%})"
+
+
+def _write(path: Path, runs: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
+
+
+def _folder(options: argparse.Namespace, name: str) -> Path:
+    return Path(options.work / f"ablation-{options.steps}-{options.seed}" / name.replace(" ", "-"))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("variants", nargs="*", help=f"of {', '.join(VARIANTS)}; all by default")
+    parser.add_argument("--work", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--out", type=Path, default=Path("docs/ablation.json"))
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    unknown = [name for name in options.variants if name not in VARIANTS]
+    if unknown:
+        parser.error(f"there is no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    return options
+
+
+if __name__ == "__main__":
+    main()
