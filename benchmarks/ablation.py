@@ -59,21 +59,18 @@ def main() -> None:
     """Train what is missing, and print the table."""
     options = _options()
     torch.set_float32_matmul_precision("high")
-    done: list[dict[str, Any]] = (
-        json.loads(options.out.read_text())["runs"] if options.out.exists() else []
-    )
     device = torch.device(options.device)
     annotations = read_annotations(write_scenes(options.work / "held-out"))
     gallery = build_gallery(annotations)
     for name in options.variants or VARIANTS:
         key = (name, options.steps, options.seed)
-        if any((run["variant"], run["steps"], run["seed"]) == key for run in done):
+        if key in {(run["variant"], run["steps"], run["seed"]) for run in _read(options.out)}:
             continue
         run = _train_and_measure(name, options, gallery, device)
-        done.append(run)
-        _write(options.out, done)
-        print(_table(done), flush=True)
-    print(_table(done))
+        # Read again: another of these may have written meanwhile.
+        _write(options.out, [*_read(options.out), run])
+        print(_table(_read(options.out)), flush=True)
+    print(_table(_read(options.out)))
 
 
 def _train_and_measure(
@@ -155,6 +152,11 @@ def _paired(own: np.ndarray, base: np.ndarray) -> str:
     means = resampled_means(np.stack([own, base], axis=1), clusters)
     found = difference(float(own.mean() - base.mean()), means[:, 0], means[:, 1])
     return f"{found.mean:+.1%} ({found.low:+.1%} to {found.high:+.1%})"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
+    return sorted(runs, key=lambda run: [*VARIANTS].index(run["variant"]))
 
 
 def _write(path: Path, runs: list[dict[str, Any]]) -> None:

@@ -18,7 +18,6 @@ from typer.core import TyperGroup
 
 from edje_qdrant.cli_eval import EvalCommand, evaluate
 from edje_qdrant.cli_loading import (
-    check_device,
     load_model,
     note_demo_model,
     open_collection,
@@ -36,7 +35,8 @@ from edje_qdrant.cli_options import (
     Url,
     where_is,
 )
-from edje_qdrant.errors import ConfigError, EdjeError
+from edje_qdrant.cli_train import train
+from edje_qdrant.errors import EdjeError
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
@@ -264,31 +264,7 @@ def demo(
     print_result(report.as_dict(), report.text(), as_json)
 
 
-@app.command()
-def train(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the model goes.")],
-    recipe: Annotated[str, typer.Option(help="What to train; so far there is 'demo'.")] = "demo",
-    work: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where data and checkpoints go; OUT.work by default."),
-    ] = None,
-    steps_scale: Annotated[float, typer.Option(help="Multiplies steps and pictures.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of weights, scenes, captions and batches.")] = 1,
-    device: Device = None,
-    as_json: Json = False,
-) -> None:
-    """Train the bundled model again from nothing; a run that was stopped goes on."""
-    if recipe != "demo":
-        raise ConfigError(f"there is no recipe {recipe!r}; the one there is, is 'demo'")
-    check_device(device)
-    silence_libraries()
-    from edje_qdrant.demo.recipe import train_demo
-
-    place = work or out.with_name(f"{out.name}.work")
-    report = train_demo(out, place, scale=steps_scale, seed=seed, device=device)
-    print_result(report, f"wrote {out}; use it with --model {out}", as_json)
-
-
+app.command("train")(train)
 app.command("eval", cls=EvalCommand)(evaluate)
 
 

@@ -5,25 +5,87 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from transformers import BertTokenizer, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from edje_qdrant.demo.joint import train_joint
+from edje_qdrant.demo.joint import JointSettings, train_joint
 from edje_qdrant.demo.tower import SIDE, train_tower
 from edje_qdrant.encoders import SiglipEncoder
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.model.config import AdapterKind
+from edje_qdrant.training.recipe import WeightsSection, Section, read_settings, validated
 from edje_qdrant.version import __version__
 
-__all__ = ["scene_encoder", "train_demo"]
+__all__ = ["DEMO_RECIPE", "DemoRecipe", "read_demo_recipe", "scene_encoder", "train_demo"]
 
-TOWER_STEPS = 3000
-JOINT_STEPS = 5000
-PICTURES = 100_000
+#: The bundled model's recipe.
+DEMO_RECIPE = Path(__file__).with_name("recipe.toml")
+
+
+class ScenesSection(Section):
+    """Say what is drawn, and how long the tower learns from it.
+
+    Attributes:
+        pictures: Training scenes.
+        tower_steps: Optimiser steps of 128 pictures.
+    """
+
+    pictures: int = Field(ge=256)
+    tower_steps: int = Field(ge=1)
+
+
+class JointSection(Section):
+    """Settle the joint encoder's training, as `JointSettings`.
+
+    Attributes:
+        steps: Optimiser steps of 64 pictures.
+        adapter: `compressed` or `local`.
+        num_tokens: Of the compressed adapter.
+        words_alone: Share of the steps before which nothing is matched.
+        random_pairs: Share of the steps before which negatives are random.
+        contradictions: A pair.
+        objectives: Their weights.
+    """
+
+    steps: int = Field(ge=1)
+    adapter: AdapterKind
+    num_tokens: int = Field(ge=1)
+    words_alone: float = Field(ge=0, le=1)
+    random_pairs: float = Field(ge=0, le=1)
+    contradictions: int = Field(ge=0)
+    objectives: WeightsSection
+
+    def settings(self) -> JointSettings:
+        """Return what `train_joint` takes."""
+        apart = {"steps", "objectives"}
+        return JointSettings(
+            objectives=self.objectives.objectives(), **self.model_dump(exclude=apart)
+        )
+
+
+class DemoRecipe(Section):
+    """Hold all that makes a model of scenes."""
+
+    seed: int = Field(ge=0)
+    scenes: ScenesSection
+    joint: JointSection
+
+
+def read_demo_recipe(
+    path: Path = DEMO_RECIPE, changes: Mapping[str, Any] | None = None
+) -> DemoRecipe:
+    """Read a recipe with a `[scenes]` section.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is missing, unknown or wrong.
+    """
+    return validated(DemoRecipe, read_settings(path, changes), path)
 
 
 def scene_encoder(siglip: SiglipModel, tokenizer: BertTokenizer) -> SiglipEncoder:
@@ -35,20 +97,14 @@ def scene_encoder(siglip: SiglipModel, tokenizer: BertTokenizer) -> SiglipEncode
 
 
 def train_demo(
-    out: Path,
-    work: Path,
-    *,
-    scale: float = 1.0,
-    seed: int = 1,
-    device: str | None = None,
+    out: Path, work: Path, recipe: DemoRecipe | None = None, *, device: str | None = None
 ) -> dict[str, Any]:
     """Train the demo's model and save it; a run that was stopped goes on where it was.
 
     Args:
         out: Folder the model is saved to, in float16.
         work: Drawn scenes (3 GB), vision tokens (3 GB), logs and checkpoints.
-        scale: Multiplies steps and pictures; 1 is the bundled model's.
-        seed: Of weights, scenes, captions and batches.
+        recipe: The bundled model's by default.
         device: CUDA where there is one, by default.
 
     Returns:
@@ -56,35 +112,28 @@ def train_demo(
         `training.json` beside the model.
 
     Raises:
-        ConfigError: The scale is not positive.
         EdjeError: The loss is not finite, or the folder holds another run's state.
     """
-    if not 0 < scale <= 100:
-        raise ConfigError(f"scale must be above 0 and at most 100, got {scale}")
+    recipe = recipe or read_demo_recipe()
+    seed, pictures = recipe.seed, recipe.scenes.pictures
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    pictures = max(256, round(PICTURES * scale))
-    tower_steps, joint_steps = (
-        max(4, round(steps * scale)) for steps in (TOWER_STEPS, JOINT_STEPS)
-    )
     started = time.perf_counter()
     siglip, tokenizer, tower = train_tower(
-        work, steps=tower_steps, pictures=pictures, seed=seed, device=place
+        work, steps=recipe.scenes.tower_steps, pictures=pictures, seed=seed, device=place
     )
     encoder = scene_encoder(siglip, tokenizer)
     model, joint = train_joint(
         encoder,
         work,
-        steps=joint_steps,
+        steps=recipe.joint.steps,
         pictures=pictures,
         seed=seed,
         device=place,
+        settings=recipe.joint.settings(),
     )
     stages = {"tower": tower, "joint": joint}
     report: dict[str, Any] = {
-        "recipe": "demo",
-        "seed": seed,
-        "scale": scale,
-        "pictures": pictures,
+        "recipe": recipe.model_dump(),
         **stages,
         "seconds": round(sum(figures["seconds"] for figures in stages.values())),
         "seconds_of_this_run": round(time.perf_counter() - started),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,15 +26,23 @@ __all__ = [
     "OptimisationSection",
     "Pairs",
     "Recipe",
+    "Section",
+    "WeightsSection",
     "read_recipe",
+    "read_settings",
+    "validated",
 ]
 
+T = TypeVar("T", bound=BaseModel)
 
-class _Section(BaseModel):
+
+class Section(BaseModel):
+    """Refuse settings it does not know."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """Say what is trained: a new model, or one that goes on.
 
     Attributes:
@@ -70,7 +79,7 @@ class ModelSection(_Section):
         return self
 
 
-class Pairs(_Section):
+class Pairs(Section):
     """Name a file of pictures and captions.
 
     Attributes:
@@ -87,7 +96,7 @@ class Pairs(_Section):
     weight: float = Field(1.0, gt=0)
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Say what is trained on.
 
     Attributes:
@@ -110,45 +119,56 @@ class DataSection(_Section):
     workers: int = Field(4, ge=1)
 
 
-class ObjectivesSection(_Section):
-    """Weigh the objectives, as `Objectives`; and say when matching begins.
+class WeightsSection(Section):
+    """Weigh the objectives, as `Objectives`.
 
     Attributes:
         matching: Weight of image-text matching.
         words: Of masked words.
         recovery: Of text recovery.
         distillation: Of the teacher's scores.
-        teacher: An EDJE model on the same encoder, the local one say.
         num_negatives: Wrong pictures, and as many wrong captions, for each pair.
         masked_share: Of a caption's word pieces.
-        matching_from: Share of the steps before which nothing is matched.
-        hard_from: Share of the steps before which negatives are drawn at random; 1 is always.
     """
 
     matching: float = 1.0
     words: float = 1.0
     recovery: float = 1.0
     distillation: float = 0.0
-    teacher: str | None = None
     num_negatives: int = 1
     masked_share: float = 0.5
-    matching_from: float = Field(0.0, ge=0, le=1)
-    hard_from: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _sensible(self) -> ObjectivesSection:
+    def _sensible(self) -> WeightsSection:
         self.objectives()
-        if bool(self.distillation) != (self.teacher is not None):
-            raise ValueError("distillation needs a teacher, and a teacher a weight above 0")
         return self
 
     def objectives(self) -> Objectives:
         """Return what `TrainedParts` takes."""
-        apart = {"teacher", "matching_from", "hard_from"}
-        return Objectives(**self.model_dump(exclude=apart))
+        return Objectives(**{name: getattr(self, name) for name in WeightsSection.model_fields})
 
 
-class OptimisationSection(_Section):
+class ObjectivesSection(WeightsSection):
+    """Weigh the objectives, and say when matching begins.
+
+    Attributes:
+        teacher: An EDJE model on the same encoder, the local one say.
+        matching_from: Share of the steps before which nothing is matched.
+        hard_from: Share of the steps before which negatives are drawn at random; 1 is always.
+    """
+
+    teacher: str | None = None
+    matching_from: float = Field(0.0, ge=0, le=1)
+    hard_from: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _taught(self) -> ObjectivesSection:
+        if bool(self.distillation) != (self.teacher is not None):
+            raise ValueError("distillation needs a teacher, and a teacher a weight above 0")
+        return self
+
+
+class OptimisationSection(Section):
     """Say how long and how fast, as `LoopConfig`.
 
     Attributes:
@@ -199,7 +219,7 @@ class OptimisationSection(_Section):
         return LoopConfig(steps=steps, steps_per_epoch=per_epoch, seed=seed, **settings)
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """Hold all a run is told."""
 
     model: ModelSection
@@ -209,7 +229,7 @@ class Recipe(_Section):
     seed: int = Field(0, ge=0)
 
 
-def read_recipe(path: str | Path, changes: dict[str, Any] | None = None) -> Recipe:
+def read_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe; relative paths in it start from the current folder.
 
     Args:
@@ -220,22 +240,40 @@ def read_recipe(path: str | Path, changes: dict[str, Any] | None = None) -> Reci
         ConfigError: The file cannot be read, or a setting is missing, unknown or wrong; the
             message names file and setting.
     """
+    return validated(Recipe, read_settings(path, changes), path)
+
+
+def read_settings(path: str | Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read a recipe's settings as they stand, with changes.
+
+    Raises:
+        ConfigError: The file cannot be read, or a change names no section of it.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        data: dict[str, Any] = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError) as error:  # both parsers' errors are ValueErrors
         raise ConfigError(f"cannot read the recipe {path}: {error}") from error
     for name, value in (changes or {}).items():
         *sections, last = name.split(".")
-        where = data
+        where: Any = data
         for section in sections:
-            where = where.setdefault(section, {}) if isinstance(where, dict) else where
+            where = where.setdefault(section, {}) if isinstance(where, dict) else None
         if not isinstance(where, dict):
             raise ConfigError(f"{name!r} names no setting of {path}; write section.setting=value")
         where[last] = value
+    return data
+
+
+def validated(kind: type[T], data: Mapping[str, Any], path: str | Path) -> T:
+    """Check settings.
+
+    Raises:
+        ConfigError: One is missing, unknown or wrong; the message names file and setting.
+    """
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         found = "; ".join(
             f"{'.'.join(str(part) for part in e['loc']) or 'recipe'}: {e['msg']}"

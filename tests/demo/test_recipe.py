@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from edje_qdrant.demo.recipe import train_demo
+from edje_qdrant.demo.joint import JointSettings
+from edje_qdrant.demo.recipe import DEMO_RECIPE, read_demo_recipe, train_demo
 from edje_qdrant.demo.run import run_demo
 from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.errors import ConfigError
@@ -14,26 +15,45 @@ from edje_qdrant.model import EDJEModel
 STAGES = ("tower", "joint")
 
 
+SMALL = {"scenes.pictures": 400, "scenes.tower_steps": 12, "joint.steps": 20}
+
+
 @pytest.mark.slow
 def test_the_recipe_trains_saves_and_goes_on(tmp_path):
     out, work = tmp_path / "model", tmp_path / "work"
-    report = train_demo(out, work, scale=0.004, device="cpu")
+    recipe = read_demo_recipe(changes=SMALL)
+    report = train_demo(out, work, recipe, device="cpu")
     assert all(report[stage]["step"] > 0 for stage in STAGES)
     assert json.loads((out / "training.json").read_text()) == report
     model = EDJEModel.from_pretrained(out)
     images = torch.zeros(2, 3, 96, 96)
     assert model.encode_pixels(images).tokens.shape == (2, 16, 128)
-    again = train_demo(out, work, scale=0.004, device="cpu")
+    again = train_demo(out, work, recipe, device="cpu")
     assert [again[k] for k in STAGES] == [report[k] for k in STAGES]
     assert again["seconds_of_this_run"] <= report["seconds_of_this_run"]
     found = run_demo(tmp_path / "demo", pictures=20, model=str(out), progress=False)
     assert found.pictures == 20
 
 
-@pytest.mark.parametrize("scale", [0, -1, 1000])
-def test_a_senseless_scale_is_refused(tmp_path, scale):
-    with pytest.raises(ConfigError, match="scale"):
-        train_demo(tmp_path / "model", tmp_path / "work", scale=scale)
+def test_the_recipe_is_the_bundled_models():
+    recipe = read_demo_recipe()
+    assert recipe.joint.settings() == JointSettings()
+    trained = json.loads((DEMO_RECIPE.parent / "model" / "training.json").read_text())
+    assert trained["recipe"] == recipe.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"scenes.pictures": 0}, "scenes.pictures"),
+        ({"joint.adapter": "other"}, "joint.adapter"),
+        ({"joint.tokens": 3}, "joint.tokens"),
+        ({"joint.objectives.matching": -1}, "joint.objectives"),
+    ],
+)
+def test_senseless_settings_are_refused_by_name(changes, setting):
+    with pytest.raises(ConfigError, match=f"recipe.toml: {setting}: "):
+        read_demo_recipe(changes=changes)
 
 
 def test_nothing_the_demo_shows_was_in_training():

@@ -1,0 +1,100 @@
+"""A step's batch, drawn from the step's number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edje_qdrant.encoders import clean_caption
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.training.mixture import Mixture
+from edje_qdrant.training.objectives import Batch
+from edje_qdrant.training.pairs import PairSource
+from edje_qdrant.training.recipe import Recipe
+from edje_qdrant.training.vision import VisionSource
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Batches", "number_of"]
+
+
+class Batches:
+    """Make the batches of a run: number -> this process's pairs.
+
+    Every process draws the same global batch and takes its share of it.
+
+    Args:
+        model: Its encoder embeds the captions, its tokenizer splits them.
+        sources: Pictures and captions.
+        mixture: Which of them come up when.
+        vision: The frozen encoder's output for them.
+        recipe: Batch size, shares and seed.
+        steps: Of the whole run.
+        accelerator: Knows which process this is.
+    """
+
+    def __init__(
+        self, model: EDJEModel, sources: Sequence[PairSource], mixture: Mixture,
+        vision: VisionSource, recipe: Recipe, steps: int, accelerator: Accelerator,
+    ) -> None:  # fmt: skip
+        self._model, self._sources, self._vision = model, sources, vision
+        size, processes = recipe.optimisation.batch_size, accelerator.num_processes
+        first = size * accelerator.process_index
+        self._rows, self._size = slice(first, first + size), size * processes
+        self._seed = recipe.seed
+        batches = steps * recipe.optimisation.accumulate
+        self._matching_from = recipe.objectives.matching_from * batches
+        self._hard_from = recipe.objectives.hard_from * batches
+        self._last = batches - 1
+        self._mixture = mixture
+
+    def __call__(self, number: int) -> Batch:
+        """Return the batch of this number.
+
+        Raises:
+            ImageReadError: None of its pictures can be read.
+        """
+        seen = self._vision.batch(self._drawn(number), number)
+        if number < self._last:
+            self._vision.prefetch(self._drawn(number + 1), number + 1)
+        captions = self._captions(seen.rows, number)
+        model = self._model
+        ids, mask = model.tokenize(captions)
+        device = ids.device
+        keys = [f"{source} {self._sources[source].key(row)}" for source, row in seen.rows.tolist()]
+        return Batch(
+            vision_tokens=seen.tokens.to(device),
+            image_embeddings=seen.embeddings.to(device),
+            # A plain copy: training may not use tensors made in inference mode.
+            text_embeddings=torch.from_numpy(model.encode_texts(captions)).to(device),
+            input_ids=ids,
+            attention_mask=mask,
+            image_ids=torch.tensor([number_of(k) for k in keys], device=device),
+            caption_ids=torch.tensor([number_of(clean_caption(c)) for c in captions]).to(device),
+            seed=self._seed * 1_000_003 + number,
+            matching=number >= self._matching_from,
+            hard=number >= self._hard_from,
+        )
+
+    def _drawn(self, number: int) -> NDArray[np.int64]:
+        return self._mixture.batch(number, self._size)[self._rows]
+
+    def _captions(self, rows: NDArray[np.int64], number: int) -> list[str]:
+        """Choose one caption of each picture."""
+        draws = np.random.default_rng([self._seed, number]).random(self._size)[self._rows]
+        chosen = []
+        for (source, row), draw in zip(rows.tolist(), draws, strict=True):
+            captions = self._sources[source].captions(row)
+            chosen.append(captions[int(draw * len(captions))])
+        return chosen
+
+
+def number_of(text: str) -> int:
+    """Return an int64 that equal texts share and, for all that is likely, no others."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

@@ -1,0 +1,90 @@
+"""Put the model together that a recipe asks for."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoTokenizer, BertForMaskedLM
+
+from edje_qdrant.encoders import Encoder, SiglipEncoder
+from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.training.recipe import ModelSection
+
+__all__ = ["build_model", "freeze", "take_joint_encoder"]
+
+
+def build_model(section: ModelSection, *, encoder: Encoder | None = None) -> EDJEModel:
+    """Load the model to go on with, or build a new one; in float32, on the CPU.
+
+    Args:
+        section: What is asked for.
+        encoder: Takes the place of the SigLIP that `section.encoder` names.
+
+    Raises:
+        CheckpointError: A model that is named cannot be loaded.
+        ConfigError: The joint encoder to begin with does not fit.
+    """
+    if section.start_from is not None:
+        return EDJEModel.from_pretrained(section.start_from, device="cpu", dtype=torch.float32)
+    assert section.encoder is not None
+    language_model, tokenizer = _language_model(section.language_model)
+    model = EDJEModel.build(
+        encoder or SiglipEncoder.from_pretrained(section.encoder),
+        language_model,
+        tokenizer,
+        adapter=section.adapter,
+        num_tokens=section.num_tokens,
+        adapter_hidden_size=section.adapter_hidden_size,
+    )
+    if section.joint_encoder_from is not None:
+        other = EDJEModel.from_pretrained(
+            section.joint_encoder_from, device="cpu", dtype=torch.float32
+        )
+        take_joint_encoder(model, other)
+    return model
+
+
+def take_joint_encoder(model: EDJEModel, other: EDJEModel) -> None:
+    """Begin with another model's joint encoder, in place: a trained local one's, say.
+
+    Positions are cut to those this model has; a local model has more.
+
+    Raises:
+        ConfigError: The two have other sizes or vocabularies.
+    """
+    own, theirs = model.joint_encoder.state_dict(), other.joint_encoder.state_dict()
+    positions = "language_model.bert.embeddings.position_embeddings.weight"
+    theirs[positions] = theirs[positions][: len(own[positions])]
+    unlike = [
+        f"{name} ({tuple(theirs[name].shape) if name in theirs else 'missing'}, not "
+        f"{tuple(weights.shape)})"
+        for name, weights in own.items()
+        if name not in theirs or theirs[name].shape != weights.shape
+    ]
+    if unlike:
+        raise ConfigError(
+            f"the joint encoder of {other.name_or_path} does not fit: {unlike[0]}; build both on "
+            "the same language model"
+        )
+    model.joint_encoder.load_state_dict(theirs)
+
+
+def freeze(model: EDJEModel, *, language_model: bool) -> None:
+    """Freeze the encoder, and the language model where asked: adapter and heads still learn."""
+    for parameter in model.encoder.parameters():  # type: ignore[attr-defined]
+        parameter.requires_grad_(False)
+    if language_model:
+        for parameter in model.joint_encoder.language_model.parameters():
+            parameter.requires_grad_(False)
+
+
+def _language_model(name_or_path: str) -> tuple[BertForMaskedLM, object]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        return BertForMaskedLM.from_pretrained(name_or_path), tokenizer
+    except Exception as error:  # transformers raises whatever its parsers raise
+        raise CheckpointError(
+            f"cannot load the language model {name_or_path} ({error}); name the folder or hub id "
+            "of a BERT",
+            path=name_or_path,
+        ) from error

@@ -1,0 +1,214 @@
+"""Train as a recipe says: from files to a model that `EDJEModel.from_pretrained` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
+from edje_qdrant.encoders import Encoder
+from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.metrics import ranks_of, recall_at
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.adapter import CompressedAdapter
+from edje_qdrant.training.batches import Batches
+from edje_qdrant.training.build import build_model, freeze
+from edje_qdrant.training.initialise import look_at_regions
+from edje_qdrant.training.loop import accelerator_for, fit
+from edje_qdrant.training.mixture import Mixture
+from edje_qdrant.training.objectives import TrainedParts
+from edje_qdrant.training.pairs import PairSource, open_pairs
+from edje_qdrant.training.recipe import Pairs, Recipe
+from edje_qdrant.training.vision import CachedVision, LiveVision, VisionSource
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["train"]
+
+_SAMPLE = 256  # pictures that a new adapter's first attention is fitted to
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    encoder: Encoder | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a model and save it to `out/model`; a run that was stopped goes on where it was.
+
+    Started by `accelerate launch` or `torchrun`, several processes train together, and negatives
+    come from all of their batches. `out` also gets `recipe.json` with every setting, `training.pt`
+    to go on from, and logs (`training.jsonl`, `tensorboard/`).
+
+    Args:
+        recipe: What to train, on what, how.
+        out: Folder; made where missing.
+        encoder: Takes the place of the SigLIP the recipe names: any encoder will do to train with,
+            though only a SigLIP can be saved and loaded with the model.
+        device: `cpu`, to leave an accelerator alone.
+        progress: Show bars on stderr.
+
+    Returns:
+        The best validation's figures, `seconds`, pictures that could not be read, and `model`.
+
+    Raises:
+        CheckpointError: A model cannot be loaded, or `out` holds another recipe's run.
+        ConfigError: The data cannot be read; names file and line.
+        EdjeError: A loss is not finite; the last checkpoint is kept.
+        MissingExtraError: The extra `train` is not installed.
+    """
+    out = Path(out)
+    accelerator = accelerator_for(device)
+    _keep_recipe(recipe, out, accelerator)
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model, encoder=encoder).to(accelerator.device)
+    freeze(model, language_model=recipe.model.freeze_language_model)
+    teacher = _teacher(recipe, accelerator)
+    sources = [_open(pairs) for pairs in recipe.data.train]
+    held = _open(recipe.data.validation)
+    vision = _vision(model, sources, recipe, accelerator, progress=progress)
+    held_folder = Path(recipe.data.cache_vision or out / "vision")
+    held_vision = _cached(model, [held], held_folder, recipe, accelerator, progress=progress)
+    if recipe.model.start_from is None and recipe.model.look_at_regions:
+        _look(model, vision)
+    if accelerator.device.type == "cpu":  # the plain attention's backward pass is the faster there
+        model.joint_encoder.language_model.set_attn_implementation("eager")
+    mixture = Mixture(
+        [len(source) for source in sources],
+        [pairs.weight for pairs in recipe.data.train],
+        seed=recipe.seed,
+        usable=vision.usable,
+    )
+    loop = recipe.optimisation.loop(mixture.rows_per_epoch, accelerator.num_processes, recipe.seed)
+    batches = Batches(model, sources, mixture, vision, recipe, loop.steps, accelerator)
+    figures = fit(
+        TrainedParts(model, recipe.objectives.objectives(), teacher=teacher).to(accelerator.device),
+        batches,
+        loop,
+        folder=out,
+        name="training",
+        validate=_validation(model, held, held_vision, recipe),
+        best_by="R@1",
+        accelerator=accelerator,
+    )
+    model.joint_encoder.language_model.set_attn_implementation("sdpa")
+    report = {
+        **figures,
+        "pictures": sum(len(source) for source in sources),
+        "unreadable": [asdict(failure) for failure in vision.failed],
+        "model": str(out / "model"),
+    }
+    if accelerator.is_main_process:
+        model.to("cpu").save_pretrained(out / "model")
+    accelerator.wait_for_everyone()
+    return report
+
+
+def _keep_recipe(recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
+    """Save every setting; a folder with another recipe's run is refused."""
+    path, text = out / "recipe.json", recipe.model_dump_json(indent=2) + "\n"
+    if accelerator.is_main_process:
+        with os_errors_as_store_errors("write", path):
+            out.mkdir(parents=True, exist_ok=True)
+            if (out / "training.pt").exists() and path.exists() and path.read_text() != text:
+                raise CheckpointError(
+                    f"{out} holds a run of another recipe (see {path}); choose another folder, or "
+                    "delete it to start anew",
+                    path=str(out),
+                )
+            write_atomically(path, text.encode())
+    accelerator.wait_for_everyone()
+
+
+def _teacher(recipe: Recipe, accelerator: Accelerator) -> EDJEModel | None:
+    if recipe.objectives.teacher is None:
+        return None
+    teacher = EDJEModel.from_pretrained(
+        recipe.objectives.teacher, device=accelerator.device, dtype=torch.float32
+    )
+    return teacher.requires_grad_(False)
+
+
+def _open(pairs: Pairs) -> PairSource:
+    return open_pairs(pairs.path, images=pairs.images, split=pairs.split)
+
+
+def _vision(
+    model: EDJEModel, sources: list[PairSource], recipe: Recipe, accelerator: Accelerator,
+    *, progress: bool,
+) -> VisionSource:  # fmt: skip
+    data = recipe.data
+    if data.cache_vision is not None:
+        folder = Path(data.cache_vision)
+        return _cached(model, sources, folder, recipe, accelerator, progress=progress)
+    return LiveVision(
+        model.encoder, sources, device=accelerator.device, workers=data.workers,
+        augment=data.augment, seed=recipe.seed,
+    )  # fmt: skip
+
+
+def _cached(
+    model: EDJEModel, sources: list[PairSource], folder: Path, recipe: Recipe,
+    accelerator: Accelerator, *, progress: bool,
+) -> CachedVision:  # fmt: skip
+    main = accelerator.is_main_process
+    vision = CachedVision(
+        model.encoder, sources, folder, device=accelerator.device, workers=recipe.data.workers,
+        progress=progress, main=main,
+    )  # fmt: skip
+    accelerator.wait_for_everyone()
+    if not main:
+        vision.open()
+    return vision
+
+
+def _look(model: EDJEModel, vision: VisionSource) -> None:
+    """Fit a new compressed adapter's first attention to a sample of the pictures."""
+    if not isinstance(model.adapter, CompressedAdapter):
+        return
+    usable = vision.usable[0]
+    rows = np.stack([np.zeros(min(_SAMPLE, len(usable)), np.int64), usable[:_SAMPLE]], axis=1)
+    look_at_regions(model.adapter, vision.batch(rows, 0).tokens.to(model.device))
+
+
+def _validation(
+    model: EDJEModel, source: PairSource, vision: CachedVision, recipe: Recipe
+) -> Callable[[], dict[str, float]]:
+    """Return what measures text-to-image search: first stage, then its nearest reranked."""
+    usable = vision.usable[0][: recipe.data.validation_pictures]
+    if len(usable) < 2:
+        raise ConfigError(
+            f"{source.name} has {len(usable)} readable pictures; validation needs 2 or more"
+        )
+    rows = np.stack([np.zeros(len(usable), np.int64), usable], axis=1)
+    queries = [(c, n) for n, row in enumerate(usable) for c in source.captions(int(row))]
+    texts = [text for text, _ in queries]
+    right = np.array([owner for _, owner in queries])
+    parts = np.array_split(rows, max(1, len(rows) // 64))
+    embeddings = np.concatenate([vision.batch(p, 0).embeddings.cpu().numpy() for p in parts])
+    first = model.encode_texts(texts) @ embeddings.T  # (queries, pictures)
+    depth = min(recipe.data.num_candidates, len(usable))
+    nearest = np.argsort(-first, axis=1, kind="stable")[:, :depth]
+    before = ranks_of(first, right)
+
+    def validate() -> dict[str, float]:
+        tokens = torch.cat([model.adapter(vision.batch(p, 0).tokens) for p in parts]).cpu()
+        scores = np.full(first.shape, -np.inf)
+        for start in range(0, len(texts), 256):
+            chosen = nearest[start : start + 256]
+            pairs = [t for t in texts[start : start + 256] for _ in range(depth)]
+            found = model.score_pairs(pairs, tokens[torch.from_numpy(chosen.ravel())])
+            np.put_along_axis(scores[start : start + 256], chosen, found.reshape(-1, depth), axis=1)
+        after = ranks_of(scores, right)
+        figures = {f"first R@{k}": recall_at(before, k) for k in (1, 10)}
+        return figures | {f"R@{k}": recall_at(after, k) for k in (1, 5, 10)}
+
+    return validate
