@@ -19,7 +19,7 @@ from edje_qdrant.demo.joint import JointSettings, train_joint
 from edje_qdrant.demo.tower import SIDE, train_tower
 from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.model.config import AdapterKind
-from edje_qdrant.training.recipe import WeightsSection, Section, read_settings, validated
+from edje_qdrant.training.recipe import Section, WeightsSection, read_settings, validated
 from edje_qdrant.version import __version__
 
 __all__ = ["DEMO_RECIPE", "DemoRecipe", "read_demo_recipe", "scene_encoder", "train_demo"]

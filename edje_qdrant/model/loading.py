@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.resources import files
@@ -59,6 +60,8 @@ def save_model(model: EDJEModel, folder: Path, dtype: torch.dtype | None) -> Non
         model.joint_encoder.language_model.config.save_pretrained(folder / _LANGUAGE_MODEL)
         model.tokenizer.save_pretrained(folder / _LANGUAGE_MODEL)
         save_file(state, folder / (_WEIGHTS + ".part"), metadata={"format": "pt"})
+        # safetensors makes files that only their owner may read.
+        shutil.copymode(folder / _LANGUAGE_MODEL / _CONFIG, folder / (_WEIGHTS + ".part"))
         os.replace(folder / (_WEIGHTS + ".part"), folder / _WEIGHTS)
         text = json.dumps(config.as_dict(), indent=2) + "\n"
         (folder / (_CONFIG + ".part")).write_text(text, encoding="utf-8")

@@ -89,6 +89,14 @@ def test_local_model_is_saved_and_loaded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.score(long, tokens), model.score(long, tokens))
 
 
+def test_whoever_may_read_the_settings_may_read_the_weights(
+    model: EDJEModel, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.glob("*.*")}
+    assert len(modes) == 1
+
+
 def test_saving_over_a_model_replaces_it(model: EDJEModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "m")
     before = EDJEModel.from_pretrained(tmp_path / "m", **CPU).contract()
