@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ def train(
     out: str | Path,
     *,
     encoder: Encoder | None = None,
+    sources: Sequence[PairSource] | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -53,6 +54,8 @@ def train(
         out: Folder; made where missing.
         encoder: Takes the place of the SigLIP the recipe names: any encoder will do to train with,
             though only a SigLIP can be saved and loaded with the model.
+        sources: Take the place of the files the recipe names to train on, one for each: a
+            `DatasetPairs` around a data set that is loaded already, say.
         device: `cpu`, to leave an accelerator alone.
         progress: Show bars on stderr.
 
@@ -61,7 +64,8 @@ def train(
 
     Raises:
         CheckpointError: A model cannot be loaded, or `out` holds another recipe's run.
-        ConfigError: The data cannot be read; names file and line.
+        ConfigError: The data cannot be read; names file and line. Or `sources` are not as many as
+            the recipe names.
         EdjeError: A loss is not finite; the last checkpoint is kept.
         MissingExtraError: The extra `train` is not installed.
     """
@@ -72,7 +76,13 @@ def train(
     model = build_model(recipe.model, encoder=encoder).to(accelerator.device)
     freeze(model, language_model=recipe.model.freeze_language_model)
     teacher = _teacher(recipe, accelerator)
-    sources = [_open(pairs) for pairs in recipe.data.train]
+    if sources is None:
+        sources = [_open(pairs) for pairs in recipe.data.train]
+    if len(sources) != len(recipe.data.train):
+        raise ConfigError(
+            f"{len(sources)} sources were given and the recipe names {len(recipe.data.train)} to "
+            "train on; give one for each"
+        )
     held = _open(recipe.data.validation)
     vision = _vision(model, sources, recipe, accelerator, progress=progress)
     held_folder = Path(recipe.data.cache_vision or out / "vision")
@@ -142,7 +152,7 @@ def _open(pairs: Pairs) -> PairSource:
 
 
 def _vision(
-    model: EDJEModel, sources: list[PairSource], recipe: Recipe, accelerator: Accelerator,
+    model: EDJEModel, sources: Sequence[PairSource], recipe: Recipe, accelerator: Accelerator,
     *, progress: bool,
 ) -> VisionSource:  # fmt: skip
     data = recipe.data
@@ -156,7 +166,7 @@ def _vision(
 
 
 def _cached(
-    model: EDJEModel, sources: list[PairSource], folder: Path, recipe: Recipe,
+    model: EDJEModel, sources: Sequence[PairSource], folder: Path, recipe: Recipe,
     accelerator: Accelerator, *, progress: bool,
 ) -> CachedVision:  # fmt: skip
     main = accelerator.is_main_process

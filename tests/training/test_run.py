@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from tiny_edje import build_tiny_model
+from transformers import BertConfig, BertForMaskedLM, XLMRobertaTokenizer
 
 from edje_qdrant import EDJEModel
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.training import loop
+from edje_qdrant.training.pairs import DatasetPairs
 from edje_qdrant.training.recipe import Recipe, read_recipe
 from edje_qdrant.training.run import train
 
@@ -182,6 +184,41 @@ def test_a_compressed_model_learns_from_a_local_teacher(parts, tmp_path):
     assert (student.config.num_tokens, theirs.config.num_tokens) == (4, 16)
     words = "joint_encoder.language_model.bert.embeddings.word_embeddings.weight"
     assert torch.equal(student.state_dict()[words], theirs.state_dict()[words])
+
+
+def test_a_data_set_object_is_trained_on(parts, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict(
+        {
+            "picture": [str(parts / f"{colour}.png") for colour in COLOURS],
+            "said": [[f"{colour} it is", "a colour"] for colour in COLOURS],
+        }
+    ).cast_column("picture", datasets.Image())
+    pairs = DatasetPairs(data, image_column="picture", caption_column="said")
+    report = train(recipe(parts), tmp_path, sources=[pairs], device="cpu", progress=False)
+    assert report["pictures"] == 8
+    with pytest.raises(ConfigError, match="one for each"):
+        train(recipe(parts), tmp_path, sources=[pairs] * 2, device="cpu", progress=False)
+
+
+def test_a_multilingual_language_model_is_trained_saved_and_loaded(parts, tmp_path):
+    """Multilingual MiniLM is a BERT behind XLM-R's tokenizer."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", "▁it", "▁is", "▁here"]
+    pieces += [f"▁{colour}" for colour in COLOURS] + list("abcdefghijklmnopqrstuvwxyzäöü")
+    tokenizer = XLMRobertaTokenizer(vocab=[(piece, -float(n)) for n, piece in enumerate(pieces)])
+    tokenizer.save_pretrained(tmp_path / "lm")
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=40, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(tmp_path / "lm")
+    run(recipe(parts, model__language_model=str(tmp_path / "lm")), tmp_path / "out")
+    model = EDJEModel.from_pretrained(tmp_path / "out" / "model")
+    ids, mask = model.tokenize(["it is blue", "äöü"])
+    tokens = model.encode_images([Image.open(parts / "blue.png")] * 2).tokens
+    assert ids[0, 0] == tokenizer.cls_token_id
+    assert ids[1, mask[1].sum() - 1] == tokenizer.sep_token_id
+    assert len(set(model.score_pairs(["it is blue", "äöü"], tokens).tolist())) == 2
 
 
 def test_another_recipes_folder_is_refused(parts, tmp_path):
