@@ -1,6 +1,6 @@
 """Train variants of the demo's joint encoder on scenes and measure each on held-out ones.
 
-    python benchmarks/ablation.py --work runs/demo --out docs/ablation.json [VARIANT ...]
+    python benchmarks/ablation.py --work runs/demo --out docs/results/ablation.json [VARIANT ...]
 
 All variants share the bundled model's encoder, the drawn scenes, the seed and the number of steps;
 each changes one setting. A variant that is in the result file already, trained for as many steps,
@@ -172,7 +172,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("variants", nargs="*", help=f"of {', '.join(VARIANTS)}; all by default")
     parser.add_argument("--work", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--out", type=Path, default=Path("docs/ablation.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/ablation.json"))
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)

@@ -26,6 +26,7 @@ from edje_qdrant.cli_loading import (
     silence_libraries,
 )
 from edje_qdrant.cli_options import (
+    Codec,
     Collection,
     Device,
     Index,
@@ -118,6 +119,7 @@ def ingest(
     url: Url = None,
     collection: Collection = "images",
     model: Model = None,
+    codec: Codec = None,
     device: Device = None,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that read and decode.")] = 2,
@@ -130,7 +132,7 @@ def ingest(
 
     where = where_is(index, url)
     check_source(source)  # before a collection is created for nothing
-    target, loaded = open_or_create(where, collection, model, device)
+    target, loaded = open_or_create(where, collection, model, device, codec)
     with target:
         note_demo_model(loaded)
         report = ingest_images(

@@ -108,6 +108,15 @@ def evaluate(
             "collection, or else 'demo'.",
         ),
     ] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--codec",
+            metavar="NAME",
+            help="Codec of the collections made here; each model is measured with each. float16 "
+            "by default; int8, int4.",
+        ),
+    ] = None,
     index: Index = None,
     url: Annotated[
         str | None,
@@ -157,7 +166,7 @@ def evaluate(
     path = _scenes(out, limit, images, shown) if data == "scenes" else Path(data)
     annotations = read_annotations(path, images=images)
     with ExitStack() as stack:
-        contenders = _contenders(stack, model or [], index, url, collection, device)
+        contenders = _contenders(stack, model or [], codec or [], index, url, collection, device)
         if data != "scenes":
             for contender in contenders:
                 note_demo_model(contender.model)
@@ -186,6 +195,7 @@ def _scenes(out: Path, limit: int | None, images: Path | None, progress: bool) -
 def _contenders(
     stack: ExitStack,
     models: Sequence[str],
+    codecs: Sequence[str],
     index: str | None,
     url: str | None,
     collection: str,
@@ -194,8 +204,18 @@ def _contenders(
     from edje_qdrant.evaluation.measure import Contender
 
     if index is None and url is None:
-        return [Contender(name, load_model(name, device, None)) for name in models or ["demo"]]
+        contenders = []
+        for named in models or ["demo"]:
+            loaded = load_model(named, device, None)
+            for codec in codecs or ["float16"]:
+                label = f"{named} {codec}" if codecs else named
+                contenders.append(Contender(label, loaded, codec=codec))
+        return contenders
     where = where_is(index, url)
+    if codecs:
+        raise ConfigError(
+            "--codec is for collections made here, and with --index or --url there is one already"
+        )
     if len(models) > 1:
         raise ConfigError(
             "one collection holds one model's pictures; to compare several, leave --index and "

@@ -37,18 +37,30 @@ def open_collection(where: str, name: str) -> ImageCollection:
 
 
 def open_or_create(
-    where: str, name: str, model: str | None, device: str | None
+    where: str, name: str, model: str | None, device: str | None, codec: str | None = None
 ) -> tuple[ImageCollection, EDJEModel]:
-    """Open a collection, or create it for the model asked for; load its model."""
+    """Open a collection, or create it for the model asked for; load its model.
+
+    Raises:
+        ConfigError: The collection is there, with another codec than the one asked for.
+    """
     from edje_qdrant.collection import ImageCollection
 
     try:
         collection = open_collection(where, name)
     except CollectionNotFoundError:
         loaded = load_model(model, device, None)
-        created = ImageCollection.create(where, name, loaded.contract(), api_key=api_key())
+        created = ImageCollection.create(
+            where, name, loaded.contract(), codec=codec or "float16", api_key=api_key()
+        )
         return created, loaded
     try:
+        if codec not in (None, collection.contract.codec):
+            raise ConfigError(
+                f"the collection {name!r} at {where} stores tokens as "
+                f"{collection.contract.codec}, not {codec}; leave --codec out, or ingest into a "
+                "new collection"
+            )
         return collection, load_model(model, device, collection)
     except BaseException:
         collection.close()

@@ -10,6 +10,7 @@ import typer
 from edje_qdrant.errors import ConfigError
 
 __all__ = [
+    "Codec",
     "Collection",
     "Device",
     "Index",
@@ -46,6 +47,14 @@ Model = Annotated[
         "--model",
         metavar="NAME_OR_PATH",
         help="Model; the one that wrote the collection by default, or else 'demo'.",
+    ),
+]
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        help="How a collection that is created stores tokens: float16 (exact, by default), int8 "
+        "(half the bytes), int4 (a quarter).",
     ),
 ]
 Device = Annotated[

@@ -108,6 +108,22 @@ def test_ingest_search_and_info_as_json(
     assert about["contract"]["model"] == str(tiny_folder.resolve())
 
 
+def test_a_codec_is_chosen_once(tmp_path: Path, pictures: Path, tiny_folder: Path) -> None:
+    place = ["--index", tmp_path / "index"]
+    made = ["ingest", pictures, *place, "--model", tiny_folder, "--json"]
+    json_of(run(*made, "--codec", "int8"))
+    json_of(run(*made))  # whatever it is
+    about = json_of(run("info", *place, "--json"))
+    assert about["contract"]["codec"] == "int8"
+    assert about["bytes_per_image"] == 4 * (16 + 2)
+    assert len(json_of(run("search", "a cat", *place, "--json"))["hits"]) == 10
+    other = run(*made, "--codec", "int4")
+    assert (other.exit_code, "as int8, not int4" in other.stderr) == (2, True)
+    unknown = run("ingest", pictures, "--index", tmp_path / "new", "--codec", "zip")
+    assert (unknown.exit_code, "known: float16, int4, int8" in unknown.stderr) == (2, True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_a_person_reads(index: str, pictures: Path) -> None:
     result = run("search", "a red square", "--index", index, "--top-k", 12)
     head, *rows, timings = result.stdout.splitlines()

@@ -159,6 +159,18 @@ def test_two_models_side_by_side(
     assert "compare several" in refused(run(*place, *models, "--index", tmp_path / "i"))
 
 
+def test_codecs_side_by_side(tmp_path: Path, karpathy: Path, tiny_folder: Path) -> None:
+    place = [karpathy, "--images", karpathy.parent / "images", "--out", tmp_path / "out"]
+    options = ["--model", tiny_folder, "--direction", "t2i", "--in-memory", "--json"]
+    data = json_of(run(*place, *options, "--codec", "float16", "--codec", "int8"))
+    exact, smaller = data["systems"]
+    assert smaller["model"] == f"{tiny_folder} int8"
+    assert (exact["bytes_per_picture"], smaller["bytes_per_picture"]) == (4 * 32, 4 * 18)
+    assert smaller["against"][0]["model"] == f"{tiny_folder} float16"
+    made = refused(run(*place, "--codec", "int8", "--index", tmp_path / "i"))
+    assert "--codec is for collections made here" in made
+
+
 def test_scenes_are_drawn_and_measured(tmp_path: Path) -> None:
     options = ["scenes", "--limit", 12, "--out", tmp_path, "--in-memory", "--num-candidates=10"]
     result = run(*options, "--json")

@@ -28,6 +28,7 @@ from edje_qdrant.errors import (
     TokensNotFoundError,
 )
 from edje_qdrant.index import EdgeIndex, QdrantIndex
+from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.types import Candidate, ImageEncoding, Point
 
 CONTRACT = TokenContract(
@@ -134,6 +135,28 @@ def test_what_goes_in_comes_out(place):
         back = collection.tokens(found)
         assert back.dtype == np.float16
         assert back.tobytes() == tokens[[ids.index(c.image_id) for c in found]].tobytes()
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_a_smaller_codec_is_kept_with_the_collection(place, codec):
+    ids = ids_of(9)
+    with ImageCollection.create(
+        place.location, "images", CONTRACT, tokens=place.tokens,
+        tokens_folder=place.tokens_folder, codec=codec,
+    ) as collection:  # fmt: skip
+        encoding = fill(collection, ids)
+        nbytes = collection.bytes_per_image()
+    with place.open() as collection:
+        assert collection.contract == CONTRACT.with_codec(codec)
+        collection.require(CONTRACT)  # the model's contract does not say how tokens are stored
+        (found,) = collection.search(encoding.embeddings[:1], 9)
+        order = [ids.index(c.image_id) for c in found]
+        exact = codec_for(codec, 4, 6)
+        expected = exact.decode(exact.encode(encoding.tokens[order]))
+        assert np.array_equal(collection.tokens(found), expected)
+        assert collection.bytes_per_image() == nbytes
+    record = 4 * (2 + (6 if codec == "int8" else 3))
+    assert nbytes == (record if place.tokens == "file" else 4 * ((record + 2) // 3))
 
 
 def test_survives_reopening_and_goes_on(place):

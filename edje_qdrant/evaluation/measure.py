@@ -26,11 +26,13 @@ class Contender:
         model: The model.
         collection: An open collection of its own to measure in; missing pictures are added to it.
             Without one, a collection is made below the output folder, and used again next time.
+        codec: How a collection made for it stores tokens.
     """
 
     label: str
     model: EDJEModel
     collection: ImageCollection | None = None
+    codec: str = "float16"
 
 
 def measure(

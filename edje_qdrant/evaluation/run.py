@@ -167,11 +167,11 @@ def _collection(contender: Contender, gallery: Gallery, folder: Path) -> Iterato
         return
     contract = contender.model.contract()
     weights = f"{contract.encoder_revision[:6]}{contract.adapter_hash[:6]}"
-    place = folder / "collections" / f"{gallery.digest()}-{weights}"
+    place = folder / "collections" / f"{gallery.digest()}-{weights}-{contender.codec}"
     if (place / "images").exists():
         collection = ImageCollection.open(place, "images")
     else:
-        collection = ImageCollection.create(place, "images", contract)
+        collection = ImageCollection.create(place, "images", contract, codec=contender.codec)
     with collection:
         yield collection
 

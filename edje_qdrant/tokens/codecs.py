@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["Codec", "Float16Codec", "codec_for"]
+__all__ = ["CODECS", "Codec", "Float16Codec", "ScaledCodec", "codec_for"]
 
 
 class Codec(Protocol):
@@ -34,6 +35,9 @@ class Codec(Protocol):
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Turn `(n, nbytes)` uint8 into `(n, m, d_text)` float16."""
+
+
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +68,7 @@ class Float16Codec:
         Raises:
             ConfigError: The tokens have another shape or dtype.
         """
-        shape = (self.num_tokens, self.token_dim)
-        if tokens.ndim != 3 or tokens.shape[1:] != shape or tokens.dtype != np.float16:
-            raise ConfigError(
-                f"tokens must be float16 of shape (n, {shape[0]}, {shape[1]}), as the collection's "
-                f"contract says, not {tokens.dtype} of shape {tokens.shape}"
-            )
+        _check(tokens, self.num_tokens, self.token_dim)
         little_endian = np.ascontiguousarray(tokens, dtype="<f2")
         return little_endian.view(np.uint8).reshape(len(tokens), self.nbytes)
 
@@ -79,7 +78,102 @@ class Float16Codec:
         return tokens.reshape(len(codes), self.num_tokens, self.token_dim)
 
 
-_CODECS: dict[str, Callable[[int, int], Codec]] = {"float16": Float16Codec}
+@dataclass(frozen=True, slots=True)
+class ScaledCodec:
+    """Keep each number as a small integer, and a scale for each token.
+
+    A picture's record holds its `m` scales, little-endian float16, then the integers: one a byte
+    for 8 bits, two a byte for 4, the first in the lower half. A number is off by at most half the
+    token's largest divided by 127, or by 7.
+
+    Attributes:
+        num_tokens: Tokens a picture, `m`.
+        token_dim: Width of a token, `d_text`.
+        bits: 8 or 4.
+    """
+
+    num_tokens: int
+    token_dim: int
+    bits: int
+
+    @property
+    def name(self) -> str:
+        """Return `"int8"` or `"int4"`."""
+        return f"int{self.bits}"
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes one picture takes."""
+        return self.num_tokens * (2 + self._width)
+
+    def encode(self, tokens: NDArray[np.float16]) -> NDArray[np.uint8]:
+        """Turn `(n, m, d_text)` float16 into `(n, nbytes)` uint8.
+
+        Raises:
+            ConfigError: The tokens have another shape or dtype, or are not all finite.
+        """
+        _check(tokens, self.num_tokens, self.token_dim)
+        numbers = tokens.astype(np.float32)
+        largest = np.abs(numbers).max(axis=2, initial=0.0)  # (n, m)
+        if not np.isfinite(largest).all():
+            raise ConfigError(
+                f"tokens hold infinite values or NaN, which {self.name} cannot keep; the model "
+                "overflowed: encode in float32 or bfloat16"
+            )
+        scales = (largest / self._top).astype("<f2")
+        # Divide by the scale as it is stored; one that rounds to nothing stands for a token of 0.
+        divisor = np.where(scales > 0, scales.astype(np.float32), np.inf)[..., None]
+        integers = np.clip(np.rint(numbers / divisor), -self._top, self._top).astype(np.int8)
+        if self.bits == 4:
+            if self.token_dim % 2:
+                integers = np.pad(integers, ((0, 0), (0, 0), (0, 1)))
+            halves = integers.view(np.uint8) & 15
+            integers = halves[..., 0::2] | halves[..., 1::2] << 4
+        codes = np.empty((len(tokens), self.nbytes), np.uint8)
+        codes[:, : 2 * self.num_tokens] = scales.view(np.uint8).reshape(-1, 2 * self.num_tokens)
+        codes[:, 2 * self.num_tokens :] = integers.view(np.uint8).reshape(
+            -1, self.num_tokens * self._width
+        )
+        return codes
+
+    def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Turn `(n, nbytes)` uint8 into `(n, m, d_text)` float16."""
+        codes = np.ascontiguousarray(codes)
+        count, m = len(codes), self.num_tokens
+        scales = np.ascontiguousarray(codes[:, : 2 * m]).view("<f2").reshape(count, m, 1)
+        stored = codes[:, 2 * m :].reshape(count, m, self._width)
+        if self.bits == 4:
+            halves = np.stack([stored << 4, stored & 240], axis=-1).view(np.int8) >> 4
+            integers = halves.reshape(count, m, 2 * self._width)[..., : self.token_dim]
+        else:
+            integers = stored.view(np.int8)
+        numbers = integers * scales.astype(np.float32)
+        # A scale that was rounded up can lead a step past float16's largest number.
+        return np.clip(numbers, -_LARGEST, _LARGEST, out=numbers).astype(np.float16)
+
+    @property
+    def _top(self) -> int:
+        return int(2 ** (self.bits - 1) - 1)
+
+    @property
+    def _width(self) -> int:
+        return self.token_dim if self.bits == 8 else (self.token_dim + 1) // 2
+
+
+def _check(tokens: NDArray[np.float16], num_tokens: int, token_dim: int) -> None:
+    if tokens.ndim != 3 or tokens.shape[1:] != (num_tokens, token_dim) or tokens.dtype != "f2":
+        raise ConfigError(
+            f"tokens must be float16 of shape (n, {num_tokens}, {token_dim}), as the collection's "
+            f"contract says, not {tokens.dtype} of shape {tokens.shape}"
+        )
+
+
+#: Name -> codec for `(num_tokens, token_dim)` tokens.
+CODECS: dict[str, Callable[[int, int], Codec]] = {
+    "float16": Float16Codec,
+    "int8": partial(ScaledCodec, bits=8),
+    "int4": partial(ScaledCodec, bits=4),
+}
 
 
 def codec_for(name: str, num_tokens: int, token_dim: int) -> Codec:
@@ -88,6 +182,6 @@ def codec_for(name: str, num_tokens: int, token_dim: int) -> Codec:
     Raises:
         ConfigError: There is no such codec; lists those there are.
     """
-    if name not in _CODECS:
-        raise ConfigError(f"unknown codec {name!r}; known: {', '.join(sorted(_CODECS))}")
-    return _CODECS[name](num_tokens, token_dim)
+    if name not in CODECS:
+        raise ConfigError(f"unknown codec {name!r}; known: {', '.join(sorted(CODECS))}")
+    return CODECS[name](num_tokens, token_dim)
