@@ -45,7 +45,8 @@ VARIANTS = {
     "local": replace(PLAIN, adapter="local"),
     "no masked words": replace(PLAIN, objectives=replace(OBJECTIVES, words=0.0), words_alone=0.0),
     "no text recovery": replace(PLAIN, objectives=replace(OBJECTIVES, recovery=0.0)),
-    "no hard negatives": replace(PLAIN, random_pairs=2.0),
+    # Contradictions go with hard negatives, so neither is there.
+    "random negatives alone": replace(PLAIN, random_pairs=2.0),
     "no contradictions": replace(PLAIN, contradictions=0),
     "half of the words masked": replace(PLAIN, objectives=replace(OBJECTIVES, masked_share=0.5)),
     "matching alone": replace(
