@@ -7,6 +7,7 @@ negatives of a batch hinge on a size or a relation; without contradictions these
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from edje_qdrant.demo.data import captions_for, render
 from edje_qdrant.demo.scenes import Scene
 from edje_qdrant.demo.tower import SIDE, scene_tokenizer, to_pixels
 from edje_qdrant.encoders import SiglipEncoder
-from edje_qdrant.metrics import ranks_of, recall_at
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.adapter import CompressedAdapter
 from edje_qdrant.model.config import AdapterKind
+from edje_qdrant.training.build import attention_for_training
 from edje_qdrant.training.initialise import look_at_regions
 from edje_qdrant.training.loop import LoopConfig, fit
 from edje_qdrant.training.objectives import Batch, Objectives, TrainedParts
+from edje_qdrant.training.validation import search_validation
 from edje_qdrant.training.vision_cache import VisionCache
 
 __all__ = ["JointSettings", "new_model", "train_joint"]
@@ -112,8 +114,6 @@ def train_joint(
     if isinstance(model.adapter, CompressedAdapter):
         sample = torch.from_numpy(np.array(cache.tokens[:256])).float().to(device)
         look_at_regions(model.adapter, sample)
-    if device.type == "cpu":  # the plain attention's backward pass is by far the faster there
-        model.joint_encoder.language_model.set_attn_implementation("eager")
 
     def batch(step: int) -> Batch:
         matching = step >= settings.words_alone * steps
@@ -144,29 +144,27 @@ def train_joint(
         )
 
     queries = [c.text for c in captions_for(held, seed)][:_VALIDATION_QUERIES]
-    first = model.encode_texts(queries) @ held_cache.embeddings.T
-    nearest = np.argsort(-first, axis=1)[:, :_VALIDATION_CANDIDATES]
 
-    def validate() -> dict[str, float]:
+    def vision_tokens() -> Iterator[Tensor]:
         states = torch.from_numpy(np.array(held_cache.tokens)).to(device)
-        tokens = torch.cat([model.adapter(part.float()) for part in torch.split(states, 250)])
-        scores = np.full(first.shape, -np.inf)
-        pairs = [text for text in queries for _ in range(_VALIDATION_CANDIDATES)]
-        found = model.score_pairs(pairs, tokens[torch.from_numpy(nearest.ravel())], batch_size=500)
-        np.put_along_axis(scores, nearest, found.reshape(nearest.shape), axis=1)
-        before = ranks_of(first, np.arange(len(first)))
-        after = ranks_of(scores, np.arange(len(first)))
-        figures = {f"first R@{k}": recall_at(before, k) for k in (1, 10)}
-        return figures | {f"R@{k}": recall_at(after, k) for k in (1, 5)}
+        return (part.float() for part in torch.split(states, 250))
 
+    validate = search_validation(
+        model,
+        queries,
+        np.arange(len(queries)),
+        held_cache.embeddings,
+        vision_tokens,
+        num_candidates=_VALIDATION_CANDIDATES,
+    )
     config = LoopConfig(
         steps=steps, peak_lr=1e-3, warmup_steps=min(150, steps // 5), validate_every=250, seed=seed
     )
-    figures = fit(
-        TrainedParts(model, settings.objectives, teacher=teacher), batch, config,
-        folder=folder, name="joint", validate=validate, best_by="R@1",
-    )  # fmt: skip
-    model.joint_encoder.language_model.set_attn_implementation("sdpa")
+    with attention_for_training(model):
+        figures = fit(
+            TrainedParts(model, settings.objectives, teacher=teacher), batch, config,
+            folder=folder, name="joint", validate=validate, best_by="R@1",
+        )  # fmt: skip
     return model, figures
 
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.evaluation.gallery import Gallery
 from edje_qdrant.evaluation.image_to_text import Encodings
-from edje_qdrant.evaluation.rankings import Rankings
+from edje_qdrant.evaluation.rankings import Rankings, caption_rankings
 from edje_qdrant.retriever import TwoStageRetriever
 from edje_qdrant.types import ImageEncoding
 
@@ -56,19 +56,7 @@ def text_to_image(
                     first[query, place] = hit.retrieval_score
                     joint[query, place] = hit.score
             bar.update(len(texts))
-    owners = gallery.owner[asked]
-    return Rankings(
-        direction="t2i",
-        queries=[gallery.captions[row] for row in asked],
-        answers=answers,
-        candidates=candidates,
-        first=first,
-        joint=joint,
-        right=candidates == owners[:, None],
-        rights=[(owner,) for owner in owners.tolist()],
-        clusters=owners,
-        pool=pool,
-    )
+    return caption_rankings(gallery, asked, answers, candidates, first, joint, pool=pool)
 
 
 def stored_encodings(gallery: Gallery, collection: ImageCollection) -> Encodings:

@@ -10,7 +10,7 @@ from edje_qdrant.collection import ImageCollection
 from edje_qdrant.evaluation.gallery import Gallery
 from edje_qdrant.evaluation.image_to_text import Encodings, encode_captions, pairs_at_once
 from edje_qdrant.evaluation.nearest import nearest
-from edje_qdrant.evaluation.rankings import Rankings
+from edje_qdrant.evaluation.rankings import Rankings, caption_rankings
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.reranker import Reranker
 from edje_qdrant.types import ImageEncoding
@@ -64,18 +64,8 @@ def text_to_image(
             scores = reranker.score_pairs(said, pictures.tokens[candidates[rows].ravel()])
             joint[rows] = scores.reshape(-1, depth)
             bar.update(len(scores) // depth)
-    owners = gallery.owner[asked]
-    return Rankings(
-        direction="t2i",
-        queries=[gallery.captions[row] for row in asked],
-        answers=gallery.paths,
-        candidates=candidates,
-        first=first,
-        joint=joint,
-        right=candidates == owners[:, None],
-        rights=[(owner,) for owner in owners.tolist()],
-        clusters=owners,
-        pool=len(gallery),
+    return caption_rankings(
+        gallery, asked, gallery.paths, candidates, first, joint, pool=len(gallery)
     )
 
 

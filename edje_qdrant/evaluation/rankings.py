@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.evaluation.gallery import Gallery
 from edje_qdrant.metrics import NOT_FOUND, first_ranks, hits_at, ndcg_at, reciprocal_ranks
 
-__all__ = ["DEEPEST", "FIGURES", "Direction", "Rankings", "figures", "places"]
+__all__ = ["DEEPEST", "FIGURES", "Direction", "Rankings", "caption_rankings", "figures", "places"]
 
 #: From text to image, or from image to text.
 Direction = Literal["t2i", "i2t"]
@@ -84,6 +85,42 @@ class Rankings:
     def right_after(self, num_candidates: int) -> NDArray[np.bool_]:
         """Return `(q, depth)` bool: whether each final place holds a right answer."""
         return np.take_along_axis(self.right, self.order(num_candidates), axis=1)
+
+
+def caption_rankings(
+    gallery: Gallery,
+    asked: NDArray[np.int64],
+    answers: Sequence[str],
+    candidates: NDArray[np.int64],
+    first: NDArray[np.float32],
+    joint: NDArray[np.float32],
+    *,
+    pool: int,
+) -> Rankings:
+    """Return the rankings of pictures for captions, each right for its own picture alone.
+
+    Args:
+        gallery: Pictures and captions.
+        asked: `(q,)` the captions' rows.
+        answers: Pictures' paths; the gallery's come first.
+        candidates: `(q, depth)`, as `Rankings` holds them.
+        first: `(q, depth)` cosines.
+        joint: `(q, depth)` logits.
+        pool: Pictures searched in.
+    """
+    owners = gallery.owner[asked]
+    return Rankings(
+        direction="t2i",
+        queries=[gallery.captions[row] for row in asked],
+        answers=answers,
+        candidates=candidates,
+        first=first,
+        joint=joint,
+        right=candidates == owners[:, None],
+        rights=[(owner,) for owner in owners.tolist()],
+        clusters=owners,
+        pool=pool,
+    )
 
 
 def figures(right: NDArray[np.bool_], num_right: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from transformers import AutoTokenizer, BertForMaskedLM
 
@@ -10,7 +13,7 @@ from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.training.recipe import ModelSection
 
-__all__ = ["build_model", "freeze", "take_joint_encoder"]
+__all__ = ["attention_for_training", "build_model", "freeze", "take_joint_encoder"]
 
 
 def build_model(section: ModelSection, *, encoder: Encoder | None = None) -> EDJEModel:
@@ -76,6 +79,18 @@ def freeze(model: EDJEModel, *, language_model: bool) -> None:
     if language_model:
         for parameter in model.joint_encoder.language_model.parameters():
             parameter.requires_grad_(False)
+
+
+@contextmanager
+def attention_for_training(model: EDJEModel) -> Iterator[None]:
+    """Train with plain attention on a CPU, whose backward pass is by far the faster there."""
+    language_model = model.joint_encoder.language_model
+    if model.device.type == "cpu":
+        language_model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        language_model.set_attn_implementation("sdpa")
 
 
 def _language_model(name_or_path: str) -> tuple[BertForMaskedLM, object]:

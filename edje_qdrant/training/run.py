@@ -13,17 +13,17 @@ import torch
 from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
 from edje_qdrant.encoders import Encoder
 from edje_qdrant.errors import CheckpointError, ConfigError
-from edje_qdrant.metrics import ranks_of, recall_at
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.adapter import CompressedAdapter
 from edje_qdrant.training.batches import Batches
-from edje_qdrant.training.build import build_model, freeze
+from edje_qdrant.training.build import attention_for_training, build_model, freeze
 from edje_qdrant.training.initialise import look_at_regions
 from edje_qdrant.training.loop import accelerator_for, fit
 from edje_qdrant.training.mixture import Mixture
 from edje_qdrant.training.objectives import TrainedParts
 from edje_qdrant.training.pairs import PairSource, open_pairs
 from edje_qdrant.training.recipe import Pairs, Recipe
+from edje_qdrant.training.validation import search_validation
 from edje_qdrant.training.vision import CachedVision, LiveVision, VisionSource
 
 if TYPE_CHECKING:
@@ -89,8 +89,6 @@ def train(
     held_vision = _cached(model, [held], held_folder, recipe, accelerator, progress=progress)
     if recipe.model.start_from is None and recipe.model.look_at_regions:
         _look(model, vision)
-    if accelerator.device.type == "cpu":  # the plain attention's backward pass is the faster there
-        model.joint_encoder.language_model.set_attn_implementation("eager")
     mixture = Mixture(
         [len(source) for source in sources],
         [pairs.weight for pairs in recipe.data.train],
@@ -99,17 +97,18 @@ def train(
     )
     loop = recipe.optimisation.loop(mixture.rows_per_epoch, accelerator.num_processes, recipe.seed)
     batches = Batches(model, sources, mixture, vision, recipe, loop.steps, accelerator)
-    figures = fit(
-        TrainedParts(model, recipe.objectives.objectives(), teacher=teacher).to(accelerator.device),
-        batches,
-        loop,
-        folder=out,
-        name="training",
-        validate=_validation(model, held, held_vision, recipe),
-        best_by="R@1",
-        accelerator=accelerator,
-    )
-    model.joint_encoder.language_model.set_attn_implementation("sdpa")
+    parts = TrainedParts(model, recipe.objectives.objectives(), teacher=teacher)
+    with attention_for_training(model):
+        figures = fit(
+            parts.to(accelerator.device),
+            batches,
+            loop,
+            folder=out,
+            name="training",
+            validate=_validation(model, held, held_vision, recipe),
+            best_by="R@1",
+            accelerator=accelerator,
+        )
     report = {
         **figures,
         "pictures": sum(len(source) for source in sources),
@@ -200,25 +199,12 @@ def _validation(
         )
     rows = np.stack([np.zeros(len(usable), np.int64), usable], axis=1)
     queries = [(c, n) for n, row in enumerate(usable) for c in source.captions(int(row))]
-    texts = [text for text, _ in queries]
-    right = np.array([owner for _, owner in queries])
     parts = np.array_split(rows, max(1, len(rows) // 64))
-    embeddings = np.concatenate([vision.batch(p, 0).embeddings.cpu().numpy() for p in parts])
-    first = model.encode_texts(texts) @ embeddings.T  # (queries, pictures)
-    depth = min(recipe.data.num_candidates, len(usable))
-    nearest = np.argsort(-first, axis=1, kind="stable")[:, :depth]
-    before = ranks_of(first, right)
-
-    def validate() -> dict[str, float]:
-        tokens = torch.cat([model.adapter(vision.batch(p, 0).tokens) for p in parts]).cpu()
-        scores = np.full(first.shape, -np.inf)
-        for start in range(0, len(texts), 256):
-            chosen = nearest[start : start + 256]
-            pairs = [t for t in texts[start : start + 256] for _ in range(depth)]
-            found = model.score_pairs(pairs, tokens[torch.from_numpy(chosen.ravel())])
-            np.put_along_axis(scores[start : start + 256], chosen, found.reshape(-1, depth), axis=1)
-        after = ranks_of(scores, right)
-        figures = {f"first R@{k}": recall_at(before, k) for k in (1, 10)}
-        return figures | {f"R@{k}": recall_at(after, k) for k in (1, 5, 10)}
-
-    return validate
+    return search_validation(
+        model,
+        [text for text, _ in queries],
+        np.array([owner for _, owner in queries]),
+        np.concatenate([vision.batch(p, 0).embeddings.cpu().numpy() for p in parts]),
+        lambda: (vision.batch(p, 0).tokens for p in parts),
+        num_candidates=recipe.data.num_candidates,
+    )
