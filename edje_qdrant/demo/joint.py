@@ -34,7 +34,6 @@ from edje_qdrant.training.vision_cache import VisionCache
 
 __all__ = ["JointSettings", "new_model", "train_joint"]
 
-_BATCH = 64
 _NEIGHBOURS = 4  # pictures that look alike to the first stage, in one batch
 _POOL = 4096
 _VALIDATION_QUERIES, _VALIDATION_CANDIDATES = 500, 10
@@ -55,6 +54,7 @@ class JointSettings:
         random_pairs: Share of the steps before which negatives are random; hard ones follow, from
             batches of pictures that look alike.
         contradictions: A pair, beside hard negatives.
+        batch: Pictures a step, a multiple of 4.
     """
 
     adapter: AdapterKind = "compressed"
@@ -63,6 +63,7 @@ class JointSettings:
     words_alone: float = 0.15
     random_pairs: float = 0.2
     contradictions: int = 2
+    batch: int = 64
 
 
 def new_model(encoder: SiglipEncoder, settings: JointSettings | None = None) -> EDJEModel:
@@ -93,7 +94,7 @@ def train_joint(
     Args:
         encoder: Trained; it stays as it is.
         folder: Where drawn scenes, vision tokens, logs and checkpoints go.
-        steps: Optimiser steps of 64 pictures.
+        steps: Optimiser steps.
         pictures: Training scenes.
         seed: Of weights, captions and batches.
         device: To train on.
@@ -115,25 +116,29 @@ def train_joint(
         sample = torch.from_numpy(np.array(cache.tokens[:256])).float().to(device)
         look_at_regions(model.adapter, sample)
 
+    size = settings.batch
+
     def batch(step: int) -> Batch:
         matching = step >= settings.words_alone * steps
         hard = step >= settings.random_pairs * steps
         rng = np.random.default_rng([seed, step, 2])
-        chosen = _alike(cache.embeddings, rng) if hard else rng.choice(len(scenes), _BATCH, False)
+        chosen = (
+            _alike(cache.embeddings, size, rng) if hard else rng.choice(len(scenes), size, False)
+        )
         shown = [scenes[i] for i in chosen]
         captions = [describe(s, rng) for s in shown]
         texts = [c.text for c in captions]
         count = settings.contradictions if hard else 0
         false = [contradict(c, rng) for c in captions for _ in range(count)]
         ids, mask = model.tokenize([c.text for c in [*captions, *false]])
-        numbers = torch.arange(_BATCH, device=device)
+        numbers = torch.arange(size, device=device)
         return Batch(
             vision_tokens=torch.from_numpy(cache.tokens[chosen]).to(device).float(),
             image_embeddings=torch.from_numpy(cache.embeddings[chosen]).to(device),
             # A plain copy: training may not use tensors made in inference mode.
             text_embeddings=torch.from_numpy(model.encode_texts(texts)).to(device),
-            input_ids=ids[:_BATCH],
-            attention_mask=mask[:_BATCH],
+            input_ids=ids[:size],
+            attention_mask=mask[:size],
             image_ids=numbers,
             caption_ids=numbers,
             seed=int(rng.integers(1 << 40)),
@@ -198,7 +203,9 @@ def _encoded(
     return scenes, cache
 
 
-def _alike(embeddings: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int64]:
+def _alike(
+    embeddings: NDArray[np.float32], size: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
     """Choose a batch of groups of pictures that look alike to the first stage.
 
     In a batch of random pictures even the hardest negative is easy; what the joint encoder will
@@ -206,8 +213,8 @@ def _alike(embeddings: NDArray[np.float32], rng: np.random.Generator) -> NDArray
     """
     pool = rng.choice(len(embeddings), min(_POOL, len(embeddings)), replace=False)
     unit = embeddings[pool]
-    centres = unit[: _BATCH // _NEIGHBOURS]
+    centres = unit[: size // _NEIGHBOURS]
     near = np.argpartition(-(centres @ unit.T), _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
     chosen = list(dict.fromkeys(near.ravel().tolist()))  # each once
-    rest = [i for i in range(len(pool)) if i not in set(chosen)][: _BATCH - len(chosen)]
+    rest = [i for i in range(len(pool)) if i not in set(chosen)][: size - len(chosen)]
     return pool[chosen + rest]
