@@ -11,13 +11,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
+from edje_qdrant.cli_collection import add_collection_commands
 from edje_qdrant.cli_eval import EvalCommand, evaluate
 from edje_qdrant.cli_loading import (
+    bar_shown,
     load_model,
     note_demo_model,
     open_collection,
@@ -41,6 +43,9 @@ from edje_qdrant.errors import EdjeError
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
+    from edje_qdrant.model import EDJEModel
+    from edje_qdrant.retriever import OnMissing
+    from edje_qdrant.tokens.codecs import Codec as FittedCodec
     from edje_qdrant.types import IngestReport, SearchResult
 
 __all__ = ["app", "main"]
@@ -123,16 +128,25 @@ def ingest(
     device: Device = None,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that read and decode.")] = 2,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Delete pictures that are gone from the source."),
+    ] = False,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
     """Add pictures to a collection, which is created where it is missing."""
-    from edje_qdrant.ingest import ingest_images
+    from edje_qdrant.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.sources import check_source
 
     where = where_is(index, url)
     check_source(source)  # before a collection is created for nothing
-    target, loaded = open_or_create(where, collection, model, device, codec)
+    shown = bar_shown(progress)
+
+    def fit(loaded: EDJEModel, name: str) -> FittedCodec:
+        return fit_codec_to_source(source, loaded, name, batch_size=batch_size, progress=shown)
+
+    target, loaded = open_or_create(where, collection, model, device, codec, fit)
     with target:
         note_demo_model(loaded)
         report = ingest_images(
@@ -141,7 +155,8 @@ def ingest(
             loaded,
             batch_size=batch_size,
             workers=workers,
-            progress=sys.stderr.isatty() if progress is None else progress,
+            progress=shown,
+            prune=prune,
         )
         points = target.count()
     failed = [asdict(failure) for failure in report.failed]
@@ -149,6 +164,7 @@ def ingest(
         "added": report.added,
         "skipped": report.skipped,
         "failed": failed,
+        "pruned": report.pruned,
         "seconds": round(report.seconds, 3),
         "images_per_second": round(report.images_per_second, 2),
         "points": points,
@@ -174,20 +190,36 @@ def search(
             help="Pictures of the first stage to rerank; 100 by default, or --top-k if it is more."
         ),
     ] = None,
+    on_missing: Annotated[
+        str,
+        typer.Option(
+            metavar="error|first_stage",
+            help="What becomes of pictures whose tokens are missing or damaged: an error, or they "
+            "keep their first-stage place.",
+        ),
+    ] = "error",
     as_json: Json = False,
 ) -> None:
     """Find the pictures that a text fits best."""
     from edje_qdrant.retriever import TwoStageRetriever
 
-    with open_collection(where_is(index, url), collection) as opened:
+    # With "first_stage", side files are looked at only where a candidate's tokens are read.
+    lenient = on_missing != "error"
+    with open_collection(where_is(index, url), collection, mend=lenient) as opened:
         retriever = TwoStageRetriever(opened, load_model(model, device, opened))
         number = max(100, top_k) if candidates is None else candidates
-        result = retriever.search(text, top_k=top_k, num_candidates=number)
+        result = retriever.search(
+            text,
+            top_k=top_k,
+            num_candidates=number,
+            on_missing=cast("OnMissing", on_missing),
+        )
     data = {
         "query": result.query,
         "hits": [asdict(hit) for hit in result],
         "timings_ms": {name: round(ms, 3) for name, ms in result.timings.as_dict().items()},
         "degraded": result.degraded,
+        "reason": result.reason,
     }
     print_result(data, _search_text(result), as_json)
 
@@ -261,11 +293,13 @@ def demo(
     silence_libraries()
     from edje_qdrant.demo.run import run_demo
 
-    shown = sys.stderr.isatty() if progress is None else progress
-    report = run_demo(folder, pictures=pictures, num_candidates=candidates, progress=shown)
+    report = run_demo(
+        folder, pictures=pictures, num_candidates=candidates, progress=bar_shown(progress)
+    )
     print_result(report.as_dict(), report.text(), as_json)
 
 
+add_collection_commands(app)
 app.command("train")(train)
 app.command("eval", cls=EvalCommand)(evaluate)
 
@@ -290,7 +324,10 @@ def _search_text(result: SearchResult) -> str:
         moved = hit.retrieval_rank - hit.rank
         arrow = "↑" if moved > 0 else "↓" if moved < 0 else "="
         shown = hit.payload.get("path", hit.image_id)
-        lines.append(f"{hit.rank:>4}  {hit.score:>8.3f}  {hit.retrieval_rank:>9} {arrow}  {shown}")
+        score = "-" if hit.score is None else f"{hit.score:.3f}"
+        lines.append(f"{hit.rank:>4}  {score:>8}  {hit.retrieval_rank:>9} {arrow}  {shown}")
+    if result.reason:
+        lines.append(f"degraded: {result.reason}")
     stages = result.timings.as_dict()
     lines.append(", ".join(f"{name} {ms:.1f} ms" for name, ms in stages.items()))
     return "\n".join(lines)

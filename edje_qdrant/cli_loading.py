@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,30 +19,48 @@ from edje_qdrant.errors import CollectionNotFoundError, ConfigError
 
 if TYPE_CHECKING:
     from edje_qdrant.collection import ImageCollection
+    from edje_qdrant.contract import TokenContract
     from edje_qdrant.model import EDJEModel
+    from edje_qdrant.tokens.codecs import Codec as FittedCodec
 
 __all__ = [
+    "bar_shown",
     "check_device",
     "load_model",
+    "named_codec",
     "note_demo_model",
     "open_collection",
     "open_or_create",
     "print_result",
     "silence_libraries",
+    "write_named_codec",
 ]
 
 
-def open_collection(where: str, name: str) -> ImageCollection:
+def open_collection(where: str, name: str, *, mend: bool = False) -> ImageCollection:
     """Open a collection, with the key that the environment has for a server."""
     from edje_qdrant.collection import ImageCollection
 
-    return ImageCollection.open(where, name, api_key=api_key())
+    return ImageCollection.open(where, name, api_key=api_key(), mend=mend)
 
 
 def open_or_create(
-    where: str, name: str, model: str | None, device: str | None, codec: str | None = None
+    where: str,
+    name: str,
+    model: str | None,
+    device: str | None,
+    codec: str | None = None,
+    fit: Callable[[EDJEModel, str], FittedCodec] | None = None,
 ) -> tuple[ImageCollection, EDJEModel]:
     """Open a collection, or create it for the model asked for; load its model.
+
+    Args:
+        where: Folder or address.
+        name: The collection's.
+        model: Name or path of a model.
+        device: Where the model goes.
+        codec: A codec's name, or a file of fit-codec.
+        fit: Fits a codec of a name, where that is needed, for a collection that is created.
 
     Raises:
         ConfigError: The collection is there, with another codec than the one asked for.
@@ -50,16 +71,19 @@ def open_or_create(
         collection = open_collection(where, name)
     except CollectionNotFoundError:
         loaded = load_model(model, device, None)
-        created = ImageCollection.create(
-            where, name, loaded.contract(), codec=codec or "float16", api_key=api_key()
-        )
+        contract = loaded.contract()
+        chosen = named_codec(codec or "float16", contract)
+        if not chosen.fitted and fit is not None:
+            chosen = fit(loaded, chosen.name)
+        created = ImageCollection.create(where, name, contract, codec=chosen, api_key=api_key())
         return created, loaded
     try:
-        if codec not in (None, collection.contract.codec):
+        same = codec in (None, collection.contract.codec)
+        if not same and named_codec(str(codec), collection.contract).key != collection.codec.key:
             raise ConfigError(
                 f"the collection {name!r} at {where} stores tokens as "
-                f"{collection.contract.codec}, not {codec}; leave --codec out, or ingest into a "
-                "new collection"
+                f"{collection.contract.codec}, not {codec}; leave --codec out, or change it with "
+                "`edje-qdrant transcode`"
             )
         return collection, load_model(model, device, collection)
     except BaseException:
@@ -79,6 +103,37 @@ def load_model(
     if name is None and collection is not None and collection.contract.model is not None:
         return load_named_model(collection, device=device)
     return EDJEModel.from_pretrained(name or "demo", device=device)
+
+
+def named_codec(name: str, contract: TokenContract) -> FittedCodec:
+    """Return the codec of a name, or of a file that fit-codec wrote."""
+    from edje_qdrant.tokens.codec_file import read_codec
+    from edje_qdrant.tokens.codecs import codec_for
+
+    shape = (contract.num_tokens, contract.token_dim)
+    if name.endswith(".safetensors"):
+        return read_codec(Path(name), *shape, adapter_hash=contract.adapter_hash)
+    return codec_for(name, *shape)
+
+
+def write_named_codec(codec: FittedCodec, path: Path, contract: TokenContract) -> None:
+    """Write a fitted codec to a file.
+
+    Raises:
+        ConfigError: It has nothing to write, or the file's name would not be known for one.
+    """
+    from edje_qdrant.tokens.codec_file import write_codec
+
+    if codec.parameters() is None:
+        raise ConfigError(f"{codec.name} has no codebook to fit; use its name with --codec")
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"name the file something.safetensors, not {path.name}")
+    write_codec(codec, path, contract=contract)
+
+
+def bar_shown(progress: bool | None) -> bool:
+    """Return whether to show a bar: as asked for, or else on a terminal."""
+    return sys.stderr.isatty() if progress is None else progress
 
 
 def note_demo_model(model: EDJEModel) -> None:

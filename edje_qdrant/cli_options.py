@@ -54,7 +54,8 @@ Codec = Annotated[
     typer.Option(
         "--codec",
         help="How a collection that is created stores tokens: float16 (exact, by default), int8 "
-        "(half the bytes), int4 (a quarter).",
+        "(half the bytes), int4 (a quarter), pq16 to pq48 (16 to 48 bytes a token), or a file of "
+        "fit-codec.",
     ),
 ]
 Device = Annotated[

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.collection_checks import check_contract, check_pictures
-from edje_qdrant.collection_record import (
-    CollectionRecord,
-    TokenPlace,
-    absolute,
-    check_name,
-    describe,
-    new_store,
-    resolve,
-    scratch_folder,
-)
+from edje_qdrant.collection_checks import check_pictures, fitted_codec
+from edje_qdrant.collection_opening import Parts, create_parts, open_parts
+from edje_qdrant.collection_reading import in_order, reference_of, repeated, user_payload
+from edje_qdrant.collection_record import CollectionRecord, TokenPlace
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.durable import sync_folder
-from edje_qdrant.errors import ConfigError, TokensNotFoundError
-from edje_qdrant.index import TOKENS_KEY, EdgeIndex, QdrantIndex, QdrantOptions, VectorIndex
+from edje_qdrant.errors import ConfigError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.index import TOKENS_KEY, Filter, QdrantOptions, VectorIndex
+from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
+from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
 from edje_qdrant.types import Candidate, ImageEncoding, Payload, Point
 
 __all__ = ["ImageCollection", "user_payload"]
-
-T = TypeVar("T")
-
-
-def user_payload(payload: Payload) -> dict[str, Any]:
-    """Return what the user stored with a picture, without the reserved key `_edje`."""
-    return {key: value for key, value in payload.items() if key != TOKENS_KEY}
 
 
 class ImageCollection:
@@ -56,21 +45,12 @@ class ImageCollection:
         ...     collection.flush()
     """
 
-    def __init__(
-        self,
-        index: VectorIndex,
-        store: FileTokenStore | PayloadTokenStore,
-        contract: TokenContract,
-        *,
-        location: str,
-        name: str,
-    ) -> None:
-        """Put together an open index and an open store; use `create` or `open`."""
-        self._index = index
-        self._store = store
-        self._contract = contract
-        self._location = location
+    def __init__(self, parts: Parts, name: str) -> None:
+        """Put together what is open already; use `create` or `open`."""
+        self._index, self._store = parts.index, parts.store
+        self._record, self._location = parts.record, parts.location
         self._name = name
+        self._turn = RLock()
 
     @classmethod
     def create(
@@ -80,7 +60,7 @@ class ImageCollection:
         contract: TokenContract,
         *,
         tokens: TokenPlace | None = None,
-        codec: str = "float16",
+        codec: str | Codec = "float16",
         tokens_folder: str | Path | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
@@ -93,7 +73,7 @@ class ImageCollection:
             name: Letters, digits, `-` and `_`.
             contract: The model's; its codec is replaced by `codec`.
             tokens: `"file"` (default for a folder) or `"payload"` (default elsewhere).
-            codec: How tokens become bytes.
+            codec: How tokens become bytes: a name, or a codec that was fitted to tokens.
             tokens_folder: The folder for side files, each collection's in one of its own name.
                 Needed for `"file"` on a server; for a folder the default is inside it.
             api_key: Sent with every request to a server.
@@ -105,40 +85,9 @@ class ImageCollection:
             StoreError: There is such a collection already, or it cannot be written.
             EngineUnavailableError: The server cannot be reached.
         """
-        where = resolve(location)
-        check_name(name)
-        contract = contract.with_codec(codec)
-        check_contract(contract)
-        place = tokens or ("file" if isinstance(where, Path) else "payload")
-        if place not in ("file", "payload"):
-            raise ConfigError(f'tokens is {place!r}; give "file" or "payload"')
-        if place == "payload" and tokens_folder is not None:
-            raise ConfigError('tokens_folder is for tokens="file"; leave it out for "payload"')
-        if place == "file" and tokens_folder is None and not isinstance(where, Path):
-            raise ConfigError(
-                f'tokens="file" at {describe(where)} needs tokens_folder, a folder that every '
-                'machine searching the collection can read; or choose tokens="payload"'
-            )
-        outside = None if tokens_folder is None else absolute(tokens_folder) / name
-
-        if not isinstance(where, Path):
-            options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
-            with new_store(outside, contract) as store:
-                metadata = CollectionRecord.of(store, contract, tokens_folder).as_metadata()
-                index = QdrantIndex.create(where, name, contract.embedding_dim, metadata, options)
-            return cls(index, store, contract, location=describe(where), name=name)
-
-        final = where / name
-        with scratch_folder(final) as scratch:
-            inside = scratch / "tokens" if place == "file" else None
-            with new_store(outside or inside, contract) as store:
-                metadata = CollectionRecord.of(store, contract, tokens_folder).as_metadata()
-                EdgeIndex.create(scratch, contract.embedding_dim, metadata).close()
-                store.close()
-                # From here on there is a collection, whole; before, there is none.
-                scratch.rename(final)
-            sync_folder(where)
-        return cls.open(where, name)
+        options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+        parts = create_parts(location, name, contract, codec, tokens, tokens_folder, options)
+        return cls(parts, name)
 
     @classmethod
     def open(
@@ -150,6 +99,7 @@ class ImageCollection:
         api_key: str | None = None,
         prefer_grpc: bool = False,
         timeout: int = 30,
+        mend: bool = False,
     ) -> ImageCollection:
         """Open a collection.
 
@@ -161,6 +111,8 @@ class ImageCollection:
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             timeout: Seconds to wait for one answer of a server.
+            mend: Open also what is damaged, to verify and repair it: a lost manifest is written
+                anew, and side files are looked at only when they are read.
 
         Raises:
             CollectionNotFoundError: There is none; names those that are there.
@@ -172,26 +124,28 @@ class ImageCollection:
             ConfigError: An argument cannot be used.
             EngineUnavailableError: The server cannot be reached.
         """
-        where = resolve(location)
-        check_name(name)
-        index: VectorIndex
-        if isinstance(where, Path):
-            index = EdgeIndex.open(where / name)
-        else:
-            options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
-            index = QdrantIndex.open(where, name, options)
-        try:
-            record = CollectionRecord.read(index.metadata, f"{name!r} at {describe(where)}")
-            store = record.open_store(where, name, tokens_folder)
-        except BaseException:
-            index.close()
-            raise
-        return cls(index, store, record.contract, location=describe(where), name=name)
+        options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+        return cls(open_parts(location, name, tokens_folder, options, mend=mend), name)
 
     @property
     def contract(self) -> TokenContract:
         """Return the contract of the model that wrote the collection, codec included."""
-        return self._contract
+        return self._record.contract
+
+    @property
+    def codec(self) -> Codec:
+        """Return how tokens that are added become bytes."""
+        return self._store.codec
+
+    @property
+    def index(self) -> VectorIndex:
+        """Return the first stage, for maintenance."""
+        return self._index
+
+    @property
+    def store(self) -> FileTokenStore | PayloadTokenStore:
+        """Return where tokens are kept, for maintenance."""
+        return self._store
 
     @property
     def location(self) -> str:
@@ -214,9 +168,9 @@ class ImageCollection:
         Raises:
             ContractMismatchError: It may not; names each field that differs on both sides.
         """
-        ours = contract.with_codec(self._contract.codec)
+        ours = contract.with_codec(self.contract.codec, self.contract.codec_hash)
         ours.require_match(
-            self._contract, where=f"the collection {self._name!r} at {self._location}"
+            self.contract, where=f"the collection {self._name!r} at {self._location}"
         )
 
     def add(
@@ -236,19 +190,90 @@ class ImageCollection:
             StoreError: The disk or the engine refused; points that were written have their tokens.
             EngineUnavailableError: The server went away; the same holds.
         """
-        check_pictures(self._contract, image_ids, encoding, payloads)
+        check_pictures(self.contract, image_ids, encoding, payloads)
         if not image_ids:
             return
-        references = self._store.put(image_ids, encoding.tokens)
-        self._store.flush()
-        self._index.upsert(
-            [
-                Point(image_id, embedding, {**payload, TOKENS_KEY: dict(reference)})
-                for image_id, embedding, payload, reference in zip(
-                    image_ids, encoding.embeddings, payloads, references, strict=True
-                )
-            ]
-        )
+        with self._turn:
+            references = self._store.put(image_ids, encoding.tokens)
+            self._write(image_ids, encoding.embeddings, payloads, references)
+
+    def add_codes(
+        self,
+        image_ids: Sequence[str],
+        embeddings: NDArray[np.float32],
+        codes: NDArray[np.uint8],
+        payloads: Sequence[Payload],
+    ) -> None:
+        """Write `n` pictures whose tokens this collection's codec has encoded, as `add` does.
+
+        Args:
+            image_ids: `n` UUID strings.
+            embeddings: `(n, d)` float32, unit length.
+            codes: `(n, codec.nbytes)` uint8.
+            payloads: `n` JSON objects; the key `_edje` is reserved.
+
+        Raises:
+            ConfigError: The codec cannot have made the codes, or as `add`.
+            CollectionLockedError: As `add`.
+            StoreError: As `add`.
+            EngineUnavailableError: As `add`.
+        """
+        if codes.shape != (len(image_ids), self.codec.nbytes) or codes.dtype != np.uint8:
+            raise ConfigError(
+                f"codes must be uint8 of shape {(len(image_ids), self.codec.nbytes)} for "
+                f"{self.codec.name}, not {codes.dtype} of shape {codes.shape}"
+            )
+        encoding = ImageEncoding(embeddings, self.codec.decode(codes))
+        check_pictures(self.contract, image_ids, encoding, payloads)
+        if not image_ids:
+            return
+        with self._turn:
+            self._write(image_ids, embeddings, payloads, self._store.put_codes(codes))
+
+    def update_payload(self, payloads: Mapping[str, Payload]) -> None:
+        """Set fields of pictures' payloads; other fields, vectors and tokens stay.
+
+        Args:
+            payloads: Id -> fields to set, each replaced whole. Unknown ids are ignored.
+
+        Raises:
+            ConfigError: A field is reserved or cannot be stored, or an id is none.
+            StoreError: The engine refused.
+            EngineUnavailableError: The server went away; earlier pictures may have been changed.
+        """
+        for image_id, payload in payloads.items():
+            if TOKENS_KEY in payload:
+                raise ConfigError(f"the key {TOKENS_KEY!r} of {image_id} is reserved; rename it")
+        with self._turn:
+            self._index.set_payload(payloads)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep this process's other threads from writing; searches go on."""
+        with self._turn:
+            yield
+
+    def set_codec(self, codec: Codec) -> None:
+        """Encode tokens that are added from now on with another codec; what is there stays.
+
+        `maintenance.transcode` changes those too.
+
+        Raises:
+            ConfigError: It is not fitted, or does not fit the contract.
+            CollectionLockedError: Another process is writing tokens.
+            StoreError: It cannot be kept.
+        """
+        codec = fitted_codec(self.contract, codec)
+        with self._turn:
+            record = self._record.with_codec(codec)
+            # Kept before it is used: whoever reads a point finds the codebook.
+            if isinstance(self._store, FileTokenStore):
+                self._store.begin_segment(codec)
+                self._index.set_metadata(record.as_metadata())
+            else:
+                self._index.set_metadata(record.as_metadata())
+                self._store = PayloadTokenStore(record.contract, record.codebooks)
+            self._record = record
 
     def flush(self) -> None:
         """Make everything added so far survive a killed process; call it at checkpoints."""
@@ -274,7 +299,13 @@ class ImageCollection:
         return self._index.search(embeddings, num_candidates)
 
     def tokens(self, candidates: Sequence[Candidate]) -> NDArray[np.float16]:
-        """Read the candidates' tokens, `(n, m, d_text)` float16, in order.
+        """Read the candidates' tokens, `(n, m, d_text)` float16, in order; see `codes`."""
+        contract = self.contract
+        shape = (len(candidates), contract.num_tokens, contract.token_dim)
+        return decoded(self.codes(candidates), shape)
+
+    def codes(self, candidates: Sequence[Candidate]) -> list[StoredCodes]:
+        """Read the candidates' tokens as they are stored, one part for each codec.
 
         Candidates of several queries may be read in one call, the same picture more than once.
 
@@ -282,18 +313,11 @@ class ImageCollection:
             TokensNotFoundError: Some have none; names the ids.
             TokensCorruptError: Stored bytes are not what was written; names the ids.
         """
-        if not self._store.in_payload:
-            return self._store.get(
-                [c.image_id for c in candidates], [_reference(c.payload) for c in candidates]
-            )
-        places: dict[str, int] = {}
-        for candidate in candidates:
-            places.setdefault(candidate.image_id, len(places))
-        payloads = _in_order([*places], self._index.retrieve([*places]))
-        tokens = self._store.get([*places], [_reference(p) for p in payloads])
-        if len(places) == len(candidates):
-            return tokens
-        return tokens[[places[candidate.image_id] for candidate in candidates]]
+        found = {candidate.image_id: candidate.payload for candidate in candidates}
+        parts = self._codes(found)
+        if len(found) == len(candidates):
+            return parts
+        return repeated(parts, [*found], [candidate.image_id for candidate in candidates])
 
     def encodings(self, image_ids: Sequence[str]) -> ImageEncoding:
         """Read pictures back as the model encoded them, in order, each as often as it is named.
@@ -302,22 +326,40 @@ class ImageCollection:
             TokensNotFoundError: Some are not in the collection; names the ids.
             TokensCorruptError: Stored bytes are not what was written; names the ids.
         """
-        payloads = _in_order(image_ids, self._index.retrieve(image_ids))
-        vectors = _in_order(image_ids, self._index.vectors(image_ids))
-        embeddings = np.empty((len(image_ids), self._contract.embedding_dim), np.float32)
+        payloads = in_order(image_ids, self._index.retrieve(image_ids))
+        vectors = in_order(image_ids, self._index.vectors(image_ids))
+        embeddings = np.empty((len(image_ids), self.contract.embedding_dim), np.float32)
         for row, vector in enumerate(vectors):
             embeddings[row] = vector
-        return ImageEncoding(
-            embeddings, self._store.get(image_ids, [_reference(p) for p in payloads])
-        )
+        references = [reference_of(payload) for payload in payloads]
+        return ImageEncoding(embeddings, self._store.get(image_ids, references))
 
     def delete(self, image_ids: Sequence[str]) -> None:
-        """Remove pictures; unknown ids are ignored. Tokens in a side file stay as dead weight."""
-        self._index.delete(image_ids)
+        """Remove pictures; unknown ids are ignored.
 
-    def count(self) -> int:
-        """Return the number of pictures."""
-        return self._index.count()
+        Their tokens in side files are dead weight until `maintenance.compact`.
+        """
+        with self._turn:
+            self._index.delete(image_ids)
+
+    def delete_matching(self, filter: Filter) -> None:
+        """Remove the pictures whose payload matches, as `delete` does.
+
+        Args:
+            filter: `{"album": "2024", "year": [2023, 2024]}`: every field must equal its value, or
+                one of its list.
+
+        Raises:
+            ConfigError: The filter is empty, or has what a filter cannot have.
+            StoreError: The engine refused.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        with self._turn:
+            self._index.delete_matching(filter)
+
+    def count(self, filter: Filter | None = None) -> int:
+        """Return the number of pictures, of those that match where a filter is given."""
+        return self._index.count(filter)
 
     def __len__(self) -> int:
         return self.count()
@@ -344,18 +386,38 @@ class ImageCollection:
     ) -> None:
         self.close()
 
-
-def _in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
-    gone = [image_id for image_id in image_ids if image_id not in found]
-    if gone:
-        raise TokensNotFoundError(
-            f"pictures {', '.join(gone[:3])} ({len(gone)} in all) are not in the collection; "
-            "if they were found before, they have been deleted since: search again",
-            gone,
+    def _write(
+        self,
+        image_ids: Sequence[str],
+        embeddings: NDArray[np.float32],
+        payloads: Sequence[Payload],
+        references: Sequence[TokenReference],
+    ) -> None:
+        self._store.flush()
+        self._index.upsert(
+            [
+                Point(image_id, embedding, {**payload, TOKENS_KEY: dict(reference)})
+                for image_id, embedding, payload, reference in zip(
+                    image_ids, embeddings, payloads, references, strict=True
+                )
+            ]
         )
-    return [found[image_id] for image_id in image_ids]
 
-
-def _reference(payload: Payload) -> Mapping[str, Any]:
-    reference = payload.get(TOKENS_KEY)
-    return reference if isinstance(reference, Mapping) else {}
+    def _codes(self, found: Mapping[str, Payload]) -> list[StoredCodes]:
+        """Read the tokens of pictures that were found with these payloads, in their order."""
+        image_ids = [*found]
+        in_payload = self._store.in_payload
+        try:
+            if in_payload:
+                found = self._index.retrieve(image_ids)
+            references = [reference_of(payload) for payload in in_order(image_ids, found)]
+            return self._store.codes(image_ids, references)
+        except (TokensNotFoundError, TokensCorruptError):
+            # Compacted or transcoded since they were found, perhaps: look where the points say
+            # their tokens are by now, and with the codecs that there are by now.
+            if in_payload:
+                record = CollectionRecord.read(self._index.reload_metadata(), self._name)
+                self._store = PayloadTokenStore(record.contract, record.codebooks)
+                self._record = record
+            again = in_order(image_ids, self._index.retrieve(image_ids))
+            return self._store.codes(image_ids, [reference_of(payload) for payload in again])

@@ -12,23 +12,32 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.index.checks import check_points
-from edje_qdrant.tokens.codecs import codec_for
+from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.types import ImageEncoding, Payload, Point
 
-__all__ = ["check_contract", "check_pictures"]
+__all__ = ["check_pictures", "fitted_codec"]
 
 
-def check_contract(contract: TokenContract) -> None:
-    """Check that a collection can keep what the contract states.
+def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
+    """Return the codec that a collection of this contract is to use.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: There is none of that name, it has to be fitted first, or the contract's tokens
+            cannot be kept.
     """
-    codec_for(contract.codec, contract.num_tokens, contract.token_dim)
     if contract.dtype != "float16":
         raise ConfigError(
             f"the contract's dtype is {contract.dtype!r}; collections keep float16 tokens"
         )
+    if isinstance(codec, str):
+        codec = codec_for(codec, contract.num_tokens, contract.token_dim)
+    if not codec.fitted:
+        raise ConfigError(
+            f"the codec {codec.name} has a codebook, which has to be fitted to tokens first: pass "
+            f"codec_for({codec.name!r}, ...).fit(tokens), or use `edje-qdrant ingest --codec "
+            f"{codec.name}`, which fits one to a sample of the source"
+        )
+    return codec
 
 
 def check_pictures(

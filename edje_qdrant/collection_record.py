@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import binascii
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.durable import os_errors_as_store_errors
-from edje_qdrant.errors import ConfigError, StoreError, TokensCorruptError
+from edje_qdrant.errors import (
+    ConfigError,
+    StoreError,
+    TokensCorruptError,
+    TokensNotFoundError,
+)
+from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
 
@@ -45,12 +52,15 @@ class CollectionRecord:
         tokens: Where tokens live.
         store_id: The side file's identity, where there is one.
         tokens_folder: The folder around the side file's, if it is outside the collection's.
+        codebooks: Key -> parameters of codecs that have some, where the payload keeps the tokens;
+            side files keep them beside themselves.
     """
 
     contract: TokenContract
     tokens: TokenPlace
     store_id: str | None = None
     tokens_folder: str | None = None
+    codebooks: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -61,9 +71,19 @@ class CollectionRecord:
     ) -> CollectionRecord:
         """Describe a collection that is being made."""
         if isinstance(store, PayloadTokenStore):
-            return cls(contract, "payload")
+            return cls(contract, "payload").with_codec(store.codec)
         outside = None if tokens_folder is None else str(absolute(tokens_folder))
         return cls(contract, "file", store.store_id, outside)
+
+    def with_codec(self, codec: Codec) -> CollectionRecord:
+        """Return the record of the same collection, whose new tokens another codec encodes."""
+        contract = self.contract.with_codec(codec.name, codec.hash)
+        parameters = codec.parameters()
+        if self.tokens == "file" or parameters is None:
+            return replace(self, contract=contract)
+        # Those of earlier codecs stay: points may carry tokens that they encoded.
+        codebooks = {**self.codebooks, codec.key: parameters}
+        return replace(self, contract=contract, codebooks=codebooks)
 
     def as_metadata(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
@@ -73,6 +93,10 @@ class CollectionRecord:
             "tokens": self.tokens,
             "store_id": self.store_id,
             "tokens_folder": self.tokens_folder,
+            "codebooks": {
+                key: binascii.b2a_base64(parameters, newline=False).decode()
+                for key, parameters in self.codebooks.items()
+            },
         }
 
     @classmethod
@@ -92,14 +116,17 @@ class CollectionRecord:
             contract = TokenContract.from_dict(metadata["contract"])
             tokens, store_id = metadata["tokens"], metadata["store_id"]
             tokens_folder = metadata["tokens_folder"]
-        except (KeyError, TypeError) as error:
+            codebooks = {
+                str(key): binascii.a2b_base64(text) for key, text in metadata["codebooks"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(_unreadable(what)) from error
         if tokens not in ("file", "payload"):
             raise StoreError(_unreadable(what))
-        return cls(contract, tokens, store_id, tokens_folder)
+        return cls(contract, tokens, store_id, tokens_folder, codebooks)
 
     def open_store(
-        self, where: Any, name: str, moved_to: str | Path | None
+        self, where: Any, name: str, moved_to: str | Path | None, *, mend: bool = False
     ) -> FileTokenStore | PayloadTokenStore:
         """Open the collection's token store, and check that it is this collection's.
 
@@ -107,6 +134,8 @@ class CollectionRecord:
             where: The collection's location, resolved.
             name: The collection's name.
             moved_to: The folder around the side file's now, if not the one that was kept.
+            mend: Write a lost or damaged manifest anew, and leave damaged side files to be noticed
+                when they are read.
 
         Raises:
             ContractMismatchError: The side file was written by another model than the index.
@@ -115,13 +144,21 @@ class CollectionRecord:
             StoreError: It cannot be read.
         """
         if self.tokens == "payload":
-            return PayloadTokenStore(self.contract)
+            return PayloadTokenStore(self.contract, self.codebooks)
         around = self.tokens_folder if moved_to is None else moved_to
         inside = Path(describe(where)) / name / "tokens"
         folder = inside if around is None else absolute(around) / name
-        store = FileTokenStore.open(folder)
         try:
-            self.contract.require_match(store.contract, where=f"the token store at {folder}")
+            store = FileTokenStore.open(folder, lenient=mend)
+        except (TokensNotFoundError, TokensCorruptError):
+            if not mend:
+                raise
+            FileTokenStore.rebuild(folder, self.contract, self.store_id or "")
+            store = FileTokenStore.open(folder, lenient=True)
+        try:
+            # A crash while the codec is changed can leave the index's word for it behind.
+            theirs = store.contract.with_codec(self.contract.codec, self.contract.codec_hash)
+            self.contract.require_match(theirs, where=f"the token store at {folder}")
             if store.store_id != self.store_id:
                 raise TokensCorruptError(
                     f"the token store at {folder} belongs to another collection; "
@@ -203,13 +240,14 @@ def scratch_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_store(
-    folder: Path | None, contract: TokenContract
+    folder: Path | None, contract: TokenContract, codec: Codec
 ) -> Iterator[FileTokenStore | PayloadTokenStore]:
     """Make a store, in the payload where there is no folder; unmake it if what follows fails."""
     if folder is None:
-        yield PayloadTokenStore(contract)
+        parameters = codec.parameters()
+        yield PayloadTokenStore(contract, None if parameters is None else {codec.key: parameters})
         return
-    store = FileTokenStore.create(folder, contract)
+    store = FileTokenStore.create(folder, contract, codec)
     try:
         yield store
     except BaseException:

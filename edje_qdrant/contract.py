@@ -28,6 +28,7 @@ class TokenContract:
         token_dim: Width of a token.
         dtype: The tokens' dtype before the codec.
         codec: How tokens become bytes.
+        codec_hash: Hash of the codec's codebook, where it has one.
         model: Name, folder or hub id to load the model from again (not compared).
         library_version: Version that wrote the collection (not compared).
     """
@@ -41,12 +42,18 @@ class TokenContract:
     token_dim: int
     dtype: str = "float16"
     codec: str = "float16"
+    codec_hash: str = ""
     model: str | None = None
     library_version: str = ""
 
-    def with_codec(self, codec: str) -> TokenContract:
+    @property
+    def codec_key(self) -> str:
+        """Return what names the codec beside stored codes: its name, and its codebook's hash."""
+        return f"{self.codec}-{self.codec_hash[:8]}" if self.codec_hash else self.codec
+
+    def with_codec(self, codec: str, codec_hash: str = "") -> TokenContract:
         """Return the same contract for tokens stored with another codec."""
-        return replace(self, codec=codec)
+        return replace(self, codec=codec, codec_hash=codec_hash)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the contract as a JSON object."""
@@ -61,7 +68,7 @@ class TokenContract:
         """
         known = {f.name: f for f in fields(cls)}
         unknown = sorted(set(data) - set(known))
-        optional = {"dtype", "codec", "model", "library_version"}
+        optional = {"dtype", "codec", "codec_hash", "model", "library_version"}
         missing = sorted(set(known) - set(data) - optional)
         wrong = [
             k

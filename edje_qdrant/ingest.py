@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import stat
 import time
 import uuid
 import warnings
@@ -13,27 +11,35 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError, ImageReadError
-from edje_qdrant.pictures import MAX_PIXELS, ignore_decoder_warnings, open_upright, words
-from edje_qdrant.sources import ListedPicture, Source, list_pictures
+from edje_qdrant.pictures import (
+    MAX_PIXELS,
+    ignore_decoder_warnings,
+    open_upright,
+    picture_id,
+    words,
+)
+from edje_qdrant.pruning import follow_moved, prune_collection
+from edje_qdrant.sources import PICTURE_SUFFIXES, ListedPicture, Source, list_pictures
 from edje_qdrant.threads import batches, in_threads
+from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.types import FailedImage, IngestReport, Payload
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
 
-__all__ = ["MAX_PIXELS", "ingest_images", "picture_id"]
+__all__ = ["MAX_PIXELS", "fit_codec_to_source", "ingest_images"]
 
-# Ids must stay the same for ever, or a rerun would add every picture again.
-_NAMESPACE = uuid.UUID("6b1f4a52-93a6-5f0e-8d0c-2f5a7c1de4b9")
-_READ_BYTES = 1 << 20
 # Ids looked up in one call, before anything is decoded.
 _LOOKUP = 256
 
@@ -67,6 +73,7 @@ def ingest_images(
     progress: bool = True,
     max_pixels: int = MAX_PIXELS,
     checkpoint_every: int = 1024,
+    prune: bool = False,
 ) -> IngestReport:
     """Add pictures to a collection.
 
@@ -92,9 +99,13 @@ def ingest_images(
             `MAX_PIXELS` has no effect.
         checkpoint_every: Pictures added between two flushes; as many, at most, are lost when the
             process is killed, and added again by the next run.
+        prune: When all is read, delete pictures that are gone from the source: of a folder, those
+            whose `path` lies in it, and otherwise all that the source does not name. Pictures that
+            could not be read this time stay. Pictures that were moved get their new `path`. The
+            ids of the source are held in memory, about 100 bytes each.
 
     Returns:
-        What was added, skipped and refused. Pictures twice in the source count as skipped.
+        What was added, skipped, refused and pruned. Pictures twice in the source count as skipped.
 
     Raises:
         ConfigError: The source is missing, unreadable or empty, or a number is below 1.
@@ -113,8 +124,20 @@ def ingest_images(
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} is {value!r}; give a whole number, 1 or more")
     listing = list_pictures(source)
+    if (
+        prune
+        and isinstance(source, str | os.PathLike)
+        and Path(source).is_file()
+        and Path(source).suffix.lower() in PICTURE_SUFFIXES
+    ):
+        raise ConfigError(
+            f"with prune, {source} alone would stay of the whole collection; leave prune out"
+        )
     collection.require(model.contract())
-    run = _Run(collection, model, max_pixels, total=sum(1 for _ in listing()), progress=progress)
+    run = _Run(
+        collection, model, max_pixels, total=sum(1 for _ in listing()), progress=progress,
+        seen=set() if prune else None,
+    )  # fmt: skip
     unflushed = 0
     with warnings.catch_warnings(), run.bar, ThreadPoolExecutor(workers) as pool:
         ignore_decoder_warnings()
@@ -130,29 +153,57 @@ def ingest_images(
             with suppress(EdjeError):
                 collection.flush()
             raise
+    pruned = 0
+    if run.seen is not None:
+        pruned = prune_collection(collection, source, run.seen, run.failed)
     collection.flush()
     collection.optimize()
-    return IngestReport(run.added, run.skipped, tuple(run.failed), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return IngestReport(run.added, run.skipped, tuple(run.failed), seconds, pruned)
 
 
-def picture_id(path: str) -> str:
-    """Return the id a picture has in every collection; it is made from its file's bytes alone.
+def fit_codec_to_source(
+    source: Source, model: EDJEModel, name: str, *, sample: int = 2048, batch_size: int = 32,
+    seed: int = 0, progress: bool = True,
+) -> Codec:  # fmt: skip
+    """Fit a codec to pictures drawn at random from a source; they are encoded for this alone.
+
+    Args:
+        source: As `ingest_images`.
+        model: Whose tokens.
+        name: The codec's; one without a codebook is returned as it is.
+        sample: Pictures to draw; those that cannot be read are left out.
+        batch_size: Pictures encoded at a time.
+        seed: Of the draw and of the fit.
+        progress: Show a bar on stderr.
 
     Raises:
-        ImageReadError: The file cannot be read or is empty; whether it holds a picture is not seen.
+        ConfigError: The source cannot be used, there is no such codec, or too few pictures.
+        MissingExtraError: The library that fits codebooks is not installed.
     """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited on for ever
-            raise ImageReadError(path, "not a file")
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-            if file.tell() == 0:
-                raise ImageReadError(path, "the file is empty")
-    except (OSError, ValueError) as error:
-        raise ImageReadError(path, words(error)) from error
-    return str(uuid.uuid5(_NAMESPACE, digest.hexdigest()))
+    contract = model.contract()
+    codec = codec_for(name, contract.num_tokens, contract.token_dim)
+    if codec.fitted:
+        return codec
+    listed = [item for item in list_pictures(source)() if isinstance(item, ListedPicture)]
+    rows = np.random.default_rng(seed).permutation(len(listed))[:sample]
+    chosen = [_Known("", listed[row]) for row in rows]
+    tokens: list[NDArray[np.float16]] = []
+    with (
+        warnings.catch_warnings(),
+        tqdm(
+            total=len(chosen), desc=f"fitting {name}", unit=" pictures", disable=not progress
+        ) as bar,
+    ):
+        ignore_decoder_warnings()
+        for batch in batches(chosen, batch_size):
+            decoded = [_decode(picture, model, MAX_PIXELS) for picture in batch]
+            pixels = [item.pixels for item in decoded if isinstance(item, _Decoded)]
+            if pixels:
+                tokens.append(model.encode_pixels(torch.cat(pixels)).tokens)
+            bar.update(len(batch))
+    shape = (0, contract.num_tokens, contract.token_dim)
+    return codec.fit(np.concatenate([np.empty(shape, np.float16), *tokens]), seed=seed)
 
 
 class _Run:
@@ -166,6 +217,7 @@ class _Run:
         *,
         total: int,
         progress: bool,
+        seen: set[bytes] | None,
     ) -> None:
         self._collection = collection
         self._model = model
@@ -176,6 +228,7 @@ class _Run:
         self.added = 0
         self.skipped = 0
         self.failed: list[FailedImage] = []
+        self.seen = seen
 
     def decoded(
         self, items: Iterable[ListedPicture | FailedImage], pool: ThreadPoolExecutor, *, ahead: int
@@ -213,6 +266,12 @@ class _Run:
 
     def _missing(self, batch: Sequence[_Known]) -> Iterator[_Known]:
         existing = self._collection.existing([picture.image_id for picture in batch])
+        if self.seen is not None:
+            self.seen.update(uuid.UUID(picture.image_id).bytes for picture in batch)
+            follow_moved(
+                self._collection,
+                {p.image_id: p.listed.path for p in batch if p.image_id in existing},
+            )
         for picture in batch:
             if picture.image_id in existing:
                 self._skip(1)

@@ -1,9 +1,11 @@
-"""Open pictures that nobody looked at before: upright, and never too large for memory."""
+"""Name pictures by content, and open them: upright, and never too large for memory."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+import uuid
 import warnings
 from typing import BinaryIO
 
@@ -11,10 +13,14 @@ from PIL import Image, UnidentifiedImageError
 
 from edje_qdrant.errors import ImageReadError
 
-__all__ = ["MAX_PIXELS", "ignore_decoder_warnings", "open_upright", "words"]
+__all__ = ["MAX_PIXELS", "ignore_decoder_warnings", "open_upright", "picture_id", "words"]
 
 #: Pillow opens nothing larger, whatever limit is given here.
 MAX_PIXELS = 178_956_970
+
+# Ids must stay the same for ever, or a rerun would add every picture again.
+_NAMESPACE = uuid.UUID("6b1f4a52-93a6-5f0e-8d0c-2f5a7c1de4b9")
+_READ_BYTES = 1 << 20
 
 # EXIF orientation -> what brings the picture upright (CIPA DC-008, tag 274).
 _ORIENTATION_TAG = 274
@@ -58,6 +64,26 @@ def open_upright(
         raise ImageReadError(name, reason) from error
     except Exception as error:  # on damaged files decoders raise anything
         raise ImageReadError(name, words(error)) from error
+
+
+def picture_id(path: str) -> str:
+    """Return the id a picture has in every collection; it is made from its file's bytes alone.
+
+    Raises:
+        ImageReadError: The file cannot be read or is empty; whether it holds a picture is not seen.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited on for ever
+            raise ImageReadError(path, "not a file")
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+            if file.tell() == 0:
+                raise ImageReadError(path, "the file is empty")
+    except (OSError, ValueError) as error:
+        raise ImageReadError(path, words(error)) from error
+    return str(uuid.uuid5(_NAMESPACE, digest.hexdigest()))
 
 
 def ignore_decoder_warnings() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModel
@@ -34,7 +35,7 @@ class Reranker:
         self._model = model
         self._batch_size = batch_size
 
-    def score(self, text: str, tokens: NDArray[np.float16]) -> NDArray[np.float32]:
+    def score(self, text: str, tokens: NDArray[np.float16] | Tensor) -> NDArray[np.float32]:
         """Score one text against `(n, m, d_text)` tokens.
 
         Returns:
@@ -46,7 +47,9 @@ class Reranker:
         """
         return self.score_pairs([text] * len(tokens), tokens)
 
-    def score_pairs(self, texts: Sequence[str], tokens: NDArray[np.float16]) -> NDArray[np.float32]:
+    def score_pairs(
+        self, texts: Sequence[str], tokens: NDArray[np.float16] | Tensor
+    ) -> NDArray[np.float32]:
         """Score the i-th of `n` texts against the i-th of `(n, m, d_text)` tokens.
 
         Returns:
@@ -58,10 +61,10 @@ class Reranker:
             CheckpointError: A score is not a number.
         """
         expected = (self._model.config.num_tokens, self._model.config.token_dim)
-        if tokens.shape != (len(texts), *expected):
+        if tuple(tokens.shape) != (len(texts), *expected):
             raise ConfigError(
                 f"tokens of {len(texts)} pictures have the shape {(len(texts), *expected)} with "
-                f"this model, not {tokens.shape}"
+                f"this model, not {tuple(tokens.shape)}"
             )
         scores = np.empty(len(texts), np.float32)
         if not len(texts):
@@ -79,7 +82,7 @@ class Reranker:
                 logits = self._model.joint_encoder(
                     input_ids[captions, :longest],
                     attention_mask[captions, :longest],
-                    torch.from_numpy(tokens[pairs]).to(input_ids.device),
+                    _rows(tokens, pairs, input_ids.device),
                 )
                 scores[pairs] = logits.float().cpu().numpy()
         if not np.isfinite(scores).all():
@@ -89,3 +92,12 @@ class Reranker:
                 path=self._model.name_or_path or "",
             )
         return scores
+
+
+def _rows(
+    tokens: NDArray[np.float16] | Tensor, rows: NDArray[np.intp], device: torch.device
+) -> Tensor:
+    """Return rows of tokens, on the device."""
+    if isinstance(tokens, Tensor):
+        return tokens[torch.from_numpy(rows).to(tokens.device)].to(device)
+    return torch.from_numpy(tokens[rows]).to(device)

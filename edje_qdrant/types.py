@@ -78,7 +78,8 @@ class SearchHit:
 
     Attributes:
         image_id: UUID string, made from the picture's content.
-        score: The joint encoder's logit; higher is better. Comparable within one query.
+        score: The joint encoder's logit; higher is better. Comparable within one query. None where
+            the picture could not be scored and keeps its first-stage place.
         rank: Place after reranking, from 1.
         retrieval_score: The first stage's cosine.
         retrieval_rank: Place in the first stage, from 1.
@@ -86,7 +87,7 @@ class SearchHit:
     """
 
     image_id: str
-    score: float
+    score: float | None
     rank: int
     retrieval_score: float
     retrieval_rank: int
@@ -170,12 +171,14 @@ class IngestReport:
         skipped: Pictures that were there already (the same content, or twice in the source).
         failed: Pictures that could not be read, each with the reason.
         seconds: Wall-clock time of the whole.
+        pruned: Pictures deleted because they are gone from the source.
     """
 
     added: int
     skipped: int
     failed: tuple[FailedImage, ...] = field(default=())
     seconds: float = 0.0
+    pruned: int = 0
 
     @property
     def images_per_second(self) -> float:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -29,7 +28,8 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.index import EdgeIndex, QdrantIndex
 from edje_qdrant.tokens.codecs import codec_for
-from edje_qdrant.types import Candidate, ImageEncoding, Point
+from edje_qdrant.tokens.manifest import Manifest
+from edje_qdrant.types import ImageEncoding, Point
 
 CONTRACT = TokenContract(
     encoder="tiny",
@@ -311,11 +311,10 @@ def spoilt(array: np.ndarray, value: float) -> np.ndarray:
 def test_what_cannot_be_stored_is_refused_before_anything_is_written(edge_file, spoil, message):
     ids = ids_of(3)
     with edge_file.create() as collection:
-        size = side_file(edge_file.location).stat().st_size
         with pytest.raises(ConfigError, match=message):
             collection.add(*spoil(ids, encoding_of(ids), payloads_of(ids)))
         assert len(collection) == 0
-        assert side_file(edge_file.location).stat().st_size == size
+        assert [*edge_file.location.rglob("tokens-*.bin")] == []
 
 
 def test_tokens_are_flushed_before_points_are_written(place, monkeypatch):
@@ -471,21 +470,20 @@ def test_a_candidate_without_a_reference_is_named(place, payload):
 
 
 def test_a_candidate_of_another_collection_raises(tmp_path):
-    ids = ids_of(2)
-    found: list[Candidate] = []
-    for name in ("a", "b"):
-        place = make_place("edge-file", tmp_path)
-        with place.create(name=name) as collection:
-            encoding = fill(collection, ids)
-            if found:
-                with pytest.raises(TokensCorruptError) as caught:
-                    collection.tokens(found)
-                assert {*caught.value.image_ids} == {*ids}
-            (found,) = collection.search(encoding.embeddings[:1], 2)
+    place = make_place("edge-file", tmp_path)
+    with place.create(name="a") as collection:
+        encoding = fill(collection, ids_of(2))
+        (found,) = collection.search(encoding.embeddings[:1], 2)
+    with place.create(name="b") as collection:
+        fill(collection, ids_of(2, start=9))
+        with pytest.raises(TokensNotFoundError, match="not in the collection") as caught:
+            collection.tokens(found)
+        assert {*caught.value.image_ids} == {*ids_of(2)}
 
 
 def test_a_side_file_gone_is_said_at_open(edge_file):
-    edge_file.create().close()
+    with edge_file.create() as collection:
+        fill(collection, ids_of(2))
     side_file(edge_file.location).unlink()
     with pytest.raises(TokensNotFoundError, match="is gone"):
         edge_file.open()
@@ -508,10 +506,9 @@ def test_token_folders_swapped_between_collections_do_not_open(edge_file):
 
 def test_a_manifest_with_another_contract_is_refused_with_both_sides(edge_file):
     edge_file.create().close()
-    path = edge_file.location / "images" / "tokens" / "tokens.json"
-    data = json.loads(path.read_text())
-    data["contract"]["adapter_hash"] = "a9"
-    path.write_text(json.dumps(data))
+    folder = edge_file.location / "images" / "tokens"
+    manifest = Manifest.read(folder)
+    replace(manifest, contract=replace(manifest.contract, adapter_hash="a9")).write(folder)
     with pytest.raises(ContractMismatchError, match=r"expected 'a0', found 'a9'") as caught:
         edge_file.open()
     assert caught.value.expected == {"adapter_hash": "a0"}

@@ -54,6 +54,7 @@ def text_to_image(
                         answers.append(str(hit.payload.get("path", hit.image_id)))
                     candidates[query, place] = rows[hit.image_id]
                     first[query, place] = hit.retrieval_score
+                    assert hit.score is not None  # damage raises unless asked not to
                     joint[query, place] = hit.score
             bar.update(len(texts))
     return caption_rankings(gallery, asked, answers, candidates, first, joint, pool=pool)

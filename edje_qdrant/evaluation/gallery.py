@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edje_qdrant.annotations import Annotation, group_by_image
 from edje_qdrant.encoders import clean_caption
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.ingest import picture_id
+from edje_qdrant.pictures import picture_id
 from edje_qdrant.types import FailedImage
 
 __all__ = ["Gallery", "build_gallery"]

@@ -26,7 +26,8 @@ class Contender:
         model: The model.
         collection: An open collection of its own to measure in; missing pictures are added to it.
             Without one, a collection is made below the output folder, and used again next time.
-        codec: How a collection made for it stores tokens.
+        codec: How a collection made for it stores tokens. One that needs fitting is fitted to
+            the gallery's own.
     """
 
     label: str

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from edje_qdrant.evaluation.report import Evaluation
 from edje_qdrant.evaluation.systems import Measured, compare_systems
 from edje_qdrant.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.tokens.codecs import codec_for
 
 __all__ = ["Contender", "Settings", "evaluate"]
 
@@ -32,6 +33,9 @@ _DIRECTIONS: dict[str, tuple[Direction, ...]] = {
     "i2t": ("i2t",),
     "both": ("t2i", "i2t"),
 }
+
+# Pictures whose tokens a codec is fitted to; fitting takes no more of them than these have.
+_FITTED_TO = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +116,13 @@ def evaluate(
     with os_errors_as_store_errors("write to", folder):
         folder.mkdir(parents=True, exist_ok=True)
     for contender in contenders:
-        with _collection(contender, whole, folder) as collection:
+        with _collection(contender, whole, folder, settings) as collection:
             gallery = gallery.without(_ingest(whole, collection, contender.model, settings))
     numbers = settings.num_candidates or (protocol.num_candidates,)
     strangers = 0
     measured: dict[Direction, list[Measured]] = {d: [] for d in _DIRECTIONS[settings.direction]}
     for contender in contenders:
-        with _collection(contender, whole, folder) as collection:
+        with _collection(contender, whole, folder, settings) as collection:
             strangers = max(strangers, collection.count() - len(gallery))
             found = measure(
                 contender,
@@ -160,7 +164,9 @@ def evaluate(
 
 
 @contextmanager
-def _collection(contender: Contender, gallery: Gallery, folder: Path) -> Iterator[ImageCollection]:
+def _collection(
+    contender: Contender, gallery: Gallery, folder: Path, settings: Settings
+) -> Iterator[ImageCollection]:
     """Yield the contender's collection, or the one of just this model and these pictures."""
     if contender.collection is not None:
         yield contender.collection
@@ -171,7 +177,14 @@ def _collection(contender: Contender, gallery: Gallery, folder: Path) -> Iterato
     if (place / "images").exists():
         collection = ImageCollection.open(place, "images")
     else:
-        collection = ImageCollection.create(place, "images", contract, codec=contender.codec)
+        codec = codec_for(contender.codec, contract.num_tokens, contract.token_dim)
+        if not codec.fitted:
+            exact = replace(contender, codec="float16")
+            with _collection(exact, gallery, folder, settings) as collection:
+                left = gallery.without(_ingest(gallery, collection, contender.model, settings))
+                step = -(-len(left) // _FITTED_TO)
+                codec = codec.fit(collection.encodings(left.image_ids[::step]).tokens)
+        collection = ImageCollection.create(place, "images", contract, codec=codec)
     with collection:
         yield collection
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.types import Point
+from edje_qdrant.index.paths import key_path
+from edje_qdrant.types import Payload, Point
 
 __all__ = [
+    "FLOAT_BYTES",
+    "CheckedPayload",
     "CheckedPoint",
+    "check_batch_size",
     "check_dim",
     "check_ids",
+    "check_keys",
     "check_limit",
     "check_metadata",
     "check_name",
+    "check_payloads",
     "check_points",
     "check_vectors",
-    "in_batches",
-    "vectors_per_request",
 ]
 
-# A Qdrant server refuses requests above 32 MB; half of that leaves room for estimates.
-_REQUEST_BYTES = 16_000_000
-# What one float of a vector takes as JSON text.
-_FLOAT_BYTES = 22
+#: What one float of a vector takes as JSON text.
+FLOAT_BYTES = 22
+
+# What is around a payload where it is set: the operation, and the id.
+_OPERATION_BYTES = 200
 _NOT_IN_NAMES = frozenset('\0\x1f"*/:<>?\\|')
 
 
@@ -51,6 +56,37 @@ class CheckedPoint:
     nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedPayload:
+    """Hold what to set in one point's payload.
+
+    Attributes:
+        id: UUID string, canonical.
+        payload: JSON object, a copy of the caller's; no value at its top is None.
+        text: The payload as JSON, the same for equal ones.
+    """
+
+    id: str
+    payload: dict[str, Any]
+    text: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Return about what it takes in a request."""
+        return len(self.text) + _OPERATION_BYTES
+
+
+def check_batch_size(batch_size: int) -> int:
+    """Return the number of points in a page.
+
+    Raises:
+        ConfigError: It is below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; ask for pages of 1 point or more")
+    return batch_size
+
+
 def check_dim(dim: int) -> int:
     """Return the vectors' width.
 
@@ -60,6 +96,17 @@ def check_dim(dim: int) -> int:
     if dim < 1:
         raise ConfigError(f"dim is {dim}; give the embedding's width, 1 or more")
     return dim
+
+
+def check_keys(keys: Iterable[str]) -> list[str]:
+    """Return the paths of top-level payload keys, each once, in order.
+
+    Raises:
+        ConfigError: `keys` is one text, or a key cannot be written as a path.
+    """
+    if isinstance(keys, str):
+        raise ConfigError(f"keys is the text {keys!r}; give a list of keys, such as [{keys!r}]")
+    return list(dict.fromkeys(key_path(key, "payload key") for key in keys))
 
 
 def check_limit(limit: int) -> int:
@@ -153,35 +200,38 @@ def check_points(points: Sequence[Point], dim: int) -> list[CheckedPoint]:
             vector = check_vectors(np.asarray(point.vector)[np.newaxis], dim)[0].tolist()
         except ConfigError as error:
             raise ConfigError(f"point {point.id}: {error}") from error
-        payload, nbytes = _json_copy(point.payload, f"the payload of point {point.id}")
-        checked[point.id] = CheckedPoint(point.id, vector, payload, nbytes + dim * _FLOAT_BYTES)
+        payload, text = _json_copy(point.payload, f"the payload of point {point.id}")
+        checked[point.id] = CheckedPoint(point.id, vector, payload, len(text) + dim * FLOAT_BYTES)
     return list(checked.values())
 
 
-def in_batches(points: Sequence[CheckedPoint], size: int) -> Iterator[list[CheckedPoint]]:
-    """Yield the points in runs of `size` and 16 MB at most; a larger point goes alone."""
-    batch: list[CheckedPoint] = []
-    nbytes = 0
-    for point in points:
-        if batch and (len(batch) == size or nbytes + point.nbytes > _REQUEST_BYTES):
-            yield batch
-            batch, nbytes = [], 0
-        batch.append(point)
-        nbytes += point.nbytes
-    if batch:
-        yield batch
+def check_payloads(payloads: Mapping[str, Payload]) -> list[CheckedPayload]:
+    """Return what to set in each payload; points with nothing to set are left out.
+
+    Raises:
+        ConfigError: An id or a payload cannot be used; names the point.
+    """
+    check_ids([*payloads])
+    checked: list[CheckedPayload] = []
+    for image_id, payload in payloads.items():
+        copy, text = _json_copy(payload, f"the payload of point {image_id}")
+        # The engines take None at the top to mean that the key is to go.
+        missing = next((key for key, value in copy.items() if value is None), None)
+        if missing is not None:
+            raise ConfigError(
+                f"the payload of point {image_id} sets {missing!r} to None, which Qdrant does not "
+                "keep there; call remove_payload_keys, or write the point again with upsert"
+            )
+        if copy:
+            checked.append(CheckedPayload(image_id, copy, text))
+    return checked
 
 
-def vectors_per_request(dim: int) -> int:
-    """Return how many `dim`-wide vectors fit into 16 MB of JSON."""
-    return max(1, _REQUEST_BYTES // (dim * _FLOAT_BYTES))
-
-
-def _json_copy(data: Mapping[str, Any], what: str) -> tuple[dict[str, Any], int]:
+def _json_copy(data: Mapping[str, Any], what: str) -> tuple[dict[str, Any], bytes]:
     try:
         # A file name's stray bytes are no valid text: encode fails here, not at a server.
         text = json.dumps(dict(data), allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{what} cannot be written as JSON: {error}") from error
     copy: dict[str, Any] = json.loads(text)
-    return copy, len(text)
+    return copy, text

@@ -115,8 +115,18 @@ class Connection:
                         "What it acknowledged before is kept",
                         location=self.address,
                     ) from error
-                time.sleep(self._pause(tries, error))
+                self.pause(tries, float(getattr(error, "retry_after_s", 0)))
                 tries += 1
+
+    def pause(self, tries: int, least: float = 0) -> None:
+        """Wait before another try: longer each time, spread so that clients do not march.
+
+        Args:
+            tries: How many tries there were before the one that was in vain.
+            least: Seconds to wait at least; 30 is the most.
+        """
+        seconds = self._options.backoff * 2.0**tries * random.uniform(0.5, 1.5)
+        time.sleep(min(max(seconds, least), _LONGEST_PAUSE))
 
     def require_open(self, name: str) -> None:
         """Check that `close` was not called.
@@ -139,11 +149,6 @@ class Connection:
         if not self._closed and self._owned:
             self.client.close()
         self._closed = True
-
-    def _pause(self, tries: int, error: Exception) -> float:
-        """Return the seconds to wait: longer each time, spread so that clients do not march."""
-        pause = self._options.backoff * 2.0**tries * random.uniform(0.5, 1.5)
-        return min(max(pause, float(getattr(error, "retry_after_s", 0))), _LONGEST_PAUSE)
 
     def _translate(self, name: str, error: Exception) -> Exception:
         status = getattr(error, "status_code", None) or _HTTP_OF_GRPC.get(_grpc_code(error))

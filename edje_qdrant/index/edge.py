@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any
@@ -13,36 +13,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.durable import sync_folder
-from edje_qdrant.errors import (
-    CollectionNotFoundError,
-    StoreError,
-)
-from edje_qdrant.index import hnsw
+from edje_qdrant.errors import StoreError
+from edje_qdrant.index import edge_requests
+from edje_qdrant.index.batches import by_payload, in_batches
 from edje_qdrant.index.checks import (
+    check_batch_size,
     check_dim,
     check_ids,
+    check_keys,
     check_limit,
     check_metadata,
+    check_payloads,
     check_points,
     check_vectors,
-    in_batches,
 )
+from edje_qdrant.index.filters import Filter, edge_filter, require_filter
 from edje_qdrant.index.folder import (
+    SHARD,
     lock_folder,
     read_metadata,
+    refuse_existing,
     reporting,
+    require_existing,
     write_metadata,
 )
-from edje_qdrant.index.protocol import TOKENS_KEY, VectorIndex
+from edje_qdrant.index.pages import pages
+from edje_qdrant.index.protocol import VectorIndex
 from edje_qdrant.index.ranking import SLACK, rank
-from edje_qdrant.types import Candidate, Point
+from edje_qdrant.types import Candidate, Payload, Point
 
 if TYPE_CHECKING:
-    from qdrant_edge import EdgeShard
+    from qdrant_edge import EdgeShard, Record
 
 __all__ = ["EdgeIndex"]
 
-_SHARD = "shard"
 _NEW_SHARD = "shard.new"
 _BATCH = 1024
 
@@ -78,22 +82,22 @@ class EdgeIndex(VectorIndex):
 
         folder = Path(folder)
         kept = check_metadata(metadata)
-        config = _config(check_dim(dim))
-        _refuse_existing(folder)
+        config = edge_requests.config(check_dim(dim))
+        refuse_existing(folder)
         with reporting(folder):
             folder.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(folder)
         try:
-            _refuse_existing(folder)  # another process may have made one before the lock was ours
+            refuse_existing(folder)  # another process may have made one before the lock was ours
             with reporting(folder):
                 # The rename is what makes the index exist: a crash before it leaves a folder that
                 # create takes again and open reports as empty.
                 shutil.rmtree(folder / _NEW_SHARD, ignore_errors=True)
                 EdgeShard.create(str(folder / _NEW_SHARD), config).close()
                 write_metadata(folder, dim, kept)
-                (folder / _NEW_SHARD).rename(folder / _SHARD)
+                (folder / _NEW_SHARD).rename(folder / SHARD)
                 sync_folder(folder)
-                shard = EdgeShard.load(str(folder / _SHARD))
+                shard = EdgeShard.load(str(folder / SHARD))
         except BaseException:
             lock.close()
             raise
@@ -111,17 +115,12 @@ class EdgeIndex(VectorIndex):
         from qdrant_edge import EdgeShard
 
         folder = Path(folder)
-        if not (folder / _SHARD).is_dir():
-            parent = folder.absolute().parent
-            known: list[str] = []
-            with suppress(OSError):
-                known = sorted(p.name for p in parent.iterdir() if (p / _SHARD).is_dir())
-            raise CollectionNotFoundError(str(parent), folder.absolute().name, known)
+        require_existing(folder)
         lock = lock_folder(folder)
         try:
             with reporting(folder):
                 dim, metadata = read_metadata(folder)
-                shard = EdgeShard.load(str(folder / _SHARD))
+                shard = EdgeShard.load(str(folder / SHARD))
         except BaseException:
             lock.close()
             raise
@@ -131,6 +130,28 @@ class EdgeIndex(VectorIndex):
     def metadata(self) -> Mapping[str, Any]:
         return self._metadata
 
+    def set_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Replace the metadata in one step, which survives a power cut once this has returned.
+
+        Raises:
+            ConfigError: The metadata is no JSON object.
+            StoreError: The index is closed, or its file cannot be written; the old is kept.
+        """
+        kept = check_metadata(metadata)
+        with self._closing, self._engine():  # not while the folder is being let go of
+            write_metadata(self._folder, self._dim, kept)
+            self._metadata = kept
+
+    def reload_metadata(self) -> Mapping[str, Any]:
+        """Read the metadata from its file again, and return it.
+
+        Raises:
+            StoreError: The index is closed, or the file is missing or damaged.
+        """
+        with self._closing, self._engine():
+            self._metadata = read_metadata(self._folder)[1]
+            return self._metadata
+
     def upsert(self, points: Sequence[Point]) -> None:
         """Write points; they survive a killed process once `flush` has returned.
 
@@ -138,20 +159,42 @@ class EdgeIndex(VectorIndex):
             ConfigError: An id, a vector or a payload cannot be stored; nothing was written.
             StoreError: The index is closed, or the engine failed.
         """
-        from qdrant_edge import Point as EdgePoint
-        from qdrant_edge import UpdateOperation
-
         checked = check_points(points, self._dim)
         with self._engine() as shard:
             for batch in in_batches(checked, _BATCH):
-                shard.update(
-                    UpdateOperation.upsert_points(
-                        [EdgePoint(point.id, point.vector, point.payload) for point in batch]
-                    )
-                )
+                shard.update(edge_requests.upsert(batch))
+
+    def set_payload(self, payloads: Mapping[str, Payload]) -> None:
+        """Set keys of stored payloads; this survives a killed process once `flush` has returned.
+
+        Raises:
+            ConfigError: An id or a payload cannot be used; nothing was written.
+            StoreError: The index is closed, or the engine failed; some payloads may have been set.
+        """
+        checked = check_payloads(payloads)
+        with self._engine() as shard:
+            for batch in in_batches(checked, _BATCH):
+                for ids, payload in by_payload(batch):
+                    shard.update(edge_requests.set_payload(ids, payload))
+
+    def remove_payload_keys(self, image_ids: Sequence[str], keys: Sequence[str]) -> None:
+        """Remove top-level keys; this survives a killed process once `flush` has returned.
+
+        Raises:
+            ConfigError: An id or a key cannot be used; nothing was removed.
+            StoreError: The index is closed, or the engine failed.
+        """
+        ids, paths = check_ids(image_ids), check_keys(keys)
+        with self._engine() as shard:
+            if ids and paths:
+                shard.update(edge_requests.remove_keys(ids, paths))
 
     def flush(self) -> None:
-        """Make everything written so far survive a killed process (a power cut it may not)."""
+        """Make every write so far survive a killed process (a power cut it may not).
+
+        That goes for points and payloads set and removed, by id and by filter. The engine writes
+        a log as well, from which it usually takes up later writes too; nothing here counts on it.
+        """
         with self._engine() as shard:
             shard.flush()
 
@@ -175,14 +218,7 @@ class EdgeIndex(VectorIndex):
             ConfigError: The vectors do not fit the index, or `limit` is below 1.
             StoreError: The index is closed, or the engine failed.
         """
-        from qdrant_edge import (
-            CountRequest,
-            PayloadSelector,
-            Query,
-            QueryBatchRequest,
-            QueryRequest,
-            SearchParams,
-        )
+        from qdrant_edge import CountRequest
 
         check_limit(limit)
         queries = check_vectors(vectors, self._dim)
@@ -190,28 +226,18 @@ class EdgeIndex(VectorIndex):
             wanted = min(limit + SLACK, shard.count(CountRequest()))
             if wanted == 0:
                 return [[] for _ in queries]
-            answers = shard.query_batch(
-                QueryBatchRequest(
-                    [
-                        QueryRequest(
-                            limit=wanted,
-                            query=Query.Nearest(query.tolist()),
-                            with_payload=PayloadSelector.Exclude([f"{TOKENS_KEY}.tokens"]),
-                            params=SearchParams(hnsw_ef=hnsw.search_width(wanted)),
-                        )
-                        for query in queries
-                    ]
-                )
-            )
+            answers = shard.query_batch(edge_requests.nearest(queries, wanted))
         return [
             rank(((str(hit.id), hit.score, hit.payload or {}) for hit in hits), limit)
             for hits in answers
         ]
 
-    def retrieve(self, image_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    def retrieve(
+        self, image_ids: Sequence[str], *, tokens: bool = True
+    ) -> dict[str, Mapping[str, Any]]:
         ids = check_ids(image_ids)
         with self._engine() as shard:
-            records = shard.retrieve([*ids], True, False)
+            records = shard.retrieve([*ids], edge_requests.shown(True, tokens), False)
         return {str(record.id): record.payload or {} for record in records}
 
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -220,7 +246,50 @@ class EdgeIndex(VectorIndex):
             records = shard.retrieve([*ids], False, True)
         return {str(record.id): np.array(record.vector, np.float32) for record in records}
 
+    def scroll(
+        self,
+        *,
+        batch_size: int = 256,
+        filter: Filter | None = None,
+        payload: bool = True,
+        tokens: bool = False,
+        vectors: bool = False,
+    ) -> Iterator[list[Point]]:
+        """Yield every point that the filter lets through once, in order of id, in pages.
+
+        Other threads may write between pages, as the caller may; see `VectorIndex.scroll`.
+
+        Raises:
+            ConfigError: `batch_size` is below 1, or the filter cannot be used.
+            StoreError: The index is closed, at once or before a page, or the engine failed.
+        """
+        from qdrant_edge import ScrollRequest
+
+        check_batch_size(batch_size)
+        chosen = edge_filter(filter)
+
+        def fetch(start: Any) -> tuple[list[Record], Any]:
+            with self._engine() as shard:
+                return shard.scroll(
+                    ScrollRequest(
+                        offset=start,
+                        limit=batch_size,
+                        filter=chosen,
+                        with_payload=edge_requests.shown(payload, tokens),
+                        with_vector=vectors,
+                    )
+                )
+
+        with self._engine():
+            return pages(fetch, vectors=vectors)
+
     def delete(self, image_ids: Sequence[str]) -> None:
+        """Remove points; this survives a killed process once `flush` has returned.
+
+        Raises:
+            ConfigError: An id cannot be used; nothing was removed.
+            StoreError: The index is closed, or the engine failed.
+        """
         from qdrant_edge import UpdateOperation
 
         ids = check_ids(image_ids)
@@ -228,11 +297,27 @@ class EdgeIndex(VectorIndex):
             if ids:
                 shard.update(UpdateOperation.delete_points([*ids]))
 
-    def count(self) -> int:
+    def delete_matching(self, filter: Filter) -> None:
+        """Remove points by filter; this survives a killed process once `flush` has returned.
+
+        Raises:
+            ConfigError: The filter is empty, or cannot be used; nothing was removed.
+            StoreError: The index is closed, or the engine failed.
+        """
+        from qdrant_edge import UpdateOperation
+
+        require_filter(filter)
+        chosen = edge_filter(filter)
+        assert chosen is not None
+        with self._engine() as shard:
+            shard.update(UpdateOperation.delete_points_by_filter(chosen))
+
+    def count(self, filter: Filter | None = None) -> int:
         from qdrant_edge import CountRequest
 
+        chosen = edge_filter(filter)
         with self._engine() as shard:
-            return shard.count(CountRequest())
+            return shard.count(CountRequest(filter=chosen))
 
     def close(self) -> None:
         with self._closing:
@@ -261,30 +346,3 @@ class EdgeIndex(VectorIndex):
             if self._shard is None:  # another thread closed it meanwhile
                 raise StoreError(closed) from error
             raise
-
-
-def _config(dim: int) -> Any:
-    from qdrant_edge import (
-        Distance,
-        EdgeConfig,
-        EdgeOptimizersConfig,
-        EdgeVectorParams,
-        HnswIndexConfig,
-    )
-
-    return EdgeConfig(
-        vectors=EdgeVectorParams(size=dim, distance=Distance.Cosine),
-        hnsw_config=HnswIndexConfig(
-            m=hnsw.LINKS,
-            ef_construct=hnsw.BUILD_WIDTH,
-            full_scan_threshold=hnsw.SCAN_KILOBYTES,
-        ),
-        optimizers=EdgeOptimizersConfig(indexing_threshold=hnsw.SCAN_KILOBYTES),
-    )
-
-
-def _refuse_existing(folder: Path) -> None:
-    if (folder / _SHARD).exists():
-        raise StoreError(
-            f"there is an index at {folder} already; open it, or choose another folder"
-        )

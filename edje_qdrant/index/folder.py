@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from edje_qdrant.durable import lock_file, write_atomically
-from edje_qdrant.errors import CollectionLockedError, EdjeError, StoreError
+from edje_qdrant.errors import CollectionLockedError, CollectionNotFoundError, EdjeError, StoreError
 from edje_qdrant.index.checks import check_dim
 
-__all__ = ["lock_folder", "read_metadata", "reporting", "write_metadata"]
+__all__ = [
+    "SHARD",
+    "lock_folder",
+    "read_metadata",
+    "refuse_existing",
+    "reporting",
+    "require_existing",
+    "write_metadata",
+]
 
-_FORMAT = 1
+#: The engine's own folder within; it is there if and only if the index is.
+SHARD = "shard"
+
+_FORMAT = 2
 _METADATA = "index.json"
 _LOCK = "index.lock"
 
@@ -48,6 +60,32 @@ def reporting(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def refuse_existing(folder: Path) -> None:
+    """Check that the folder holds no index.
+
+    Raises:
+        StoreError: It does.
+    """
+    if (folder / SHARD).exists():
+        raise StoreError(
+            f"there is an index at {folder} already; open it, or choose another folder"
+        )
+
+
+def require_existing(folder: Path) -> None:
+    """Check that the folder holds an index.
+
+    Raises:
+        CollectionNotFoundError: It does not; names those beside it.
+    """
+    if not (folder / SHARD).is_dir():
+        parent = folder.absolute().parent
+        known: list[str] = []
+        with suppress(OSError):
+            known = sorted(p.name for p in parent.iterdir() if (p / SHARD).is_dir())
+        raise CollectionNotFoundError(str(parent), folder.absolute().name, known)
+
+
 def lock_folder(folder: Path) -> BinaryIO:
     """Take the folder for one index alone, until the returned file is closed.
 
@@ -63,21 +101,26 @@ def lock_folder(folder: Path) -> BinaryIO:
 
 
 def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Return the vectors' width and the metadata.
+    """Return the vectors' width and the metadata, exactly as they were written.
 
     Raises:
-        StoreError: The file is missing, damaged or of another format.
+        StoreError: The file is missing, of another format, or one byte of it was changed.
     """
     path = folder / _METADATA
     try:
-        data = json.loads(path.read_bytes())
+        written = path.read_bytes()
+        data = json.loads(written)
         if data["format"] != _FORMAT:
             raise StoreError(
                 f"{path} has format {data['format']!r}, this version reads {_FORMAT}; "
                 "open it with the version that wrote it, or ingest again"
             )
-        return check_dim(data["dim"]), dict(data["metadata"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        dim, metadata = check_dim(data["dim"]), dict(data["metadata"])
+        # Writing it again gives the same bytes, or these are not what was written.
+        if written != _document(dim, metadata):
+            raise ValueError("its checksum does not fit its content")
+        return dim, metadata
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
             f"{path} is missing or damaged ({error}); put it back from a copy, "
             "or ingest again into a new folder"
@@ -86,5 +129,10 @@ def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:
 
 def write_metadata(folder: Path, dim: int, metadata: Mapping[str, Any]) -> None:
     """Write the vectors' width and the metadata in one step: wholly, or not at all."""
+    write_atomically(folder / _METADATA, _document(dim, metadata))
+
+
+def _document(dim: int, metadata: Mapping[str, Any]) -> bytes:
     document = {"format": _FORMAT, "dim": dim, "metadata": metadata}
-    write_atomically(folder / _METADATA, json.dumps(document).encode())
+    checksum = hashlib.sha256(json.dumps(document).encode()).hexdigest()
+    return json.dumps({**document, "checksum": checksum}).encode()

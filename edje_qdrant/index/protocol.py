@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.types import Candidate, Point
+from edje_qdrant.index.filters import Filter
+from edje_qdrant.index.paths import TOKENS_KEY
+from edje_qdrant.types import Candidate, Payload, Point
 
 __all__ = ["TOKENS_KEY", "VectorIndex"]
 
-#: The payload's reserved key. `_edje.tokens`, where there is one, is never returned by `search`.
-TOKENS_KEY = "_edje"
-
 
 class VectorIndex(Protocol):
-    """Hold one vector and one payload for each picture, and find the nearest by cosine."""
+    """Hold one vector and one payload for each picture, and find the nearest by cosine.
+
+    Every method but `metadata` and `close` raises StoreError once the index is closed.
+    """
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Return the JSON object given at create."""
+        """Return the JSON object given at create, or to `set_metadata` since."""
+
+    def set_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Replace the metadata in one step: whoever reads it finds the old or the new, whole."""
+
+    def reload_metadata(self) -> Mapping[str, Any]:
+        """Read the metadata again, as another process may have replaced it, and return it."""
 
     def upsert(self, points: Sequence[Point]) -> None:
         """Write points, replacing those with the same id; visible to searches on return."""
+
+    def set_payload(self, payloads: Mapping[str, Payload]) -> None:
+        """Set keys of stored payloads, id -> key -> value; visible to searches on return.
+
+        A key's value is replaced whole, however deep it is; other keys and the vector stay as
+        they are. Unknown ids are ignored. A value of None at the top is refused.
+        """
+
+    def remove_payload_keys(self, image_ids: Sequence[str], keys: Sequence[str]) -> None:
+        """Remove top-level keys from stored payloads; unknown ids and keys are ignored.
+
+        A dot is part of the key's name here.
+        """
 
     def flush(self) -> None:
         """Make everything written so far survive a killed process."""
@@ -38,17 +59,44 @@ class VectorIndex(Protocol):
     def search(self, vectors: NDArray[np.float32], limit: int) -> list[list[Candidate]]:
         """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most."""
 
-    def retrieve(self, image_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-        """Return id -> whole payload, token bytes included; unknown ids are left out."""
+    def retrieve(
+        self, image_ids: Sequence[str], *, tokens: bool = True
+    ) -> dict[str, Mapping[str, Any]]:
+        """Return id -> payload, with or without token bytes; unknown ids are left out."""
 
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Return id -> `(d,)` vector of unit length; unknown ids are left out."""
 
+    def scroll(
+        self,
+        *,
+        batch_size: int = 256,
+        filter: Filter | None = None,
+        payload: bool = True,
+        tokens: bool = False,
+        vectors: bool = False,
+    ) -> Iterator[list[Point]]:
+        """Yield every point that the filter lets through once, in order of id, in pages.
+
+        Points written or deleted meanwhile may or may not be seen; all others are, exactly once.
+        So the points of a page may be deleted or changed before the next one is asked for.
+
+        Args:
+            batch_size: Points in a page, at most; a page is in memory at a time.
+            filter: Which points; None or `{}` for all.
+            payload: Whether to read payloads; if not, they are empty.
+            tokens: Whether payloads come with `_edje.tokens`.
+            vectors: Whether to read vectors, `(d,)` float32; if not, they are of width 0.
+        """
+
     def delete(self, image_ids: Sequence[str]) -> None:
         """Remove points; unknown ids are ignored."""
 
-    def count(self) -> int:
-        """Return the number of points."""
+    def delete_matching(self, filter: Filter) -> None:
+        """Remove every point that the filter lets through; an empty one is refused."""
+
+    def count(self, filter: Filter | None = None) -> int:
+        """Return the number of points that the filter lets through, of all where there is none."""
 
     def close(self) -> None:
         """Flush and let go of files and connections; a second call does nothing."""

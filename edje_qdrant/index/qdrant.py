@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import CollectionNotFoundError, StoreError
-from edje_qdrant.index import hnsw
+from edje_qdrant.index import qdrant_requests
+from edje_qdrant.index.batches import by_payload, in_batches, in_runs, vectors_per_request
 from edje_qdrant.index.checks import (
+    CheckedPayload,
+    check_batch_size,
     check_dim,
     check_ids,
+    check_keys,
     check_limit,
     check_metadata,
     check_name,
+    check_payloads,
     check_points,
     check_vectors,
-    in_batches,
-    vectors_per_request,
 )
 from edje_qdrant.index.connection import Connection, QdrantOptions
-from edje_qdrant.index.protocol import TOKENS_KEY, VectorIndex
+from edje_qdrant.index.filters import Filter, qdrant_filter, require_filter
+from edje_qdrant.index.pages import pages
+from edje_qdrant.index.protocol import VectorIndex
+from edje_qdrant.index.qdrant_settings import as_metadata, new_settings, read_settings
 from edje_qdrant.index.ranking import SLACK, rank
-from edje_qdrant.types import Candidate, Point
+from edje_qdrant.types import Candidate, Payload, Point
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
 
 __all__ = ["QdrantIndex"]
-
-T = TypeVar("T")
-
-#: The key of Qdrant's collection metadata that holds ours.
-_METADATA_KEY = "edje_qdrant"
 
 _IDS_PER_REQUEST = 4096
 _DEFAULTS = QdrantOptions()
@@ -80,8 +81,6 @@ class QdrantIndex(VectorIndex):
             StoreError: There is a collection of that name.
             EngineUnavailableError: The server cannot be reached.
         """
-        from qdrant_client import models
-
         check_name(name)
         check_dim(dim)
         kept = check_metadata(metadata)
@@ -97,18 +96,10 @@ class QdrantIndex(VectorIndex):
                 name,
                 client.create_collection,
                 name,
-                vectors_config=models.VectorParams(size=dim, distance=models.Distance.COSINE),
-                hnsw_config=models.HnswConfigDiff(
-                    m=hnsw.LINKS,
-                    ef_construct=hnsw.BUILD_WIDTH,
-                    full_scan_threshold=hnsw.SCAN_KILOBYTES,
-                ),
-                optimizers_config=models.OptimizersConfigDiff(
-                    indexing_threshold=hnsw.SCAN_KILOBYTES
-                ),
-                metadata={_METADATA_KEY: kept},
+                **new_settings(dim),
+                metadata=as_metadata(kept),
             )
-            _read_settings(connection, name)  # an old server drops metadata without a word
+            read_settings(connection, name)  # an old server drops metadata without a word
         except BaseException:
             connection.close()
             raise
@@ -130,7 +121,7 @@ class QdrantIndex(VectorIndex):
         try:
             if not connection.call(name, connection.client.collection_exists, name):
                 raise CollectionNotFoundError(connection.address, name, connection.known())
-            dim, metadata = _read_settings(connection, name)
+            dim, metadata = read_settings(connection, name)
         except BaseException:
             connection.close()
             raise
@@ -138,6 +129,43 @@ class QdrantIndex(VectorIndex):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
+        return self._metadata
+
+    def set_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Replace the metadata in one step, and read it back; what others keep there stays.
+
+        Raises:
+            ConfigError: The metadata is no JSON object.
+            StoreError: The server does not give back what was written.
+            EngineUnavailableError: The server went away; the metadata is the old or the new.
+        """
+        kept = check_metadata(metadata)
+        self._connection.call(
+            self._name,
+            self._client.update_collection,
+            self._name,
+            metadata=as_metadata(kept),
+        )
+        # In a cluster another node may answer, a moment behind the one that wrote.
+        for tries in range(self._options.retries + 1):
+            if self.reload_metadata() == kept:
+                return
+            if tries < self._options.retries:
+                self._connection.pause(tries)
+        raise StoreError(
+            f"collection {self._name!r} at {self._connection.address} has other metadata than was "
+            "just written: another process wrote it at the same time, or the server mixed old and "
+            "new; let one process write it, and check that the server is Qdrant 1.16 or later"
+        )
+
+    def reload_metadata(self) -> Mapping[str, Any]:
+        """Read the metadata from the server again, and return it.
+
+        Raises:
+            StoreError: The collection has none any more.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        self._metadata = read_settings(self._connection, self._name)[1]
         return self._metadata
 
     def upsert(self, points: Sequence[Point]) -> None:
@@ -161,6 +189,39 @@ class QdrantIndex(VectorIndex):
                 wait=True,
             )
 
+    def set_payload(self, payloads: Mapping[str, Payload]) -> None:
+        """Set keys of stored payloads; what was set is on the server's disk log on return.
+
+        Many travel in one request. Setting a key again changes nothing, so requests that got no
+        answer are sent again.
+
+        Raises:
+            ConfigError: An id or a payload cannot be used; nothing was written.
+            EngineUnavailableError: The server went away; earlier batches may have been written.
+        """
+        self._connection.require_open(self._name)
+        for batch in in_batches(check_payloads(payloads), self._options.batch_size):
+            self._connection.call(self._name, self._set_payload, batch)
+
+    def remove_payload_keys(self, image_ids: Sequence[str], keys: Sequence[str]) -> None:
+        """Remove top-level keys; that they are gone is on the server's disk log on return.
+
+        Raises:
+            ConfigError: An id or a key cannot be used; nothing was removed.
+            EngineUnavailableError: The server went away; some may have been removed.
+        """
+        self._connection.require_open(self._name)
+        ids, paths = check_ids(image_ids), check_keys(keys)
+        for run in in_runs(ids if paths else [], _IDS_PER_REQUEST):
+            self._connection.call(
+                self._name,
+                self._client.delete_payload,
+                self._name,
+                paths,
+                qdrant_requests.stored(run),
+                wait=True,
+            )
+
     def flush(self) -> None:
         """Check that the index is open; an acknowledged write is in the server's log already."""
         self._connection.require_open(self._name)
@@ -181,25 +242,15 @@ class QdrantIndex(VectorIndex):
             ConfigError: The vectors do not fit the collection, or `limit` is below 1.
             EngineUnavailableError: The server cannot be reached.
         """
-        from qdrant_client import models
-
         check_limit(limit)
         queries = check_vectors(vectors, self._dim)
-        wanted = limit + SLACK
         # Local mode scans everything, and warns when told how to walk.
-        width = None if self._connection.is_local else hnsw.search_width(wanted)
-        requests = [
-            models.QueryRequest(
-                query=query.tolist(),
-                limit=wanted,
-                with_payload=models.PayloadSelectorExclude(exclude=[f"{TOKENS_KEY}.tokens"]),
-                params=models.SearchParams(hnsw_ef=width) if width else None,
-            )
-            for query in queries
-        ]
+        requests = qdrant_requests.nearest(
+            queries, limit + SLACK, walk=not self._connection.is_local
+        )
         self._connection.require_open(self._name)
         ranked: list[list[Candidate]] = []
-        for run in _runs(requests, vectors_per_request(self._dim)):
+        for run in in_runs(requests, vectors_per_request(self._dim)):
             answers = self._connection.call(
                 self._name, self._client.query_batch_points, self._name, run
             )
@@ -209,8 +260,11 @@ class QdrantIndex(VectorIndex):
             ]
         return ranked
 
-    def retrieve(self, image_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-        records = self._records(image_ids, self._options.batch_size, with_payload=True)
+    def retrieve(
+        self, image_ids: Sequence[str], *, tokens: bool = True
+    ) -> dict[str, Mapping[str, Any]]:
+        shown = qdrant_requests.shown(True, tokens)
+        records = self._records(image_ids, self._options.batch_size, with_payload=shown)
         return {str(record.id): record.payload or {} for record in records}
 
     def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -218,31 +272,102 @@ class QdrantIndex(VectorIndex):
         records = self._records(image_ids, step, with_payload=False, with_vectors=True)
         return {str(record.id): np.array(record.vector, np.float32) for record in records}
 
+    def scroll(
+        self,
+        *,
+        batch_size: int = 256,
+        filter: Filter | None = None,
+        payload: bool = True,
+        tokens: bool = False,
+        vectors: bool = False,
+    ) -> Iterator[list[Point]]:
+        """Yield every point that the filter lets through once, in order of id, in pages.
+
+        With vectors a page is kept to 16 MB of them; see `VectorIndex.scroll` for the rest.
+
+        Raises:
+            ConfigError: `batch_size` is below 1, or the filter cannot be used.
+            EngineUnavailableError: The server cannot be reached; raised before a page.
+        """
+        check_batch_size(batch_size)
+        chosen = qdrant_filter(filter)
+        self._connection.require_open(self._name)
+        size = min(batch_size, vectors_per_request(self._dim)) if vectors else batch_size
+
+        def fetch(start: Any) -> tuple[list[models.Record], Any]:
+            return self._connection.call(
+                self._name,
+                self._client.scroll,
+                self._name,
+                scroll_filter=chosen,
+                limit=size,
+                offset=start,
+                with_payload=qdrant_requests.shown(payload, tokens),
+                with_vectors=vectors,
+            )
+
+        return pages(fetch, vectors=vectors)
+
     def delete(self, image_ids: Sequence[str]) -> None:
         from qdrant_client import models
 
         self._connection.require_open(self._name)
-        for ids in _runs(check_ids(image_ids), _IDS_PER_REQUEST):
+        for ids in in_runs(check_ids(image_ids), _IDS_PER_REQUEST):
             selector = models.PointIdsList(points=[*ids])
             self._connection.call(self._name, self._client.delete, self._name, selector, wait=True)
 
-    def count(self) -> int:
-        return self._connection.call(self._name, self._client.count, self._name, exact=True).count
+    def delete_matching(self, filter: Filter) -> None:
+        """Remove every point that the filter lets through.
+
+        A request that got no answer is sent again, and also removes what was written meanwhile.
+
+        Raises:
+            ConfigError: The filter is empty, or cannot be used; nothing was removed. A server in
+                strict mode also refuses fields without a payload index.
+            EngineUnavailableError: The server went away; some points may have been removed.
+        """
+        from qdrant_client import models
+
+        require_filter(filter)
+        chosen = qdrant_filter(filter)
+        assert chosen is not None
+        selector = models.FilterSelector(filter=chosen)
+        self._connection.call(self._name, self._client.delete, self._name, selector, wait=True)
+
+    def count(self, filter: Filter | None = None) -> int:
+        chosen = qdrant_filter(filter)
+        return self._connection.call(
+            self._name, self._client.count, self._name, chosen, exact=True
+        ).count
 
     def close(self) -> None:
         self._connection.close()
+
+    def _set_payload(self, batch: Sequence[CheckedPayload]) -> None:
+        local = self._connection.is_local
+        if local:  # it goes through every point to find one by a filter
+            ids = [item.id for item in batch]
+            found = self._client.retrieve(self._name, ids, with_payload=False)
+            known = {str(record.id) for record in found}
+            batch = [item for item in batch if item.id in known]
+        operations = [
+            qdrant_requests.setting_payload(payload, ids if local else qdrant_requests.stored(ids))
+            for ids, payload in by_payload(batch)
+        ]
+        if operations:
+            self._client.batch_update_points(self._name, operations, wait=True)
 
     def _records(
         self,
         image_ids: Sequence[str],
         step: int,
         *,
-        with_payload: bool,
+        with_payload: bool | models.PayloadSelectorExclude,
         with_vectors: bool = False,
     ) -> list[models.Record]:
         self._connection.require_open(self._name)
         records: list[models.Record] = []
-        for ids in _runs(check_ids(image_ids), step):
+        for ids in in_runs(check_ids(image_ids), step):
             records += self._connection.call(
                 self._name,
                 self._client.retrieve,
@@ -252,28 +377,3 @@ class QdrantIndex(VectorIndex):
                 with_vectors=with_vectors,
             )
         return records
-
-
-def _runs(items: list[T], step: int) -> Iterator[list[T]]:
-    for start in range(0, len(items), step):
-        yield items[start : start + step]
-
-
-def _read_settings(connection: Connection, name: str) -> tuple[int, dict[str, Any]]:
-    """Return width and metadata of a collection, or raise StoreError where it is not ours."""
-    from qdrant_client import models
-
-    config = connection.call(name, connection.client.get_collection, name).config
-    vectors = config.params.vectors
-    metadata = (config.metadata or {}).get(_METADATA_KEY)
-    if (
-        not isinstance(vectors, models.VectorParams)
-        or vectors.distance != models.Distance.COSINE
-        or not isinstance(metadata, dict)
-    ):
-        raise StoreError(
-            f"collection {name!r} at {connection.address} lacks what edje-qdrant writes with it: "
-            "it was made by something else, or by a server older than Qdrant 1.16, which keeps "
-            "no metadata; choose another name, or upgrade the server and delete it"
-        )
-    return vectors.size, metadata

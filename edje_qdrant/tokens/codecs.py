@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.tokens.checks import check_finite, check_shape
+from edje_qdrant.tokens.product import ProductCodec
 
-__all__ = ["CODECS", "Codec", "Float16Codec", "ScaledCodec", "codec_for"]
+__all__ = ["CODECS", "Codec", "Float16Codec", "ProductCodec", "ScaledCodec", "codec_for"]
+
+S = TypeVar("S", bound="_NothingToFit")
 
 
 class Codec(Protocol):
@@ -23,8 +27,39 @@ class Codec(Protocol):
         """Return the name a contract keeps."""
 
     @property
+    def hash(self) -> str:
+        """Return 16 hexadecimal digits that name the parameters; `""` where there are none."""
+
+    @property
+    def key(self) -> str:
+        """Return what to keep beside codes: the name, and 8 digits of the hash if there is one."""
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes one picture takes."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of a picture, `m`."""
+
+    @property
+    def token_dim(self) -> int:
+        """Return the width of a token, `d_text`."""
+
+    @property
+    def fitted(self) -> bool:
+        """Return whether it can encode and decode; those without parameters always can."""
+
+    def fit(self, tokens: NDArray[np.float16], *, seed: int = 0) -> Codec:
+        """Return a codec with parameters that suit `(n, m, d_text)` float16; itself if it has none.
+
+        Raises:
+            ConfigError: The tokens have another shape or dtype, or are too few.
+            MissingExtraError: What fits parameters is not installed.
+        """
+
+    def parameters(self) -> bytes | None:
+        """Return the parameters as bytes for `codec_for`; nothing where there are none."""
 
     def encode(self, tokens: NDArray[np.float16]) -> NDArray[np.uint8]:
         """Turn `(n, m, d_text)` float16 into `(n, nbytes)` uint8.
@@ -40,8 +75,31 @@ class Codec(Protocol):
 _LARGEST = float(np.finfo(np.float16).max)
 
 
+class _NothingToFit:
+    """Answer for codecs that have no parameters."""
+
+    __slots__ = ()
+
+    @property
+    def hash(self) -> str:
+        """Return `""`."""
+        return ""
+
+    @property
+    def fitted(self) -> bool:
+        """Return `True`."""
+        return True
+
+    def fit(self: S, tokens: NDArray[np.float16], *, seed: int = 0) -> S:  # noqa: ARG002
+        """Return this codec: it has no parameters."""
+        return self
+
+    def parameters(self) -> None:
+        """Return nothing: it has no parameters."""
+
+
 @dataclass(frozen=True, slots=True)
-class Float16Codec:
+class Float16Codec(_NothingToFit):
     """Keep tokens exactly: two little-endian bytes a number.
 
     Attributes:
@@ -58,6 +116,11 @@ class Float16Codec:
         return "float16"
 
     @property
+    def key(self) -> str:
+        """Return `"float16"`."""
+        return self.name
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes one picture takes."""
         return self.num_tokens * self.token_dim * 2
@@ -68,7 +131,7 @@ class Float16Codec:
         Raises:
             ConfigError: The tokens have another shape or dtype.
         """
-        _check(tokens, self.num_tokens, self.token_dim)
+        check_shape(tokens, self.num_tokens, self.token_dim)
         little_endian = np.ascontiguousarray(tokens, dtype="<f2")
         return little_endian.view(np.uint8).reshape(len(tokens), self.nbytes)
 
@@ -79,7 +142,7 @@ class Float16Codec:
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledCodec:
+class ScaledCodec(_NothingToFit):
     """Keep each number as a small integer, and a scale for each token.
 
     A picture's record holds its `m` scales, little-endian float16, then the integers: one a byte
@@ -102,6 +165,11 @@ class ScaledCodec:
         return f"int{self.bits}"
 
     @property
+    def key(self) -> str:
+        """Return `"int8"` or `"int4"`."""
+        return self.name
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes one picture takes."""
         return self.num_tokens * (2 + self._width)
@@ -112,14 +180,10 @@ class ScaledCodec:
         Raises:
             ConfigError: The tokens have another shape or dtype, or are not all finite.
         """
-        _check(tokens, self.num_tokens, self.token_dim)
-        numbers = tokens.astype(np.float32)
+        check_shape(tokens, self.num_tokens, self.token_dim)
+        numbers = tokens.astype(np.float32, order="C")
         largest = np.abs(numbers).max(axis=2, initial=0.0)  # (n, m)
-        if not np.isfinite(largest).all():
-            raise ConfigError(
-                f"tokens hold infinite values or NaN, which {self.name} cannot keep; the model "
-                "overflowed: encode in float32 or bfloat16"
-            )
+        check_finite(largest, self.name)
         scales = (largest / self._top).astype("<f2")
         # Divide by the scale as it is stored; one that rounds to nothing stands for a token of 0.
         divisor = np.where(scales > 0, scales.astype(np.float32), np.inf)[..., None]
@@ -160,28 +224,38 @@ class ScaledCodec:
         return self.token_dim if self.bits == 8 else (self.token_dim + 1) // 2
 
 
-def _check(tokens: NDArray[np.float16], num_tokens: int, token_dim: int) -> None:
-    if tokens.ndim != 3 or tokens.shape[1:] != (num_tokens, token_dim) or tokens.dtype != "f2":
-        raise ConfigError(
-            f"tokens must be float16 of shape (n, {num_tokens}, {token_dim}), as the collection's "
-            f"contract says, not {tokens.dtype} of shape {tokens.shape}"
-        )
-
-
 #: Name -> codec for `(num_tokens, token_dim)` tokens.
 CODECS: dict[str, Callable[[int, int], Codec]] = {
     "float16": Float16Codec,
     "int8": partial(ScaledCodec, bits=8),
     "int4": partial(ScaledCodec, bits=4),
+    "pq16": partial(ProductCodec, token_bytes=16),
+    "pq24": partial(ProductCodec, token_bytes=24),
+    "pq32": partial(ProductCodec, token_bytes=32),
+    "pq48": partial(ProductCodec, token_bytes=48),
 }
 
 
-def codec_for(name: str, num_tokens: int, token_dim: int) -> Codec:
+def codec_for(name: str, num_tokens: int, token_dim: int, parameters: bytes | None = None) -> Codec:
     """Return the codec called `name` for `(num_tokens, token_dim)` tokens.
 
+    Args:
+        name: One of `CODECS`.
+        num_tokens: Tokens a picture, `m`.
+        token_dim: Width of a token, `d_text`.
+        parameters: What `Codec.parameters` returned. A codec that needs some and is given none has
+            to be fitted before use.
+
     Raises:
-        ConfigError: There is no such codec; lists those there are.
+        ConfigError: There is no such codec (lists those there are), or the parameters are for
+            another one or for tokens of another width.
+        TokensCorruptError: The parameters are damaged.
     """
     if name not in CODECS:
         raise ConfigError(f"unknown codec {name!r}; known: {', '.join(sorted(CODECS))}")
-    return CODECS[name](num_tokens, token_dim)
+    codec = CODECS[name](num_tokens, token_dim)
+    if parameters is None:
+        return codec
+    if not isinstance(codec, ProductCodec):
+        raise ConfigError(f"the codec {name} has no parameters, but {len(parameters)} bytes came")
+    return codec.with_parameters(parameters)

@@ -1,142 +1,160 @@
-"""Tokens in a side file: fixed-size records, appended to, read through a memory map."""
+"""Tokens in side files: fixed-size records, appended to, read through memory maps."""
 
 from __future__ import annotations
 
-import mmap
-import os
 import uuid
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.durable import (
-    lock_file,
-    os_errors_as_store_errors,
-    sync_folder,
+from edje_qdrant.durable import os_errors_as_store_errors, sync_folder
+from edje_qdrant.errors import ConfigError, StoreError, TokensCorruptError
+from edje_qdrant.tokens.checksum import checksums
+from edje_qdrant.tokens.codec_file import read_codec, write_codec
+from edje_qdrant.tokens.codecs import Codec, codec_for
+from edje_qdrant.tokens.file_writer import WRITER_LOCK, FileWriter, lock_store
+from edje_qdrant.tokens.manifest import MANIFEST_NAME, Manifest, Segment
+from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
+from edje_qdrant.tokens.reading import Located, Problems, gathered, located
+from edje_qdrant.tokens.segment import (
+    HEADER_BYTES,
+    SegmentReader,
+    found_segments,
+    segment_path,
+    whole_records,
 )
-from edje_qdrant.errors import (
-    ConfigError,
-    EdjeError,
-    StoreError,
-    TokensCorruptError,
-    TokensNotFoundError,
-)
-from edje_qdrant.tokens.checksum import checksums, named, require_checksums
-from edje_qdrant.tokens.codecs import codec_for
-from edje_qdrant.tokens.manifest import HEADER_BYTES, MANIFEST_NAME, Manifest
-from edje_qdrant.tokens.protocol import TokenReference
 
 __all__ = ["FileTokenStore"]
 
-_MAX_RECORDS = 2**40
-_LOCK = "writer.lock"  # the file whose lock a writer holds
-
-# Why no record that a point refers to is ever overwritten
-#
-# A point is written only after `flush()` returned, and `flush()` returns only after the records are
-# on the disk and then a manifest that counts them is. So a point refers to a record below the
-# manifest's count, whatever happened. A writer never goes below that count: it begins behind the
-# last *whole* record in the file, and refuses to begin where the file is shorter than its manifest
-# says. Whole records past the count (put, never flushed) stay as orphans: they cost space, and
-# keep even a manifest older than its file, restored from a copy, from sending a writer over live
-# records. What is cut off is less than one record, bytes for which no reference was given out. A
-# put that failed half way, on a full disk say, gave out none either, so the next may write there.
+_SEGMENT_BYTES = 1 << 30
+_OPEN_SEGMENTS = 128
 
 
 class FileTokenStore:
-    """Keep tokens in one append-only file beside a manifest; one process writes, many read.
+    """Keep tokens in append-only files beside a manifest; one process writes, many read.
 
-    References are `{"record": number, "file": short id, "checksum": text}`. The writer's lock is
-    taken at the first `put` and held until `close`. Threads may share a store.
+    References are `{"segment": id, "record": number, "checksum": text}`. A segment is a file of at
+    most a gigabyte; when it is full, or the codec has changed, the next begins. The writer's lock
+    is taken at the first `put` and held until `close`. Threads may share a store.
     """
 
     in_payload = False
 
-    def __init__(self, folder: Path, manifest: Manifest, side_file: BinaryIO) -> None:
-        """Wrap an open side file; use `create` or `open`."""
-        contract = manifest.contract
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Use `create` or `open`."""
         self._folder = folder
         self._manifest = manifest
-        self._codec = codec_for(contract.codec, contract.num_tokens, contract.token_dim)
-        self._reader: BinaryIO | None = side_file
-        self._writer: BinaryIO | None = None
-        self._lock: BinaryIO | None = None
-        self._next_record = 0
-        self._records = np.empty((0, manifest.record_bytes), dtype=np.uint8)
+        self._codecs: dict[str, Codec] = {}
+        self._readers: OrderedDict[str, SegmentReader] = OrderedDict()
+        self._closed = False
         self._mutex = Lock()
+        self._writer: FileWriter | None = None
 
     @classmethod
-    def create(cls, folder: str | Path, contract: TokenContract) -> FileTokenStore:
+    def create(
+        cls,
+        folder: str | Path,
+        contract: TokenContract,
+        codec: Codec | None = None,
+        *,
+        segment_bytes: int = _SEGMENT_BYTES,
+    ) -> FileTokenStore:
         """Make an empty store; the manifest comes last, so that half of one never opens.
 
+        Args:
+            folder: Where; made if it is missing.
+            contract: Of what will write.
+            codec: The contract's; needed where it has a codebook.
+            segment_bytes: Size past which no side file grows.
+
         Raises:
-            ConfigError: The contract's codec is unknown.
+            ConfigError: The contract's codec is unknown, or not the one given.
             StoreError: The folder holds a store already, or cannot be written.
         """
         folder = Path(folder)
-        codec = codec_for(contract.codec, contract.num_tokens, contract.token_dim)
-        manifest = Manifest(uuid.uuid4().hex, codec.nbytes, 0, contract)
+        codec = codec or codec_for(contract.codec, contract.num_tokens, contract.token_dim)
+        if codec.key != contract.codec_key:
+            raise ConfigError(f"the contract's codec is {contract.codec_key}, not {codec.key}")
+        manifest = Manifest(uuid.uuid4().hex, segment_bytes, contract)
         with os_errors_as_store_errors("create a token store in", folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with _lock(folder):
+            with lock_store(folder):
                 if (folder / MANIFEST_NAME).exists():
                     raise StoreError(
                         f"{folder} holds a token store already; open the collection it belongs to, "
                         "or remove that folder if there is none"
                     )
-                with (folder / manifest.side_file).open("xb") as file:
-                    file.write(manifest.header)
-                    file.flush()
-                    os.fsync(file.fileno())
-                sync_folder(folder)
+                _keep_codec(folder, codec, contract)
                 manifest.write(folder)
                 sync_folder(folder.parent)
         return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: str | Path) -> FileTokenStore:
+    def open(cls, folder: str | Path, *, lenient: bool = False) -> FileTokenStore:
         """Open a store; nothing is written and no lock is taken before the first `put`.
 
+        Args:
+            folder: The store's.
+            lenient: Leave damaged and missing side files to be noticed when they are read.
+
         Raises:
-            TokensNotFoundError: There is no store, or its side file is gone.
-            TokensCorruptError: The manifest is damaged, or the side file is not the one it names.
+            TokensNotFoundError: There is no store, or a side file is gone.
+            TokensCorruptError: The manifest is damaged, or a side file is not the one it names.
             StoreError: It cannot be read, or another version wrote it.
         """
         folder = Path(folder)
-        manifest = Manifest.read(folder)
-        path = folder / manifest.side_file
-        with os_errors_as_store_errors("read", path):
-            try:
-                file = path.open("rb", buffering=0)
-            except FileNotFoundError as error:
-                raise TokensNotFoundError(
-                    f"the side file {path} is gone; restore it from a copy"
-                ) from error
+        store = cls(folder, Manifest.read(folder))
         try:
-            with os_errors_as_store_errors("read", path):
-                header = file.read(HEADER_BYTES)
-            store = cls(folder, manifest, file)
-            if header != manifest.header or manifest.record_bytes != store._codec.nbytes:
-                raise TokensCorruptError(
-                    f"the side file {path} is damaged or belongs to another collection: its header "
-                    "is not what the manifest beside it says; restore the folder from a copy"
-                )
-        except EdjeError:
-            file.close()
+            store._codec_of(store.contract.codec_key)
+            if not lenient:
+                for segment in store._manifest.segments:
+                    store._reader(segment.id)
+        except BaseException:
+            store.close()
             raise
         return store
+
+    @classmethod
+    def rebuild(cls, folder: str | Path, contract: TokenContract, store_id: str) -> None:
+        """Write a lost or damaged manifest anew, from the headers of the side files.
+
+        Args:
+            folder: The store's.
+            contract: What the collection's index says.
+            store_id: What the collection's index says.
+
+        Raises:
+            TokensNotFoundError: The codebook that the contract names is gone.
+            CollectionLockedError: Another process is writing.
+            StoreError: The folder cannot be read or written.
+        """
+        folder = Path(folder)
+        with os_errors_as_store_errors("repair the token store in", folder), lock_store(folder):
+            _stored_codec(folder, contract, contract.codec_key)
+            segments = tuple(found_segments(folder, store_id))
+            Manifest(store_id, _SEGMENT_BYTES, contract, segments).write(folder)
 
     @property
     def contract(self) -> TokenContract:
         """Return the contract of what wrote the store."""
         return self._manifest.contract
+
+    @property
+    def codec(self) -> Codec:
+        """Return what new tokens are encoded with."""
+        return self._codec_of(self.contract.codec_key)
+
+    @property
+    def folder(self) -> Path:
+        """Return where the store lies."""
+        return self._folder
 
     @property
     def store_id(self) -> str:
@@ -149,23 +167,33 @@ class FileTokenStore:
         Raises:
             ConfigError: The tokens do not fit the contract, or the ids' number the tokens'.
             CollectionLockedError: Another process is writing.
-            TokensCorruptError: The side file has lost records; nothing was written.
+            TokensCorruptError: The last side file has lost records; nothing was written.
             StoreError: The file cannot be written; no reference was given out.
         """
-        codes = self._codec.encode(tokens)
+        codes = self.codec.encode(tokens)
         if len(image_ids) != len(codes):
             raise ConfigError(f"{len(image_ids)} ids for the tokens of {len(codes)} pictures")
+        return self.put_codes(codes)
+
+    def put_codes(self, codes: NDArray[np.uint8]) -> list[TokenReference]:
+        """Append `(n, codec.nbytes)` uint8 that `codec` made; return references, in order.
+
+        Raises:
+            CollectionLockedError: Another process is writing.
+            TokensCorruptError: The last side file has lost records; nothing was written.
+            StoreError: As `put`; another process has changed the codec meanwhile, for one.
+        """
         with self._mutex, os_errors_as_store_errors("write to the side file in", self._folder):
-            writer = self._begin_writing()
-            first = self._next_record
-            writer.seek(HEADER_BYTES + first * self._manifest.record_bytes)
-            left = memoryview(codes.tobytes())
-            while left:
-                left = left[writer.write(left) :]
-            self._next_record += len(codes)
+            writer = self._writing()
+            if codes.shape[1] != self.codec.nbytes:
+                raise StoreError(
+                    f"the codec of the token store in {self._folder} is {self.codec.name} by now; "
+                    "open the collection again"
+                )
+            places = writer.append(codes, self.codec)
         return [
-            {"record": first + i, "file": self._manifest.short_id, "checksum": checksum}
-            for i, checksum in enumerate(checksums(codes))
+            {"segment": segment, "record": record, "checksum": checksum}
+            for (segment, record), checksum in zip(places, checksums(codes), strict=True)
         ]
 
     def flush(self) -> None:
@@ -178,69 +206,128 @@ class FileTokenStore:
         """
         with self._mutex:
             self._require_open()
-            if self._writer is None or self._next_record == self._manifest.num_records:
+            if self._writer is None:
                 return
-            manifest = replace(self._manifest, num_records=self._next_record)
             try:
-                with os_errors_as_store_errors("flush the side file in", self._folder):
-                    os.fsync(self._writer.fileno())
-                manifest.write(self._folder)
+                self._writer.flush()
             except StoreError:
                 self._let_go()
                 raise
-            self._manifest = manifest
+            self._manifest = self._writer.manifest
+
+    def codes(
+        self, image_ids: Sequence[str], references: Sequence[TokenReference]
+    ) -> list[StoredCodes]:
+        """Read tokens as they are stored, each picture in exactly one of the results.
+
+        Raises:
+            TokensNotFoundError: A reference names no record, or one past a file's end.
+            TokensCorruptError: A reference cannot be, a side file is damaged, or bytes differ from
+                what was written; names the ids.
+            StoreError: The store is closed, or cannot be read.
+        """
+        problems = Problems(self._folder)
+        groups = located(image_ids, references, problems)
+        found: dict[str, tuple[Codec, list[Located]]] = {}
+        for segment, (rows, numbers) in groups.items():
+            try:
+                with self._mutex:
+                    reader = self._reader(segment)
+                    records = reader.records(max(numbers) + 1)
+            except StoreError as error:
+                problems.unreadable(error, [image_ids[row] for row in rows])
+                continue
+            inside = [i for i, number in enumerate(numbers) if number < len(records)]
+            if len(inside) < len(rows):
+                lost = set(rows) - {rows[i] for i in inside}
+                problems.lost += [image_ids[row] for row in sorted(lost)]
+                rows, numbers = [rows[i] for i in inside], [numbers[i] for i in inside]
+            _, parts = found.setdefault(reader.codec.key, (reader.codec, []))
+            parts.append((rows, records, numbers))
+        stored: list[StoredCodes] = []
+        for codec, parts in found.values():
+            order, codes = gathered(parts, codec.nbytes)
+            problems.check(image_ids, references, order, codes)
+            stored.append(StoredCodes(codec, np.array(order, np.intp), codes))
+        problems.raise_first()
+        return stored
 
     def get(
         self, image_ids: Sequence[str], references: Sequence[TokenReference]
     ) -> NDArray[np.float16]:
-        """Read tokens back as `(n, m, d_text)`, in order, each checked against its reference.
+        """Read tokens back as `(n, m, d_text)`, in order; raises what `codes` does."""
+        contract = self.contract
+        shape = (len(image_ids), contract.num_tokens, contract.token_dim)
+        return decoded(self.codes(image_ids, references), shape)
+
+    def segments(self) -> list[Segment]:
+        """Return the side files that are listed, with the whole records each holds by now.
 
         Raises:
-            TokensNotFoundError: A reference names no record, or one past the file's end.
-            TokensCorruptError: A reference is of another side file, or bytes differ from what was
-                written; names the ids.
+            StoreError: One cannot be read; a missing one holds none.
         """
-        unknown: list[str] = []
-        foreign: list[str] = []
-        numbers: list[int] = []
-        for image_id, reference in zip(image_ids, references, strict=True):
-            number = reference.get("record")
-            if number is None:
-                unknown.append(image_id)
-            elif (
-                reference.get("file") != self._manifest.short_id
-                or not isinstance(number, int)
-                or not 0 <= number < _MAX_RECORDS
-            ):
-                foreign.append(image_id)
-            else:
-                numbers.append(number)
-        if unknown:
-            raise TokensNotFoundError(
-                f"nothing says where the tokens of {named(unknown)} are; ingest them again", unknown
-            )
-        if foreign:
-            raise TokensCorruptError(
-                f"the tokens of {named(foreign)} were not written to the side file in "
-                f"{self._folder}; open the collection with the folder it was written with",
-                foreign,
-            )
-        wanted = np.array(numbers, dtype=np.int64)
-        records = self._records_up_to(int(wanted.max(initial=-1)) + 1)
-        lost = [image_ids[int(i)] for i in np.flatnonzero(wanted >= len(records))]
-        if lost:
-            raise TokensNotFoundError(
-                f"the side file in {self._folder} ends before the tokens of {named(lost)}; "
-                "restore it from a copy, or delete these pictures and ingest them again",
-                lost,
-            )
-        codes = records[wanted]
-        require_checksums(image_ids, references, codes, where=str(self._folder))
-        return self._codec.decode(codes)
+        listed: list[Segment] = []
+        writer = self._writer
+        for segment in self._manifest.segments if writer is None else writer.segments:
+            path = segment_path(self._folder, segment.id)
+            with os_errors_as_store_errors("read", path):
+                size = path.stat().st_size if path.exists() else 0
+            listed.append(replace(segment, num_records=whole_records(size, segment.record_bytes)))
+        return listed
+
+    def unlisted(self) -> list[Segment]:
+        """Return side files of this store that the manifest does not list: a crash left them."""
+        listed = {segment.id for segment in self.segments()}
+        return [s for s in found_segments(self._folder, self.store_id) if s.id not in listed]
+
+    def disk_bytes(self) -> int:
+        """Return the size of the store's side files, listed or not."""
+        found = found_segments(self._folder, self.store_id)
+        return sum(HEADER_BYTES + s.num_records * s.record_bytes for s in found)
+
+    def begin_segment(self, codec: Codec | None = None) -> None:
+        """Begin a side file, which takes what is put from now on; with another codec if given.
+
+        Raises:
+            CollectionLockedError: Another process is writing.
+            StoreError: It cannot be made.
+        """
+        with self._mutex, os_errors_as_store_errors("write to the side file in", self._folder):
+            writer = self._writing()
+            contract = None
+            if codec is not None:
+                contract = self.contract.with_codec(codec.name, codec.hash)
+                _keep_codec(self._folder, codec, contract)
+            writer.begin_segment(codec or self.codec, contract)
+        self.flush()
+
+    def drop_segments(self, segment_ids: Collection[str]) -> None:
+        """Delete side files that no point refers to, and codebooks that no side file needs.
+
+        The one that new records go to stays. Readers that have the others open keep reading; what
+        they find anew is elsewhere.
+
+        Raises:
+            CollectionLockedError: Another process is writing.
+            StoreError: They cannot be deleted.
+        """
+        with self._mutex, os_errors_as_store_errors("delete side files in", self._folder):
+            writer = self._writing()
+            writer.drop(segment_ids)
+            self._manifest = writer.manifest
+            for segment_id in segment_ids:
+                reader = self._readers.pop(segment_id, None)
+                if reader is not None:
+                    reader.close()
+            needed = {s.codec for s in found_segments(self._folder, self.store_id)}
+            needed.add(self.contract.codec_key)
+            for path in self._folder.glob("codec-*.safetensors"):
+                if path.stem.removeprefix("codec-") not in needed:
+                    path.unlink(missing_ok=True)
 
     def nbytes_per_image(self) -> int:
         """Return the bytes of a record."""
-        return self._manifest.record_bytes
+        return self.codec.nbytes
 
     def close(self) -> None:
         """Let go of the files and of the writer's lock; a second call does nothing.
@@ -254,83 +341,76 @@ class FileTokenStore:
         """Close the store and delete its files; the folder too, if nothing else is in it."""
         self.close()
         with os_errors_as_store_errors("delete the token store in", self._folder):
-            with _lock(self._folder):
-                for name in (MANIFEST_NAME, self._manifest.side_file, _LOCK):
-                    (self._folder / name).unlink(missing_ok=True)
+            with lock_store(self._folder):
+                (self._folder / MANIFEST_NAME).unlink(missing_ok=True)
+                for segment in found_segments(self._folder, self.store_id):
+                    segment_path(self._folder, segment.id).unlink(missing_ok=True)
+                for path in self._folder.glob("codec-*.safetensors"):
+                    path.unlink(missing_ok=True)
+                (self._folder / WRITER_LOCK).unlink(missing_ok=True)
             with suppress(OSError):
                 self._folder.rmdir()
 
     def _let_go(self) -> None:
-        for file in (self._writer, self._reader, self._lock):
+        for file in (self._writer, *self._readers.values()):
             if file is not None:
                 file.close()
-        self._writer = self._reader = self._lock = None
-        # The map lives on for as long as a reading thread holds it.
-        self._records = self._records[:0]
+        self._readers.clear()
+        self._writer = None
+        self._closed = True
 
-    def _require_open(self) -> BinaryIO:
-        if self._reader is None:
+    def _require_open(self) -> None:
+        if self._closed:
             raise StoreError(f"the token store in {self._folder} is closed; open it again")
-        return self._reader
 
-    def _begin_writing(self) -> BinaryIO:
-        """Take the lock and find where to append, see the note above."""
+    def _codec_of(self, key: str) -> Codec:
+        if key not in self._codecs:
+            self._codecs[key] = _stored_codec(self._folder, self.contract, key)
+        return self._codecs[key]
+
+    def _reader(self, segment_id: str) -> SegmentReader:
         self._require_open()
-        if self._writer is not None:
-            return self._writer
-        lock = _lock(self._folder)
-        try:
-            # Another writer may have come and gone since this store was opened.
-            manifest = Manifest.read(self._folder)
-            path = self._folder / self._manifest.side_file
-            if manifest.store_id != self._manifest.store_id:
-                raise StoreError(f"the token store in {self._folder} was replaced; open it again")
-            writer = path.open("r+b", buffering=0)
-            try:
-                size = os.fstat(writer.fileno()).st_size
-                whole = (size - HEADER_BYTES) // manifest.record_bytes
-                if whole < manifest.num_records:
-                    raise TokensCorruptError(
-                        f"the side file {path} holds {max(whole, 0)} of {manifest.num_records} "
-                        "records; restore it from a copy, or ingest into a new collection"
-                    )
-                writer.truncate(HEADER_BYTES + whole * manifest.record_bytes)
-            except BaseException:
-                writer.close()
-                raise
-        except BaseException:
-            lock.close()
-            raise
-        self._lock, self._writer = lock, writer
-        self._manifest, self._next_record = manifest, whole
-        return writer
-
-    def _records_up_to(self, count: int) -> NDArray[np.uint8]:
-        """Return the mapped records, `count` of them or more where the file has them."""
-        with self._mutex:
-            size = os.fstat(self._require_open().fileno()).st_size
-            whole = max(size - HEADER_BYTES, 0) // self._manifest.record_bytes
-            # Looked at each time: a map that reaches past the end of a file cut short kills the
-            # process that touches it, and one made before an append misses the new records.
-            if not min(count, whole) <= len(self._records) <= whole:
-                self._records = self._map(whole)
-            return self._records
-
-    def _map(self, count: int) -> NDArray[np.uint8]:
-        width = self._manifest.record_bytes
-        if count == 0:
-            return np.empty((0, width), dtype=np.uint8)
-        with os_errors_as_store_errors("map the side file in", self._folder):
-            view = mmap.mmap(
-                self._require_open().fileno(), HEADER_BYTES + count * width, access=mmap.ACCESS_READ
+        reader = self._readers.get(segment_id)
+        if reader is None:
+            reader = SegmentReader.open(
+                self._folder, self.store_id, segment_id, codec=self._codec_of
             )
-        return np.frombuffer(view, dtype=np.uint8, offset=HEADER_BYTES).reshape(count, width)
+            self._readers[segment_id] = reader
+            if len(self._readers) > _OPEN_SEGMENTS:
+                self._readers.popitem(last=False)[1].close()
+        self._readers.move_to_end(segment_id)
+        return reader
+
+    def _writing(self) -> FileWriter:
+        """Return the writer, which is begun here."""
+        self._require_open()
+        if self._writer is None:
+            self._writer = FileWriter(self._folder, self.store_id)
+            self._manifest = self._writer.manifest
+        return self._writer
 
 
-def _lock(folder: Path) -> BinaryIO:
-    """Take the folder's writer lock.
+def _stored_codec(folder: Path, contract: TokenContract, key: str) -> Codec:
+    """Return the codec of a key, its codebook read from the folder where it has one.
 
     Raises:
-        CollectionLockedError: Another writer holds it.
+        ConfigError: There is no codec of that name.
+        StoreError: The codebook is missing or damaged.
     """
-    return lock_file(folder / _LOCK, str(folder))
+    name, _, has_codebook = key.partition("-")
+    shape = (contract.num_tokens, contract.token_dim)
+    if not has_codebook:
+        return codec_for(name, *shape)
+    codec = read_codec(_codec_path(folder, key), *shape)
+    if codec.key != key:
+        raise TokensCorruptError(f"{_codec_path(folder, key)} holds {codec.key}; restore it")
+    return codec
+
+
+def _keep_codec(folder: Path, codec: Codec, contract: TokenContract) -> None:
+    if codec.parameters() is not None:
+        write_codec(codec, _codec_path(folder, codec.key), contract=contract)
+
+
+def _codec_path(folder: Path, key: str) -> Path:
+    return folder / f"codec-{key}.safetensors"

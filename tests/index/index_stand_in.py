@@ -19,6 +19,7 @@ class StandIn:
         client: What keeps the data.
         failures: Statuses (with headers) to answer with, before anything else.
         seen: Method and path of every request.
+        answers_left: How many more requests to answer before hanging up on every one; None for all.
     """
 
     def __init__(self) -> None:
@@ -26,6 +27,7 @@ class StandIn:
         self.failures: deque[tuple[int, dict[str, str]]] = deque()
         self.seen: list[str] = []
         self.headers: list[dict[str, str]] = []
+        self.answers_left: int | None = None
         lock = threading.Lock()
         outer = self
 
@@ -36,6 +38,11 @@ class StandIn:
                 path = self.path.partition("?")[0]
                 outer.seen.append(f"{self.command} {path}")
                 outer.headers.append({k.lower(): v for k, v in self.headers.items()})
+                if outer.answers_left is not None:
+                    if outer.answers_left == 0:
+                        self.close_connection = True
+                        return None
+                    outer.answers_left -= 1
                 if outer.failures:
                     status, headers = outer.failures.popleft()
                     return self.reply(status, {"status": {"error": "told to fail"}}, headers)
@@ -57,7 +64,7 @@ class StandIn:
                 self.end_headers()
                 self.wfile.write(text)
 
-            do_GET = do_PUT = do_POST = handle_any  # noqa: N815
+            do_GET = do_PUT = do_POST = do_PATCH = handle_any  # noqa: N815
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -90,6 +97,10 @@ class StandIn:
                 return self.client.create_collection(
                     name, vectors_config=made.vectors, metadata=made.metadata
                 )
+            case ("PATCH",):
+                return self.client.update_collection(
+                    name, metadata=models.UpdateCollection(**body).metadata
+                )
             case ("PUT", "points"):
                 return _plain(self.client.upsert(name, models.PointsList(**body).points))
             case ("POST", "points"):
@@ -107,10 +118,31 @@ class StandIn:
                     assert search.params is not None
                     search.params = None
                 return [_plain(r) for r in self.client.query_batch_points(name, searches)]
+            case ("POST", "points", "scroll"):
+                wanted = models.ScrollRequest(**body)
+                records, following = self.client.scroll(
+                    name,
+                    wanted.filter,
+                    limit=wanted.limit or 10,
+                    offset=wanted.offset,
+                    with_payload=wanted.with_payload,
+                    with_vectors=bool(wanted.with_vector),
+                )
+                points = [_plain(record) for record in records]
+                return {"points": points, "next_page_offset": following}
+            case ("POST", "points", "batch"):
+                operations = models.UpdateOperations(**body).operations
+                return [_plain(r) for r in self.client.batch_update_points(name, operations)]
+            case ("POST", "points", "payload", "delete"):
+                gone = models.DeletePayload(**body)
+                return _plain(self.client.delete_payload(name, gone.keys, gone.filter))
+            case ("POST", "points", "delete") if "filter" in body:
+                return _plain(self.client.delete(name, models.FilterSelector(**body)))
             case ("POST", "points", "delete"):
                 return _plain(self.client.delete(name, models.PointIdsList(**body)))
             case ("POST", "points", "count"):
-                return _plain(self.client.count(name, exact=body["exact"]))
+                counted = models.CountRequest(**body)
+                return _plain(self.client.count(name, counted.filter, exact=bool(counted.exact)))
         raise ValueError(f"{method} {path} not found")
 
 

@@ -108,6 +108,54 @@ while True:
     index.close()
 
 
+def test_payloads_that_were_flushed_survive_kill(tmp_path: Path) -> None:
+    code = """
+index = EdgeIndex.create(folder / "images", 8, {})
+index.upsert(make_points(unit_vectors(1000)))
+index.flush()
+index.optimize()
+index.set_payload({image_id(n): {"_edje": {"record": -n}, "half": n % 2} for n in range(600)})
+index.upsert(make_points(unit_vectors(1)))
+index.remove_payload_keys([image_id(n) for n in range(500, 700)], ["path"])
+index.delete_matching({"path": ["700.png", "999.png"]})
+index.set_metadata({"turn": 1})
+index.flush()
+print("flushed", flush=True)
+while True:
+    index.set_payload({image_id(n): {"later": True} for n in range(1000)})
+    index.remove_payload_keys([image_id(n) for n in range(1000)], ["later"])
+    print("later", flush=True)
+"""
+    process = child(code, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "flushed\n"
+    process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+    index = EdgeIndex.open(tmp_path / "images")
+    assert index.metadata == {"turn": 1}
+    payloads = index.retrieve([image_id(n) for n in range(1000)])
+    assert len(payloads) == index.count() == 998
+    for number in {*range(1000)} - {700, 999}:
+        expected: dict[str, object] = {"path": f"{number}.png"}
+        if number in range(1, 600):
+            expected |= {"_edje": {"record": -number}, "half": number % 2}
+        else:
+            expected["_edje"] = {"record": number, "tokens": "QUJD" * 10}
+        if number in range(500, 700):
+            del expected["path"]
+        payload = {**payloads[image_id(number)]}
+        payload.pop("later", None)
+        assert payload == expected
+    (found,) = index.search(unit_vectors(1000)[250:251], 1)
+    assert found[0].image_id == image_id(250)
+    index.set_payload({image_id(1): {"after": 1}})
+    assert index.count({"after": 1}) == 1
+    index.close()
+
+
 def test_kill_before_the_first_flush(tmp_path: Path) -> None:
     code = """
 index = EdgeIndex.create(folder, 8, {"encoder": "tiny"})
@@ -182,6 +230,10 @@ def edit_format(path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
 
 
+def add_a_space(path: Path) -> None:
+    path.write_text(path.read_text() + " ")
+
+
 @pytest.mark.parametrize(
     ("pattern", "damage", "words"),
     [
@@ -189,6 +241,7 @@ def edit_format(path: Path) -> None:
         ("index.json", Path.unlink, "index.json is missing or damaged"),
         ("index.json", lambda path: path.write_text("[]"), "index.json is missing or damaged"),
         ("index.json", edit_format, "format 99"),
+        ("index.json", add_a_space, "index.json is missing or damaged"),
         ("shard/edge_config.json", halve, "files are damaged"),
         ("shard/segments/*/segment.json", halve, "files are damaged"),
         # The engine panics on this one, which is no Exception to Python.

@@ -5,12 +5,13 @@ import pytest
 from index_engines import image_id, make_points, unit_vectors
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.index.batches import by_payload, in_batches, in_runs, vectors_per_request
 from edje_qdrant.index.checks import (
     check_ids,
+    check_keys,
+    check_payloads,
     check_points,
     check_vectors,
-    in_batches,
-    vectors_per_request,
 )
 from edje_qdrant.types import Point
 
@@ -55,7 +56,7 @@ def test_points_are_copied() -> None:
 def test_batches_are_bounded_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     light = check_points(make_points(unit_vectors(10)), 8)
     assert [len(batch) for batch in in_batches(light, 4)] == [4, 4, 2]
-    monkeypatch.setattr("edje_qdrant.index.checks._REQUEST_BYTES", 16_000)
+    monkeypatch.setattr("edje_qdrant.index.batches._REQUEST_BYTES", 16_000)
     payloads = [{"x": "a" * size} for size in (9_000, 9_000, 1, 20_000, 1)]
     heavy = check_points(
         [
@@ -70,3 +71,42 @@ def test_batches_are_bounded_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_at_least_one_vector_travels() -> None:
     assert vectors_per_request(1024) > 500
     assert vectors_per_request(10**9) == 1
+
+
+def test_runs() -> None:
+    assert list(in_runs([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
+    assert list(in_runs([], 2)) == []
+
+
+def test_payloads_to_set_are_copied_and_grouped() -> None:
+    tags = ["a"]
+    checked = check_payloads(
+        {
+            image_id(0): {"tags": tags},
+            image_id(1): {},
+            image_id(2): {"tags": ("a",)},
+            image_id(3): {"tags": ["a"], "deep": {"none": None}},
+        }
+    )
+    tags.append("b")
+    assert by_payload(checked) == [
+        ([image_id(0), image_id(2)], {"tags": ["a"]}),
+        ([image_id(3)], {"tags": ["a"], "deep": {"none": None}}),
+    ]
+
+
+def test_payloads_count_with_their_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edje_qdrant.index.batches._REQUEST_BYTES", 16_000)
+    checked = check_payloads({image_id(n): {"x": "a" * 3_850} for n in range(9)})
+    assert [len(batch) for batch in in_batches(checked, 100)] == [3, 3, 3]
+
+
+def test_keys_come_back_as_paths() -> None:
+    assert check_keys(["path", "a.b", "path", "sp ace", "", "tags[]", "猫"]) == [
+        "path",
+        '"a.b"',
+        '"sp ace"',
+        '""',
+        '"tags[]"',
+        '"猫"',
+    ]

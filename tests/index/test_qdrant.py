@@ -125,6 +125,108 @@ def test_passing_failures_are_tried_again(
     assert 0.01 <= pauses[1] <= 0.03
 
 
+CHANGES = {
+    "set_payload": lambda index: index.set_payload({image_id(n): {"n": n} for n in range(3)}),
+    "remove_payload_keys": lambda index: index.remove_payload_keys([image_id(0)], ["path"]),
+    "delete_matching": lambda index: index.delete_matching({"path": ["0.png", "1.png"]}),
+    "set_metadata": lambda index: index.set_metadata({"n": 1}),
+}
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_are_tried_again(
+    stand_in: StandIn, index: QdrantIndex, pauses: list[float], change: str, status: int
+) -> None:
+    index.upsert(make_points(unit_vectors(3)))
+    stand_in.seen.clear()
+    stand_in.failures.extend([(status, {}), (status, {})])
+    CHANGES[change](index)
+    assert stand_in.seen[0] == stand_in.seen[1] == stand_in.seen[2]
+    assert len(pauses) == 2
+    after = index.retrieve([image_id(n) for n in range(3)], tokens=False)
+    if change == "set_payload":
+        assert [after[image_id(n)]["n"] for n in range(3)] == [0, 1, 2]
+    elif change == "remove_payload_keys":
+        assert ["path" in after[image_id(n)] for n in range(3)] == [False, True, True]
+    elif change == "delete_matching":
+        assert [*after] == [image_id(2)]
+    else:
+        assert index.reload_metadata() == {"n": 1}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_answer_that_got_lost(
+    stand_in: StandIn,
+    index: QdrantIndex,
+    pauses: list[float],
+    change: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index.upsert(make_points(unit_vectors(3)))
+    answer, lost = stand_in.answer, []
+
+    def lose_the_first(*request: object) -> object:
+        result = answer(*request)
+        if not lost:
+            lost.append(request)
+            raise TimeoutError  # to the server, a reason to hang up
+        return result
+
+    monkeypatch.setattr(stand_in, "answer", lose_the_first)
+    CHANGES[change](index)
+    assert len(lost) == 1
+    assert index.count() == (1 if change == "delete_matching" else 3)
+
+
+def test_scroll_tries_again(stand_in: StandIn, index: QdrantIndex, pauses: list[float]) -> None:
+    index.upsert(make_points(unit_vectors(10)))
+    pages = index.scroll(batch_size=4)
+    seen = [point.id for point in next(pages)]
+    stand_in.failures.extend([(503, {}), (429, {})])
+    seen += [point.id for page in pages for point in page]
+    assert seen == sorted(image_id(n) for n in range(10))
+    assert len(pauses) == 2
+
+
+def test_payloads_set_before_the_server_went_away_are_kept(
+    stand_in: StandIn, index: QdrantIndex, pauses: list[float]
+) -> None:
+    index.upsert(make_points(unit_vectors(120)))
+    stand_in.seen.clear()
+    stand_in.answers_left = 2  # of three batches
+    payloads = {image_id(n): {"n": n} for n in range(120)}
+    with pytest.raises(EngineUnavailableError, match="What it acknowledged before is kept"):
+        index.set_payload(payloads)
+    assert stand_in.seen == ["POST /collections/images/points/batch"] * 6  # two, and four tries
+    stand_in.answers_left = None
+    after = index.retrieve([*payloads])
+    assert [after[key].get("n") for key in payloads] == [*range(100)] + [None] * 20
+    index.set_payload(payloads)
+    after = index.retrieve([*payloads])
+    assert [after[key].get("n") for key in payloads] == [*range(120)]
+
+
+def test_a_server_that_went_away_deletes_nothing_by_filter(
+    stand_in: StandIn, index: QdrantIndex, pauses: list[float]
+) -> None:
+    index.upsert(make_points(unit_vectors(10)))
+    pages = index.scroll(batch_size=4)
+    next(pages)
+    stand_in.answers_left = 0
+    for use in (
+        lambda: index.delete_matching({"path": "0.png"}),
+        lambda: index.count({"path": "0.png"}),
+        lambda: index.set_metadata({"n": 1}),
+        lambda: next(pages),
+    ):
+        with pytest.raises(EngineUnavailableError, match="after 4 tries"):
+            use()
+    stand_in.answers_left = None
+    assert index.count({"path": "0.png"}) == 1
+    assert index.reload_metadata() == {}
+
+
 def test_the_server_says_how_long_to_wait(
     stand_in: StandIn, index: QdrantIndex, pauses: list[float]
 ) -> None:
@@ -207,9 +309,22 @@ def test_upserts_travel_in_batches(
     index.upsert(make_points(unit_vectors(120)))
     assert len(stand_in.seen) == 3
     stand_in.seen.clear()
-    monkeypatch.setattr("edje_qdrant.index.checks._REQUEST_BYTES", 16_000)
+    monkeypatch.setattr("edje_qdrant.index.batches._REQUEST_BYTES", 16_000)
     heavy = {"_edje": {"tokens": "A" * 6_000}}
     index.upsert([Point(image_id(n), v, heavy) for n, v in enumerate(unit_vectors(5))])
+    assert len(stand_in.seen) == 3  # two, two and one
+
+
+def test_payloads_travel_in_batches(
+    stand_in: StandIn, index: QdrantIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.upsert(make_points(unit_vectors(120)))
+    stand_in.seen.clear()
+    index.set_payload({image_id(n): {"n": n} for n in range(120)})
+    assert stand_in.seen == ["POST /collections/images/points/batch"] * 3
+    stand_in.seen.clear()
+    monkeypatch.setattr("edje_qdrant.index.batches._REQUEST_BYTES", 16_000)
+    index.set_payload({image_id(n): {"_edje": {"tokens": f"{n}" * 6_000}} for n in range(5)})
     assert len(stand_in.seen) == 3  # two, two and one
 
 

@@ -91,7 +91,27 @@ def test_what_is_not_finite_is_refused(name):
 
 def test_bytes_of_the_published_shape():
     sizes = {name: codec_for(name, 64, 384).nbytes for name in CODECS}
-    assert sizes == {"float16": 49_152, "int8": 24_704, "int4": 12_416}
+    assert sizes == {
+        "float16": 49_152, "int8": 24_704, "int4": 12_416,
+        "pq16": 1_024, "pq24": 1_536, "pq32": 2_048, "pq48": 3_072,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["float16", "int8", "int4"])
+def test_codecs_without_parameters_are_ready(name):
+    codec = codec_for(name, 3, 4)
+    assert (codec.name, codec.key, codec.hash, codec.fitted) == (name, name, "", True)
+    assert codec.parameters() is None
+    assert codec.fit(np.zeros((0, 3, 4), np.float16), seed=3) is codec
+
+
+@given(tokens=TOKENS, name=st.sampled_from(["float16", "int8", "int4"]))
+def test_the_same_tokens_give_the_same_codes_in_any_company(tokens, name):
+    codec = codec_for(name, *tokens.shape[1:])
+    codes = codec.encode(tokens)
+    assert np.array_equal(codec.encode(tokens.copy(order="F")), codes)
+    for row in range(len(tokens)):
+        assert np.array_equal(codec.encode(tokens[row : row + 1])[0], codes[row])
 
 
 @pytest.mark.parametrize("name", [*CODECS])
@@ -110,5 +130,5 @@ def test_other_shapes_and_dtypes_are_refused(tokens, name):
 
 
 def test_an_unknown_codec_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'zip'; known: float16, int4, int8"):
+    with pytest.raises(ConfigError, match=r"'zip'; known: float16, int4, int8, pq16, pq24"):
         codec_for("zip", 3, 4)

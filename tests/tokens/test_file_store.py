@@ -20,8 +20,10 @@ from edje_qdrant.errors import (
     TokensCorruptError,
     TokensNotFoundError,
 )
+from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.file_store import FileTokenStore
-from edje_qdrant.tokens.manifest import HEADER_BYTES
+from edje_qdrant.tokens.manifest import Manifest
+from edje_qdrant.tokens.segment import HEADER_BYTES
 
 RECORD = 42
 
@@ -37,7 +39,7 @@ def side_file(folder: Path) -> Path:
 
 
 def num_flushed(folder: Path) -> int:
-    return json.loads((folder / "tokens.json").read_text())["num_records"]
+    return sum(segment.num_records for segment in Manifest.read(folder).segments)
 
 
 def written(folder, contract, ids, tokens):
@@ -181,8 +183,8 @@ def test_a_side_file_of_another_collection_does_not_open(tmp_path, contract, mak
 
 
 @pytest.mark.parametrize("size", [0, 10, HEADER_BYTES - 1])
-def test_a_torn_header_does_not_open(folder, contract, size):
-    FileTokenStore.create(folder, contract).close()
+def test_a_torn_header_does_not_open(folder, contract, make_tokens, make_ids, size):
+    written(folder, contract, make_ids(1), make_tokens(1))
     os.truncate(side_file(folder), size)
     with pytest.raises(TokensCorruptError, match="damaged"):
         FileTokenStore.open(folder)
@@ -196,25 +198,32 @@ def test_a_folder_swapped_with_another_collections_raises_on_read(
     written(tmp_path / "b", contract, ids, tokens)
     with (
         closing(FileTokenStore.open(tmp_path / "b")) as store,
-        pytest.raises(TokensCorruptError, match="were not written to the side file") as caught,
+        pytest.raises(TokensNotFoundError, match="is gone") as caught,
     ):
         store.get(ids, references)
     assert caught.value.image_ids == tuple(ids)
 
 
 @pytest.mark.parametrize("change", [{"num_tokens": 7, "token_dim": 4}, {"codec": "zip"}])
-def test_a_manifest_that_does_not_fit_its_file(folder, contract, change):
-    FileTokenStore.create(folder, contract).close()
-    path = folder / "tokens.json"
-    data = json.loads(path.read_text())
-    data["contract"].update(change)
-    path.write_text(json.dumps(data))
+def test_a_manifest_that_does_not_fit_its_file(folder, contract, make_tokens, make_ids, change):
+    written(folder, contract, make_ids(1), make_tokens(1))
+    manifest = Manifest.read(folder)
+    replace(manifest, contract=replace(manifest.contract, **change)).write(folder)
     with pytest.raises((TokensCorruptError, ConfigError)):
         FileTokenStore.open(folder)
 
 
 @pytest.mark.parametrize(
-    "spoil", [{"record": -1}, {"record": "0"}, {"record": 2**80}, {"file": "00000000"}]
+    "spoil",
+    [
+        {"record": -1},
+        {"record": "0"},
+        {"record": 2**80},
+        {"segment": None},
+        {"segment": "../../x"},
+        {"segment": "0000000G"},
+        {"segment": 7},
+    ],
 )
 def test_references_that_cannot_be(folder, contract, make_tokens, make_ids, spoil):
     ids = make_ids(3)
@@ -239,6 +248,18 @@ def test_a_record_past_the_end_is_not_found(folder, contract, make_tokens, make_
     ):
         store.get(ids, references)
     assert caught.value.image_ids == (ids[2],)
+
+
+def test_a_side_file_that_never_was_is_not_found(folder, contract, make_tokens, make_ids):
+    ids = make_ids(3)
+    references = written(folder, contract, ids, make_tokens(3))
+    references[1] = {**references[1], "segment": "00000000"}
+    with (
+        closing(FileTokenStore.open(folder)) as store,
+        pytest.raises(TokensNotFoundError, match=r"tokens-00000000\.bin is gone") as caught,
+    ):
+        store.get(ids, references)
+    assert caught.value.image_ids == (ids[1],)
 
 
 def test_an_empty_reference_is_not_found(folder, contract, make_ids):
@@ -353,6 +374,7 @@ def test_one_writer_at_a_time_in_a_process(folder, contract, make_tokens, make_i
         with pytest.raises(CollectionLockedError, match="another process"):
             second.put(ids, tokens)
         assert second.get(ids, references).tobytes() == tokens.tobytes()
+        first.flush()
         first.close()
         assert second.put(ids, tokens)[0]["record"] == 1
 
@@ -410,7 +432,7 @@ def test_a_full_disk_gives_out_no_reference(folder, contract, make_tokens, make_
                 return getattr(self.file, name)
 
         with monkeypatch.context() as patch:
-            patch.setattr(store, "_writer", FullDisk(store._writer))
+            patch.setattr(store._writer, "_file", FullDisk(store._writer._file))
             with pytest.raises(StoreError, match="no space left"):
                 store.put(ids[2:4], tokens[2:4])
         references += store.put(ids[4:], tokens[4:])
@@ -511,3 +533,187 @@ def test_no_permission(folder, contract, make_tokens, make_ids):
                 store.put(make_ids(1), make_tokens(1))
     finally:
         folder.chmod(0o700)
+
+
+@pytest.fixture
+def small(folder, contract, make_tokens, make_ids):
+    """Make a store whose side files hold three records each; return ids, tokens, references."""
+    ids, tokens = make_ids(8), make_tokens(8)
+    with closing(FileTokenStore.create(folder, contract, segment_bytes=3 * RECORD)) as store:
+        references = store.put(ids[:2], tokens[:2])
+        references += store.put(ids[2:], tokens[2:])
+        store.flush()
+    return ids, tokens, references
+
+
+def test_side_files_stay_small(folder, small):
+    ids, tokens, references = small
+    assert [r["record"] for r in references] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert len({r["segment"] for r in references}) == len([*folder.glob("tokens-*.bin")]) == 3
+    with closing(FileTokenStore.open(folder)) as store:
+        order = [7, 0, 4, 4, 1, 6, 2]
+        back = store.get([ids[i] for i in order], [references[i] for i in order])
+        assert back.tobytes() == tokens[order].tobytes()
+        assert [s.num_records for s in store.segments()] == [3, 3, 2]
+        assert store.disk_bytes() == 3 * HEADER_BYTES + 8 * RECORD
+
+
+def test_goes_on_in_the_last_side_file(folder, small):
+    ids, tokens, references = small
+    with closing(FileTokenStore.open(folder)) as store:
+        references = references + store.put(ids[:2], tokens[:2])
+        store.flush()
+    assert [s.num_records for s in Manifest.read(folder).segments] == [3, 3, 3, 1]
+    with closing(FileTokenStore.open(folder)) as store:
+        back = store.get(ids + ids[:2], references)
+        assert back.tobytes() == np.concatenate([tokens, tokens[:2]]).tobytes()
+
+
+def test_many_side_files_are_not_all_kept_open(
+    folder, contract, make_tokens, make_ids, monkeypatch
+):
+    monkeypatch.setattr("edje_qdrant.tokens.file_store._OPEN_SEGMENTS", 4)
+    ids, tokens = make_ids(30), make_tokens(30)
+    with closing(FileTokenStore.create(folder, contract, segment_bytes=RECORD)) as store:
+        references = store.put(ids, tokens)
+        store.flush()
+        assert store.get(ids, references).tobytes() == tokens.tobytes()
+        assert len(store._readers) == 4
+        assert store.get(ids[:1], references[:1]).tobytes() == tokens[:1].tobytes()
+
+
+def test_a_lost_side_file_is_named_and_the_others_are_read(folder, small):
+    ids, tokens, references = small
+    (folder / f"tokens-{references[3]['segment']}.bin").unlink()
+    with pytest.raises(TokensNotFoundError, match="is gone"):
+        FileTokenStore.open(folder)
+    with closing(FileTokenStore.open(folder, lenient=True)) as store:
+        with pytest.raises(TokensNotFoundError, match="is gone") as caught:
+            store.get(ids, references)
+        assert caught.value.image_ids == tuple(ids[3:6])
+        rest = [0, 1, 2, 6, 7]
+        back = store.get([ids[i] for i in rest], [references[i] for i in rest])
+        assert back.tobytes() == tokens[rest].tobytes()
+
+
+def test_after_a_loss_a_new_side_file_may_be_begun(folder, small):
+    ids, tokens, references = small
+    last = folder / f"tokens-{references[-1]['segment']}.bin"
+    os.truncate(last, HEADER_BYTES + RECORD)
+    with closing(FileTokenStore.open(folder)) as store:
+        with pytest.raises(TokensCorruptError, match="holds 1 of 2"):
+            store.put(ids[7:], tokens[7:])
+        store.begin_segment()
+        references[7:] = store.put(ids[7:], tokens[7:])
+        store.flush()
+    with closing(FileTokenStore.open(folder)) as store:
+        assert store.get(ids, references).tobytes() == tokens.tobytes()
+
+
+def test_a_lost_manifest_is_written_anew(folder, contract, small):
+    ids, tokens, references = small
+    store_id = Manifest.read(folder).store_id
+    (folder / "tokens.json").write_text("{")
+    (folder / "tokens-00000000.bin").write_bytes(b"something else")
+    FileTokenStore.rebuild(folder, contract, store_id)
+    with closing(FileTokenStore.open(folder)) as store:
+        assert store.get(ids, references).tobytes() == tokens.tobytes()
+        references += store.put(ids[:1], tokens[:1])
+        store.flush()
+        assert store.get(ids, references[1:8] + references[8:]) is not None
+
+
+def test_a_full_disk_while_a_side_file_begins(folder, small, monkeypatch):
+    ids, tokens, references = small
+    import edje_qdrant.tokens.segment as segment
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with closing(FileTokenStore.open(folder)) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(segment.os, "fsync", fail)
+            with pytest.raises(StoreError, match="no space left"):
+                store.put(ids[:5], tokens[:5])
+        assert len([*folder.glob("tokens-*.bin")]) == 3
+        more = store.put(ids[:5], tokens[:5])
+        store.flush()
+        assert store.get(ids[:5], more).tobytes() == tokens[:5].tobytes()
+        assert store.get(ids, references).tobytes() == tokens.tobytes()
+
+
+def test_a_codec_begins_a_side_file_and_both_are_read(folder, contract, small):
+    ids, tokens, references = small
+    int8 = codec_for("int8", 3, 7)
+    with closing(FileTokenStore.open(folder)) as store:
+        store.begin_segment(int8)
+        assert store.contract == contract.with_codec("int8")
+        new = store.put(ids[:2], tokens[:2])
+        store.flush()
+        mixed = [*new, *references[2:]]
+        parts = store.codes(ids, mixed)
+        assert [(part.codec.name, part.rows.tolist()) for part in parts] == [
+            ("int8", [0, 1]),
+            ("float16", [2, 3, 4, 5, 6, 7]),
+        ]
+        expected = tokens.copy()
+        expected[:2] = int8.decode(int8.encode(tokens[:2]))
+        assert store.get(ids, mixed).tobytes() == expected.tobytes()
+    with closing(FileTokenStore.open(folder)) as store:
+        assert store.codec.name == "int8"
+        assert store.get(ids, mixed).tobytes() == expected.tobytes()
+
+
+def test_a_reader_follows_a_change_of_codec(folder, contract, small):
+    ids, tokens, _ = small
+    pq = codec_for("pq16", 3, 7).fit(
+        np.random.default_rng(0).standard_normal((200, 3, 7)).astype("f2")
+    )
+    with (
+        closing(FileTokenStore.open(folder)) as reader,
+        closing(FileTokenStore.open(folder)) as store,
+    ):
+        store.begin_segment(pq)
+        new = store.put(ids[:2], tokens[:2])
+        store.flush()
+        expected = pq.decode(pq.encode(tokens[:2]))
+        assert reader.get(ids[:2], new).tobytes() == expected.tobytes()
+    (kept,) = folder.glob("codec-pq16-*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(TokensCorruptError):
+        FileTokenStore.open(folder)
+
+
+def test_dropping_side_files(folder, small):
+    ids, tokens, references = small
+    first = references[0]["segment"]
+    with (
+        closing(FileTokenStore.open(folder)) as reader,
+        closing(FileTokenStore.open(folder)) as store,
+    ):
+        assert len(reader.get(ids, references)) == 8
+        store.drop_segments({first})
+        assert len([*folder.glob("tokens-*.bin")]) == 2
+        assert reader.get(ids, references).tobytes() == tokens.tobytes()  # it has the file open
+        with pytest.raises(TokensNotFoundError) as caught:
+            store.get(ids, references)
+        assert caught.value.image_ids == tuple(ids[:3])
+    with closing(FileTokenStore.open(folder)) as store:
+        assert store.get(ids[3:], references[3:]).tobytes() == tokens[3:].tobytes()
+
+
+def test_the_side_file_that_is_written_is_not_dropped(folder, small):
+    ids, tokens, _ = small
+    with closing(FileTokenStore.open(folder)) as store:
+        new = store.put(ids[:1], tokens[:1])
+        store.flush()
+        store.drop_segments({new[0]["segment"]})
+        assert store.get(ids[:1], new).tobytes() == tokens[:1].tobytes()
+
+
+def test_a_side_file_of_a_later_version_is_named(folder, small):
+    path = folder / f"tokens-{small[2][0]['segment']}.bin"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"format": 1', b'"format": 2', 1))
+    with pytest.raises(StoreError, match=r"format 2, this version reads 1"):
+        FileTokenStore.open(folder)

@@ -55,7 +55,11 @@ def test_a_point_without_tokens_is_named(store, make_tokens, make_ids):
         lambda r: {**r, "tokens": 7},
         lambda r: {**r, "checksum": "0" * 32},
         lambda r: {**r, "checksum": 5},
-        lambda r: {"tokens": r["tokens"]},
+        lambda r: {"tokens": r["tokens"], "codec": "float16"},
+        lambda r: {**r, "codec": "int8"},
+        lambda r: {**r, "codec": "pq16-00000000"},
+        lambda r: {**r, "codec": "zip"},
+        lambda r: {**r, "codec": None},
     ],
 )
 def test_damage_raises_and_names_the_picture(store, make_tokens, make_ids, spoil):

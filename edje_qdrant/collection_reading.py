@@ -1,0 +1,90 @@
+"""Read what points say of pictures, in the order they were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.index import TOKENS_KEY
+from edje_qdrant.tokens.protocol import StoredCodes, TokenReference
+from edje_qdrant.types import Payload
+
+__all__ = ["in_order", "readable", "reference_of", "repeated", "user_payload"]
+
+Item = TypeVar("Item")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+def user_payload(payload: Payload) -> dict[str, Any]:
+    """Return what the user stored with a picture, without the reserved key `_edje`."""
+    return {key: value for key, value in payload.items() if key != TOKENS_KEY}
+
+
+def reference_of(payload: Payload) -> TokenReference:
+    """Return what a point's payload says of its tokens; empty where it says nothing."""
+    reference = payload.get(TOKENS_KEY)
+    return reference if isinstance(reference, Mapping) else {}
+
+
+def in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
+    """Return what was found of each picture.
+
+    Raises:
+        TokensNotFoundError: Some were not found; names the ids.
+    """
+    gone = [image_id for image_id in image_ids if image_id not in found]
+    if gone:
+        raise TokensNotFoundError(
+            f"pictures {', '.join(gone[:3])} ({len(gone)} in all) are not in the collection; "
+            "if they were found before, they have been deleted since: search again",
+            gone,
+        )
+    return [found[image_id] for image_id in image_ids]
+
+
+def readable(
+    items: Sequence[Item], id_of: Callable[[Item], str], read: Callable[[list[Item]], R]
+) -> tuple[list[Item], R, dict[str, StoreError]]:
+    """Read the tokens of those items that have them undamaged.
+
+    Args:
+        items: What to read.
+        id_of: Returns the picture's id of an item.
+        read: Reads several, or raises an error that names those it concerns.
+
+    Returns:
+        The items that were read, what was read of them, and id -> error of the others.
+
+    Raises:
+        StoreError: The store itself cannot be read.
+    """
+    failed: dict[str, StoreError] = {}
+    left = list(items)
+    while True:
+        try:
+            return left, read(left), failed
+        except (TokensNotFoundError, TokensCorruptError) as error:  # noqa: PERF203 - try again
+            named = set(error.image_ids) & {id_of(item) for item in left}
+            if not named:
+                raise
+            failed.update(dict.fromkeys(named, error))
+            left = [item for item in left if id_of(item) not in named]
+
+
+def repeated(
+    parts: Sequence[StoredCodes], image_ids: Sequence[str], wanted: Sequence[str]
+) -> list[StoredCodes]:
+    """Return parts read for `image_ids`, each once, as if read for `wanted`, each often."""
+    place = {image_id: row for row, image_id in enumerate(image_ids)}
+    asked = np.array([place[image_id] for image_id in wanted], np.intp)
+    result: list[StoredCodes] = []
+    for part in parts:
+        where = np.full(len(image_ids), -1, np.intp)
+        where[part.rows] = np.arange(len(part.rows))
+        rows = np.flatnonzero(where[asked] >= 0)
+        result.append(StoredCodes(part.codec, rows, part.codes[where[asked[rows]]]))
+    return result

@@ -1,0 +1,69 @@
+"""Names of payload fields, written as the engines read them."""
+
+from __future__ import annotations
+
+import re
+
+from edje_qdrant.errors import ConfigError
+
+__all__ = ["TOKENS_KEY", "TOKEN_BYTES", "key_path", "nested_path"]
+
+#: The payload's reserved key. `_edje.tokens`, where there is one, is never returned by `search`.
+TOKENS_KEY = "_edje"
+
+#: Where in a payload the token bytes are.
+TOKEN_BYTES = f"{TOKENS_KEY}.tokens"
+
+# What the engines read as one name without quotes; in quotes they read all but these two.
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_UNQUOTABLE = re.compile(r'["\\]')
+
+
+def key_path(key: str, what: str) -> str:
+    """Return the path of a top-level key, whose dots and brackets are part of its name.
+
+    Args:
+        key: As in the payload.
+        what: What the key is, for messages.
+
+    Raises:
+        ConfigError: The engines have no way to write it.
+    """
+    if not isinstance(key, str):
+        raise ConfigError(f"{what} {key!r} is a {type(key).__name__}; give the field's name")
+    if _UNQUOTABLE.search(key):
+        raise ConfigError(
+            f"{what} {key!r} holds a quotation mark or a backslash, which Qdrant cannot look up; "
+            "store the field under another name"
+        )
+    return key if _PLAIN.fullmatch(key) else f'"{key}"'
+
+
+def nested_path(key: str, what: str) -> str:
+    """Return the path of a field, whose dots part a nested field from the object it is in.
+
+    Args:
+        key: Names joined by dots.
+        what: What the key is, for messages.
+
+    Raises:
+        ConfigError: It is the reserved key, has an empty name or a bracket in it, or is one the
+            engines have no way to write.
+    """
+    key_path(key, what)
+    names = key.split(".")
+    if names[0] == TOKENS_KEY:
+        raise ConfigError(
+            f"{what} {key!r} is reserved for what concerns tokens; use a field of your own"
+        )
+    if not all(names):
+        raise ConfigError(
+            f"{what} {key!r} has an empty name in it; write a field as 'name', and one of a "
+            "nested object as 'object.name'"
+        )
+    if "[" in key or "]" in key:
+        raise ConfigError(
+            f"{what} {key!r} has a bracket in it, but objects in a list cannot be looked into; "
+            "store their values in a list of text or whole numbers, and name that"
+        )
+    return ".".join(key_path(name, what) for name in names)

@@ -1,0 +1,60 @@
+"""What is kept with a collection on a Qdrant server: its settings and our metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edje_qdrant.errors import StoreError
+from edje_qdrant.index import hnsw
+from edje_qdrant.index.connection import Connection
+
+__all__ = ["as_metadata", "new_settings", "read_settings"]
+
+# The key of Qdrant's collection metadata that holds ours. Qdrant merges new metadata into the old
+# by its top-level keys, and replaces the value of each whole: under a key of its own, ours is
+# replaced in one step and leaves nothing of the old behind.
+_METADATA_KEY = "edje_qdrant"
+
+
+def as_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return our metadata as Qdrant is to keep it."""
+    return {_METADATA_KEY: metadata}
+
+
+def new_settings(dim: int) -> dict[str, Any]:
+    """Return the settings of a new collection of `dim`-wide vectors."""
+    from qdrant_client import models
+
+    return {
+        "vectors_config": models.VectorParams(size=dim, distance=models.Distance.COSINE),
+        "hnsw_config": models.HnswConfigDiff(
+            m=hnsw.LINKS,
+            ef_construct=hnsw.BUILD_WIDTH,
+            full_scan_threshold=hnsw.SCAN_KILOBYTES,
+        ),
+        "optimizers_config": models.OptimizersConfigDiff(indexing_threshold=hnsw.SCAN_KILOBYTES),
+    }
+
+
+def read_settings(connection: Connection, name: str) -> tuple[int, dict[str, Any]]:
+    """Return width and metadata of a collection.
+
+    Raises:
+        StoreError: It is not ours.
+    """
+    from qdrant_client import models
+
+    config = connection.call(name, connection.client.get_collection, name).config
+    vectors = config.params.vectors
+    metadata = (config.metadata or {}).get(_METADATA_KEY)
+    if (
+        not isinstance(vectors, models.VectorParams)
+        or vectors.distance != models.Distance.COSINE
+        or not isinstance(metadata, dict)
+    ):
+        raise StoreError(
+            f"collection {name!r} at {connection.address} lacks what edje-qdrant writes with it: "
+            "it was made by something else, or by a server older than Qdrant 1.16, which keeps "
+            "no metadata; choose another name, or upgrade the server and delete it"
+        )
+    return vectors.size, metadata

@@ -1,0 +1,31 @@
+"""The life of a collection: copies, archives, other codecs, side files without holes, checks."""
+
+from __future__ import annotations
+
+from edje_qdrant.maintenance.archive import export_collection, import_collection
+from edje_qdrant.maintenance.copying import copy_collection
+from edje_qdrant.maintenance.moving import compact, transcode
+from edje_qdrant.maintenance.reports import (
+    CompactReport,
+    CopyReport,
+    Finding,
+    RepairReport,
+    VerifyReport,
+)
+from edje_qdrant.maintenance.sampling import fit_codec
+from edje_qdrant.maintenance.verify import verify
+
+__all__ = [
+    "CompactReport",
+    "CopyReport",
+    "Finding",
+    "RepairReport",
+    "VerifyReport",
+    "compact",
+    "copy_collection",
+    "export_collection",
+    "fit_codec",
+    "import_collection",
+    "transcode",
+    "verify",
+]

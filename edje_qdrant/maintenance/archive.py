@@ -1,0 +1,242 @@
+"""A whole collection in one file: contract, codebook, points and tokens.
+
+An archive is a plain tar file. First comes `archive-CHECKSUM.json`: format, contract, codec. Then,
+where the codec has a codebook, `codec-CHECKSUM.safetensors`; then `part00000-CHECKSUM.safetensors`
+and so on, each with at most a few hundred pictures; last `end-CHECKSUM.json`, which counts them.
+Each name carries the XXH3 of the member's bytes, so damage and cuts are noticed before anything of
+a member is used.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+from safetensors.numpy import load, save
+from tqdm import tqdm
+
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.contract import TokenContract
+from edje_qdrant.durable import os_errors_as_store_errors, sync_folder
+from edje_qdrant.errors import (
+    CollectionNotFoundError,
+    ConfigError,
+    ContractMismatchError,
+    StoreError,
+    TokensCorruptError,
+)
+from edje_qdrant.maintenance.copying import Part, add_part, stored_parts
+from edje_qdrant.maintenance.reports import CopyReport
+from edje_qdrant.tokens.codecs import Codec, codec_for
+
+__all__ = ["export_collection", "import_collection"]
+
+_MAGIC, _FORMAT = "edje-qdrant archive", 1
+
+
+def export_collection(
+    collection: ImageCollection, path: str | Path, *, progress: bool = False
+) -> CopyReport:
+    """Write a collection to one file, which appears under its name only when it is whole.
+
+    Searches in this process, and on a server everywhere, go on meanwhile.
+
+    Raises:
+        ConfigError: There is something at `path` already.
+        TokensNotFoundError: Some pictures have no tokens; run `verify`.
+        TokensCorruptError: Some tokens are damaged; run `verify`.
+        StoreError: The collection cannot be read, or the file not written.
+    """
+    path = Path(path).expanduser()
+    if path.exists():
+        raise ConfigError(f"there is something at {path} already; choose another name")
+    fresh = path.with_name(f"{path.name}.new")
+    with os_errors_as_store_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with fresh.open("wb") as file:
+                report = _write(collection, file, progress=progress)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+            sync_folder(path.parent)
+        finally:
+            fresh.unlink(missing_ok=True)
+    return report
+
+
+def import_collection(
+    path: str | Path,
+    location: Any,
+    name: str,
+    *,
+    progress: bool = False,
+    **options: Any,
+) -> CopyReport:
+    """Make a collection from an archive, or go on where an interrupted import stopped.
+
+    Args:
+        path: What `export_collection` wrote.
+        location: Where to; as `ImageCollection.create`.
+        name: The collection's; made if it is missing.
+        progress: Show a bar on stderr.
+        options: For `ImageCollection.create`, but for the codec; those of `open` where it is there.
+
+    Raises:
+        ConfigError: There is no such file, or an argument cannot be used.
+        TokensCorruptError: The archive is damaged or cut short; parts before that are written.
+        ContractMismatchError: The collection is there and was made for another model or codec.
+        StoreError: The collection cannot be written, or another version wrote the archive.
+        EngineUnavailableError: The server went away; what was written is kept.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"there is no archive {path}; give what `edje-qdrant export` wrote")
+    copied = skipped = nbytes = 0
+    with os_errors_as_store_errors("read", path), _opened(path) as archive:
+        members = _members(archive, path)
+        contract = _head(members, path)
+        codec = _codec(members, contract)
+        with _target(location, name, contract, codec, options) as target:
+            for part in _parts(members, path, progress=progress):
+                fresh = add_part(target, part)
+                copied += fresh
+                skipped += len(part.image_ids) - fresh
+                nbytes += part.codes.nbytes
+            target.flush()
+            target.optimize()
+    return CopyReport(copied, skipped, nbytes)
+
+
+def _write(collection: ImageCollection, file: BinaryIO, *, progress: bool) -> CopyReport:
+    head = {"magic": _MAGIC, "format": _FORMAT, "contract": collection.contract.as_dict()}
+    parameters = collection.codec.parameters()
+    count = nbytes = number = 0
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        _add(archive, "archive", ".json", json.dumps(head, indent=1).encode())
+        if parameters is not None:
+            _add(archive, "codec", ".safetensors", parameters)
+        for number, part in enumerate(stored_parts(collection, progress=progress), start=1):
+            _add(archive, f"part{number - 1:05}", ".safetensors", _packed(part))
+            count += len(part.image_ids)
+            nbytes += part.codes.nbytes
+        _add(archive, "end", ".json", json.dumps({"parts": number, "pictures": count}).encode())
+    return CopyReport(count, 0, nbytes)
+
+
+def _add(archive: tarfile.TarFile, stem: str, suffix: str, data: bytes) -> None:
+    member = tarfile.TarInfo(f"{stem}-{xxhash.xxh3_64_hexdigest(data)}{suffix}")
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def _packed(part: Part) -> bytes:
+    points = json.dumps([part.image_ids, part.payloads], ensure_ascii=False).encode()
+    return save(
+        {
+            "embeddings": part.embeddings,
+            "codes": part.codes,
+            "points": np.frombuffer(points, np.uint8),
+        }
+    )
+
+
+def _unpacked(data: bytes) -> Part:
+    arrays = load(data)
+    image_ids, payloads = json.loads(arrays["points"].tobytes())
+    return Part(image_ids, arrays["embeddings"], arrays["codes"], payloads)
+
+
+def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield stem and bytes of each member, checked.
+
+    Raises:
+        TokensCorruptError: A member is damaged, or the archive ends within one.
+    """
+    damaged = f"the archive {path} is damaged or cut short; take another copy of it"
+    try:
+        for member in archive:
+            stem, _, rest = member.name.partition("-")
+            file = archive.extractfile(member) if member.isfile() else None
+            data = b"" if file is None else file.read()
+            if file is None or xxhash.xxh3_64_hexdigest(data) != rest.partition(".")[0]:
+                raise TokensCorruptError(damaged)
+            yield stem, data
+    except (tarfile.TarError, EOFError) as error:
+        raise TokensCorruptError(damaged) from error
+    raise TokensCorruptError(damaged)  # whoever reads on after the last member misses something
+
+
+def _opened(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path, mode="r:")
+    except tarfile.TarError as error:
+        raise TokensCorruptError(
+            f"{path} is no archive of `edje-qdrant export`, or its beginning is damaged"
+        ) from error
+
+
+def _head(members: Iterator[tuple[str, bytes]], path: Path) -> TokenContract:
+    stem, data = next(members)
+    head = json.loads(data) if stem == "archive" else {}
+    if head.get("magic") != _MAGIC or head.get("format") != _FORMAT:
+        raise StoreError(
+            f"{path} has format {head.get('format')!r} of {head.get('magic')!r}, this version "
+            f"reads format {_FORMAT} of {_MAGIC!r}; use the version of the package that wrote it"
+        )
+    return TokenContract.from_dict(head["contract"])
+
+
+def _codec(members: Iterator[tuple[str, bytes]], contract: TokenContract) -> Codec:
+    parameters = next(members)[1] if contract.codec_hash else None
+    return codec_for(contract.codec, contract.num_tokens, contract.token_dim, parameters)
+
+
+def _parts(members: Iterator[tuple[str, bytes]], path: Path, *, progress: bool) -> Iterator[Part]:
+    """Yield the parts, to the last.
+
+    Raises:
+        TokensCorruptError: One is damaged or missing.
+    """
+    parts = pictures = 0
+    with tqdm(desc="importing", unit=" pictures", disable=not progress) as shown:
+        for stem, data in members:
+            if stem == "end":
+                if json.loads(data) != {"parts": parts, "pictures": pictures}:
+                    raise TokensCorruptError(f"the archive {path} lacks parts; take another copy")
+                return
+            part = _unpacked(data)
+            yield part
+            parts += 1
+            pictures += len(part.image_ids)
+            shown.update(len(part.image_ids))
+
+
+def _target(
+    location: Any, name: str, contract: TokenContract, codec: Codec, options: dict[str, Any]
+) -> ImageCollection:
+    """Open the collection to write to, or make it.
+
+    Raises:
+        ContractMismatchError: It is there, and was made for another model or codec.
+    """
+    try:
+        # Where the tokens of a collection are is settled when it is made.
+        found = ImageCollection.open(
+            location, name, **{key: options[key] for key in options if key != "tokens"}
+        )
+    except CollectionNotFoundError:
+        return ImageCollection.create(location, name, contract, codec=codec, **options)
+    try:
+        contract.require_match(found.contract, where=f"the collection {name!r} at {location}")
+    except ContractMismatchError:
+        found.close()
+        raise
+    return found

@@ -1,0 +1,104 @@
+"""Mend what can be mended in a collection: tokens from the pictures' files, side files' holes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection_reading import user_payload
+from edje_qdrant.errors import ImageReadError
+from edje_qdrant.maintenance.moving import compact
+from edje_qdrant.maintenance.reports import Finding, RepairReport
+from edje_qdrant.maintenance.verify import verify
+from edje_qdrant.pictures import MAX_PIXELS, open_upright, picture_id
+from edje_qdrant.threads import batches
+from edje_qdrant.tokens.file_store import FileTokenStore
+
+if TYPE_CHECKING:
+    from edje_qdrant.model import EDJEModel
+
+__all__ = ["repair"]
+
+_MENDED = frozenset({"tokens missing", "tokens damaged", "record used twice"})
+
+
+def repair(
+    collection: ImageCollection,
+    model: EDJEModel | None = None,
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> RepairReport:
+    """Encode again the pictures whose tokens are missing or damaged, then drop what is orphaned.
+
+    A picture is encoded again where its payload's `path` still holds the very content that was
+    ingested. What cannot be mended is left as it is, and listed: nothing is deleted.
+
+    Args:
+        collection: Opened with `mend=True`.
+        model: The one that wrote the collection; without it nothing is encoded.
+        batch_size: Pictures encoded at a time.
+        progress: Show bars on stderr.
+
+    Raises:
+        ContractMismatchError: Another model wrote the collection.
+        CollectionLockedError: Another process is writing tokens.
+        StoreError: The disk or the engine refused; run it again.
+        EngineUnavailableError: The server went away; run it again.
+    """
+    if model is not None:
+        collection.require(model.contract())
+    store = collection.store
+    if isinstance(store, FileTokenStore):
+        # The last side file may have lost its end; nothing is ever written behind a loss.
+        store.begin_segment()
+    broken = [f for f in verify(collection, progress=progress).findings if f.kind in _MENDED]
+    mendable: list[Finding] = []
+    left: list[Finding] = []
+    for finding in broken:
+        (mendable if model is not None and _same_content(finding) else left).append(finding)
+    encoded: list[str] = []
+    if model is not None:
+        for batch in batches(mendable, batch_size):
+            failed = _encode_again(collection, model, batch)
+            left += failed
+            encoded += [f.image_id for f in batch if f not in failed]
+    collection.flush()
+    return RepairReport(tuple(encoded), tuple(left), compact(collection, progress=progress))
+
+
+def _same_content(finding: Finding) -> bool:
+    try:
+        return finding.path is not None and picture_id(finding.path) == finding.image_id
+    except ImageReadError:
+        return False
+
+
+def _encode_again(
+    collection: ImageCollection, model: EDJEModel, findings: Sequence[Finding]
+) -> list[Finding]:
+    """Encode pictures and write them over; return those whose file cannot be decoded any more."""
+    failed: list[Finding] = []
+    pictures: list[tuple[Finding, Image.Image]] = []
+    for finding in findings:
+        picture = _opened(str(finding.path))
+        if picture is None:
+            failed.append(finding)
+        else:
+            pictures.append((finding, picture))
+    if pictures:
+        encoding = model.encode_images([picture for _, picture in pictures])
+        ids = [finding.image_id for finding, _ in pictures]
+        payloads = collection.index.retrieve(ids, tokens=False)
+        collection.add(ids, encoding, [user_payload(payloads[image_id]) for image_id in ids])
+    return failed
+
+
+def _opened(path: str) -> Image.Image | None:
+    try:
+        return open_upright(path, path, max_pixels=MAX_PIXELS)
+    except ImageReadError:
+        return None

@@ -1,0 +1,80 @@
+"""Let a collection follow its source: pictures that were moved, and pictures that are gone."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.sources import Source
+from edje_qdrant.types import FailedImage
+
+__all__ = ["follow_moved", "prune_collection"]
+
+
+def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
+    """Give pictures whose file is gone from where it was the path where it is now.
+
+    Args:
+        collection: That holds the pictures.
+        paths: Id -> absolute path.
+    """
+    stored = collection.index.retrieve([*paths], tokens=False)
+    moved = {
+        image_id: {"path": path}
+        for image_id, path in paths.items()
+        if stored[image_id].get("path") != path
+        and not os.path.exists(str(stored[image_id].get("path", "")))
+    }
+    if moved:
+        collection.update_payload(moved)
+
+
+def prune_collection(
+    collection: ImageCollection,
+    source: Source,
+    seen: AbstractSet[bytes],
+    failed: Sequence[FailedImage],
+) -> int:
+    """Delete pictures that are gone from a source; return how many.
+
+    Args:
+        collection: That follows the source.
+        source: A folder: pictures whose path lies elsewhere stay. Or anything else: what it does
+            not name goes.
+        seen: The ids' 16 bytes of every picture that the source holds.
+        failed: What could not be read; pictures with such a path, or below it, stay.
+
+    Raises:
+        ConfigError: Lines of the manifest could not be read; nothing was deleted.
+    """
+    unread = [f.path for f in failed if f.path.startswith(f"{source}:")]
+    if unread:
+        raise ConfigError(
+            f"nothing was pruned: {len(unread)} lines of {source} cannot be read "
+            f"({unread[0].rpartition(':')[2]} first), and pictures they name would be lost"
+        )
+    folder = ""
+    if isinstance(source, str | os.PathLike) and Path(source).expanduser().is_dir():
+        folder = os.path.join(os.path.abspath(Path(source).expanduser()), "")
+    spared = {failure.path for failure in failed}
+    spared_below = tuple(os.path.join(path, "") for path in spared)
+    pruned = 0
+    for page in collection.index.scroll():
+        gone = []
+        for point in page:
+            path = str(point.payload.get("path", ""))
+            if (
+                uuid.UUID(point.id).bytes not in seen
+                and path.startswith(folder)
+                and path not in spared
+                and not path.startswith(spared_below)
+            ):
+                gone.append(point.id)
+        collection.delete(gone)
+        pruned += len(gone)
+    return pruned

@@ -1,0 +1,198 @@
+"""The one writer of a token store: appends records, begins side files, keeps the manifest."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.contract import TokenContract
+from edje_qdrant.durable import lock_file, os_errors_as_store_errors
+from edje_qdrant.errors import StoreError, TokensCorruptError
+from edje_qdrant.tokens.codecs import Codec
+from edje_qdrant.tokens.manifest import Manifest, Segment
+from edje_qdrant.tokens.segment import (
+    HEADER_BYTES,
+    new_segment_file,
+    segment_path,
+    whole_records,
+)
+
+__all__ = ["WRITER_LOCK", "FileWriter", "lock_store"]
+
+#: The file whose lock a writer holds.
+WRITER_LOCK = "writer.lock"
+
+# Why no record that a point refers to is ever overwritten
+#
+# A point is written only after `flush()` returned, and `flush()` returns only after the records are
+# on the disk and then a manifest that counts them is. So a point refers to a record below the
+# manifest's count, whatever happened. A writer never goes below that count: it begins behind the
+# last *whole* record of the last segment, and refuses to begin where that file is shorter than the
+# manifest says. Whole records past the count (put, never flushed) stay as orphans: they cost space,
+# and keep even a manifest older than its file, restored from a copy, from sending a writer over
+# live records. What is cut off is less than one record, bytes for which no reference was given out.
+# A put that failed half way, on a full disk say, gave out none either, so the next may write there.
+#
+# Segments say in their headers whose they are and how to decode them, so a reader needs no manifest
+# newer than the one it opened with, and a lost manifest can be written anew.
+
+
+class FileWriter:
+    """Hold a store's lock and append to it; not for two threads at once.
+
+    Attributes:
+        manifest: As it was last written.
+        segments: As they stand, the last one with what was appended since.
+    """
+
+    def __init__(self, folder: Path, store_id: str) -> None:
+        """Become the one writer, and learn what the last one left.
+
+        Raises:
+            CollectionLockedError: Another process is writing.
+            TokensCorruptError: The manifest is damaged.
+            StoreError: The store is not the one that was opened, or cannot be read.
+        """
+        lock = lock_store(folder)
+        try:
+            # Another writer may have come and gone since the store was opened.
+            self.manifest = Manifest.read(folder)
+            if self.manifest.store_id != store_id:
+                raise StoreError(f"the token store in {folder} was replaced; open it again")
+        except BaseException:
+            lock.close()
+            raise
+        self.segments = list(self.manifest.segments)
+        self._folder = folder
+        self._lock = lock
+        self._file: BinaryIO | None = None  # the last segment's
+        self._filled: list[BinaryIO] = []  # filled since the last flush
+
+    @property
+    def current(self) -> str | None:
+        """Return the id of the segment that is appended to, if one is by now."""
+        return None if self._file is None else self.segments[-1].id
+
+    def append(self, codes: NDArray[np.uint8], codec: Codec) -> list[tuple[str, int]]:
+        """Append `(n, codec.nbytes)` records; return the segment and number of each.
+
+        Raises:
+            OSError: They cannot be written; no number was given out.
+            TokensCorruptError: The last side file has lost records; nothing was written.
+        """
+        self._find_the_end(codec)
+        places: list[tuple[str, int]] = []
+        full = max(1, self.manifest.segment_bytes // codec.nbytes)
+        left = np.ascontiguousarray(codes)
+        while len(left):
+            if self.segments[-1].num_records >= full:
+                self.begin_segment(codec)
+            last = self.segments[-1]
+            part = left[: full - last.num_records]
+            self._write(part, last)
+            places += [(last.id, last.num_records + i) for i in range(len(part))]
+            left = left[len(part) :]
+        return places
+
+    def begin_segment(self, codec: Codec, contract: TokenContract | None = None) -> None:
+        """Begin a side file; the contract, if one is given, is what the manifest then states.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        if contract is not None:
+            self.manifest = replace(self.manifest, contract=contract)
+        segment = Segment(uuid.uuid4().hex[:8], codec.key, codec.nbytes)
+        file = new_segment_file(self._folder, self.manifest.store_id, segment)
+        if self._file is not None:
+            self._filled.append(self._file)
+        self.segments.append(segment)
+        self._file = file
+
+    def flush(self) -> None:
+        """Put what was appended on the disk, then the manifest that counts it.
+
+        Raises:
+            StoreError: The disk refused; this writer must not be used any more.
+        """
+        if self._file is None or tuple(self.segments) == self.manifest.segments:
+            return
+        with os_errors_as_store_errors("flush the side file in", self._folder):
+            for file in (*self._filled, self._file):
+                os.fsync(file.fileno())
+        self._write_manifest()
+        while self._filled:
+            self._filled.pop().close()
+
+    def drop(self, segment_ids: Collection[str]) -> None:
+        """Delete side files, listed or not, but never the one that is appended to.
+
+        Raises:
+            OSError: They cannot be deleted.
+            StoreError: The manifest cannot be written.
+        """
+        dropped = {segment_id for segment_id in segment_ids if segment_id != self.current}
+        self.segments = [s for s in self.segments if s.id not in dropped]
+        self._write_manifest()
+        for segment_id in dropped:
+            segment_path(self._folder, segment_id).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the files and of the lock."""
+        for file in (*self._filled, self._file, self._lock):
+            if file is not None:
+                file.close()
+
+    def _write_manifest(self) -> None:
+        manifest = replace(self.manifest, segments=tuple(self.segments))
+        manifest.write(self._folder)
+        self.manifest = manifest
+
+    def _find_the_end(self, codec: Codec) -> None:
+        """Open the last side file behind its last whole record, see the note above."""
+        if self._file is not None:
+            return
+        last = self.segments[-1] if self.segments else None
+        if last is None or last.codec != codec.key:
+            self.begin_segment(codec)
+            return
+        path = segment_path(self._folder, last.id)
+        file = path.open("r+b", buffering=0)
+        try:
+            whole = whole_records(os.fstat(file.fileno()).st_size, last.record_bytes)
+            if whole < last.num_records:
+                raise TokensCorruptError(
+                    f"the side file {path} holds {whole} of {last.num_records} records; run "
+                    "`edje-qdrant repair`, or restore it from a copy"
+                )
+            file.truncate(HEADER_BYTES + whole * last.record_bytes)
+        except BaseException:
+            file.close()
+            raise
+        self.segments[-1] = replace(last, num_records=whole)
+        self._file = file
+
+    def _write(self, codes: NDArray[np.uint8], last: Segment) -> None:
+        file = self._file
+        assert file is not None
+        file.seek(HEADER_BYTES + last.num_records * last.record_bytes)
+        left = memoryview(codes.tobytes())
+        while left:
+            left = left[file.write(left) :]
+        self.segments[-1] = replace(last, num_records=last.num_records + len(codes))
+
+
+def lock_store(folder: Path) -> BinaryIO:
+    """Take a store's writer lock, until the returned file is closed.
+
+    Raises:
+        CollectionLockedError: Another writer holds it.
+    """
+    return lock_file(folder / WRITER_LOCK, str(folder))

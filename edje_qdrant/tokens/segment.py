@@ -1,0 +1,212 @@
+"""One file of records of a token store, read through a memory map."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.durable import os_errors_as_store_errors, sync_folder
+from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.tokens.codecs import Codec
+from edje_qdrant.tokens.manifest import FORMAT, MAGIC, Segment
+
+__all__ = [
+    "HEADER_BYTES",
+    "SegmentReader",
+    "found_segments",
+    "is_segment_id",
+    "new_segment_file",
+    "segment_path",
+    "whole_records",
+]
+
+#: A page, so that records whose size is a multiple of it begin on one.
+HEADER_BYTES = 4096
+
+_ID = re.compile(r"[0-9a-f]{8}")
+
+
+def is_segment_id(value: object) -> bool:
+    """Return whether `value` is 8 hexadecimal digits; anything else must not become a path."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
+def segment_path(folder: Path, segment_id: str) -> Path:
+    """Return the path of a segment's file."""
+    return folder / f"tokens-{segment_id}.bin"
+
+
+def whole_records(size: int, record_bytes: int) -> int:
+    """Return how many whole records a file of `size` bytes holds."""
+    return max(size - HEADER_BYTES, 0) // record_bytes
+
+
+def new_segment_file(folder: Path, store_id: str, segment: Segment) -> BinaryIO:
+    """Make a segment's file, on the disk with its name when this returns, open for appending.
+
+    Raises:
+        OSError: It cannot be made; nothing is left of it.
+    """
+    path = segment_path(folder, segment.id)
+    file = path.open("x+b", buffering=0)
+    try:
+        file.write(_header(store_id, segment))
+        os.fsync(file.fileno())
+        sync_folder(folder)
+    except BaseException:
+        file.close()
+        with suppress(OSError):
+            path.unlink()
+        raise
+    return file
+
+
+class SegmentReader:
+    """Read the records of one segment; threads may share it."""
+
+    def __init__(self, path: Path, file: BinaryIO, codec: Codec, record_bytes: int) -> None:
+        """Wrap an open file; use `open`."""
+        self.codec = codec
+        self._path = path
+        self._file = file
+        self._record_bytes = record_bytes
+        self._records = np.empty((0, record_bytes), dtype=np.uint8)
+
+    @classmethod
+    def open(
+        cls, folder: Path, store_id: str, segment_id: str, codec: Callable[[str], Codec]
+    ) -> SegmentReader:
+        """Open a segment.
+
+        Args:
+            folder: The store's.
+            store_id: The store's.
+            segment_id: The segment's.
+            codec: Returns the codec of a key.
+
+        Raises:
+            TokensNotFoundError: There is no such segment.
+            TokensCorruptError: Its header is not what was written, or another store's.
+            StoreError: It cannot be read.
+        """
+        path = segment_path(folder, segment_id)
+        with os_errors_as_store_errors("read", path):
+            try:
+                file = path.open("rb", buffering=0)
+            except FileNotFoundError as error:
+                raise TokensNotFoundError(
+                    f"the side file {path} is gone; if the collection was compacted since these "
+                    "pictures were found, search again, or else restore it from a copy"
+                ) from error
+        try:
+            with os_errors_as_store_errors("read", path):
+                header = file.read(HEADER_BYTES)
+            segment = _parsed(header, segment_id)
+            if segment is None or header != _header(store_id, segment):
+                raise TokensCorruptError(
+                    f"the side file {path} is damaged or belongs to another collection; restore "
+                    "it from a copy, or run `edje-qdrant repair`"
+                )
+            own = codec(segment.codec)
+            if own.nbytes != segment.record_bytes:
+                raise TokensCorruptError(
+                    f"the side file {path} has records of {segment.record_bytes} bytes, "
+                    f"not the {own.nbytes} that {own.name} makes; restore it from a copy"
+                )
+        except BaseException:
+            file.close()
+            raise
+        return cls(path, file, own, segment.record_bytes)
+
+    def records(self, count: int) -> NDArray[np.uint8]:
+        """Return the mapped records, `count` of them or more where the file has them.
+
+        Not for two threads at once; what it returned stays readable after `close`.
+
+        Raises:
+            StoreError: The file cannot be read.
+        """
+        with os_errors_as_store_errors("read", self._path):
+            whole = whole_records(os.fstat(self._file.fileno()).st_size, self._record_bytes)
+            # Looked at each time: a map that reaches past the end of a file cut short kills the
+            # process that touches it, and one made before an append misses the new records.
+            if not min(count, whole) <= len(self._records) <= whole:
+                self._records = self._mapped(whole)
+        return self._records
+
+    def close(self) -> None:
+        """Let go of the file; maps live on for as long as a reading thread holds them."""
+        self._file.close()
+        self._records = self._records[:0]
+
+    def _mapped(self, count: int) -> NDArray[np.uint8]:
+        width = self._record_bytes
+        if count == 0:
+            return np.empty((0, width), dtype=np.uint8)
+        size = HEADER_BYTES + count * width
+        view = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
+        return np.frombuffer(view, dtype=np.uint8, offset=HEADER_BYTES).reshape(count, width)
+
+
+def found_segments(folder: Path, store_id: str) -> list[Segment]:
+    """Return the segments of a store that lie in a folder, oldest first, listed or not.
+
+    Raises:
+        StoreError: The folder cannot be read.
+    """
+    segments: list[tuple[float, Segment]] = []
+    with os_errors_as_store_errors("read", folder):
+        for path in folder.glob("tokens-*.bin"):
+            with closing(path.open("rb", buffering=0)) as file:
+                header, status = file.read(HEADER_BYTES), os.fstat(file.fileno())
+            segment_id = path.stem.removeprefix("tokens-")
+            segment = _parsed(header, segment_id) if is_segment_id(segment_id) else None
+            if segment is not None and header == _header(store_id, segment):
+                count = whole_records(status.st_size, segment.record_bytes)
+                kept = Segment(segment.id, segment.codec, segment.record_bytes, count)
+                segments.append((status.st_mtime, kept))
+    return [segment for _, segment in sorted(segments, key=lambda item: (item[0], item[1].id))]
+
+
+def _header(store_id: str, segment: Segment) -> bytes:
+    text = json.dumps(
+        {
+            "magic": MAGIC,
+            "format": FORMAT,
+            "store_id": store_id,
+            "segment": segment.id,
+            "codec": segment.codec,
+            "record_bytes": segment.record_bytes,
+        }
+    )
+    return text.encode().ljust(HEADER_BYTES - 1) + b"\n"
+
+
+def _parsed(header: bytes, segment_id: str) -> Segment | None:
+    """Return what a header says of its segment, or None where it cannot be read.
+
+    Raises:
+        StoreError: Another version wrote it.
+    """
+    try:
+        data = json.loads(header)
+        if data["magic"] == MAGIC and data["format"] != FORMAT:
+            raise StoreError(
+                f"the side file tokens-{segment_id}.bin has format {data['format']!r}, this "
+                f"version reads {FORMAT}; use the version of the package that wrote it"
+            )
+        codec, record_bytes = data["codec"], data["record_bytes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(codec, str) or not isinstance(record_bytes, int) or record_bytes < 1:
+        return None
+    return Segment(segment_id, codec, record_bytes)

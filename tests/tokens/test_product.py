@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from edje_qdrant.errors import ConfigError, MissingExtraError, TokensCorruptError
+from edje_qdrant.tokens.codecs import CODECS, codec_for
+from edje_qdrant.tokens.product import ProductCodec
+
+NAMES = [name for name in CODECS if name.startswith("pq")]
+
+
+def token_like(pictures: int, m: int = 16, d: int = 48, seed: int = 0) -> NDArray[np.float16]:
+    """Tokens as adapters make them: a few directions explain most, norms differ, few stand out."""
+    rng = np.random.default_rng(seed)
+    directions = rng.standard_normal((d // 4, d)) * np.linspace(3, 0.3, d // 4)[:, None]
+    tokens = rng.standard_normal((pictures, m, d // 4)) @ directions
+    tokens += 0.3 * rng.standard_normal(tokens.shape)
+    return (tokens * rng.lognormal(0, 0.3, (pictures, m, 1)) + 2).astype(np.float16)
+
+
+def random_codec(m: int, d: int, token_bytes: int, seed: int = 0, scale: float = 1) -> ProductCodec:
+    """A codec whose codebook nobody fitted."""
+    width = -(-d // token_bytes)
+    codebook = np.random.default_rng(seed).standard_normal((token_bytes, 256, width)) * scale
+    return ProductCodec(m, d, token_bytes, codebook.astype(np.float16))
+
+
+def error_of(codec: ProductCodec, tokens: NDArray[np.float16]) -> float:
+    """The mean squared error, relative to the numbers' own."""
+    exact = tokens.astype(np.float64)
+    decoded = codec.decode(codec.encode(tokens)).astype(np.float64)
+    return float(((decoded - exact) ** 2).mean() / (exact**2).mean())
+
+
+@pytest.fixture(scope="module")
+def fitted() -> ProductCodec:
+    codec = codec_for("pq16", 16, 48).fit(token_like(60))
+    assert isinstance(codec, ProductCodec)
+    return codec
+
+
+SHAPES = st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(1, 19))
+TOKENS = SHAPES.flatmap(
+    lambda shape: arrays(np.float16, shape, elements=st.floats(-65504, 65504, width=16))
+)
+
+
+@given(tokens=TOKENS, token_bytes=st.integers(1, 20), seed=st.integers(0, 9))
+def test_every_piece_becomes_the_nearest_of_the_codebook(tokens, token_bytes, seed):
+    m, d = tokens.shape[1:]
+    codec = random_codec(m, d, token_bytes, seed)
+    codes = codec.encode(tokens)
+    assert codes.shape == (len(tokens), codec.nbytes) == (len(tokens), m * token_bytes)
+    assert codes.dtype == np.uint8
+    back = codec.decode(codes)
+    assert back.shape == tokens.shape
+    assert back.dtype == np.float16
+    assert back.flags.c_contiguous
+
+    padded = np.zeros((len(tokens), m, token_bytes, codec.codebook.shape[2]))
+    padded.reshape(len(tokens), m, -1)[..., :d] = tokens
+    gaps = padded[..., None, :] - codec.codebook.astype(np.float64)  # (n, m, M, 256, width)
+    distances = (gaps**2).sum(axis=-1)
+    taken = np.take_along_axis(
+        distances, codes.reshape(len(tokens), m, token_bytes, 1).astype(int), axis=-1
+    )[..., 0]
+    # Encoding works in float32, where a large piece drowns small differences.
+    slack = 1e-5 * ((padded**2).sum(axis=-1) + 20)
+    assert (taken <= distances.min(axis=-1) + slack).all()
+
+
+@given(tokens=TOKENS, token_bytes=st.integers(1, 20))
+def test_codes_do_not_depend_on_the_other_pictures(tokens, token_bytes):
+    codec = random_codec(*tokens.shape[1:], token_bytes)
+    together = codec.encode(tokens)
+    for row in range(len(tokens)):
+        assert np.array_equal(codec.encode(tokens[row : row + 1])[0], together[row])
+
+
+@given(
+    shape=st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(1, 19)),
+    token_bytes=st.integers(1, 20),
+    seed=st.integers(0, 2**16),
+)
+def test_what_was_decoded_is_kept_exactly(shape, token_bytes, seed):
+    """Pieces far apart: each is its own nearest, so decoding and encoding are inverse."""
+    n, m, d = shape
+    codec = random_codec(m, d, token_bytes)
+    codebook = codec.codebook.copy()
+    codebook[..., 0] = np.arange(256) - 128
+    codec = replace(codec, codebook=codebook)
+    codes = np.random.default_rng(seed).integers(0, 256, (n, codec.nbytes), dtype=np.uint8)
+    tokens = codec.decode(codes)
+    assert np.array_equal(codec.decode(codec.encode(tokens)), tokens)
+
+
+def test_the_layout_of_codes_stays_as_it_is():
+    """What these bytes mean may never change: collections hold them."""
+    codebook = np.empty((2, 256, 2), np.float16)
+    codebook[0] = np.arange(256)[:, None] * [1, 10]
+    codebook[1] = np.arange(256)[:, None] * [-1, 0]
+    codec = ProductCodec(2, 3, 2, codebook)
+    tokens = np.array([[[5, 50, -7], [0, 0, -255]], [[200, 2000, -1], [17, 170, 0]]], np.float16)
+    codes = codec.encode(tokens)
+    assert codes.tolist() == [[5, 7, 0, 255], [200, 1, 17, 0]]
+    assert codec.decode(codes).tolist() == tokens.tolist()
+    assert codec.name == "pq2"
+
+
+def test_the_layout_of_parameters_stays_as_it_is():
+    codebook = np.arange(2 * 256 * 2, dtype=np.float16).reshape(2, 256, 2)
+    codec = ProductCodec(2, 3, 2, codebook, adapter_hash="a0")
+    digest = hashlib.sha256(codebook.astype("<f2").tobytes()).hexdigest()
+    assert codec.hash == digest[:16]
+    assert codec.key == f"pq2-{digest[:8]}"
+    data = codec.parameters()
+    header = (
+        '{"__metadata__":{"format":"edje-qdrant codec 1","name":"pq2","token_dim":"3",'
+        f'"hash":"{digest[:16]}","adapter_hash":"a0"}},'
+        '"codebook":{"dtype":"F16","shape":[2,256,2],"data_offsets":[0,2048]}}'
+    ).encode()
+    length = int.from_bytes(data[:8], "little")
+    assert length % 8 == 0
+    assert data[8 : 8 + length].rstrip(b" ") == header
+    assert data[8 + length :] == codebook.astype("<f2").tobytes()
+
+
+def test_more_bytes_a_token_lose_less():
+    tokens = token_like(200)
+    held_out = token_like(50, seed=1)
+    errors = [error_of(codec_for(name, 16, 48).fit(tokens), tokens) for name in NAMES]
+    assert NAMES == ["pq16", "pq24", "pq32", "pq48"]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 4
+    # At one number a piece, 256 levels for each.
+    assert errors[-1] < 1e-3
+    assert error_of(codec_for("pq16", 16, 48).fit(token_like(400, seed=1)), held_out) < 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("d", [5, 47, 49])
+def test_odd_widths(name, d):
+    tokens = token_like(40, m=7, d=d)
+    codec = codec_for(name, 7, d).fit(tokens)
+    codes = codec.encode(tokens)
+    assert codes.shape == (40, 7 * int(name[2:]))
+    assert codec.decode(codes).shape == tokens.shape
+    assert error_of(codec, tokens) < 0.1
+
+
+def test_encoding_agrees_with_faiss(fitted):
+    import faiss
+
+    tokens = token_like(30, seed=3)
+    quantizer = faiss.ProductQuantizer(48, 16, 8)
+    faiss.copy_array_to_vector(fitted.codebook.astype(np.float32).ravel(), quantizer.centroids)
+    codes = quantizer.compute_codes(tokens.reshape(-1, 48).astype(np.float32))
+    ours = fitted.encode(tokens).reshape(codes.shape)
+    # Both take the nearest, unless two are as near but for a rounding.
+    assert (ours == codes).mean() > 0.999
+    decoded = quantizer.decode(codes).astype(np.float16).reshape(tokens.shape)
+    assert np.array_equal(fitted.decode(codes.reshape(30, -1)), decoded)
+
+
+def test_fitting_is_settled_by_tokens_and_seed(monkeypatch):
+    tokens = token_like(20, m=16, d=8)
+    codec = codec_for("pq16", 16, 8)
+    once, again, other = codec.fit(tokens), codec.fit(tokens), codec.fit(tokens, seed=1)
+    assert once.hash == again.hash != other.hash
+    assert np.array_equal(once.codebook, again.codebook)
+    assert not codec.fitted
+    # Of too many, a sample that the seed draws.
+    monkeypatch.setattr("edje_qdrant.tokens.product._SAMPLE", 300)
+    sampled, again = codec.fit(tokens, seed=5), codec.fit(tokens, seed=5)
+    assert sampled.hash == again.hash != codec.fit(tokens, seed=6).hash
+    assert error_of(sampled, tokens) < 0.05
+
+
+@pytest.mark.filterwarnings("error")
+def test_fitting_says_nothing(capfd):
+    codec_for("pq16", 16, 8).fit(token_like(16, m=16, d=8))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tokens_too_few_to_fit_to_are_refused():
+    codec = codec_for("pq16", 10, 8)
+    codec.fit(token_like(26, m=10, d=8))
+    with pytest.raises(ConfigError, match="25 pictures have 250; give 26 pictures or more"):
+        codec.fit(token_like(25, m=10, d=8))
+    with pytest.raises(ConfigError, match=r"\(n, 10, 8\)"):
+        codec.fit(token_like(26, m=10, d=9))
+
+
+@pytest.mark.parametrize("value", [0.0, 3.25, -65504.0])
+def test_tokens_all_alike_are_kept(value):
+    tokens = np.full((32, 8, 20), value, np.float16)
+    codec = codec_for("pq16", 8, 20).fit(tokens)
+    assert np.array_equal(codec.decode(codec.encode(tokens)), tokens)
+
+
+def test_the_largest_numbers_make_a_codebook_without_infinities():
+    rng = np.random.default_rng(0)
+    tokens = rng.choice(np.array([-65504, 65504, 65472], np.float16), (40, 8, 32))
+    codec = codec_for("pq16", 8, 32).fit(tokens)
+    assert np.isfinite(codec.codebook).all()
+    assert error_of(codec, tokens) < 1e-3
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_refused(fitted, bad):
+    tokens = token_like(20)
+    tokens[3, 2, 1] = bad
+    for refuse in (fitted.encode, fitted.fit):
+        with pytest.raises(ConfigError, match="infinite values or NaN, which pq16"):
+            refuse(tokens)
+
+
+def test_before_fitting_nothing_can_be_encoded_or_decoded():
+    codec = codec_for("pq32", 16, 48)
+    assert (codec.fitted, codec.hash, codec.key, codec.parameters()) == (False, "", "pq32", None)
+    for refuse in (
+        lambda: codec.encode(token_like(1)),
+        lambda: codec.decode(np.zeros((1, 512), np.uint8)),
+    ):
+        with pytest.raises(ConfigError, match=r"no codebook yet.*edje-qdrant fit-codec"):
+            refuse()
+
+
+def test_parameters_bring_the_codec_back(fitted):
+    data = fitted.parameters()
+    again = codec_for("pq16", 16, 48, data)
+    assert again.fitted
+    assert (again.hash, again.key, again.parameters()) == (fitted.hash, fitted.key, data)
+    assert np.array_equal(again.codebook, fitted.codebook)
+    tokens = token_like(9, seed=2)
+    assert np.array_equal(again.encode(tokens), fitted.encode(tokens))
+    assert len(fitted.hash) == 16
+    # The number of tokens is the collection's business.
+    assert codec_for("pq16", 3, 48, data).hash == fitted.hash
+
+
+def test_parameters_of_others_are_refused(fitted):
+    data = fitted.parameters()
+    with pytest.raises(ConfigError, match="of pq16 for tokens of 48 numbers, where one of pq24"):
+        codec_for("pq24", 16, 48, data)
+    with pytest.raises(ConfigError, match="where one of pq16 for 47 is needed"):
+        codec_for("pq16", 16, 47, data)
+    with pytest.raises(ConfigError, match="int8 has no parameters"):
+        codec_for("int8", 16, 48, data)
+    with pytest.raises(TokensCorruptError, match="the codec's parameters: damaged"):
+        codec_for("pq16", 16, 48, data[:-1])
+    with pytest.raises(TokensCorruptError, match="infinite values or NaN"):
+        codec_for(
+            "pq16",
+            16,
+            48,
+            replace(fitted, codebook=fitted.codebook * np.float16("nan")).parameters(),
+        )
+
+
+def test_only_fitting_needs_faiss(fitted, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    tokens = token_like(20)
+    codec = codec_for("pq16", 16, 48, fitted.parameters())
+    assert codec.decode(codec.encode(tokens)).shape == tokens.shape
+    with pytest.raises(MissingExtraError, match=r"edje-qdrant\[faiss\]"):
+        codec.fit(tokens)
