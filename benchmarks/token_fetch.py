@@ -1,93 +1,146 @@
-"""Time reading the tokens of 100 candidates, against a plain copy of as many bytes.
+"""Time reading the stored tokens of 100 candidates, against a plain copy of as many bytes.
 
-Run: python benchmarks/token_fetch.py [--records 5000]
+    python benchmarks/token_fetch.py [--records 2000] [--out docs/results/token_fetch.json]
 
-Prints one JSON object. The ratios, taken in one run on one machine, are what to compare; the
-milliseconds are the machine's. The page cache is warm: every record was read once before.
+Tokens are random, 64 x 384, in the embedded engine's payload or in side files, in several codecs.
+`fetch` is what a search waits for: references to checked bytes. `decode` turns them into the
+joint encoder's input on the CPU. All is measured in one run, in turn, and the medians are printed;
+the ratio to a copy of the same bytes is what to compare between machines. The page cache is warm.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import tempfile
 import time
-import zlib
+import uuid
 from collections.abc import Callable
-from contextlib import closing
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from edje_qdrant.contract import TokenContract
-from edje_qdrant.tokens.checksum import checksums
-from edje_qdrant.tokens.file_store import FileTokenStore
-from edje_qdrant.tokens.payload_store import PayloadTokenStore
+from edje_qdrant import ImageCollection, ImageEncoding, TokenContract
+from edje_qdrant.decoding import TokenDecoder
+from edje_qdrant.tokens.codecs import codec_for
 
-CANDIDATES, NUM_TOKENS, TOKEN_DIM = 100, 64, 384
-
-
-def median_ms(call: Callable[[], object], repeats: int = 50) -> float:
-    """Return the median wall-clock milliseconds of a call, after three unmeasured ones."""
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times)) * 1e3
-
-
-def measure(records: int, folder: Path) -> dict[str, float]:
-    """Fill a store with random tokens and time each way of reading 100 of them."""
-    contract = TokenContract("random", "0", "0", 8, "0", num_tokens=NUM_TOKENS, token_dim=TOKEN_DIM)
-    rng = np.random.default_rng(0)
-    ids = [str(i) for i in range(records)]
-    with closing(FileTokenStore.create(folder / "tokens", contract)) as store:
-        references = []
-        for start in range(0, records, 500):
-            n = min(500, records - start)
-            tokens = rng.standard_normal((n, NUM_TOKENS, TOKEN_DIM), dtype=np.float32)
-            references += store.put(ids[start : start + n], tokens.astype(np.float16))
-        store.flush()
-        store.get(ids, references)
-
-        picks = rng.integers(0, records, (53, CANDIDATES)).tolist()
-        wanted = [([ids[i] for i in pick], [references[i] for i in pick]) for pick in picks]
-        turn = iter(wanted)
-        fetch = median_ms(lambda: store.get(*next(turn)))
-
-        tokens = store.get(*wanted[0])
-        codes = tokens.view(np.uint8).reshape(CANDIDATES, -1)
-        carried = PayloadTokenStore(contract)
-        in_payload = carried.put(wanted[0][0], tokens)
-        in_memory = np.zeros((records, codes.shape[1]), dtype=np.uint8)
-        in_memory[:] = codes[0]
-        turn_in_memory = iter(picks)
-        return {
-            "memcpy": median_ms(lambda: codes.copy()),
-            "gather from memory": median_ms(lambda: in_memory[next(turn_in_memory)]),
-            "side file": fetch,
-            "of which checksums": median_ms(lambda: checksums(codes)),
-            "crc32 of as much": median_ms(lambda: [zlib.crc32(row) for row in codes]),
-            "payload, decoding only": median_ms(lambda: carried.get(wanted[0][0], in_payload)),
-        }
+CANDIDATES, NUM_TOKENS, TOKEN_DIM, EMBEDDING_DIM = 100, 64, 384, 256
+PLACES = {
+    "side file": ("file", ("float16", "int8", "int4", "pq48", "pq32", "pq24", "pq16")),
+    "payload": ("payload", ("int4", "pq48", "pq32", "pq24", "pq16")),
+}
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--records", type=int, default=5000, help="records in the side file")
+    options = _options()
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        times = measure(parser.parse_args().records, Path(folder))
+        for place, (tokens, codecs) in PLACES.items():
+            for codec in codecs:
+                rows.append(_measure(Path(folder), place, tokens, codec, options.records, rng))
+                print(_line(rows[-1]), flush=True)
     report = {
         "candidates": CANDIDATES,
-        "bytes": CANDIDATES * NUM_TOKENS * TOKEN_DIM * 2,
-        "ms": {name: round(ms, 3) for name, ms in times.items()},
-        "ratio to memcpy": {name: round(ms / times["memcpy"], 1) for name, ms in times.items()},
+        "tokens": [NUM_TOKENS, TOKEN_DIM],
+        "records": options.records,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": f"{platform.machine()}, {platform.system()}, CPU",
+        "rows": rows,
     }
-    print(json.dumps(report, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+
+
+def _measure(
+    folder: Path, place: str, tokens: Any, name: str, records: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    contract = TokenContract(
+        "random", "0", "0", EMBEDDING_DIM, "0", num_tokens=NUM_TOKENS, token_dim=TOKEN_DIM
+    )
+    codec = codec_for(name, NUM_TOKENS, TOKEN_DIM)
+    if not codec.fitted:
+        codec = codec.fit(_tokens(64, rng))
+    collection = ImageCollection.create(
+        folder / f"{tokens}-{name}", "images", contract, tokens=tokens, codec=codec
+    )
+    with collection:
+        ids = [str(uuid.UUID(int=i + 1)) for i in range(records)]
+        for start in range(0, records, 250):
+            part = ids[start : start + 250]
+            vectors = rng.standard_normal((len(part), EMBEDDING_DIM)).astype(np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            payloads = [{"path": f"/pictures/{i}.jpg", "width": 640, "height": 480} for i in part]
+            encoding = ImageEncoding(vectors, _tokens(len(part), rng))
+            collection.add(part, encoding, payloads)
+        collection.flush()
+        collection.optimize()
+        queries = rng.standard_normal((60, EMBEDDING_DIM)).astype(np.float32)
+        found = collection.search(queries, CANDIDATES)
+        decoder = TokenDecoder(codec, "cpu")
+        codes = [collection.codes(candidates)[0].codes for candidates in found]
+        source = np.concatenate(codes[:20])
+        target = np.empty_like(codes[0])
+
+        def copy(turn: int) -> None:
+            at = turn % 20 * CANDIDATES
+            np.copyto(target, source[at : at + CANDIDATES])
+
+        def fetch(turn: int) -> None:
+            collection.codes(found[turn])
+
+        def decode(turn: int) -> None:
+            decoder(codes[turn])
+
+        ms = _medians([copy, fetch, decode])
+    return {
+        "place": place,
+        "codec": name,
+        "bytes_per_picture": codec.nbytes,
+        "stored_bytes_per_picture": collection.bytes_per_image(),
+        "memcpy_ms": round(ms[0], 4),
+        "fetch_ms": round(ms[1], 3),
+        "fetch_to_memcpy": round(ms[1] / ms[0], 1),
+        "decode_ms": round(ms[2], 3),
+    }
+
+
+def _medians(calls: list[Callable[[int], None]], repeats: int = 60) -> list[float]:
+    """Return each call's median milliseconds; they take turns, so that noise meets all alike."""
+    times = np.empty((repeats, len(calls)))
+    for turn in range(repeats):
+        for place, call in enumerate(calls):
+            began = time.perf_counter()
+            call(turn)
+            times[turn, place] = time.perf_counter() - began
+    medians: list[float] = (np.median(times, axis=0) * 1e3).tolist()
+    return medians
+
+
+def _tokens(count: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((count, NUM_TOKENS, TOKEN_DIM), dtype=np.float32).astype(np.float16)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['place']:<10} {row['codec']:<8} {row['bytes_per_picture']:>6,} B  "
+        f"fetch {row['fetch_ms']:.3f} ms, {row['fetch_to_memcpy']:.1f} x memcpy; "
+        f"decode {row['decode_ms']:.3f} ms"
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--records", type=int, default=2000, help="pictures in each collection")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

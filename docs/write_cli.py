@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from edje_qdrant.cli import app
 
-COMMANDS = ("demo", "ingest", "search", "info", "eval", "convert", "train")
+# In the order in which they are met; what is not named here follows.
+FIRST = ("demo", "ingest", "search", "info", "eval", "convert", "train")
 PAGE = Path(__file__).parent / "cli.md"
 HEAD = """# Command line
 
 Written by `python docs/write_cli.py` from the commands' own help.
 
 Every command has `--json`: it prints one JSON object, as the last line of standard output. Errors
-are one line on standard error, with exit code 2. `EDJE_QDRANT_URL` and `EDJE_QDRANT_API_KEY` name a
-server and its key.
+are one line on standard error, with exit code 2; a check that found something ends with 1.
+`EDJE_QDRANT_URL` and `EDJE_QDRANT_API_KEY` name a server and its key.
 """
 
 
 def page() -> str:
     """Return the page as it should be."""
     parts = [HEAD]
-    for command in COMMANDS:
+    known = getattr(get_command(app), "commands")  # noqa: B009 - click's, whichever it is
+    for command in dict.fromkeys([*FIRST, *known]):
         result = CliRunner().invoke(
             app, [command, "--help"], prog_name="edje-qdrant", env={"COLUMNS": "88"}
         )

@@ -172,7 +172,7 @@ def ingest(
         "name": collection,
         "model": loaded.name_or_path,
     }
-    print_result(data, _ingest_text(report, points), as_json)
+    print_result(data, _ingest_text(report, points, prune), as_json)
 
 
 @app.command()
@@ -304,10 +304,12 @@ app.command("train")(train)
 app.command("eval", cls=EvalCommand)(evaluate)
 
 
-def _ingest_text(report: IngestReport, points: int) -> str:
+def _ingest_text(report: IngestReport, points: int, prune: bool) -> str:
+    pruned = f"{report.pruned} pruned, " if prune else ""
     lines = [
-        f"{report.added} added, {report.skipped} there already, {len(report.failed)} failed "
-        f"in {report.seconds:.1f} s ({report.images_per_second:.1f} pictures/s); "
+        f"{report.added} added, {report.skipped} there already, {pruned}"
+        f"{len(report.failed)} failed in {report.seconds:.1f} s "
+        f"({report.images_per_second:.1f} pictures/s); "
         f"the collection holds {points}"
     ]
     lines += [f"  {failure.path}: {failure.reason}" for failure in report.failed[:_FAILED_SHOWN]]

@@ -14,11 +14,11 @@ import typer
 
 from edje_qdrant.cli_loading import (
     bar_shown,
+    check_codec_file,
     load_model,
     named_codec,
     open_collection,
     print_result,
-    write_named_codec,
 )
 from edje_qdrant.cli_options import (
     Collection,
@@ -100,11 +100,13 @@ def repair(
     lines = [
         f"{len(report.encoded)} pictures encoded again, {len(report.left)} could not be mended",
         *_findings(report.left),
-        _compacted(report.compacted),
     ]
+    if report.compacted.bytes_before:
+        lines.append(_compacted(report.compacted))
     if report.left:
         lines.append(
-            "put their files back and run this again, or delete them: edje-qdrant delete --id ID"
+            "put their files back and run this again, or delete them, edje-qdrant delete --id ID, "
+            "and then run this again"
         )
     print_result(asdict(report), "\n".join(lines), as_json)
     if report.left:
@@ -121,9 +123,12 @@ def compact(
     """Rewrite side files without the holes that deleted pictures leave."""
     from edje_qdrant.maintenance import compact as compact_collection
 
-    with open_collection(where_is(index, url), collection) as opened:
+    # Damaged side files are no reason: what cannot be read stays where it is.
+    with open_collection(where_is(index, url), collection, mend=True) as opened:
         report = compact_collection(opened, progress=bar_shown(progress))
-    print_result(asdict(report), _compacted(report), as_json)
+        in_files = opened.token_place == "file"
+    text = _compacted(report) if in_files else "tokens are in the payload, which has no holes"
+    print_result(asdict(report), text, as_json)
 
 
 def transcode(
@@ -173,6 +178,9 @@ def fit_codec(
     as_json: Json = False,
 ) -> None:
     """Fit a codec's codebook to pictures or to a collection, for --codec of other commands."""
+    from edje_qdrant.tokens.codec_file import write_codec
+
+    check_codec_file(codec, out)
     if pictures is not None:
         from edje_qdrant.ingest import fit_codec_to_source
 
@@ -187,7 +195,7 @@ def fit_codec(
         with open_collection(where_is(index, url), collection) as opened:
             contract = opened.contract
             fitted = fit(opened, codec, sample=sample)
-    write_named_codec(fitted, out, contract)
+    write_codec(fitted, out, contract=contract)
     data = {"codec": fitted.key, "path": str(out), "bytes_per_image": fitted.nbytes}
     print_result(
         data, f"wrote {out}: {fitted.key}, {fitted.nbytes:,} bytes a picture; use it with --codec",
@@ -208,7 +216,8 @@ def export(
 
     with open_collection(where_is(index, url), collection) as opened:
         report = export_collection(opened, archive, progress=bar_shown(progress))
-    data = {**asdict(report), "path": str(archive), "bytes": archive.stat().st_size}
+    size = archive.expanduser().stat().st_size
+    data = {**asdict(report), "path": str(archive), "bytes": size}
     print_result(data, f"wrote {report.copied} pictures to {archive}", as_json)
 
 
@@ -252,7 +261,7 @@ def copy(
     from edje_qdrant.maintenance import copy_collection
 
     name = new_name or collection
-    if (source, collection) == (target, name):
+    if (_place(source), collection) == (_place(target), name):
         raise ConfigError("source and target are the same collection; give --new-name")
     with open_collection(source, collection) as opened:
         key = api_key()
@@ -280,7 +289,8 @@ def delete(
     """Delete pictures by id or by payload; `compact` frees what their tokens took."""
     if not ids and not where:
         raise ConfigError("say which pictures to delete: --id ID, or --where FIELD=VALUE")
-    with open_collection(where_is(index, url), collection) as opened:
+    # Also where damaged side files keep the collection from being opened otherwise.
+    with open_collection(where_is(index, url), collection, mend=True) as opened:
         before = opened.count()
         if ids:
             opened.delete(ids)
@@ -308,7 +318,7 @@ def update(
     if not ids and not where:
         raise ConfigError("say which pictures to update: --id ID, or --where FIELD=VALUE")
     payload = dict(_field(text) for text in fields)
-    with open_collection(where_is(index, url), collection) as opened:
+    with open_collection(where_is(index, url), collection, mend=True) as opened:
         chosen = opened.existing(ids or [])
         if where:
             for page in opened.index.scroll(filter=_filter(where), payload=False):
@@ -336,9 +346,13 @@ def _field(text: str) -> tuple[str, Any]:
     if not separator or not name:
         raise ConfigError(f"{text!r} is not of the form FIELD=VALUE")
     try:
-        return name, json.loads(value)
-    except ValueError:
+        return name, json.loads(value, parse_constant=str)  # NaN is no JSON
+    except (ValueError, RecursionError):
         return name, value
+
+
+def _place(location: str) -> str:
+    return location if "://" in location else str(Path(location).expanduser().resolve())
 
 
 def _filter(where: list[str]) -> dict[str, Any]:

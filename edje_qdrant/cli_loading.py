@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bar_shown",
+    "check_codec_file",
     "check_device",
     "load_model",
     "named_codec",
@@ -33,7 +34,6 @@ __all__ = [
     "open_or_create",
     "print_result",
     "silence_libraries",
-    "write_named_codec",
 ]
 
 
@@ -116,19 +116,20 @@ def named_codec(name: str, contract: TokenContract) -> FittedCodec:
     return codec_for(name, *shape)
 
 
-def write_named_codec(codec: FittedCodec, path: Path, contract: TokenContract) -> None:
-    """Write a fitted codec to a file.
+def check_codec_file(name: str, path: Path) -> None:
+    """Check, before anything is fitted, that a codec of that name can be written to a file.
 
     Raises:
-        ConfigError: It has nothing to write, or the file's name would not be known for one.
+        ConfigError: There is nothing to write, or the file's name would not be known for one.
     """
-    from edje_qdrant.tokens.codec_file import write_codec
+    from edje_qdrant.tokens.codecs import codec_for
 
-    if codec.parameters() is None:
-        raise ConfigError(f"{codec.name} has no codebook to fit; use its name with --codec")
+    if codec_for(name, 1, 1).fitted:
+        raise ConfigError(f"{name} has no codebook to fit; use its name with --codec")
     if path.suffix != ".safetensors":
         raise ConfigError(f"name the file something.safetensors, not {path.name}")
-    write_codec(codec, path, contract=contract)
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {path.parent}; make it, or choose another")
 
 
 def bar_shown(progress: bool | None) -> bool:

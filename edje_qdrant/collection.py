@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.collection_checks import check_pictures, fitted_codec
+from edje_qdrant.collection_checks import check_points, check_tokens, fitted_codec
 from edje_qdrant.collection_opening import Parts, create_parts, open_parts
 from edje_qdrant.collection_reading import in_order, reference_of, repeated, user_payload
 from edje_qdrant.collection_record import CollectionRecord, TokenPlace
@@ -50,7 +50,7 @@ class ImageCollection:
         self._index, self._store = parts.index, parts.store
         self._record, self._location = parts.record, parts.location
         self._name = name
-        self._turn = RLock()
+        self._turn, self._codec_turn = RLock(), RLock()
 
     @classmethod
     def create(
@@ -190,12 +190,12 @@ class ImageCollection:
             StoreError: The disk or the engine refused; points that were written have their tokens.
             EngineUnavailableError: The server went away; the same holds.
         """
-        check_pictures(self.contract, image_ids, encoding, payloads)
-        if not image_ids:
-            return
-        with self._turn:
-            references = self._store.put(image_ids, encoding.tokens)
-            self._write(image_ids, encoding.embeddings, payloads, references)
+        check_points(self.contract, image_ids, encoding.embeddings, payloads)
+        check_tokens(self.contract, image_ids, encoding.tokens)
+        if image_ids:
+            with self._turn:
+                references = self._store.put(image_ids, encoding.tokens)
+                self._write(image_ids, encoding.embeddings, payloads, references)
 
     def add_codes(
         self,
@@ -213,22 +213,17 @@ class ImageCollection:
             payloads: `n` JSON objects; the key `_edje` is reserved.
 
         Raises:
-            ConfigError: The codec cannot have made the codes, or as `add`.
-            CollectionLockedError: As `add`.
-            StoreError: As `add`.
-            EngineUnavailableError: As `add`.
+            ConfigError: The codec cannot have made the codes; for the rest see `add`.
         """
         if codes.shape != (len(image_ids), self.codec.nbytes) or codes.dtype != np.uint8:
             raise ConfigError(
                 f"codes must be uint8 of shape {(len(image_ids), self.codec.nbytes)} for "
                 f"{self.codec.name}, not {codes.dtype} of shape {codes.shape}"
             )
-        encoding = ImageEncoding(embeddings, self.codec.decode(codes))
-        check_pictures(self.contract, image_ids, encoding, payloads)
-        if not image_ids:
-            return
-        with self._turn:
-            self._write(image_ids, embeddings, payloads, self._store.put_codes(codes))
+        check_points(self.contract, image_ids, embeddings, payloads)
+        if image_ids:
+            with self._turn:
+                self._write(image_ids, embeddings, payloads, self._store.put_codes(codes))
 
     def update_payload(self, payloads: Mapping[str, Payload]) -> None:
         """Set fields of pictures' payloads; other fields, vectors and tokens stay.
@@ -264,16 +259,34 @@ class ImageCollection:
             StoreError: It cannot be kept.
         """
         codec = fitted_codec(self.contract, codec)
-        with self._turn:
+        with self._turn, self._codec_turn:
+            self.reload()  # or codebooks that another process has added would be lost
             record = self._record.with_codec(codec)
             # Kept before it is used: whoever reads a point finds the codebook.
             if isinstance(self._store, FileTokenStore):
-                self._store.begin_segment(codec)
+                if codec.key != self._store.codec.key:
+                    self._store.begin_segment(codec)
                 self._index.set_metadata(record.as_metadata())
             else:
                 self._index.set_metadata(record.as_metadata())
                 self._store = PayloadTokenStore(record.contract, record.codebooks)
             self._record = record
+
+    def reload(self) -> None:
+        """Learn of codecs that another process has chosen since, for tokens in the payload.
+
+        Side files say themselves what encoded them.
+
+        Raises:
+            ContractMismatchError: Another model's collection has taken this one's place.
+            StoreError: The collection cannot be read.
+        """
+        with self._codec_turn:
+            if self._store.in_payload:
+                record = CollectionRecord.read(self._index.reload_metadata(), self._name)
+                self.require(record.contract)
+                self._store = PayloadTokenStore(record.contract, record.codebooks)
+                self._record = record
 
     def flush(self) -> None:
         """Make everything added so far survive a killed process; call it at checkpoints."""
@@ -326,13 +339,16 @@ class ImageCollection:
             TokensNotFoundError: Some are not in the collection; names the ids.
             TokensCorruptError: Stored bytes are not what was written; names the ids.
         """
-        payloads = in_order(image_ids, self._index.retrieve(image_ids))
+        payloads = in_order(image_ids, self._index.retrieve(image_ids, tokens=False))
         vectors = in_order(image_ids, self._index.vectors(image_ids))
         embeddings = np.empty((len(image_ids), self.contract.embedding_dim), np.float32)
         for row, vector in enumerate(vectors):
             embeddings[row] = vector
-        references = [reference_of(payload) for payload in payloads]
-        return ImageEncoding(embeddings, self._store.get(image_ids, references))
+        rows = zip(image_ids, payloads, strict=True)
+        return ImageEncoding(
+            embeddings,
+            self.tokens([Candidate(image_id, 0, 0, payload) for image_id, payload in rows]),
+        )
 
     def delete(self, image_ids: Sequence[str]) -> None:
         """Remove pictures; unknown ids are ignored.
@@ -351,8 +367,6 @@ class ImageCollection:
 
         Raises:
             ConfigError: The filter is empty, or has what a filter cannot have.
-            StoreError: The engine refused.
-            EngineUnavailableError: The server cannot be reached.
         """
         with self._turn:
             self._index.delete_matching(filter)
@@ -415,9 +429,6 @@ class ImageCollection:
         except (TokensNotFoundError, TokensCorruptError):
             # Compacted or transcoded since they were found, perhaps: look where the points say
             # their tokens are by now, and with the codecs that there are by now.
-            if in_payload:
-                record = CollectionRecord.read(self._index.reload_metadata(), self._name)
-                self._store = PayloadTokenStore(record.contract, record.codebooks)
-                self._record = record
+            self.reload()
             again = in_order(image_ids, self._index.retrieve(image_ids))
             return self._store.codes(image_ids, [reference_of(payload) for payload in again])

@@ -10,20 +10,19 @@ from numpy.typing import NDArray
 
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index import TOKENS_KEY
-from edje_qdrant.index.checks import check_points
+from edje_qdrant.index import TOKENS_KEY, checks
 from edje_qdrant.tokens.codecs import Codec, codec_for
-from edje_qdrant.types import ImageEncoding, Payload, Point
+from edje_qdrant.types import Payload, Point
 
-__all__ = ["check_pictures", "fitted_codec"]
+__all__ = ["check_points", "check_tokens", "fitted_codec"]
 
 
 def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
     """Return the codec that a collection of this contract is to use.
 
     Raises:
-        ConfigError: There is none of that name, it has to be fitted first, or the contract's tokens
-            cannot be kept.
+        ConfigError: There is none of that name, it has to be fitted first, it is for tokens of
+            another shape, or the contract's tokens cannot be kept.
     """
     if contract.dtype != "float16":
         raise ConfigError(
@@ -31,6 +30,11 @@ def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
         )
     if isinstance(codec, str):
         codec = codec_for(codec, contract.num_tokens, contract.token_dim)
+    if (codec.num_tokens, codec.token_dim) != (contract.num_tokens, contract.token_dim):
+        raise ConfigError(
+            f"the codec {codec.name} is for {codec.num_tokens} x {codec.token_dim} tokens, the "
+            f"contract's are {contract.num_tokens} x {contract.token_dim}"
+        )
     if not codec.fitted:
         raise ConfigError(
             f"the codec {codec.name} has a codebook, which has to be fitted to tokens first: pass "
@@ -40,51 +44,64 @@ def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
     return codec
 
 
-def check_pictures(
+def check_points(
     contract: TokenContract,
     image_ids: Sequence[str],
-    encoding: ImageEncoding,
+    embeddings: NDArray[np.float32],
     payloads: Sequence[Payload],
 ) -> None:
-    """Refuse what the store or the index would refuse later.
+    """Refuse what the index would refuse later.
 
     Raises:
-        ConfigError: Numbers, shapes or dtypes do not fit the contract, an embedding or a token is
-            not finite, or an id or a payload cannot be stored.
+        ConfigError: Numbers, shapes or dtypes do not fit the contract, an embedding is not finite,
+            or an id or a payload cannot be stored.
     """
-    n = len(image_ids)
-    expected = {
-        "embeddings": ((n, contract.embedding_dim), np.dtype(np.float32)),
-        "tokens": ((n, contract.num_tokens, contract.token_dim), np.dtype(np.float16)),
-    }
-    for what, (shape, dtype) in expected.items():
-        array: NDArray[Any] = getattr(encoding, what)
-        if array.shape != shape or array.dtype != dtype:
-            raise ConfigError(
-                f"{what} must be {dtype} of shape {shape} for {n} ids, as the collection's "
-                f"contract says, not {array.dtype} of shape {array.shape}"
-            )
-        bad = ~np.isfinite(array).reshape(n, -1).all(axis=1) if n else np.zeros(0, bool)
-        if bad.any():
-            first = int(bad.argmax())
-            raise ConfigError(
-                f"{what} of picture {image_ids[first]} hold NaN or infinity; "
-                "check the encoder's precision and its input"
-            )
-    if len(payloads) != n:
-        raise ConfigError(f"{len(payloads)} payloads for {n} ids; give one for each")
+    shape = (len(image_ids), contract.embedding_dim)
+    _check_numbers("embeddings", image_ids, embeddings, shape, np.dtype(np.float32))
+    if len(payloads) != len(image_ids):
+        raise ConfigError(f"{len(payloads)} payloads for {len(image_ids)} ids; give one for each")
     for image_id, payload in zip(image_ids, payloads, strict=True):
         if TOKENS_KEY in payload:
             raise ConfigError(
                 f"the payload of {image_id} has the key {TOKENS_KEY!r}, which is reserved; "
                 "rename it"
             )
-    check_points(
+    checks.check_points(
         [
             Point(image_id, embedding, payload)
-            for image_id, embedding, payload in zip(
-                image_ids, encoding.embeddings, payloads, strict=True
-            )
+            for image_id, embedding, payload in zip(image_ids, embeddings, payloads, strict=True)
         ],
         contract.embedding_dim,
     )
+
+
+def check_tokens(
+    contract: TokenContract, image_ids: Sequence[str], tokens: NDArray[np.float16]
+) -> None:
+    """Refuse tokens that mean nothing, whether or not the codec could keep them.
+
+    Raises:
+        ConfigError: Shape or dtype do not fit the contract, or a token is not finite.
+    """
+    shape = (len(image_ids), contract.num_tokens, contract.token_dim)
+    _check_numbers("tokens", image_ids, tokens, shape, np.dtype(np.float16))
+
+
+def _check_numbers(
+    what: str,
+    image_ids: Sequence[str],
+    array: NDArray[Any],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        raise ConfigError(
+            f"{what} must be {dtype} of shape {shape} for {len(image_ids)} ids, as the "
+            f"collection's contract says, not {array.dtype} of shape {array.shape}"
+        )
+    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1) if len(array) else np.array([])
+    if bad.any():
+        raise ConfigError(
+            f"{what} of picture {image_ids[int(bad.argmax())]} hold NaN or infinity; "
+            "check the encoder's precision and its input"
+        )

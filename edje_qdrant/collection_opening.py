@@ -21,6 +21,8 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.durable import sync_folder
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import EdgeIndex, QdrantIndex, QdrantOptions, VectorIndex
+from edje_qdrant.index.connection import Connection
+from edje_qdrant.index.qdrant_settings import require_absent
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
@@ -71,6 +73,7 @@ def create_parts(
     outside = None if tokens_folder is None else absolute(tokens_folder) / name
 
     if not isinstance(where, Path):
+        _require_absent(where, name, options)
         with new_store(outside, contract, codec) as store:
             record = CollectionRecord.of(store, contract, tokens_folder)
             index = QdrantIndex.create(
@@ -89,6 +92,15 @@ def create_parts(
             scratch.rename(final)
         sync_folder(where)
     return open_parts(where, name, None, options)
+
+
+def _require_absent(where: Any, name: str, options: QdrantOptions) -> None:
+    """Check that a server can be reached and has no such collection, before anything is made."""
+    connection = Connection(where, options)
+    try:
+        require_absent(connection, name)
+    finally:
+        connection.close()
 
 
 def open_parts(

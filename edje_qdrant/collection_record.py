@@ -17,6 +17,7 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.durable import os_errors_as_store_errors
 from edje_qdrant.errors import (
     ConfigError,
+    EngineUnavailableError,
     StoreError,
     TokensCorruptError,
     TokensNotFoundError,
@@ -149,21 +150,16 @@ class CollectionRecord:
         inside = Path(describe(where)) / name / "tokens"
         folder = inside if around is None else absolute(around) / name
         try:
-            store = FileTokenStore.open(folder, lenient=mend)
+            store = FileTokenStore.open(folder, store_id=self.store_id, lenient=mend)
         except (TokensNotFoundError, TokensCorruptError):
             if not mend:
                 raise
             FileTokenStore.rebuild(folder, self.contract, self.store_id or "")
-            store = FileTokenStore.open(folder, lenient=True)
+            store = FileTokenStore.open(folder, store_id=self.store_id, lenient=True)
         try:
             # A crash while the codec is changed can leave the index's word for it behind.
             theirs = store.contract.with_codec(self.contract.codec, self.contract.codec_hash)
             self.contract.require_match(theirs, where=f"the token store at {folder}")
-            if store.store_id != self.store_id:
-                raise TokensCorruptError(
-                    f"the token store at {folder} belongs to another collection; "
-                    "put this collection's own back, or say where it is with tokens_folder"
-                )
         except BaseException:
             store.close()
             raise
@@ -242,7 +238,10 @@ def scratch_folder(final: Path) -> Iterator[Path]:
 def new_store(
     folder: Path | None, contract: TokenContract, codec: Codec
 ) -> Iterator[FileTokenStore | PayloadTokenStore]:
-    """Make a store, in the payload where there is no folder; unmake it if what follows fails."""
+    """Make a store, in the payload where there is no folder; unmake it if what follows fails.
+
+    It stays where a server went away, which may have made the collection that refers to it.
+    """
     if folder is None:
         parameters = codec.parameters()
         yield PayloadTokenStore(contract, None if parameters is None else {codec.key: parameters})
@@ -250,6 +249,9 @@ def new_store(
     store = FileTokenStore.create(folder, contract, codec)
     try:
         yield store
+    except EngineUnavailableError:
+        store.close()
+        raise
     except BaseException:
         store.remove()
         raise

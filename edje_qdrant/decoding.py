@@ -28,11 +28,11 @@ class TokenDecoder:
 
     def __init__(self, codec: Codec, device: torch.device | str) -> None:
         self._nbytes = codec.nbytes
+        self._shape = (codec.num_tokens, codec.token_dim)
         self._device = torch.device(device)
         self._decode: Callable[[Tensor], Tensor]
         if isinstance(codec, Float16Codec):
-            shape = (codec.num_tokens, codec.token_dim)
-            self._decode = lambda codes: codes.view(torch.float16).view(-1, *shape)
+            self._decode = lambda codes: _halves(codes).view(-1, *self._shape)
         elif isinstance(codec, ScaledCodec):
             self._decode = lambda codes: _scaled(codec, codes)
         elif isinstance(codec, ProductCodec):
@@ -51,14 +51,21 @@ class TokenDecoder:
                 f"codes must be uint8 of shape (n, {self._nbytes}), not {codes.dtype} of shape "
                 f"{codes.shape}"
             )
+        if not len(codes):  # an empty array's strides can be such that torch refuses them
+            return torch.empty((0, *self._shape), dtype=torch.float16, device=self._device)
         # torch warns of arrays that cannot be written to; those of a memory map cannot.
         writeable = np.require(codes, requirements=["C", "W"])
         return self._decode(torch.from_numpy(writeable).to(self._device))
 
 
+def _halves(codes: Tensor) -> Tensor:
+    """Return `(k,)` float16; flat, as torch minds the stride even of a single row."""
+    return codes.reshape(-1).view(torch.float16)
+
+
 def _scaled(codec: ScaledCodec, codes: Tensor) -> Tensor:
     m = codec.num_tokens
-    scales = codes[:, : 2 * m].contiguous().view(torch.float16)  # (n, m)
+    scales = _halves(codes[:, : 2 * m]).view(-1, m)
     stored = codes[:, 2 * m :].reshape(len(codes), m, -1)
     if codec.bits == 4:
         halves = torch.stack([stored << 4, stored & 240], dim=-1).view(torch.int8) >> 4
@@ -73,14 +80,22 @@ def _scaled(codec: ScaledCodec, codes: Tensor) -> Tensor:
 def _product(codec: ProductCodec, device: torch.device) -> Callable[[Tensor], Tensor]:
     if codec.codebook is None:
         raise ConfigError(f"{codec.name} has no codebook yet; fit one before decoding with it")
-    pieces, centroids, width = codec.codebook.shape
-    table = torch.from_numpy(codec.codebook.copy()).to(device).view(pieces * centroids, width)
-    starts = torch.arange(0, pieces * centroids, centroids, device=device, dtype=torch.int32)
+    count, centroids, width = codec.codebook.pieces.shape
+    pieces = torch.from_numpy(codec.codebook.pieces.astype(np.float32)).to(device).view(-1, width)
+    whole = torch.from_numpy(codec.codebook.whole.astype(np.float32)).to(device)
+    starts = torch.arange(0, count * centroids, centroids, device=device, dtype=torch.int32)
+    wide = codec.wide_pieces
+    largest = torch.finfo(torch.float16).max
 
     def decode(codes: Tensor) -> Tensor:
-        rows = codes.view(-1, pieces) + starts  # (n * m, M)
-        tokens = table.index_select(0, rows.flatten())
-        tokens = tokens.view(len(codes), codec.num_tokens, pieces * width)
-        return tokens[..., : codec.token_dim].contiguous()
+        rows = codes.view(-1, count + 1)  # (n * m, M)
+        rest = pieces.index_select(0, (rows[:, 1:] + starts).flatten())
+        rest = rest.view(len(rows), count, width)
+        tokens = torch.cat(
+            [rest[:, :wide].flatten(1), rest[:, wide:, : width - 1].flatten(1)], dim=1
+        )
+        tokens += whole.index_select(0, rows[:, 0].int())
+        tokens = tokens.clamp_(-largest, largest).half()
+        return tokens.view(len(codes), codec.num_tokens, codec.token_dim)
 
     return decode

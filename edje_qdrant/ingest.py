@@ -178,9 +178,12 @@ def fit_codec_to_source(
         progress: Show a bar on stderr.
 
     Raises:
-        ConfigError: The source cannot be used, there is no such codec, or too few pictures.
+        ConfigError: The source cannot be used, there is no such codec, too few pictures, or a
+            number is below 1.
         MissingExtraError: The library that fits codebooks is not installed.
     """
+    if sample < 1 or batch_size < 1:
+        raise ConfigError(f"sample {sample} and batch_size {batch_size} must be 1 or more")
     contract = model.contract()
     codec = codec_for(name, contract.num_tokens, contract.token_dim)
     if codec.fitted:

@@ -25,10 +25,10 @@ def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
     """
     stored = collection.index.retrieve([*paths], tokens=False)
     moved = {
-        image_id: {"path": path}
-        for image_id, path in paths.items()
-        if stored[image_id].get("path") != path
-        and not os.path.exists(str(stored[image_id].get("path", "")))
+        image_id: {"path": paths[image_id]}
+        for image_id, payload in stored.items()
+        if payload.get("path") != paths[image_id]
+        and not os.path.exists(str(payload.get("path", "")))
     }
     if moved:
         collection.update_payload(moved)
@@ -50,17 +50,27 @@ def prune_collection(
         failed: What could not be read; pictures with such a path, or below it, stay.
 
     Raises:
-        ConfigError: Lines of the manifest could not be read; nothing was deleted.
+        ConfigError: Lines of the manifest could not be read, or a list names nothing that can be;
+            nothing was deleted.
     """
-    unread = [f.path for f in failed if f.path.startswith(f"{source}:")]
-    if unread:
-        raise ConfigError(
-            f"nothing was pruned: {len(unread)} lines of {source} cannot be read "
-            f"({unread[0].rpartition(':')[2]} first), and pictures they name would be lost"
-        )
     folder = ""
-    if isinstance(source, str | os.PathLike) and Path(source).expanduser().is_dir():
-        folder = os.path.join(os.path.abspath(Path(source).expanduser()), "")
+    if isinstance(source, str | os.PathLike):
+        where = Path(source).expanduser()
+        lines = [f.path.removeprefix(f"{where}:") for f in failed]
+        unread = [int(line) for line in lines if line.isdecimal()]
+        if unread:
+            raise ConfigError(
+                f"nothing was pruned: {len(unread)} lines of {where} cannot be read, line "
+                f"{unread[0]} first, and pictures that they name would be lost; mend them and run "
+                "this again"
+            )
+        if where.is_dir():
+            folder = os.path.join(os.path.abspath(where), "")
+    if not folder and not seen:
+        raise ConfigError(
+            "nothing was pruned: the source names no picture that can be read, so all would go; "
+            "to delete them all, remove the collection"
+        )
     spared = {failure.path for failure in failed}
     spared_below = tuple(os.path.join(path, "") for path in spared)
     pruned = 0
@@ -69,7 +79,7 @@ def prune_collection(
         for point in page:
             path = str(point.payload.get("path", ""))
             if (
-                uuid.UUID(point.id).bytes not in seen
+                _is_gone(point.id, seen)
                 and path.startswith(folder)
                 and path not in spared
                 and not path.startswith(spared_below)
@@ -78,3 +88,10 @@ def prune_collection(
         collection.delete(gone)
         pruned += len(gone)
     return pruned
+
+
+def _is_gone(image_id: str, seen: AbstractSet[bytes]) -> bool:
+    try:
+        return uuid.UUID(image_id).bytes not in seen
+    except ValueError:
+        return False  # a number: no picture, but a point that something else wrote

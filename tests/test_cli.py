@@ -24,7 +24,10 @@ from edje_qdrant.model.official import published_names
 from edje_qdrant.retriever import TwoStageRetriever
 
 WritePictures = Callable[..., list[Path]]
-COMMANDS = ["convert", "demo", "eval", "info", "ingest", "search", "train"]
+COMMANDS = [
+    "compact", "convert", "copy", "delete", "demo", "eval", "export", "fit-codec", "import", "info",
+    "ingest", "repair", "search", "train", "transcode", "update", "verify",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

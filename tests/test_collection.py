@@ -245,6 +245,136 @@ def test_deleting(place):
         assert collection.tokens(found).tobytes() == expected.tobytes()
 
 
+def test_deleting_by_payload(place):
+    ids = ids_of(8)
+    with place.create() as collection:
+        encoding = encoding_of(ids)
+        payloads = [{"album": {"name": "a" if n < 3 else "b"}, "year": n} for n in range(8)]
+        collection.add(ids, encoding, payloads)
+        assert collection.count({"album.name": "b"}) == 5
+        assert collection.count({"album.name": "b", "year": [0, 3, 4]}) == 2
+        assert collection.count({"album.name": "c"}) == 0
+        collection.delete_matching({"album.name": "b", "year": [0, 3, 4]})
+        assert collection.existing(ids) == {*ids} - {ids[3], ids[4]}
+        collection.delete_matching({"album.name": "c"})
+        assert len(collection) == 6
+        for nothing in ({}, None):
+            with pytest.raises(ConfigError, match="delete everything"):
+                collection.delete_matching(nothing)
+        for use in (collection.delete_matching, collection.count):
+            with pytest.raises(ConfigError, match="reserved"):
+                use({"_edje.codec": "float16"})
+        collection.flush()
+    with place.open() as collection:
+        assert collection.count() == collection.count({}) == collection.count(None) == 6
+        (found,) = collection.search(encoding.embeddings[:1], 10)
+        order = [ids.index(c.image_id) for c in found]
+        assert collection.tokens(found).tobytes() == encoding.tokens[order].tobytes()
+
+
+def test_fields_are_set_and_all_else_stays(place):
+    ids = ids_of(4)
+    with place.create() as collection:
+        encoding = fill(collection, ids)
+        vectors = collection.index.vectors(ids)
+        changed = {
+            ids[0]: {"title": "ä", "nested": {"a": None}},
+            ids[1]: {},
+            ids_of(1, start=90)[0]: {"title": "nobody"},
+        }
+        collection.update_payload(changed)
+        collection.update_payload({})
+        collection.flush()
+    with place.open() as collection:
+        assert len(collection) == 4
+        stored = collection.index.retrieve(ids, tokens=False)
+        path = {"path": f"{ids[0]}.png"}
+        assert user_payload(stored[ids[0]]) == {**path, "title": "ä", "nested": {"a": None}}
+        assert [user_payload(stored[i]) for i in ids[1:]] == payloads_of(ids[1:])
+        back = collection.encodings(ids)
+        assert back.tokens.tobytes() == encoding.tokens.tobytes()
+        assert all((back.embeddings[row] == vectors[i]).all() for row, i in enumerate(ids))
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ({"_edje": {}}, "'_edje' .* is reserved"),
+        ({"title": "x", "_edje": None}, "'_edje' .* is reserved"),
+        ({"title": None}, "'title' to None"),
+        ({"title": float("nan")}, "JSON"),
+        ({"title": Path("x")}, "JSON"),
+    ],
+)
+def test_fields_that_cannot_be_set_change_nothing(place, payload, message):
+    ids = ids_of(3)
+    with place.create() as collection:
+        fill(collection, ids)
+        with pytest.raises(ConfigError, match=message):
+            collection.update_payload({ids[0]: {"title": "fine"}, ids[1]: payload})
+        with pytest.raises(ConfigError, match="not a UUID"):
+            collection.update_payload({ids[0]: {"title": "fine"}, "x": {}})
+        stored = collection.index.retrieve(ids, tokens=False)
+        assert [user_payload(stored[i]) for i in ids] == payloads_of(ids)
+        assert len(collection.encodings(ids)) == 3
+
+
+def test_codes_are_added_as_they_are(place):
+    ids = ids_of(5)
+    codec = codec_for("int8", 4, 6)
+    encoding = encoding_of(ids)
+    codes = codec.encode(encoding.tokens)
+    with ImageCollection.create(
+        place.location, "images", CONTRACT, tokens=place.tokens,
+        tokens_folder=place.tokens_folder, codec=codec,
+    ) as collection:  # fmt: skip
+        collection.add_codes([], encoding.embeddings[:0], codes[:0], [])
+        assert len(collection) == 0
+        collection.add_codes(ids, encoding.embeddings, codes, payloads_of(ids))
+        back = collection.encodings(ids)
+        assert back.tokens.tobytes() == codec.decode(codes).tobytes()
+        for wrong in (codes[:4], codes[:, 1:], codes.astype(np.uint16)):
+            with pytest.raises(ConfigError, match="codes must be uint8"):
+                collection.add_codes(ids, encoding.embeddings, wrong, payloads_of(ids))
+        with pytest.raises(ConfigError, match="reserved"):
+            collection.add_codes(ids, encoding.embeddings, codes, [{"_edje": 1}] * 5)
+        with pytest.raises(ConfigError, match="embeddings must be float32"):
+            collection.add_codes(ids, encoding.embeddings[:, 1:], codes, payloads_of(ids))
+
+
+def test_embeddings_of_unit_length_are_kept_to_the_last_bit(edge_file):
+    ids = ids_of(300)
+    with edge_file.create() as collection:
+        given = fill(collection, ids)
+        back = collection.encodings(ids)
+        assert back.embeddings.tobytes() == given.embeddings.tobytes()
+        collection.add(ids, back, payloads_of(ids))
+        assert collection.encodings(ids).embeddings.tobytes() == given.embeddings.tobytes()
+
+
+def test_another_codec_from_now_on(place):
+    ids = ids_of(6)
+    int8 = codec_for("int8", 4, 6)
+    with place.create() as collection:
+        fill(collection, ids[:3])
+        collection.set_codec(int8)
+        assert collection.contract == CONTRACT.with_codec("int8")
+        fill(collection, ids[3:])
+    with place.open() as collection:
+        assert collection.contract == CONTRACT.with_codec("int8")
+        collection.set_codec(int8)  # again, which changes nothing
+        exact = encoding_of(ids).tokens
+        expected = np.concatenate([exact[:3], int8.decode(int8.encode(exact[3:]))])
+        assert collection.encodings(ids).tokens.tobytes() == expected.tobytes()
+        parts = collection.codes(collection.search(encoding_of(ids).embeddings[:1], 6)[0])
+        assert {part.codec.name: len(part.rows) for part in parts} == {"float16": 3, "int8": 3}
+        with pytest.raises(ConfigError, match="has to be fitted"):
+            collection.set_codec(codec_for("pq32", 4, 6))
+        with pytest.raises(ConfigError, match="4 x 5 tokens"):
+            collection.set_codec(codec_for("int8", 4, 5))
+        assert collection.codec.name == "int8"
+
+
 def test_nothing_to_add(place):
     with place.create() as collection:
         collection.add([], encoding_of([]), [])

@@ -8,7 +8,14 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize(("page", "writer"), [("cli", "write_cli"), ("results", "write_results")])
+@pytest.mark.parametrize(
+    ("page", "writer"),
+    [
+        ("cli", "write_cli"),
+        ("results", "write_results"),
+        ("results/storage-tables", "write_storage"),
+    ],
+)
 def test_a_page_says_what_it_was_written_from(page, writer):
     spec = importlib.util.spec_from_file_location(writer, DOCS / f"{writer}.py")
     assert spec is not None

@@ -19,9 +19,15 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 from edje_qdrant.collection import ImageCollection
-from edje_qdrant.errors import ConfigError, ContractMismatchError, StoreError
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.errors import (
+    ConfigError,
+    ContractMismatchError,
+    MissingExtraError,
+    StoreError,
+)
+from edje_qdrant.ingest import fit_codec_to_source, ingest_images
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.types import ImageEncoding, IngestReport
 
 WritePictures = Callable[..., list[Path]]
@@ -536,3 +542,76 @@ def test_both_engines_hold_the_same_after_an_ingest(
         for ours, theirs in zip(collection.search(query, 30), other.search(query, 30), strict=True):
             assert [c.image_id for c in ours] == [c.image_id for c in theirs]
             np.testing.assert_array_equal(collection.tokens(ours), other.tokens(theirs))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> Path:
+    """A folder of 70 pictures, 4 tokens each, and what is none."""
+    folder = tmp_path_factory.mktemp("many")
+    write_pictures(folder, 70)
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_a_codec_is_fitted_to_the_source(many: Path, tiny_model: EDJEModel) -> None:
+    codec = fit_codec_to_source(many, tiny_model, "pq16", progress=False)
+    assert codec.fitted
+    assert codec.key == fit_codec_to_source(many, tiny_model, "pq16", progress=False).key
+    assert codec.key != fit_codec_to_source(many, tiny_model, "pq16", seed=1, progress=False).key
+    pictures = [Image.open(path) for path in sorted(many.glob("picture-*"))]
+    tokens = tiny_model.encode_images(pictures).tokens
+    error = np.abs(codec.decode(codec.encode(tokens)) - tokens).mean()
+    spread = np.abs(tokens - tokens.mean(axis=(0, 1))).mean()
+    assert 0 < error < spread / 4
+
+
+def test_an_ingest_with_a_fitted_codec(many: Path, tmp_path: Path, tiny_model: EDJEModel) -> None:
+    codec = fit_codec_to_source(many, tiny_model, "pq16", progress=False)
+    contract = tiny_model.contract()
+    with ImageCollection.create(tmp_path, "images", contract, codec=codec) as collection:
+        report = ingest(many, collection, tiny_model)
+        assert (report.added, len(report.failed)) == (70, 1)
+        assert collection.bytes_per_image() == 4 * 16
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [
+        ("pq16", {"sample": 60}, "64 pictures or more"),
+        ("pq16", {"sample": 0}, "sample 0"),
+        ("pq16", {"batch_size": 0}, "batch_size 0"),
+        ("zip", {}, "known: float16"),
+    ],
+)
+def test_a_codec_that_cannot_be_fitted(
+    many: Path, tiny_model: EDJEModel, name: str, more: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        fit_codec_to_source(many, tiny_model, name, progress=False, **more)
+
+
+def test_fitting_to_too_few_pictures(
+    tmp_path: Path, tiny_model: EDJEModel, write_pictures: WritePictures
+) -> None:
+    write_pictures(tmp_path, 3)
+    with pytest.raises(ConfigError, match="3 pictures have 12; give 64 pictures or more"):
+        fit_codec_to_source(tmp_path, tiny_model, "pq16", progress=False)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match="0 pictures have 0; give 64"):
+        fit_codec_to_source(tmp_path, tiny_model, "pq16", progress=False)
+    with pytest.raises(ConfigError, match="does not exist"):
+        fit_codec_to_source(tmp_path / "nowhere", tiny_model, "pq16", progress=False)
+
+
+def test_a_codec_without_a_codebook_needs_no_picture(tmp_path: Path, tiny_model: EDJEModel) -> None:
+    found = fit_codec_to_source(tmp_path / "nowhere", tiny_model, "int4", progress=False)
+    assert found == codec_for("int4", 4, 16)
+
+
+def test_fitting_without_its_extra(
+    many: Path, tiny_model: EDJEModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingExtraError, match=r"edje-qdrant\[faiss\]"):
+        fit_codec_to_source(many, tiny_model, "pq16", progress=False)

@@ -90,3 +90,20 @@ def test_scores_that_are_no_numbers_are_never_returned(
     tokens[3, 0, 0] = np.nan
     with pytest.raises(CheckpointError, match="not numbers"):
         Reranker(tiny_model).score("a cat", tokens)
+
+
+@pytest.mark.parametrize("batch_size", [3, 128])
+def test_tokens_that_are_on_the_device_already_score_the_same(
+    tiny_model: EDJEModel, tokens: NDArray[np.float16], batch_size: int
+) -> None:
+    reranker = Reranker(tiny_model, batch_size=batch_size)
+    before = tokens.copy()
+    there = torch.from_numpy(tokens)
+    np.testing.assert_array_equal(
+        reranker.score_pairs(TEXTS, there), reranker.score_pairs(TEXTS, tokens)
+    )
+    np.testing.assert_array_equal(reranker.score("b", there), reranker.score("b", tokens))
+    np.testing.assert_array_equal(tokens, before)
+    assert reranker.score_pairs([], there[:0]).shape == (0,)
+    with pytest.raises(ConfigError, match="2 pictures"):
+        reranker.score_pairs(["a", "b"], there[:3])

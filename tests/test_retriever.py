@@ -20,6 +20,8 @@ from edje_qdrant.errors import (
     CollectionNotFoundError,
     ConfigError,
     ContractMismatchError,
+    StoreError,
+    TokensCorruptError,
     TokensNotFoundError,
 )
 from edje_qdrant.ingest import ingest_images
@@ -260,3 +262,174 @@ def test_both_engines_and_both_token_places_give_the_same_ranking(
         with TwoStageRetriever(collection, tiny_model) as other:
             found = other.search_batch(TEXTS, top_k=10, num_candidates=25)
         assert [ranking(r) for r in found] == [ranking(r) for r in expected], what
+
+
+@pytest.fixture(params=["edge-file", "edge-payload", "memory-payload"])
+def spoilt(
+    request: pytest.FixtureRequest, tmp_path: Path, tiny_model: EDJEModel, pictures: list[Path]
+) -> Iterator[TwoStageRetriever]:
+    """A collection of its own, for tests to damage."""
+    engine, tokens = request.param.split("-")
+    place = tmp_path / "index" if engine == "edge" else ":memory:"
+    contract = tiny_model.contract()
+    collection = ImageCollection.create(place, "images", contract, tokens=tokens)
+    ingest_images(pictures[:20], collection, tiny_model, progress=False)
+    with TwoStageRetriever(collection, tiny_model) as opened:
+        yield opened
+
+
+def damage(retriever: TwoStageRetriever, *image_ids: str) -> None:
+    """Let points state another checksum than their tokens have."""
+    for image_id, payload in retriever.collection.index.retrieve(image_ids).items():
+        reference = {**payload["_edje"], "checksum": "0" * 16}
+        retriever.collection.index.set_payload({image_id: {"_edje": reference}})
+
+
+def lose(retriever: TwoStageRetriever, *image_ids: str) -> None:
+    """Let points not say where their tokens are."""
+    retriever.collection.index.set_payload(dict.fromkeys(image_ids, {"_edje": {}}))
+
+
+def places(result: SearchResult) -> list[tuple[str, float | None]]:
+    return [(hit.image_id, None if hit.score is None else round(hit.score, 4)) for hit in result]
+
+
+def expected_places(result: SearchResult, unread: set[str]) -> list[tuple[str, float | None]]:
+    """Return what `result` would be if these had no score and kept their first-stage place."""
+    first = sorted(result, key=lambda hit: hit.retrieval_rank)
+    scored = [hit for hit in result if hit.image_id not in unread]
+    return [
+        (hit.image_id, None)
+        if hit.image_id in unread
+        else ((best := scored.pop(0)).image_id, round(best.score or 0.0, 4))
+        for hit in first
+    ]
+
+
+@pytest.mark.parametrize(
+    "ranks", [[1], [7], [20], [1, 2, 3], [4, 9, 15], [1, 20], list(range(1, 20))]
+)
+def test_pictures_that_cannot_be_scored_keep_their_first_stage_place(
+    spoilt: TwoStageRetriever, ranks: list[int]
+) -> None:
+    whole = spoilt.search(TEXTS[0], top_k=20)
+    assert not whole.degraded
+    assert whole.reason is None
+    assert [h.retrieval_rank for h in whole] != sorted(h.retrieval_rank for h in whole)
+    unread = [hit.image_id for hit in whole if hit.retrieval_rank in ranks]
+    damage(spoilt, *unread[::2])
+    lose(spoilt, *unread[1::2])
+    result = spoilt.search(TEXTS[0], top_k=20, on_missing="first_stage")
+    assert places(result) == expected_places(whole, {*unread})
+    assert [hit.rank for hit in result] == list(range(1, 21))
+    assert all(h.rank == h.retrieval_rank for h in result if h.score is None)
+    assert {h.image_id: h.payload for h in result} == {h.image_id: h.payload for h in whole}
+    assert result.degraded
+    assert result.reason is not None
+    assert result.reason.startswith(f"{len(ranks)} of 20 candidates could not be scored")
+    # The first few, and reasons are those that the candidates themselves have.
+    assert any(image_id in result.reason for image_id in unread)
+    assert (
+        places(spoilt.search(TEXTS[0], top_k=3, num_candidates=20, on_missing="first_stage"))
+        == (places(result)[:3])
+    )
+
+
+def test_where_none_can_be_scored_the_first_stage_stands(spoilt: TwoStageRetriever) -> None:
+    whole = spoilt.search(TEXTS[0], top_k=20)
+    lose(spoilt, *(hit.image_id for hit in whole))
+    result = spoilt.search(TEXTS[0], on_missing="first_stage")
+    first = sorted(whole, key=lambda hit: hit.retrieval_rank)
+    assert places(result) == [(hit.image_id, None) for hit in first[:10]]
+    assert result.reason is not None
+    assert result.reason.startswith("20 of 20 candidates")
+
+
+def test_without_leave_they_end_the_search_and_are_named(spoilt: TwoStageRetriever) -> None:
+    whole = spoilt.search(TEXTS[0], top_k=20)
+    a, b = whole[3].image_id, whole[8].image_id
+    damage(spoilt, a, b)
+    for more in ({}, {"on_missing": "error"}):
+        with pytest.raises(TokensCorruptError) as caught:
+            spoilt.search(TEXTS[0], **more)
+        assert {*caught.value.image_ids} == {a, b}
+        assert a in str(caught.value)
+    # Those that are no candidates are nobody's concern.
+    low = max(whole, key=lambda hit: hit.retrieval_rank)
+    if low.image_id not in (a, b):
+        best = min(hit.retrieval_rank for hit in whole if hit.image_id in (a, b))
+        if best > 1:
+            assert len(spoilt.search(TEXTS[0], top_k=best - 1, num_candidates=best - 1)) == best - 1
+    lose(spoilt, b)
+    with pytest.raises(TokensNotFoundError) as missing:
+        spoilt.search_batch(TEXTS)
+    assert missing.value.image_ids == (b,)
+
+
+def test_in_a_batch_only_the_query_concerned_is_degraded(
+    spoilt: TwoStageRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = spoilt.search_batch(TEXTS, top_k=2, num_candidates=2)
+    found = [{hit.image_id for hit in result} for result in whole]
+    concerned, image_id = next(
+        (number, image_id)
+        for number, own in enumerate(found)
+        for image_id in sorted(own)
+        if not any(image_id in other for other in found[:number] + found[number + 1 :])
+    )
+    damage(spoilt, image_id)
+    for pairs_at_once in (1000, 3, 1):
+        monkeypatch.setattr(spoilt, "_pairs_at_once", pairs_at_once)
+        results = spoilt.search_batch(TEXTS, top_k=2, num_candidates=2, on_missing="first_stage")
+        for number, result in enumerate(results):
+            assert result.degraded == (number == concerned)
+            if number == concerned:
+                assert places(result) == expected_places(whole[number], {image_id})
+                assert result.reason is not None
+                assert result.reason.startswith("1 of 2 candidates")
+            else:
+                assert places(result) == places(whole[number])
+                assert result.reason is None
+
+
+def test_a_picture_that_two_queries_found_is_unread_in_both(spoilt: TwoStageRetriever) -> None:
+    whole = spoilt.search_batch(TEXTS, top_k=20)
+    image_id = whole[0][0].image_id
+    damage(spoilt, image_id)
+    results = spoilt.search_batch(TEXTS, top_k=20, on_missing="first_stage")
+    for ours, theirs in zip(results, whole, strict=True):
+        assert places(ours) == expected_places(theirs, {image_id})
+
+
+def test_a_side_file_that_is_lost_is_no_end_where_it_is_allowed(
+    tmp_path: Path, tiny_model: EDJEModel, pictures: list[Path]
+) -> None:
+    with ImageCollection.create(tmp_path, "images", tiny_model.contract()) as collection:
+        ingest_images(pictures[:10], collection, tiny_model, progress=False)
+    (side_file,) = (tmp_path / "images" / "tokens").glob("tokens-*.bin")
+    side_file.unlink()
+    with pytest.raises(TokensNotFoundError):
+        ImageCollection.open(tmp_path, "images")
+    with TwoStageRetriever(
+        ImageCollection.open(tmp_path, "images", mend=True), tiny_model
+    ) as retriever:
+        result = retriever.search("a cat", on_missing="first_stage")
+        assert [hit.score for hit in result] == [None] * 10
+        with pytest.raises(TokensNotFoundError):
+            retriever.search("a cat")
+
+
+def test_trouble_with_the_store_itself_ends_the_search_always(spoilt: TwoStageRetriever) -> None:
+    spoilt.collection.close()
+    with pytest.raises(StoreError, match="closed"):
+        spoilt.search("a cat", on_missing="first_stage")
+
+
+def test_what_on_missing_takes(retriever: TwoStageRetriever) -> None:
+    for wrong in ("ignore", None, True):
+        with pytest.raises(ConfigError, match="on_missing"):
+            retriever.search("a cat", on_missing=wrong)  # type: ignore[arg-type]
+    whole = retriever.search("a cat")
+    same = retriever.search("a cat", on_missing="first_stage")
+    assert places(same) == places(whole)
+    assert not same.degraded

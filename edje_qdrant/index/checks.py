@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,12 @@ __all__ = [
 #: What one float of a vector takes as JSON text.
 FLOAT_BYTES = 22
 
+# Of the length of a vector of float32 numbers that was scaled to 1.
+_ROUNDING = 2.0**-22
+
 # What is around a payload where it is set: the operation, and the id.
 _OPERATION_BYTES = 200
+_CANONICAL = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NOT_IN_NAMES = frozenset('\0\x1f"*/:<>?\\|')
 
 
@@ -150,6 +155,8 @@ def check_ids(image_ids: Sequence[str]) -> list[str]:
         ConfigError: One is no UUID in its canonical form.
     """
     for image_id in image_ids:
+        if isinstance(image_id, str) and _CANONICAL.fullmatch(image_id):
+            continue  # every search comes through here, and this is ten times faster
         try:
             canonical = str(uuid.UUID(image_id))
         except (ValueError, AttributeError, TypeError) as error:
@@ -162,7 +169,8 @@ def check_ids(image_ids: Sequence[str]) -> list[str]:
 def check_vectors(vectors: NDArray[np.floating[Any]], dim: int) -> NDArray[np.float32]:
     """Return `(n, d)` vectors scaled to unit length.
 
-    Scaling happens here, not in the engines, so that all of them store the same numbers.
+    Scaling happens here, not in the engines, so that all of them store the same numbers. What is of
+    unit length already, but for rounding, stays as it is to the last bit, and so do copies of it.
 
     Raises:
         ConfigError: The shape is not `(n, dim)`, a number is not finite, or a vector is zero.
@@ -182,8 +190,11 @@ def check_vectors(vectors: NDArray[np.floating[Any]], dim: int) -> NDArray[np.fl
             f"vector {unfit[0]} of {len(array)} is zero or holds numbers that are not finite; "
             "it has no direction to compare: check the encoder and its input"
         )
-    wide /= peaks
-    unit: NDArray[np.float32] = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype("f4")
+    scaled = wide / peaks
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        given = np.abs(peaks * norms - 1) < _ROUNDING
+    unit: NDArray[np.float32] = np.where(given, wide, scaled / norms).astype(np.float32)
     return unit
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from edje_qdrant.index.folder import (
     refuse_existing,
     reporting,
     require_existing,
+    require_space,
     write_metadata,
 )
 from edje_qdrant.index.pages import pages
@@ -93,6 +94,7 @@ class EdgeIndex(VectorIndex):
                 # The rename is what makes the index exist: a crash before it leaves a folder that
                 # create takes again and open reports as empty.
                 shutil.rmtree(folder / _NEW_SHARD, ignore_errors=True)
+                require_space(folder)
                 EdgeShard.create(str(folder / _NEW_SHARD), config).close()
                 write_metadata(folder, dim, kept)
                 (folder / _NEW_SHARD).rename(folder / SHARD)
@@ -157,11 +159,13 @@ class EdgeIndex(VectorIndex):
 
         Raises:
             ConfigError: An id, a vector or a payload cannot be stored; nothing was written.
-            StoreError: The index is closed, or the engine failed.
+            StoreError: The index is closed, the disk is nearly full, or the engine failed; earlier
+                batches may have been written.
         """
         checked = check_points(points, self._dim)
         with self._engine() as shard:
             for batch in in_batches(checked, _BATCH):
+                require_space(self._folder)
                 shard.update(edge_requests.upsert(batch))
 
     def set_payload(self, payloads: Mapping[str, Payload]) -> None:
@@ -169,11 +173,13 @@ class EdgeIndex(VectorIndex):
 
         Raises:
             ConfigError: An id or a payload cannot be used; nothing was written.
-            StoreError: The index is closed, or the engine failed; some payloads may have been set.
+            StoreError: The index is closed, the disk is nearly full, or the engine failed; some
+                payloads may have been set.
         """
         checked = check_payloads(payloads)
         with self._engine() as shard:
             for batch in in_batches(checked, _BATCH):
+                require_space(self._folder)
                 for ids, payload in by_payload(batch):
                     shard.update(edge_requests.set_payload(ids, payload))
 
@@ -202,8 +208,13 @@ class EdgeIndex(VectorIndex):
         """Merge what was written and build the graph, where there are vectors enough for one.
 
         Points written later are scanned until the next call, so searches stay right meanwhile.
+
+        Raises:
+            StoreError: The index is closed, the disk has no room for a second copy of what is
+                merged, or the engine failed.
         """
         with self._engine() as shard:
+            require_space(self._folder, _allocated(self._folder / SHARD))
             shard.optimize()
 
     def existing(self, image_ids: Sequence[str]) -> set[str]:
@@ -346,3 +357,14 @@ class EdgeIndex(VectorIndex):
             if self._shard is None:  # another thread closed it meanwhile
                 raise StoreError(closed) from error
             raise
+
+
+def _allocated(folder: Path) -> int:
+    """Return the bytes that a folder's files take on the disk, holes left out."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # the engine may be tidying up
+            status = path.stat()
+            # Windows does not count blocks.
+            total += 512 * getattr(status, "st_blocks", -(-status.st_size // 512))
+    return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = [
     "refuse_existing",
     "reporting",
     "require_existing",
+    "require_space",
     "write_metadata",
 ]
 
@@ -29,6 +31,7 @@ SHARD = "shard"
 _FORMAT = 2
 _METADATA = "index.json"
 _LOCK = "index.lock"
+_SPARE_BYTES = 64 << 20
 
 
 @contextmanager
@@ -84,6 +87,24 @@ def require_existing(folder: Path) -> None:
         with suppress(OSError):
             known = sorted(p.name for p in parent.iterdir() if (p / SHARD).is_dir())
         raise CollectionNotFoundError(str(parent), folder.absolute().name, known)
+
+
+def require_space(folder: Path, nbytes: int = 0) -> None:
+    """Check that the disk has `nbytes` free, and 64 MB to spare.
+
+    The engine writes through memory maps into files with holes. Where the disk has no room for one
+    of their pages, the system ends the process, and nobody is left to report it.
+
+    Raises:
+        StoreError: It has not.
+    """
+    disk = shutil.disk_usage(folder)
+    needed = nbytes + _SPARE_BYTES
+    if disk.total and disk.free < needed:  # some network disks do not say
+        raise StoreError(
+            f"cannot write to {folder}: no space left on the device, as {disk.free >> 20} MB are "
+            f"free and {needed >> 20} MB needed; free some and try again"
+        )
 
 
 def lock_folder(folder: Path) -> BinaryIO:

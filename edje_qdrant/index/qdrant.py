@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.errors import CollectionNotFoundError, StoreError
+from edje_qdrant.errors import CollectionNotFoundError, ConfigError, StoreError
 from edje_qdrant.index import qdrant_requests
 from edje_qdrant.index.batches import by_payload, in_batches, in_runs, vectors_per_request
 from edje_qdrant.index.checks import (
@@ -28,7 +28,13 @@ from edje_qdrant.index.connection import Connection, QdrantOptions
 from edje_qdrant.index.filters import Filter, qdrant_filter, require_filter
 from edje_qdrant.index.pages import pages
 from edje_qdrant.index.protocol import VectorIndex
-from edje_qdrant.index.qdrant_settings import as_metadata, new_settings, read_settings
+from edje_qdrant.index.qdrant_settings import (
+    as_metadata,
+    new_settings,
+    read_settings,
+    require_absent,
+    was_made,
+)
 from edje_qdrant.index.ranking import SLACK, rank
 from edje_qdrant.types import Candidate, Payload, Point
 
@@ -87,18 +93,19 @@ class QdrantIndex(VectorIndex):
         connection = Connection(location, options)
         client = connection.client
         try:
-            if connection.call(name, client.collection_exists, name):
-                raise StoreError(
-                    f"there is a collection {name!r} at {connection.address} already; "
-                    "open it, or choose another name"
+            require_absent(connection, name)
+            try:
+                connection.call(
+                    name,
+                    client.create_collection,
+                    name,
+                    **new_settings(dim),
+                    metadata=as_metadata(kept),
                 )
-            connection.call(
-                name,
-                client.create_collection,
-                name,
-                **new_settings(dim),
-                metadata=as_metadata(kept),
-            )
+            except (ConfigError, StoreError):
+                # Made by the first try, of which the answer was lost?
+                if not was_made(connection, name, kept):
+                    raise
             read_settings(connection, name)  # an old server drops metadata without a word
         except BaseException:
             connection.close()

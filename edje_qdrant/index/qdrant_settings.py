@@ -8,7 +8,7 @@ from edje_qdrant.errors import StoreError
 from edje_qdrant.index import hnsw
 from edje_qdrant.index.connection import Connection
 
-__all__ = ["as_metadata", "new_settings", "read_settings"]
+__all__ = ["as_metadata", "new_settings", "read_settings", "require_absent", "was_made"]
 
 # The key of Qdrant's collection metadata that holds ours. Qdrant merges new metadata into the old
 # by its top-level keys, and replaces the value of each whole: under a key of its own, ours is
@@ -58,3 +58,24 @@ def read_settings(connection: Connection, name: str) -> tuple[int, dict[str, Any
             "no metadata; choose another name, or upgrade the server and delete it"
         )
     return vectors.size, metadata
+
+
+def require_absent(connection: Connection, name: str) -> None:
+    """Check that there is no collection of that name.
+
+    Raises:
+        StoreError: There is one.
+    """
+    if connection.call(name, connection.client.collection_exists, name):
+        raise StoreError(
+            f"there is a collection {name!r} at {connection.address} already; "
+            "open it, or choose another name"
+        )
+
+
+def was_made(connection: Connection, name: str, metadata: dict[str, Any]) -> bool:
+    """Return whether there is a collection with this very metadata."""
+    try:
+        return read_settings(connection, name)[1] == metadata
+    except StoreError:
+        return False

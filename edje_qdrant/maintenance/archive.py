@@ -13,12 +13,14 @@ import io
 import json
 import os
 import tarfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
@@ -57,11 +59,11 @@ def export_collection(
     path = Path(path).expanduser()
     if path.exists():
         raise ConfigError(f"there is something at {path} already; choose another name")
-    fresh = path.with_name(f"{path.name}.new")
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     with os_errors_as_store_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with fresh.open("wb") as file:
+            with fresh.open("xb") as file:
                 report = _write(collection, file, progress=progress)
                 file.flush()
                 os.fsync(file.fileno())
@@ -103,9 +105,9 @@ def import_collection(
     with os_errors_as_store_errors("read", path), _opened(path) as archive:
         members = _members(archive, path)
         contract = _head(members, path)
-        codec = _codec(members, contract)
+        codec = _codec(members, contract, path)
         with _target(location, name, contract, codec, options) as target:
-            for part in _parts(members, path, progress=progress):
+            for part in _parts(members, codec.key, path, progress=progress):
                 fresh = add_part(target, part)
                 copied += fresh
                 skipped += len(part.image_ids) - fresh
@@ -116,14 +118,18 @@ def import_collection(
 
 
 def _write(collection: ImageCollection, file: BinaryIO, *, progress: bool) -> CopyReport:
-    head = {"magic": _MAGIC, "format": _FORMAT, "contract": collection.contract.as_dict()}
-    parameters = collection.codec.parameters()
+    with collection.alone():
+        collection.reload()
+        contract, codec = collection.contract, collection.codec
+    head = {"magic": _MAGIC, "format": _FORMAT, "contract": contract.as_dict()}
+    parameters = codec.parameters()
     count = nbytes = number = 0
     with tarfile.open(fileobj=file, mode="w") as archive:
         _add(archive, "archive", ".json", json.dumps(head, indent=1).encode())
         if parameters is not None:
             _add(archive, "codec", ".safetensors", parameters)
-        for number, part in enumerate(stored_parts(collection, progress=progress), start=1):
+        parts = stored_parts(collection, codec, progress=progress)
+        for number, part in enumerate(parts, start=1):
             _add(archive, f"part{number - 1:05}", ".safetensors", _packed(part))
             count += len(part.image_ids)
             nbytes += part.codes.nbytes
@@ -148,10 +154,35 @@ def _packed(part: Part) -> bytes:
     )
 
 
-def _unpacked(data: bytes) -> Part:
-    arrays = load(data)
-    image_ids, payloads = json.loads(arrays["points"].tobytes())
-    return Part(image_ids, arrays["embeddings"], arrays["codes"], payloads)
+def _unpacked(data: bytes, codec: str, path: Path) -> Part:
+    """Read a part.
+
+    Raises:
+        TokensCorruptError: It is none.
+    """
+    try:
+        arrays = load(data)
+        image_ids, payloads = json.loads(arrays["points"].tobytes())
+        return Part(codec, image_ids, arrays["embeddings"], arrays["codes"], payloads)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TokensCorruptError(_damaged(path)) from error
+
+
+def _object(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return _mapping(json.loads(data), path)
+    except (ValueError, RecursionError) as error:
+        raise TokensCorruptError(_damaged(path)) from error
+
+
+def _mapping(value: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TokensCorruptError(_damaged(path))
+    return value
+
+
+def _damaged(path: Path) -> str:
+    return f"the archive {path} is damaged or cut short; take another copy of it"
 
 
 def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, bytes]]:
@@ -160,7 +191,7 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, bytes]
     Raises:
         TokensCorruptError: A member is damaged, or the archive ends within one.
     """
-    damaged = f"the archive {path} is damaged or cut short; take another copy of it"
+    damaged = _damaged(path)
     try:
         for member in archive:
             stem, _, rest = member.name.partition("-")
@@ -185,21 +216,26 @@ def _opened(path: Path) -> tarfile.TarFile:
 
 def _head(members: Iterator[tuple[str, bytes]], path: Path) -> TokenContract:
     stem, data = next(members)
-    head = json.loads(data) if stem == "archive" else {}
+    head = _object(data, path) if stem == "archive" else {}
     if head.get("magic") != _MAGIC or head.get("format") != _FORMAT:
         raise StoreError(
             f"{path} has format {head.get('format')!r} of {head.get('magic')!r}, this version "
             f"reads format {_FORMAT} of {_MAGIC!r}; use the version of the package that wrote it"
         )
-    return TokenContract.from_dict(head["contract"])
+    return TokenContract.from_dict(_mapping(head.get("contract"), path))
 
 
-def _codec(members: Iterator[tuple[str, bytes]], contract: TokenContract) -> Codec:
+def _codec(members: Iterator[tuple[str, bytes]], contract: TokenContract, path: Path) -> Codec:
     parameters = next(members)[1] if contract.codec_hash else None
-    return codec_for(contract.codec, contract.num_tokens, contract.token_dim, parameters)
+    codec = codec_for(contract.codec, contract.num_tokens, contract.token_dim, parameters)
+    if codec.hash != contract.codec_hash:
+        raise TokensCorruptError(f"the archive {path} holds another codebook than its own")
+    return codec
 
 
-def _parts(members: Iterator[tuple[str, bytes]], path: Path, *, progress: bool) -> Iterator[Part]:
+def _parts(
+    members: Iterator[tuple[str, bytes]], codec: str, path: Path, *, progress: bool
+) -> Iterator[Part]:
     """Yield the parts, to the last.
 
     Raises:
@@ -209,10 +245,10 @@ def _parts(members: Iterator[tuple[str, bytes]], path: Path, *, progress: bool) 
     with tqdm(desc="importing", unit=" pictures", disable=not progress) as shown:
         for stem, data in members:
             if stem == "end":
-                if json.loads(data) != {"parts": parts, "pictures": pictures}:
+                if _object(data, path) != {"parts": parts, "pictures": pictures}:
                     raise TokensCorruptError(f"the archive {path} lacks parts; take another copy")
                 return
-            part = _unpacked(data)
+            part = _unpacked(data, codec, path)
             yield part
             parts += 1
             pictures += len(part.image_ids)

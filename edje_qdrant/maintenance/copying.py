@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.collection_reading import user_payload
+from edje_qdrant.errors import StoreError
 from edje_qdrant.maintenance.points import pages, recoded, stored_codes
 from edje_qdrant.maintenance.reports import CopyReport
+from edje_qdrant.tokens.codecs import Codec
 
 __all__ = ["Part", "add_part", "copy_collection", "stored_parts"]
 
@@ -22,20 +24,24 @@ class Part:
     """Hold `n` pictures as a collection stores them.
 
     Attributes:
+        codec: Key of the codec.
         image_ids: `n` UUID strings.
         embeddings: `(n, d)` float32, unit length.
-        codes: `(n, nbytes)` uint8, of the collection's codec.
+        codes: `(n, nbytes)` uint8, of that codec.
         payloads: `n` JSON objects, without what concerns tokens.
     """
 
+    codec: str
     image_ids: list[str]
     embeddings: NDArray[np.float32]
     codes: NDArray[np.uint8]
     payloads: list[dict[str, Any]]
 
 
-def stored_parts(collection: ImageCollection, *, progress: bool = False) -> Iterator[Part]:
-    """Yield a collection's pictures, each checked against its checksum.
+def stored_parts(
+    collection: ImageCollection, codec: Codec, *, progress: bool = False
+) -> Iterator[Part]:
+    """Yield a collection's pictures, each checked against its checksum, all in one codec.
 
     Others may search the collection meanwhile; pictures added meanwhile may or may not be seen.
 
@@ -48,24 +54,37 @@ def stored_parts(collection: ImageCollection, *, progress: bool = False) -> Iter
         points, parts, failed = stored_codes(collection, page)
         for error in failed.values():
             raise error  # a copy that leaves pictures out would be no copy
+        if not points:
+            continue
         yield Part(
+            codec.key,
             [point.id for point in points],
             np.stack([point.vector for point in points]),
-            recoded(collection, parts, len(points)),
+            recoded(codec, parts, len(points)),
             [user_payload(point.payload) for point in points],
         )
 
 
 def add_part(target: ImageCollection, part: Part) -> int:
-    """Write those pictures of a part that are not there yet; return how many."""
-    there = target.existing(part.image_ids)
-    fresh = [row for row, image_id in enumerate(part.image_ids) if image_id not in there]
-    target.add_codes(
-        [part.image_ids[row] for row in fresh],
-        part.embeddings[fresh],
-        part.codes[fresh],
-        [part.payloads[row] for row in fresh],
-    )
+    """Write those pictures of a part that are not there yet; return how many.
+
+    Raises:
+        StoreError: The target's codec was changed meanwhile, or it cannot be written.
+    """
+    with target.alone():
+        if target.codec.key != part.codec:
+            raise StoreError(
+                f"the codec of the collection {target.name!r} was changed to {target.codec.key} "
+                f"while pictures came in {part.codec}; transcode it back, and run this again"
+            )
+        there = target.existing(part.image_ids)
+        fresh = [row for row, image_id in enumerate(part.image_ids) if image_id not in there]
+        target.add_codes(
+            [part.image_ids[row] for row in fresh],
+            part.embeddings[fresh],
+            part.codes[fresh],
+            [part.payloads[row] for row in fresh],
+        )
     return len(fresh)
 
 
@@ -88,11 +107,12 @@ def copy_collection(
         StoreError: One of them cannot be read or written.
         EngineUnavailableError: The server went away; what was written is kept.
     """
+    source.reload()
     target.contract.require_match(
         source.contract, where=f"the collection {source.name!r} at {source.location}"
     )
     copied = skipped = nbytes = 0
-    for part in stored_parts(source, progress=progress):
+    for part in stored_parts(source, target.codec, progress=progress):
         fresh = add_part(target, part)
         copied += fresh
         skipped += len(part.image_ids) - fresh

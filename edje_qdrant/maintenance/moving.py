@@ -29,8 +29,9 @@ def compact(collection: ImageCollection, *, progress: bool = False) -> CompactRe
     """Rewrite side files that have holes, and delete those that nothing refers to.
 
     Holes are what deleted and replaced pictures, and crashed ingests, leave. Disk space for the
-    records that are moved is needed once more while it runs. Tokens in the payload have no holes:
-    there the engine is asked to tidy up.
+    records that are moved is needed once more while it runs; they are stored in the collection's
+    codec, whatever they were in. Tokens in the payload have no holes: there the engine is asked to
+    tidy up.
 
     Raises:
         CollectionLockedError: Another process is writing tokens.
@@ -42,19 +43,23 @@ def compact(collection: ImageCollection, *, progress: bool = False) -> CompactRe
         collection.optimize()
         return CompactReport(0, (), 0, 0)
     with collection.alone():
+        store.begin_writing()  # before looking, or another process may write to what is to go
         before = store.disk_bytes()
         used: Counter[str] = Counter()
         for page in pages(collection, "looking", progress=progress):
             used.update(segment for _, segment, _ in records_in_use(page))
-        holed = {s.id for s in store.segments() if used[s.id] < s.num_records or not s.num_records}
+        listed = store.segments()
+        holed = {s.id for s in listed if used[s.id] < s.num_records}
+        # An empty one at the end is where writing goes on behind a damaged one.
+        holed |= {s.id for s in listed[:-1] if not s.num_records}
         holed |= {s.id for s in store.unlisted()}
         moved = 0
         unreadable: tuple[str, ...] = ()
         if any(used[segment] for segment in holed):
-            store.begin_segment()
             moved, unreadable = _move(
                 collection,
                 lambda point: reference_of(point.payload).get("segment") in holed,
+                begin=store.begin_segment,
                 progress=progress,
             )
         _drop_unused(collection, store, holed)
@@ -83,9 +88,12 @@ def transcode(
     """
     with collection.alone():
         store = collection.store
-        before = store.disk_bytes() if isinstance(store, FileTokenStore) else 0
-        if codec.key != collection.codec.key:
-            collection.set_codec(codec)
+        before = 0
+        if isinstance(store, FileTokenStore):
+            store.begin_writing()
+            before = store.disk_bytes()
+        # Also where it is the codec by now: a killed run may have told the side file alone.
+        collection.set_codec(codec)
         store = collection.store
         if not isinstance(store, FileTokenStore):
             moved, unreadable = _move(
@@ -94,27 +102,37 @@ def transcode(
                 progress=progress,
             )
             return CompactReport(moved, unreadable, 0, 0)
-        other = {s.id for s in [*store.segments(), *store.unlisted()] if s.codec != codec.key}
+        found = [*store.segments(), *store.unlisted()]
+        done = {s.id for s in found if s.codec == codec.key}
         moved, unreadable = _move(
             collection,
-            lambda point: reference_of(point.payload).get("segment") in other,
+            lambda point: reference_of(point.payload).get("segment") not in done,
             progress=progress,
         )
-        _drop_unused(collection, store, other)
+        _drop_unused(collection, store, {s.id for s in found} - done)
         return CompactReport(moved, unreadable, before, store.disk_bytes())
 
 
 def _move(
-    collection: ImageCollection, concerned: Callable[[Point], bool], *, progress: bool
+    collection: ImageCollection,
+    concerned: Callable[[Point], bool],
+    *,
+    begin: Callable[[], None] | None = None,
+    progress: bool,
 ) -> tuple[int, tuple[str, ...]]:
-    """Write the tokens of the points concerned anew; return how many, and which cannot be read."""
+    """Write the tokens of the points concerned anew; return how many, and which cannot be read.
+
+    `begin` is called once, before the first are written.
+    """
     moved = 0
     unreadable: list[str] = []
     for page in pages(collection, "moving", progress=progress):
         points, parts, failed = stored_codes(collection, [p for p in page if concerned(p)])
         unreadable += failed
         if points:
-            _repoint(collection, points, recoded(collection, parts, len(points)))
+            if begin is not None and not moved:
+                begin()
+            _repoint(collection, points, recoded(collection.codec, parts, len(points)))
             moved += len(points)
     collection.flush()
     return moved, tuple(unreadable)
@@ -135,7 +153,10 @@ def _repoint(
 
 def _drop_unused(collection: ImageCollection, store: FileTokenStore, segments: set[str]) -> None:
     """Delete those of the side files that no point refers to, whoever wrote it meanwhile."""
+    if not segments:
+        return
     used = {
         segment for page in pages(collection, "looking") for _, segment, _ in records_in_use(page)
     }
-    store.drop_segments(segments - used)
+    if segments - used:
+        store.drop_segments(segments - used)

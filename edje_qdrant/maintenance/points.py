@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.collection_reading import readable, reference_of
 from edje_qdrant.errors import StoreError
+from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.protocol import StoredCodes
 from edje_qdrant.types import Point
 
@@ -27,6 +29,7 @@ def pages(
 
     Points that are rewritten or deleted while their page is looked at do no harm.
     """
+    collection.reload()
     with tqdm(total=collection.count(), desc=what, unit=" pictures", disable=not progress) as shown:
         for page in collection.index.scroll(
             batch_size=PAGE, tokens=collection.store.in_payload, vectors=vectors
@@ -42,11 +45,26 @@ def stored_codes(
 
     Returns:
         The points whose tokens can be read, these tokens (their rows count readable points), and
-        id -> error of the others.
+        id -> error of the others. Points that were deleted meanwhile may be in neither.
 
     Raises:
         StoreError: The store itself cannot be read.
     """
+    found = _read(collection, points)
+    if not found[2]:
+        return found
+    # Compacted, transcoded or deleted since their page was read, perhaps.
+    collection.reload()
+    now = collection.index.retrieve([*found[2]], tokens=collection.store.in_payload)
+    left = [point for point in points if point.id not in found[2] or point.id in now]
+    return _read(
+        collection, [replace(point, payload=now.get(point.id, point.payload)) for point in left]
+    )
+
+
+def _read(
+    collection: ImageCollection, points: Sequence[Point]
+) -> tuple[list[Point], list[StoredCodes], dict[str, StoreError]]:
     return readable(
         points,
         lambda point: point.id,
@@ -56,11 +74,8 @@ def stored_codes(
     )
 
 
-def recoded(
-    collection: ImageCollection, parts: Sequence[StoredCodes], count: int
-) -> NDArray[np.uint8]:
-    """Return `(count, nbytes)` codes in the collection's own codec; its own are not touched."""
-    codec = collection.codec
+def recoded(codec: Codec, parts: Sequence[StoredCodes], count: int) -> NDArray[np.uint8]:
+    """Return `(count, nbytes)` codes of a codec; those that are its own are not touched."""
     codes = np.empty((count, codec.nbytes), np.uint8)
     for part in parts:
         same = part.codec.key == codec.key
@@ -73,5 +88,5 @@ def records_in_use(points: Sequence[Point]) -> Iterator[tuple[str, str, int]]:
     for point in points:
         reference = reference_of(point.payload)
         segment, record = reference.get("segment"), reference.get("record")
-        if isinstance(segment, str) and isinstance(record, int):
+        if isinstance(segment, str) and type(record) is int:
             yield point.id, segment, record

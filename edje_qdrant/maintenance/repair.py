@@ -53,9 +53,9 @@ def repair(
         collection.require(model.contract())
     store = collection.store
     if isinstance(store, FileTokenStore):
-        # The last side file may have lost its end; nothing is ever written behind a loss.
-        store.begin_segment()
-    broken = [f for f in verify(collection, progress=progress).findings if f.kind in _MENDED]
+        store.begin_writing(mend=True)
+    found = verify(collection, progress=progress).findings
+    broken = {f.image_id: f for f in found if f.kind in _MENDED}.values()
     mendable: list[Finding] = []
     left: list[Finding] = []
     for finding in broken:
@@ -63,9 +63,9 @@ def repair(
     encoded: list[str] = []
     if model is not None:
         for batch in batches(mendable, batch_size):
-            failed = _encode_again(collection, model, batch)
+            done, failed = _encode_again(collection, model, batch)
+            encoded += done
             left += failed
-            encoded += [f.image_id for f in batch if f not in failed]
     collection.flush()
     return RepairReport(tuple(encoded), tuple(left), compact(collection, progress=progress))
 
@@ -79,22 +79,26 @@ def _same_content(finding: Finding) -> bool:
 
 def _encode_again(
     collection: ImageCollection, model: EDJEModel, findings: Sequence[Finding]
-) -> list[Finding]:
-    """Encode pictures and write them over; return those whose file cannot be decoded any more."""
+) -> tuple[list[str], list[Finding]]:
+    """Encode pictures and write them over.
+
+    Returns:
+        The ids of those written, and those whose file cannot be decoded any more.
+    """
     failed: list[Finding] = []
-    pictures: list[tuple[Finding, Image.Image]] = []
+    pictures: dict[str, Image.Image] = {}
     for finding in findings:
         picture = _opened(str(finding.path))
         if picture is None:
             failed.append(finding)
         else:
-            pictures.append((finding, picture))
-    if pictures:
-        encoding = model.encode_images([picture for _, picture in pictures])
-        ids = [finding.image_id for finding, _ in pictures]
-        payloads = collection.index.retrieve(ids, tokens=False)
+            pictures[finding.image_id] = picture
+    payloads = collection.index.retrieve([*pictures], tokens=False)
+    ids = [image_id for image_id in pictures if image_id in payloads]  # or deleted meanwhile
+    if ids:
+        encoding = model.encode_images([pictures[image_id] for image_id in ids])
         collection.add(ids, encoding, [user_payload(payloads[image_id]) for image_id in ids])
-    return failed
+    return ids, failed
 
 
 def _opened(path: str) -> Image.Image | None:

@@ -42,7 +42,7 @@ class CopyReport:
     Attributes:
         copied: Pictures written.
         skipped: Pictures that were there already.
-        nbytes: Bytes of their tokens, as stored.
+        nbytes: Bytes of the tokens of both, as stored.
     """
 
     copied: int
@@ -87,7 +87,7 @@ class VerifyReport:
 
     @property
     def clean(self) -> bool:
-        """Return whether every picture can be ranked by what was written for it."""
+        """Return whether nothing is wrong with any picture; orphans are no fault."""
         return not self.findings
 
     def counts(self) -> dict[str, int]:

@@ -26,10 +26,13 @@ def fit_codec(
         seed: Of the draw and of the fit.
 
     Raises:
-        ConfigError: There is no such codec, or too few pictures.
+        ConfigError: There is no such codec, too few pictures, or `sample` is below 1.
+        TokensCorruptError: A drawn picture's tokens are damaged; names the ids.
         MissingExtraError: The library that fits codebooks is not installed.
         StoreError: The collection cannot be read.
     """
+    if sample < 1:
+        raise ConfigError(f"sample is {sample}; draw 1 picture or more, 2048 are enough")
     contract = collection.contract
     codec = codec_for(name, contract.num_tokens, contract.token_dim)
     if codec.fitted:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.errors import ImageReadError, StoreError, TokensNotFoundError
@@ -13,7 +12,7 @@ from edje_qdrant.maintenance.points import pages, records_in_use, stored_codes
 from edje_qdrant.maintenance.reports import Finding, FindingKind, VerifyReport
 from edje_qdrant.pictures import picture_id
 from edje_qdrant.tokens.file_store import FileTokenStore
-from edje_qdrant.tokens.segment import segment_path
+from edje_qdrant.tokens.manifest import Segment
 from edje_qdrant.types import Point
 
 __all__ = ["path_of", "verify"]
@@ -37,26 +36,59 @@ def verify(
         EngineUnavailableError: The server cannot be reached.
     """
     findings: list[Finding] = []
-    used: dict[str, NDArray[np.bool_]] = {}
+    store = collection.store
+    listed = store.segments() if isinstance(store, FileTokenStore) else []
+    unlisted = store.unlisted() if isinstance(store, FileTokenStore) else []
+    records = _Records([*listed, *unlisted])
     points = 0
     for page in pages(collection, "verifying", progress=progress):
         points += len(page)
-        _, parts, failed = stored_codes(collection, page)
+        read, parts, failed = stored_codes(collection, page)
         findings += [_unreadable(point, failed[point.id]) for point in page if point.id in failed]
-        findings += _used_twice(page, used)
+        findings += records.used_by(page, failed)
         key = collection.codec.key
-        if any(part.codec.key != key for part in parts):
-            good = [point for point in page if point.id not in failed]
-            findings += [
-                _finding("other codec", good[row], f"{part.codec.key}, not {key}: transcode it")
-                for part in parts
-                if part.codec.key != key
-                for row in part.rows.tolist()
-            ]
+        findings += [
+            _finding("other codec", read[row], f"{part.codec.key}, not {key}: transcode it")
+            for part in parts
+            if part.codec.key != key
+            for row in part.rows.tolist()
+        ]
         if pictures:
             findings += _pictures(page)
-    orphans, orphan_bytes, unlisted = _orphans(collection, used)
-    return VerifyReport(points, tuple(findings), orphans, orphan_bytes, unlisted)
+    names = tuple(f"tokens-{segment.id}.bin" for segment in unlisted)
+    return VerifyReport(points, tuple(findings), *records.orphans(), names)
+
+
+class _Records:
+    """Mark the records of side files that points refer to.
+
+    Files and records that have come since are left out: their points may not be seen.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+        # 1 where a point refers to the record, 2 where it is that point's tokens.
+        self._marks = {s.id: np.zeros(s.num_records, np.uint8) for s in segments}
+
+    def used_by(self, page: Sequence[Point], failed: Mapping[str, StoreError]) -> Iterator[Finding]:
+        """Mark what points refer to; yield those whose tokens are another point's too."""
+        points = {point.id: point for point in page}
+        for image_id, segment, record in records_in_use(page):
+            marks = self._marks.get(segment)
+            if marks is None or not 0 <= record < len(marks):
+                continue
+            if image_id in failed:
+                marks[record] = max(marks[record], 1)
+                continue
+            if marks[record] == 2:
+                where = f"record {record} of tokens-{segment}.bin"
+                yield _finding("record used twice", points[image_id], where)
+            marks[record] = 2
+
+    def orphans(self) -> tuple[int, int]:
+        """Return how many records nothing refers to, and their bytes."""
+        counts = [(s, int((self._marks[s.id] == 0).sum())) for s in self._segments]
+        return sum(n for _, n in counts), sum(n * s.record_bytes for s, n in counts)
 
 
 def path_of(point: Point) -> str | None:
@@ -74,23 +106,6 @@ def _unreadable(point: Point, error: StoreError) -> Finding:
     return _finding("tokens missing" if missing else "tokens damaged", point, str(error))
 
 
-def _used_twice(page: Sequence[Point], used: dict[str, NDArray[np.bool_]]) -> Iterator[Finding]:
-    """Mark the records that points refer to; yield the points that refer to a marked one."""
-    by_id = {point.id: point for point in page}
-    for image_id, segment, record in records_in_use(page):
-        if not 0 <= record < 2**32:
-            continue  # found unreadable already
-        marks = used.get(segment, np.zeros(0, np.bool_))
-        if record >= len(marks):
-            marks = np.concatenate([marks, np.zeros(record + 1024, np.bool_)])
-            used[segment] = marks
-        if marks[record]:
-            yield _finding(
-                "record used twice", by_id[image_id], f"record {record} of tokens-{segment}.bin"
-            )
-        marks[record] = True
-
-
 def _pictures(page: Sequence[Point]) -> Iterator[Finding]:
     for point in page:
         path = path_of(point)
@@ -103,20 +118,3 @@ def _pictures(page: Sequence[Point]) -> Iterator[Finding]:
         else:
             if found != point.id:
                 yield _finding("picture changed", point, "its content is another one's by now")
-
-
-def _orphans(
-    collection: ImageCollection, used: dict[str, NDArray[np.bool_]]
-) -> tuple[int, int, tuple[str, ...]]:
-    """Return records nobody refers to, their bytes, and side files that are not listed."""
-    store = collection.store
-    if not isinstance(store, FileTokenStore):
-        return 0, 0, ()
-    unlisted = store.unlisted()
-    count = nbytes = 0
-    for segment in [*store.segments(), *unlisted]:
-        marks = used.get(segment.id, np.zeros(0, np.bool_))
-        orphans = segment.num_records - int(marks[: segment.num_records].sum())
-        count += orphans
-        nbytes += orphans * segment.record_bytes
-    return count, nbytes, tuple(segment_path(store.folder, s.id).name for s in unlisted)

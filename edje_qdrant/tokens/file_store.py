@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.durable import os_errors_as_store_errors, sync_folder
-from edje_qdrant.errors import ConfigError, StoreError, TokensCorruptError
+from edje_qdrant.errors import ConfigError, StoreError, TokensNotFoundError
 from edje_qdrant.tokens.checksum import checksums
-from edje_qdrant.tokens.codec_file import read_codec, write_codec
+from edje_qdrant.tokens.codebooks import drop_codebooks, keep_codebook, stored_codec
 from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.tokens.file_writer import WRITER_LOCK, FileWriter, lock_store
-from edje_qdrant.tokens.manifest import MANIFEST_NAME, Manifest, Segment
+from edje_qdrant.tokens.manifest import MANIFEST_NAME, Manifest, Segment, another_stores
 from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
 from edje_qdrant.tokens.reading import Located, Problems, gathered, located
 from edje_qdrant.tokens.segment import (
@@ -28,6 +28,7 @@ from edje_qdrant.tokens.segment import (
     SegmentReader,
     found_segments,
     segment_path,
+    segments_without_manifest,
     whole_records,
 )
 
@@ -91,35 +92,45 @@ class FileTokenStore:
                         f"{folder} holds a token store already; open the collection it belongs to, "
                         "or remove that folder if there is none"
                     )
-                _keep_codec(folder, codec, contract)
+                keep_codebook(folder, codec, contract)
                 manifest.write(folder)
                 sync_folder(folder.parent)
         return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: str | Path, *, lenient: bool = False) -> FileTokenStore:
+    def open(
+        cls, folder: str | Path, *, store_id: str | None = None, lenient: bool = False
+    ) -> FileTokenStore:
         """Open a store; nothing is written and no lock is taken before the first `put`.
 
         Args:
             folder: The store's.
+            store_id: What the collection's index says; another store is refused.
             lenient: Leave damaged and missing side files to be noticed when they are read.
 
         Raises:
             TokensNotFoundError: There is no store, or a side file is gone.
-            TokensCorruptError: The manifest is damaged, or a side file is not the one it names.
+            TokensCorruptError: The manifest is damaged or another collection's, or a side file is
+                not the one it names.
             StoreError: It cannot be read, or another version wrote it.
         """
         folder = Path(folder)
-        store = cls(folder, Manifest.read(folder))
-        try:
-            store._codec_of(store.contract.codec_key)
-            if not lenient:
-                for segment in store._manifest.segments:
+        while True:
+            store = cls(folder, Manifest.read(folder))
+            if store_id not in (None, store.store_id):
+                raise another_stores(folder)
+            try:
+                store._codec_of(store.contract.codec_key)
+                for segment in () if lenient else store._manifest.segments:
                     store._reader(segment.id)
-        except BaseException:
-            store.close()
-            raise
-        return store
+                return store
+            except BaseException as error:
+                store.close()
+                # What it names may have been dropped just now: then there is another manifest.
+                if not isinstance(error, TokensNotFoundError) or (
+                    Manifest.read(folder) == store._manifest
+                ):
+                    raise
 
     @classmethod
     def rebuild(cls, folder: str | Path, contract: TokenContract, store_id: str) -> None:
@@ -132,13 +143,14 @@ class FileTokenStore:
 
         Raises:
             TokensNotFoundError: The codebook that the contract names is gone.
+            TokensCorruptError: It is damaged, or the folder is another collection's.
             CollectionLockedError: Another process is writing.
             StoreError: The folder cannot be read or written.
         """
         folder = Path(folder)
         with os_errors_as_store_errors("repair the token store in", folder), lock_store(folder):
-            _stored_codec(folder, contract, contract.codec_key)
-            segments = tuple(found_segments(folder, store_id))
+            stored_codec(folder, contract, contract.codec_key)
+            segments = segments_without_manifest(folder, store_id)
             Manifest(store_id, _SEGMENT_BYTES, contract, segments).write(folder)
 
     @property
@@ -167,8 +179,9 @@ class FileTokenStore:
         Raises:
             ConfigError: The tokens do not fit the contract, or the ids' number the tokens'.
             CollectionLockedError: Another process is writing.
-            TokensCorruptError: The last side file has lost records; nothing was written.
-            StoreError: The file cannot be written; no reference was given out.
+            TokensCorruptError: The last side file is damaged; nothing was written.
+            StoreError: The file cannot be written; no reference was given out. Or another process
+                has changed the codec since the store was opened.
         """
         codes = self.codec.encode(tokens)
         if len(image_ids) != len(codes):
@@ -179,18 +192,15 @@ class FileTokenStore:
         """Append `(n, codec.nbytes)` uint8 that `codec` made; return references, in order.
 
         Raises:
+            ConfigError: The codec makes no codes of that size.
             CollectionLockedError: Another process is writing.
-            TokensCorruptError: The last side file has lost records; nothing was written.
-            StoreError: As `put`; another process has changed the codec meanwhile, for one.
+            TokensCorruptError: The last side file is damaged; nothing was written.
+            StoreError: As `put`.
         """
+        if codes.shape[1:] != (self.codec.nbytes,):
+            raise ConfigError(f"{self.codec.name} makes no codes of shape {codes.shape}")
         with self._mutex, os_errors_as_store_errors("write to the side file in", self._folder):
-            writer = self._writing()
-            if codes.shape[1] != self.codec.nbytes:
-                raise StoreError(
-                    f"the codec of the token store in {self._folder} is {self.codec.name} by now; "
-                    "open the collection again"
-                )
-            places = writer.append(codes, self.codec)
+            places = self._writing().append(codes, self.codec)
         return [
             {"segment": segment, "record": record, "checksum": checksum}
             for (segment, record), checksum in zip(places, checksums(codes), strict=True)
@@ -285,6 +295,24 @@ class FileTokenStore:
         found = found_segments(self._folder, self.store_id)
         return sum(HEADER_BYTES + s.num_records * s.record_bytes for s in found)
 
+    def begin_writing(self, *, mend: bool = False) -> None:
+        """Become the one writer now, not at the first `put`, and learn what others have written.
+
+        Args:
+            mend: Where the last side file is damaged, begin another one: nothing is ever written
+                behind a loss.
+
+        Raises:
+            CollectionLockedError: Another process is writing.
+            StoreError: Another process has changed the codec since the store was opened, or the
+                folder cannot be written.
+        """
+        with self._mutex, os_errors_as_store_errors("write to the side file in", self._folder):
+            writer = self._writing()
+            whole = not mend or writer.is_whole()
+        if not whole:
+            self.begin_segment()
+
     def begin_segment(self, codec: Codec | None = None) -> None:
         """Begin a side file, which takes what is put from now on; with another codec if given.
 
@@ -297,15 +325,14 @@ class FileTokenStore:
             contract = None
             if codec is not None:
                 contract = self.contract.with_codec(codec.name, codec.hash)
-                _keep_codec(self._folder, codec, contract)
+                keep_codebook(self._folder, codec, contract)
             writer.begin_segment(codec or self.codec, contract)
         self.flush()
 
     def drop_segments(self, segment_ids: Collection[str]) -> None:
         """Delete side files that no point refers to, and codebooks that no side file needs.
 
-        The one that new records go to stays. Readers that have the others open keep reading; what
-        they find anew is elsewhere.
+        Readers that have them open keep reading; what they find anew is elsewhere.
 
         Raises:
             CollectionLockedError: Another process is writing.
@@ -321,9 +348,7 @@ class FileTokenStore:
                     reader.close()
             needed = {s.codec for s in found_segments(self._folder, self.store_id)}
             needed.add(self.contract.codec_key)
-            for path in self._folder.glob("codec-*.safetensors"):
-                if path.stem.removeprefix("codec-") not in needed:
-                    path.unlink(missing_ok=True)
+            drop_codebooks(self._folder, needed)
 
     def nbytes_per_image(self) -> int:
         """Return the bytes of a record."""
@@ -345,8 +370,7 @@ class FileTokenStore:
                 (self._folder / MANIFEST_NAME).unlink(missing_ok=True)
                 for segment in found_segments(self._folder, self.store_id):
                     segment_path(self._folder, segment.id).unlink(missing_ok=True)
-                for path in self._folder.glob("codec-*.safetensors"):
-                    path.unlink(missing_ok=True)
+                drop_codebooks(self._folder)
                 (self._folder / WRITER_LOCK).unlink(missing_ok=True)
             with suppress(OSError):
                 self._folder.rmdir()
@@ -365,7 +389,7 @@ class FileTokenStore:
 
     def _codec_of(self, key: str) -> Codec:
         if key not in self._codecs:
-            self._codecs[key] = _stored_codec(self._folder, self.contract, key)
+            self._codecs[key] = stored_codec(self._folder, self.contract, key)
         return self._codecs[key]
 
     def _reader(self, segment_id: str) -> SegmentReader:
@@ -382,35 +406,22 @@ class FileTokenStore:
         return reader
 
     def _writing(self) -> FileWriter:
-        """Return the writer, which is begun here."""
+        """Return the writer, which is begun here.
+
+        Raises:
+            CollectionLockedError: Another process is writing.
+            StoreError: Another process has changed the codec since the store was opened.
+        """
         self._require_open()
         if self._writer is None:
-            self._writer = FileWriter(self._folder, self.store_id)
-            self._manifest = self._writer.manifest
+            writer = FileWriter(self._folder, self.store_id)
+            key = writer.manifest.contract.codec_key
+            if key != self.contract.codec_key:
+                writer.close()
+                # What was encoded for the old one must not end up among the new one's codes.
+                raise StoreError(
+                    f"the codec of the token store in {self._folder} is {key} by now, not "
+                    f"{self.contract.codec_key}; open the collection again"
+                )
+            self._writer, self._manifest = writer, writer.manifest
         return self._writer
-
-
-def _stored_codec(folder: Path, contract: TokenContract, key: str) -> Codec:
-    """Return the codec of a key, its codebook read from the folder where it has one.
-
-    Raises:
-        ConfigError: There is no codec of that name.
-        StoreError: The codebook is missing or damaged.
-    """
-    name, _, has_codebook = key.partition("-")
-    shape = (contract.num_tokens, contract.token_dim)
-    if not has_codebook:
-        return codec_for(name, *shape)
-    codec = read_codec(_codec_path(folder, key), *shape)
-    if codec.key != key:
-        raise TokensCorruptError(f"{_codec_path(folder, key)} holds {codec.key}; restore it")
-    return codec
-
-
-def _keep_codec(folder: Path, codec: Codec, contract: TokenContract) -> None:
-    if codec.parameters() is not None:
-        write_codec(codec, _codec_path(folder, codec.key), contract=contract)
-
-
-def _codec_path(folder: Path, key: str) -> Path:
-    return folder / f"codec-{key}.safetensors"

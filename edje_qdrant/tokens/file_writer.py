@@ -19,9 +19,12 @@ from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.manifest import Manifest, Segment
 from edje_qdrant.tokens.segment import (
     HEADER_BYTES,
+    drop_unfinished,
     new_segment_file,
+    segment_header,
     segment_path,
     whole_records,
+    write_whole,
 )
 
 __all__ = ["WRITER_LOCK", "FileWriter", "lock_store"]
@@ -66,6 +69,7 @@ class FileWriter:
             self.manifest = Manifest.read(folder)
             if self.manifest.store_id != store_id:
                 raise StoreError(f"the token store in {folder} was replaced; open it again")
+            drop_unfinished(folder, {segment.id for segment in self.manifest.segments})
         except BaseException:
             lock.close()
             raise
@@ -75,10 +79,14 @@ class FileWriter:
         self._file: BinaryIO | None = None  # the last segment's
         self._filled: list[BinaryIO] = []  # filled since the last flush
 
-    @property
-    def current(self) -> str | None:
-        """Return the id of the segment that is appended to, if one is by now."""
-        return None if self._file is None else self.segments[-1].id
+    def is_whole(self) -> bool:
+        """Return whether the last side file, if there is one, can be appended to."""
+        try:
+            if self._file is None and self.segments:
+                self._opened_last().close()
+        except TokensCorruptError:
+            return False
+        return True
 
     def append(self, codes: NDArray[np.uint8], codec: Codec) -> list[tuple[str, int]]:
         """Append `(n, codec.nbytes)` records; return the segment and number of each.
@@ -107,10 +115,10 @@ class FileWriter:
         Raises:
             OSError: It cannot be made.
         """
-        if contract is not None:
-            self.manifest = replace(self.manifest, contract=contract)
         segment = Segment(uuid.uuid4().hex[:8], codec.key, codec.nbytes)
         file = new_segment_file(self._folder, self.manifest.store_id, segment)
+        if contract is not None:  # not before, or one that failed would be stated by the next flush
+            self.manifest = replace(self.manifest, contract=contract)
         if self._file is not None:
             self._filled.append(self._file)
         self.segments.append(segment)
@@ -132,16 +140,18 @@ class FileWriter:
             self._filled.pop().close()
 
     def drop(self, segment_ids: Collection[str]) -> None:
-        """Delete side files, listed or not, but never the one that is appended to.
+        """Delete side files, listed or not, also the one that is appended to.
 
         Raises:
             OSError: They cannot be deleted.
             StoreError: The manifest cannot be written.
         """
-        dropped = {segment_id for segment_id in segment_ids if segment_id != self.current}
-        self.segments = [s for s in self.segments if s.id not in dropped]
+        if self._file is not None and self.segments[-1].id in segment_ids:
+            self._filled.append(self._file)
+            self._file = None
+        self.segments = [s for s in self.segments if s.id not in segment_ids]
         self._write_manifest()
-        for segment_id in dropped:
+        for segment_id in segment_ids:
             segment_path(self._folder, segment_id).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -157,21 +167,15 @@ class FileWriter:
 
     def _find_the_end(self, codec: Codec) -> None:
         """Open the last side file behind its last whole record, see the note above."""
-        if self._file is not None:
+        if self._file is not None and self.segments[-1].codec == codec.key:
             return
         last = self.segments[-1] if self.segments else None
         if last is None or last.codec != codec.key:
             self.begin_segment(codec)
             return
-        path = segment_path(self._folder, last.id)
-        file = path.open("r+b", buffering=0)
+        file = self._opened_last()
         try:
             whole = whole_records(os.fstat(file.fileno()).st_size, last.record_bytes)
-            if whole < last.num_records:
-                raise TokensCorruptError(
-                    f"the side file {path} holds {whole} of {last.num_records} records; run "
-                    "`edje-qdrant repair`, or restore it from a copy"
-                )
             file.truncate(HEADER_BYTES + whole * last.record_bytes)
         except BaseException:
             file.close()
@@ -179,13 +183,38 @@ class FileWriter:
         self.segments[-1] = replace(last, num_records=whole)
         self._file = file
 
+    def _opened_last(self) -> BinaryIO:
+        """Open the last side file for writing.
+
+        Raises:
+            OSError: It cannot be opened.
+            TokensCorruptError: It is gone, its header is damaged, or it has lost records.
+        """
+        last = self.segments[-1]
+        path = segment_path(self._folder, last.id)
+        advice = "run `edje-qdrant repair`, or restore it from a copy"
+        try:
+            file = path.open("r+b", buffering=0)
+        except FileNotFoundError as error:
+            raise TokensCorruptError(f"the side file {path} is gone; {advice}") from error
+        try:
+            if file.read(HEADER_BYTES) != segment_header(self.manifest.store_id, last):
+                raise TokensCorruptError(f"the side file {path} has a damaged header; {advice}")
+            whole = whole_records(os.fstat(file.fileno()).st_size, last.record_bytes)
+            if whole < last.num_records:
+                raise TokensCorruptError(
+                    f"the side file {path} holds {whole} of {last.num_records} records; {advice}"
+                )
+        except BaseException:
+            file.close()
+            raise
+        return file
+
     def _write(self, codes: NDArray[np.uint8], last: Segment) -> None:
         file = self._file
         assert file is not None
         file.seek(HEADER_BYTES + last.num_records * last.record_bytes)
-        left = memoryview(codes.tobytes())
-        while left:
-            left = left[file.write(left) :]
+        write_whole(file, codes.tobytes())
         self.segments[-1] = replace(last, num_records=last.num_records + len(codes))
 
 

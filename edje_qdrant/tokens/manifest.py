@@ -13,7 +13,7 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
 from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
 
-__all__ = ["FORMAT", "MAGIC", "MANIFEST_NAME", "Manifest", "Segment"]
+__all__ = ["FORMAT", "MAGIC", "MANIFEST_NAME", "Manifest", "Segment", "another_stores"]
 
 #: What manifests and segments call themselves, and the version of their layout.
 MAGIC = "edje-qdrant tokens"
@@ -120,6 +120,14 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise TokensCorruptError(damaged) from error
+
+
+def another_stores(folder: Path) -> TokensCorruptError:
+    """Return the error to raise where a folder holds another collection's store."""
+    return TokensCorruptError(
+        f"the token store at {folder} belongs to another collection; put this collection's own "
+        "back, or say where it is with tokens_folder"
+    )
 
 
 def _sealed(data: dict[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,27 @@ from safetensors.numpy import load
 
 from edje_qdrant.errors import TokensCorruptError
 
-__all__ = ["Parameters", "codebook_hash", "pack", "unpack"]
+__all__ = ["Codebook", "Parameters", "pack", "unpack"]
 
 _FORMAT = "edje-qdrant codec 1"
-_TENSOR = "codebook"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codebook:
+    """Hold the tables of a codec with `M` bytes a token.
+
+    Attributes:
+        whole: `(256, d_text)` float16, finite.
+        pieces: `(M - 1, 256, width)` float16, finite; the narrower ones end with a 0.
+    """
+
+    whole: NDArray[np.float16]
+    pieces: NDArray[np.float16]
+
+    @property
+    def hash(self) -> str:
+        """Return 16 hexadecimal digits of the SHA-256 of both tables' little-endian bytes."""
+        return hashlib.sha256(_bytes(self.whole) + _bytes(self.pieces)).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,44 +44,35 @@ class Parameters:
     Attributes:
         name: The codec's.
         token_dim: Width of the tokens it was fitted to.
-        codebook: `(M, 256, width)` float16, finite.
+        codebook: The tables.
         adapter_hash: Of the adapter that made those tokens; `""` where that is not known.
     """
 
     name: str
     token_dim: int
-    codebook: NDArray[np.float16]
+    codebook: Codebook
     adapter_hash: str = ""
-
-
-def codebook_hash(codebook: NDArray[np.float16]) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of a codebook's little-endian bytes."""
-    return hashlib.sha256(_bytes(codebook)).hexdigest()[:16]
 
 
 def pack(parameters: Parameters) -> bytes:
     """Turn parameters into safetensors bytes; the same parameters give the same bytes."""
-    data = _bytes(parameters.codebook)
+    tables = {"whole": parameters.codebook.whole, "pieces": parameters.codebook.pieces}
     metadata = {
         "format": _FORMAT,
         "name": parameters.name,
         "token_dim": str(parameters.token_dim),
-        "hash": codebook_hash(parameters.codebook),
+        "hash": parameters.codebook.hash,
     }
     if parameters.adapter_hash:
         metadata["adapter_hash"] = parameters.adapter_hash
     # Written by hand, as the library puts metadata in another order each time.
-    header = json.dumps(
-        {
-            "__metadata__": metadata,
-            _TENSOR: {
-                "dtype": "F16",
-                "shape": parameters.codebook.shape,
-                "data_offsets": [0, len(data)],
-            },
-        },
-        separators=(",", ":"),
-    ).encode()
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    data = b""
+    for name, table in tables.items():
+        offsets = [len(data), len(data) + table.size * 2]
+        entries[name] = {"dtype": "F16", "shape": table.shape, "data_offsets": offsets}
+        data += _bytes(table)
+    header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + data
 
@@ -82,15 +91,21 @@ def unpack(data: bytes, *, where: str) -> Parameters:
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         if metadata["format"] != _FORMAT:
             raise ValueError(f"its format is {metadata['format']!r}, not {_FORMAT!r}")
-        codebook = load(data)[_TENSOR]
+        tensors = load(data)
+        codebook = Codebook(tensors["whole"], tensors["pieces"])
         name, token_dim = metadata["name"], int(metadata["token_dim"])
-        if codebook.dtype != np.float16 or codebook_hash(codebook) != metadata["hash"]:
+        for table in (codebook.whole, codebook.pieces):
+            if table.dtype != np.float16 or not np.isfinite(table).all():
+                raise ValueError("it holds infinite values or NaN, or other numbers than float16")
+        if codebook.hash != metadata["hash"]:
             raise ValueError("its hash is another")
-        pieces, *size = codebook.shape
-        if name != f"pq{pieces}" or size != [256, -(-token_dim // pieces)]:
-            raise ValueError(f"{name} of shape {codebook.shape} for {token_dim} numbers")
-        if not np.isfinite(codebook).all():
-            raise ValueError("it holds infinite values or NaN")
+        count, *size = codebook.pieces.shape
+        if (
+            name != f"pq{count + 1}"
+            or size != [256, -(-token_dim // count)]
+            or codebook.whole.shape != (256, token_dim)
+        ):
+            raise ValueError(f"its tables do not fit {name} for {token_dim} numbers")
         return Parameters(name, token_dim, codebook, metadata.get("adapter_hash", ""))
     except (SafetensorError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise TokensCorruptError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 
 from edje_qdrant.contract import TokenContract
@@ -72,7 +72,7 @@ class PayloadTokenStore:
         return [
             {
                 "codec": self._codec.key,
-                "tokens": binascii.b2a_base64(row, newline=False).decode(),
+                "tokens": pybase64.b64encode_as_string(row),
                 "checksum": checksum,
             }
             for row, checksum in zip(codes, checksums(codes), strict=True)
@@ -103,7 +103,7 @@ class PayloadTokenStore:
                 problems.foreign.append(image_id)
                 continue
             try:
-                code = binascii.a2b_base64(text)
+                code = pybase64.b64decode(text, validate=True)
             except (ValueError, TypeError):
                 code = b""
             if len(code) != codec.nbytes:

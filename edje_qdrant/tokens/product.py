@@ -1,4 +1,4 @@
-"""Tokens as product-quantization codes: a few bytes a token, and a codebook for all of them."""
+"""Tokens as a few bytes each, and a codebook for all of them: residual product quantization."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError, MissingExtraError
 from edje_qdrant.tokens.checks import check_finite, check_shape
-from edje_qdrant.tokens.parameters import Parameters, codebook_hash, pack, unpack
+from edje_qdrant.tokens.parameters import Codebook, Parameters, pack, unpack
 
 __all__ = ["ProductCodec"]
 
@@ -22,17 +22,19 @@ _SAMPLE = 256 * _CENTROIDS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProductCodec:
-    """Keep each token as `M` bytes: the nearest of 256 pieces for each `M`-th of it.
+    """Keep each token as `M` bytes: the nearest of 256 whole tokens, then pieces of the rest.
 
-    A picture's record is `m * M` bytes, token after token. A token whose width is no multiple of
-    `M` is padded with zeros. The pieces are the codebook, which `fit` makes with k-means (faiss);
-    encoding and decoding need numpy alone. Codes mean nothing without their codebook.
+    The first byte names one of 256 whole tokens; the others name, for each of `M - 1` pieces of
+    what that leaves, the nearest of 256 pieces. A picture's record is `m * M` bytes, token after
+    token. Where the width is no multiple of `M - 1`, the first pieces are one number wider. `fit`
+    makes both tables with k-means (faiss); encoding and decoding need numpy alone. Codes mean
+    nothing without them.
 
     Attributes:
         num_tokens: Tokens a picture, `m`.
         token_dim: Width of a token, `d_text`.
-        token_bytes: Bytes a token, `M`.
-        codebook: `(M, 256, width)` float16; nothing before the codec is fitted.
+        token_bytes: Bytes a token, `M`, 2 or more.
+        codebook: The tables; nothing before the codec is fitted.
         adapter_hash: Of the adapter whose tokens it was fitted to; `""` where that is not known.
         hash: 16 hexadecimal digits that name the codebook; `""` before the codec is fitted.
 
@@ -42,13 +44,13 @@ class ProductCodec:
     num_tokens: int
     token_dim: int
     token_bytes: int
-    codebook: NDArray[np.float16] | None = field(default=None, repr=False)
+    codebook: Codebook | None = field(default=None, repr=False)
     adapter_hash: str = ""
     hash: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         if self.codebook is not None:
-            object.__setattr__(self, "hash", codebook_hash(self.codebook))
+            object.__setattr__(self, "hash", self.codebook.hash)
 
     @property
     def name(self) -> str:
@@ -97,9 +99,12 @@ class ProductCodec:
             rows = np.random.default_rng(seed).choice(len(vectors), _SAMPLE, replace=False)
             vectors = vectors[np.sort(rows)]
         check_finite(vectors, self.name)
-        centroids = _k_means(self._padded(vectors), self.token_bytes, seed)
-        codebook = np.clip(centroids, -_LARGEST, _LARGEST).astype(np.float16)
-        return replace(self, codebook=codebook, adapter_hash="")
+        exact = vectors.astype(np.float32)
+        whole = _halves(_k_means(exact, 1, seed)[0])
+        rest = exact - whole.astype(np.float32)[_nearest(exact[None], whole[None])[0]]
+        cut = self._cut(rest).transpose(1, 0, 2).reshape(len(rest), -1)
+        pieces = _halves(_k_means(cut, self.token_bytes - 1, seed))
+        return replace(self, codebook=Codebook(whole, pieces), adapter_hash="")
 
     def parameters(self) -> bytes | None:
         """Return the codebook as safetensors bytes; nothing before the codec is fitted."""
@@ -139,14 +144,13 @@ class ProductCodec:
         """
         check_shape(tokens, self.num_tokens, self.token_dim)
         check_finite(tokens, self.name)
-        centroids = self._fitted().astype(np.float32).transpose(0, 2, 1)  # (M, width, 256)
-        halves = (centroids**2).sum(axis=1, keepdims=True) / 2  # (M, 1, 256)
+        book = self._fitted()
+        whole = book.whole.astype(np.float32)
         codes = np.empty((len(tokens), self.num_tokens, self.token_bytes), np.uint8)
-        for picture, row in zip(tokens, codes, strict=True):
-            pieces = self._padded(picture).reshape(self.num_tokens, self.token_bytes, -1)
-            # |x - c|^2 is least where x c - |c|^2 / 2 is largest.
-            closeness = pieces.transpose(1, 0, 2) @ centroids - halves  # (M, m, 256)
-            row[:] = closeness.argmax(axis=2).T
+        for picture, row in zip(tokens.astype(np.float32), codes, strict=True):
+            row[:, 0] = _nearest(picture[None], book.whole[None])[0]
+            pieces = self._cut(picture - whole[row[:, 0]])
+            row[:, 1:] = _nearest(pieces, book.pieces).T
         return codes.reshape(len(tokens), self.nbytes)
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -155,24 +159,45 @@ class ProductCodec:
         Raises:
             ConfigError: The codec has no codebook.
         """
-        codebook = self._fitted()
-        rows = codes.reshape(-1, self.token_bytes) + np.arange(
-            0, self.token_bytes * _CENTROIDS, _CENTROIDS
-        )  # (n * m, M)
-        pieces = codebook.reshape(-1, self._width).take(rows, axis=0)  # (n * m, M, width)
-        tokens = pieces.reshape(len(codes), self.num_tokens, self.token_bytes * self._width)
-        return np.ascontiguousarray(tokens[..., : self.token_dim])
+        book = self._fitted()
+        rows = codes.reshape(-1, self.token_bytes)  # (n * m, M)
+        count, _, width = book.pieces.shape
+        table = book.pieces.astype(np.float32).reshape(-1, width)
+        starts = np.arange(0, count * _CENTROIDS, _CENTROIDS)
+        rest = table.take(rows[:, 1:] + starts, axis=0)  # (n * m, M - 1, width)
+        wide = self.wide_pieces
+        tokens = np.concatenate(
+            [
+                rest[:, :wide].reshape(len(rows), wide * width),
+                rest[:, wide:, : width - 1].reshape(len(rows), (count - wide) * (width - 1)),
+            ],
+            axis=1,
+        )
+        # Added up in float32 and rounded once, as every device does it alike.
+        tokens += book.whole.astype(np.float32).take(rows[:, 0], axis=0)
+        return _halves(tokens).reshape(len(codes), self.num_tokens, self.token_dim)
+
+    @property
+    def wide_pieces(self) -> int:
+        """Return how many pieces come first that have one number more than the others."""
+        count = self.token_bytes - 1
+        return self.token_dim - count * (self._width - 1)
 
     @property
     def _width(self) -> int:
-        return -(-self.token_dim // self.token_bytes)
+        return -(-self.token_dim // (self.token_bytes - 1))
 
-    def _padded(self, vectors: NDArray[np.float16]) -> NDArray[np.float32]:
-        """Return `(k, d_text)` as float32, each with zeros up to a multiple of `M`."""
-        padding = self.token_bytes * self._width - self.token_dim
-        return np.pad(vectors.astype(np.float32), ((0, 0), (0, padding)))
+    def _cut(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Cut `(k, d_text)` into pieces, `(M - 1, k, width)`, narrow ones with a 0 at the end."""
+        count, width, wide = self.token_bytes - 1, self._width, self.wide_pieces
+        pieces = np.zeros((count, len(rest), width), np.float32)
+        first, last = rest[:, : wide * width], rest[:, wide * width :]
+        pieces[:wide] = first.reshape(len(rest), wide, width).swapaxes(0, 1)
+        narrow = last.reshape(len(rest), count - wide, width - 1)
+        pieces[wide:, :, : width - 1] = narrow.swapaxes(0, 1)
+        return pieces
 
-    def _fitted(self) -> NDArray[np.float16]:
+    def _fitted(self) -> Codebook:
         if self.codebook is None:
             raise ConfigError(
                 f"{self.name} has no codebook yet: fit one with `edje-qdrant fit-codec` or "
@@ -180,6 +205,20 @@ class ProductCodec:
                 "sample of the source"
             )
         return self.codebook
+
+
+def _nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float16]) -> NDArray[np.intp]:
+    """Return which of `(p, 256, w)` is nearest to each of `(p, k, w)`, as `(p, k)`."""
+    exact = centroids.astype(np.float32)
+    halves = (exact**2).sum(axis=2)[:, None] / 2  # (p, 1, 256)
+    # |x - c|^2 is least where x c - |c|^2 / 2 is largest.
+    nearest: NDArray[np.intp] = (vectors @ exact.transpose(0, 2, 1) - halves).argmax(axis=2)
+    return nearest
+
+
+def _halves(numbers: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Round to float16, what is too large to its largest."""
+    return np.clip(numbers, -_LARGEST, _LARGEST).astype(np.float16)
 
 
 def _k_means(vectors: NDArray[np.float32], pieces: int, seed: int) -> NDArray[np.float32]:

@@ -109,7 +109,7 @@ def located(
             problems.unknown.append(image_id)
         elif (
             not is_segment_id(segment)
-            or not isinstance(number, int)
+            or type(number) is not int  # True is no number here
             or not 0 <= number < _MAX_RECORDS
         ):
             problems.foreign.append(image_id)

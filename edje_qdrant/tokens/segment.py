@@ -6,7 +6,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -17,16 +17,20 @@ from numpy.typing import NDArray
 from edje_qdrant.durable import os_errors_as_store_errors, sync_folder
 from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
 from edje_qdrant.tokens.codecs import Codec
-from edje_qdrant.tokens.manifest import FORMAT, MAGIC, Segment
+from edje_qdrant.tokens.manifest import FORMAT, MAGIC, Manifest, Segment, another_stores
 
 __all__ = [
     "HEADER_BYTES",
     "SegmentReader",
+    "drop_unfinished",
     "found_segments",
     "is_segment_id",
     "new_segment_file",
+    "segment_header",
     "segment_path",
+    "segments_without_manifest",
     "whole_records",
+    "write_whole",
 ]
 
 #: A page, so that records whose size is a multiple of it begin on one.
@@ -50,6 +54,21 @@ def whole_records(size: int, record_bytes: int) -> int:
     return max(size - HEADER_BYTES, 0) // record_bytes
 
 
+def segment_header(store_id: str, segment: Segment) -> bytes:
+    """Return a segment's first page."""
+    text = json.dumps(
+        {
+            "magic": MAGIC,
+            "format": FORMAT,
+            "store_id": store_id,
+            "segment": segment.id,
+            "codec": segment.codec,
+            "record_bytes": segment.record_bytes,
+        }
+    )
+    return text.encode().ljust(HEADER_BYTES - 1) + b"\n"
+
+
 def new_segment_file(folder: Path, store_id: str, segment: Segment) -> BinaryIO:
     """Make a segment's file, on the disk with its name when this returns, open for appending.
 
@@ -59,7 +78,7 @@ def new_segment_file(folder: Path, store_id: str, segment: Segment) -> BinaryIO:
     path = segment_path(folder, segment.id)
     file = path.open("x+b", buffering=0)
     try:
-        file.write(_header(store_id, segment))
+        write_whole(file, segment_header(store_id, segment))
         os.fsync(file.fileno())
         sync_folder(folder)
     except BaseException:
@@ -68,6 +87,17 @@ def new_segment_file(folder: Path, store_id: str, segment: Segment) -> BinaryIO:
             path.unlink()
         raise
     return file
+
+
+def write_whole(file: BinaryIO, data: bytes) -> None:
+    """Write all of `data` to an unbuffered file, which may take it in pieces.
+
+    Raises:
+        OSError: The disk refused some of it.
+    """
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 class SegmentReader:
@@ -111,7 +141,7 @@ class SegmentReader:
             with os_errors_as_store_errors("read", path):
                 header = file.read(HEADER_BYTES)
             segment = _parsed(header, segment_id)
-            if segment is None or header != _header(store_id, segment):
+            if segment is None or header != segment_header(store_id, segment):
                 raise TokensCorruptError(
                     f"the side file {path} is damaged or belongs to another collection; restore "
                     "it from a copy, or run `edje-qdrant repair`"
@@ -170,25 +200,41 @@ def found_segments(folder: Path, store_id: str) -> list[Segment]:
                 header, status = file.read(HEADER_BYTES), os.fstat(file.fileno())
             segment_id = path.stem.removeprefix("tokens-")
             segment = _parsed(header, segment_id) if is_segment_id(segment_id) else None
-            if segment is not None and header == _header(store_id, segment):
+            if segment is not None and header == segment_header(store_id, segment):
                 count = whole_records(status.st_size, segment.record_bytes)
                 kept = Segment(segment.id, segment.codec, segment.record_bytes, count)
                 segments.append((status.st_mtime, kept))
     return [segment for _, segment in sorted(segments, key=lambda item: (item[0], item[1].id))]
 
 
-def _header(store_id: str, segment: Segment) -> bytes:
-    text = json.dumps(
-        {
-            "magic": MAGIC,
-            "format": FORMAT,
-            "store_id": store_id,
-            "segment": segment.id,
-            "codec": segment.codec,
-            "record_bytes": segment.record_bytes,
-        }
-    )
-    return text.encode().ljust(HEADER_BYTES - 1) + b"\n"
+def segments_without_manifest(folder: Path, store_id: str) -> tuple[Segment, ...]:
+    """Return the segments of a store whose manifest is lost, damaged or another store's.
+
+    Raises:
+        TokensCorruptError: The folder is the other store's, and no place to write to.
+        StoreError: The folder cannot be read.
+    """
+    segments = tuple(found_segments(folder, store_id))
+    try:
+        theirs = Manifest.read(folder).store_id
+    except (TokensNotFoundError, TokensCorruptError):
+        return segments
+    if theirs != store_id and (not segments or found_segments(folder, theirs)):
+        raise another_stores(folder)
+    return segments
+
+
+def drop_unfinished(folder: Path, listed: Collection[str]) -> None:
+    """Delete files that are not listed and end within their header: a crash left them behind.
+
+    Raises:
+        OSError: One cannot be deleted.
+    """
+    for path in folder.glob("tokens-*.bin"):
+        segment_id = path.stem.removeprefix("tokens-")
+        named = is_segment_id(segment_id) and segment_id not in listed
+        if named and path.stat().st_size < HEADER_BYTES:
+            path.unlink()
 
 
 def _parsed(header: bytes, segment_id: str) -> Segment | None:

@@ -154,6 +154,37 @@ def test_two_models_get_a_collection_each_and_are_compared(
     assert len([*(tmp_path / "collections").iterdir()]) == 2
 
 
+def test_a_codec_that_needs_it_is_fitted_to_the_gallery(
+    tmp_path: Path, write_pictures: WritePictures, tiny_model: EDJEModel
+) -> None:
+    paths = write_pictures(tmp_path / "pictures", 70)  # of four tokens each
+    some = [Annotation(str(path), ("red kite",), "d.jsonl") for path in paths]
+    contenders = [
+        Contender("exact", tiny_model),
+        Contender("coded", tiny_model, codec="pq16"),
+    ]
+    settings = replace(QUICK, direction="t2i", in_memory=True)
+    exact, coded = evaluate(some, contenders, tmp_path, settings).systems
+    assert (exact.bytes_per_picture, coded.bytes_per_picture) == (4 * 16 * 2, 4 * 16)
+    assert coded.first_stage == exact.first_stage
+    (place,) = (tmp_path / "collections").glob("*-pq16")
+    with ImageCollection.open(place, "images") as collection:
+        ids = build_gallery(some).image_ids
+        codec, coded_tokens = collection.codec, collection.encodings(ids).tokens
+    (place,) = (tmp_path / "collections").glob("*-float16")
+    with ImageCollection.open(place, "images") as collection:
+        tokens = collection.encodings(ids).tokens
+    assert codec.hash == codec.fit(tokens).hash
+    # Another batch size may have changed the model's last bits.
+    np.testing.assert_allclose(coded_tokens, codec.decode(codec.encode(tokens)), atol=0.05)
+
+    # The next run finds the collection and fits nothing.
+    (again,) = evaluate(some, contenders[1:], tmp_path, settings).systems
+    assert again.reranked == coded.reranked
+    with pytest.raises(ConfigError, match="give 64 pictures or more"):
+        evaluate(some[:63], contenders, tmp_path / "few", settings)
+
+
 def test_another_gallery_in_the_same_folder_has_no_strangers(
     tmp_path: Path, annotations: list[Annotation], tiny_model: EDJEModel
 ) -> None:

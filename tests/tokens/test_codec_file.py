@@ -19,15 +19,21 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.tokens.codec_file import read_codec, write_codec
 from edje_qdrant.tokens.codecs import codec_for
+from edje_qdrant.tokens.parameters import Codebook
 from edje_qdrant.tokens.product import ProductCodec
 
-IN_ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+IN_ONE_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
 def codec() -> ProductCodec:
     rng = np.random.default_rng(0)
-    return ProductCodec(3, 7, 16, rng.standard_normal((16, 256, 1)).astype(np.float16))
+    whole, pieces = rng.standard_normal((256, 7)), rng.standard_normal((15, 256, 1))
+    return ProductCodec(3, 7, 16, Codebook(whole.astype("f2"), pieces.astype("f2")))
+
+
+def tables(codec: ProductCodec) -> dict[str, np.ndarray]:
+    return {"whole": codec.codebook.whole, "pieces": codec.codebook.pieces}
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def test_a_codec_comes_back_the_same(codec, path):
     write_codec(codec, path)
     again = read_codec(str(path), 3, 7)
     assert (again.name, again.hash, again.key) == ("pq16", codec.hash, codec.key)
-    assert np.array_equal(again.codebook, codec.codebook)
+    assert np.array_equal(again.codebook.pieces, codec.codebook.pieces)
     assert again.parameters() == path.read_bytes() == codec.parameters()
     assert codec_for("pq16", 3, 7, path.read_bytes()).hash == codec.hash
     assert read_codec(path, 64, 7).nbytes == 64 * 16
@@ -55,7 +61,8 @@ def test_any_reader_of_safetensors_understands_it(codec, path, contract):
             "hash": codec.hash,
             "adapter_hash": "a0",
         }
-        assert np.array_equal(file.get_tensor("codebook"), codec.codebook)
+        for name, table in tables(codec).items():
+            assert np.array_equal(file.get_tensor(name), table)
 
 
 def test_it_knows_whose_tokens_it_was_fitted_to(codec, path, contract):
@@ -74,7 +81,8 @@ def test_it_knows_whose_tokens_it_was_fitted_to(codec, path, contract):
 
 
 def test_writing_replaces(codec, path):
-    write_codec(replace(codec, codebook=codec.codebook * 2), path)
+    doubled = replace(codec.codebook, whole=codec.codebook.whole * 2)
+    write_codec(replace(codec, codebook=doubled), path)
     write_codec(codec, path)
     assert read_codec(path, 3, 7).hash == codec.hash
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -104,10 +112,10 @@ def test_tokens_of_another_width_are_refused(codec, path):
 
 
 @IN_ONE_FOLDER
-@given(cut=st.integers(0, 8600))
+@given(cut=st.integers(0, 11800))
 def test_a_file_cut_off_is_refused(codec, path, cut):
     data = codec.parameters()
-    assert 8192 < len(data) < 8600
+    assert 11264 < len(data) < 11800
     path.write_bytes(data[: min(cut, len(data) - 1)])
     with pytest.raises(TokensCorruptError, match=r"pq16\.safetensors: damaged"):
         read_codec(path, 3, 7)
@@ -126,8 +134,9 @@ def test_no_flipped_bit_gives_another_codebook(codec, path, data):
     except (TokensCorruptError, ConfigError):
         return
     # A flipped bit of the header's padding, at most.
-    assert place < len(stored) - 8192
-    assert np.array_equal(read.codebook, codec.codebook)
+    assert place < len(stored) - 11264
+    assert np.array_equal(read.codebook.pieces, codec.codebook.pieces)
+    assert np.array_equal(read.codebook.whole, codec.codebook.whole)
     assert (read.name, read.hash) == (codec.name, codec.hash)
 
 
@@ -149,7 +158,7 @@ def test_junk_is_refused(path, junk):
     ],
 )
 def test_other_safetensors_files_are_refused(path, codec, metadata, words):
-    save_file({"codebook": codec.codebook}, path, metadata=metadata)
+    save_file(tables(codec), path, metadata=metadata)
     with pytest.raises(TokensCorruptError, match=words):
         read_codec(path, 3, 7)
 
@@ -174,16 +183,17 @@ def test_metadata_that_do_not_fit_the_codebook_are_refused(path, codec, change):
         "hash": codec.hash,
         **change,
     }
-    save_file({"codebook": codec.codebook}, path, metadata=metadata)
+    save_file(tables(codec), path, metadata=metadata)
     with pytest.raises(TokensCorruptError):
         read_codec(path, 3, 7)
-    save_file({"codebook": codec.codebook}, path, metadata={**metadata, "name": "pq16",
+    save_file(tables(codec), path, metadata={**metadata, "name": "pq16",
               "token_dim": "7", "hash": codec.hash})  # fmt: skip
     assert read_codec(path, 3, 7).hash == codec.hash
 
 
 def test_a_codec_of_a_later_version_is_named(path):
-    codec = ProductCodec(3, 7, 2, np.zeros((2, 256, 4), np.float16))
+    codebook = Codebook(np.zeros((256, 7), np.float16), np.zeros((1, 256, 7), np.float16))
+    codec = ProductCodec(3, 7, 2, codebook)
     write_codec(codec, path)
     with pytest.raises(EdjeError, match="unknown codec 'pq2'; known: float16"):
         read_codec(path, 3, 7)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -42,6 +42,7 @@ TOKENS = SHAPES.flatmap(
 )
 
 
+@settings(deadline=None)
 @given(tokens=TOKENS, bits=st.sampled_from([4, 8]))
 def test_a_number_is_off_by_half_a_step_of_its_token_at_most(tokens, bits):
     codec = codec_for(f"int{bits}", *tokens.shape[1:])
@@ -58,6 +59,7 @@ def test_a_number_is_off_by_half_a_step_of_its_token_at_most(tokens, bits):
     assert (np.abs(back - tokens.astype(np.float64)) <= step / 2 + slack).all()
 
 
+@settings(deadline=None)
 @given(tokens=TOKENS, bits=st.sampled_from([4, 8]))
 def test_encoding_a_decoded_picture_again_changes_no_integer_by_more_than_one(tokens, bits):
     codec = codec_for(f"int{bits}", *tokens.shape[1:])
@@ -105,6 +107,7 @@ def test_codecs_without_parameters_are_ready(name):
     assert codec.fit(np.zeros((0, 3, 4), np.float16), seed=3) is codec
 
 
+@settings(deadline=None)
 @given(tokens=TOKENS, name=st.sampled_from(["float16", "int8", "int4"]))
 def test_the_same_tokens_give_the_same_codes_in_any_company(tokens, name):
     codec = codec_for(name, *tokens.shape[1:])

@@ -702,13 +702,21 @@ def test_dropping_side_files(folder, small):
         assert store.get(ids[3:], references[3:]).tobytes() == tokens[3:].tobytes()
 
 
-def test_the_side_file_that_is_written_is_not_dropped(folder, small):
-    ids, tokens, _ = small
+def test_when_the_side_file_that_is_written_is_dropped_the_one_before_is_written(folder, small):
+    ids, tokens, references = small
     with closing(FileTokenStore.open(folder)) as store:
+        old = store.put(ids[:1], tokens[:1])
+        store.flush()
+        kept = {r["segment"] for r in references} - {old[0]["segment"]}
+        store.drop_segments({old[0]["segment"]})
         new = store.put(ids[:1], tokens[:1])
         store.flush()
-        store.drop_segments({new[0]["segment"]})
+        assert new[0]["segment"] not in {old[0]["segment"]}
         assert store.get(ids[:1], new).tobytes() == tokens[:1].tobytes()
+        left = [i for i, r in enumerate(references) if r["segment"] in kept]
+        assert store.get([ids[i] for i in left], [references[i] for i in left]).tobytes() == (
+            tokens[left].tobytes()
+        )
 
 
 def test_a_side_file_of_a_later_version_is_named(folder, small):

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError, MissingExtraError, TokensCorruptError
 from edje_qdrant.tokens.codecs import CODECS, codec_for
+from edje_qdrant.tokens.parameters import Codebook
 from edje_qdrant.tokens.product import ProductCodec
 
 NAMES = [name for name in CODECS if name.startswith("pq")]
@@ -27,11 +28,12 @@ def token_like(pictures: int, m: int = 16, d: int = 48, seed: int = 0) -> NDArra
     return (tokens * rng.lognormal(0, 0.3, (pictures, m, 1)) + 2).astype(np.float16)
 
 
-def random_codec(m: int, d: int, token_bytes: int, seed: int = 0, scale: float = 1) -> ProductCodec:
+def random_codec(m: int, d: int, token_bytes: int, seed: int = 0) -> ProductCodec:
     """A codec whose codebook nobody fitted."""
-    width = -(-d // token_bytes)
-    codebook = np.random.default_rng(seed).standard_normal((token_bytes, 256, width)) * scale
-    return ProductCodec(m, d, token_bytes, codebook.astype(np.float16))
+    rng = np.random.default_rng(seed)
+    pieces = rng.standard_normal((token_bytes - 1, 256, -(-d // (token_bytes - 1))))
+    whole = 3 * rng.standard_normal((256, d))
+    return ProductCodec(m, d, token_bytes, Codebook(whole.astype("f2"), pieces.astype("f2")))
 
 
 def error_of(codec: ProductCodec, tokens: NDArray[np.float16]) -> float:
@@ -54,8 +56,18 @@ TOKENS = SHAPES.flatmap(
 )
 
 
-@given(tokens=TOKENS, token_bytes=st.integers(1, 20), seed=st.integers(0, 9))
-def test_every_piece_becomes_the_nearest_of_the_codebook(tokens, token_bytes, seed):
+def require_nearest(vectors, centroids, taken):
+    """Check that each of `(k, w)` vectors got a nearest of `(256, w)` centroids."""
+    gaps = vectors[:, None].astype(np.float64) - centroids.astype(np.float64)
+    distances = (gaps**2).sum(axis=-1)
+    # Encoding works in float32, where a large vector drowns small differences.
+    slack = 1e-5 * ((vectors.astype(np.float64) ** 2).sum(axis=-1) + 20 * centroids.shape[1])
+    assert (distances[np.arange(len(taken)), taken] <= distances.min(axis=1) + slack).all()
+
+
+@settings(deadline=None)
+@given(tokens=TOKENS, token_bytes=st.integers(2, 20), seed=st.integers(0, 9))
+def test_whole_tokens_and_pieces_are_the_nearest(tokens, token_bytes, seed):
     m, d = tokens.shape[1:]
     codec = random_codec(m, d, token_bytes, seed)
     codes = codec.encode(tokens)
@@ -66,19 +78,22 @@ def test_every_piece_becomes_the_nearest_of_the_codebook(tokens, token_bytes, se
     assert back.dtype == np.float16
     assert back.flags.c_contiguous
 
-    padded = np.zeros((len(tokens), m, token_bytes, codec.codebook.shape[2]))
-    padded.reshape(len(tokens), m, -1)[..., :d] = tokens
-    gaps = padded[..., None, :] - codec.codebook.astype(np.float64)  # (n, m, M, 256, width)
-    distances = (gaps**2).sum(axis=-1)
-    taken = np.take_along_axis(
-        distances, codes.reshape(len(tokens), m, token_bytes, 1).astype(int), axis=-1
-    )[..., 0]
-    # Encoding works in float32, where a large piece drowns small differences.
-    slack = 1e-5 * ((padded**2).sum(axis=-1) + 20)
-    assert (taken <= distances.min(axis=-1) + slack).all()
+    flat, rows = tokens.reshape(-1, d).astype(np.float32), codes.reshape(-1, token_bytes)
+    book = codec.codebook
+    require_nearest(flat, book.whole, rows[:, 0])
+    rest = flat - book.whole.astype(np.float32)[rows[:, 0]]
+    width = book.pieces.shape[2]
+    start = 0
+    for piece, part in enumerate(np.array_split(np.arange(d), token_bytes - 1)):
+        numbers = np.zeros((len(rest), width))
+        numbers[:, : len(part)] = rest[:, part]
+        assert part.size == 0 or part[0] == start
+        start += len(part)
+        require_nearest(numbers, book.pieces[piece], rows[:, 1 + piece])
 
 
-@given(tokens=TOKENS, token_bytes=st.integers(1, 20))
+@settings(deadline=None)
+@given(tokens=TOKENS, token_bytes=st.integers(2, 20))
 def test_codes_do_not_depend_on_the_other_pictures(tokens, token_bytes):
     codec = random_codec(*tokens.shape[1:], token_bytes)
     together = codec.encode(tokens)
@@ -86,18 +101,22 @@ def test_codes_do_not_depend_on_the_other_pictures(tokens, token_bytes):
         assert np.array_equal(codec.encode(tokens[row : row + 1])[0], together[row])
 
 
+@settings(deadline=None)
 @given(
     shape=st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(1, 19)),
-    token_bytes=st.integers(1, 20),
+    token_bytes=st.integers(2, 20),
     seed=st.integers(0, 2**16),
 )
 def test_what_was_decoded_is_kept_exactly(shape, token_bytes, seed):
-    """Pieces far apart: each is its own nearest, so decoding and encoding are inverse."""
+    """Whole tokens far apart, pieces small whole numbers: decoding and encoding are inverse."""
     n, m, d = shape
     codec = random_codec(m, d, token_bytes)
-    codebook = codec.codebook.copy()
-    codebook[..., 0] = np.arange(256) - 128
-    codec = replace(codec, codebook=codebook)
+    whole = np.zeros((256, d), np.float16)
+    whole[:, 0] = 4 * np.arange(256)
+    pieces = np.zeros_like(codec.codebook.pieces)
+    pieces[:, 1::2, 0] = 1
+    pieces[d:] = 0  # pieces of no width
+    codec = replace(codec, codebook=Codebook(whole, pieces))
     codes = np.random.default_rng(seed).integers(0, 256, (n, codec.nbytes), dtype=np.uint8)
     tokens = codec.decode(codes)
     assert np.array_equal(codec.decode(codec.encode(tokens)), tokens)
@@ -105,70 +124,76 @@ def test_what_was_decoded_is_kept_exactly(shape, token_bytes, seed):
 
 def test_the_layout_of_codes_stays_as_it_is():
     """What these bytes mean may never change: collections hold them."""
-    codebook = np.empty((2, 256, 2), np.float16)
-    codebook[0] = np.arange(256)[:, None] * [1, 10]
-    codebook[1] = np.arange(256)[:, None] * [-1, 0]
-    codec = ProductCodec(2, 3, 2, codebook)
-    tokens = np.array([[[5, 50, -7], [0, 0, -255]], [[200, 2000, -1], [17, 170, 0]]], np.float16)
+    whole = np.zeros((256, 3), np.float16)
+    whole[7] = [500, 0, 1000]
+    pieces = np.empty((2, 256, 2), np.float16)
+    pieces[0] = np.arange(256)[:, None] * [0.5, 1]
+    pieces[1] = np.arange(256)[:, None] * [-1, 0]
+    codec = ProductCodec(2, 3, 3, Codebook(whole, pieces))
+    tokens = np.array(
+        [[[2.5, 5, -7], [0, 0, -255]], [[600, 200, 999], [508.5, 17, 1000]]], np.float16
+    )  # a piece of two numbers and one of one
     codes = codec.encode(tokens)
-    assert codes.tolist() == [[5, 7, 0, 255], [200, 1, 17, 0]]
+    # Of whole tokens that are all alike, the first.
+    assert codes.tolist() == [[0, 5, 7, 0, 0, 255], [7, 200, 1, 7, 17, 0]]
     assert codec.decode(codes).tolist() == tokens.tolist()
-    assert codec.name == "pq2"
+    assert codec.name == "pq3"
 
 
 def test_the_layout_of_parameters_stays_as_it_is():
-    codebook = np.arange(2 * 256 * 2, dtype=np.float16).reshape(2, 256, 2)
-    codec = ProductCodec(2, 3, 2, codebook, adapter_hash="a0")
-    digest = hashlib.sha256(codebook.astype("<f2").tobytes()).hexdigest()
+    whole = np.arange(256 * 3, dtype=np.float16).reshape(256, 3)
+    pieces = np.arange(2 * 256 * 2, dtype=np.float16).reshape(2, 256, 2)
+    codec = ProductCodec(2, 3, 3, Codebook(whole, pieces), adapter_hash="a0")
+    stored = whole.astype("<f2").tobytes() + pieces.astype("<f2").tobytes()
+    digest = hashlib.sha256(stored).hexdigest()
     assert codec.hash == digest[:16]
-    assert codec.key == f"pq2-{digest[:8]}"
+    assert codec.key == f"pq3-{digest[:8]}"
     data = codec.parameters()
     header = (
-        '{"__metadata__":{"format":"edje-qdrant codec 1","name":"pq2","token_dim":"3",'
+        '{"__metadata__":{"format":"edje-qdrant codec 1","name":"pq3","token_dim":"3",'
         f'"hash":"{digest[:16]}","adapter_hash":"a0"}},'
-        '"codebook":{"dtype":"F16","shape":[2,256,2],"data_offsets":[0,2048]}}'
+        '"whole":{"dtype":"F16","shape":[256,3],"data_offsets":[0,1536]},'
+        '"pieces":{"dtype":"F16","shape":[2,256,2],"data_offsets":[1536,3584]}}'
     ).encode()
     length = int.from_bytes(data[:8], "little")
     assert length % 8 == 0
     assert data[8 : 8 + length].rstrip(b" ") == header
-    assert data[8 + length :] == codebook.astype("<f2").tobytes()
+    assert data[8 + length :] == stored
 
 
 def test_more_bytes_a_token_lose_less():
-    tokens = token_like(200)
-    held_out = token_like(50, seed=1)
-    errors = [error_of(codec_for(name, 16, 48).fit(tokens), tokens) for name in NAMES]
     assert NAMES == ["pq16", "pq24", "pq32", "pq48"]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < errors[0] / 4
-    # At one number a piece, 256 levels for each.
-    assert errors[-1] < 1e-3
-    assert error_of(codec_for("pq16", 16, 48).fit(token_like(400, seed=1)), held_out) < 0.1
+    tokens, held_out = token_like(150), token_like(20, seed=1)
+    codecs = [codec_for(name, 16, 48).fit(tokens) for name in NAMES]
+    for judged in (tokens, held_out):
+        errors = [error_of(codec, judged) for codec in codecs]
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < errors[0] / 3
+        assert errors[0] < 0.2
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("d", [5, 47, 49])
+@pytest.mark.parametrize(("name", "d"), [("pq16", 5), ("pq24", 47), ("pq32", 49), ("pq48", 8)])
 def test_odd_widths(name, d):
     tokens = token_like(40, m=7, d=d)
     codec = codec_for(name, 7, d).fit(tokens)
     codes = codec.encode(tokens)
     assert codes.shape == (40, 7 * int(name[2:]))
     assert codec.decode(codes).shape == tokens.shape
-    assert error_of(codec, tokens) < 0.1
+    assert error_of(codec, tokens) < 0.2
 
 
-def test_encoding_agrees_with_faiss(fitted):
+def test_encoding_agrees_with_faiss():
     import faiss
 
-    tokens = token_like(30, seed=3)
-    quantizer = faiss.ProductQuantizer(48, 16, 8)
-    faiss.copy_array_to_vector(fitted.codebook.astype(np.float32).ravel(), quantizer.centroids)
-    codes = quantizer.compute_codes(tokens.reshape(-1, 48).astype(np.float32))
-    ours = fitted.encode(tokens).reshape(codes.shape)
+    fitted = codec_for("pq16", 16, 45).fit(token_like(60, d=45))
+    book = fitted.codebook
+    tokens = token_like(30, d=45, seed=3)
+    rows = fitted.encode(tokens).reshape(-1, 16)
+    rest = tokens.reshape(-1, 45).astype(np.float32) - book.whole.astype(np.float32)[rows[:, 0]]
+    quantizer = faiss.ProductQuantizer(45, 15, 8)
+    faiss.copy_array_to_vector(book.pieces.astype(np.float32).ravel(), quantizer.centroids)
     # Both take the nearest, unless two are as near but for a rounding.
-    assert (ours == codes).mean() > 0.999
-    decoded = quantizer.decode(codes).astype(np.float16).reshape(tokens.shape)
-    assert np.array_equal(fitted.decode(codes.reshape(30, -1)), decoded)
+    assert (rows[:, 1:] == quantizer.compute_codes(rest)).mean() > 0.999
 
 
 def test_fitting_is_settled_by_tokens_and_seed(monkeypatch):
@@ -176,7 +201,7 @@ def test_fitting_is_settled_by_tokens_and_seed(monkeypatch):
     codec = codec_for("pq16", 16, 8)
     once, again, other = codec.fit(tokens), codec.fit(tokens), codec.fit(tokens, seed=1)
     assert once.hash == again.hash != other.hash
-    assert np.array_equal(once.codebook, again.codebook)
+    assert once.parameters() == again.parameters()
     assert not codec.fitted
     # Of too many, a sample that the seed draws.
     monkeypatch.setattr("edje_qdrant.tokens.product._SAMPLE", 300)
@@ -211,8 +236,10 @@ def test_the_largest_numbers_make_a_codebook_without_infinities():
     rng = np.random.default_rng(0)
     tokens = rng.choice(np.array([-65504, 65504, 65472], np.float16), (40, 8, 32))
     codec = codec_for("pq16", 8, 32).fit(tokens)
-    assert np.isfinite(codec.codebook).all()
-    assert error_of(codec, tokens) < 1e-3
+    assert np.isfinite(codec.codebook.whole).all()
+    assert np.isfinite(codec.codebook.pieces).all()
+    assert np.isfinite(codec.decode(codec.encode(tokens))).all()
+    assert error_of(codec, tokens) < 3e-3
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
@@ -240,7 +267,7 @@ def test_parameters_bring_the_codec_back(fitted):
     again = codec_for("pq16", 16, 48, data)
     assert again.fitted
     assert (again.hash, again.key, again.parameters()) == (fitted.hash, fitted.key, data)
-    assert np.array_equal(again.codebook, fitted.codebook)
+    assert np.array_equal(again.codebook.pieces, fitted.codebook.pieces)
     tokens = token_like(9, seed=2)
     assert np.array_equal(again.encode(tokens), fitted.encode(tokens))
     assert len(fitted.hash) == 16
@@ -263,7 +290,10 @@ def test_parameters_of_others_are_refused(fitted):
             "pq16",
             16,
             48,
-            replace(fitted, codebook=fitted.codebook * np.float16("nan")).parameters(),
+            replace(
+                fitted,
+                codebook=replace(fitted.codebook, whole=fitted.codebook.whole * np.float16("nan")),
+            ).parameters(),
         )
 
 

@@ -1,0 +1,139 @@
+"""Write the tables and plots of `storage.md` from `docs/results/`; a test fails on stale ones.
+
+`codecs.json` there is the `eval.json` of `edje-qdrant eval scenes --in-memory --direction t2i
+--num-candidates 50` with every codec, and `token_fetch.json` comes from
+`python benchmarks/token_fetch.py --out docs/results/token_fetch.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+TABLES = RESULTS / "storage-tables.md"
+
+# The published model's tokens, and vectors of the SigLIP it was trained on.
+NUM_TOKENS, TOKEN_DIM, EMBEDDING_DIM = 64, 384, 1024
+SIZES = {"10,000": 10**4, "1 million": 10**6, "100 million": 10**8, "1 billion": 10**9}
+LINKS = 32  # edje_qdrant/index/hnsw.py
+
+
+def page() -> str:
+    """Return the tables as they should be, between the marks that `storage.md` includes them by."""
+    codecs, fetch = _read("codecs"), _read("token_fetch")
+    parts = {"codecs": _codecs(codecs), "fetch": _fetch(fetch), "sizes": _sizes(fetch)}
+    return "".join(
+        f"<!-- --8<-- [start:{name}] -->\n{text}<!-- --8<-- [end:{name}] -->\n"
+        for name, text in parts.items()
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def _codecs(report: dict[str, Any]) -> str:
+    lines = [
+        "| codec | bytes a token | bytes a picture | R@1 | lost, points | nDCG@10 | lost, points |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for system in report["systems"]:
+        found = system["reranked"]
+        against = system["against"][0] if system["against"] else None
+        lines.append(
+            f"| `{_codec_of(system)}` | "
+            f"{system['bytes_per_picture'] / system['tokens_per_picture']:.0f} | "
+            f"{system['bytes_per_picture']:,} | {found['R@1']:.3f} | {_lost(against, 'R@1')} | "
+            f"{found['nDCG@10']:.3f} | {_lost(against, 'nDCG@10')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _codec_of(system: dict[str, Any]) -> str:
+    return str(system["model"]).rpartition(", ")[2] if ", " in system["model"] else "float16"
+
+
+def _lost(against: dict[str, Any] | None, metric: str) -> str:
+    if against is None:
+        return ""
+    found = against["difference"][metric]
+    return (
+        f"{-100 * found['mean']:+.1f} ({-100 * found['high']:+.1f} to {-100 * found['low']:+.1f})"
+    )
+
+
+def _fetch(report: dict[str, Any]) -> str:
+    lines = [
+        "| where | codec | bytes a picture | fetch, ms | x memcpy | decode, ms |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['place']} | `{row['codec']}` | {row['bytes_per_picture']:,} | "
+        f"{row['fetch_ms']:.2f} | {row['fetch_to_memcpy']:.1f} | {row['decode_ms']:.2f} |"
+        for row in report["rows"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sizes(report: dict[str, Any]) -> str:
+    nbytes = {row["codec"]: row["bytes_per_picture"] for row in report["rows"]}
+    lines = [
+        f"| pictures | vectors and graph | {' | '.join(f'`{c}`' for c in nbytes)} |",
+        f"| --- | --- | {' | '.join('---' for _ in nbytes)} |",
+    ]
+    vector = 4 * EMBEDDING_DIM + 4 * 2 * LINKS
+    for name, count in SIZES.items():
+        sizes = " | ".join(_size(count * each) for each in nbytes.values())
+        lines.append(f"| {name} | {_size(count * vector)} | {sizes} |")
+    return "\n".join(lines) + "\n"
+
+
+def _size(nbytes: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if nbytes >= size:
+            return f"{nbytes / size:.3g} {unit}"
+    return f"{nbytes / 1e3:.3g} kB"
+
+
+def draw(path: Path) -> None:
+    """Draw each codec's R@1 against the bytes of a token and the milliseconds of a fetch."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    systems = _read("codecs")["systems"]
+    ms = {r["codec"]: r["fetch_ms"] + r["decode_ms"] for r in _read("token_fetch")["rows"][::-1]}
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8.4, 3.6), sharey=True, layout="constrained"
+    )
+    for system in systems:
+        codec = _codec_of(system)
+        value = 100 * system["reranked"]["R@1"]
+        low, high = (100 * end for end in system["intervals"]["reranked"]["R@1"])
+        across = {
+            left: system["bytes_per_picture"] / system["tokens_per_picture"], right: ms[codec],
+        }  # fmt: skip
+        for axes, x in across.items():
+            axes.errorbar(
+                x, value, [[value - low], [high - value]], fmt="o", capsize=3,
+                color="#189e54" if codec == "pq32" else "#3d5a80",
+            )  # fmt: skip
+            axes.annotate(codec, (x, value), xytext=(5, 5), textcoords="offset points", fontsize=9)
+    left.set_xscale("log", base=2)
+    left.set_xlabel("bytes a token (128 numbers wide)")
+    left.set_ylabel("R@1, %, 1,000 scenes")
+    right.set_xscale("log")
+    right.set_xlabel("ms to fetch and decode 100 pictures (64 x 384), side file")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=140)
+
+
+if __name__ == "__main__":
+    TABLES.write_text(page(), encoding="utf-8")
+    draw(RESULTS / "codecs.png")
