@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+OPEN_CLIP ?= .venv-open-clip
+OPEN_CLIP_PIP := $(OPEN_CLIP)/bin/python -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint check format docs train clean
+.PHONY: demo test test-slow test-open-clip lint check format docs train clean
 
 demo: $(VENV)/.installed ## Draw, ingest, search and rerank a thousand pictures
 	$(BIN)/edje-qdrant demo
@@ -14,6 +16,10 @@ test: $(VENV)/.dev ## Run the whole test suite
 
 test-slow: $(VENV)/.dev ## Run what takes longer
 	$(BIN)/python -m pytest -m slow
+
+test-open-clip: $(OPEN_CLIP)/.installed ## Run the tests of the open_clip encoder
+	PYTHONPATH=tests/open_clip_environment $(OPEN_CLIP)/bin/python -m pytest -p torchvision_operators \
+	  -m open_clip tests/encoders/test_open_clip.py
 
 lint: $(VENV)/.dev ## Check format, types and layers
 	$(BIN)/ruff format --check .
@@ -34,7 +40,7 @@ train: $(VENV)/.dev ## Train the bundled model again (about an hour on 2 cores)
 	$(BIN)/edje-qdrant train --recipe demo --out runs/demo/model --work runs/demo
 
 clean:
-	rm -rf $(VENV) edje-demo site dist
+	rm -rf $(VENV) $(OPEN_CLIP) edje-demo site dist
 
 # torch first and alone, so that the pinned build is the one that everything else finds.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -50,4 +56,15 @@ $(VENV)/.dev: $(VENV)/.installed
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# open_clip has an environment of its own: it needs torchvision, whose registry wheels are built for
+# CUDA and break `import transformers` beside a CPU build of torch. --no-deps keeps the pinned torch;
+# tests/open_clip_environment declares the operators such a wheel misses there.
+$(OPEN_CLIP)/.installed: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv $(OPEN_CLIP)
+	@echo "installing torch, the package and open_clip into $(OPEN_CLIP)"
+	$(OPEN_CLIP_PIP) --constraint constraints.txt torch
+	$(OPEN_CLIP_PIP) --constraint constraints.txt --editable . pytest pytest-timeout regex
+	$(OPEN_CLIP_PIP) --no-deps torchvision==0.28.0 open_clip_torch==3.3.0 timm==1.0.31
 	touch $@

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertForMaskedLM
 
-from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoders import encoder_from_folder
 from edje_qdrant.encoders.weights import hash_weights
 from edje_qdrant.errors import CheckpointError
 from edje_qdrant.model.checkpoint import match_tensors, needed_keys
@@ -134,7 +134,7 @@ def _read_folder(build: Callable[..., EDJEModel], folder: Path) -> EDJEModel:
             path=str(folder),
         ) from error
     bert, tokenizer = language_settings(folder / _LANGUAGE_MODEL)
-    encoder = SiglipEncoder.from_config(
+    encoder = encoder_from_folder(
         folder / _ENCODER,
         name=config.encoder,
         separate_token_tower=config.separate_token_tower,

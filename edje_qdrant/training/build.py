@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from transformers import AutoTokenizer, BertForMaskedLM
 
-from edje_qdrant.encoders import Encoder, SiglipEncoder
+from edje_qdrant.encoders import Encoder, pretrained_encoder
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.training.recipe import ModelSection
@@ -21,10 +21,11 @@ def build_model(section: ModelSection, *, encoder: Encoder | None = None) -> EDJ
 
     Args:
         section: What is asked for.
-        encoder: Takes the place of the SigLIP that `section.encoder` names.
+        encoder: Takes the place of the one that `section.encoder` names.
 
     Raises:
         CheckpointError: A model that is named cannot be loaded.
+        MissingExtraError: It is of open_clip, which is not installed.
         ConfigError: The joint encoder to begin with does not fit.
     """
     if section.start_from is not None:
@@ -32,7 +33,7 @@ def build_model(section: ModelSection, *, encoder: Encoder | None = None) -> EDJ
     assert section.encoder is not None
     language_model, tokenizer = _language_model(section.language_model)
     model = EDJEModel.build(
-        encoder or SiglipEncoder.from_pretrained(section.encoder),
+        encoder or pretrained_encoder(section.encoder),
         language_model,
         tokenizer,
         adapter=section.adapter,

@@ -48,7 +48,7 @@ class ModelSection(Section):
     Attributes:
         start_from: An EDJE model, as `EDJEModel.from_pretrained` takes it, to go on with. Without
             one a new model is built of the rest.
-        encoder: Folder or hub id of the SigLIP.
+        encoder: Folder or hub id of the SigLIP, or `open_clip:<model>@<weights>`.
         language_model: Folder or hub id of a BERT with its masked-word head.
         adapter: `compressed` or `local`.
         num_tokens: Of the compressed adapter.

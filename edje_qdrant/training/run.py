@@ -52,8 +52,8 @@ def train(
     Args:
         recipe: What to train, on what, how.
         out: Folder; made where missing.
-        encoder: Takes the place of the SigLIP the recipe names: any encoder will do to train with,
-            though only a SigLIP can be saved and loaded with the model.
+        encoder: Takes the place of the one the recipe names: any encoder will do to train with,
+            though only those of this package can be saved and loaded with the model.
         sources: Take the place of the files the recipe names to train on, one for each: a
             `DatasetPairs` around a data set that is loaded already, say.
         device: `cpu`, to leave an accelerator alone.

@@ -1,0 +1,249 @@
+"""CLIP, SigLIP and whatever else the package open_clip has: the extra `open-clip`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from edje_qdrant.encoders.open_clip_models import (
+    build_clip,
+    load_clip,
+    model_settings,
+    read_settings,
+    tokenizer_for,
+    write_settings,
+)
+from edje_qdrant.encoders.open_clip_pixels import PixelSettings
+from edje_qdrant.encoders.weights import HashedModule
+from edje_qdrant.errors import CheckpointError
+
+__all__ = ["OPEN_CLIP", "OpenClipEncoder"]
+
+#: What begins the name of an encoder of open_clip: `open_clip:ViT-B-32@laion2b_s34b_b79k`.
+OPEN_CLIP = "open_clip:"
+
+# OpenAI's, for models without weights and settings of their own.
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class OpenClipEncoder(HashedModule):
+    """Encode pictures and texts with a model of open_clip.
+
+    Args:
+        clip: Both towers.
+        settings: open_clip's `model_cfg`.
+        pixels: What is done with a picture first.
+        tokenizer: open_clip's tokenizer of the text tower.
+        name: What contracts call this encoder.
+    """
+
+    def __init__(
+        self,
+        clip: Any,
+        settings: Mapping[str, Any],
+        pixels: PixelSettings,
+        tokenizer: Any,
+        *,
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.clip = clip
+        self.settings = dict(settings)
+        self.pixel_settings = pixels
+        self.tokenizer = tokenizer
+        self._name = name
+        self._num_patches, self._hidden_size = _token_shape(_Vision(clip.visual), pixels.size)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, pretrained: str | None = None, *, tokenizer: str | Path | None = None
+    ) -> OpenClipEncoder:
+        """Load a model of open_clip with its weights, to train an EDJE model on top of it.
+
+        Args:
+            name: As open_clip names it: `ViT-B-32`, `ViT-L-14`, `ViT-SO400M-14-SigLIP2-378`, ...,
+                `hf-hub:<id>` or `local-dir:<folder>`.
+            pretrained: Tag of the weights (`openai`, `webli`, ...), or a file of them; the hub and
+                a folder know their own.
+            tokenizer: Folder with a transformers tokenizer's files, in place of the hub id that
+                the model names.
+
+        Raises:
+            MissingExtraError: open_clip is not installed.
+            CheckpointError: There is no such model, or its weights or tokenizer cannot be read.
+        """
+        clip, settings, pixels = load_clip(name, pretrained)
+        if tokenizer is None and name.startswith("local-dir:"):
+            tokenizer = name.removeprefix("local-dir:")
+        return cls(
+            clip, settings, pixels, tokenizer_for(settings, tokenizer),
+            name=OPEN_CLIP + name + (f"@{Path(pretrained).name}" if pretrained else ""),
+        )  # fmt: skip
+
+    @classmethod
+    def untrained(cls, name: str, *, tokenizer: str | Path | None = None) -> OpenClipEncoder:
+        """Build a model of open_clip with random weights and CLIP's preprocessing.
+
+        Args:
+            name: As open_clip names it.
+            tokenizer: As in `from_pretrained`.
+
+        Raises:
+            MissingExtraError: open_clip is not installed.
+            CheckpointError: There is no such model, or its tokenizer cannot be read.
+        """
+        settings = model_settings(name)
+        size = settings["vision_cfg"].get("image_size", 224)
+        pixels = PixelSettings.from_dict({"size": size, "mean": _CLIP_MEAN, "std": _CLIP_STD})
+        clip = build_clip(settings, weights_follow=False)
+        return cls(
+            clip, settings, pixels, tokenizer_for(settings, tokenizer), name=OPEN_CLIP + name
+        )
+
+    @classmethod
+    def from_config(cls, folder: str | Path, *, name: str) -> OpenClipEncoder:
+        """Build the encoder from a folder that `save` wrote, its weights still to be filled in.
+
+        Args:
+            folder: The folder.
+            name: What contracts call this encoder.
+
+        Raises:
+            MissingExtraError: open_clip is not installed.
+            CheckpointError: A file is missing or unreadable.
+        """
+        settings, pixels = read_settings(Path(folder))
+        tokenizer = tokenizer_for(settings, folder)
+        try:
+            clip = build_clip(settings, weights_follow=True)
+            return cls(clip, settings, pixels, tokenizer, name=name)
+        except Exception as error:  # settings that fit no model make it raise anything
+            raise CheckpointError(
+                f"cannot build the open_clip model that {folder} describes ({error}); copy or "
+                "download its settings again",
+                path=str(folder),
+            ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write everything but the weights: settings, and the tokenizer where it has files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_settings(folder, self.settings, self.pixel_settings)
+        if hasattr(self.tokenizer, "save_pretrained"):
+            self.tokenizer.save_pretrained(folder)
+
+    @property
+    def name(self) -> str:
+        """Return the name a collection's contract knows this encoder by."""
+        return self._name
+
+    @property
+    def revision(self) -> str:
+        """Return the hash of the weights."""
+        return self.weights_hash
+
+    @property
+    def preprocessing(self) -> str:
+        """Return the hash of the settings that decide the pixels."""
+        return self.pixel_settings.hash()
+
+    @property
+    def embedding_dim(self) -> int:
+        """Return `d`, the width of the unit vectors."""
+        return int(self.settings["embed_dim"])
+
+    @property
+    def hidden_size(self) -> int:
+        """Return `d_v`, the width of a vision token."""
+        return self._hidden_size
+
+    @property
+    def num_patches(self) -> int:
+        """Return `n`, the number of vision tokens of a picture."""
+        return self._num_patches
+
+    @property
+    def num_heads(self) -> int:
+        """Return the heads of the vision tower's last attention; one a 64 of width without any."""
+        heads = [
+            int(module.num_heads)
+            for name, module in self.clip.visual.named_modules()
+            if isinstance(getattr(module, "num_heads", None), int) and "pool" not in name
+        ]
+        fitting = [*reversed(heads), max(1, self.hidden_size // 64), 1]
+        return next(number for number in fitting if self.hidden_size % number == 0)
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Return the epsilon of the vision tower's last layer norm; 1e-5 without any."""
+        found = [
+            module.eps
+            for name, module in self.clip.visual.named_modules()
+            if isinstance(module, nn.LayerNorm) and "pool" not in name
+        ]
+        return float(found[-1]) if found else 1e-5
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return `(B, 3, H, W)` float32 on the CPU; may be called from several threads at once.
+
+        Raises:
+            ImageReadError: A picture's data cannot be decoded, or it is long and thin beyond use.
+        """
+        return self.pixel_settings.pixels(images)
+
+    def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`.
+
+        The vision tokens are the tower's last hidden state before pooling, after its closing layer
+        norm where that comes before pooling; one a patch, without the class token. Of a tower that
+        keeps a map of features, they are the places of the last map, row by row.
+        """
+        weight = self.clip.logit_scale
+        pooled, tokens = _look(self.clip.visual, pixel_values.to(weight.device, weight.dtype))
+        return functional.normalize(pooled.float(), dim=-1), tokens
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Return `(B, t)` ids, padded and cut to the text tower's full length."""
+        ids: Tensor = self.tokenizer(list(texts))
+        return ids.to(self.clip.logit_scale.device)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return `(B, d)`, unit length, for texts that were cleaned up already."""
+        return functional.normalize(self.clip.encode_text(self.tokenize(texts)).float(), dim=-1)
+
+
+def _look(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the vision tower makes of pixels: pooled `(B, d)` and tokens `(B, n, d_v)`."""
+    # CoCa pools before its norm, CLIPA norms what was pooled: the norm is not the tokens'.
+    pools_first = getattr(visual, "attn_pool", None) is not None
+    pools_first = pools_first or getattr(visual, "final_ln_after_pool", False)
+    output = visual.forward_intermediates(
+        pixels, indices=1, normalize_intermediates=not pools_first, output_fmt="NCHW"
+    )
+    grid: Tensor = output["image_intermediates"][-1]  # (B, d_v, rows, columns)
+    return output["image_features"], grid.flatten(2).transpose(1, 2)
+
+
+class _Vision(nn.Module):
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return _look(self.visual, pixels)[1]
+
+
+def _token_shape(vision: _Vision, size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many vision tokens there are and how wide, from a pass that computes nothing."""
+    tensors = {**dict(vision.named_parameters()), **dict(vision.named_buffers())}
+    hollow = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    with torch.no_grad():
+        tokens = functional_call(vision, hollow, (torch.empty(1, 3, *size, device="meta"),))
+    return int(tokens.shape[1]), int(tokens.shape[2])

@@ -1,0 +1,202 @@
+"""open_clip's models, settings and tokenizers; the package is imported when one is asked for."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.initialization import no_init_weights
+
+from edje_qdrant.encoders.open_clip_pixels import PixelSettings
+from edje_qdrant.errors import CheckpointError, ConfigError, EdjeError, MissingExtraError
+
+__all__ = [
+    "SETTINGS_FILE",
+    "build_clip",
+    "load_clip",
+    "model_settings",
+    "read_settings",
+    "tokenizer_for",
+    "write_settings",
+]
+
+#: open_clip's own name for it: its `local-dir:` reads the folder as well.
+SETTINGS_FILE = "open_clip_config.json"
+_PREFIXES = ("hf-hub:", "local-dir:")
+
+
+def import_open_clip() -> Any:
+    """Return the package.
+
+    Raises:
+        MissingExtraError: It is not installed.
+        ConfigError: It is, and cannot be imported.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise MissingExtraError("open-clip-torch", "open-clip") from error
+    except RuntimeError as error:  # torchvision, built for another torch
+        raise ConfigError(
+            f"open_clip is installed and cannot be imported ({error}); install torch and "
+            "torchvision together, from one index"
+        ) from error
+    if getattr(open_clip, "__file__", None) is None:  # a folder of that name on Python's path
+        raise MissingExtraError("open-clip-torch", "open-clip")
+    return open_clip
+
+
+def model_settings(name: str) -> dict[str, Any]:
+    """Return open_clip's settings of a model, as a copy.
+
+    Raises:
+        CheckpointError: open_clip knows no such model.
+    """
+    open_clip = import_open_clip()
+    try:
+        found = open_clip.get_model_config(name if _is_elsewhere(name) else name.replace("/", "-"))
+    except Exception as error:  # the hub's errors, a file's, a parser's
+        raise CheckpointError(
+            f"cannot read open_clip's settings of {name} ({error})", path=name
+        ) from error
+    if found is None:
+        known = open_clip.list_models()
+        alike = difflib.get_close_matches(name, known, 3) or known[:3]
+        raise CheckpointError(
+            f"open_clip knows no model {name!r}; it knows {', '.join(alike)} and what else "
+            "open_clip.list_models() lists, hf-hub:<id> and local-dir:<folder>",
+            path=name,
+        )
+    return dict(found)
+
+
+def load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any], PixelSettings]:
+    """Return a model with its weights, its settings, and those of its pixels.
+
+    Args:
+        name: As open_clip names it.
+        pretrained: Tag of the weights, or a file of them.
+
+    Raises:
+        CheckpointError: There is no such model, or its weights cannot be had.
+    """
+    open_clip = import_open_clip()
+    settings = model_settings(name)
+    if not _is_elsewhere(name):
+        tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+        if pretrained is None:
+            raise CheckpointError(
+                f"say which weights of {name} to load: open_clip has {', '.join(tags) or 'none'}; "
+                "a file of them will do as well",
+                path=name,
+            )
+        # Weights trained with the quick GELU give nonsense with the other one.
+        tag = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) or {}
+        settings["quick_gelu"] = bool(settings.get("quick_gelu") or tag.get("quick_gelu"))
+    try:
+        clip = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            force_quick_gelu=bool(settings.get("quick_gelu")),
+            require_pretrained=True,
+        )
+    except Exception as error:  # open_clip raises whatever the hub, a file and torch raise
+        raise CheckpointError(
+            f"cannot load the weights of open_clip's {name} ({error})", path=name
+        ) from error
+    pixels = PixelSettings.from_dict(open_clip.get_model_preprocess_cfg(clip))
+    return clip.eval(), settings, pixels
+
+
+def build_clip(settings: Mapping[str, Any], *, weights_follow: bool) -> nn.Module:
+    """Build a model from its settings, without weights of anybody's.
+
+    Args:
+        settings: open_clip's `model_cfg`.
+        weights_follow: Whether weights are filled in next, so that none need be drawn.
+    """
+    open_clip = import_open_clip()
+    chosen: dict[str, Any] = copy.deepcopy(dict(settings))
+    custom_text = chosen.pop("custom_text", False)
+    text, vision = chosen["text_cfg"], chosen["vision_cfg"]
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+        custom_text = True
+    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    if "multimodal_cfg" in chosen:
+        kind = open_clip.CoCa
+    if not weights_follow:
+        return kind(**chosen).eval()  # type: ignore[no-any-return]
+    with no_init_weights():
+        return kind(**chosen).eval()  # type: ignore[no-any-return]
+
+
+def tokenizer_for(settings: Mapping[str, Any], folder: str | Path | None = None) -> Any:
+    """Return a model's tokenizer.
+
+    Args:
+        settings: open_clip's `model_cfg`.
+        folder: Where a tokenizer of transformers lies; by default the hub id that the settings
+            name. CLIP's own comes with open_clip and needs none.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    import_open_clip()
+    from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
+
+    text = settings["text_cfg"]
+    length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
+    extra = text.get("tokenizer_kwargs") or {}
+    name = text.get("hf_tokenizer_name")
+    if not name:
+        return SimpleTokenizer(context_length=length, **extra)
+    source = str(folder or name)
+    try:
+        return HFTokenizer(
+            source, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **extra
+        )
+    except Exception as error:  # transformers raises whatever its parsers raise
+        raise CheckpointError(
+            f"cannot read the tokenizer {source} ({error}); pass tokenizer=, a folder with the "
+            f"files of {name}",
+            path=source,
+        ) from error
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any], pixels: PixelSettings) -> None:
+    """Write `open_clip_config.json` in open_clip's own layout."""
+    content = {"model_cfg": dict(settings), "preprocess_cfg": pixels.as_dict()}
+    (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_settings(folder: Path) -> tuple[dict[str, Any], PixelSettings]:
+    """Read what `write_settings` wrote.
+
+    Raises:
+        CheckpointError: It is missing or unreadable.
+    """
+    path = folder / SETTINGS_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings = content["model_cfg"]
+        if not all(key in settings for key in ("embed_dim", "vision_cfg", "text_cfg")):
+            raise ValueError("model_cfg lacks embed_dim, vision_cfg or text_cfg")
+        return dict(settings), PixelSettings.from_dict(content["preprocess_cfg"])
+    except (OSError, ValueError, KeyError, TypeError, EdjeError) as error:
+        raise CheckpointError(
+            f"cannot read the settings of an open_clip model in {path} ({error!r}); copy or "
+            "download them again",
+            path=str(folder),
+        ) from error
+
+
+def _is_elsewhere(name: str) -> bool:
+    return name.startswith(_PREFIXES)
