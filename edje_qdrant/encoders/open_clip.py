@@ -103,10 +103,7 @@ class OpenClipEncoder(HashedModule):
         settings = model_settings(name)
         size = settings["vision_cfg"].get("image_size", 224)
         pixels = PixelSettings.from_dict({"size": size, "mean": _CLIP_MEAN, "std": _CLIP_STD})
-        clip = build_clip(settings, weights_follow=False)
-        return cls(
-            clip, settings, pixels, tokenizer_for(settings, tokenizer), name=OPEN_CLIP + name
-        )
+        return cls._built(settings, pixels, tokenizer, source=name, name=OPEN_CLIP + name)
 
     @classmethod
     def from_config(cls, folder: str | Path, *, name: str) -> OpenClipEncoder:
@@ -121,15 +118,28 @@ class OpenClipEncoder(HashedModule):
             CheckpointError: A file is missing or unreadable.
         """
         settings, pixels = read_settings(Path(folder))
-        tokenizer = tokenizer_for(settings, folder)
+        return cls._built(settings, pixels, folder, source=folder, name=name, weights_follow=True)
+
+    @classmethod
+    def _built(
+        cls,
+        settings: Mapping[str, Any],
+        pixels: PixelSettings,
+        tokenizer: str | Path | None,
+        *,
+        source: str | Path,
+        name: str,
+        weights_follow: bool = False,
+    ) -> OpenClipEncoder:
+        read = tokenizer_for(settings, tokenizer)
         try:
-            clip = build_clip(settings, weights_follow=True)
-            return cls(clip, settings, pixels, tokenizer, name=name)
+            clip = build_clip(settings, weights_follow=weights_follow)
+            return cls(clip, settings, pixels, read, name=name)
         except Exception as error:  # settings that fit no model make it raise anything
             raise CheckpointError(
-                f"cannot build the open_clip model that {folder} describes ({error}); copy or "
-                "download its settings again",
-                path=str(folder),
+                f"cannot build the open_clip model that {source} describes ({error}); check its "
+                "settings, and for a text tower of transformers that the hub can be reached",
+                path=str(source),
             ) from error
 
     def save(self, folder: Path) -> None:
@@ -244,6 +254,8 @@ def _token_shape(vision: _Vision, size: tuple[int, int]) -> tuple[int, int]:
     """Return how many vision tokens there are and how wide, from a pass that computes nothing."""
     tensors = {**dict(vision.named_parameters()), **dict(vision.named_buffers())}
     hollow = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    dtype = next(vision.parameters()).dtype
     with torch.no_grad():
-        tokens = functional_call(vision, hollow, (torch.empty(1, 3, *size, device="meta"),))
+        pixels = torch.empty(1, 3, *size, device="meta", dtype=dtype)
+        tokens = functional_call(vision, hollow, (pixels,))
     return int(tokens.shape[1]), int(tokens.shape[2])

@@ -408,6 +408,19 @@ def test_settings_that_fit_no_model_are_refused(vocabulary: Path, tmp_path: Path
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="cannot build"):
         OpenClipEncoder.from_config(tmp_path, name="tiny")
+    content["model_cfg"] = CLIP
+    content["preprocess_cfg"]["size"] = 64  # of a tower for 32
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="cannot build"):
+        OpenClipEncoder.from_config(tmp_path, name="tiny")
+
+
+def test_a_text_tower_of_transformers_says_what_it_lacks(
+    vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="that the hub can be reached"):
+        OpenClipEncoder.untrained("roberta-ViT-B-32", tokenizer=vocabulary)
 
 
 def test_the_documentation_s_example_runs() -> None:
