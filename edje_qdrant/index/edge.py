@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edje_qdrant.durable import sync_folder
-from edje_qdrant.errors import StoreError
 from edje_qdrant.index import edge_requests
 from edje_qdrant.index.batches import by_payload, in_batches
 from edje_qdrant.index.checks import (
-    check_batch_size,
     check_dim,
     check_ids,
     check_keys,
-    check_limit,
     check_metadata,
     check_payloads,
     check_points,
-    check_vectors,
 )
+from edje_qdrant.index.edge_reading import EdgeReader
 from edje_qdrant.index.filters import Filter, edge_filter, require_filter
 from edje_qdrant.index.folder import (
     SHARD,
@@ -38,13 +32,13 @@ from edje_qdrant.index.folder import (
     require_space,
     write_metadata,
 )
-from edje_qdrant.index.pages import pages
+from edje_qdrant.index.paths import filter_path
+from edje_qdrant.index.payload_indexes import PayloadKind, check_kind
 from edje_qdrant.index.protocol import VectorIndex
-from edje_qdrant.index.ranking import SLACK, rank
-from edje_qdrant.types import Candidate, Payload, Point
+from edje_qdrant.types import Payload, Point
 
 if TYPE_CHECKING:
-    from qdrant_edge import EdgeShard, Record
+    from qdrant_edge import EdgeShard
 
 __all__ = ["EdgeIndex"]
 
@@ -52,7 +46,7 @@ _NEW_SHARD = "shard.new"
 _BATCH = 1024
 
 
-class EdgeIndex(VectorIndex):
+class EdgeIndex(EdgeReader, VectorIndex):
     """Keep vectors and payloads in a folder, with nothing to serve.
 
     One process at a time may have the folder open. Threads may search and write side by side,
@@ -63,10 +57,8 @@ class EdgeIndex(VectorIndex):
     def __init__(
         self, folder: Path, dim: int, metadata: dict[str, Any], shard: EdgeShard, lock: IO[bytes]
     ) -> None:
-        self._folder = folder
-        self._dim = dim
+        super().__init__(folder, dim, shard)
         self._metadata = metadata
-        self._shard: EdgeShard | None = shard
         self._lock = lock
         self._closing = Lock()
 
@@ -195,6 +187,19 @@ class EdgeIndex(VectorIndex):
             if ids and paths:
                 shard.update(edge_requests.remove_keys(ids, paths))
 
+    def create_payload_index(self, field: str, kind: PayloadKind) -> None:
+        """Index a payload field; this survives a killed process once `flush` has returned.
+
+        The graph gets links for the field as well if `optimize` builds it later.
+
+        Raises:
+            ConfigError: The field is no path or reserved, or there is no such kind.
+            StoreError: The index is closed, or the engine failed.
+        """
+        operation = edge_requests.index_field(filter_path(field, "field"), check_kind(kind))
+        with self._engine() as shard:
+            shard.update(operation)
+
     def flush(self) -> None:
         """Make every write so far survive a killed process (a power cut it may not).
 
@@ -216,83 +221,6 @@ class EdgeIndex(VectorIndex):
         with self._engine() as shard:
             require_space(self._folder, _allocated(self._folder / SHARD))
             shard.optimize()
-
-    def existing(self, image_ids: Sequence[str]) -> set[str]:
-        ids = check_ids(image_ids)
-        with self._engine() as shard:
-            return {str(record.id) for record in shard.retrieve([*ids], False, False)}
-
-    def search(self, vectors: NDArray[np.float32], limit: int) -> list[list[Candidate]]:
-        """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most.
-
-        Raises:
-            ConfigError: The vectors do not fit the index, or `limit` is below 1.
-            StoreError: The index is closed, or the engine failed.
-        """
-        from qdrant_edge import CountRequest
-
-        check_limit(limit)
-        queries = check_vectors(vectors, self._dim)
-        with self._engine() as shard:
-            wanted = min(limit + SLACK, shard.count(CountRequest()))
-            if wanted == 0:
-                return [[] for _ in queries]
-            answers = shard.query_batch(edge_requests.nearest(queries, wanted))
-        return [
-            rank(((str(hit.id), hit.score, hit.payload or {}) for hit in hits), limit)
-            for hits in answers
-        ]
-
-    def retrieve(
-        self, image_ids: Sequence[str], *, tokens: bool = True
-    ) -> dict[str, Mapping[str, Any]]:
-        ids = check_ids(image_ids)
-        with self._engine() as shard:
-            records = shard.retrieve([*ids], edge_requests.shown(True, tokens), False)
-        return {str(record.id): record.payload or {} for record in records}
-
-    def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        ids = check_ids(image_ids)
-        with self._engine() as shard:
-            records = shard.retrieve([*ids], False, True)
-        return {str(record.id): np.array(record.vector, np.float32) for record in records}
-
-    def scroll(
-        self,
-        *,
-        batch_size: int = 256,
-        filter: Filter | None = None,
-        payload: bool = True,
-        tokens: bool = False,
-        vectors: bool = False,
-    ) -> Iterator[list[Point]]:
-        """Yield every point that the filter lets through once, in order of id, in pages.
-
-        Other threads may write between pages, as the caller may; see `VectorIndex.scroll`.
-
-        Raises:
-            ConfigError: `batch_size` is below 1, or the filter cannot be used.
-            StoreError: The index is closed, at once or before a page, or the engine failed.
-        """
-        from qdrant_edge import ScrollRequest
-
-        check_batch_size(batch_size)
-        chosen = edge_filter(filter)
-
-        def fetch(start: Any) -> tuple[list[Record], Any]:
-            with self._engine() as shard:
-                return shard.scroll(
-                    ScrollRequest(
-                        offset=start,
-                        limit=batch_size,
-                        filter=chosen,
-                        with_payload=edge_requests.shown(payload, tokens),
-                        with_vector=vectors,
-                    )
-                )
-
-        with self._engine():
-            return pages(fetch, vectors=vectors)
 
     def delete(self, image_ids: Sequence[str]) -> None:
         """Remove points; this survives a killed process once `flush` has returned.
@@ -323,13 +251,6 @@ class EdgeIndex(VectorIndex):
         with self._engine() as shard:
             shard.update(UpdateOperation.delete_points_by_filter(chosen))
 
-    def count(self, filter: Filter | None = None) -> int:
-        from qdrant_edge import CountRequest
-
-        chosen = edge_filter(filter)
-        with self._engine() as shard:
-            return shard.count(CountRequest(filter=chosen))
-
     def close(self) -> None:
         with self._closing:
             shard, self._shard = self._shard, None
@@ -343,20 +264,6 @@ class EdgeIndex(VectorIndex):
                     shard.close()
         finally:
             self._lock.close()
-
-    @contextmanager
-    def _engine(self) -> Iterator[EdgeShard]:
-        shard = self._shard
-        closed = f"the index at {self._folder} is closed; open it again"
-        if shard is None:
-            raise StoreError(closed)
-        try:
-            with reporting(self._folder):
-                yield shard
-        except StoreError as error:
-            if self._shard is None:  # another thread closed it meanwhile
-                raise StoreError(closed) from error
-            raise
 
 
 def _allocated(folder: Path) -> int:

@@ -5,17 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edje_qdrant.index import hnsw
 from edje_qdrant.index.checks import CheckedPoint
+from edje_qdrant.index.hnsw import Reach
 from edje_qdrant.index.paths import TOKEN_BYTES
+from edje_qdrant.index.payload_indexes import edge_schema
 
 if TYPE_CHECKING:
-    from qdrant_edge import EdgeConfig, Filter, PayloadSelector, QueryBatchRequest, UpdateOperation
+    from qdrant_edge import (
+        EdgeConfig,
+        Filter,
+        PayloadSelector,
+        Query,
+        QueryBatchRequest,
+        UpdateOperation,
+    )
 
-__all__ = ["config", "nearest", "remove_keys", "set_payload", "shown", "upsert"]
+__all__ = [
+    "best",
+    "config",
+    "index_field",
+    "remove_keys",
+    "set_payload",
+    "shown",
+    "upsert",
+    "without",
+]
 
 
 def config(dim: int) -> EdgeConfig:
@@ -46,21 +61,36 @@ def shown(payload: bool, tokens: bool) -> bool | PayloadSelector:
     return PayloadSelector.Exclude([TOKEN_BYTES]) if payload and not tokens else payload
 
 
-def nearest(queries: NDArray[np.float32], wanted: int) -> QueryBatchRequest:
-    """Ask for the `wanted` points nearest to each of `(q, d)` vectors."""
-    from qdrant_edge import Query, QueryBatchRequest, QueryRequest, SearchParams
+def best(
+    queries: Sequence[Query], wanted: int, chosen: Filter | None, reach: Reach
+) -> QueryBatchRequest:
+    """Ask for the `wanted` points that fit each query best, of those that the filter chooses."""
+    from qdrant_edge import AcornSearchParams, QueryBatchRequest, QueryRequest, SearchParams
 
+    params = SearchParams(
+        hnsw_ef=hnsw.search_width(wanted),
+        exact=reach is Reach.FEW,
+        acorn=AcornSearchParams(True, 1.0) if reach is Reach.MOST else None,
+    )
     return QueryBatchRequest(
         [
             QueryRequest(
                 limit=wanted,
-                query=Query.Nearest(query.tolist()),
+                query=query,
+                filter=chosen,
                 with_payload=shown(payload=True, tokens=False),
-                params=SearchParams(hnsw_ef=hnsw.search_width(wanted)),
+                params=params,
             )
             for query in queries
         ]
     )
+
+
+def without(ids: Sequence[str], chosen: Filter | None) -> Filter:
+    """Leave points out of what a filter chooses."""
+    from qdrant_edge import Filter, HasIdCondition
+
+    return Filter(must=[chosen] if chosen else None, must_not=[HasIdCondition({*ids})])
 
 
 def upsert(points: Sequence[CheckedPoint]) -> UpdateOperation:
@@ -82,6 +112,13 @@ def remove_keys(ids: Sequence[str], paths: list[str]) -> UpdateOperation:
     from qdrant_edge import UpdateOperation
 
     return UpdateOperation.delete_payload_by_filter(_stored(ids), paths)
+
+
+def index_field(path: str, kind: str) -> UpdateOperation:
+    """Index a payload field."""
+    from qdrant_edge import UpdateOperation
+
+    return UpdateOperation.create_field_index(path, edge_schema(kind))
 
 
 def _stored(ids: Sequence[str]) -> Filter:

@@ -1,13 +1,15 @@
-"""Which points: a plain dict, turned into what each engine takes."""
+"""Which points: a plain dict or the client's own filter, turned into what each engine takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.index.conditions import check_conditions, has_condition
+from edje_qdrant.index.edge_conditions import edge_conditions, edge_value
 from edje_qdrant.index.paths import nested_path
 
 if TYPE_CHECKING:
@@ -20,14 +22,15 @@ __all__ = ["Filter", "check_filter", "edge_filter", "qdrant_filter", "require_fi
 #: hold. Dots name nested fields: `{"album": "2024", "camera.year": [2023, 2024], "ok": True}`.
 #: Values are str, int or bool, and none of them equals one of another type: 1 is neither True nor
 #: 1.0. A field that holds a list equals what any of its items equals. `{}` means every point.
-Filter: TypeAlias = Mapping[str, Any]
+#: For anything else (ranges, places, words, or, not) give a `qdrant_client.models.Filter`.
+Filter: TypeAlias = "Mapping[str, Any] | models.Filter"
 
 # What one condition of an engine can compare with: one value, or several of one type.
 _Match: TypeAlias = "str | int | list[str] | list[int]"
 
 
 def check_filter(filter: Filter | None) -> dict[str, list[_Match]]:
-    """Return field path -> what it is to be compared with; any of these must hold for it.
+    """Return field path -> what it is to be compared with, of which any must hold; for a dict.
 
     Raises:
         ConfigError: It is no dict, or a key or a value cannot be filtered by; names the key.
@@ -37,7 +40,7 @@ def check_filter(filter: Filter | None) -> dict[str, list[_Match]]:
     if not isinstance(filter, Mapping):
         raise ConfigError(
             f"filter is a {type(filter).__name__}; give a dict of payload field and value, such "
-            "as {'album': '2024'}"
+            "as {'album': '2024'}, or a qdrant_client.models.Filter"
         )
     return {nested_path(key, "filter key"): _matches(key, value) for key, value in filter.items()}
 
@@ -48,7 +51,11 @@ def require_filter(filter: Filter | None) -> None:
     Raises:
         ConfigError: It is None or empty.
     """
-    if filter is None or (isinstance(filter, Mapping) and not filter):
+    if _is_given(filter):
+        everything = not has_condition(filter)
+    else:
+        everything = filter is None or (isinstance(filter, Mapping) and not filter)
+    if everything:
         raise ConfigError(
             f"filter is {filter!r}, which means every point: this would delete everything; name "
             "a field and its value, or delete the whole collection if that is meant"
@@ -59,15 +66,17 @@ def edge_filter(filter: Filter | None) -> qdrant_edge.Filter | None:
     """Return the embedded engine's filter, None for every point.
 
     Raises:
-        ConfigError: It is no dict, or a key or a value cannot be filtered by; names the key.
+        ConfigError: It is neither, or holds what cannot be filtered by; names the place.
     """
     from qdrant_edge import FieldCondition, Filter, MatchAny
 
-    checked = check_filter(filter)
+    given = _given_filter(filter)
+    if given is not None:
+        return edge_conditions(given)
     must: list[Any] = []
-    for path, matches in checked.items():
+    for path, matches in check_filter(filter).items():
         either = [
-            FieldCondition(path, match=MatchAny(m) if isinstance(m, list) else _edge_value(m))
+            FieldCondition(path, match=MatchAny(m) if isinstance(m, list) else edge_value(m))
             for m in matches
         ]
         must.append(either[0] if len(either) == 1 else Filter(should=[*either]))
@@ -78,13 +87,15 @@ def qdrant_filter(filter: Filter | None) -> models.Filter | None:
     """Return the client's filter, None for every point.
 
     Raises:
-        ConfigError: It is no dict, or a key or a value cannot be filtered by; names the key.
+        ConfigError: It is neither, or holds what cannot be filtered by; names the place.
     """
     from qdrant_client.models import FieldCondition, Filter, MatchAny, MatchValue
 
-    checked = check_filter(filter)
+    given = _given_filter(filter)
+    if given is not None:
+        return given
     must: list[Any] = []
-    for path, matches in checked.items():
+    for path, matches in check_filter(filter).items():
         either = [
             FieldCondition(
                 key=path, match=MatchAny(any=m) if isinstance(m, list) else MatchValue(value=m)
@@ -95,19 +106,24 @@ def qdrant_filter(filter: Filter | None) -> models.Filter | None:
     return Filter(must=must) if must else None
 
 
-def _edge_value(value: str | int) -> qdrant_edge.MatchValue:
-    from qdrant_edge import MatchValue
+def _given_filter(filter: Filter | None) -> models.Filter | None:
+    """Return the client's filter, checked, if it is one.
 
-    if not isinstance(value, bool):
-        return MatchValue(value)
-    # The engine's binding takes Python's True for the number 1, but not NumPy's.
-    match = MatchValue(np.bool_(value))  # type: ignore[arg-type]
-    if not isinstance(match.value, bool):
-        raise ConfigError(
-            "an embedded collection can be filtered by True and False with NumPy 2 only; "
-            "run: pip install 'numpy>=2'"
-        )
-    return match
+    Raises:
+        ConfigError: It holds what cannot be filtered by; names the place.
+    """
+    if not _is_given(filter):
+        return None
+    check_conditions(filter)
+    return filter
+
+
+def _is_given(filter: Filter | None) -> TypeGuard[models.Filter]:
+    if filter is None or isinstance(filter, Mapping):
+        return False  # most are; whoever has a filter of the client's has loaded it already
+    from qdrant_client import models
+
+    return isinstance(filter, models.Filter)
 
 
 def _matches(key: str, value: Any) -> list[_Match]:

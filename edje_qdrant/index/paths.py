@@ -6,7 +6,7 @@ import re
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["TOKENS_KEY", "TOKEN_BYTES", "key_path", "nested_path"]
+__all__ = ["TOKENS_KEY", "TOKEN_BYTES", "filter_path", "key_path", "nested_path"]
 
 #: The payload's reserved key. `_edje.tokens`, where there is one, is never returned by `search`.
 TOKENS_KEY = "_edje"
@@ -17,6 +17,10 @@ TOKEN_BYTES = f"{TOKENS_KEY}.tokens"
 # What the engines read as one name without quotes; in quotes they read all but these two.
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 _UNQUOTABLE = re.compile(r'["\\]')
+
+# A path as Qdrant writes it: names, plain or in quotes, with places in lists, joined by dots.
+_NAME = r'(?:[A-Za-z0-9_-]+|"[^"\\]+")(?:\[\d{0,18}\])*'
+_PATH = re.compile(rf"{_NAME}(?:\.{_NAME})*")
 
 
 def key_path(key: str, what: str) -> str:
@@ -67,3 +71,28 @@ def nested_path(key: str, what: str) -> str:
             "store their values in a list of text or whole numbers, and name that"
         )
     return ".".join(key_path(name, what) for name in names)
+
+
+def filter_path(key: str, what: str, *, reserved: bool = True) -> str:
+    """Return a path in Qdrant's own writing, `object.name`, `list[].name` or `"a name"`.
+
+    Args:
+        key: The path.
+        what: What it is, for messages.
+        reserved: Whether it starts at the payload's top, where one key is reserved.
+
+    Raises:
+        ConfigError: It is no path, or starts with the reserved key.
+    """
+    if not _PATH.fullmatch(key):
+        raise ConfigError(
+            f"{what} {key!r} is no path that Qdrant reads; join names by dots, write [] for each "
+            "element of a list, and put a name of other signs than letters, digits, _ and - in "
+            "double quotes"
+        )
+    first = re.split(r"[.\[]", key)[0] if key[0] != '"' else key.split('"')[1]
+    if reserved and first == TOKENS_KEY:
+        raise ConfigError(
+            f"{what} {key!r} is reserved for what concerns tokens; use a field of your own"
+        )
+    return key

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.index.examples import Strategy
 from edje_qdrant.index.filters import Filter
 from edje_qdrant.index.paths import TOKENS_KEY
+from edje_qdrant.index.payload_indexes import PayloadKind
 from edje_qdrant.types import Candidate, Payload, Point
 
 __all__ = ["TOKENS_KEY", "VectorIndex"]
@@ -56,8 +58,54 @@ class VectorIndex(Protocol):
     def existing(self, image_ids: Sequence[str]) -> set[str]:
         """Return those of the ids that are stored."""
 
-    def search(self, vectors: NDArray[np.float32], limit: int) -> list[list[Candidate]]:
-        """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most."""
+    def search(
+        self, vectors: NDArray[np.float32], limit: int, *, filter: Filter | None = None
+    ) -> list[list[Candidate]]:
+        """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most.
+
+        Args:
+            vectors: What to look for.
+            limit: Points to find for each.
+            filter: Which points to look among; None or `{}` for all. A filter on a field without
+                an index (see `create_payload_index`) goes through every payload.
+        """
+
+    def recommend(
+        self,
+        positive_ids: Sequence[str],
+        negative_ids: Sequence[str],
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        strategy: Strategy = "average_vector",
+    ) -> list[Candidate]:
+        """Find points like some stored ones and unlike others, best first, `limit` at most.
+
+        The examples themselves are not among them. With `best_score` the candidates' scores are no
+        cosines: the engines compute them, and only their order means something.
+
+        Args:
+            positive_ids: What to come near to; `best_score` can do without.
+            negative_ids: What to keep away from; may be empty.
+            limit: Points to find.
+            filter: Which points to look among; None or `{}` for all.
+            strategy: How examples are put together.
+        """
+
+    def create_payload_index(self, field: str, kind: PayloadKind) -> None:
+        """Index a payload field, so that filters on it need not read payloads.
+
+        What filters let through stays the same, as long as the field holds what `kind` says. An
+        index of another kind on the same field is replaced.
+
+        Args:
+            field: Its path in Qdrant's writing: `album`, `camera.year`, `people[].name`, and a
+                name of other signs than letters, digits, _ and - in double quotes.
+            kind: What the field holds.
+        """
+
+    def payload_indexes(self) -> dict[str, str]:
+        """Return field path -> kind of every index; none where the engine keeps none."""
 
     def retrieve(
         self, image_ids: Sequence[str], *, tokens: bool = True

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+<<<<<<< HEAD
 import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import CollectionNotFoundError, ConfigError, StoreError
+=======
+from edje_qdrant.errors import CollectionNotFoundError, StoreError
+>>>>>>> 9216908 (Filter by the client's own filters on both engines, recommend, index payload fields (tests follow))
 from edje_qdrant.index import qdrant_requests
-from edje_qdrant.index.batches import by_payload, in_batches, in_runs, vectors_per_request
+from edje_qdrant.index.batches import by_payload, in_batches, in_runs
 from edje_qdrant.index.checks import (
     CheckedPayload,
-    check_batch_size,
     check_dim,
     check_ids,
     check_keys,
-    check_limit,
     check_metadata,
     check_name,
     check_payloads,
     check_points,
-    check_vectors,
 )
 from edje_qdrant.index.connection import Connection, QdrantOptions
 from edje_qdrant.index.filters import Filter, qdrant_filter, require_filter
-from edje_qdrant.index.pages import pages
+from edje_qdrant.index.paths import filter_path
+from edje_qdrant.index.payload_indexes import PayloadKind, check_kind, qdrant_schema
 from edje_qdrant.index.protocol import VectorIndex
+<<<<<<< HEAD
 from edje_qdrant.index.qdrant_settings import (
     as_metadata,
     new_settings,
@@ -37,17 +40,21 @@ from edje_qdrant.index.qdrant_settings import (
 )
 from edje_qdrant.index.ranking import SLACK, rank
 from edje_qdrant.types import Candidate, Payload, Point
+=======
+from edje_qdrant.index.qdrant_reading import IDS_PER_REQUEST, QdrantReader
+from edje_qdrant.index.qdrant_settings import as_metadata, new_settings, read_settings
+from edje_qdrant.types import Payload, Point
+>>>>>>> 9216908 (Filter by the client's own filters on both engines, recommend, index payload fields (tests follow))
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient, models
+    from qdrant_client import QdrantClient
 
 __all__ = ["QdrantIndex"]
 
-_IDS_PER_REQUEST = 4096
 _DEFAULTS = QdrantOptions()
 
 
-class QdrantIndex(VectorIndex):
+class QdrantIndex(QdrantReader, VectorIndex):
     """Keep vectors and payloads in a Qdrant collection, which many processes may use at once.
 
     `location` is an address (`"http://localhost:6333"`; port 6333 where none is given),
@@ -64,12 +71,8 @@ class QdrantIndex(VectorIndex):
         metadata: dict[str, Any],
         options: QdrantOptions,
     ) -> None:
-        self._connection = connection
-        self._client = connection.client
-        self._name = name
-        self._dim = dim
+        super().__init__(connection, name, dim, options)
         self._metadata = metadata
-        self._options = options
 
     @classmethod
     def create(
@@ -219,13 +222,36 @@ class QdrantIndex(VectorIndex):
         """
         self._connection.require_open(self._name)
         ids, paths = check_ids(image_ids), check_keys(keys)
-        for run in in_runs(ids if paths else [], _IDS_PER_REQUEST):
+        for run in in_runs(ids if paths else [], IDS_PER_REQUEST):
             self._connection.call(
                 self._name,
                 self._client.delete_payload,
                 self._name,
                 paths,
                 qdrant_requests.stored(run),
+                wait=True,
+            )
+
+    def create_payload_index(self, field: str, kind: PayloadKind) -> None:
+        """Index a payload field; on return the server has done so.
+
+        In memory there are no such indexes: every filter goes through all points, and finds the
+        same. So nothing is done there but to check what was given.
+
+        Raises:
+            ConfigError: The field is no path or reserved, or there is no such kind.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        path = filter_path(field, "field")
+        schema = qdrant_schema(check_kind(kind))
+        self._connection.require_open(self._name)
+        if not self._connection.is_local:
+            self._connection.call(
+                self._name,
+                self._client.create_payload_index,
+                self._name,
+                path,
+                field_schema=schema,
                 wait=True,
             )
 
@@ -237,89 +263,11 @@ class QdrantIndex(VectorIndex):
         """Check that the index is open; the server builds its graph in the background."""
         self._connection.require_open(self._name)
 
-    def existing(self, image_ids: Sequence[str]) -> set[str]:
-        return {str(r.id) for r in self._records(image_ids, _IDS_PER_REQUEST, with_payload=False)}
-
-    def search(self, vectors: NDArray[np.float32], limit: int) -> list[list[Candidate]]:
-        """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most.
-
-        All vectors travel in one request, up to 16 MB of them.
-
-        Raises:
-            ConfigError: The vectors do not fit the collection, or `limit` is below 1.
-            EngineUnavailableError: The server cannot be reached.
-        """
-        check_limit(limit)
-        queries = check_vectors(vectors, self._dim)
-        # Local mode scans everything, and warns when told how to walk.
-        requests = qdrant_requests.nearest(
-            queries, limit + SLACK, walk=not self._connection.is_local
-        )
-        self._connection.require_open(self._name)
-        ranked: list[list[Candidate]] = []
-        for run in in_runs(requests, vectors_per_request(self._dim)):
-            answers = self._connection.call(
-                self._name, self._client.query_batch_points, self._name, run
-            )
-            ranked += [
-                rank(((str(hit.id), hit.score, hit.payload or {}) for hit in answer.points), limit)
-                for answer in answers
-            ]
-        return ranked
-
-    def retrieve(
-        self, image_ids: Sequence[str], *, tokens: bool = True
-    ) -> dict[str, Mapping[str, Any]]:
-        shown = qdrant_requests.shown(True, tokens)
-        records = self._records(image_ids, self._options.batch_size, with_payload=shown)
-        return {str(record.id): record.payload or {} for record in records}
-
-    def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        step = vectors_per_request(self._dim)
-        records = self._records(image_ids, step, with_payload=False, with_vectors=True)
-        return {str(record.id): np.array(record.vector, np.float32) for record in records}
-
-    def scroll(
-        self,
-        *,
-        batch_size: int = 256,
-        filter: Filter | None = None,
-        payload: bool = True,
-        tokens: bool = False,
-        vectors: bool = False,
-    ) -> Iterator[list[Point]]:
-        """Yield every point that the filter lets through once, in order of id, in pages.
-
-        With vectors a page is kept to 16 MB of them; see `VectorIndex.scroll` for the rest.
-
-        Raises:
-            ConfigError: `batch_size` is below 1, or the filter cannot be used.
-            EngineUnavailableError: The server cannot be reached; raised before a page.
-        """
-        check_batch_size(batch_size)
-        chosen = qdrant_filter(filter)
-        self._connection.require_open(self._name)
-        size = min(batch_size, vectors_per_request(self._dim)) if vectors else batch_size
-
-        def fetch(start: Any) -> tuple[list[models.Record], Any]:
-            return self._connection.call(
-                self._name,
-                self._client.scroll,
-                self._name,
-                scroll_filter=chosen,
-                limit=size,
-                offset=start,
-                with_payload=qdrant_requests.shown(payload, tokens),
-                with_vectors=vectors,
-            )
-
-        return pages(fetch, vectors=vectors)
-
     def delete(self, image_ids: Sequence[str]) -> None:
         from qdrant_client import models
 
         self._connection.require_open(self._name)
-        for ids in in_runs(check_ids(image_ids), _IDS_PER_REQUEST):
+        for ids in in_runs(check_ids(image_ids), IDS_PER_REQUEST):
             selector = models.PointIdsList(points=[*ids])
             self._connection.call(self._name, self._client.delete, self._name, selector, wait=True)
 
@@ -341,12 +289,6 @@ class QdrantIndex(VectorIndex):
         selector = models.FilterSelector(filter=chosen)
         self._connection.call(self._name, self._client.delete, self._name, selector, wait=True)
 
-    def count(self, filter: Filter | None = None) -> int:
-        chosen = qdrant_filter(filter)
-        return self._connection.call(
-            self._name, self._client.count, self._name, chosen, exact=True
-        ).count
-
     def close(self) -> None:
         self._connection.close()
 
@@ -363,24 +305,3 @@ class QdrantIndex(VectorIndex):
         ]
         if operations:
             self._client.batch_update_points(self._name, operations, wait=True)
-
-    def _records(
-        self,
-        image_ids: Sequence[str],
-        step: int,
-        *,
-        with_payload: bool | models.PayloadSelectorExclude,
-        with_vectors: bool = False,
-    ) -> list[models.Record]:
-        self._connection.require_open(self._name)
-        records: list[models.Record] = []
-        for ids in in_runs(check_ids(image_ids), step):
-            records += self._connection.call(
-                self._name,
-                self._client.retrieve,
-                self._name,
-                ids,
-                with_payload=with_payload,
-                with_vectors=with_vectors,
-            )
-        return records

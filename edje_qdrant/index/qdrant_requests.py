@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.index import hnsw
+from edje_qdrant.index.hnsw import Reach
 from edje_qdrant.index.paths import TOKEN_BYTES
 
 if TYPE_CHECKING:
     from qdrant_client import models
 
-__all__ = ["nearest", "setting_payload", "shown", "stored"]
+__all__ = ["best", "like", "setting_payload", "shown", "stored", "without"]
 
 
 def shown(payload: bool, tokens: bool) -> bool | models.PayloadSelectorExclude:
@@ -26,25 +27,57 @@ def shown(payload: bool, tokens: bool) -> bool | models.PayloadSelectorExclude:
     return models.PayloadSelectorExclude(exclude=[TOKEN_BYTES])
 
 
-def nearest(
-    queries: NDArray[np.float32], wanted: int, *, walk: bool = True
+def best(
+    queries: Sequence[Any], wanted: int, chosen: models.Filter | None, reach: Reach | None
 ) -> list[models.QueryRequest]:
-    """Ask for the `wanted` points nearest to each of `(q, d)` vectors.
+    """Ask for the `wanted` points that fit each query best, of those that the filter chooses.
 
-    `walk` is False where there is no graph to walk.
+    `reach` is None where there is no graph to walk.
     """
     from qdrant_client import models
 
-    params = models.SearchParams(hnsw_ef=hnsw.search_width(wanted)) if walk else None
+    params = None
+    if reach is not None:
+        params = models.SearchParams(
+            hnsw_ef=hnsw.search_width(wanted),
+            exact=True if reach is Reach.FEW else None,
+            acorn=models.AcornSearchParams(enable=True, max_selectivity=1.0)
+            if reach is Reach.MOST
+            else None,
+        )
     return [
         models.QueryRequest(
-            query=query.tolist(),
+            query=query,
             limit=wanted,
+            filter=chosen,
             with_payload=shown(payload=True, tokens=False),
             params=params,
         )
         for query in queries
     ]
+
+
+def like(
+    positive: NDArray[np.float32], negative: NDArray[np.float32], strategy: str
+) -> models.RecommendQuery:
+    """Ask for what is like the `(p, d)` examples and unlike the `(n, d)` ones."""
+    from qdrant_client import models
+
+    return models.RecommendQuery(
+        recommend=models.RecommendInput(
+            positive=positive.tolist(),
+            negative=negative.tolist(),
+            strategy=models.RecommendStrategy(strategy),
+        )
+    )
+
+
+def without(ids: Sequence[str], chosen: models.Filter | None) -> models.Filter:
+    """Leave points out of what a filter chooses."""
+    from qdrant_client import models
+
+    left_out = models.HasIdCondition(has_id=[*ids])
+    return models.Filter(must=[chosen] if chosen else None, must_not=[left_out])
 
 
 def setting_payload(

@@ -12,7 +12,7 @@ import pytest
 from index_engines import Engine, image_id, unit_vectors
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index import Filter, VectorIndex, filters
+from edje_qdrant.index import Filter, VectorIndex, edge_conditions, filters
 from edje_qdrant.types import Point
 
 PAYLOADS: list[dict[str, Any]] = [
@@ -158,7 +158,7 @@ def test_numbers_of_an_enum(engine: Engine) -> None:
 
 def test_truth_needs_a_numpy_whose_truth_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     # NumPy 1's own passes for a number, as Python's does.
-    monkeypatch.setattr(filters.np, "bool_", bool)
+    monkeypatch.setattr(edge_conditions.np, "bool_", bool)
     with pytest.raises(ConfigError, match="NumPy 2"):
         filters.edge_filter({"ok": True})
 

@@ -1,0 +1,64 @@
+"""Indexes of payload fields, which make filters on them quick: what kinds there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from edje_qdrant.errors import ConfigError
+
+if TYPE_CHECKING:
+    import qdrant_edge
+    from qdrant_client import models
+
+__all__ = ["PayloadKind", "check_kind", "edge_schema", "kinds_of", "qdrant_schema"]
+
+#: What a field holds. `text` is for words in it, `keyword` for the text as a whole.
+PayloadKind: TypeAlias = Literal[
+    "keyword", "integer", "float", "bool", "datetime", "geo", "text", "uuid"
+]
+
+
+def check_kind(kind: str) -> str:
+    """Return the kind of an index.
+
+    Raises:
+        ConfigError: There is no such kind.
+    """
+    kinds: tuple[str, ...] = get_args(PayloadKind)
+    if kind not in kinds:
+        raise ConfigError(f"kind is {kind!r}; give one of {', '.join(kinds)}")
+    return kind
+
+
+def edge_schema(kind: str) -> qdrant_edge.PayloadSchemaType | qdrant_edge.TextIndexParams:
+    """Return what the embedded engine is to index."""
+    from qdrant_edge import PayloadSchemaType, TextIndexParams, TokenizerType
+
+    if kind == "text":  # without this, phrases would not be found any more
+        return TextIndexParams(tokenizer=TokenizerType.Word, lowercase=True, phrase_matching=True)
+    schema: PayloadSchemaType = getattr(PayloadSchemaType, kind.capitalize())
+    return schema
+
+
+def qdrant_schema(kind: str) -> models.PayloadSchemaType | models.TextIndexParams:
+    """Return what a server is to index."""
+    from qdrant_client import models
+
+    if kind == "text":
+        return models.TextIndexParams(
+            type=models.TextIndexType.TEXT,
+            tokenizer=models.TokenizerType.WORD,
+            lowercase=True,
+            phrase_matching=True,
+        )
+    return models.PayloadSchemaType(kind)
+
+
+def kinds_of(schema: Mapping[str, Any]) -> dict[str, str]:
+    """Return field path -> kind, as either engine tells it."""
+    kinds = {path: info.data_type for path, info in schema.items()}
+    return {
+        path: str(getattr(kind, "value", kind)).rpartition(".")[2].lower()
+        for path, kind in sorted(kinds.items())
+    }

@@ -1,0 +1,211 @@
+"""Points with payloads of every kind, and filters of the client's made by chance."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from index_engines import image_id, unit_vectors
+from qdrant_client import models
+
+from edje_qdrant.types import Point
+
+COUNT = 120
+ALBUMS = ["2023", "2024", "Ö & Söhne", ""]
+WORDS = ["red", "kite", "Frozen", "lake", "over", "a", "Söhne"]
+ZONE = timezone(timedelta(hours=2))
+
+
+def make_payloads(count: int = COUNT, seed: int = 3) -> list[dict[str, Any]]:
+    """Make payloads in which every field is now and then missing, null, or of another type."""
+    rng = np.random.default_rng(seed)
+
+    def one_of(*options: Any) -> Any:
+        return options[rng.integers(len(options))]
+
+    def place() -> dict[str, float]:
+        return {"lon": float(rng.uniform(-180, 180)), "lat": float(rng.uniform(-90, 90))}
+
+    payloads = []
+    for n in range(count):
+        payload: dict[str, Any] = {
+            "album": one_of(*ALBUMS, [*ALBUMS[:2]], 2024, None, []),
+            "year": one_of(*range(2019, 2026), "2024", True, 2024.0, [2020, 2023], None),
+            "ok": one_of(True, False, 1, 0, "True", None, [True]),
+            "sharp": one_of(float(rng.normal()), float(rng.normal()), 1, [0.5, -3.5], "0.5"),
+            "words": one_of(*[" ".join(rng.permutation(WORDS)[:k]) for k in (1, 3, 5)], 7, ["red"]),
+            "taken": one_of(
+                f"202{n % 5}-0{1 + n % 9}-11T10:00:00Z",
+                f"202{n % 5}-0{1 + n % 9}-11 09:30:00+02:00",
+                f"202{n % 5}-0{1 + n % 9}-11",
+                "never",
+                2021,
+            ),
+            "where": one_of(place(), place(), [place(), place()], {"lon": 1.0}, "home"),
+            "camera": {
+                "maker": one_of(*WORDS[:3], None),
+                "lens mm": one_of(35, 50, [35, 50]),
+            },
+            "people": [
+                {"name": one_of(*WORDS[:3]), "age": int(rng.integers(60)), "pets": [{"legs": 4}] * k}
+                for k in rng.integers(0, 3, rng.integers(0, 4))
+            ],
+        }
+        for key in [*payload]:
+            if rng.random() < 0.15:
+                del payload[key]
+        payloads.append(payload)
+    return payloads
+
+
+def make_filter_points(payloads: list[dict[str, Any]]) -> list[Point]:
+    vectors = unit_vectors(len(payloads))
+    return [Point(image_id(n), vectors[n], payload) for n, payload in enumerate(payloads)]
+
+
+_years = st.integers(2018, 2026)
+_lons, _lats = st.floats(-180, 180), st.floats(-90, 90)
+_keys = st.sampled_from(
+    [
+        "album",
+        "year",
+        "ok",
+        "sharp",
+        "words",
+        "taken",
+        "where",
+        "camera",
+        "camera.maker",
+        'camera."lens mm"',
+        "people",
+        "people[].name",
+        "people[].age",
+        "people[0].age",
+        "people[].pets",
+        "people[].pets[].legs",
+        "year[]",
+        "never",
+        "never.there",
+    ]
+)
+_points = st.builds(models.GeoPoint, lon=_lons, lat=_lats)
+_moments = st.one_of(
+    st.dates(datetime(2019, 1, 1).date(), datetime(2025, 1, 1).date()),
+    st.datetimes(datetime(2019, 1, 1), datetime(2025, 1, 1)),
+    st.datetimes(datetime(2019, 1, 1), datetime(2025, 1, 1), timezones=st.just(ZONE)),
+)
+_phrases = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join)
+_texts = st.lists(st.sampled_from([*ALBUMS, *WORDS, "True", "2024"]), max_size=3)
+_numbers = st.lists(st.one_of(_years, st.integers(0, 60)), max_size=3)
+
+matches = st.one_of(
+    st.builds(models.MatchValue, value=st.sampled_from([*ALBUMS, *WORDS, "True", "2024"])),
+    st.builds(models.MatchValue, value=st.one_of(_years, st.integers(0, 60), st.booleans())),
+    st.builds(models.MatchAny, any=st.one_of(_texts, _numbers)),
+    st.one_of(_texts, _numbers).map(lambda values: models.MatchExcept(**{"except": values})),
+    st.builds(models.MatchText, text=_phrases),
+    st.builds(models.MatchTextAny, text_any=_phrases),
+    st.builds(models.MatchPhrase, phrase=_phrases),
+    st.builds(models.MatchPrefix, prefix=st.sampled_from(["", "20", "re", "Ö"])),
+    st.builds(models.MatchSubstring, substring=st.sampled_from(["", "02", "öh", "K"])),
+)
+
+
+def _bounds(values: st.SearchStrategy[Any], kind: Any) -> st.SearchStrategy[Any]:
+    names = st.sampled_from(["gte", "gt", "lte", "lt"])
+    return st.dictionaries(names, values, min_size=1, max_size=2).map(lambda given: kind(**given))
+
+
+@st.composite
+def _polygons(draw: st.DrawFn) -> models.GeoPolygon:
+    def ring(lon: float, lat: float, size: float) -> models.GeoLineString:
+        corners = [(lon, lat), (lon + size, lat), (lon + size / 2, lat + size / 2), (lon, lat)]
+        return models.GeoLineString(points=[models.GeoPoint(lon=x, lat=y) for x, y in corners])
+
+    lon, lat = draw(st.floats(-170, 0)), draw(st.floats(-80, 0))
+    size = draw(st.floats(20, 160))
+    holes = [ring(lon + size / 3, lat + size / 9, size / 4)] if draw(st.booleans()) else None
+    return models.GeoPolygon(exterior=ring(lon, lat, size), interiors=holes)
+
+
+_boxes = st.builds(
+    lambda west, east, north, height: models.GeoBoundingBox(
+        top_left=models.GeoPoint(lon=west, lat=north),
+        bottom_right=models.GeoPoint(lon=east, lat=max(-90.0, north - height)),
+    ),
+    _lons,
+    _lons,
+    _lats,
+    st.floats(0, 180),
+)
+_asked = st.one_of(
+    matches.map(lambda match: {"match": match}),
+    _bounds(st.floats(-5, 60) | _years.map(float), models.Range).map(lambda r: {"range": r}),
+    _bounds(_moments, models.DatetimeRange).map(lambda r: {"range": r}),
+    _bounds(st.integers(0, 4), models.ValuesCount).map(lambda c: {"values_count": c}),
+    _boxes.map(lambda box: {"geo_bounding_box": box}),
+    st.builds(models.GeoRadius, center=_points, radius=st.floats(0, 1.5e7)).map(
+        lambda circle: {"geo_radius": circle}
+    ),
+    _polygons().map(lambda polygon: {"geo_polygon": polygon}),
+    st.booleans().map(lambda flag: {"is_empty": flag}),
+    st.booleans().map(lambda flag: {"is_null": flag}),
+)
+fields = st.builds(lambda key, asked: models.FieldCondition(key=key, **asked), _keys, _asked)
+_element_fields = st.builds(
+    lambda key, asked: models.FieldCondition(key=key, **asked),
+    st.sampled_from(["name", "age", "pets", "pets[].legs", "never"]),
+    _asked,
+)
+
+
+def _filters(conditions: st.SearchStrategy[Any]) -> st.SearchStrategy[models.Filter]:
+    several = st.lists(conditions, max_size=3)
+    return st.builds(
+        models.Filter,
+        must=st.none() | several | conditions,
+        should=st.none() | several | conditions,
+        must_not=st.none() | several,
+        min_should=st.none()
+        | st.builds(
+            models.MinShould,
+            conditions=st.lists(conditions, min_size=1, max_size=4),
+            min_count=st.integers(1, 3),
+        ),
+    )
+
+
+_element_filters = _filters(_element_fields)
+nested = st.builds(
+    lambda key, inner: models.NestedCondition(nested=models.Nested(key=key, filter=inner)),
+    st.sampled_from(["people", "people[]", "camera", "never"]),
+    _element_filters
+    | st.builds(
+        lambda inner: models.Filter(
+            must=[models.NestedCondition(nested=models.Nested(key="pets", filter=inner))]
+        ),
+        _filters(
+            st.builds(
+                lambda legs: models.FieldCondition(
+                    key="legs", match=models.MatchValue(value=legs)
+                ),
+                st.integers(3, 4),
+            )
+        ),
+    ),
+)
+leaves = st.one_of(
+    fields,
+    fields,
+    fields,
+    nested,
+    _keys.map(lambda key: models.IsEmptyCondition(is_empty=models.PayloadField(key=key))),
+    _keys.map(lambda key: models.IsNullCondition(is_null=models.PayloadField(key=key))),
+    st.lists(st.integers(0, COUNT + 5).map(image_id), max_size=20).map(
+        lambda ids: models.HasIdCondition(has_id=ids)
+    ),
+    st.sampled_from(["", "other"]).map(lambda name: models.HasVectorCondition(has_vector=name)),
+)
+filters = _filters(st.one_of(leaves, leaves, _filters(leaves)))
