@@ -32,8 +32,7 @@ from edje_qdrant.index.folder import (
     require_space,
     write_metadata,
 )
-from edje_qdrant.index.paths import filter_path
-from edje_qdrant.index.payload_indexes import PayloadKind, check_kind
+from edje_qdrant.index.payload_indexes import PayloadKind, check_field, check_kind
 from edje_qdrant.index.protocol import VectorIndex
 from edje_qdrant.types import Payload, Point
 
@@ -193,10 +192,10 @@ class EdgeIndex(EdgeReader, VectorIndex):
         The graph gets links for the field as well if `optimize` builds it later.
 
         Raises:
-            ConfigError: The field is no path or reserved, or there is no such kind.
+            ConfigError: The field cannot be indexed, or there is no such kind.
             StoreError: The index is closed, or the engine failed.
         """
-        operation = edge_requests.index_field(filter_path(field, "field"), check_kind(kind))
+        operation = edge_requests.index_field(check_field(field), check_kind(kind))
         with self._engine() as shard:
             shard.update(operation)
 
@@ -245,8 +244,8 @@ class EdgeIndex(EdgeReader, VectorIndex):
         """
         from qdrant_edge import UpdateOperation
 
-        require_filter(filter)
         chosen = edge_filter(filter)
+        require_filter(filter)
         assert chosen is not None
         with self._engine() as shard:
             shard.update(UpdateOperation.delete_points_by_filter(chosen))

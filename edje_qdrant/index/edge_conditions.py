@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import datetime, time, timezone
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from qdrant_client import models
 
 __all__ = ["edge_conditions", "edge_value"]
+
+# Degrees of a box, at most, and by which boxes overlap.
+_BOX_WIDTH = 120.0
+_BOX_HEIGHT = 60.0
+_OVERLAP = 1.0
+
+# Degrees of a polygon, at most; it cannot be cut so easily.
+_POLYGON_WIDTH = 359.9
+_POLYGON_HEIGHT = 179.9
 
 
 def edge_value(value: str | int) -> qdrant_edge.MatchValue:
@@ -73,8 +83,8 @@ def _condition(condition: Any, where: str) -> Any:
         ) from error
 
 
-def _field(condition: Any, _: str) -> Any:
-    from qdrant_edge import FieldCondition, IsEmptyCondition
+def _field(condition: Any, where: str) -> Any:
+    from qdrant_edge import FieldCondition, Filter, IsEmptyCondition
 
     if condition.is_empty:
         # In a field condition the engine asks whether any of a path's values is empty, but whether
@@ -82,6 +92,11 @@ def _field(condition: Any, _: str) -> Any:
         return IsEmptyCondition(condition.key)
     kind = next(kind for kind in KINDS if getattr(condition, kind) is not None)
     value = getattr(condition, kind)
+    if kind == "geo_bounding_box":
+        boxes = [FieldCondition(condition.key, geo_bounding_box=box) for box in _boxes(value)]
+        return boxes[0] if len(boxes) == 1 else Filter(should=[*boxes])
+    if kind == "geo_polygon":
+        _require_bounded(value, f"{where}.geo_polygon on {condition.key!r}")
     return FieldCondition(
         condition.key, **{kind: _VALUES[kind](value) if kind in _VALUES else value}
     )
@@ -152,10 +167,33 @@ def _count(given: Any) -> Any:
     return ValuesCount(lt=given.lt, gt=given.gt, lte=given.lte, gte=given.gte)
 
 
-def _box(given: Any) -> Any:
-    from qdrant_edge import GeoBoundingBox
+def _boxes(given: Any) -> list[Any]:
+    """Cover a box with smaller ones: with an index, the engine finds little in very large ones."""
+    from qdrant_edge import GeoBoundingBox, GeoPoint
 
-    return GeoBoundingBox(_point(given.top_left), _point(given.bottom_right))
+    west, east = given.top_left.lon, given.bottom_right.lon
+    south, north = given.bottom_right.lat, given.top_left.lat
+    across = _parts(west, east if west <= east else east + 360, _BOX_WIDTH)
+    upward = _parts(south, north, _BOX_HEIGHT)
+    return [
+        GeoBoundingBox(GeoPoint(_around(left), top), GeoPoint(_around(right), bottom))
+        for left, right in across
+        for bottom, top in upward
+    ]
+
+
+def _parts(start: float, end: float, most: float) -> list[tuple[float, float]]:
+    """Cut a stretch into parts that overlap, as what lies on the rim of a box is not in it."""
+    count = max(1, math.ceil((end - start) / most))
+    step = (end - start) / count
+    return [
+        (start + n * step, end if n == count - 1 else start + (n + 1) * step + _OVERLAP)
+        for n in range(count)
+    ]
+
+
+def _around(lon: float) -> float:
+    return lon if lon <= 180 else lon - 360
 
 
 def _circle(given: Any) -> Any:
@@ -171,6 +209,16 @@ def _polygon(given: Any) -> Any:
     return GeoPolygon([_point(point) for point in given.exterior.points], inner or None)
 
 
+def _require_bounded(polygon: Any, where: str) -> None:
+    """Refuse what goes around the world: with an index, the engine finds little in it."""
+    lons, lats = ([getattr(p, of) for p in polygon.exterior.points] for of in ("lon", "lat"))
+    if max(lons) - min(lons) > _POLYGON_WIDTH or max(lats) - min(lats) > _POLYGON_HEIGHT:
+        raise ConfigError(
+            f"{where} reaches around the world, or from pole to pole, which an embedded collection "
+            "cannot be relied on to search; give a box, or two smaller polygons under should"
+        )
+
+
 def _point(given: Any) -> Any:
     from qdrant_edge import GeoPoint
 
@@ -180,7 +228,6 @@ def _point(given: Any) -> Any:
 _VALUES: dict[str, Callable[[Any], Any]] = {
     "match": _match,
     "range": _range,
-    "geo_bounding_box": _box,
     "geo_radius": _circle,
     "geo_polygon": _polygon,
     "values_count": _count,

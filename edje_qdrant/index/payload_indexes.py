@@ -6,17 +6,34 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.index.paths import filter_path
 
 if TYPE_CHECKING:
     import qdrant_edge
     from qdrant_client import models
 
-__all__ = ["PayloadKind", "check_kind", "edge_schema", "kinds_of", "qdrant_schema"]
+__all__ = ["PayloadKind", "check_field", "check_kind", "edge_schema", "kinds_of", "qdrant_schema"]
 
 #: What a field holds. `text` is for words in it, `keyword` for the text as a whole.
 PayloadKind: TypeAlias = Literal[
     "keyword", "integer", "float", "bool", "datetime", "geo", "text", "uuid"
 ]
+
+
+def check_field(field: str) -> str:
+    """Return the path of a field that can be indexed.
+
+    Raises:
+        ConfigError: It is no path, is reserved, or leads into the objects of a list.
+    """
+    if "[" in filter_path(field, "field"):
+        # With such an index, the engine takes `is_empty` in a nested condition to speak of the
+        # whole point, and finds others than without.
+        raise ConfigError(
+            f"field {field!r} is in the objects of a list, and an index there would change what "
+            "nested conditions find; a plain list needs no brackets: index 'tags', not 'tags[]'"
+        )
+    return field
 
 
 def check_kind(kind: str) -> str:

@@ -95,12 +95,14 @@ class VectorIndex(Protocol):
     def create_payload_index(self, field: str, kind: PayloadKind) -> None:
         """Index a payload field, so that filters on it need not read payloads.
 
-        What filters let through stays the same, as long as the field holds what `kind` says. An
+        What filters let through stays the same as long as the field holds what `kind` says: other
+        values are not in the index, and conditions may find them no more, or find them wrongly. An
         index of another kind on the same field is replaced.
 
         Args:
-            field: Its path in Qdrant's writing: `album`, `camera.year`, `people[].name`, and a
-                name of other signs than letters, digits, _ and - in double quotes.
+            field: Its path in Qdrant's writing: `album`, `camera.year`, with a name of other signs
+                than letters, digits, _ and - in double quotes. Fields of the objects in a list are
+                refused; what a plain list holds is indexed by the list's name.
             kind: What the field holds.
         """
 

@@ -27,8 +27,7 @@ from edje_qdrant.index.checks import (
 )
 from edje_qdrant.index.connection import Connection, QdrantOptions
 from edje_qdrant.index.filters import Filter, qdrant_filter, require_filter
-from edje_qdrant.index.paths import filter_path
-from edje_qdrant.index.payload_indexes import PayloadKind, check_kind, qdrant_schema
+from edje_qdrant.index.payload_indexes import PayloadKind, check_field, check_kind, qdrant_schema
 from edje_qdrant.index.protocol import VectorIndex
 <<<<<<< HEAD
 from edje_qdrant.index.qdrant_settings import (
@@ -239,10 +238,10 @@ class QdrantIndex(QdrantReader, VectorIndex):
         same. So nothing is done there but to check what was given.
 
         Raises:
-            ConfigError: The field is no path or reserved, or there is no such kind.
+            ConfigError: The field cannot be indexed, or there is no such kind.
             EngineUnavailableError: The server cannot be reached.
         """
-        path = filter_path(field, "field")
+        path = check_field(field)
         schema = qdrant_schema(check_kind(kind))
         self._connection.require_open(self._name)
         if not self._connection.is_local:
@@ -283,8 +282,8 @@ class QdrantIndex(QdrantReader, VectorIndex):
         """
         from qdrant_client import models
 
-        require_filter(filter)
         chosen = qdrant_filter(filter)
+        require_filter(filter)
         assert chosen is not None
         selector = models.FilterSelector(filter=chosen)
         self._connection.call(self._name, self._client.delete, self._name, selector, wait=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -18,12 +19,14 @@ WORDS = ["red", "kite", "Frozen", "lake", "over", "a", "Söhne"]
 ZONE = timezone(timedelta(hours=2))
 
 
-def make_payloads(count: int = COUNT, seed: int = 3) -> list[dict[str, Any]]:
-    """Make payloads in which every field is now and then missing, null, or of another type."""
+def make_payloads(count: int = COUNT, seed: int = 3, clean: bool = False) -> list[dict[str, Any]]:
+    """Make payloads whose fields are now and then missing or null, or, if not clean, anything."""
     rng = np.random.default_rng(seed)
 
-    def one_of(*options: Any) -> Any:
-        return options[rng.integers(len(options))]
+    def one_of(*options: Any, odd: Sequence[Any] = ()) -> Any:
+        """Choose one; the odd ones are not of the type that the field should hold."""
+        chosen = options if clean else (*options, *odd)
+        return chosen[rng.integers(len(chosen))]
 
     def place() -> dict[str, float]:
         return {"lon": float(rng.uniform(-180, 180)), "lat": float(rng.uniform(-90, 90))}
@@ -31,25 +34,30 @@ def make_payloads(count: int = COUNT, seed: int = 3) -> list[dict[str, Any]]:
     payloads = []
     for n in range(count):
         payload: dict[str, Any] = {
-            "album": one_of(*ALBUMS, [*ALBUMS[:2]], 2024, None, []),
-            "year": one_of(*range(2019, 2026), "2024", True, 2024.0, [2020, 2023], None),
-            "ok": one_of(True, False, 1, 0, "True", None, [True]),
-            "sharp": one_of(float(rng.normal()), float(rng.normal()), 1, [0.5, -3.5], "0.5"),
-            "words": one_of(*[" ".join(rng.permutation(WORDS)[:k]) for k in (1, 3, 5)], 7, ["red"]),
+            "album": one_of(*ALBUMS, [*ALBUMS[:2]], None, [], odd=[2024]),
+            "year": one_of(*range(2019, 2026), [2020, 2023], None, odd=["2024", True, 2024.0]),
+            "ok": one_of(True, False, None, [True], odd=[1, 0, "True"]),
+            "sharp": one_of(float(rng.normal()), float(rng.normal()), 1, [0.5, -3.5], odd=["0.5"]),
+            "words": one_of(
+                *[" ".join(rng.permutation(WORDS)[:k]) for k in (1, 3, 5)], ["red"], odd=[7]
+            ),
             "taken": one_of(
                 f"202{n % 5}-0{1 + n % 9}-11T10:00:00Z",
                 f"202{n % 5}-0{1 + n % 9}-11 09:30:00+02:00",
                 f"202{n % 5}-0{1 + n % 9}-11",
-                "never",
-                2021,
+                odd=["never", 2021],
             ),
-            "where": one_of(place(), place(), [place(), place()], {"lon": 1.0}, "home"),
+            "where": one_of(place(), place(), [place(), place()], odd=[{"lon": 1.0}, "home"]),
             "camera": {
                 "maker": one_of(*WORDS[:3], None),
                 "lens mm": one_of(35, 50, [35, 50]),
             },
             "people": [
-                {"name": one_of(*WORDS[:3]), "age": int(rng.integers(60)), "pets": [{"legs": 4}] * k}
+                {
+                    "name": one_of(*WORDS[:3]),
+                    "age": int(rng.integers(60)),
+                    "pets": [{"legs": 4}] * k,
+                }
                 for k in rng.integers(0, 3, rng.integers(0, 4))
             ],
         }
@@ -100,17 +108,19 @@ _phrases = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join
 _texts = st.lists(st.sampled_from([*ALBUMS, *WORDS, "True", "2024"]), max_size=3)
 _numbers = st.lists(st.one_of(_years, st.integers(0, 60)), max_size=3)
 
-matches = st.one_of(
-    st.builds(models.MatchValue, value=st.sampled_from([*ALBUMS, *WORDS, "True", "2024"])),
-    st.builds(models.MatchValue, value=st.one_of(_years, st.integers(0, 60), st.booleans())),
-    st.builds(models.MatchAny, any=st.one_of(_texts, _numbers)),
-    st.one_of(_texts, _numbers).map(lambda values: models.MatchExcept(**{"except": values})),
-    st.builds(models.MatchText, text=_phrases),
-    st.builds(models.MatchTextAny, text_any=_phrases),
-    st.builds(models.MatchPhrase, phrase=_phrases),
-    st.builds(models.MatchPrefix, prefix=st.sampled_from(["", "20", "re", "Ö"])),
-    st.builds(models.MatchSubstring, substring=st.sampled_from(["", "02", "öh", "K"])),
-)
+_equal = st.sampled_from([*ALBUMS, *WORDS, "True", "2024"]) | _years | st.booleans()
+_matches: dict[str, st.SearchStrategy[Any]] = {
+    "match value": st.builds(models.MatchValue, value=_equal),
+    "match any": st.builds(models.MatchAny, any=_texts | _numbers),
+    "match except": (_texts | _numbers).map(lambda given: models.MatchExcept(**{"except": given})),
+    "match text": st.builds(models.MatchText, text=_phrases),
+    "match text any": st.builds(models.MatchTextAny, text_any=_phrases),
+    "match phrase": st.builds(models.MatchPhrase, phrase=_phrases),
+    "match prefix": st.builds(models.MatchPrefix, prefix=st.sampled_from(["", "20", "re", "Ö"])),
+    "match substring": st.builds(
+        models.MatchSubstring, substring=st.sampled_from(["", "02", "öh", "K"])
+    ),
+}
 
 
 def _bounds(values: st.SearchStrategy[Any], kind: Any) -> st.SearchStrategy[Any]:
@@ -140,29 +150,55 @@ _boxes = st.builds(
     _lats,
     st.floats(0, 180),
 )
-_asked = st.one_of(
-    matches.map(lambda match: {"match": match}),
-    _bounds(st.floats(-5, 60) | _years.map(float), models.Range).map(lambda r: {"range": r}),
-    _bounds(_moments, models.DatetimeRange).map(lambda r: {"range": r}),
-    _bounds(st.integers(0, 4), models.ValuesCount).map(lambda c: {"values_count": c}),
-    _boxes.map(lambda box: {"geo_bounding_box": box}),
-    st.builds(models.GeoRadius, center=_points, radius=st.floats(0, 1.5e7)).map(
-        lambda circle: {"geo_radius": circle}
+_asked: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    **{kind: made.map(lambda match: {"match": match}) for kind, made in _matches.items()},
+    "range": _bounds(st.floats(-5, 60) | _years.map(float), models.Range).map(
+        lambda given: {"range": given}
     ),
-    _polygons().map(lambda polygon: {"geo_polygon": polygon}),
-    st.booleans().map(lambda flag: {"is_empty": flag}),
-    st.booleans().map(lambda flag: {"is_null": flag}),
-)
-fields = st.builds(lambda key, asked: models.FieldCondition(key=key, **asked), _keys, _asked)
+    "datetime range": _bounds(_moments, models.DatetimeRange).map(lambda given: {"range": given}),
+    "values count": _bounds(st.integers(0, 4), models.ValuesCount).map(
+        lambda given: {"values_count": given}
+    ),
+    "geo box": _boxes.map(lambda given: {"geo_bounding_box": given}),
+    "geo radius": st.builds(models.GeoRadius, center=_points, radius=st.floats(0, 1.5e7)).map(
+        lambda given: {"geo_radius": given}
+    ),
+    "geo polygon": _polygons().map(lambda given: {"geo_polygon": given}),
+    "field is empty": st.booleans().map(lambda flag: {"is_empty": flag}),
+    "field is null": st.booleans().map(lambda flag: {"is_null": flag}),
+}
+
+#: Where a kind of condition finds something; anywhere else it finds nothing, if not by chance.
+_HOMES = {
+    "range": ["sharp", "year", "people[].age"],
+    "datetime range": ["taken"],
+    "geo box": ["where"],
+    "geo radius": ["where"],
+    "geo polygon": ["where"],
+    "match text": ["words"],
+    "match text any": ["words"],
+    "match phrase": ["words"],
+}
+
+
+def _fields(kind: str) -> st.SearchStrategy[models.FieldCondition]:
+    homes = st.sampled_from(_HOMES[kind]) if kind in _HOMES else _keys
+    return st.builds(
+        lambda key, asked: models.FieldCondition(key=key, **asked), homes | _keys, _asked[kind]
+    )
+
+
 _element_fields = st.builds(
     lambda key, asked: models.FieldCondition(key=key, **asked),
     st.sampled_from(["name", "age", "pets", "pets[].legs", "never"]),
-    _asked,
+    st.one_of(*_asked.values()),
 )
 
 
-def _filters(conditions: st.SearchStrategy[Any]) -> st.SearchStrategy[models.Filter]:
-    several = st.lists(conditions, max_size=3)
+def _filters(
+    conditions: st.SearchStrategy[Any], least: int = 0
+) -> st.SearchStrategy[models.Filter]:
+    several = st.lists(conditions, min_size=least, max_size=3)
     return st.builds(
         models.Filter,
         must=st.none() | several | conditions,
@@ -177,8 +213,8 @@ def _filters(conditions: st.SearchStrategy[Any]) -> st.SearchStrategy[models.Fil
     )
 
 
-_element_filters = _filters(_element_fields)
-nested = st.builds(
+_element_filters = _filters(_element_fields, least=1)
+_nested = st.builds(
     lambda key, inner: models.NestedCondition(nested=models.Nested(key=key, filter=inner)),
     st.sampled_from(["people", "people[]", "camera", "never"]),
     _element_filters
@@ -188,24 +224,29 @@ nested = st.builds(
         ),
         _filters(
             st.builds(
-                lambda legs: models.FieldCondition(
-                    key="legs", match=models.MatchValue(value=legs)
-                ),
+                lambda legs: models.FieldCondition(key="legs", match=models.MatchValue(value=legs)),
                 st.integers(3, 4),
-            )
+            ),
+            least=1,
         ),
     ),
 )
-leaves = st.one_of(
-    fields,
-    fields,
-    fields,
-    nested,
-    _keys.map(lambda key: models.IsEmptyCondition(is_empty=models.PayloadField(key=key))),
-    _keys.map(lambda key: models.IsNullCondition(is_null=models.PayloadField(key=key))),
-    st.lists(st.integers(0, COUNT + 5).map(image_id), max_size=20).map(
+#: Conditions of each kind there is.
+kinds: dict[str, st.SearchStrategy[Any]] = {
+    **{kind: _fields(kind) for kind in _asked},
+    "nested": _nested,
+    "is empty": _keys.map(
+        lambda key: models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+    ),
+    "is null": _keys.map(lambda key: models.IsNullCondition(is_null=models.PayloadField(key=key))),
+    "has id": st.lists(st.integers(0, COUNT + 5).map(image_id), max_size=20).map(
         lambda ids: models.HasIdCondition(has_id=ids)
     ),
-    st.sampled_from(["", "other"]).map(lambda name: models.HasVectorCondition(has_vector=name)),
-)
-filters = _filters(st.one_of(leaves, leaves, _filters(leaves)))
+    "has vector": st.sampled_from(["", "other"]).map(
+        lambda name: models.HasVectorCondition(has_vector=name)
+    ),
+}
+_leaves = st.sampled_from([*kinds]).flatmap(kinds.__getitem__)
+
+#: Filters of all of these, and of filters of them.
+filters = _filters(_leaves | _filters(_leaves))
