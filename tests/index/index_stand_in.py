@@ -19,6 +19,8 @@ class StandIn:
         client: What keeps the data.
         failures: Statuses (with headers) to answer with, before anything else.
         seen: Method and path of every request.
+        params: How each search was to be done.
+        indexed: Collection -> field -> the payload index asked for.
         answers_left: How many more requests to answer before hanging up on every one; None for all.
     """
 
@@ -27,6 +29,8 @@ class StandIn:
         self.failures: deque[tuple[int, dict[str, str]]] = deque()
         self.seen: list[str] = []
         self.headers: list[dict[str, str]] = []
+        self.params: list[models.SearchParams] = []
+        self.indexed: dict[str, dict[str, Any]] = {}
         self.answers_left: int | None = None
         lock = threading.Lock()
         outer = self
@@ -91,7 +95,19 @@ class StandIn:
             case ("GET", "exists"):
                 return {"exists": self.client.collection_exists(name)}
             case ("GET",):
-                return _plain(self.client.get_collection(name))
+                info = _plain(self.client.get_collection(name))
+                return {**info, "payload_schema": self.indexed.get(name, {})}
+            case ("PUT", "index"):
+                # The client's local mode keeps no indexes, so what was asked for is noted here.
+                field = models.CreateFieldIndex(**body)
+                schema = body["field_schema"]
+                kind = schema["type"] if isinstance(schema, dict) else schema
+                self.indexed.setdefault(name, {})[field.field_name] = {
+                    "data_type": kind,
+                    "points": 0,
+                    "params": schema if isinstance(schema, dict) else None,
+                }
+                return {"operation_id": 0, "status": "completed"}
             case ("PUT",):
                 made = models.CreateCollection(**body)
                 return self.client.create_collection(
@@ -116,6 +132,7 @@ class StandIn:
                 searches = models.QueryRequestBatch(**body).searches
                 for search in searches:
                     assert search.params is not None
+                    self.params.append(search.params)
                     search.params = None
                 return [_plain(r) for r in self.client.query_batch_points(name, searches)]
             case ("POST", "points", "scroll"):

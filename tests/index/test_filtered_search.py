@@ -1,0 +1,168 @@
+"""Searches among the points that a filter lets through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index_engines import Engine, edge_engine, image_id, qdrant_engine, unit_vectors
+from index_stand_in import StandIn
+from numpy.typing import NDArray
+from qdrant_client import models
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.index import Filter, VectorIndex, hnsw
+from edje_qdrant.types import Point
+
+
+def fill(index: VectorIndex, vectors: NDArray[np.float32]) -> None:
+    index.upsert(
+        [
+            Point(image_id(n), vector, {"tag": n * 7 % 100, "album": str(n % 3), "_edje": {}})
+            for n, vector in enumerate(vectors)
+        ]
+    )
+
+
+def equal(tag: int) -> models.Filter:
+    return models.Filter(
+        must=[models.FieldCondition(key="tag", match=models.MatchValue(value=tag))]
+    )
+
+
+def below(tag: int) -> models.Filter:
+    return models.Filter(must=[models.FieldCondition(key="tag", range=models.Range(lt=tag))])
+
+
+def check_top(
+    index: VectorIndex,
+    queries: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    among: list[int],
+    chosen: Filter,
+    limit: int,
+) -> float:
+    """Return which part of the true top was found, and that nothing else was."""
+    allowed = {image_id(n) for n in among}
+    hits = 0
+    for found, query in zip(index.search(queries, limit, filter=chosen), queries, strict=True):
+        cosines = vectors[among] @ query
+        best = {image_id(among[n]) for n in np.argsort(-cosines)[:limit]}
+        assert len(found) == len(best)
+        assert {c.image_id for c in found} <= allowed
+        assert [c.rank for c in found] == [*range(1, len(found) + 1)]
+        hits += len(best & {c.image_id for c in found})
+    return hits / (len(queries) * min(limit, len(among)))
+
+
+def test_the_top_among_what_a_filter_lets_through(engine: Engine) -> None:
+    vectors, queries = unit_vectors(300, 16), unit_vectors(5, 16, seed=1)
+    index = engine.create(dim=16)
+    fill(index, vectors)
+    cases: list[tuple[Filter, list[int]]] = [
+        ({"tag": 0}, [n for n in range(300) if n * 7 % 100 == 0]),
+        (equal(0), [n for n in range(300) if n * 7 % 100 == 0]),
+        (
+            {"tag": [1, 2], "album": "1"},
+            [n for n in range(300) if n * 7 % 100 in (1, 2) and n % 3 == 1],
+        ),
+        (below(90), [n for n in range(300) if n * 7 % 100 < 90]),
+        ({}, [*range(300)]),
+        (models.Filter(), [*range(300)]),
+    ]
+    for chosen, among in cases:
+        assert check_top(index, queries, vectors, among, chosen, 10) == 1, chosen
+
+
+def test_a_filter_that_lets_nothing_through(engine: Engine) -> None:
+    index = engine.create()
+    assert index.search(unit_vectors(2), 5, filter={"tag": 1}) == [[], []]
+    fill(index, unit_vectors(20))
+    assert index.search(unit_vectors(2), 5, filter={"tag": "none"}) == [[], []]
+    assert index.search(unit_vectors(0), 5, filter={"tag": 1}) == []
+
+
+def test_token_bytes_stay_out_of_filtered_searches(engine: Engine) -> None:
+    index = engine.create()
+    vector = unit_vectors(1)
+    index.upsert([Point(image_id(0), vector[0], {"tag": 1, "_edje": {"record": 7, "tokens": "Q"}})])
+    ((found,),) = index.search(vector, 5, filter={"tag": 1})
+    assert found.payload == {"tag": 1, "_edje": {"record": 7}}
+
+
+def test_a_bad_filter_is_refused_before_the_search(engine: Engine) -> None:
+    index = engine.create()
+    for bad in ({"_edje": 1}, {"tag": 1.5}, equal(2**63), "tag = 1"):
+        with pytest.raises(ConfigError):
+            index.search(unit_vectors(1), 5, filter=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("indexed", ["never", "before", "after"])
+def test_a_graph_loses_nothing_to_a_filter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indexed: str
+) -> None:
+    """With a graph at any size, as if the collection were a thousand times as large."""
+    monkeypatch.setattr(hnsw, "SCAN_KILOBYTES", 10)
+    count, dim, limit = 6000, 32, 50
+    rng = np.random.default_rng(0)
+    centers = rng.standard_normal((50, dim))
+    vectors = centers[rng.integers(0, 50, count)] + 0.7 * rng.standard_normal((count, dim))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    queries = unit_vectors(20, dim, seed=1)
+    engine = edge_engine(tmp_path)
+    index = engine.create(dim=dim)
+    if indexed == "before":
+        index.create_payload_index("tag", "integer")
+    fill(index, vectors)
+    index.optimize()
+    assert index._shard.info().indexed_vectors_count == count  # type: ignore[attr-defined]
+    if indexed == "after":
+        index.create_payload_index("tag", "integer")
+
+    def part(chosen: Filter, most: int) -> float:
+        among = [n for n in range(count) if n * 7 % 100 < most]
+        return check_top(index, queries, vectors, among, chosen, limit)
+
+    assert part({"tag": 0}, 1) == 1
+    assert part(equal(0), 1) == 1
+    assert part(below(10), 10) == 1
+    assert part(below(50), 50) == 1
+    assert part(below(90), 90) > 0.99
+    assert part({}, 100) > 0.99
+    engine.close()
+
+
+def test_a_walk_would_lose_nearly_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show that the test above can fail: this is what the engine does by itself."""
+    monkeypatch.setattr(hnsw, "SCAN_KILOBYTES", 10)
+    monkeypatch.setattr(
+        "edje_qdrant.index.edge_reading.reach_of", lambda matching, total: hnsw.Reach.ALL
+    )
+    vectors, queries = unit_vectors(6000, 32), unit_vectors(20, 32, seed=1)
+    engine = edge_engine(tmp_path)
+    index = engine.create(dim=32)
+    fill(index, vectors)
+    index.optimize()
+    among = [n for n in range(6000) if n * 7 % 100 == 0]
+    cosines = queries @ vectors[among].T
+    best = [{image_id(among[n]) for n in np.argsort(-row)[:20]} for row in cosines]
+    lists = index.search(queries, 20, filter={"tag": 0})
+    found = [{c.image_id for c in hits} for hits in lists]
+    assert sum(len(a & b) for a, b in zip(best, found, strict=True)) < 0.5 * 20 * 20
+    engine.close()
+
+
+def test_how_a_server_is_asked(stand_in: StandIn) -> None:
+    engine = qdrant_engine(stand_in.url)
+    index = engine.create()
+    fill(index, unit_vectors(100))
+    for chosen in (None, {"tag": 0}, below(50), below(90)):
+        index.search(unit_vectors(1), 5, filter=chosen)
+    none, one, half, most = stand_in.params
+    assert {asked.hnsw_ef for asked in stand_in.params} == {512}
+    assert [asked.exact for asked in (none, one, half, most)] == [False, True, True, False]
+    assert [asked.acorn for asked in (none, one, half)] == [None] * 3
+    assert most.acorn == models.AcornSearchParams(enable=True, max_selectivity=1.0)
+    assert stand_in.seen.count("POST /collections/images/points/count") == 6
+    engine.close()
