@@ -7,8 +7,19 @@ from __future__ import annotations
 
 from edje_qdrant.index.connection import QdrantOptions
 from edje_qdrant.index.edge import EdgeIndex
+from edje_qdrant.index.examples import Strategy
 from edje_qdrant.index.filters import Filter
+from edje_qdrant.index.payload_indexes import PayloadKind
 from edje_qdrant.index.protocol import TOKENS_KEY, VectorIndex
 from edje_qdrant.index.qdrant import QdrantIndex
 
-__all__ = ["TOKENS_KEY", "EdgeIndex", "Filter", "QdrantIndex", "QdrantOptions", "VectorIndex"]
+__all__ = [
+    "TOKENS_KEY",
+    "EdgeIndex",
+    "Filter",
+    "PayloadKind",
+    "QdrantIndex",
+    "QdrantOptions",
+    "Strategy",
+    "VectorIndex",
+]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index.paths import filter_path
+from edje_qdrant.index.paths import filter_path, require_text
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -42,6 +42,9 @@ _MATCHES = {
     "MatchSubstring": "substring",
 }
 _BOUNDS = ("gte", "gt", "lte", "lt")
+
+# Filters in filters; a server reads JSON four times as deep, and Python recurses into them here.
+_DEEPEST = 32
 
 # A ring's corners: three, and the first again.
 _RING = 4
@@ -81,6 +84,10 @@ def check_conditions(
         ConfigError: It names the reserved key, or holds what cannot be filtered by; names the
             condition.
     """
+    if where.count("[") > _DEEPEST:
+        raise ConfigError(
+            f"filter holds filters in filters, more than {_DEEPEST} deep; write it flatter"
+        )
     if filter.min_should is not None and filter.min_should.min_count < 1:
         raise ConfigError(
             f"{where}.min_should has the min_count {filter.min_should.min_count}; ask for 1 or more"
@@ -125,6 +132,8 @@ def _check_match(match: Any, where: str) -> None:
         )
     given = getattr(match, _MATCHES[kind])
     for value in given if isinstance(given, list) else [given]:
+        if isinstance(value, str):
+            require_text(value, where)
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ConfigError(
                 f"{where} asks for {value}, which has more than 64 bits; store such numbers as text"

@@ -10,7 +10,7 @@ import numpy as np
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.conditions import check_conditions, has_condition
 from edje_qdrant.index.edge_conditions import edge_conditions, edge_value
-from edje_qdrant.index.paths import nested_path
+from edje_qdrant.index.paths import nested_path, require_text
 
 if TYPE_CHECKING:
     import qdrant_edge
@@ -150,10 +150,7 @@ def _matches(key: str, value: Any) -> list[_Match]:
 def _check_value(key: str, value: Any) -> None:
     where = f"filter key {key!r}"
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"{where} asks for {value!r}, which is no text: {error}") from error
+        require_text(value, where)
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**63:
             raise ConfigError(

@@ -6,7 +6,7 @@ import re
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["TOKENS_KEY", "TOKEN_BYTES", "filter_path", "key_path", "nested_path"]
+__all__ = ["TOKENS_KEY", "TOKEN_BYTES", "filter_path", "key_path", "nested_path", "require_text"]
 
 #: The payload's reserved key. `_edje.tokens`, where there is one, is never returned by `search`.
 TOKENS_KEY = "_edje"
@@ -84,6 +84,7 @@ def filter_path(key: str, what: str, *, reserved: bool = True) -> str:
     Raises:
         ConfigError: It is no path, or starts with the reserved key.
     """
+    require_text(key, what)
     if not _PATH.fullmatch(key):
         raise ConfigError(
             f"{what} {key!r} is no path that Qdrant reads; join names by dots, write [] for each "
@@ -96,3 +97,15 @@ def filter_path(key: str, what: str, *, reserved: bool = True) -> str:
             f"{what} {key!r} is reserved for what concerns tokens; use a field of your own"
         )
     return key
+
+
+def require_text(value: str, where: str) -> None:
+    """Check that a text can be sent, which a file name's stray bytes cannot.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where} asks for {value!r}, which is no text: {error}") from error

@@ -384,6 +384,8 @@ REFUSED: list[tuple[Any, str]] = [
     (equal(""), "no path"),
     (equal("a..b"), "no path"),
     (equal("a[x]"), "no path"),
+    (equal('"\udcff"'), "no text"),
+    (Field(key="a", match=models.MatchAny(any=["x", "\udcff"])), "match on 'a' asks for .*no text"),
     (Field(key="a"), "asks for nothing; give one of match, range"),
     (Field(key="a", is_null=True, is_empty=False), "asks for is_empty and is_null"),
     (Field(key="a", match=models.MatchValue(value=2**63)), "64 bits"),
@@ -461,6 +463,16 @@ def test_what_a_later_client_may_bring_is_refused_by_name() -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             check_conditions(models.Filter(should=condition))
+
+
+def test_filters_in_filters_go_so_deep_and_no_deeper(both: Both) -> None:
+    chosen = models.Filter(must=[PLAIN[0][0]])
+    for _ in range(32):
+        chosen = models.Filter(must=[chosen])
+    for index in both:
+        assert found(index, chosen) == found(index, models.Filter(must=[PLAIN[0][0]]))
+        with pytest.raises(ConfigError, match="more than 32 deep"):
+            index.count(models.Filter(should=[chosen]))
 
 
 def test_the_reserved_name_is_free_within_objects_of_a_list(both: Both) -> None:
