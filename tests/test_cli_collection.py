@@ -401,18 +401,8 @@ def test_ingest_fits_a_codec_where_it_needs_one(
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy(source / "picture-0000.png", few)
-    line = refused(
-        run(
-            "ingest",
-            few,
-            "--index",
-            tmp_path / "none",
-            "--model",
-            tiny_folder,
-            "--codec",
-            "pq32",
-        )  # fmt: skip
-    )
+    none = ["--index", tmp_path / "none", "--model", tiny_folder]
+    line = refused(run("ingest", few, *none, "--codec", "pq32"))
     assert "64 pictures or more" in line
     assert not (tmp_path / "none").exists()
 

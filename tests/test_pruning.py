@@ -280,7 +280,7 @@ def test_a_manifest_with_a_line_that_cannot_be_read_deletes_nothing(
     source = manifest(folder / "list.jsonl", {"path": "picture-0000.png"}, line, line)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(folder))
-    with pytest.raises(ConfigError, match="2 lines of .*list.jsonl cannot be read, line 2 first"):
+    with pytest.raises(ConfigError, match=r"2 lines of .*list\.jsonl cannot be read, line 2 first"):
         follow(source if written == "ABSOLUTE" else written)
     assert len(collection) == 4
     assert counts(follow(source, prune=False)) == (0, 1, 0, 2)

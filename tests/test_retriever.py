@@ -287,7 +287,7 @@ def damage(retriever: TwoStageRetriever, *image_ids: str) -> None:
 
 def lose(retriever: TwoStageRetriever, *image_ids: str) -> None:
     """Let points not say where their tokens are."""
-    retriever.collection.index.set_payload(dict.fromkeys(image_ids, {"_edje": {}}))
+    retriever.collection.index.set_payload({image_id: {"_edje": {}} for image_id in image_ids})
 
 
 def places(result: SearchResult) -> list[tuple[str, float | None]]:

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
-import numpy as np
-from numpy.typing import NDArray
-
 from edje_qdrant.errors import CollectionNotFoundError, ConfigError, StoreError
-=======
-from edje_qdrant.errors import CollectionNotFoundError, StoreError
->>>>>>> 9216908 (Filter by the client's own filters on both engines, recommend, index payload fields (tests follow))
 from edje_qdrant.index import qdrant_requests
 from edje_qdrant.index.batches import by_payload, in_batches, in_runs
 from edje_qdrant.index.checks import (
@@ -29,7 +22,7 @@ from edje_qdrant.index.connection import Connection, QdrantOptions
 from edje_qdrant.index.filters import Filter, qdrant_filter, require_filter
 from edje_qdrant.index.payload_indexes import PayloadKind, check_field, check_kind, qdrant_schema
 from edje_qdrant.index.protocol import VectorIndex
-<<<<<<< HEAD
+from edje_qdrant.index.qdrant_reading import IDS_PER_REQUEST, QdrantReader
 from edje_qdrant.index.qdrant_settings import (
     as_metadata,
     new_settings,
@@ -37,13 +30,7 @@ from edje_qdrant.index.qdrant_settings import (
     require_absent,
     was_made,
 )
-from edje_qdrant.index.ranking import SLACK, rank
-from edje_qdrant.types import Candidate, Payload, Point
-=======
-from edje_qdrant.index.qdrant_reading import IDS_PER_REQUEST, QdrantReader
-from edje_qdrant.index.qdrant_settings import as_metadata, new_settings, read_settings
 from edje_qdrant.types import Payload, Point
->>>>>>> 9216908 (Filter by the client's own filters on both engines, recommend, index payload fields (tests follow))
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,25 @@ def damage(collection: ImageCollection, image_id: str) -> None:
     text = reference["tokens"]
     reference["tokens"] = ("A" if text[0] != "A" else "B") + text[1:]
     collection.index.set_payload({image_id: {"_edje": reference}})
+
+
+@contextmanager
+def meanwhile(action: Callable[[], object]) -> Iterator[None]:
+    """Do something over and over in another thread, once at least; raise what it raised."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        action()
+        while not stop.is_set():
+            action()
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(repeat)
+        try:
+            yield
+        finally:
+            stop.set()
+        running.result()
 
 
 def failing_after(calls: int, real: Callable[..., Any], error: Exception) -> Callable[..., Any]:

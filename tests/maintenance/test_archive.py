@@ -4,14 +4,13 @@ import io
 import json
 import os
 import tarfile
-import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import xxhash
 from qdrant_client import QdrantClient
-from stored import damage, failing_after, held, make, same_but_rounded
+from stored import damage, failing_after, held, make, meanwhile, same_but_rounded
 from test_collection import CONTRACT, KINDS, Place, encoding_of, fill, ids_of, make_place
 
 from edje_qdrant.collection import ImageCollection
@@ -229,43 +228,28 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch, small_pages)
             export_collection(source, tmp_path / "file" / "a")
 
 
-def test_searches_and_new_pictures_while_exporting(place, tmp_path, monkeypatch, small_pages):
+def test_searches_and_new_pictures_while_exporting(place, tmp_path, small_pages):
     ids, more = ids_of(60), ids_of(40, start=200)
+    batches = iter([more[start : start + 2] for start in range(0, 40, 2)])
     with make(place, 60, per_file=16) as source:
-        before, failures = held(source), []
-        stop = threading.Event()
+        before = held(source)
 
         def search():
-            while not stop.is_set():
-                try:
-                    (found,) = source.search(encoding_of(ids[:1]).embeddings, 20)
-                    expected = encoding_of([c.image_id for c in found]).tokens
-                    assert source.tokens(found).tobytes() == expected.tobytes()
-                except BaseException as error:
-                    failures.append(error)
-                    return
+            (found,) = source.search(encoding_of(ids[:1]).embeddings, 20)
+            expected = encoding_of([c.image_id for c in found]).tokens
+            assert source.tokens(found).tobytes() == expected.tobytes()
 
         def add():
-            try:
-                for start in range(0, 40, 2):
-                    fill(source, more[start : start + 2])
-            except BaseException as error:
-                failures.append(error)
+            fill(source, next(batches, []))
 
-        threads = [threading.Thread(target=search), threading.Thread(target=add)]
-        for thread in threads:
-            thread.start()
-        export_collection(source, tmp_path / "a")
-        stop.set()
-        for thread in threads:
-            thread.join()
-        assert failures == []
+        with meanwhile(search), meanwhile(add):
+            export_collection(source, tmp_path / "a")
     target = make_place("edge-payload", tmp_path / "to")
     bring(tmp_path / "a", target)
     with target.open() as collection:
         assert verify(collection).clean
         imported = held(collection)
-        assert {i for i in imported} - {*ids} <= {*more}
+        assert imported.keys() <= {*ids, *more}
         assert same_but_rounded({i: imported[i] for i in ids}, before)
         for image_id in imported.keys() - {*ids}:
             assert imported[image_id][1] == encoding_of([image_id]).tokens.tobytes()
@@ -330,7 +314,7 @@ def test_pictures_deleted_and_files_compacted_while_exporting(
 
 
 def small_archive(tmp_path, fitted):
-    """Write the smallest archive that has every kind of member; return its bytes, and what it holds."""
+    """Write a small archive with every kind of member; return its bytes, and what it holds."""
     with make(make_place("edge-file", tmp_path / "s"), 3, codec=fitted("pq16")) as source:
         export_collection(source, tmp_path / "a")
         return (tmp_path / "a").read_bytes(), held(source)

@@ -10,7 +10,9 @@ from stored import (
     failing_after,
     held,
     make,
+    meanwhile,
     references,
+    same_but_rounded,
     segment_of,
     side_files,
     tokens_folder,
@@ -173,47 +175,27 @@ def test_searches_go_on_and_give_the_same(tmp_path, tiny_model, write_pictures, 
     paths = write_pictures(tmp_path / "pictures", 40)
     collection = make(place, per_file=7, contract=tiny_model.contract())
     ingest_images(paths, collection, tiny_model, progress=False)
-    ids = sorted(held(collection))
-    payloads = {i: held(collection)[i][2] for i in ids}
-    encodings = {i: collection.encodings([i]) for i in ids}
-    texts = ["a red square", "two dogs", "b"]
-    failures: list[BaseException] = []
-    searched = 0
-    stop = threading.Event()
+    before = held(collection)
+    ids = [*before]
+    encodings = {image_id: collection.encodings([image_id]) for image_id in ids}
     with TwoStageRetriever(collection, tiny_model) as retriever:
 
         def rankings():
-            found = retriever.search_batch(texts, top_k=10, num_candidates=40)
+            found = retriever.search_batch(["a red square", "two dogs", "b"], num_candidates=40)
             return [[(hit.image_id, hit.score) for hit in result] for result in found]
 
-        expected = rankings()
-
-        def search():
-            nonlocal searched
-            while not stop.is_set():
-                try:
-                    assert rankings() == expected
-                    searched += 1
-                except BaseException as error:
-                    failures.append(error)
-                    return
-
-        thread = threading.Thread(target=search)
-        thread.start()
-        moved = 0
-        for start in range(10):
-            # Written anew, which leaves holes all over.
-            for image_id in ids[start::10]:
-                collection.add([image_id], encodings[image_id], [payloads[image_id]])
-            moved += compact(collection).moved
-        while searched < 3 and not failures:
-            thread.join(0.01)
-        stop.set()
-        thread.join()
-        assert failures == []
+        expected, seen, moved = rankings(), [], 0
+        with meanwhile(lambda: seen.append(rankings())):
+            for start in range(6):
+                # Written anew, which leaves holes all over.
+                for image_id in ids[start::10]:
+                    collection.add([image_id], encodings[image_id], [before[image_id][2]])
+                moved += compact(collection).moved
+        assert all(found == expected for found in seen)
         assert moved > 40
-        assert verify(collection).clean
-        assert verify(collection).orphan_records == 0
+        assert same_but_rounded(held(collection), before)
+        found = verify(collection)
+        assert (found.clean, found.orphan_records) == (True, 0)
 
 
 def test_files_that_are_not_listed(file_place):

@@ -7,7 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from stored import damage, failing_after, held, make, references, side_files, tokens_folder
+from stored import (
+    damage,
+    failing_after,
+    held,
+    make,
+    meanwhile,
+    references,
+    side_files,
+    tokens_folder,
+)
 from test_collection import CONTRACT, encoding_of, fill, ids_of, make_place, payloads_of
 
 from edje_qdrant.collection import ImageCollection
@@ -255,23 +264,9 @@ def test_searches_go_on_and_each_score_is_of_one_codec_or_the_other(
             def scores(retriever=retriever):
                 return {hit.image_id: hit.score for hit in retriever.search("b", top_k=30)}
 
-            exact, seen, failures = scores(), [], []
-            stop = threading.Event()
-
-            def search(scores=scores, seen=seen, failures=failures, stop=stop):
-                while not stop.is_set():
-                    try:
-                        seen.append(scores())
-                    except BaseException as error:
-                        failures.append(error)
-                        return
-
-            thread = threading.Thread(target=search)
-            thread.start()
-            transcode(collection, int4)
-            stop.set()
-            thread.join()
-            assert failures == []
+            exact, seen = scores(), []
+            with meanwhile(lambda seen=seen, scores=scores: seen.append(scores())):
+                transcode(collection, int4)
             lossy = scores()
             assert lossy != exact
             for found in seen:
@@ -308,7 +303,6 @@ def test_what_cannot_be_read_stays_and_is_named(place, fitted):
     with make(place, 20, codec=fitted("pq32"), per_file=8) as collection:
         first = tokens_of(collection, ids)
         damage(collection, ids[3])
-        collection.index.upsert([])
         before = references(collection, [ids[3]])
         report = transcode(collection, INT8)
         assert (report.moved, report.unreadable) == (19, (ids[3],))

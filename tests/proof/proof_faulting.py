@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import io
@@ -12,10 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from proof_world import codec_of, copy_folder, model, opened, state_of
+from proof_world import codec_of, copy_folder, ingest, model, opened, state_of
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.errors import StoreError
+from edje_qdrant.index import folder as index_folder
 from edje_qdrant.ingest import ingest_images
 from edje_qdrant.maintenance import compact, export_collection, transcode
 from edje_qdrant.maintenance.repair import repair
@@ -23,6 +25,9 @@ from edje_qdrant.maintenance.repair import repair
 _CHECKED = [(os, "fsync"), (os, "replace"), (os, "open")]
 _NO_SPACE_NEEDED = ("open rb", "open", "unlink", "truncate")
 _CHECKED += [(Path, "unlink"), (Path, "rename"), (Path, "mkdir")]  # type: ignore[list-item]
+
+# Of Linux's `unshare` and `mount`.
+_NEW_USER, _NEW_MOUNTS, _REMOUNT = 0x10000000, 0x00020000, 32
 
 
 class Faults:
@@ -271,3 +276,64 @@ def _after(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     state["archive"] = hashlib.sha256(archive.read_bytes()).hexdigest() if archive.exists() else ""
     state["beside"] = sorted(path.name for path in folder.iterdir())
     return state
+
+
+def full_disk(
+    pipe: int, mount: str, pictures: list[str], kilobytes: int, spare: bool
+) -> dict[str, Any]:
+    """Ingest into a small disk that fills up, make it larger, and ingest again.
+
+    Args:
+        pipe: To the server.
+        mount: A folder, where the disk appears to this process alone.
+        pictures: To ingest.
+        kilobytes: The disk's size at first.
+        spare: Whether the embedded index keeps away from the end of the disk, as it does.
+
+    Returns:
+        How the first run ended, and the collection's state after the second; nothing where the
+        system does not let a user mount anything.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(_NEW_USER | _NEW_MOUNTS) != 0:
+        return {}
+    for name, text in (
+        ("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1"),
+    ):  # fmt: skip
+        Path(f"/proc/self/{name}").write_text(text)
+
+    def mounted(flags: int, size: str) -> bool:
+        arguments = (b"none", mount.encode(), b"tmpfs", flags, f"size={size}".encode())
+        return bool(libc.mount(*arguments) == 0)
+
+    if not mounted(0, f"{kilobytes}k"):
+        return {}
+    folder = f"{mount}/collection"
+    if not spare:
+        index_folder._SPARE_BYTES = -(1 << 40)
+    first = _in_a_fork(lambda: ingest(folder, pictures))
+    free = shutil.disk_usage(mount).free
+    assert mounted(_REMOUNT, "1g")
+    second = _in_a_fork(lambda: ingest(folder, pictures))
+    assert second == 0, f"the second run ended with {second}"
+    with ImageCollection.open(folder, "images") as collection:
+        return {"first": first, "free": free, "state": state_of(collection)}
+
+
+def _in_a_fork(act: Callable[[], None]) -> int:
+    """Do something in a child; return 0, 3 for an error of ours about the disk, or minus a signal.
+
+    The system ends a process that touches a page of a map for which the disk has no room.
+    """
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            act()
+            status = 0
+        except StoreError as error:
+            status = 3 if "no space left" in str(error).lower() else 4
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

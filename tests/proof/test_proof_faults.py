@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,3 +72,40 @@ def test_a_refused_call_is_said_and_survived(
         for failed, came in done:
             tally["faults, in all"] += 1
             tally[f"{name} from {failed}: {came}"] += 1
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "spare", "ends"),
+    [
+        # Nearly full from the start, and after some pictures: the index says so in time.
+        (60 << 10, True, {3}),
+        (65 << 10, True, {3}),
+        *[((64 << 10) + kb, True, {0, 3}) for kb in (300, 600, 900, 1100)],
+        # Were it not to look, the system would end the process or the engine would: no harm either.
+        *[(kb, False, {0, 3, -signal.SIGBUS}) for kb in (400, 700, 900, 950, 1000, 1050)],
+    ],
+)
+def test_a_disk_that_is_really_full(
+    server: Server,
+    world: World,
+    scratch: Path,
+    tally: Counter[str],
+    kilobytes: int,
+    spare: bool,
+    ends: set[int],
+) -> None:
+    came = server.ask(
+        "proof_faulting:full_disk",
+        mount=str(scratch),
+        pictures=world.given["pictures"],
+        kilobytes=kilobytes,
+        spare=spare,
+    )
+    if not came:
+        pytest.skip("no user may mount a small disk here")
+    assert came["first"] in ends
+    expected = server.ask("proof_world:state", folder=str(world.root / "plain"))
+    assert came["state"] == expected
+    words = {0: "room enough", 3: "StoreError", -signal.SIGBUS: "SIGBUS"}
+    guard = "" if spare else ", without looking first"
+    tally[f"a full disk{guard}: {words[came['first']]}"] += 1
