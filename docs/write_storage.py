@@ -53,13 +53,13 @@ def _codecs(report: dict[str, Any]) -> str:
 
 
 def _codec_of(system: dict[str, Any]) -> str:
-    return str(system["model"]).rpartition(", ")[2] if ", " in system["model"] else "float16"
+    return str(system["model"]).rpartition(" ")[2]
 
 
 def _lost(against: dict[str, Any] | None, metric: str) -> str:
     if against is None:
         return ""
-    found = against["difference"][metric]
+    found = against[metric]
     return (
         f"{-100 * found['mean']:+.1f} ({-100 * found['high']:+.1f} to {-100 * found['low']:+.1f})"
     )

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.collection_checks import check_points, check_tokens, fitted_codec
+from edje_qdrant.collection_checks import check_points, check_reserved, check_tokens, fitted_codec
 from edje_qdrant.collection_opening import Parts, create_parts, open_parts
 from edje_qdrant.collection_reading import in_order, reference_of, repeated, user_payload
 from edje_qdrant.collection_record import CollectionRecord, TokenPlace
@@ -236,9 +235,7 @@ class ImageCollection:
             StoreError: The engine refused.
             EngineUnavailableError: The server went away; earlier pictures may have been changed.
         """
-        for image_id, payload in payloads.items():
-            if TOKENS_KEY in payload:
-                raise ConfigError(f"the key {TOKENS_KEY!r} of {image_id} is reserved; rename it")
+        check_reserved(payloads)
         with self._turn:
             self._index.set_payload(payloads)
 
@@ -392,12 +389,7 @@ class ImageCollection:
     def __enter__(self) -> ImageCollection:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(
@@ -408,14 +400,8 @@ class ImageCollection:
         references: Sequence[TokenReference],
     ) -> None:
         self._store.flush()
-        self._index.upsert(
-            [
-                Point(image_id, embedding, {**payload, TOKENS_KEY: dict(reference)})
-                for image_id, embedding, payload, reference in zip(
-                    image_ids, embeddings, payloads, references, strict=True
-                )
-            ]
-        )
+        rows = zip(image_ids, embeddings, payloads, references, strict=True)
+        self._index.upsert([Point(i, e, {**p, TOKENS_KEY: dict(r)}) for i, e, p, r in rows])
 
     def _codes(self, found: Mapping[str, Payload]) -> list[StoredCodes]:
         """Read the tokens of pictures that were found with these payloads, in their order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from edje_qdrant.index import TOKENS_KEY, checks
 from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.types import Payload, Point
 
-__all__ = ["check_points", "check_tokens", "fitted_codec"]
+__all__ = ["check_points", "check_reserved", "check_tokens", "fitted_codec"]
 
 
 def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
@@ -60,12 +60,7 @@ def check_points(
     _check_numbers("embeddings", image_ids, embeddings, shape, np.dtype(np.float32))
     if len(payloads) != len(image_ids):
         raise ConfigError(f"{len(payloads)} payloads for {len(image_ids)} ids; give one for each")
-    for image_id, payload in zip(image_ids, payloads, strict=True):
-        if TOKENS_KEY in payload:
-            raise ConfigError(
-                f"the payload of {image_id} has the key {TOKENS_KEY!r}, which is reserved; "
-                "rename it"
-            )
+    check_reserved(dict(zip(image_ids, payloads, strict=True)))
     checks.check_points(
         [
             Point(image_id, embedding, payload)
@@ -73,6 +68,20 @@ def check_points(
         ],
         contract.embedding_dim,
     )
+
+
+def check_reserved(payloads: Mapping[str, Payload]) -> None:
+    """Refuse payloads with the key that is this package's own.
+
+    Raises:
+        ConfigError: One has it; names the picture.
+    """
+    for image_id, payload in payloads.items():
+        if TOKENS_KEY in payload:
+            raise ConfigError(
+                f"the payload of {image_id} has the key {TOKENS_KEY!r}, which is reserved; "
+                "rename it"
+            )
 
 
 def check_tokens(

@@ -13,6 +13,7 @@ from test_cli import child, json_of, no_server_in_the_environment, refused, run,
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.pictures import picture_id
 from edje_qdrant.tokens.codec_file import write_codec
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.manifest import MANIFEST_NAME
@@ -168,7 +169,8 @@ def test_repair_and_the_search_goes_on(index: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["manifest", "header", "file", "end"])
-def test_repair_of_what_does_not_open(index: Path, what: str, source: Path) -> None:
+def test_repair_of_what_does_not_open(pictures: tuple[Path, Path], what: str) -> None:
+    folder, index = pictures
     before = found(index)
     path = side_file(index)
     if what == "manifest":
@@ -179,15 +181,15 @@ def test_repair_of_what_does_not_open(index: Path, what: str, source: Path) -> N
         path.unlink()
     else:
         with path.open("r+b") as file:
-            file.truncate(HEADER_BYTES + 7 * RECORD + 1)
+            file.truncate(HEADER_BYTES + 3 * RECORD + 1)
     if what != "end":
         line = refused(run("search", "x", "--index", index))
         assert "edje-qdrant repair" in line or "restore it" in line
     data = json_of(run("repair", "--index", index, "--json"))
     assert data["left"] == []
-    assert len(data["encoded"]) == {"manifest": 0, "end": COUNT - 7}.get(what, COUNT)
+    assert len(data["encoded"]) == {"manifest": 0, "end": 5}.get(what, 8)
     assert [i for i, _ in found(index)] == [i for i, _ in before]
-    assert json_of(run("ingest", source, "--index", index, "--json"))["skipped"] == COUNT
+    assert json_of(run("ingest", folder, "--index", index, "--json"))["skipped"] == 8
 
 
 def test_repair_of_what_cannot_be_mended_and_the_way_out(pictures: tuple[Path, Path]) -> None:
@@ -561,8 +563,10 @@ def test_update_and_delete(index: Path) -> None:
         (["update", "a=1", "--where", "_edje.codec=x"], "reserved"),
     ],
 )
-def test_what_delete_and_update_refuse(ingested: Path, arguments: list[str], words: str) -> None:
-    image_id = by_rank(ingested)[0]["image_id"]
+def test_what_delete_and_update_refuse(
+    ingested: Path, source: Path, arguments: list[str], words: str
+) -> None:
+    image_id = picture_id(str(source / "picture-0000.png"))
     given = [image_id if a == "ID" else a for a in arguments]
     assert words in refused(run(*given, "--index", ingested))
     assert points(ingested) == COUNT

@@ -13,7 +13,7 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 from edje_qdrant import retriever as retriever_module
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection import ImageCollection, user_payload
 from edje_qdrant.errors import (
     CheckpointError,
     CollectionLockedError,
@@ -266,14 +266,18 @@ def test_both_engines_and_both_token_places_give_the_same_ranking(
 
 @pytest.fixture(params=["edge-file", "edge-payload", "memory-payload"])
 def spoilt(
-    request: pytest.FixtureRequest, tmp_path: Path, tiny_model: EDJEModel, pictures: list[Path]
+    request: pytest.FixtureRequest, tmp_path: Path, tiny_model: EDJEModel, index: Path
 ) -> Iterator[TwoStageRetriever]:
-    """A collection of its own, for tests to damage."""
+    """A collection of twenty pictures of its own, for tests to damage."""
     engine, tokens = request.param.split("-")
     place = tmp_path / "index" if engine == "edge" else ":memory:"
     contract = tiny_model.contract()
     collection = ImageCollection.create(place, "images", contract, tokens=tokens)
-    ingest_images(pictures[:20], collection, tiny_model, progress=False)
+    with ImageCollection.open(index, "images") as whole:
+        twenty = next(whole.index.scroll(batch_size=20))
+        ids = [point.id for point in twenty]
+        payloads = [user_payload(point.payload) for point in twenty]
+        collection.add(ids, whole.encodings(ids), payloads)
     with TwoStageRetriever(collection, tiny_model) as opened:
         yield opened
 
@@ -306,9 +310,7 @@ def expected_places(result: SearchResult, unread: set[str]) -> list[tuple[str, f
     ]
 
 
-@pytest.mark.parametrize(
-    "ranks", [[1], [7], [20], [1, 2, 3], [4, 9, 15], [1, 20], list(range(1, 20))]
-)
+@pytest.mark.parametrize("ranks", [[1], [7], [4, 9, 20], list(range(1, 20))])
 def test_pictures_that_cannot_be_scored_keep_their_first_stage_place(
     spoilt: TwoStageRetriever, ranks: list[int]
 ) -> None:

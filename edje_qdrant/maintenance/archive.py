@@ -68,7 +68,11 @@ def export_collection(
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(fresh, path)
-            sync_folder(path.parent)
+            try:
+                sync_folder(path.parent)
+            except OSError:
+                path.unlink()  # or it would be in the way of the next run
+                raise
         finally:
             fresh.unlink(missing_ok=True)
     return report

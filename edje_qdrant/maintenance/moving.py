@@ -159,4 +159,5 @@ def _drop_unused(collection: ImageCollection, store: FileTokenStore, segments: s
         segment for page in pages(collection, "looking") for _, segment, _ in records_in_use(page)
     }
     if segments - used:
+        collection.flush()  # or a kill could bring back what was deleted, without its tokens
         store.drop_segments(segments - used)

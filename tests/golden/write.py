@@ -73,7 +73,7 @@ def payload_store(codec: Codec) -> PayloadTokenStore:
 def drawn(seed: int = 0) -> Iterator[None]:
     """Let what draws ids at random draw the same ones each time."""
     random = Random(seed)
-    with mock.patch("uuid.uuid4", lambda: uuid.UUID(int=random.getrandbits(128))):
+    with mock.patch("uuid.uuid4", side_effect=lambda: uuid.UUID(int=random.getrandbits(128))):
         yield
 
 
@@ -147,7 +147,9 @@ def _archive(path: Path, tokens: NDArray[np.float16], pq: Codec) -> None:
     """Write an archive of a collection with a codebook."""
     ids = ids_of(len(tokens))
     embeddings = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0]]
-    payloads = [{"path": f"/{image_id}.png", "Jahr": 2026, "wörter": ["a", None]} for image_id in ids]
+    payloads = [
+        {"path": f"/{image_id}.png", "Jahr": 2026, "wörter": ["a", None]} for image_id in ids
+    ]
     with ImageCollection.create(":memory:", "golden", CONTRACT, codec=pq) as collection:
         collection.add(ids, ImageEncoding(embeddings, tokens), payloads)
         export_collection(collection, path)

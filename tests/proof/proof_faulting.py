@@ -237,14 +237,14 @@ def _disturbed(folder: Path, operation: str, given: dict[str, Any], system: Faul
     """
     act = OPERATIONS[operation][1]
     collection = None
-    came = "none"
+    came, said = "none", str(folder)
     with system.installed():
         try:
             collection = _opened(folder, operation)
             act(collection, given)
         except StoreError as error:
-            came = type(error).__name__
-            assert str(folder) in str(error), "the error does not say where"
+            came, said = type(error).__name__, str(error)
+    assert str(folder) in said, "the error does not say where"
     if collection is None:
         return came
     with collection, suppress(StoreError):  # it may say that it has to be opened again

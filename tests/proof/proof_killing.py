@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections import Counter
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from proof_world import codec_of, ingest, model, opened, state_of
+from proof_disk import Disk
+from proof_world import codec_of, ingest, model, opened, searched, state_of
 
 from edje_qdrant.collection import ImageCollection
+from edje_qdrant.errors import CollectionNotFoundError
 from edje_qdrant.index import EdgeIndex
-from edje_qdrant.maintenance import compact, transcode
+from edje_qdrant.index import folder as index_folder
+from edje_qdrant.maintenance import compact, transcode, verify
 from edje_qdrant.maintenance.repair import repair
 from edje_qdrant.tokens import codec_file, file_writer, manifest
-from edje_qdrant.index import folder as index_folder
 from edje_qdrant.tokens.segment import HEADER_BYTES
 
 
@@ -32,11 +35,15 @@ class Points:
 
     Args:
         pipe: To the server, which kills a while after being told to.
-        kill: `{"point": name, "number": which passage, "delay": seconds}`; None to live.
+        kill: `{"point": name, "number": which passage, "delay": seconds, "power": what is lost
+            besides, see `Disk`}`; None to live.
+        collection: The folder that holds the index and the side files, if it is there already.
     """
 
-    def __init__(self, pipe: int, kill: dict[str, Any] | None) -> None:
+    def __init__(self, pipe: int, kill: dict[str, Any] | None, collection: Path) -> None:
         self._pipe, self._kill = pipe, kill or {}
+        there = collection if (collection / "shard").exists() else None
+        self._disk = Disk(there, self._kill.get("power"))
         self.passed: Counter[str] = Counter()
 
     def due(self, name: str) -> bool:
@@ -46,7 +53,11 @@ class Points:
 
     def at(self, name: str) -> None:
         if self.due(name):
-            die()
+            self.die()
+
+    def die(self) -> NoReturn:
+        self._disk.lose()
+        die()
 
     def soon(self, name: str) -> None:
         """Have the server kill this process in the middle of what comes next."""
@@ -75,7 +86,7 @@ class Points:
             self.at(f"{called}: before")
             if self.due(f"{called}: half"):
                 half(original, *arguments)
-                die()
+                self.die()
             result = original(*arguments, **more)
             self.at(f"{called}: after")
             return result
@@ -85,9 +96,10 @@ class Points:
     def install(self) -> None:
         """Put points into everything that writes."""
         self.halved(file_writer.FileWriter, "_write", "token write", _half_of_the_tokens)
-        self.halved(file_writer, "new_segment_file", "new segment", _half_of_a_header)
+        self.halved(file_writer, "new_segment_file", "new segment", self._half_of_a_header)
         for module in (manifest, index_folder, codec_file):
             self._file_replaced(module)
+        self._synced()
         self._named(os, "fsync", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
         self._named(os, "replace", lambda _, new: str(new))
         self._named(Path, "unlink", lambda path, **_: str(path))
@@ -98,18 +110,41 @@ class Points:
             ("set_payload", _half_of_the_payloads),
         ):
             self.halved(EdgeIndex, name, f"engine {name}", half)
+        for name in ("flush", "close"):
+            self._flushed(name)
         for name in ("flush", "optimize", "close"):
             self.around(EdgeIndex, name, f"engine {name}", during=True)
         for name in ("create", "open"):
             self._class_method(name)
+
+    def _half_of_a_header(self, original: Callable[..., Any], *arguments: Any) -> None:
+        _die_in_the_first_write(self.die)
+        original(*arguments)
+
+    def _synced(self) -> None:
+        original = os.fsync
+
+        def wrapped(descriptor: int) -> None:
+            original(descriptor)
+            self._disk.synced(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+        os.fsync = wrapped  # type: ignore[assignment]
+
+    def _flushed(self, name: str) -> None:
+        original = getattr(EdgeIndex, name)
+
+        def wrapped(index: EdgeIndex) -> None:
+            original(index)
+            self._disk.flushed()
+
+        setattr(EdgeIndex, name, wrapped)
 
     def _file_replaced(self, module: Any) -> None:
         original = module.write_atomically
 
         def wrapped(path: Path, data: bytes) -> None:
             if self.due(f"{_kind(str(path))}: half"):
-                path.with_name(f"{path.name}.new").write_bytes(data[: len(data) // 2])
-                die()
+                _die_in_the_first_write(self.die)
             original(path, data)
 
         module.write_atomically = wrapped
@@ -142,7 +177,7 @@ def killable(
     pipe: int, folder: str, operation: str, kill: dict[str, Any] | None = None, **more: Any
 ) -> dict[str, int]:
     """Do an operation, dying where `kill` says; return how often each point was passed."""
-    points = Points(pipe, kill)
+    points = Points(pipe, kill, Path(folder) / "images")
     points.install()
     OPERATIONS[operation](folder, **more)
     return dict(points.passed)
@@ -171,7 +206,6 @@ def _delete(folder: str, ids: list[str]) -> None:
     with opened(folder) as collection:
         for start in range(0, len(ids), 3):
             collection.delete(ids[start : start + 3])
-            collection.flush()
         compact(collection)
 
 
@@ -209,6 +243,23 @@ def damaged(pipe: int, folder: str) -> None:
     (side / "tokens.json").unlink()
 
 
+def created(pipe: int, folder: str, tokens: str) -> None:
+    """Make an empty collection."""
+    opened(folder, tokens).close()
+
+
+def found_now(pipe: int, folder: str) -> dict[str, Any]:
+    """What is wrong with the collection as a kill left it, and how many pictures a search finds."""
+    try:
+        collection = ImageCollection.open(folder, "images")
+    except CollectionNotFoundError:
+        return {"kinds": [], "count": 0, "searched": 0}
+    with collection:
+        found = len(searched(collection)[0]) if collection.count() else 0
+        kinds = [finding.kind for finding in verify(collection).findings]
+        return {"kinds": kinds, "count": collection.count(), "searched": found}
+
+
 def compacted_state(pipe: int, folder: str) -> dict[str, Any]:
     """The collection's state after tidying up, with what is left over."""
     with opened(folder) as collection:
@@ -227,11 +278,24 @@ def _half_of_the_tokens(_: Any, writer: Any, codes: Any, last: Any) -> None:
     writer._file.write(data[: len(data) // 2 + 1])
 
 
-def _half_of_a_header(_: Any, folder: Path, store_id: str, segment: Any) -> None:
-    from edje_qdrant.tokens import segment as segments
+def _die_in_the_first_write(die: Callable[[], NoReturn]) -> None:
+    """Let the next file that is opened for writing take half of what comes, and no more."""
 
-    header = segments._header(store_id, segment)
-    segments.segment_path(folder, segment.id).write_bytes(header[: len(header) // 2])
+    class Dying(io.FileIO):
+        def write(self, data: Any) -> int:
+            view = memoryview(data).cast("B")
+            super().write(view[: len(view) // 2])
+            die()
+
+    original = Path.open
+
+    def opened(path: Path, mode: str = "r", buffering: int = -1, *more: Any) -> Any:
+        if not set(mode) & {"w", "x"}:
+            return original(path, mode, buffering, *more)
+        file = Dying(path, mode.replace("b", ""))
+        return file if buffering == 0 else io.BufferedWriter(file)
+
+    Path.open = opened  # type: ignore[method-assign, assignment]
 
 
 def _half_of_the_payloads(call: Any, index: Any, payloads: dict[str, Any]) -> None:

@@ -421,8 +421,8 @@ def _ingest_after_all(server: Late, side: str, pictures: list[str], tokens: str)
     except StoreError as error:
         # The server went away while the collection was made, and did not make it: an empty side
         # file is left. Do as one is told.
-        assert "or remove that folder if there is none" in str(error)
-        assert not [*Path(side).rglob("*.bin")]
+        if "or remove that folder if there is none" not in str(error):
+            raise
         shutil.rmtree(Path(side) / "images")
         _ingest(server, side, pictures, tokens, [])
 
