@@ -60,9 +60,13 @@ def _lost(against: dict[str, Any] | None, metric: str) -> str:
     if against is None:
         return ""
     found = against[metric]
-    return (
-        f"{-100 * found['mean']:+.1f} ({-100 * found['high']:+.1f} to {-100 * found['low']:+.1f})"
-    )
+    mean, low, high = (_points(found[key]) for key in ("mean", "high", "low"))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _points(gained: float) -> float:
+    """Return what was lost, in points, without a minus before a zero."""
+    return round(-100 * gained, 1) + 0.0
 
 
 def _fetch(report: dict[str, Any]) -> str:
@@ -99,36 +103,39 @@ def _size(nbytes: float) -> str:
 
 
 def draw(path: Path) -> None:
-    """Draw each codec's R@1 against the bytes of a token and the milliseconds of a fetch."""
+    """Draw what each codec loses against the bytes of a token and the milliseconds of a fetch."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    systems = _read("codecs")["systems"]
+    systems = [system for system in _read("codecs")["systems"] if system["against"]]
     ms = {r["codec"]: r["fetch_ms"] + r["decode_ms"] for r in _read("token_fetch")["rows"][::-1]}
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(8.4, 3.6), sharey=True, layout="constrained"
+        1, 2, figsize=(8.8, 3.6), sharey=True, layout="constrained"
     )
-    for system in systems:
+    colours = plt.get_cmap("viridis")
+    for place, system in enumerate(systems):
         codec = _codec_of(system)
-        value = 100 * system["reranked"]["R@1"]
-        low, high = (100 * end for end in system["intervals"]["reranked"]["R@1"])
+        found = system["against"][0]["R@1"]
+        lost, low, high = -100 * found["mean"], -100 * found["high"], -100 * found["low"]
         across = {
             left: system["bytes_per_picture"] / system["tokens_per_picture"], right: ms[codec],
         }  # fmt: skip
         for axes, x in across.items():
             axes.errorbar(
-                x, value, [[value - low], [high - value]], fmt="o", capsize=3,
-                color="#189e54" if codec == "pq32" else "#3d5a80",
+                x, lost, [[lost - low], [high - lost]], fmt="o", capsize=3, label=codec,
+                color=colours(place / len(systems)),
             )  # fmt: skip
-            axes.annotate(codec, (x, value), xytext=(5, 5), textcoords="offset points", fontsize=9)
     left.set_xscale("log", base=2)
-    left.set_xlabel("bytes a token (128 numbers wide)")
-    left.set_ylabel("R@1, %, 1,000 scenes")
-    right.set_xscale("log")
-    right.set_xlabel("ms to fetch and decode 100 pictures (64 x 384), side file")
+    left.set_xticks([16, 32, 64, 128], ["16", "32", "64", "128"])
+    left.set_xlabel("bytes a token (float16: 256)")
+    left.set_ylabel("R@1 lost, points, 1,000 scenes")
+    right.set_xlabel("ms to fetch and decode 100 pictures of 64 x 384")
+    right.set_xlim(left=0)
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for axes in (left, right):
+        axes.axhline(0, color="#70747e", linestyle="--", linewidth=1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.savefig(path, dpi=140)
