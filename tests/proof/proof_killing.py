@@ -15,6 +15,7 @@ from proof_disk import Disk
 from proof_world import codec_of, ingest, model, opened, searched, state_of
 
 from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection_reading import reference_of
 from edje_qdrant.errors import CollectionNotFoundError
 from edje_qdrant.index import EdgeIndex
 from edje_qdrant.index import folder as index_folder
@@ -229,6 +230,18 @@ def with_holes(pipe: int, folder: str, pictures: str, more: list[str]) -> None:
         collection.delete([*gone, *ids[1::4]])
         collection.flush()
     ingest(folder, pictures)
+
+
+def in_two_files(pipe: int, folder: str) -> list[str]:
+    """The ids of all pictures whose tokens are in two of the side files."""
+    with opened(folder) as collection:
+        places = {
+            point.id: reference_of(point.payload)["segment"]
+            for page in collection.index.scroll()
+            for point in page
+        }
+    gone = sorted(set(places.values()))[:2]
+    return [image_id for image_id, segment in places.items() if segment in gone]
 
 
 def damaged(pipe: int, folder: str) -> None:

@@ -8,6 +8,7 @@ Run as a program it reads requests, a line of JSON each, and answers each with a
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -166,13 +167,12 @@ def _serve() -> None:
 
     torch.set_num_threads(1)  # a pool of threads would not survive a fork
     sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "index")]
-    import proof_breaking
-    import proof_faulting
-    import proof_killing
-    import proof_reading
+    for name in ("proof_breaking", "proof_faulting", "proof_killing", "proof_reading"):
+        importlib.import_module(name)
+    import proof_world
 
-    for module in (proof_breaking, proof_faulting, proof_killing, proof_reading):
-        sys.modules[module.__name__] = module
+    proof_world.shrink()
+    proof_world.model()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a child prints must not get between the answers
     for line in sys.stdin:

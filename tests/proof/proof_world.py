@@ -31,10 +31,14 @@ NUM_TOKENS, TOKEN_DIM = 4, 16
 #: Four float16 records a side file, so that a handful of pictures fills several.
 SEGMENT_BYTES = 4 * NUM_TOKENS * TOKEN_DIM * 2
 
-# Maintenance looks at so many points at a time; few, so that there are several pages.
-points.PAGE = 5
-for function in (FileTokenStore.create.__func__,):  # type: ignore[attr-defined]
-    function.__kwdefaults__["segment_bytes"] = SEGMENT_BYTES
+
+def shrink() -> None:
+    """Let a handful of pictures fill several side files, and several pages of maintenance.
+
+    For the server alone: this lasts as long as the process.
+    """
+    points.PAGE = 5
+    FileTokenStore.create.__func__.__kwdefaults__["segment_bytes"] = SEGMENT_BYTES  # type: ignore[attr-defined]
 
 
 @cache

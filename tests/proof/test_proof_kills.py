@@ -37,6 +37,7 @@ class Job:
     template: Path | None
     seconds: float = 0.0
     passed: dict[str, int] = field(default_factory=dict)
+    died_at: set[str] = field(default_factory=set)
     expected: dict[str, Any] = field(default_factory=dict)
 
     def folder(self, scratch: Path) -> str:
@@ -60,7 +61,7 @@ class Job:
 def jobs(server: Server, root: Path) -> dict[str, Job]:
     """Every kind of operation, run once without a kill."""
     pictures = str(root / "pictures")
-    ids_of_paths = draw_pictures(root / "pictures", 18)
+    paths = draw_pictures(root / "pictures", 18)
     more = [str(path) for path in draw_pictures(root / "more", 5, seed=1)]
     book = str(root / "book.safetensors")
     server.ask("proof_world:write_codebook", path=book)
@@ -72,8 +73,8 @@ def jobs(server: Server, root: Path) -> dict[str, Job]:
     server.ask("proof_killing:with_holes", folder=str(holed), pictures=pictures, more=more)
     damaged = copy_folder(plain, root / "damaged")
     server.ask("proof_killing:damaged", folder=str(damaged))
-    ids = server.ask("proof_world:state", folder=str(plain))["ids"]
-    assert len(ids) == len(ids_of_paths)
+    assert server.ask("proof_world:state", folder=str(plain))["count"] == len(paths)
+    ids = server.ask("proof_killing:in_two_files", folder=str(plain))
     jobs = {
         "ingest-file": Job("ingest", {"pictures": pictures, "tokens": "file"}, None),
         "ingest-payload": Job("ingest", {"pictures": pictures, "tokens": "payload"}, None),
@@ -81,7 +82,7 @@ def jobs(server: Server, root: Path) -> dict[str, Job]:
         "transcode-int8": Job("transcode", {"codec": "int8"}, plain),
         "transcode-pq16": Job("transcode", {"codec": book}, plain),
         "repair": Job("repair", {}, damaged),
-        "delete": Job("delete", {"ids": [*ids[::3], *ids[1:4]]}, plain),
+        "delete": Job("delete", {"ids": ids}, plain),
     }
     for kind, job in jobs.items():
         folder = root / f"undisturbed-{kind}"
@@ -138,6 +139,10 @@ def test_killed_and_run_again(
         tally["of them, with what was not on the disk lost"] += bool(
             ended.killed and kill.get("power") and "during" not in kill["point"]
         )
+        if ended.killed and "point" in kill:
+            job.died_at.add(kill["point"])
+        tally["points died at"] = sum(len(each.died_at) for each in jobs.values())
+        tally["points there are"] = sum(len(each.passed) for each in jobs.values())
         if kind != "repair" and random.random() < 0.5:
             # Whatever is there by now has its tokens, and a search at this moment is right.
             found = server.ask("proof_killing:found_now", folder=folder)
