@@ -15,6 +15,7 @@ import os
 import tarfile
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,19 +63,19 @@ def export_collection(
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     with os_errors_as_store_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        written = fresh
         try:
             with fresh.open("xb") as file:
                 report = _write(collection, file, progress=progress)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(fresh, path)
-            try:
-                sync_folder(path.parent)
-            except OSError:
-                path.unlink()  # or it would be in the way of the next run
-                raise
-        finally:
-            fresh.unlink(missing_ok=True)
+            written = path
+            sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                written.unlink(missing_ok=True)  # or it would be in the way of the next run
+            raise
     return report
 
 

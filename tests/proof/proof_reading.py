@@ -373,7 +373,7 @@ def server_goes(
             else:
                 server.late_from = left
             try:
-                _ingest(server, side, pictures, tokens, acknowledged)
+                _ingest(server, side, pictures, tokens, acknowledged, timeout=1)
                 said.append("nothing")
             except EngineUnavailableError as error:
                 said.append(str(error))
@@ -391,10 +391,16 @@ def server_goes(
 
 
 def _ingest(
-    server: Late, side: str, pictures: list[str], tokens: str, acknowledged: list[str]
+    server: Late,
+    side: str,
+    pictures: list[str],
+    tokens: str,
+    acknowledged: list[str],
+    *,
+    timeout: int = 60,
 ) -> None:
     try:
-        collection = ImageCollection.open(server.url, "images", timeout=1)
+        collection = ImageCollection.open(server.url, "images", timeout=timeout)
     except CollectionNotFoundError:
         collection = ImageCollection.create(
             server.url,
@@ -402,7 +408,7 @@ def _ingest(
             model().contract(),
             tokens=tokens,  # type: ignore[arg-type]
             tokens_folder=side if tokens == "file" else None,
-            timeout=1,
+            timeout=timeout,
         )
     add = collection.add
 
