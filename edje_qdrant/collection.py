@@ -13,21 +13,28 @@ from numpy.typing import NDArray
 
 from edje_qdrant.collection_checks import check_points, check_reserved, check_tokens, fitted_codec
 from edje_qdrant.collection_opening import Parts, create_parts, open_parts
-from edje_qdrant.collection_reading import in_order, reference_of, repeated, user_payload
-from edje_qdrant.collection_record import CollectionRecord, TokenPlace
+from edje_qdrant.collection_reader import CollectionReader
+from edje_qdrant.collection_reading import user_payload
+from edje_qdrant.collection_record import TokenPlace
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.errors import ConfigError, TokensCorruptError, TokensNotFoundError
-from edje_qdrant.index import TOKENS_KEY, Filter, QdrantOptions, VectorIndex
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.index import (
+    TOKENS_KEY,
+    Filter,
+    PayloadKind,
+    QdrantOptions,
+    check_indexes,
+)
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
-from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
-from edje_qdrant.types import Candidate, ImageEncoding, Payload, Point
+from edje_qdrant.tokens.protocol import TokenReference
+from edje_qdrant.types import ImageEncoding, Payload, Point
 
 __all__ = ["ImageCollection", "user_payload"]
 
 
-class ImageCollection:
+class ImageCollection(CollectionReader):
     """Keep pictures' embeddings, payloads and tokens, all written by one model.
 
     This is the only place that knows the order of writes: tokens are put and flushed before the
@@ -46,10 +53,8 @@ class ImageCollection:
 
     def __init__(self, parts: Parts, name: str) -> None:
         """Put together what is open already; use `create` or `open`."""
-        self._index, self._store = parts.index, parts.store
-        self._record, self._location = parts.record, parts.location
-        self._name = name
-        self._turn, self._codec_turn = RLock(), RLock()
+        super().__init__(parts, name)
+        self._turn = RLock()
 
     @classmethod
     def create(
@@ -61,6 +66,7 @@ class ImageCollection:
         tokens: TokenPlace | None = None,
         codec: str | Codec = "float16",
         tokens_folder: str | Path | None = None,
+        payload_indexes: Mapping[str, PayloadKind] | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
         timeout: int = 30,
@@ -75,6 +81,8 @@ class ImageCollection:
             codec: How tokens become bytes: a name, or a codec that was fitted to tokens.
             tokens_folder: The folder for side files, each collection's in one of its own name.
                 Needed for `"file"` on a server; for a folder the default is inside it.
+            payload_indexes: Field -> kind of the payload indexes to make, as in
+                `{"album": "keyword"}`; see `create_payload_index`.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             timeout: Seconds to wait for one answer of a server.
@@ -85,8 +93,18 @@ class ImageCollection:
             EngineUnavailableError: The server cannot be reached.
         """
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+        indexes = check_indexes(payload_indexes or {})
         parts = create_parts(location, name, contract, codec, tokens, tokens_folder, options)
-        return cls(parts, name)
+        created = cls(parts, name)
+        try:
+            for field, kind in indexes.items():
+                created.create_payload_index(field, kind)
+            if indexes:
+                created.flush()
+        except BaseException:
+            created.close()
+            raise
+        return created
 
     @classmethod
     def open(
@@ -125,52 +143,6 @@ class ImageCollection:
         """
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
         return cls(open_parts(location, name, tokens_folder, options, mend=mend), name)
-
-    @property
-    def contract(self) -> TokenContract:
-        """Return the contract of the model that wrote the collection, codec included."""
-        return self._record.contract
-
-    @property
-    def codec(self) -> Codec:
-        """Return how tokens that are added become bytes."""
-        return self._store.codec
-
-    @property
-    def index(self) -> VectorIndex:
-        """Return the first stage, for maintenance."""
-        return self._index
-
-    @property
-    def store(self) -> FileTokenStore | PayloadTokenStore:
-        """Return where tokens are kept, for maintenance."""
-        return self._store
-
-    @property
-    def location(self) -> str:
-        """Return the folder or address."""
-        return self._location
-
-    @property
-    def name(self) -> str:
-        """Return the collection's name."""
-        return self._name
-
-    @property
-    def token_place(self) -> TokenPlace:
-        """Return where the tokens are: in a side file, or in the points' payload."""
-        return "payload" if self._store.in_payload else "file"
-
-    def require(self, contract: TokenContract) -> None:
-        """Check that a model with this contract may read and write here, whatever the codec.
-
-        Raises:
-            ContractMismatchError: It may not; names each field that differs on both sides.
-        """
-        ours = contract.with_codec(self.contract.codec, self.contract.codec_hash)
-        ours.require_match(
-            self.contract, where=f"the collection {self._name!r} at {self._location}"
-        )
 
     def add(
         self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
@@ -269,22 +241,6 @@ class ImageCollection:
                 self._store = PayloadTokenStore(record.contract, record.codebooks)
             self._record = record
 
-    def reload(self) -> None:
-        """Learn of codecs that another process has chosen since, for tokens in the payload.
-
-        Side files say themselves what encoded them.
-
-        Raises:
-            ContractMismatchError: Another model's collection has taken this one's place.
-            StoreError: The collection cannot be read.
-        """
-        with self._codec_turn:
-            if self._store.in_payload:
-                record = CollectionRecord.read(self._index.reload_metadata(), self._name)
-                self.require(record.contract)
-                self._store = PayloadTokenStore(record.contract, record.codebooks)
-                self._record = record
-
     def flush(self) -> None:
         """Make everything added so far survive a killed process; call it at checkpoints."""
         self._store.flush()
@@ -294,58 +250,20 @@ class ImageCollection:
         """Build the search graph where the engine does so on request; call it after an ingest."""
         self._index.optimize()
 
-    def existing(self, image_ids: Sequence[str]) -> set[str]:
-        """Return those of the ids that are in the collection."""
-        return self._index.existing(image_ids)
+    def create_payload_index(self, field: str, kind: PayloadKind) -> None:
+        """Index a payload field, so that filters on it need not read every payload.
 
-    def search(self, embeddings: NDArray[np.float32], num_candidates: int) -> list[list[Candidate]]:
-        """Find the pictures nearest to each of `(q, d)` embeddings, best first.
+        Args:
+            field: Its path: `album`, `camera.year`.
+            kind: What it holds: keyword, integer, float, bool, datetime, geo, text or uuid.
 
         Raises:
-            ConfigError: The embeddings do not fit the contract, or `num_candidates` is below 1.
+            ConfigError: The field cannot be indexed, or there is no such kind.
             StoreError: The engine failed.
             EngineUnavailableError: The server cannot be reached.
         """
-        return self._index.search(embeddings, num_candidates)
-
-    def tokens(self, candidates: Sequence[Candidate]) -> NDArray[np.float16]:
-        """Read the candidates' tokens, `(n, m, d_text)` float16, in order; see `codes`."""
-        contract = self.contract
-        shape = (len(candidates), contract.num_tokens, contract.token_dim)
-        return decoded(self.codes(candidates), shape)
-
-    def codes(self, candidates: Sequence[Candidate]) -> list[StoredCodes]:
-        """Read the candidates' tokens as they are stored, one part for each codec.
-
-        Candidates of several queries may be read in one call, the same picture more than once.
-
-        Raises:
-            TokensNotFoundError: Some have none; names the ids.
-            TokensCorruptError: Stored bytes are not what was written; names the ids.
-        """
-        found = {candidate.image_id: candidate.payload for candidate in candidates}
-        parts = self._codes(found)
-        if len(found) == len(candidates):
-            return parts
-        return repeated(parts, [*found], [candidate.image_id for candidate in candidates])
-
-    def encodings(self, image_ids: Sequence[str]) -> ImageEncoding:
-        """Read pictures back as the model encoded them, in order, each as often as it is named.
-
-        Raises:
-            TokensNotFoundError: Some are not in the collection; names the ids.
-            TokensCorruptError: Stored bytes are not what was written; names the ids.
-        """
-        payloads = in_order(image_ids, self._index.retrieve(image_ids, tokens=False))
-        vectors = in_order(image_ids, self._index.vectors(image_ids))
-        embeddings = np.empty((len(image_ids), self.contract.embedding_dim), np.float32)
-        for row, vector in enumerate(vectors):
-            embeddings[row] = vector
-        rows = zip(image_ids, payloads, strict=True)
-        return ImageEncoding(
-            embeddings,
-            self.tokens([Candidate(image_id, 0, 0, payload) for image_id, payload in rows]),
-        )
+        with self._turn:
+            self._index.create_payload_index(field, kind)
 
     def delete(self, image_ids: Sequence[str]) -> None:
         """Remove pictures; unknown ids are ignored.
@@ -368,24 +286,6 @@ class ImageCollection:
         with self._turn:
             self._index.delete_matching(filter)
 
-    def count(self, filter: Filter | None = None) -> int:
-        """Return the number of pictures, of those that match where a filter is given."""
-        return self._index.count(filter)
-
-    def __len__(self) -> int:
-        return self.count()
-
-    def bytes_per_image(self) -> int:
-        """Return the bytes one picture's tokens take as stored, the vector not counted."""
-        return self._store.nbytes_per_image()
-
-    def close(self) -> None:
-        """Flush and let go of files and connections; a second call does nothing."""
-        try:
-            self._index.close()
-        finally:
-            self._store.close()
-
     def __enter__(self) -> ImageCollection:
         return self
 
@@ -402,19 +302,3 @@ class ImageCollection:
         self._store.flush()
         rows = zip(image_ids, embeddings, payloads, references, strict=True)
         self._index.upsert([Point(i, e, {**p, TOKENS_KEY: dict(r)}) for i, e, p, r in rows])
-
-    def _codes(self, found: Mapping[str, Payload]) -> list[StoredCodes]:
-        """Read the tokens of pictures that were found with these payloads, in their order."""
-        image_ids = [*found]
-        in_payload = self._store.in_payload
-        try:
-            if in_payload:
-                found = self._index.retrieve(image_ids)
-            references = [reference_of(payload) for payload in in_order(image_ids, found)]
-            return self._store.codes(image_ids, references)
-        except (TokensNotFoundError, TokensCorruptError):
-            # Compacted or transcoded since they were found, perhaps: look where the points say
-            # their tokens are by now, and with the codecs that there are by now.
-            self.reload()
-            again = in_order(image_ids, self._index.retrieve(image_ids))
-            return self._store.codes(image_ids, [reference_of(payload) for payload in again])

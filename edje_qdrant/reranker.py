@@ -19,7 +19,8 @@ class Reranker:
     """Judge pictures against texts with a model's joint encoder.
 
     Unlike `EDJEModel.score_pairs`, this cleans and tokenizes a text once however many pictures it
-    meets, and puts captions of like length into one batch.
+    meets, and puts captions of like length into one batch. Where memory runs out, a batch is halved
+    until it fits.
 
     Args:
         model: Whose joint encoder; on its device and in its precision.
@@ -59,6 +60,7 @@ class Reranker:
             ConfigError: A text is empty once cleaned up, the tokens have a wrong shape, or there
                 are not as many texts as pictures.
             CheckpointError: A score is not a number.
+            RuntimeError: Memory does not suffice for a single pair, or the device failed.
         """
         expected = (self._model.config.num_tokens, self._model.config.token_dim)
         if tuple(tokens.shape) != (len(texts), *expected):
@@ -74,17 +76,23 @@ class Reranker:
         rows = np.array([distinct[text] for text in texts])
         lengths = attention_mask.sum(dim=1).cpu().numpy()[rows]
         order = np.argsort(lengths, kind="stable")
-        with self._model.inference():
-            for start in range(0, len(order), self._batch_size):
-                pairs = order[start : start + self._batch_size]
-                captions = torch.from_numpy(rows[pairs]).to(input_ids.device)
-                longest = int(lengths[pairs[-1]])
-                logits = self._model.joint_encoder(
+        start, size = 0, self._batch_size
+        while start < len(order):
+            pairs = order[start : start + size]
+            captions = torch.from_numpy(rows[pairs]).to(input_ids.device)
+            longest = int(lengths[pairs[-1]])
+            try:
+                scores[pairs] = self._logits(
                     input_ids[captions, :longest],
                     attention_mask[captions, :longest],
                     _rows(tokens, pairs, input_ids.device),
                 )
-                scores[pairs] = logits.float().cpu().numpy()
+            except Exception as error:
+                if not _is_out_of_memory(error) or len(pairs) == 1:
+                    raise
+                size = len(pairs) // 2
+                continue
+            start += size
         if not np.isfinite(scores).all():
             raise CheckpointError(
                 "the joint encoder gave scores that are not numbers; load the model in float32, "
@@ -92,6 +100,21 @@ class Reranker:
                 path=self._model.name_or_path or "",
             )
         return scores
+
+    def _logits(
+        self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor
+    ) -> NDArray[np.float32]:
+        with self._model.inference():
+            logits = self._model.joint_encoder(input_ids, attention_mask, tokens)
+            scores: NDArray[np.float32] = logits.float().cpu().numpy()
+        return scores
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out, on an accelerator or (in torch's words alone) on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "t allocate memory" in str(error)
 
 
 def _rows(

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from typing_extensions import Unpack
 
-from edje_qdrant.collection import ImageCollection, user_payload
-from edje_qdrant.collection_reading import readable
-from edje_qdrant.decoding import TokenDecoder
-from edje_qdrant.encoders import clean_caption
-from edje_qdrant.errors import (
-    CheckpointError,
-    ConfigError,
-    StoreError,
-)
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.cursor import decode_cursor
+from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.index import Filter, Strategy
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.reranker import Reranker
-from edje_qdrant.tokens.protocol import StoredCodes
-from edje_qdrant.types import Candidate, SearchHit, SearchResult, Timings
+from edje_qdrant.search.deadline import Deadline
+from edje_qdrant.search.settings import (
+    Fusion,
+    MinScore,
+    OnMissing,
+    SearchOptions,
+    SearchSettings,
+    check_count,
+    check_texts,
+)
+from edje_qdrant.search.steps import SearchSteps
+from edje_qdrant.types import SearchResult
 
 __all__ = ["OnMissing", "TwoStageRetriever", "load_named_model"]
 
-#: What becomes of candidates whose tokens are missing or damaged.
-OnMissing = Literal["error", "first_stage"]
-
-# Bounds on what one step of a batch holds in memory.
+# Texts encoded and searched for at a time.
 _QUERIES = 256
-_TOKEN_BYTES = 256 << 20
+
+# Pictures that a search by picture finds at least, for further pages.
+_BEHIND = 100
 
 
 class TwoStageRetriever:
@@ -59,10 +64,7 @@ class TwoStageRetriever:
         collection.require(model.contract())
         self._collection = collection
         self._model = model
-        self._reranker = reranker or Reranker(model)
-        contract = collection.contract
-        self._decoders: dict[str, TokenDecoder] = {}
-        self._pairs_at_once = max(1, _TOKEN_BYTES // (2 * contract.num_tokens * contract.token_dim))
+        self._steps = SearchSteps(collection, model, reranker or Reranker(model))
 
     @classmethod
     def open(
@@ -133,49 +135,81 @@ class TwoStageRetriever:
         *,
         top_k: int = 10,
         num_candidates: int = 100,
+        filter: Filter | None = None,
+        fusion: Fusion = "rerank",
+        fusion_weights: tuple[float, float] | None = None,
+        group_by: str | None = None,
+        budget_ms: float | None = None,
+        adaptive: bool = False,
+        min_score: MinScore | None = None,
         on_missing: OnMissing = "error",
     ) -> SearchResult:
         """Find the pictures that a text fits best.
 
+        Where the reranker fails, or memory does not suffice for a single pair, the result is
+        `degraded`: what was not scored follows what was, in the first stage's order.
+
         Args:
             text: What the picture shows.
-            top_k: Hits to return; fewer where the collection holds fewer pictures.
+            top_k: Hits to return; fewer where the collection holds fewer pictures. The result's
+                `next` and `cursor` go on to the other candidates.
             num_candidates: Pictures of the first stage to rerank.
+            filter: Which pictures to look among: `{"album": "2024", "year": [2023, 2024]}`, or a
+                `qdrant_client.models.Filter`.
+            fusion: What ranks pictures: `"rerank"`, the joint encoder's score alone; `"rrf"`, the
+                reciprocal ranks of both stages; `"blend"`, the mean of both stages' standardised
+                scores.
+            fusion_weights: Of the first stage and of the joint encoder, for `"rrf"` and `"blend"`.
+            group_by: A payload field, such as a video's or a book's name: of the pictures that
+                share its value only the best is returned, and no group crowds out the others.
+            budget_ms: Milliseconds for the whole search. Candidates are scored best first until
+                they end; what was not scored by then follows in the first stage's order, and the
+                result is `degraded`.
+            adaptive: Stop scoring once candidates further back can hardly matter any more, as the
+                model's calibration tells; these follow in the first stage's order.
+            min_score: Leave out hits with a lower logit, and what has none; `"auto"` for the cutoff
+                of the model's calibration.
             on_missing: What becomes of candidates whose tokens are missing or damaged, which are
                 never scored: `"error"` raises; with `"first_stage"` they keep their first-stage
                 place, with no score, and the result is `degraded` and says why.
 
         Returns:
             Hits, best first, equal scores in the first stage's order; none where the collection
-            is empty.
+            is empty, or holds nothing that the filter lets through.
 
         Raises:
-            ConfigError: The text has no word in it, `top_k` is below 1, or `num_candidates` is
-                below `top_k`.
+            ConfigError: The text has no word in it, or an option cannot be used.
             TokensNotFoundError: Candidates' tokens are gone; names the ids.
             TokensCorruptError: Candidates' tokens are damaged; names the ids.
             StoreError: The collection cannot be read.
-            EngineUnavailableError: The server cannot be reached.
+            EngineUnavailableError: The server cannot be reached, or not within the budget.
+            CheckpointError: The joint encoder gives scores that are not numbers.
         """
         return self.search_batch(
-            [text], top_k=top_k, num_candidates=num_candidates, on_missing=on_missing
+            [text],
+            top_k=top_k,
+            num_candidates=num_candidates,
+            filter=filter,
+            fusion=fusion,
+            fusion_weights=fusion_weights,
+            group_by=group_by,
+            budget_ms=budget_ms,
+            adaptive=adaptive,
+            min_score=min_score,
+            on_missing=on_missing,
         )[0]
 
     def search_batch(
-        self,
-        texts: Sequence[str],
-        *,
-        top_k: int = 10,
-        num_candidates: int = 100,
-        on_missing: OnMissing = "error",
+        self, texts: Sequence[str], **options: Unpack[SearchOptions]
     ) -> list[SearchResult]:
         """Do many searches at once, which is faster than one after another.
 
+        The texts are encoded together, asked of the engine in one request, and their candidates
+        scored together.
+
         Args:
             texts: Any number of texts.
-            top_k: Hits a text.
-            num_candidates: Pictures of the first stage to rerank for each text.
-            on_missing: As `search`.
+            options: As `search`, for every text; a budget is for them all.
 
         Returns:
             One result a text, in order; stages done together are shared out in its timings.
@@ -185,12 +219,141 @@ class TwoStageRetriever:
             StoreError: As `search`.
             EngineUnavailableError: As `search`.
         """
-        _check(texts, top_k, num_candidates, on_missing)
+        check_texts(texts)
+        settings = self._steps.settings(options)
+        deadline = Deadline(settings.budget_ms)
         results: list[SearchResult] = []
         for start in range(0, len(texts), _QUERIES):
-            part = texts[start : start + _QUERIES]
-            results += self._search(part, top_k, num_candidates, on_missing)
+            results += self._steps.search(texts[start : start + _QUERIES], settings, deadline)
         return results
+
+    async def asearch(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
+        """Do as `search` does, while the event loop goes on.
+
+        The model works in another thread; a server is asked through `AsyncQdrantClient`. The
+        embedded engine holds the interpreter's lock for the milliseconds that it takes.
+
+        Args:
+            text: What the picture shows.
+            options: As `search`.
+
+        Raises:
+            ConfigError: As `search`.
+            StoreError: As `search`.
+            EngineUnavailableError: As `search`.
+        """
+        check_texts([text])
+        settings = self._steps.settings(options)
+        return await self._steps.search_async(text, settings, Deadline(settings.budget_ms))
+
+    def search_by_image(
+        self,
+        image: Image.Image | str | Path,
+        *,
+        top_k: int = 10,
+        filter: Filter | None = None,
+        group_by: str | None = None,
+    ) -> SearchResult:
+        """Find the pictures that look most like one, by the first stage alone.
+
+        Args:
+            image: A picture or its path; it need not be in the collection.
+            top_k: Hits to return.
+            filter: As `search`.
+            group_by: As `search`.
+
+        Returns:
+            Hits with no `score`, by cosine.
+
+        Raises:
+            ImageReadError: The file is no picture that can be read.
+            ConfigError: An option cannot be used.
+            StoreError: The collection cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        settings = SearchSettings(
+            top_k=top_k, num_candidates=max(top_k, _BEHIND), filter=filter, group_by=group_by
+        )
+        return self._steps.search_by_image(image, settings)
+
+    def recommend(
+        self,
+        liked: Sequence[str],
+        disliked: Sequence[str] = (),
+        *,
+        text: str | None = None,
+        top_k: int = 10,
+        num_candidates: int = 100,
+        filter: Filter | None = None,
+        strategy: Strategy = "average_vector",
+        on_missing: OnMissing = "error",
+    ) -> SearchResult:
+        """Find more pictures like some of the collection's, and unlike others.
+
+        Args:
+            liked: Ids to come near to; more like one picture is `recommend([image_id])`.
+            disliked: Ids to keep away from.
+            text: What the pictures should show as well: the joint encoder ranks the candidates by
+                it. Without it the first stage ranks them, and they have no `score`.
+            top_k: Hits to return; the examples are not among them.
+            num_candidates: Pictures of the first stage to take, and to rerank by the text.
+            filter: As `search`.
+            strategy: `"average_vector"` looks near the average of what is liked, pushed away from
+                what is disliked; `"best_score"` compares with each example, and takes disliked ones
+                alone too.
+            on_missing: As `search`.
+
+        Raises:
+            ConfigError: An id is not in the collection, or both liked and disliked; or an option
+                cannot be used.
+            StoreError: As `search`.
+            EngineUnavailableError: As `search`.
+        """
+        settings = SearchSettings(
+            top_k=top_k, num_candidates=num_candidates, filter=filter, on_missing=on_missing
+        )
+        if text is not None:
+            check_texts([text])
+        return self._steps.recommend(liked, disliked, text, strategy, settings)
+
+    def score(self, text: str, image_ids: Sequence[str]) -> NDArray[np.float32]:
+        """Score a text against pictures of the collection, whatever the first stage thinks of them.
+
+        Args:
+            text: What the pictures may show.
+            image_ids: `n` ids.
+
+        Returns:
+            `(n,)` logits, in order; higher is better.
+
+        Raises:
+            ConfigError: The text has no word in it, or an id is none.
+            TokensNotFoundError: Pictures are not in the collection, or have no tokens; names them.
+            TokensCorruptError: Pictures' tokens are damaged; names the ids.
+            StoreError: The collection cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        check_texts([text])
+        if isinstance(image_ids, str):
+            raise ConfigError(f"image_ids is the text {image_ids!r}; give a list of ids")
+        return self._steps.score(text, image_ids)
+
+    def resume(self, cursor: str, *, top_k: int = 10) -> SearchResult:
+        """Return the next page of an earlier search, perhaps another process's.
+
+        Nothing is searched or scored again. Pictures deleted since are left out.
+
+        Args:
+            cursor: The `cursor` of that search's result, or of its last page.
+            top_k: Hits of the page, at most.
+
+        Raises:
+            ConfigError: The cursor is damaged, or of another collection; or `top_k` is below 1.
+            StoreError: The collection cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        check_count("top_k", top_k)
+        return self._steps.page(decode_cursor(cursor), top_k)
 
     def close(self) -> None:
         """Close the collection; a second call does nothing."""
@@ -206,139 +369,6 @@ class TwoStageRetriever:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _search(
-        self, texts: Sequence[str], top_k: int, num_candidates: int, on_missing: OnMissing
-    ) -> list[SearchResult]:
-        began = time.perf_counter()
-        embeddings = self._model.encode_texts(texts)
-        encoded = time.perf_counter()
-        found = self._collection.search(embeddings, num_candidates)
-        retrieved = time.perf_counter()
-        scores, failed, fetching = self._score(texts, found, on_missing)
-        reranked = time.perf_counter()
-        share = 1000 / len(texts)
-        timings = Timings(
-            encode=(encoded - began) * share,
-            retrieve=(retrieved - encoded) * share,
-            fetch=fetching * share,
-            rerank=(reranked - retrieved - fetching) * share,
-        )
-        results = []
-        for text, candidates in zip(texts, found, strict=True):
-            own, scores = scores[: len(candidates)], scores[len(candidates) :]
-            missing = [c.image_id for c in candidates if c.image_id in failed]
-            reason = _reason(missing, len(candidates), failed) if missing else None
-            hits = _ranked(candidates, own, top_k)
-            results.append(SearchResult(text, hits, timings, bool(missing), reason))
-        return results
-
-    def _score(
-        self,
-        texts: Sequence[str],
-        found: Sequence[Sequence[Candidate]],
-        on_missing: OnMissing,
-    ) -> tuple[NDArray[np.float32], dict[str, StoreError], float]:
-        """Score every query's candidates, end to end.
-
-        Returns:
-            Scores, NaN where there is none; id -> error of pictures without; and the seconds that
-            fetching took.
-        """
-        asked = [text for text, candidates in zip(texts, found, strict=True) for _ in candidates]
-        flat = [candidate for candidates in found for candidate in candidates]
-        scores = np.full(len(flat), np.nan, np.float32)
-        failed: dict[str, StoreError] = {}
-        fetching = 0.0
-        for start in range(0, len(flat), self._pairs_at_once):
-            part = flat[start : start + self._pairs_at_once]
-            began = time.perf_counter()
-            read, tokens = self._tokens(part, on_missing, failed)
-            fetching += time.perf_counter() - began
-            rows = [start + row for row in read]
-            scores[rows] = self._reranker.score_pairs([asked[row] for row in rows], tokens)
-        return scores, failed, fetching
-
-    def _tokens(
-        self, candidates: Sequence[Candidate], on_missing: OnMissing, failed: dict[str, StoreError]
-    ) -> tuple[list[int], torch.Tensor]:
-        """Return which candidates' tokens can be read, and these tokens, on the model's device."""
-        rows = [row for row, c in enumerate(candidates) if c.image_id not in failed]
-
-        def read(left: list[int]) -> list[StoredCodes]:
-            return self._collection.codes([candidates[row] for row in left])
-
-        if on_missing == "error":
-            return rows, self._decoded(read(rows), len(rows))
-        rows, parts, unread = readable(rows, lambda row: candidates[row].image_id, read)
-        failed.update(unread)
-        return rows, self._decoded(parts, len(rows))
-
-    def _decoded(self, parts: Sequence[StoredCodes], count: int) -> torch.Tensor:
-        """Decode on the model's device, so that only codes are copied to it."""
-        device = self._model.device
-        for part in parts:
-            if part.codec.key not in self._decoders:
-                self._decoders[part.codec.key] = TokenDecoder(part.codec, device)
-        if len(parts) == 1:
-            return self._decoders[parts[0].codec.key](parts[0].codes)
-        contract = self._collection.contract
-        shape = (count, contract.num_tokens, contract.token_dim)
-        tokens = torch.empty(shape, dtype=torch.float16, device=device)
-        for part in parts:
-            tokens[torch.from_numpy(part.rows).to(device)] = self._decoders[part.codec.key](
-                part.codes
-            )
-        return tokens
-
-
-def _ranked(
-    candidates: Sequence[Candidate], scores: NDArray[np.float32], top_k: int
-) -> tuple[SearchHit, ...]:
-    """Rank by score, equal ones in the first stage's order; what has none stays where it was."""
-    scored = iter([row for row in np.argsort(-scores, kind="stable") if not np.isnan(scores[row])])
-    order = [row if np.isnan(scores[row]) else int(next(scored)) for row in range(len(scores))]
-    return tuple(
-        SearchHit(
-            image_id=candidates[row].image_id,
-            score=None if np.isnan(scores[row]) else float(scores[row]),
-            rank=rank,
-            retrieval_score=candidates[row].score,
-            retrieval_rank=candidates[row].rank,
-            payload=user_payload(candidates[row].payload),
-        )
-        for rank, row in enumerate(order[:top_k], start=1)
-    )
-
-
-def _reason(missing: Sequence[str], count: int, failed: Mapping[str, StoreError]) -> str:
-    return (
-        f"{len(missing)} of {count} candidates could not be scored and keep their first-stage "
-        f"place: {failed[missing[0]]}"
-    )
-
-
-def _check(texts: Sequence[str], top_k: int, num_candidates: int, on_missing: OnMissing) -> None:
-    """Refuse what cannot be searched for, before anything is done."""
-    if isinstance(texts, str):
-        raise ConfigError("search_batch takes a list of texts; for one text use search")
-    for text in texts:
-        if not isinstance(text, str):
-            raise ConfigError(f"a query is text, not {type(text).__name__}")
-        if not clean_caption(text):
-            raise ConfigError(f"the query {text!r} holds no word; say what the picture shows")
-    for name, number in (("top_k", top_k), ("num_candidates", num_candidates)):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise ConfigError(f"{name} is {number!r}; give a whole number")
-    if on_missing not in ("error", "first_stage"):
-        raise ConfigError(f'on_missing is {on_missing!r}; give "error" or "first_stage"')
-    if top_k < 1:
-        raise ConfigError(f"top_k is {top_k}; ask for 1 picture or more")
-    if num_candidates < top_k:
-        raise ConfigError(
-            f"num_candidates is {num_candidates} and top_k {top_k}; hits are chosen among the "
-            "candidates, so raise num_candidates or lower top_k"
-        )
 
 
 def load_named_model(

@@ -28,6 +28,7 @@ from edje_qdrant.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.reranker import Reranker
 from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search import scorer as scorer_module
 from edje_qdrant.types import SearchResult
 
 WritePictures = Callable[..., list[Path]]
@@ -106,7 +107,7 @@ def test_a_batch_agrees_with_itself_cut_into_steps(
     with TwoStageRetriever.open(index, model=tiny_model) as retriever:
         whole = retriever.search_batch(TEXTS)
     monkeypatch.setattr(retriever_module, "_QUERIES", 3)
-    monkeypatch.setattr(retriever_module, "_TOKEN_BYTES", 7 * 4 * 16 * 2)  # seven pairs
+    monkeypatch.setattr(scorer_module, "_TOKEN_BYTES", 7 * 4 * 16 * 2)  # seven pairs
     with TwoStageRetriever.open(index, model=tiny_model) as retriever:
         assert [ranking(r) for r in retriever.search_batch(TEXTS)] == [ranking(r) for r in whole]
 
@@ -381,7 +382,7 @@ def test_in_a_batch_only_the_query_concerned_is_degraded(
     )
     damage(spoilt, image_id)
     for pairs_at_once in (1000, 3, 1):
-        monkeypatch.setattr(spoilt, "_pairs_at_once", pairs_at_once)
+        monkeypatch.setattr(spoilt._steps.scorer, "pairs_at_once", pairs_at_once)
         results = spoilt.search_batch(TEXTS, top_k=2, num_candidates=2, on_missing="first_stage")
         for number, result in enumerate(results):
             assert result.degraded == (number == concerned)

@@ -9,7 +9,8 @@ from edje_qdrant.index.connection import QdrantOptions
 from edje_qdrant.index.edge import EdgeIndex
 from edje_qdrant.index.examples import Strategy
 from edje_qdrant.index.filters import Filter
-from edje_qdrant.index.payload_indexes import PayloadKind
+from edje_qdrant.index.groups import beyond_groups, check_group_field, field_value, is_group
+from edje_qdrant.index.payload_indexes import PayloadKind, check_indexes
 from edje_qdrant.index.protocol import TOKENS_KEY, VectorIndex
 from edje_qdrant.index.qdrant import QdrantIndex
 
@@ -22,4 +23,9 @@ __all__ = [
     "QdrantOptions",
     "Strategy",
     "VectorIndex",
+    "beyond_groups",
+    "check_group_field",
+    "check_indexes",
+    "field_value",
+    "is_group",
 ]

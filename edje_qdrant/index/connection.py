@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import random
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 from edje_qdrant.errors import (
     CollectionNotFoundError,
@@ -18,7 +22,7 @@ from edje_qdrant.errors import (
 )
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient
+    from qdrant_client import AsyncQdrantClient, QdrantClient
 
 __all__ = ["Connection", "QdrantOptions"]
 
@@ -35,6 +39,9 @@ _HTTP_OF_GRPC = {
     "ALREADY_EXISTS": 409,
 }
 _LONGEST_PAUSE = 30.0
+
+# When the call under way is of no use any more, in seconds of time.monotonic; one for each thread.
+_end: ContextVar[float] = ContextVar("end", default=math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,8 @@ class Connection:
         self._options = options
         self._owned = isinstance(location, str)
         self._closed = False
+        # A client's connections belong to the event loop that opened them.
+        self._async: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self.client = _connect(location, options) if isinstance(location, str) else location
         if not isinstance(self.client, QdrantClient):
             raise ConfigError(f"location is a {type(location).__name__}; {_LOCATIONS}")
@@ -106,17 +115,47 @@ class Connection:
                 with self._turn:
                     return function(*args, **kwargs)
             except Exception as error:  # noqa: PERF203 - trying again takes a loop
-                if not _is_transient(error):
-                    raise self._translate(name, error) from error
-                if tries == self._options.retries:
-                    raise EngineUnavailableError(
-                        f"no answer from Qdrant at {self.address} after {tries + 1} tries "
-                        f"({_words(error)}); check the address and that the server runs. "
-                        "What it acknowledged before is kept",
-                        location=self.address,
-                    ) from error
-                self.pause(tries, float(getattr(error, "retry_after_s", 0)))
+                time.sleep(self._until_next_try(name, error, tries))
                 tries += 1
+
+    async def call_async(self, name: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Await a method of the asynchronous client, as `call` does with the other's.
+
+        Raises:
+            EngineUnavailableError: As `call`.
+            CollectionNotFoundError: As `call`.
+            ConfigError: As `call`.
+            StoreError: As `call`.
+        """
+        self.require_open(name)
+        loop = asyncio.get_running_loop()
+        if loop not in self._async:
+            self._async[loop] = self._new_async_client()
+        tries = 0
+        while True:
+            try:
+                return await getattr(self._async[loop], method)(*args, **kwargs)
+            except Exception as error:  # noqa: PERF203 - trying again takes a loop
+                await asyncio.sleep(self._until_next_try(name, error, tries))
+                tries += 1
+
+    @contextmanager
+    def within(self, seconds: float | None) -> Iterator[dict[str, int]]:
+        """Try no more, inside, once these seconds are over; yield what tells the server so.
+
+        The server and the client count in whole seconds, so a call under way may take one more.
+
+        Args:
+            seconds: From now; None for no end.
+        """
+        if seconds is None or self.is_local:
+            yield {}
+            return
+        token = _end.set(time.monotonic() + seconds)
+        try:
+            yield {"timeout": max(1, math.ceil(seconds))}
+        finally:
+            _end.reset(token)
 
     def pause(self, tries: int, least: float = 0) -> None:
         """Wait before another try: longer each time, spread so that clients do not march.
@@ -125,8 +164,7 @@ class Connection:
             tries: How many tries there were before the one that was in vain.
             least: Seconds to wait at least; 30 is the most.
         """
-        seconds = self._options.backoff * 2.0**tries * random.uniform(0.5, 1.5)
-        time.sleep(min(max(seconds, least), _LONGEST_PAUSE))
+        time.sleep(self._pause(tries, least))
 
     def require_open(self, name: str) -> None:
         """Check that `close` was not called.
@@ -149,6 +187,39 @@ class Connection:
         if not self._closed and self._owned:
             self.client.close()
         self._closed = True
+
+    def _pause(self, tries: int, least: float) -> float:
+        seconds = self._options.backoff * 2.0**tries * random.uniform(0.5, 1.5)
+        return min(max(seconds, least), _LONGEST_PAUSE)
+
+    def _until_next_try(self, name: str, error: Exception, tries: int) -> float:
+        """Return the seconds to wait before another try.
+
+        Raises:
+            EngineUnavailableError: There is none left, or no time for one.
+            EdjeError: Another try would not help.
+        """
+        if not _is_transient(error):
+            raise self._translate(name, error) from error
+        seconds = self._pause(tries, float(getattr(error, "retry_after_s", 0)))
+        late = time.monotonic() + seconds > _end.get()
+        if late or tries == self._options.retries:
+            raise EngineUnavailableError(
+                f"no answer from Qdrant at {self.address} after {tries + 1} tries"
+                f"{', with no time left for more' if late else ''} "
+                f"({_words(error)}); check the address and that the server runs. "
+                "What it acknowledged before is kept",
+                location=self.address,
+            ) from error
+        return seconds
+
+    def _new_async_client(self) -> AsyncQdrantClient:
+        from qdrant_client import AsyncQdrantClient
+
+        given = {**self.client.init_options}
+        given.update(given.pop("kwargs", None) or {})
+        given["check_compatibility"] = False  # the other client has done so, if anyone wants it
+        return AsyncQdrantClient(**given)
 
     def _translate(self, name: str, error: Exception) -> Exception:
         status = getattr(error, "status_code", None) or _HTTP_OF_GRPC.get(_grpc_code(error))

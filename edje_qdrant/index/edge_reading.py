@@ -43,7 +43,12 @@ class EdgeReader:
             return {str(record.id) for record in shard.retrieve([*ids], False, False)}
 
     def search(
-        self, vectors: NDArray[np.float32], limit: int, *, filter: Filter | None = None
+        self,
+        vectors: NDArray[np.float32],
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        timeout: float | None = None,  # noqa: ARG002 - this engine cannot be interrupted
     ) -> list[list[Candidate]]:
         """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most.
 

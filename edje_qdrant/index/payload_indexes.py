@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     import qdrant_edge
     from qdrant_client import models
 
-__all__ = ["PayloadKind", "check_field", "check_kind", "edge_schema", "kinds_of", "qdrant_schema"]
+__all__ = [
+    "PayloadKind",
+    "check_field",
+    "check_indexes",
+    "check_kind",
+    "edge_schema",
+    "kinds_of",
+    "qdrant_schema",
+]
 
 #: What a field holds. `text` is for words in it, `keyword` for the text as a whole.
 PayloadKind: TypeAlias = Literal[
@@ -46,6 +54,23 @@ def check_kind(kind: str) -> str:
     if kind not in kinds:
         raise ConfigError(f"kind is {kind!r}; give one of {', '.join(kinds)}")
     return kind
+
+
+def check_indexes(indexes: Mapping[str, PayloadKind]) -> Mapping[str, PayloadKind]:
+    """Return field -> kind of indexes that can be made.
+
+    Raises:
+        ConfigError: It is no such mapping, or a field or a kind cannot be used; names it.
+    """
+    if not isinstance(indexes, Mapping):
+        raise ConfigError(
+            f"payload_indexes is a {type(indexes).__name__}; give a dict of field and kind, such "
+            "as {'album': 'keyword'}"
+        )
+    for field, kind in indexes.items():
+        check_field(field)
+        check_kind(kind)
+    return indexes
 
 
 def edge_schema(kind: str) -> qdrant_edge.PayloadSchemaType | qdrant_edge.TextIndexParams:

@@ -59,7 +59,12 @@ class VectorIndex(Protocol):
         """Return those of the ids that are stored."""
 
     def search(
-        self, vectors: NDArray[np.float32], limit: int, *, filter: Filter | None = None
+        self,
+        vectors: NDArray[np.float32],
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        timeout: float | None = None,
     ) -> list[list[Candidate]]:
         """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most.
 
@@ -68,6 +73,8 @@ class VectorIndex(Protocol):
             limit: Points to find for each.
             filter: Which points to look among; None or `{}` for all. A filter on a field without
                 an index (see `create_payload_index`) goes through every payload.
+            timeout: Seconds after which an engine that is elsewhere is not asked again; one that
+                works in this process takes as long as it takes.
         """
 
     def recommend(

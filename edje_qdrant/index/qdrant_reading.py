@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +45,12 @@ class QdrantReader:
         return {str(r.id) for r in self._records(image_ids, IDS_PER_REQUEST, with_payload=False)}
 
     def search(
-        self, vectors: NDArray[np.float32], limit: int, *, filter: Filter | None = None
+        self,
+        vectors: NDArray[np.float32],
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        timeout: float | None = None,
     ) -> list[list[Candidate]]:
         """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most.
 
@@ -56,8 +63,46 @@ class QdrantReader:
             EngineUnavailableError: The server cannot be reached.
         """
         check_limit(limit)
-        queries = check_vectors(vectors, self._dim)
-        return self._ranked([query.tolist() for query in queries], limit, qdrant_filter(filter))
+        queries = [query.tolist() for query in check_vectors(vectors, self._dim)]
+        with self._connection.within(timeout) as limits:
+            return self._ranked(queries, limit, qdrant_filter(filter), limits=limits)
+
+    async def search_async(
+        self,
+        vectors: NDArray[np.float32],
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        timeout: float | None = None,
+    ) -> list[list[Candidate]]:
+        """Do as `search` does, while the event loop goes on; in memory, in another thread.
+
+        Raises:
+            ConfigError: As `search`.
+            EngineUnavailableError: As `search`.
+        """
+        if self._connection.is_local:
+            return await asyncio.to_thread(
+                self.search, vectors, limit, filter=filter, timeout=timeout
+            )
+        check_limit(limit)
+        queries = [query.tolist() for query in check_vectors(vectors, self._dim)]
+        chosen = qdrant_filter(filter)
+        self._connection.require_open(self._name)
+        ask = self._connection.call_async
+        with self._connection.within(timeout) as limits:
+            reach = Reach.ALL
+            if chosen is not None and queries:
+                matching, total = [
+                    (await ask(self._name, "count", self._name, each, exact=False, **limits)).count
+                    for each in (chosen, None)
+                ]
+                reach = reach_of(matching, total)
+            requests = qdrant_requests.best(queries, limit + SLACK, chosen, reach)
+            answers: list[Any] = []
+            for run in in_runs(requests, vectors_per_request(self._dim)):
+                answers += await ask(self._name, "query_batch_points", self._name, run, **limits)
+        return [_best(answer, limit) for answer in answers]
 
     def recommend(
         self,
@@ -147,24 +192,21 @@ class QdrantReader:
         limit: int,
         chosen: models.Filter | None,
         excluded: Sequence[str] = (),
+        limits: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[list[Candidate]]:
         self._connection.require_open(self._name)
-        reach = self._reach(chosen) if queries else None
+        reach = self._reach(chosen, limits) if queries else None
         if excluded:
             chosen = qdrant_requests.without(excluded, chosen)
         requests = qdrant_requests.best(queries, limit + SLACK, chosen, reach)
-        ranked: list[list[Candidate]] = []
+        answers: list[models.QueryResponse] = []
         for run in in_runs(requests, vectors_per_request(self._dim)):
-            answers = self._connection.call(
-                self._name, self._client.query_batch_points, self._name, run
+            answers += self._connection.call(
+                self._name, self._client.query_batch_points, self._name, run, **limits
             )
-            ranked += [
-                rank(((str(hit.id), hit.score, hit.payload or {}) for hit in answer.points), limit)
-                for answer in answers
-            ]
-        return ranked
+        return [_best(answer, limit) for answer in answers]
 
-    def _reach(self, chosen: models.Filter | None) -> Reach | None:
+    def _reach(self, chosen: models.Filter | None, limits: Mapping[str, Any]) -> Reach | None:
         """Return how to search, None in local mode: it scans everything, and warns when told."""
         if self._connection.is_local:
             return None
@@ -172,7 +214,7 @@ class QdrantReader:
             return Reach.ALL
         matching, total = (
             self._connection.call(
-                self._name, self._client.count, self._name, counted, exact=False
+                self._name, self._client.count, self._name, counted, exact=False, **limits
             ).count
             for counted in (chosen, None)
         )
@@ -198,3 +240,7 @@ class QdrantReader:
                 with_vectors=with_vectors,
             )
         return records
+
+
+def _best(answer: models.QueryResponse, limit: int) -> list[Candidate]:
+    return rank(((str(hit.id), hit.score, hit.payload or {}) for hit in answer.points), limit)

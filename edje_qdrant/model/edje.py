@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
+from edje_qdrant.calibration import Calibration
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.encoders import Encoder, clean_captions
 from edje_qdrant.errors import ConfigError
@@ -42,6 +43,7 @@ class EDJEModel(nn.Module):
         tokenizer: The joint encoder's.
         config: The model's sizes.
         name_or_path: What `from_pretrained` takes to load the model again, where known.
+        calibration: What its logits mean, where that was fitted (`edje-qdrant calibrate`).
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class EDJEModel(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.name_or_path = name_or_path
+        self.calibration: Calibration | None = None
 
     @classmethod
     def build(

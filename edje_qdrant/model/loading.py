@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertForMaskedLM
 
+from edje_qdrant.calibration import CALIBRATION_FILE, Calibration
 from edje_qdrant.encoders import encoder_from_folder
 from edje_qdrant.encoders.weights import hash_weights
 from edje_qdrant.errors import CheckpointError
@@ -56,6 +57,7 @@ def save_model(model: EDJEModel, folder: Path, dtype: torch.dtype | None) -> Non
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _CONFIG).unlink(missing_ok=True)
+        (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # another model's, if any
         model.encoder.save(folder / _ENCODER)
         model.joint_encoder.language_model.config.save_pretrained(folder / _LANGUAGE_MODEL)
         model.tokenizer.save_pretrained(folder / _LANGUAGE_MODEL)
@@ -63,6 +65,8 @@ def save_model(model: EDJEModel, folder: Path, dtype: torch.dtype | None) -> Non
         # safetensors makes files that only their owner may read.
         shutil.copymode(folder / _LANGUAGE_MODEL / _CONFIG, folder / (_WEIGHTS + ".part"))
         os.replace(folder / (_WEIGHTS + ".part"), folder / _WEIGHTS)
+        if model.calibration is not None:
+            model.calibration.save(folder)
         text = json.dumps(config.as_dict(), indent=2) + "\n"
         (folder / (_CONFIG + ".part")).write_text(text, encoding="utf-8")
         os.replace(folder / (_CONFIG + ".part"), folder / _CONFIG)
@@ -105,7 +109,9 @@ def _read_hub(build: Callable[..., EDJEModel], repo_id: str) -> EDJEModel:
         if repo_id == PUBLISHED_ID:
             path = huggingface_hub.hf_hub_download(repo_id, "pytorch_model.pth")
             return load_published(build, path)
-        patterns = [_CONFIG, _WEIGHTS, f"{_ENCODER}/*", f"{_LANGUAGE_MODEL}/*"]
+        patterns = [
+            _CONFIG, _WEIGHTS, CALIBRATION_FILE, f"{_ENCODER}/*", f"{_LANGUAGE_MODEL}/*",
+        ]  # fmt: skip
         folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise CheckpointError(
@@ -159,6 +165,7 @@ def _read_folder(build: Callable[..., EDJEModel], folder: Path) -> EDJEModel:
             path=str(folder),
         )
     model.config = config
+    model.calibration = Calibration.load(folder)
     encoder.keep_weights_hash(config.encoder_revision)
     model.adapter.keep_weights_hash(config.adapter_hash)
     return model

@@ -29,7 +29,9 @@ def build_model(section: ModelSection, *, encoder: Encoder | None = None) -> EDJ
         ConfigError: The joint encoder to begin with does not fit.
     """
     if section.start_from is not None:
-        return EDJEModel.from_pretrained(section.start_from, device="cpu", dtype=torch.float32)
+        model = EDJEModel.from_pretrained(section.start_from, device="cpu", dtype=torch.float32)
+        model.calibration = None  # of logits that training is about to change
+        return model
     assert section.encoder is not None
     language_model, tokenizer = _language_model(section.language_model)
     model = EDJEModel.build(

@@ -1,0 +1,263 @@
+"""What a model's logits mean: how likely a match is, and when scoring may stop early.
+
+A logit ranks the candidates of one query. Whether the best of them is right at all, and whether a
+picture that the first stage puts far behind could still win, is learned from labelled pairs, and
+kept beside the model's weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.errors import CheckpointError, ConfigError
+
+__all__ = ["CALIBRATION_FILE", "FIRST_LOOK", "STEP", "Calibration", "fit_calibration"]
+
+#: Name of the file in a model's folder.
+CALIBRATION_FILE = "calibration.json"
+
+#: Candidates scored before it is first asked whether to go on, and between further times.
+FIRST_LOOK = STEP = 8
+
+_FORMAT = 1
+_ROUNDS = 100
+# Margins tried, in spreads; beyond the last one nothing is ever left out.
+_MARGINS = np.arange(-4.0, 8.01, 0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Say what one model's logits mean on data like that it was fitted to.
+
+    Attributes:
+        slope: The probability of a match is sigmoid(slope * logit + intercept).
+        intercept: See `slope`.
+        cutoff: The logit that `min_score="auto"` cuts at.
+        gap_slope: A candidate that lies `gap` cosine behind the first is expected to have the logit
+            gap_slope * gap + gap_intercept.
+        gap_intercept: See `gap_slope`.
+        spread: Standard deviation of logits around that.
+        margin: Spreads that the best must lead the expectation by for scoring to stop; None where
+            no margin keeps the promised share of winners.
+        queries: Queries it was fitted to.
+        pairs: Pairs of text and picture it was fitted to.
+        data: What they were.
+    """
+
+    slope: float
+    intercept: float
+    cutoff: float
+    gap_slope: float
+    gap_intercept: float
+    spread: float
+    margin: float | None
+    queries: int
+    pairs: int
+    data: str
+
+    def probability(self, logits: NDArray[np.floating[Any]] | float) -> NDArray[np.float64]:
+        """Return how likely each pair with such a logit is a match, of the logits' shape."""
+        linear = self.slope * np.asarray(logits, np.float64) + self.intercept
+        return _sigmoid(linear)
+
+    def settled(self, best: float, gap: float) -> bool:
+        """Return whether pictures `gap` or more cosine behind the first can be left unscored.
+
+        Args:
+            best: Logit of the last picture that would be returned, as far as scored.
+            gap: Cosine of the first candidate less that of the next one to score.
+        """
+        if self.margin is None:
+            return False
+        return best >= self.gap_slope * gap + self.gap_intercept + self.margin * self.spread
+
+    def save(self, folder: Path) -> None:
+        """Write it into a model's folder.
+
+        Raises:
+            CheckpointError: The folder cannot be written.
+        """
+        path = folder / CALIBRATION_FILE
+        text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=2) + "\n"
+        part = path.with_name(path.name + ".part")
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {path} ({error}); choose a folder you may write to", path=str(path)
+            ) from error
+
+    @classmethod
+    def load(cls, folder: Path) -> Calibration | None:
+        """Read it from a model's folder; None where there is none.
+
+        Raises:
+            CheckpointError: It is there, and damaged or of another version.
+        """
+        path = folder / CALIBRATION_FILE
+        if not path.exists():
+            return None
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            version = data.pop("format")
+            names = {field.name for field in fields(cls)}
+            if version != _FORMAT or set(data) != names:
+                raise ValueError(f"format {version!r} with {sorted(data)}")
+            numbers = [value for key, value in data.items() if key not in ("data", "margin")]
+            if not all(math.isfinite(number) for number in numbers):
+                raise ValueError("a number that is none")
+            if data["margin"] is not None and not math.isfinite(data["margin"]):
+                raise ValueError("a margin that is none")
+            return cls(**data)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"cannot read {path} ({error}); delete it, or run edje-qdrant calibrate again",
+                path=str(path),
+            ) from error
+
+
+def fit_calibration(
+    cosines: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    right: NDArray[np.bool_],
+    *,
+    data: str,
+    cutoff_probability: float = 0.5,
+    winners_lost: float = 0.002,
+) -> Calibration:
+    """Fit a calibration to the candidates of `q` queries, `n` each, best of the first stage first.
+
+    For the probability every other query is taken without its right pictures, as if the collection
+    held none. Platt's method: a logistic curve by maximum likelihood, targets drawn in a little.
+
+    The rule to stop early is fitted to the winners: of all margins, the smallest with which the
+    best picture of at most the share `winners_lost` of queries would not have been scored.
+
+    Args:
+        cosines: `(q, n)` scores of the first stage, falling along each row.
+        logits: `(q, n)` scores of the joint encoder.
+        right: `(q, n)` bool: whether a candidate is a right answer.
+        data: What the queries and pictures are, to be kept.
+        cutoff_probability: Where `min_score="auto"` cuts.
+        winners_lost: Share of queries whose best picture may be missed by stopping early.
+
+    Raises:
+        ConfigError: There are too few queries, or none or all of the candidates are right, or an
+            argument is out of bounds.
+
+    Source: Platt, Probabilistic Outputs for Support Vector Machines, 1999.
+    """
+    if not 0 < cutoff_probability < 1 or not 0 <= winners_lost < 1:
+        raise ConfigError(
+            f"the cutoff's probability is {cutoff_probability} and the share of winners lost "
+            f"{winners_lost}; give one between 0 and 1, and one of 0 or more below 1"
+        )
+    if len(logits) < 20:
+        raise ConfigError(f"{len(logits)} queries are too few to calibrate on; give 20 or more")
+    absent = np.arange(len(logits)) % 2 == 1
+    kept = ~(absent[:, None] & right)
+    labels, said = (right & ~absent[:, None])[kept], logits[kept].astype(np.float64)
+    if labels.all() or not labels.any():
+        raise ConfigError(
+            f"{int(labels.sum())} of {labels.size} candidates are right; to tell right from wrong, "
+            "both must be there: check that captions belong to their pictures"
+        )
+    slope, intercept = _logistic(said, labels)
+    if slope <= 0:
+        raise ConfigError(
+            "right pictures score no higher than wrong ones, so there is nothing to calibrate: "
+            "the model does not know these pictures"
+        )
+    odds = math.log(cutoff_probability / (1 - cutoff_probability))
+    gaps = cosines[:, :1] - cosines
+    gap_slope, gap_intercept, spread = _line(gaps.ravel(), logits.ravel())
+    fitted = Calibration(
+        slope=slope,
+        intercept=intercept,
+        cutoff=(odds - intercept) / slope,
+        gap_slope=gap_slope,
+        gap_intercept=gap_intercept,
+        spread=spread,
+        margin=None,
+        queries=len(logits),
+        pairs=int(kept.sum()),
+        data=data,
+    )
+    expected = gap_slope * gaps + gap_intercept
+    return _with_margin(fitted, expected, logits, winners_lost)
+
+
+def _with_margin(
+    fitted: Calibration,
+    expected: NDArray[np.floating[Any]],
+    logits: NDArray[np.float32],
+    winners_lost: float,
+) -> Calibration:
+    winners = logits.argmax(axis=1)
+    for margin in _MARGINS:
+        stops = _stops(expected + margin * fitted.spread, logits)
+        if float((winners >= stops).mean()) <= winners_lost:
+            return replace(fitted, margin=round(float(margin), 1))
+    return fitted
+
+
+def _stops(bounds: NDArray[np.floating[Any]], logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return `(q,)`: how many candidates would be scored where only the best is returned."""
+    queries, count = logits.shape
+    stops = np.full(queries, count)
+    best = np.maximum.accumulate(logits, axis=1)
+    for place in reversed(range(FIRST_LOOK, count, STEP)):
+        stops[best[:, place - 1] >= bounds[:, place]] = place
+    return stops
+
+
+def _line(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> tuple[float, float, float]:
+    """Return slope, intercept and the standard deviation around the line of least squares."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / max(((x - x.mean()) ** 2).sum(), 1e-12))
+    # Farther behind must never count as more likely.
+    slope = min(slope, 0.0)
+    intercept = float(y.mean() - slope * x.mean())
+    return slope, intercept, float((y - slope * x - intercept).std())
+
+
+def _logistic(x: NDArray[np.float64], labels: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return slope and intercept of the likeliest logistic curve, by Newton's method."""
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    centre, scale = x.mean(), max(float(x.std()), 1e-9)
+    design = np.stack([(x - centre) / scale, np.ones_like(x)], axis=1)
+    weights = np.array([0.0, math.log((positives + 1) / (negatives + 1))])
+    loss = _log_loss(design @ weights, targets)
+    for _ in range(_ROUNDS):
+        fitted = _sigmoid(design @ weights)
+        gradient = design.T @ (fitted - targets)
+        curvature = (design * (fitted * (1 - fitted))[:, None]).T @ design
+        step = np.linalg.solve(curvature + 1e-9 * np.eye(2), gradient)
+        size = 1.0
+        # A whole step can overshoot where the classes hardly overlap.
+        while (after := _log_loss(design @ (weights - size * step), targets)) > loss:
+            size /= 2
+            if size < 1e-6:
+                break
+        if size < 1e-6 or loss - after < 1e-12 * len(x):
+            break
+        weights, loss = weights - size * step, after
+    slope = float(weights[0]) / scale
+    return slope, float(weights[1] - slope * centre)
+
+
+def _log_loss(linear: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
+    return float((np.logaddexp(0, linear) - targets * linear).sum())
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp(-np.logaddexp(0, -x))

@@ -1,0 +1,1 @@
+"""The steps between candidates and hits: scoring within bounds, fusion, grouping, ranking."""

@@ -1,0 +1,66 @@
+"""Put the two stages' scores together."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["DEFAULT_WEIGHTS", "blend", "reciprocal_ranks"]
+
+#: Weights of the first stage and of the joint encoder.
+DEFAULT_WEIGHTS = {"rrf": (1.0, 1.0), "blend": (0.1, 0.9)}
+
+# Of the formula's source; it keeps the very first places from outweighing all others.
+_SMOOTHING = 60
+
+
+def reciprocal_ranks(
+    cosines: NDArray[np.float32], logits: NDArray[np.float32], weights: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Return `(n,)`: the weighted sum of 1 / (60 + rank) over both stages.
+
+    Args:
+        cosines: `(n,)` scores of the first stage.
+        logits: `(n,)` scores of the joint encoder.
+        weights: Of the first stage and of the joint encoder.
+
+    Source: Cormack, Clarke, Buettcher, Reciprocal Rank Fusion, SIGIR 2009.
+    """
+    first, second = weights
+    fused: NDArray[np.float64] = first / (_SMOOTHING + _ranks(cosines)) + second / (
+        _SMOOTHING + _ranks(logits)
+    )
+    return fused
+
+
+def blend(
+    cosines: NDArray[np.float32], logits: NDArray[np.float32], weights: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Return `(n,)`: the weighted mean of both stages' scores.
+
+    Cosines and logits have no common scale, so each stage's are first brought to mean 0 and
+    standard deviation 1 over the `n` candidates.
+
+    Args:
+        cosines: `(n,)` scores of the first stage.
+        logits: `(n,)` scores of the joint encoder.
+        weights: Of the first stage and of the joint encoder.
+    """
+    first, second = weights
+    mean: NDArray[np.float64] = (first * _standard(cosines) + second * _standard(logits)) / (
+        first + second
+    )
+    return mean
+
+
+def _ranks(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return each score's place, from 1; of equal ones, the first given comes first."""
+    ranks = np.empty(len(scores), np.int64)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    return ranks
+
+
+def _standard(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    exact = scores.astype(np.float64)
+    spread = exact.std() if len(exact) else 0.0
+    return (exact - exact.mean()) / spread if spread > 0 else np.zeros_like(exact)
