@@ -22,14 +22,14 @@ _ROW = np.dtype(
     [
         ("id", "V16"),
         ("score", "<f4"),
-        ("probability", "<f4"),
-        ("fusion_score", "<f4"),
-        ("retrieval_score", "<f4"),
+        ("probability", "<f8"),
+        ("fusion_score", "<f8"),
+        ("retrieval_score", "<f8"),
         ("retrieval_rank", "<u4"),
     ]
 )
 # What a text of this package's can unfold to, at most: 100,000 pictures and their scores.
-_LARGEST = 4 << 20
+_LARGEST = 8 << 20
 
 
 class Place(NamedTuple):
@@ -71,7 +71,7 @@ class Cursor:
 
 
 def encode_cursor(cursor: Cursor) -> str:
-    """Write a cursor as URL-safe text; some 50 characters a picture that is left."""
+    """Write a cursor as URL-safe text; some 65 characters a picture that is left."""
     rows = np.zeros(len(cursor.places), _ROW)
     for row, place in zip(rows, cursor.places, strict=True):
         row["id"] = uuid.UUID(place.image_id).bytes

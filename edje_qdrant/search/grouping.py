@@ -35,7 +35,8 @@ def grouped(
 
     A group's share is `num_candidates // groups`. Where a group has more than that, its others make
     way for further pictures of the first stage, which is asked again without the groups that are
-    full, until there are enough candidates or no more pictures.
+    full, until there are enough candidates or no more pictures. Places that nobody else takes are
+    given back.
 
     Args:
         candidates: Best first, `num_candidates` unless there are no more.
@@ -47,6 +48,7 @@ def grouped(
     """
     share = max(1, num_candidates // groups)
     kept: list[Candidate] = []
+    aside: list[Candidate] = []
     taken: Counter[str] = Counter()
     full: dict[str, Any] = {}
     batch, more = list(candidates), len(candidates) == num_candidates
@@ -58,6 +60,7 @@ def grouped(
             if is_group(group):
                 if taken[key] == share:
                     full[key] = group
+                    aside.append(candidate)
                     continue
                 taken[key] += 1
             kept.append(candidate)
@@ -67,4 +70,6 @@ def grouped(
         seen = [candidate.image_id for candidate in kept]
         batch = again(beyond_groups(filter, field, [*full.values()], seen), wanted)
         more = len(batch) == wanted
+    kept += aside[: num_candidates - len(kept)]
+    kept.sort(key=lambda candidate: -candidate.score)
     return [replace(candidate, rank=rank) for rank, candidate in enumerate(kept, start=1)]

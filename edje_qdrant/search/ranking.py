@@ -37,7 +37,11 @@ def hits_of(
     if settings.fusion != "rerank":
         keys = fused = _fused(candidates, logits, settings)
     order = [*_order(keys), *range(scored.reached, len(candidates))]
-    probabilities = None if calibration is None else calibration.probability(scored.logits)
+    probabilities = None
+    if calibration is not None:
+        probabilities = np.full(len(candidates), np.nan)
+        known = ~np.isnan(scored.logits)
+        probabilities[known] = calibration.probability(scored.logits[known])
     hits = [
         SearchHit(
             image_id=candidates[row].image_id,
