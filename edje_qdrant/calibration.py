@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from edje_qdrant.errors import CheckpointError, ConfigError
 
-__all__ = ["CALIBRATION_FILE", "FIRST_LOOK", "STEP", "Calibration", "fit_calibration"]
+__all__ = [
+    "CALIBRATION_FILE",
+    "FIRST_LOOK",
+    "STEP",
+    "Calibration",
+    "adaptive_stops",
+    "fit_calibration",
+]
 
 #: Name of the file in a model's folder.
 CALIBRATION_FILE = "calibration.json"
@@ -191,32 +198,50 @@ def fit_calibration(
         pairs=int(kept.sum()),
         data=data,
     )
-    expected = gap_slope * gaps + gap_intercept
-    return _with_margin(fitted, expected, logits, winners_lost)
+    return _with_margin(fitted, cosines, logits, winners_lost)
+
+
+def adaptive_stops(
+    calibration: Calibration,
+    cosines: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    *,
+    top_k: int = 1,
+) -> NDArray[np.int64]:
+    """Return `(q,)`: how many of `(q, n)` candidates a search with `adaptive=True` scores.
+
+    Args:
+        calibration: What decides.
+        cosines: `(q, n)` scores of the first stage, falling along each row.
+        logits: `(q, n)` scores of the joint encoder.
+        top_k: Hits that are returned.
+    """
+    queries, count = logits.shape
+    stops = np.full(queries, count)
+    if calibration.margin is None:
+        return stops
+    gaps = cosines[:, :1] - cosines
+    bounds = calibration.gap_slope * gaps + calibration.gap_intercept
+    bounds = bounds + calibration.margin * calibration.spread
+    for place in reversed(range(max(FIRST_LOOK, top_k), count, STEP)):
+        last_shown = np.partition(logits[:, :place], -top_k, axis=1)[:, -top_k]
+        stops[last_shown >= bounds[:, place]] = place
+    return stops
 
 
 def _with_margin(
     fitted: Calibration,
-    expected: NDArray[np.floating[Any]],
+    cosines: NDArray[np.float32],
     logits: NDArray[np.float32],
     winners_lost: float,
 ) -> Calibration:
     winners = logits.argmax(axis=1)
     for margin in _MARGINS:
-        stops = _stops(expected + margin * fitted.spread, logits)
-        if float((winners >= stops).mean()) <= winners_lost:
-            return replace(fitted, margin=round(float(margin), 1))
+        tried = replace(fitted, margin=round(float(margin), 1))
+        lost = winners >= adaptive_stops(tried, cosines, logits)
+        if float(lost.mean()) <= winners_lost:
+            return tried
     return fitted
-
-
-def _stops(bounds: NDArray[np.floating[Any]], logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return `(q,)`: how many candidates would be scored where only the best is returned."""
-    queries, count = logits.shape
-    stops = np.full(queries, count)
-    best = np.maximum.accumulate(logits, axis=1)
-    for place in reversed(range(FIRST_LOOK, count, STEP)):
-        stops[best[:, place - 1] >= bounds[:, place]] = place
-    return stops
 
 
 def _line(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> tuple[float, float, float]:

@@ -11,16 +11,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from edje_qdrant.cli_collection import add_collection_commands
-from edje_qdrant.cli_eval import EvalCommand, evaluate
+from edje_qdrant.cli_eval import EvalCommand, calibrate, evaluate
 from edje_qdrant.cli_loading import (
     bar_shown,
-    load_model,
     note_demo_model,
     open_collection,
     open_or_create,
@@ -36,17 +35,18 @@ from edje_qdrant.cli_options import (
     Model,
     Progress,
     Url,
+    indexes_of,
     where_is,
 )
+from edje_qdrant.cli_search import search
 from edje_qdrant.cli_train import train
 from edje_qdrant.errors import EdjeError
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
-    from edje_qdrant.retriever import OnMissing
     from edje_qdrant.tokens.codecs import Codec as FittedCodec
-    from edje_qdrant.types import IngestReport, SearchResult
+    from edje_qdrant.types import IngestReport
 
 __all__ = ["app", "main"]
 
@@ -132,15 +132,25 @@ def ingest(
         bool,
         typer.Option("--prune", help="Delete pictures that are gone from the source."),
     ] = False,
+    payload_index: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=KIND",
+            help="Index a field of the payload, so that filters on it are quick: keyword, integer, "
+            "float, bool, datetime, geo, text or uuid; repeat it for more.",
+        ),
+    ] = None,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
     """Add pictures to a collection, which is created where it is missing."""
     from edje_qdrant.ingest import fit_codec_to_source, ingest_images
+    from edje_qdrant.maintenance.copying import add_indexes
     from edje_qdrant.sources import check_source
 
     where = where_is(index, url)
     check_source(source)  # before a collection is created for nothing
+    indexes = indexes_of(payload_index or [])
     shown = bar_shown(progress)
 
     def fit(loaded: EDJEModel, name: str) -> FittedCodec:
@@ -149,6 +159,7 @@ def ingest(
     target, loaded = open_or_create(where, collection, model, device, codec, fit)
     with target:
         note_demo_model(loaded)
+        add_indexes(target, indexes)
         report = ingest_images(
             source,
             target,
@@ -175,53 +186,7 @@ def ingest(
     print_result(data, _ingest_text(report, points, prune), as_json)
 
 
-@app.command()
-def search(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What the picture shows.")],
-    index: Index = None,
-    url: Url = None,
-    collection: Collection = "images",
-    model: Model = None,
-    device: Device = None,
-    top_k: Annotated[int, typer.Option("--top-k", help="Pictures to return.")] = 10,
-    candidates: Annotated[
-        int | None,
-        typer.Option(
-            help="Pictures of the first stage to rerank; 100 by default, or --top-k if it is more."
-        ),
-    ] = None,
-    on_missing: Annotated[
-        str,
-        typer.Option(
-            metavar="error|first_stage",
-            help="What becomes of pictures whose tokens are missing or damaged: an error, or they "
-            "keep their first-stage place.",
-        ),
-    ] = "error",
-    as_json: Json = False,
-) -> None:
-    """Find the pictures that a text fits best."""
-    from edje_qdrant.retriever import TwoStageRetriever
-
-    # With "first_stage", side files are looked at only where a candidate's tokens are read.
-    lenient = on_missing != "error"
-    with open_collection(where_is(index, url), collection, mend=lenient) as opened:
-        retriever = TwoStageRetriever(opened, load_model(model, device, opened))
-        number = max(100, top_k) if candidates is None else candidates
-        result = retriever.search(
-            text,
-            top_k=top_k,
-            num_candidates=number,
-            on_missing=cast("OnMissing", on_missing),
-        )
-    data = {
-        "query": result.query,
-        "hits": [asdict(hit) for hit in result],
-        "timings_ms": {name: round(ms, 3) for name, ms in result.timings.as_dict().items()},
-        "degraded": result.degraded,
-        "reason": result.reason,
-    }
-    print_result(data, _search_text(result), as_json)
+app.command("search")(search)
 
 
 @app.command()
@@ -244,9 +209,12 @@ def info(
             "tokens": f"{contract.num_tokens} x {contract.token_dim}, {contract.codec}, "
             f"in the {'side file' if opened.token_place == 'file' else 'payload'}",
             "bytes_per_image": opened.bytes_per_image(),
+            "payload_indexes": (opened_indexes := opened.payload_indexes()),
             "contract": contract.as_dict(),
         }
     shown = {key: value for key, value in data.items() if key != "contract"}
+    listed = [f"{field} ({kind})" for field, kind in opened_indexes.items()]
+    shown["payload_indexes"] = ", ".join(listed) or "none"
     print_result(data, "\n".join(f"{key:<16} {value}" for key, value in shown.items()), as_json)
 
 
@@ -302,6 +270,7 @@ def demo(
 add_collection_commands(app)
 app.command("train")(train)
 app.command("eval", cls=EvalCommand)(evaluate)
+app.command("calibrate")(calibrate)
 
 
 def _ingest_text(report: IngestReport, points: int, prune: bool) -> str:
@@ -315,21 +284,4 @@ def _ingest_text(report: IngestReport, points: int, prune: bool) -> str:
     lines += [f"  {failure.path}: {failure.reason}" for failure in report.failed[:_FAILED_SHOWN]]
     if len(report.failed) > _FAILED_SHOWN:
         lines.append(f"  and {len(report.failed) - _FAILED_SHOWN} more, all listed by --json")
-    return "\n".join(lines)
-
-
-def _search_text(result: SearchResult) -> str:
-    if not result.hits:
-        return "the collection is empty"
-    lines = [f"{'rank':>4}  {'score':>8}  {'first stage':>11}  picture"]
-    for hit in result:
-        moved = hit.retrieval_rank - hit.rank
-        arrow = "↑" if moved > 0 else "↓" if moved < 0 else "="
-        shown = hit.payload.get("path", hit.image_id)
-        score = "-" if hit.score is None else f"{hit.score:.3f}"
-        lines.append(f"{hit.rank:>4}  {score:>8}  {hit.retrieval_rank:>9} {arrow}  {shown}")
-    if result.reason:
-        lines.append(f"degraded: {result.reason}")
-    stages = result.timings.as_dict()
-    lines.append(", ".join(f"{name} {ms:.1f} ms" for name, ms in stages.items()))
     return "\n".join(lines)

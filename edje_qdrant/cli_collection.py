@@ -5,10 +5,9 @@ Nothing heavy is imported before a command runs.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,7 +27,10 @@ from edje_qdrant.cli_options import (
     Model,
     Progress,
     Url,
+    Where,
     api_key,
+    field_of,
+    filter_of,
     where_is,
 )
 from edje_qdrant.errors import CollectionNotFoundError, ConfigError
@@ -40,15 +42,6 @@ __all__ = ["add_collection_commands"]
 
 _SHOWN = 20
 
-Where = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--where",
-        metavar="FIELD=VALUE",
-        help="Pictures whose payload has this; repeat it for more values of a field, or more "
-        "fields, all of which must hold. VALUE is JSON where it can be read so, or else text.",
-    ),
-]
 Ids = Annotated[
     list[str] | None, typer.Option("--id", metavar="ID", help="A picture's id; repeat it for more.")
 ]
@@ -295,7 +288,7 @@ def delete(
         if ids:
             opened.delete(ids)
         if where:
-            opened.delete_matching(_filter(where))
+            opened.delete_matching(filter_of(where))
         opened.flush()
         left = opened.count()
     data = {"deleted": before - left, "points": left}
@@ -317,11 +310,11 @@ def update(
     """Set fields of pictures' payloads."""
     if not ids and not where:
         raise ConfigError("say which pictures to update: --id ID, or --where FIELD=VALUE")
-    payload = dict(_field(text) for text in fields)
+    payload = dict(field_of(text) for text in fields)
     with open_collection(where_is(index, url), collection, mend=True) as opened:
         chosen = opened.existing(ids or [])
         if where:
-            for page in opened.index.scroll(filter=_filter(where), payload=False):
+            for page in opened.index.scroll(filter=filter_of(where), payload=False):
                 chosen |= {point.id for point in page}
         opened.update_payload(dict.fromkeys(sorted(chosen), payload))
         opened.flush()
@@ -336,31 +329,8 @@ def add_collection_commands(app: typer.Typer) -> None:
     app.command("import")(import_)
 
 
-def _field(text: str) -> tuple[str, Any]:
-    """Read FIELD=VALUE.
-
-    Raises:
-        ConfigError: It is not of that form.
-    """
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise ConfigError(f"{text!r} is not of the form FIELD=VALUE")
-    try:
-        return name, json.loads(value, parse_constant=str)  # NaN is no JSON
-    except (ValueError, RecursionError):
-        return name, value
-
-
 def _place(location: str) -> str:
     return location if "://" in location else str(Path(location).expanduser().resolve())
-
-
-def _filter(where: list[str]) -> dict[str, Any]:
-    values: dict[str, list[Any]] = {}
-    for text in where:
-        name, value = _field(text)
-        values.setdefault(name, []).extend(value if isinstance(value, list) else [value])
-    return values
 
 
 def _findings(findings: tuple[Finding, ...]) -> list[str]:

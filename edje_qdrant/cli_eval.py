@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from edje_qdrant.cli_loading import (
+    bar_shown,
     load_model,
     note_demo_model,
     open_or_create,
@@ -28,7 +29,7 @@ from edje_qdrant.errors import ConfigError
 if TYPE_CHECKING:
     from edje_qdrant.evaluation.measure import Contender
 
-__all__ = ["EvalCommand", "evaluate", "gather_numbers"]
+__all__ = ["EvalCommand", "calibrate", "evaluate", "gather_numbers"]
 
 _NUMBERS = "--num-candidates"
 
@@ -172,6 +173,98 @@ def evaluate(
                 note_demo_model(contender.model)
         report = run(annotations, contenders, out, settings, data=data)
     print_result(report.as_dict(), report.text(), as_json)
+
+
+def calibrate(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Pictures and captions like those to be searched, as for eval, or 'scenes': drawn "
+            "ones.",
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME_OR_PATH", help="Model to calibrate.")
+    ] = "demo",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the model goes, calibration and all; by default the calibration is written "
+            "into the model's own folder.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where pictures' paths start from; the file's own by default."
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a Karpathy file; 'val' by default.")] = None,
+    candidates: Annotated[int, typer.Option(help="Pictures of the first stage to score.")] = 50,
+    limit: Annotated[int, typer.Option(help="Take only the first pictures.")] = 2000,
+    cutoff: Annotated[
+        float, typer.Option(help='Probability of a match that min_score="auto" asks for.')
+    ] = 0.5,
+    winners_lost: Annotated[
+        float, typer.Option(help="Share of queries whose best picture adaptive=True may miss.")
+    ] = 0.002,
+    device: Device = None,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Learn what a model's scores mean, for --min-score auto, --adaptive and probabilities."""
+    silence_libraries()
+    import tempfile
+
+    import torch
+
+    from edje_qdrant.annotations import read_annotations
+    from edje_qdrant.demo.annotated import CALIBRATION_SEED, SCENES, scene_matches, write_scenes
+    from edje_qdrant.evaluation.calibrate import calibrate as run
+    from edje_qdrant.evaluation.protocol import PROTOCOLS, choose
+    from edje_qdrant.model import EDJEModel
+
+    loaded = load_model(model, device, None)
+    folder = Path(loaded.name_or_path or "")
+    if out is None and not folder.is_dir():
+        raise ConfigError(
+            f"the model {model!r} has no folder of its own here to write to; name one with --out"
+        )
+    shown = bar_shown(progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        path, matches = Path(data), None
+        if data == "scenes":
+            count = max(20, min(limit, SCENES))
+            path = write_scenes(Path(scratch), count=count, seed=CALIBRATION_SEED, progress=shown)
+            matches = scene_matches(Path(scratch), count=count, seed=CALIBRATION_SEED)
+        annotations = read_annotations(path, images=images)
+        if split is None and any(one.part for one in annotations):
+            split = "val"
+        annotations, _, _ = choose(annotations, PROTOCOLS["karpathy"], split)
+        report = run(
+            loaded,
+            annotations,
+            data=data,
+            matches=matches,
+            num_candidates=candidates,
+            limit=limit,
+            cutoff_probability=cutoff,
+            winners_lost=winners_lost,
+            progress=shown,
+        )
+    if out is None:
+        report.calibration.save(folder)
+    else:
+        # Loaded again, as the weights in use may be of another precision than those stored.
+        stored = EDJEModel.from_pretrained(model, device="cpu", dtype=torch.float32)
+        stored.calibration = report.calibration
+        stored.save_pretrained(out)
+    where = str(out or folder)
+    print_result(
+        {**report.as_dict(), "model": where}, f"{report.text()}\nwritten to {where}", as_json
+    )
 
 
 def _parsed(numbers: str | None) -> tuple[int, ...]:

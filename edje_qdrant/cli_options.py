@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +19,11 @@ __all__ = [
     "Model",
     "Progress",
     "Url",
+    "Where",
     "api_key",
+    "field_of",
+    "filter_of",
+    "indexes_of",
     "where_is",
 ]
 
@@ -62,6 +67,15 @@ Device = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda, cuda:1 ...; CUDA where there is one, by default."),
 ]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="FIELD=VALUE",
+        help="Pictures whose payload has this; repeat it for more values of a field, or more "
+        "fields, all of which must hold. VALUE is JSON where it can be read so, or else text.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Progress = Annotated[
     bool | None,
@@ -92,3 +106,44 @@ def where_is(index: str | None, url: str | None) -> str:
 def api_key() -> str | None:
     """Return the server's API key; it is no option, as options show in lists of processes."""
     return os.environ.get(_API_KEY) or None
+
+
+def field_of(text: str) -> tuple[str, Any]:
+    """Read FIELD=VALUE.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"{text!r} is not of the form FIELD=VALUE")
+    try:
+        return name, json.loads(value, parse_constant=str)  # NaN is no JSON
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def filter_of(where: list[str]) -> dict[str, Any]:
+    """Return the filter that several FIELD=VALUE say, any of the values of each field."""
+    values: dict[str, list[Any]] = {}
+    for text in where:
+        name, value = field_of(text)
+        values.setdefault(name, []).extend(value if isinstance(value, list) else [value])
+    return values
+
+
+def indexes_of(texts: list[str]) -> dict[str, str]:
+    """Read payload indexes, FIELD=KIND.
+
+    Raises:
+        ConfigError: One is not of that form, or cannot be made.
+    """
+    from edje_qdrant.index import check_indexes
+
+    indexes: dict[str, Any] = {}
+    for text in texts:
+        field, separator, kind = text.partition("=")
+        if not separator or not field:
+            raise ConfigError(f"--payload-index takes FIELD=KIND, not {text!r}")
+        indexes[field] = kind
+    return {**check_indexes(indexes)}

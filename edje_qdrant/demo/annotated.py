@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edje_qdrant.demo.run import draw_pictures
+from edje_qdrant.demo.captions import truth_matrix
+from edje_qdrant.demo.run import draw_pictures, scene_captions, scene_name
+from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
 
-__all__ = ["SCENES", "write_scenes"]
+__all__ = ["CALIBRATION_SEED", "SCENES", "scene_matches", "write_scenes"]
 
 #: As many as the demo draws.
 SCENES = 1000
+
+#: Seed of scenes to calibrate on: those of the demo are for measuring.
+CALIBRATION_SEED = 2
 
 
 def write_scenes(
@@ -34,10 +39,30 @@ def write_scenes(
     """
     captions = draw_pictures(folder / "pictures", count, seed, progress=progress)
     lines = [
-        json.dumps({"image": f"pictures/scene-{number:04d}.png", "caption": caption})
+        json.dumps({"image": f"pictures/{scene_name(number)}", "caption": caption})
         for number, caption in enumerate(captions)
     ]
     path = folder / "scenes.jsonl"
     with os_errors_as_store_errors("write", path):
         write_atomically(path, ("\n".join(lines) + "\n").encode())
     return path
+
+
+def scene_matches(folder: Path, *, count: int = SCENES, seed: int = 1) -> dict[str, set[str]]:
+    """Return caption -> paths of all pictures it is true of, for what `write_scenes` wrote.
+
+    One caption in ten is true of other pictures than its own.
+
+    Args:
+        folder: As given to `write_scenes`.
+        count: Likewise.
+        seed: Likewise.
+    """
+    scenes = list(draw_scenes("test", seed, count))
+    captions = scene_captions(scenes, seed)
+    paths = [str(folder.absolute() / "pictures" / scene_name(number)) for number in range(count)]
+    matches: dict[str, set[str]] = {}
+    for caption, row in zip(captions, truth_matrix(captions, scenes), strict=True):
+        true = {paths[number] for number in row.nonzero()[0]}
+        matches.setdefault(caption.text, set()).update(true)
+    return matches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from edje_qdrant.collection import ImageCollection
-from edje_qdrant.demo.captions import describe
+from edje_qdrant.demo.captions import Caption, describe
 from edje_qdrant.demo.drawing import draw
-from edje_qdrant.demo.scenes import draw_scenes
+from edje_qdrant.demo.scenes import Scene, draw_scenes
 from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.evaluation.contact_sheet import SheetRow, draw_contact_sheet
 from edje_qdrant.ingest import ingest_images
@@ -134,9 +135,8 @@ def draw_pictures(folder: Path, count: int, seed: int, *, progress: bool = True)
     if count < 20:
         raise ConfigError(f"the demo needs at least 20 pictures, got {count}")
     scenes = list(draw_scenes("test", seed, count))
-    rng = np.random.default_rng([seed, 99])
-    captions = [describe(scene, rng).text for scene in scenes]
-    paths = [folder / f"scene-{number:04d}.png" for number in range(count)]
+    captions = [caption.text for caption in scene_captions(scenes, seed)]
+    paths = [folder / scene_name(number) for number in range(count)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in set(folder.glob("scene-*.png")) - set(paths):
@@ -149,6 +149,17 @@ def draw_pictures(folder: Path, count: int, seed: int, *, progress: bool = True)
     except OSError as error:
         raise StoreError(f"cannot write pictures to {folder}: {error}") from error
     return captions
+
+
+def scene_captions(scenes: Sequence[Scene], seed: int) -> list[Caption]:
+    """Write one caption a scene; the same seed gives the same captions."""
+    rng = np.random.default_rng([seed, 99])
+    return [describe(scene, rng) for scene in scenes]
+
+
+def scene_name(number: int) -> str:
+    """Return the file name of a scene's picture."""
+    return f"scene-{number:04d}.png"
 
 
 def run_demo(

@@ -26,7 +26,7 @@ from edje_qdrant.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.tokens.codecs import codec_for
 
-__all__ = ["Contender", "Settings", "evaluate"]
+__all__ = ["Contender", "Settings", "evaluate", "ingest_gallery"]
 
 _DIRECTIONS: dict[str, tuple[Direction, ...]] = {
     "t2i": ("t2i",),
@@ -117,7 +117,9 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     for contender in contenders:
         with _collection(contender, whole, folder, settings) as collection:
-            gallery = gallery.without(_ingest(whole, collection, contender.model, settings))
+            gallery = gallery.without(
+                ingest_gallery(whole, collection, contender.model, progress=settings.progress)
+            )
     numbers = settings.num_candidates or (protocol.num_candidates,)
     strangers = 0
     measured: dict[Direction, list[Measured]] = {d: [] for d in _DIRECTIONS[settings.direction]}
@@ -181,7 +183,9 @@ def _collection(
         if not codec.fitted:
             exact = replace(contender, codec="float16")
             with _collection(exact, gallery, folder, settings) as collection:
-                left = gallery.without(_ingest(gallery, collection, contender.model, settings))
+                left = gallery.without(
+                    ingest_gallery(gallery, collection, contender.model, progress=settings.progress)
+                )
                 step = -(-len(left) // _FITTED_TO)
                 codec = codec.fit(collection.encodings(left.image_ids[::step]).tokens)
         collection = ImageCollection.create(place, "images", contract, codec=codec)
@@ -189,11 +193,11 @@ def _collection(
         yield collection
 
 
-def _ingest(
-    gallery: Gallery, collection: ImageCollection, model: EDJEModel, settings: Settings
+def ingest_gallery(
+    gallery: Gallery, collection: ImageCollection, model: EDJEModel, *, progress: bool = False
 ) -> dict[str, str]:
     """Add what is missing; return path -> reason of what could not be added."""
-    report = ingest_images([*gallery.paths], collection, model, progress=settings.progress)
+    report = ingest_images([*gallery.paths], collection, model, progress=progress)
     failed = {failure.path: failure.reason for failure in report.failed}
     existing = collection.existing(gallery.image_ids)
     for image_id, path in zip(gallery.image_ids, gallery.paths, strict=True):

@@ -35,7 +35,7 @@ from edje_qdrant.errors import (
     StoreError,
     TokensCorruptError,
 )
-from edje_qdrant.maintenance.copying import Part, add_part, stored_parts
+from edje_qdrant.maintenance.copying import Part, add_indexes, add_part, stored_parts
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.tokens.codecs import Codec, codec_for
 
@@ -109,9 +109,10 @@ def import_collection(
     copied = skipped = nbytes = 0
     with os_errors_as_store_errors("read", path), _opened(path) as archive:
         members = _members(archive, path)
-        contract = _head(members, path)
+        contract, indexes = _head(members, path)
         codec = _codec(members, contract, path)
         with _target(location, name, contract, codec, options) as target:
+            add_indexes(target, indexes)
             for part in _parts(members, codec.key, path, progress=progress):
                 fresh = add_part(target, part)
                 copied += fresh
@@ -126,7 +127,12 @@ def _write(collection: ImageCollection, file: BinaryIO, *, progress: bool) -> Co
     with collection.alone():
         collection.reload()
         contract, codec = collection.contract, collection.codec
-    head = {"magic": _MAGIC, "format": _FORMAT, "contract": contract.as_dict()}
+    head = {
+        "magic": _MAGIC,
+        "format": _FORMAT,
+        "contract": contract.as_dict(),
+        "payload_indexes": collection.payload_indexes(),
+    }
     parameters = codec.parameters()
     count = nbytes = number = 0
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -219,7 +225,13 @@ def _opened(path: Path) -> tarfile.TarFile:
         ) from error
 
 
-def _head(members: Iterator[tuple[str, bytes]], path: Path) -> TokenContract:
+def _head(members: Iterator[tuple[str, bytes]], path: Path) -> tuple[TokenContract, dict[str, Any]]:
+    """Return the contract, and field -> kind of payload indexes, of which old archives say nothing.
+
+    Raises:
+        StoreError: Another version wrote the archive, or something else.
+        TokensCorruptError: It is damaged.
+    """
     stem, data = next(members)
     head = _object(data, path) if stem == "archive" else {}
     if head.get("magic") != _MAGIC or head.get("format") != _FORMAT:
@@ -227,7 +239,8 @@ def _head(members: Iterator[tuple[str, bytes]], path: Path) -> TokenContract:
             f"{path} has format {head.get('format')!r} of {head.get('magic')!r}, this version "
             f"reads format {_FORMAT} of {_MAGIC!r}; use the version of the package that wrote it"
         )
-    return TokenContract.from_dict(_mapping(head.get("contract"), path))
+    contract = TokenContract.from_dict(_mapping(head.get("contract"), path))
+    return contract, _mapping(head.get("payload_indexes", {}), path)
 
 
 def _codec(members: Iterator[tuple[str, bytes]], contract: TokenContract, path: Path) -> Codec:

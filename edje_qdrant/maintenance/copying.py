@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.collection_reading import user_payload
 from edje_qdrant.errors import StoreError
+from edje_qdrant.index import PayloadKind
 from edje_qdrant.maintenance.points import pages, recoded, stored_codes
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.tokens.codecs import Codec
 
-__all__ = ["Part", "add_part", "copy_collection", "stored_parts"]
+__all__ = ["Part", "add_indexes", "add_part", "copy_collection", "stored_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def add_part(target: ImageCollection, part: Part) -> int:
 def copy_collection(
     source: ImageCollection, target: ImageCollection, *, progress: bool = False
 ) -> CopyReport:
-    """Copy all pictures to a collection of the same contract, codec included.
+    """Copy all pictures to a collection of the same contract, codec included; indexes too.
 
     A copy that was interrupted is taken up by the next run: what is there is left alone.
 
@@ -111,6 +112,7 @@ def copy_collection(
     target.contract.require_match(
         source.contract, where=f"the collection {source.name!r} at {source.location}"
     )
+    add_indexes(target, source.payload_indexes())
     copied = skipped = nbytes = 0
     for part in stored_parts(source, target.codec, progress=progress):
         fresh = add_part(target, part)
@@ -120,3 +122,11 @@ def copy_collection(
     target.flush()
     target.optimize()
     return CopyReport(copied, skipped, nbytes)
+
+
+def add_indexes(target: ImageCollection, indexes: Mapping[str, str]) -> None:
+    """Make those payload indexes that a collection lacks, given as field -> kind."""
+    there = target.payload_indexes()
+    for field, kind in indexes.items():
+        if there.get(field) != kind:
+            target.create_payload_index(field, cast("PayloadKind", kind))

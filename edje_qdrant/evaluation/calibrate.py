@@ -1,0 +1,235 @@
+"""Fit what a model's logits mean to annotated pictures, and say how well it holds on others."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.annotations import Annotation, group_by_image
+from edje_qdrant.calibration import Calibration, adaptive_stops, fit_calibration
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.evaluation.gallery import build_gallery
+from edje_qdrant.evaluation.memory import read_out, text_to_image
+from edje_qdrant.evaluation.rankings import Rankings
+from edje_qdrant.evaluation.run import ingest_gallery
+from edje_qdrant.model import EDJEModel
+
+__all__ = ["Accepts", "CalibrationReport", "accepts", "calibrate", "savings", "with_matches"]
+
+# A pool on which fewer candidates are found would teach nothing of those far behind.
+_FEWEST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Accepts:
+    """Hold how well a score tells queries that have a right picture from those that have none.
+
+    The score is that of the best hit. A query with its right picture in the pool is truly accepted
+    if that picture is the best hit and reaches the cutoff; one without is falsely accepted if
+    anything reaches it.
+
+    Attributes:
+        true: Share of queries with a right picture that are truly accepted, at the cutoff.
+        false: Share of queries without one that are falsely accepted, at the cutoff.
+        true_at: False share (0.01, 0.05, 0.1) -> largest true share that any cutoff with no more
+            false accepts gives.
+    """
+
+    true: float | None
+    false: float | None
+    true_at: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationReport:
+    """Say what was fitted and how well it holds on queries it was not fitted to.
+
+    Attributes:
+        calibration: What was fitted, to all queries.
+        joint: Accepts by the joint encoder's score, by cross-validation in two halves.
+        cosine: Accepts by the first stage's, of the same queries.
+        brier: Mean squared error of the probabilities, by cross-validation.
+        pairs_saved: Share of pairs that stopping early leaves out, for one hit; likewise.
+        winners_lost: Share of queries whose best picture it misses; likewise.
+    """
+
+    calibration: Calibration
+    joint: Accepts
+    cosine: Accepts
+    brier: float
+    pairs_saved: float
+    winners_lost: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return the report for people."""
+        found = self.calibration
+        shares = "  ".join(f"{100 * float(share):>5.0f}%" for share in self.joint.true_at)
+        lines = [
+            f"fitted to {found.pairs} pairs of {found.queries} queries; measured in two halves, "
+            "each on the other",
+            f'cutoff of min_score="auto": logit {found.cutoff:.2f}; right answers accepted '
+            f"{self.joint.true or 0:.1%}, queries without one accepted {self.joint.false or 0:.1%}",
+            f"mean squared error of probabilities: {self.brier:.4f}",
+            "",
+            f"right answers accepted at false accepts of  {shares}",
+            *(
+                f"  {name:<40}  " + "  ".join(f"{v:>6.1%}" for v in one.true_at.values())
+                for name, one in (("joint encoder", self.joint), ("first stage", self.cosine))
+            ),
+            "",
+            f"adaptive=True, one hit: {self.pairs_saved:.1%} of pairs saved, "
+            f"{self.winners_lost:.1%} of winners lost",
+        ]
+        return "\n".join(lines)
+
+
+def calibrate(
+    model: EDJEModel,
+    annotations: Sequence[Annotation],
+    *,
+    data: str,
+    matches: Mapping[str, Collection[str]] | None = None,
+    num_candidates: int = 50,
+    limit: int | None = 2000,
+    cutoff_probability: float = 0.5,
+    winners_lost: float = 0.002,
+    progress: bool = False,
+) -> CalibrationReport:
+    """Rank annotated pictures for their captions, and fit a calibration to the scores.
+
+    Args:
+        model: The model; it is left as it is.
+        annotations: Pictures and captions like those that will be searched; none that the model
+            was trained on, of which it is surer than of others.
+        data: What they are called in the calibration.
+        matches: Caption -> paths of all pictures it is true of, where that is known; without it a
+            caption is taken to be true of its own picture alone.
+        num_candidates: Candidates a caption.
+        limit: Only the first pictures.
+        cutoff_probability: Where `min_score="auto"` cuts.
+        winners_lost: Share of queries whose best picture `adaptive=True` may miss.
+        progress: Show bars on stderr.
+
+    Raises:
+        ConfigError: There are too few pictures, captions do not fit, or an argument is out of
+            bounds.
+    """
+    if num_candidates < _FEWEST:
+        raise ConfigError(f"num_candidates is {num_candidates}; calibrate on {_FEWEST} or more")
+    chosen = group_by_image(annotations)[:limit]
+    gallery = build_gallery(chosen)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ImageCollection.create(Path(folder) / "index", "images", model.contract()) as collection,
+    ):
+        failed = ingest_gallery(gallery, collection, model, progress=progress)
+        gallery = gallery.without(failed)
+        pictures = read_out(gallery, collection)
+    rankings = text_to_image(gallery, model, pictures, num_candidates, progress=progress)
+    if matches is not None:
+        rankings = with_matches(rankings, matches)
+
+    def fit(rows: NDArray[np.int64]) -> Calibration:
+        return fit_calibration(
+            rankings.first[rows],
+            rankings.joint[rows],
+            rankings.right[rows],
+            data=data,
+            cutoff_probability=cutoff_probability,
+            winners_lost=winners_lost,
+        )
+
+    everything = np.arange(len(rankings))
+    whole = fit(everything)
+    # Captions of one picture stay together, or each half would know the other's pictures.
+    halves = [everything[rankings.clusters % 2 == half] for half in (0, 1)]
+    return _report(whole, rankings, [(fit(halves[1 - h]), halves[h]) for h in (0, 1)])
+
+
+def with_matches(rankings: Rankings, matches: Mapping[str, Collection[str]]) -> Rankings:
+    """Return the rankings with all pictures counted as right that a caption is true of.
+
+    Args:
+        rankings: From text to image.
+        matches: Caption -> paths.
+    """
+    right = rankings.right.copy()
+    for row, caption in enumerate(rankings.queries):
+        true = matches.get(caption, ())
+        right[row] |= [rankings.answers[one] in true for one in rankings.candidates[row]]
+    return replace(rankings, right=right)
+
+
+def accepts(
+    rankings: Rankings, scores: NDArray[np.float32], accepted: NDArray[np.bool_] | None = None
+) -> Accepts:
+    """Say how well a score tells queries with a right picture from those without.
+
+    Each query is asked twice: of all its candidates, and of those without the right ones.
+
+    Args:
+        rankings: The queries.
+        scores: `(q, depth)`, of either stage.
+        accepted: `(q, depth)` bool: what reaches a cutoff, where there is one.
+    """
+    rows = np.arange(len(rankings))
+    best = scores.argmax(axis=1)
+    won = rankings.right[rows, best]
+    with_right = np.where(won, scores[rows, best], -np.inf)
+    others = np.where(rankings.right, -np.inf, scores)
+    without = others.max(axis=1)
+    true = false = None
+    if accepted is not None:
+        true = float((won & accepted[rows, best]).mean())
+        false = float(accepted[rows, others.argmax(axis=1)].mean())
+    at = {}
+    for share in (0.01, 0.05, 0.1):
+        cutoff = np.quantile(without, 1 - share, method="higher")
+        at[str(share)] = float((with_right > cutoff).mean())
+    return Accepts(true, false, at)
+
+
+def savings(
+    calibration: Calibration, rankings: Rankings, *, top_k: int = 1
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return `(q,)` pairs that `adaptive=True` scores, and the row of the best among them."""
+    stops = adaptive_stops(calibration, rankings.first, rankings.joint, top_k=top_k)
+    places = np.arange(rankings.depth)
+    seen = np.where(places < stops[:, None], rankings.joint, -np.inf)
+    return stops, seen.argmax(axis=1)
+
+
+def _report(
+    whole: Calibration,
+    rankings: Rankings,
+    halves: Sequence[tuple[Calibration, NDArray[np.int64]]],
+) -> CalibrationReport:
+    accepted = np.zeros(rankings.joint.shape, np.bool_)
+    errors = np.zeros(rankings.joint.shape)
+    stops = np.zeros(len(rankings), np.int64)
+    found = np.zeros(len(rankings), np.int64)
+    for calibration, rows in halves:
+        logits = rankings.joint[rows]
+        accepted[rows] = logits >= calibration.cutoff
+        errors[rows] = (calibration.probability(logits) - rankings.right[rows]) ** 2
+        all_stops, all_found = savings(calibration, rankings)
+        stops[rows], found[rows] = all_stops[rows], all_found[rows]
+    return CalibrationReport(
+        calibration=whole,
+        joint=accepts(rankings, rankings.joint, accepted),
+        cosine=accepts(rankings, rankings.first),
+        brier=float(errors.mean()),
+        pairs_saved=float(1 - stops.mean() / rankings.depth),
+        winners_lost=float((found != rankings.joint.argmax(axis=1)).mean()),
+    )
