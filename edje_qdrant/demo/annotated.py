@@ -20,7 +20,7 @@ CALIBRATION_SEED = 2
 
 
 def write_scenes(
-    folder: Path, *, count: int = SCENES, seed: int = 1, progress: bool = True
+    folder: str | Path, *, count: int = SCENES, seed: int = 1, progress: bool = True
 ) -> Path:
     """Draw the demo's scenes into `folder/pictures` and write `folder/scenes.jsonl`.
 
@@ -37,6 +37,7 @@ def write_scenes(
         ConfigError: `count` is less than 20.
         StoreError: The folder cannot be written.
     """
+    folder = Path(folder)
     captions = draw_pictures(folder / "pictures", count, seed, progress=progress)
     lines = [
         json.dumps({"image": f"pictures/{scene_name(number)}", "caption": caption})
@@ -48,7 +49,7 @@ def write_scenes(
     return path
 
 
-def scene_matches(folder: Path, *, count: int = SCENES, seed: int = 1) -> dict[str, set[str]]:
+def scene_matches(folder: str | Path, *, count: int = SCENES, seed: int = 1) -> dict[str, set[str]]:
     """Return caption -> paths of all pictures it is true of, for what `write_scenes` wrote.
 
     One caption in ten is true of other pictures than its own.
@@ -60,7 +61,9 @@ def scene_matches(folder: Path, *, count: int = SCENES, seed: int = 1) -> dict[s
     """
     scenes = list(draw_scenes("test", seed, count))
     captions = scene_captions(scenes, seed)
-    paths = [str(folder.absolute() / "pictures" / scene_name(number)) for number in range(count)]
+    paths = [
+        str(Path(folder).absolute() / "pictures" / scene_name(number)) for number in range(count)
+    ]
     matches: dict[str, set[str]] = {}
     for caption, row in zip(captions, truth_matrix(captions, scenes), strict=True):
         true = {paths[number] for number in row.nonzero()[0]}
