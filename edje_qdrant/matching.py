@@ -96,7 +96,7 @@ def match_texts(
     """
     check_texts("texts", texts)
     for name, number in (("top_k", top_k), ("num_candidates", num_candidates)):
-        check_number(name, number)
+        check_number(name, number, optional=True)
     picture = encode_query(model, image)
     cosines = (picture.embeddings @ encode_all(model, texts).T)[0]
     order = np.argsort(-cosines, kind="stable")

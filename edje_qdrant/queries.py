@@ -106,13 +106,14 @@ def check_texts(what: str, texts: Sequence[str]) -> None:
             raise ConfigError(f"{what} holds {text!r}, in which there is no word or number")
 
 
-def check_number(name: str, number: int | None) -> None:
-    """Refuse what is no whole number, 1 or more, or None.
+def check_number(name: str, number: int | None, *, optional: bool = False) -> None:
+    """Refuse what is no whole number, 1 or more; `optional` lets None pass.
 
     Raises:
         ConfigError: It is not.
     """
-    if number is None:
+    if number is None and optional:
         return
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ConfigError(f"{name} is {number!r}; give a whole number, 1 or more, or None for all")
+        otherwise = ", or None for all" if optional else ""
+        raise ConfigError(f"{name} is {number!r}; give a whole number, 1 or more{otherwise}")
