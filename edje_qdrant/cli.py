@@ -38,6 +38,7 @@ from edje_qdrant.cli_options import (
     Url,
     where_is,
 )
+from edje_qdrant.cli_pairs import add_pair_commands
 from edje_qdrant.cli_train import train
 from edje_qdrant.errors import EdjeError
 from edje_qdrant.version import __version__
@@ -300,6 +301,7 @@ def demo(
 
 
 add_collection_commands(app)
+add_pair_commands(app)
 app.command("train")(train)
 app.command("eval", cls=EvalCommand)(evaluate)
 
