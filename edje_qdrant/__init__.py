@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
+    from edje_qdrant.caption_collection import CaptionCollection
+    from edje_qdrant.caption_retriever import CaptionHit, CaptionResult, CaptionRetriever
     from edje_qdrant.collection import ImageCollection
     from edje_qdrant.contract import TokenContract
     from edje_qdrant.errors import (
@@ -28,12 +30,20 @@ if TYPE_CHECKING:
         TokensNotFoundError,
     )
     from edje_qdrant.ingest import ingest_images
+    from edje_qdrant.matching import (
+        LabelScore,
+        TextMatch,
+        classify,
+        classify_batch,
+        match_texts,
+    )
     from edje_qdrant.model import (
         EDJEConfig,
         EDJEModel,
         EDJEModelForIndexing,
         EDJEModelForRanking,
     )
+    from edje_qdrant.pair_scoring import PairReport, score_pairs_file
     from edje_qdrant.reranker import Reranker
     from edje_qdrant.retriever import TwoStageRetriever
     from edje_qdrant.types import (
@@ -48,6 +58,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Candidate",
+    "CaptionCollection",
+    "CaptionHit",
+    "CaptionResult",
+    "CaptionRetriever",
     "CheckpointError",
     "CollectionLockedError",
     "CollectionNotFoundError",
@@ -64,28 +78,46 @@ __all__ = [
     "ImageEncoding",
     "ImageReadError",
     "IngestReport",
+    "LabelScore",
     "MissingExtraError",
+    "PairReport",
     "Reranker",
     "SearchHit",
     "SearchResult",
     "StoreError",
+    "TextMatch",
     "Timings",
     "TokenContract",
     "TokensCorruptError",
     "TokensNotFoundError",
     "TwoStageRetriever",
     "__version__",
+    "classify",
+    "classify_batch",
     "ingest_images",
+    "match_texts",
+    "score_pairs_file",
 ]
 
 _HOMES = {
+    "CaptionCollection": "caption_collection",
+    "CaptionHit": "caption_retriever",
+    "CaptionResult": "caption_retriever",
+    "CaptionRetriever": "caption_retriever",
     "ImageCollection": "collection",
     "TokenContract": "contract",
     "ingest_images": "ingest",
+    "LabelScore": "matching",
+    "TextMatch": "matching",
+    "classify": "matching",
+    "classify_batch": "matching",
+    "match_texts": "matching",
     "EDJEConfig": "model",
     "EDJEModel": "model",
     "EDJEModelForIndexing": "model",
     "EDJEModelForRanking": "model",
+    "PairReport": "pair_scoring",
+    "score_pairs_file": "pair_scoring",
     "Reranker": "reranker",
     "TwoStageRetriever": "retriever",
     "Candidate": "types",

@@ -12,7 +12,13 @@ from typing import Any
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["Annotation", "group_by_image", "of_split", "read_annotations"]
+__all__ = [
+    "Annotation",
+    "group_by_image",
+    "iterate_annotations",
+    "of_split",
+    "read_annotations",
+]
 
 # Karpathy's COCO split calls the part of COCO's validation set that all train on "restval".
 _SPLITS = {"train": ("train", "restval")}
@@ -64,11 +70,11 @@ def read_annotations(
             message names file and line.
     """
     path = Path(path)
-    root = os.path.abspath(images if images is not None else path.parent)
+    root = _root(path, images)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the annotations {path}: {error}") from error
+        raise _unreadable(path, error) from error
     karpathy = False
     if path.suffix.lower() == ".jsonl":
         found = _lines(path, text, root)
@@ -92,6 +98,32 @@ def read_annotations(
     return found
 
 
+def iterate_annotations(
+    path: str | Path, *, images: str | Path | None = None
+) -> Iterator[Annotation]:
+    """Read a `.jsonl` annotation file line by line, so that memory does not grow with it.
+
+    Args:
+        path: The file, whatever its name ends in.
+        images: Folder that relative picture paths start from; the file's own by default.
+
+    Raises:
+        ConfigError: The file cannot be read, or, when it is reached, a field is missing or wrong;
+            the message names file and line.
+    """
+    path = Path(path)
+    root = _root(path, images)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _line(path, line.removesuffix("\n"), number, root)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
 def of_split(annotations: Iterable[Annotation], split: str) -> list[Annotation]:
     """Return those of one split; `train` takes `restval` in, as is usual."""
     parts = _SPLITS.get(split, (split,))
@@ -110,16 +142,27 @@ def group_by_image(annotations: Iterable[Annotation]) -> list[Annotation]:
 
 
 def _lines(path: Path, text: str, root: str) -> list[Annotation]:
-    found = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        item = _parse(line, f"{path}", first_line=number)
-        try:
-            found.append(Annotation(*_pair(item, root), f"{path}:{number}"))
-        except ValueError as error:
-            raise ConfigError(f"{path}:{number}: {error}") from error
-    return found
+    return [
+        _line(path, line, number, root)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+
+
+def _line(path: Path, line: str, number: int, root: str) -> Annotation:
+    item = _parse(line, f"{path}", first_line=number)
+    try:
+        return Annotation(*_pair(item, root), f"{path}:{number}")
+    except ValueError as error:
+        raise ConfigError(f"{path}:{number}: {error}") from error
+
+
+def _root(path: Path, images: str | Path | None) -> str:
+    return os.path.abspath(images if images is not None else path.parent)
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"cannot read the annotations {path}: {error}")
 
 
 def _items(

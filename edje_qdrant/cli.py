@@ -38,6 +38,7 @@ from edje_qdrant.cli_options import (
     indexes_of,
     where_is,
 )
+from edje_qdrant.cli_pairs import add_pair_commands
 from edje_qdrant.cli_search import search
 from edje_qdrant.cli_train import train
 from edje_qdrant.errors import EdjeError
@@ -268,6 +269,7 @@ def demo(
 
 
 add_collection_commands(app)
+add_pair_commands(app)
 app.command("train")(train)
 app.command("eval", cls=EvalCommand)(evaluate)
 app.command("calibrate")(calibrate)

@@ -49,15 +49,24 @@ def check_points(
     image_ids: Sequence[str],
     embeddings: NDArray[np.float32],
     payloads: Sequence[Payload],
+    *,
+    of: str = "picture",
 ) -> None:
     """Refuse what the index would refuse later.
+
+    Args:
+        contract: Of the collection.
+        image_ids: `n` UUID strings.
+        embeddings: `(n, d)` float32.
+        payloads: `n` JSON objects.
+        of: What the embeddings are of, for messages.
 
     Raises:
         ConfigError: Numbers, shapes or dtypes do not fit the contract, an embedding is not finite,
             or an id or a payload cannot be stored.
     """
     shape = (len(image_ids), contract.embedding_dim)
-    _check_numbers("embeddings", image_ids, embeddings, shape, np.dtype(np.float32))
+    _check_numbers("embeddings", image_ids, embeddings, shape, np.dtype(np.float32), of)
     if len(payloads) != len(image_ids):
         raise ConfigError(f"{len(payloads)} payloads for {len(image_ids)} ids; give one for each")
     check_reserved(dict(zip(image_ids, payloads, strict=True)))
@@ -93,7 +102,7 @@ def check_tokens(
         ConfigError: Shape or dtype do not fit the contract, or a token is not finite.
     """
     shape = (len(image_ids), contract.num_tokens, contract.token_dim)
-    _check_numbers("tokens", image_ids, tokens, shape, np.dtype(np.float16))
+    _check_numbers("tokens", image_ids, tokens, shape, np.dtype(np.float16), "picture")
 
 
 def _check_numbers(
@@ -102,6 +111,7 @@ def _check_numbers(
     array: NDArray[Any],
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
+    of: str,
 ) -> None:
     if array.shape != shape or array.dtype != dtype:
         raise ConfigError(
@@ -111,6 +121,6 @@ def _check_numbers(
     bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1) if len(array) else np.array([])
     if bad.any():
         raise ConfigError(
-            f"{what} of picture {image_ids[int(bad.argmax())]} hold NaN or infinity; "
+            f"{what} of {of} {image_ids[int(bad.argmax())]} hold NaN or infinity; "
             "check the encoder's precision and its input"
         )

@@ -28,11 +28,14 @@ from edje_qdrant.tokens.payload_store import PayloadTokenStore
 
 __all__ = [
     "CollectionRecord",
+    "Holds",
     "TokenPlace",
     "absolute",
     "check_name",
     "describe",
+    "new_record",
     "new_store",
+    "read_contract",
     "resolve",
     "scratch_folder",
 ]
@@ -40,7 +43,11 @@ __all__ = [
 #: Where tokens live: in a side file, or in the points' own payload.
 TokenPlace = Literal["file", "payload"]
 
+#: What a collection's points stand for.
+Holds = Literal["pictures", "captions"]
+
 _FORMAT = 1
+_OPENED_WITH: dict[Holds, str] = {"pictures": "ImageCollection", "captions": "CaptionCollection"}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 
@@ -89,8 +96,7 @@ class CollectionRecord:
     def as_metadata(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
         return {
-            "format": _FORMAT,
-            "contract": self.contract.as_dict(),
+            **new_record(self.contract, "pictures"),
             "tokens": self.tokens,
             "store_id": self.store_id,
             "tokens_folder": self.tokens_folder,
@@ -107,14 +113,8 @@ class CollectionRecord:
         Raises:
             StoreError: It is not there, damaged, or of another version.
         """
+        contract = read_contract(metadata, what, "pictures")
         try:
-            version = metadata["format"]
-            if version != _FORMAT:
-                raise StoreError(
-                    f"collection {what} has format {version!r}, this version reads {_FORMAT}; "
-                    "use the version of the package that wrote it"
-                )
-            contract = TokenContract.from_dict(metadata["contract"])
             tokens, store_id = metadata["tokens"], metadata["store_id"]
             tokens_folder = metadata["tokens_folder"]
             codebooks = {
@@ -164,6 +164,39 @@ class CollectionRecord:
             store.close()
             raise
         return store
+
+
+def new_record(contract: TokenContract, holds: Holds) -> dict[str, Any]:
+    """Return what every collection's metadata says: its format, what wrote it, what it holds."""
+    record: dict[str, Any] = {"format": _FORMAT, "contract": contract.as_dict()}
+    # Of pictures nothing is said: such collections are older than the word.
+    return record if holds == "pictures" else {**record, "holds": holds}
+
+
+def read_contract(metadata: Mapping[str, Any], what: str, holds: Holds) -> TokenContract:
+    """Read which model wrote the collection called `what` in messages.
+
+    Raises:
+        StoreError: It holds something else, or its metadata is not there, damaged, or of another
+            version.
+    """
+    try:
+        version, found = metadata["format"], metadata.get("holds", "pictures")
+        if found != holds and found in _OPENED_WITH:
+            raise StoreError(
+                f"collection {what} holds {found}, not {holds}; open it with "
+                f"{_OPENED_WITH[found]}, or choose another name"
+            )
+        if version != _FORMAT:
+            raise StoreError(
+                f"collection {what} has format {version!r}, this version reads {_FORMAT}; "
+                "use the version of the package that wrote it"
+            )
+        if found != holds:
+            raise StoreError(_unreadable(what))
+        return TokenContract.from_dict(metadata["contract"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(_unreadable(what)) from error
 
 
 def _unreadable(what: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from typing_extensions import Unpack
 
 from edje_qdrant.collection import ImageCollection
@@ -18,6 +17,7 @@ from edje_qdrant.cursor import decode_cursor
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.index import Filter, Strategy
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.queries import ImageQuery, check_number
 from edje_qdrant.reranker import Reranker
 from edje_qdrant.search.deadline import Deadline
 from edje_qdrant.search.settings import (
@@ -26,7 +26,6 @@ from edje_qdrant.search.settings import (
     OnMissing,
     SearchOptions,
     SearchSettings,
-    check_count,
     check_texts,
 )
 from edje_qdrant.search.steps import SearchSteps
@@ -248,7 +247,7 @@ class TwoStageRetriever:
 
     def search_by_image(
         self,
-        image: Image.Image | str | Path,
+        image: ImageQuery,
         *,
         top_k: int = 10,
         filter: Filter | None = None,
@@ -257,7 +256,8 @@ class TwoStageRetriever:
         """Find the pictures that look most like one, by the first stage alone.
 
         Args:
-            image: A picture or its path; it need not be in the collection.
+            image: A picture that Pillow opened, a path, or an `ImageEncoding` of one picture; it
+                need not be in the collection.
             top_k: Hits to return.
             filter: As `search`.
             group_by: As `search`.
@@ -352,7 +352,7 @@ class TwoStageRetriever:
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
-        check_count("top_k", top_k)
+        check_number("top_k", top_k)
         return self._steps.page(decode_cursor(cursor), top_k)
 
     def close(self) -> None:

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edje_qdrant.annotations import Annotation, group_by_image, of_split, read_annotations
+from edje_qdrant.annotations import (
+    Annotation,
+    group_by_image,
+    iterate_annotations,
+    of_split,
+    read_annotations,
+)
 from edje_qdrant.errors import ConfigError
 
 KARPATHY = {
@@ -42,6 +48,31 @@ def test_lines_of_pictures_with_one_or_several_captions(tmp_path: Path) -> None:
         Annotation(str(tmp_path / "a.jpg"), ("A cat",), f"{path}:1"),
         Annotation("/b.jpg", ("A dog", "Dogs"), f"{path}:3"),
     ]
+
+
+def test_lines_read_one_by_one_are_the_lines_read_at_once(tmp_path: Path) -> None:
+    text = (
+        '\ufeff{"image": "a.jpg", "caption": "A\u2028cat"}\r\n\n'
+        '{"image": "b.jpg", "caption": ["x", "y"]}\n \n{"image": "c.jpg", "caption": "z"}'
+    )
+    path = write(tmp_path / "data.jsonl", text)
+    for images in (None, tmp_path / "pictures"):
+        found = list(iterate_annotations(path, images=images))
+        assert found == read_annotations(path, images=images)
+    assert [annotation.where for annotation in found] == [f"{path}:{n}" for n in (1, 3, 5)]
+
+
+def test_a_wrong_line_is_named_when_it_is_reached(tmp_path: Path) -> None:
+    path = write(tmp_path / "data", '{"image": "a.jpg", "caption": "A cat"}\n{"image": 3}\n')
+    lines = iterate_annotations(path)
+    assert next(lines).captions == ("A cat",)
+    with pytest.raises(ConfigError, match=f'{path}:2: "caption" is missing'):
+        next(lines)
+    path.write_bytes(b'{"image": "\xff"}')
+    with pytest.raises(ConfigError, match="cannot read the annotations"):
+        next(iterate_annotations(path))
+    with pytest.raises(ConfigError, match="cannot read the annotations"):
+        next(iterate_annotations(tmp_path / "gone"))
 
 
 def test_a_list_and_another_folder_for_pictures(tmp_path: Path) -> None:

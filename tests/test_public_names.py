@@ -12,6 +12,10 @@ from edje_qdrant import errors
 #: What users may rely on. A name that joins or leaves belongs into the changelog.
 PUBLIC = {
     "Candidate",
+    "CaptionCollection",
+    "CaptionHit",
+    "CaptionResult",
+    "CaptionRetriever",
     "CheckpointError",
     "CollectionLockedError",
     "CollectionNotFoundError",
@@ -28,18 +32,25 @@ PUBLIC = {
     "ImageEncoding",
     "ImageReadError",
     "IngestReport",
+    "LabelScore",
     "MissingExtraError",
+    "PairReport",
     "Reranker",
     "SearchHit",
     "SearchResult",
     "StoreError",
+    "TextMatch",
     "Timings",
     "TokenContract",
     "TokensCorruptError",
     "TokensNotFoundError",
     "TwoStageRetriever",
     "__version__",
+    "classify",
+    "classify_batch",
     "ingest_images",
+    "match_texts",
+    "score_pairs_file",
 }
 
 
@@ -95,7 +106,8 @@ def test_errors_and_contracts_need_neither_torch_nor_an_engine() -> None:
     code = (
         "import sys, json\n"
         "import edje_qdrant\n"
-        "edje_qdrant.ImageCollection, edje_qdrant.TokenContract, edje_qdrant.EdjeError\n"
+        "edje_qdrant.ImageCollection, edje_qdrant.CaptionCollection\n"
+        "edje_qdrant.TokenContract, edje_qdrant.EdjeError\n"
         "print(json.dumps([m for m in ('torch', 'transformers', 'qdrant_client', 'qdrant_edge')"
         " if m in sys.modules]))"
     )

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
-from edje_qdrant.encoders import clean_caption
+from edje_qdrant.caption_text import clean_caption
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import Filter
+from edje_qdrant.queries import check_number
 
 __all__ = [
     "Fusion",
@@ -17,7 +18,6 @@ __all__ = [
     "OnMissing",
     "SearchOptions",
     "SearchSettings",
-    "check_count",
     "check_texts",
 ]
 
@@ -66,8 +66,8 @@ class SearchSettings:
     on_missing: OnMissing = "error"
 
     def __post_init__(self) -> None:
-        check_count("top_k", self.top_k)
-        check_count("num_candidates", self.num_candidates)
+        check_number("top_k", self.top_k)
+        check_number("num_candidates", self.num_candidates)
         if self.num_candidates < self.top_k:
             raise ConfigError(
                 f"num_candidates is {self.num_candidates} and top_k {self.top_k}; hits are chosen "
@@ -104,18 +104,6 @@ class SearchSettings:
                 f"fusion_weights is {weights!r}; give two numbers of 0 or more, for the first "
                 "stage and for the joint encoder, one of them above 0"
             )
-
-
-def check_count(name: str, number: Any) -> None:
-    """Check a number of pictures.
-
-    Raises:
-        ConfigError: It is no whole number of 1 or more.
-    """
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise ConfigError(f"{name} is {number!r}; give a whole number")
-    if number < 1:
-        raise ConfigError(f"{name} is {number}; ask for 1 picture or more")
 
 
 def check_texts(texts: Sequence[str], method: str = "search_batch") -> None:

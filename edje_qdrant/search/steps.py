@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from edje_qdrant.collection import ImageCollection, user_payload
 from edje_qdrant.collection_reading import in_order
@@ -17,7 +16,7 @@ from edje_qdrant.cursor import Cursor
 from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.index import Strategy, check_group_field, field_value
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.pictures import open_upright
+from edje_qdrant.queries import ImageQuery, encode_query
 from edje_qdrant.reranker import Reranker
 from edje_qdrant.search.deadline import Deadline
 from edje_qdrant.search.grouping import grouped
@@ -100,18 +99,15 @@ class SearchSteps:
         )
         return result
 
-    def search_by_image(
-        self, image: Image.Image | str | Path, settings: SearchSettings
-    ) -> SearchResult:
+    def search_by_image(self, image: ImageQuery, settings: SearchSettings) -> SearchResult:
         """Search for what looks like a picture, by the first stage alone."""
         began = time.perf_counter()
-        name = "the picture" if isinstance(image, Image.Image) else str(image)
-        picture = open_upright(image if isinstance(image, Image.Image) else name, name)
-        embeddings = self._model.encode_images([picture]).embeddings
+        embeddings = encode_query(self._model, image).embeddings
         encoded = time.perf_counter()
         found = self._collection.search(embeddings, settings.num_candidates, filter=settings.filter)
         candidates = self._grouped(embeddings, found[0], settings)
         spent = (encoded - began, time.perf_counter() - encoded)
+        name = str(image) if isinstance(image, str | Path) else "a picture"
         return self._first_stage(name, candidates, settings, spent)
 
     def recommend(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edje_qdrant.encoders import clean_caption, clean_captions
+from edje_qdrant.caption_text import clean_caption, clean_captions
 from edje_qdrant.errors import ConfigError
 
 
