@@ -25,8 +25,9 @@ from edje_qdrant.retriever import TwoStageRetriever
 
 WritePictures = Callable[..., list[Path]]
 COMMANDS = [
-    "compact", "convert", "copy", "delete", "demo", "eval", "export", "fit-codec", "import", "info",
-    "ingest", "repair", "search", "train", "transcode", "update", "verify",
+    "classify", "compact", "convert", "copy", "delete", "demo", "eval", "export", "fit-codec",
+    "import", "info", "ingest", "match", "repair", "score-pairs", "search", "train", "transcode",
+    "update", "verify",
 ]  # fmt: skip
 
 
