@@ -25,8 +25,9 @@ from edje_qdrant.retriever import TwoStageRetriever
 
 WritePictures = Callable[..., list[Path]]
 COMMANDS = [
-    "calibrate", "compact", "convert", "copy", "delete", "demo", "eval", "export", "fit-codec",
-    "import", "info", "ingest", "repair", "search", "train", "transcode", "update", "verify",
+    "calibrate", "classify", "compact", "convert", "copy", "delete", "demo", "eval", "export",
+    "fit-codec", "import", "info", "ingest", "match", "repair", "score-pairs", "search", "train",
+    "transcode", "update", "verify",
 ]  # fmt: skip
 
 
@@ -99,6 +100,9 @@ def test_ingest_search_and_info_as_json(
             "retrieval_score": pytest.approx(ours.retrieval_score, abs=1e-6),
             "retrieval_rank": ours.retrieval_rank,
             "payload": dict(ours.payload),
+            "probability": None,
+            "fusion_score": None,
+            "group": None,
         }
 
     about = json_of(run("info", *place, "--json"))

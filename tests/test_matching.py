@@ -167,6 +167,20 @@ def test_a_batch_agrees_with_single_pictures_whatever_its_steps(
     assert classify_batch(tiny_model, [], TEXTS) == []
 
 
+def test_a_batch_encodes_the_labels_once(
+    tiny_model: EDJEModel, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+
+    def counted(texts: list[str]) -> Any:
+        encoded.extend(texts)
+        return EDJEModel.encode_texts(tiny_model, texts)
+
+    monkeypatch.setattr(tiny_model, "encode_texts", counted)
+    classify_batch(tiny_model, pictures, ["cats", "dogs"], template=["{}", "see {}"])
+    assert encoded == ["cats", "dogs", "see cats", "see dogs"]
+
+
 @pytest.mark.parametrize(
     ("labels", "template", "message"),
     [
