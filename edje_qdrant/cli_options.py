@@ -13,6 +13,7 @@ __all__ = [
     "Codec",
     "Collection",
     "Device",
+    "Engine",
     "Index",
     "Json",
     "Model",
@@ -61,6 +62,14 @@ Codec = Annotated[
 Device = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda, cuda:1 ...; CUDA where there is one, by default."),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="What keeps the vectors of a collection that is created in a folder: edge (by "
+        "default), or, with the extra faiss, faiss (compares all), faiss-ivf, faiss-hnsw.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Progress = Annotated[

@@ -17,7 +17,7 @@ from edje_qdrant.collection_reading import in_order, reference_of, repeated, use
 from edje_qdrant.collection_record import CollectionRecord, TokenPlace
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError, TokensCorruptError, TokensNotFoundError
-from edje_qdrant.index import TOKENS_KEY, Filter, QdrantOptions, VectorIndex
+from edje_qdrant.index import TOKENS_KEY, Engine, Filter, QdrantOptions, VectorIndex
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
@@ -34,7 +34,7 @@ class ImageCollection:
     points that refer to them are written, and points are deleted before their tokens. A crash can
     leave tokens that nobody refers to, never a point without tokens.
 
-    `location` is a folder (the embedded engine; one process at a time), `"http://..."` or
+    `location` is a folder (an embedded engine; one process at a time), `"http://..."` or
     `"https://..."` (a Qdrant server), `":memory:"` (gone when closed), or a `QdrantClient`.
     `api_key`, `prefer_grpc` and `timeout` (seconds) concern servers only.
 
@@ -61,6 +61,7 @@ class ImageCollection:
         tokens: TokenPlace | None = None,
         codec: str | Codec = "float16",
         tokens_folder: str | Path | None = None,
+        engine: Engine | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
         timeout: int = 30,
@@ -75,6 +76,8 @@ class ImageCollection:
             codec: How tokens become bytes: a name, or a codec that was fitted to tokens.
             tokens_folder: The folder for side files, each collection's in one of its own name.
                 Needed for `"file"` on a server; for a folder the default is inside it.
+            engine: What keeps the vectors in a folder: `"edge"` (default), `"faiss"`,
+                `"faiss-ivf"` or `"faiss-hnsw"`; `open` finds out by itself. None for a server.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             timeout: Seconds to wait for one answer of a server.
@@ -83,9 +86,12 @@ class ImageCollection:
             ConfigError: An argument cannot be used.
             StoreError: There is such a collection already, or it cannot be written.
             EngineUnavailableError: The server cannot be reached.
+            MissingExtraError: faiss is asked for and not installed.
         """
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
-        parts = create_parts(location, name, contract, codec, tokens, tokens_folder, options)
+        parts = create_parts(
+            location, name, contract, codec, tokens, tokens_folder, options, engine
+        )
         return cls(parts, name)
 
     @classmethod

@@ -1,0 +1,71 @@
+"""Which points a filter lets through, told from their payloads."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.index.faiss_database import Database, Row
+
+if TYPE_CHECKING:
+    from qdrant_client import models
+
+__all__ = ["Matching", "lets_through"]
+
+# Filters whose answers are kept, each 8 bytes for a point that it lets through.
+_KEPT = 8
+
+# The points' only vector, as the client calls it in `HasVectorCondition`.
+_VECTORS = {"": True}
+
+
+def lets_through(chosen: models.Filter | None, row: Row) -> bool:
+    """Return whether the client's own filter, as it works in memory, lets a point through."""
+    from qdrant_client.local.payload_filters import check_filter
+
+    return chosen is None or check_filter(chosen, row.payload, row.id, _VECTORS)
+
+
+class Matching:
+    """Go through all payloads for a filter, and keep the answer until something is written."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._answers: OrderedDict[str, NDArray[np.int64]] = OrderedDict()
+        self._turn = Lock()
+        self._writes = 0
+
+    def forget(self) -> None:
+        """Forget all answers: call this before each write, and after it."""
+        with self._turn:
+            self._writes += 1
+            self._answers.clear()
+
+    def rows(self, chosen: models.Filter) -> NDArray[np.int64]:
+        """Return the rows of the points that the filter lets through, ascending."""
+        key = chosen.model_dump_json()
+        with self._turn:
+            if key in self._answers:
+                self._answers.move_to_end(key)
+                return self._answers[key]
+            before = self._writes
+        found = [
+            row.row for page in self._database.by_row() for row in page if lets_through(chosen, row)
+        ]
+        rows = np.array(found, np.int64)
+        with self._turn:
+            # Odd: something is being written. Another number: something was, meanwhile.
+            if self._writes == before and before % 2 == 0:
+                self._answers[key] = rows
+                if len(self._answers) > _KEPT:
+                    self._answers.popitem(last=False)
+        return rows
+
+    @property
+    def moment(self) -> int:
+        """Return a number that stays the same, and even, as long as nothing is written."""
+        return self._writes
