@@ -34,6 +34,9 @@ SCANNED = 10_000
 # Vectors that k-means wants to see for each cell.
 _PER_CELL = 39
 
+# Cells to look into, at least: a query lies apart from the vectors, and its nearest in many cells.
+_PROBED = 128
+
 _CHUNK = 1 << 20
 
 
@@ -202,7 +205,7 @@ def cells(count: int) -> int:
 
 def probed(nlist: int) -> int:
     """Return how many of the cells to look into (`nprobe`)."""
-    return min(nlist, max(32, nlist // 16))
+    return min(nlist, max(_PROBED, nlist // 8))
 
 
 def path_of(folder: Path, digest: str) -> Path:
