@@ -137,10 +137,19 @@ class Database:
         )
         return {image_id: np.frombuffer(data, np.float32).copy() for image_id, data in found}
 
-    def by_row(self) -> Iterator[list[Row]]:
-        """Yield every point in pages, in order of row; what is written meanwhile may be missed."""
+    def by_row(self, values: Sequence[Sequence[str]] = ()) -> Iterator[list[Row]]:
+        """Yield points in pages, in order of row; what is written meanwhile may be missed.
+
+        Args:
+            values: Texts of which a payload must hold one, of each of these lists, to be of use;
+                all that do are among the points, and perhaps others.
+        """
+        # An equal text is written in the same way, so looking for it takes no parsing.
+        holds = [" OR ".join(["instr(payload, ?)"] * len(texts)) for texts in values]
+        where = "".join(f" AND ({texts})" for texts in holds)
+        wanted = [_text(text) for texts in values for text in texts]
         last = 0
-        while page := self._page("row", last, _PAGE):
+        while page := self._page("row", last, _PAGE, where, wanted):
             yield page
             last = page[-1].row
 
@@ -242,10 +251,12 @@ class Database:
                     (record.shape, record.digest, record.rows.tobytes()),
                 )
 
-    def _page(self, key: str, last: int | str, limit: int) -> list[Row]:
-        query = f"SELECT row, id, payload FROM points WHERE {key} > ? ORDER BY {key} LIMIT ?"
+    def _page(
+        self, key: str, last: int | str, limit: int, where: str = "", more: Sequence[str] = ()
+    ) -> list[Row]:
+        query = f"SELECT row, id, payload FROM points WHERE {key} > ?{where} ORDER BY {key} LIMIT ?"
         with self._turn:
-            found = self._connection.execute(query, (last, limit)).fetchall()
+            found = self._connection.execute(query, (last, *more, limit)).fetchall()
         return [Row(row, image_id, json.loads(payload)) for row, image_id, payload in found]
 
     def _among(self, query: str, values: Sequence[Any]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ __all__ = ["Matching", "lets_through"]
 # Filters whose answers are kept, each 8 bytes for a point that it lets through.
 _KEPT = 8
 
+# Texts looked for at once, where any of them will do.
+_SOUGHT = 16
+
 # The points' only vector, as the client calls it in `HasVectorCondition`.
 _VECTORS = {"": True}
 
@@ -30,8 +33,24 @@ def lets_through(chosen: models.Filter | None, row: Row) -> bool:
     return chosen is None or check_filter(chosen, row.payload, row.id, _VECTORS)
 
 
+def required_texts(chosen: models.Filter) -> list[list[str]]:
+    """Return lists of texts: of each list, a payload that is let through holds one at least."""
+    must = chosen.must if isinstance(chosen.must, list) else [chosen.must]
+    required = []
+    for condition in must:
+        match: Any = getattr(condition, "match", None)
+        kind = type(match).__name__
+        texts = [match.value] if kind == "MatchValue" else match.any if kind == "MatchAny" else []
+        if 0 < len(texts) <= _SOUGHT and all(isinstance(text, str) for text in texts):
+            required.append([*texts])
+    return required
+
+
 class Matching:
-    """Go through all payloads for a filter, and keep the answer until something is written."""
+    """Go through payloads for a filter, and keep the answer until something is written.
+
+    Those that lack a text which the filter asks for are not looked into.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -53,9 +72,8 @@ class Matching:
                 self._answers.move_to_end(key)
                 return self._answers[key]
             before = self._writes
-        found = [
-            row.row for page in self._database.by_row() for row in page if lets_through(chosen, row)
-        ]
+        pages = self._database.by_row(required_texts(chosen))
+        found = [row.row for page in pages for row in page if lets_through(chosen, row)]
         rows = np.array(found, np.int64)
         with self._turn:
             # Odd: something is being written. Another number: something was, meanwhile.
