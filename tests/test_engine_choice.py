@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from edje_qdrant.cli import app
 from edje_qdrant.collection import ImageCollection
+from edje_qdrant.demo.run import draw_pictures
 from edje_qdrant.errors import (
     CollectionLockedError,
     CollectionNotFoundError,
@@ -179,6 +181,18 @@ def test_pictures_in_answers_out_and_lost_tokens_mended(
         assert verify(collection).clean
         result = TwoStageRetriever(collection, tiny_model).search("a red cat", top_k=12)
         assert [(hit.image_id, hit.score, hit.payload) for hit in result] == answers[0]
+
+
+def test_the_pages_python_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parent.parent / "docs" / "first-stages.md"
+    (snippet,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    draw_pictures(tmp_path / "pictures", 20, 5, progress=False)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, str(page), "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
 
 
 def test_commands(tmp_path: Path, tiny_folder: Path, write_pictures: Any) -> None:
