@@ -30,6 +30,7 @@ from edje_qdrant.cli_options import (
     Codec,
     Collection,
     Device,
+    Engine,
     Index,
     Json,
     Model,
@@ -126,6 +127,7 @@ def ingest(
     collection: Collection = "images",
     model: Model = None,
     codec: Codec = None,
+    engine: Engine = None,
     device: Device = None,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that read and decode.")] = 2,
@@ -157,7 +159,7 @@ def ingest(
     def fit(loaded: EDJEModel, name: str) -> FittedCodec:
         return fit_codec_to_source(source, loaded, name, batch_size=batch_size, progress=shown)
 
-    target, loaded = open_or_create(where, collection, model, device, codec, fit)
+    target, loaded = open_or_create(where, collection, model, device, codec, fit, engine)
     with target:
         note_demo_model(loaded)
         add_indexes(target, indexes)
@@ -198,6 +200,8 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Say what a collection holds and what wrote it."""
+    from edje_qdrant.index.embedded import engine_of
+
     where = where_is(index, url)
     with open_collection(where, collection) as opened:
         contract = opened.contract
@@ -205,7 +209,7 @@ def info(
             "points": opened.count(),
             "location": where,
             "name": opened.name,
-            "engine": "qdrant" if "://" in where else "edge",
+            "engine": engine_of(opened.index),
             "model": contract.model,
             "tokens": f"{contract.num_tokens} x {contract.token_dim}, {contract.codec}, "
             f"in the {'side file' if opened.token_place == 'file' else 'payload'}",

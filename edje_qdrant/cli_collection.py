@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -22,6 +22,7 @@ from edje_qdrant.cli_loading import (
 from edje_qdrant.cli_options import (
     Collection,
     Device,
+    Engine,
     Index,
     Json,
     Model,
@@ -36,6 +37,7 @@ from edje_qdrant.cli_options import (
 from edje_qdrant.errors import CollectionNotFoundError, ConfigError
 
 if TYPE_CHECKING:
+    from edje_qdrant.index import Engine as EngineName
     from edje_qdrant.maintenance import CompactReport, CopyReport, Finding
 
 __all__ = ["add_collection_commands"]
@@ -246,14 +248,17 @@ def copy(
             help="Keep the copy's tokens in side files in this folder, not in a server's payload.",
         ),
     ] = None,
+    engine: Engine = None,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
     """Copy a collection, from a folder to a server for example, without encoding again."""
     from edje_qdrant.collection import ImageCollection
+    from edje_qdrant.index.embedded import check_engine
     from edje_qdrant.maintenance import copy_collection
 
     name = new_name or collection
+    check_engine(engine, folder="://" not in target)
     if (_place(source), collection) == (_place(target), name):
         raise ConfigError("source and target are the same collection; give --new-name")
     with open_collection(source, collection) as opened:
@@ -264,7 +269,8 @@ def copy(
             copied = ImageCollection.create(
                 target, name, opened.contract, codec=opened.codec,
                 tokens=None if tokens_folder is None else "file",
-                tokens_folder=tokens_folder, api_key=key,
+                tokens_folder=tokens_folder, engine=cast("EngineName | None", engine),
+                api_key=key,
             )  # fmt: skip
         with copied:
             report = copy_collection(opened, copied, progress=bar_shown(progress))

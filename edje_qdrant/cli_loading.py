@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -20,6 +20,7 @@ from edje_qdrant.errors import CollectionNotFoundError, ConfigError
 if TYPE_CHECKING:
     from edje_qdrant.collection import ImageCollection
     from edje_qdrant.contract import TokenContract
+    from edje_qdrant.index import Engine
     from edje_qdrant.model import EDJEModel
     from edje_qdrant.tokens.codecs import Codec as FittedCodec
 
@@ -51,6 +52,7 @@ def open_or_create(
     device: str | None,
     codec: str | None = None,
     fit: Callable[[EDJEModel, str], FittedCodec] | None = None,
+    engine: str | None = None,
 ) -> tuple[ImageCollection, EDJEModel]:
     """Open a collection, or create it for the model asked for; load its model.
 
@@ -61,11 +63,15 @@ def open_or_create(
         device: Where the model goes.
         codec: A codec's name, or a file of fit-codec.
         fit: Fits a codec of a name, where that is needed, for a collection that is created.
+        engine: What is to keep the vectors in a folder.
 
     Raises:
-        ConfigError: The collection is there, with another codec than the one asked for.
+        ConfigError: The collection is there, with another codec or engine than the one asked for.
     """
     from edje_qdrant.collection import ImageCollection
+    from edje_qdrant.index.embedded import check_engine, engine_of
+
+    check_engine(engine, folder="://" not in where)  # before a model is loaded for nothing
 
     try:
         collection = open_collection(where, name)
@@ -75,9 +81,17 @@ def open_or_create(
         chosen = named_codec(codec or "float16", contract)
         if not chosen.fitted and fit is not None:
             chosen = fit(loaded, chosen.name)
-        created = ImageCollection.create(where, name, contract, codec=chosen, api_key=api_key())
+        created = ImageCollection.create(
+            where, name, contract, codec=chosen, engine=cast("Engine | None", engine),
+            api_key=api_key(),
+        )  # fmt: skip
         return created, loaded
     try:
+        if engine not in (None, found := engine_of(collection.index)):
+            raise ConfigError(
+                f"the collection {name!r} at {where} is kept by {found}, not {engine}; leave "
+                "--engine out, or copy it to a new one: `edje-qdrant copy --engine`"
+            )
         same = codec in (None, collection.contract.codec)
         if not same and named_codec(str(codec), collection.contract).key != collection.codec.key:
             raise ConfigError(

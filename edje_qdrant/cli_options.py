@@ -14,6 +14,7 @@ __all__ = [
     "Codec",
     "Collection",
     "Device",
+    "Engine",
     "Index",
     "Json",
     "Model",
@@ -74,6 +75,14 @@ Where = Annotated[
         metavar="FIELD=VALUE",
         help="Pictures whose payload has this; repeat it for more values of a field, or more "
         "fields, all of which must hold. VALUE is JSON where it can be read so, or else text.",
+    ),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="What keeps the vectors of a collection that is created in a folder: edge (by "
+        "default), or, with the extra faiss, faiss (compares all), faiss-ivf, faiss-hnsw.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]

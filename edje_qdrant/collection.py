@@ -20,6 +20,7 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import (
     TOKENS_KEY,
+    Engine,
     Filter,
     PayloadKind,
     QdrantOptions,
@@ -41,7 +42,7 @@ class ImageCollection(CollectionReader):
     points that refer to them are written, and points are deleted before their tokens. A crash can
     leave tokens that nobody refers to, never a point without tokens.
 
-    `location` is a folder (the embedded engine; one process at a time), `"http://..."` or
+    `location` is a folder (an embedded engine; one process at a time), `"http://..."` or
     `"https://..."` (a Qdrant server), `":memory:"` (gone when closed), or a `QdrantClient`.
     `api_key`, `prefer_grpc` and `timeout` (seconds) concern servers only.
 
@@ -67,6 +68,7 @@ class ImageCollection(CollectionReader):
         codec: str | Codec = "float16",
         tokens_folder: str | Path | None = None,
         payload_indexes: Mapping[str, PayloadKind] | None = None,
+        engine: Engine | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
         timeout: int = 30,
@@ -83,6 +85,8 @@ class ImageCollection(CollectionReader):
                 Needed for `"file"` on a server; for a folder the default is inside it.
             payload_indexes: Field -> kind of the payload indexes to make, as in
                 `{"album": "keyword"}`; see `create_payload_index`.
+            engine: What keeps the vectors in a folder: `"edge"` (default), `"faiss"`,
+                `"faiss-ivf"` or `"faiss-hnsw"`; `open` finds out by itself. None for a server.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             timeout: Seconds to wait for one answer of a server.
@@ -91,10 +95,13 @@ class ImageCollection(CollectionReader):
             ConfigError: An argument cannot be used.
             StoreError: There is such a collection already, or it cannot be written.
             EngineUnavailableError: The server cannot be reached.
+            MissingExtraError: faiss is asked for and not installed.
         """
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
         indexes = check_indexes(payload_indexes or {})
-        parts = create_parts(location, name, contract, codec, tokens, tokens_folder, options)
+        parts = create_parts(
+            location, name, contract, codec, tokens, tokens_folder, options, engine
+        )
         created = cls(parts, name)
         try:
             for field, kind in indexes.items():

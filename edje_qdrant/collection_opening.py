@@ -20,8 +20,16 @@ from edje_qdrant.collection_record import (
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.durable import sync_folder
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index import EdgeIndex, QdrantIndex, QdrantOptions, VectorIndex
+from edje_qdrant.index import (
+    Engine,
+    QdrantIndex,
+    QdrantOptions,
+    VectorIndex,
+    create_embedded,
+    open_embedded,
+)
 from edje_qdrant.index.connection import Connection
+from edje_qdrant.index.embedded import check_engine
 from edje_qdrant.index.qdrant_settings import require_absent
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
@@ -48,6 +56,7 @@ def create_parts(
     place: TokenPlace | None,
     tokens_folder: str | Path | None,
     options: QdrantOptions,
+    engine: Engine | None = None,
 ) -> Parts:
     """Make an empty collection's parts; see `ImageCollection.create`.
 
@@ -58,6 +67,7 @@ def create_parts(
     """
     where = resolve(location)
     check_name(name)
+    check_engine(engine, folder=isinstance(where, Path))
     codec = fitted_codec(contract, codec)
     contract = contract.with_codec(codec.name, codec.hash)
     place = place or ("file" if isinstance(where, Path) else "payload")
@@ -86,7 +96,8 @@ def create_parts(
         inside = scratch / "tokens" if place == "file" else None
         with new_store(outside or inside, contract, codec) as store:
             record = CollectionRecord.of(store, contract, tokens_folder)
-            EdgeIndex.create(scratch, contract.embedding_dim, record.as_metadata()).close()
+            dim, metadata = contract.embedding_dim, record.as_metadata()
+            create_embedded(scratch, dim, metadata, engine).close()
             store.close()
             # From here on there is a collection, whole; before, there is none.
             scratch.rename(final)
@@ -124,7 +135,7 @@ def open_parts(
     check_name(name)
     index: VectorIndex
     if isinstance(where, Path):
-        index = EdgeIndex.open(where / name)
+        index = open_embedded(where / name)
     else:
         index = QdrantIndex.open(where, name, options)
     try:

@@ -1,13 +1,16 @@
-"""Stage 1: vectors and payloads behind one protocol, on two engines.
+"""Stage 1: vectors and payloads behind one protocol, on three engines.
 
-Importing this package loads neither engine; the first index made or opened does.
+Importing this package loads none of them; the first index made or opened does.
 """
 
 from __future__ import annotations
 
 from edje_qdrant.index.connection import QdrantOptions
 from edje_qdrant.index.edge import EdgeIndex
+from edje_qdrant.index.embedded import Engine, create_embedded, open_embedded
 from edje_qdrant.index.examples import Strategy
+from edje_qdrant.index.faiss import FaissIndex
+from edje_qdrant.index.faiss_built import FaissKind
 from edje_qdrant.index.filters import Filter
 from edje_qdrant.index.groups import beyond_groups, check_group_field, field_value, is_group
 from edje_qdrant.index.payload_indexes import PayloadKind, check_indexes
@@ -17,6 +20,9 @@ from edje_qdrant.index.qdrant import QdrantIndex
 __all__ = [
     "TOKENS_KEY",
     "EdgeIndex",
+    "Engine",
+    "FaissIndex",
+    "FaissKind",
     "Filter",
     "PayloadKind",
     "QdrantIndex",
@@ -26,6 +32,8 @@ __all__ = [
     "beyond_groups",
     "check_group_field",
     "check_indexes",
+    "create_embedded",
     "field_value",
     "is_group",
+    "open_embedded",
 ]

@@ -108,7 +108,7 @@ class EdgeIndex(EdgeReader, VectorIndex):
         from qdrant_edge import EdgeShard
 
         folder = Path(folder)
-        require_existing(folder)
+        require_existing(folder, SHARD)
         lock = lock_folder(folder)
         try:
             with reporting(folder):

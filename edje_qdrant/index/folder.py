@@ -15,7 +15,9 @@ from edje_qdrant.errors import CollectionLockedError, CollectionNotFoundError, E
 from edje_qdrant.index.checks import check_dim
 
 __all__ = [
+    "FAISS",
     "SHARD",
+    "holds_index",
     "lock_folder",
     "read_metadata",
     "refuse_existing",
@@ -25,8 +27,9 @@ __all__ = [
     "write_metadata",
 ]
 
-#: The engine's own folder within; it is there if and only if the index is.
+#: Each engine's own folder within: one of them is there if and only if an index is.
 SHARD = "shard"
+FAISS = "faiss"
 
 _FORMAT = 2
 _METADATA = "index.json"
@@ -63,29 +66,34 @@ def reporting(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def holds_index(folder: Path, engine: str | None = None) -> bool:
+    """Return whether the folder holds an index, of the engine with that folder or of any."""
+    return any((folder / name).is_dir() for name in ([engine] if engine else (SHARD, FAISS)))
+
+
 def refuse_existing(folder: Path) -> None:
     """Check that the folder holds no index.
 
     Raises:
         StoreError: It does.
     """
-    if (folder / SHARD).exists():
+    if holds_index(folder):
         raise StoreError(
             f"there is an index at {folder} already; open it, or choose another folder"
         )
 
 
-def require_existing(folder: Path) -> None:
-    """Check that the folder holds an index.
+def require_existing(folder: Path, engine: str) -> None:
+    """Check that the folder holds an index of the engine with that folder.
 
     Raises:
-        CollectionNotFoundError: It does not; names those beside it.
+        CollectionNotFoundError: It does not; names those beside it, of any engine.
     """
-    if not (folder / SHARD).is_dir():
+    if not holds_index(folder, engine):
         parent = folder.absolute().parent
         known: list[str] = []
         with suppress(OSError):
-            known = sorted(p.name for p in parent.iterdir() if (p / SHARD).is_dir())
+            known = sorted(p.name for p in parent.iterdir() if holds_index(p))
         raise CollectionNotFoundError(str(parent), folder.absolute().name, known)
 
 

@@ -282,9 +282,10 @@ def _target(
         ContractMismatchError: It is there, and was made for another model or codec.
     """
     try:
-        # Where the tokens of a collection are is settled when it is made.
+        # Where the tokens of a collection are, and in what engine, is settled when it is made.
+        settled = ("tokens", "engine")
         found = ImageCollection.open(
-            location, name, **{key: options[key] for key in options if key != "tokens"}
+            location, name, **{key: options[key] for key in options if key not in settled}
         )
     except CollectionNotFoundError:
         return ImageCollection.create(location, name, contract, codec=codec, **options)

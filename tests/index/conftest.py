@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from index_engines import Engine, edge_engine, qdrant_engine
+from index_engines import Engine, edge_engine, faiss_engine, qdrant_engine
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient
 
-from edje_qdrant.index import QdrantIndex
+from edje_qdrant.index import QdrantIndex, faiss_built, faiss_snapshot
 
 
 @pytest.fixture
@@ -27,11 +27,28 @@ def stand_in() -> Iterator[StandIn]:
 
 
 @pytest.fixture(
-    params=["edge", "memory", "http", pytest.param("server", marks=pytest.mark.qdrant_server)]
+    params=[
+        "edge",
+        "faiss",
+        "faiss-ivf",
+        "faiss-hnsw",
+        "memory",
+        "http",
+        pytest.param("server", marks=pytest.mark.qdrant_server),
+    ]
 )
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+def engine(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Engine]:
     if request.param == "edge":
         engine = edge_engine(tmp_path)
+    elif request.param == "faiss":
+        engine = faiss_engine(tmp_path)
+    elif request.param.startswith("faiss-"):
+        # With a few vectors already, as if the collection were a hundred times as large.
+        monkeypatch.setattr(faiss_built, "SCANNED", 40)
+        monkeypatch.setattr(faiss_snapshot, "WIDEST", 1000)
+        engine = faiss_engine(tmp_path, request.param.removeprefix("faiss-"))
     elif request.param == "memory":
         engine = qdrant_engine(request.getfixturevalue("memory"))
     elif request.param == "http":

@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
-from edje_qdrant.index import EdgeIndex, QdrantIndex, QdrantOptions, VectorIndex
+from edje_qdrant.index import (
+    EdgeIndex,
+    FaissIndex,
+    FaissKind,
+    QdrantIndex,
+    QdrantOptions,
+    VectorIndex,
+)
 from edje_qdrant.types import Point
 
 # A long timeout: on a busy machine nothing here may depend on the clock.
@@ -48,6 +55,13 @@ def edge_engine(folder: Path) -> Engine:
     return Engine(
         lambda name, dim, metadata: EdgeIndex.create(folder / name, dim, metadata),
         lambda name: EdgeIndex.open(folder / name),
+    )
+
+
+def faiss_engine(folder: Path, kind: FaissKind = "flat") -> Engine:
+    return Engine(
+        lambda name, dim, metadata: FaissIndex.create(folder / name, dim, metadata, kind),
+        lambda name: FaissIndex.open(folder / name),
     )
 
 

@@ -1,0 +1,67 @@
+"""Write the table of `first-stages.md` from `docs/results/`; a test fails on a stale one.
+
+`first_stages.json` there comes from
+`OMP_NUM_THREADS=1 python benchmarks/first_stages.py --out docs/results/first_stages.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+TABLE = RESULTS / "first-stages-table.md"
+
+_COLUMNS = {
+    "write": ("write_s", "s"),
+    "build": ("optimize_s", "s"),
+    "open": ("open_s", "s"),
+    "one query": ("one_ms", "ms"),
+    "64 queries": ("batch_ms", "ms"),
+    "filter, first": ("filter_ms", "ms"),
+    "filter, again": ("filter_again_ms", "ms"),
+}
+
+# A ratio beyond this compares with something that was not done at all.
+_BEYOND = 50
+
+
+def page() -> str:
+    """Return the table as it should be."""
+    report = json.loads((RESULTS / "first_stages.json").read_text(encoding="utf-8"))
+    heads = [*_COLUMNS, "on disk", "recall, near", "recall, apart"]
+    lines = [
+        f"| vectors | engine | {' | '.join(heads)} |",
+        f"| --- | --- |{' --- |' * len(heads)}",
+        *(_line(row) for row in report["rows"]),
+        "",
+        f"{report['date']}, {report['machine']}; {report['vectors']} vectors of width "
+        f"{report['dim']}; {report['times']}, OMP_NUM_THREADS={report['threads']}; 100 points a "
+        "query.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = [f"{row[key]:.3g} {unit}{_ratio(row, key)}" for key, unit in _COLUMNS.values()]
+    return (
+        f"| {row['size']:,} | `{row['engine']}` | {' | '.join(cells)} | "
+        f"{row['bytes'] / 1e6:.0f} MB | {row['recall_near']:.4f} | {row['recall_apart']:.4f} |"
+    )
+
+
+def _ratio(row: dict[str, Any], key: str) -> str:
+    """Return how it compares with the first engine, where that took any time."""
+    if row["engine"] == "edge" or row["of_edge"][key] > _BEYOND:
+        return ""
+    return f" (x{row['of_edge'][key]:.2g})"
+
+
+def main() -> None:
+    """Write the table."""
+    TABLE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
