@@ -27,6 +27,9 @@ if TYPE_CHECKING:
         TokensCorruptError,
         TokensNotFoundError,
     )
+    from edje_qdrant.explain import explain_match
+    from edje_qdrant.explanation import Explanation
+    from edje_qdrant.heat_map import draw_explanation, draw_heat
     from edje_qdrant.ingest import ingest_images
     from edje_qdrant.model import (
         EDJEConfig,
@@ -59,6 +62,7 @@ __all__ = [
     "EDJEModelForRanking",
     "EdjeError",
     "EngineUnavailableError",
+    "Explanation",
     "FailedImage",
     "ImageCollection",
     "ImageEncoding",
@@ -75,12 +79,19 @@ __all__ = [
     "TokensNotFoundError",
     "TwoStageRetriever",
     "__version__",
+    "draw_explanation",
+    "draw_heat",
+    "explain_match",
     "ingest_images",
 ]
 
 _HOMES = {
     "ImageCollection": "collection",
     "TokenContract": "contract",
+    "explain_match": "explain",
+    "Explanation": "explanation",
+    "draw_explanation": "heat_map",
+    "draw_heat": "heat_map",
     "ingest_images": "ingest",
     "EDJEConfig": "model",
     "EDJEModel": "model",

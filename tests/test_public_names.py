@@ -23,6 +23,7 @@ PUBLIC = {
     "EDJEModelForRanking",
     "EdjeError",
     "EngineUnavailableError",
+    "Explanation",
     "FailedImage",
     "ImageCollection",
     "ImageEncoding",
@@ -39,6 +40,9 @@ PUBLIC = {
     "TokensNotFoundError",
     "TwoStageRetriever",
     "__version__",
+    "draw_explanation",
+    "draw_heat",
+    "explain_match",
     "ingest_images",
 }
 
