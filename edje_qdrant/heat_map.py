@@ -19,6 +19,10 @@ __all__ = ["draw_explanation", "draw_heat"]
 _LARGE, _SMALL, _GAP, _MARGIN = 504, 160, 12, 24  # px
 _INNER = 2 * _LARGE + _GAP
 _HEAD, _CAPTION, _ROW_WORDS, _MAX_WORDS = 76, 30, 6, 12
+_FOOT = (
+    "Beside each word: how much likelier the picture makes it, in nats; below zero it speaks "
+    "against it."
+)
 _INK, _SOFT, _PAPER = (28, 30, 36), (112, 116, 126), (250, 250, 248)
 _FOR, _AGAINST = (24, 128, 72), (188, 44, 44)
 # Below this (nats) the picture is said to tell nothing of a word.
@@ -26,7 +30,7 @@ _TELLING = 0.5
 # Words that stand for nothing in a picture; all others get a panel.
 _EMPTY = frozenset({
     "a", "an", "the", "some", "this", "that", "these", "those", "it", "its", "we",
-    "of", "to", "in", "on", "at", "by", "for", "from", "with", "as", "and", "or", "also",
+    "of", "to", "in", "on", "at", "by", "for", "from", "with", "as", "than", "and", "or", "also",
     "is", "are", "was", "be", "there", "here", "see", "show", "shows", "showing",
     "picture", "photo", "image",
 })  # fmt: skip
@@ -72,7 +76,7 @@ def draw_explanation(image: Image.Image | str | Path, explanation: Explanation) 
     shown = _content_words(explanation)
     large, small = _fitted(picture, _LARGE), _fitted(picture, _SMALL)
     rows = -(-len(shown) // _ROW_WORDS)
-    height = _HEAD + large.height + _CAPTION + rows * (small.height + _CAPTION + _GAP) + _MARGIN
+    height = _HEAD + large.height + _CAPTION + rows * (small.height + _CAPTION + _GAP) + 2 * _MARGIN
     sheet = Image.new("RGB", (_INNER + 2 * _MARGIN, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     title, plain, fine = (ImageFont.load_default(size) for size in (22, 17, 14))
@@ -103,6 +107,7 @@ def draw_explanation(image: Image.Image | str | Path, explanation: Explanation) 
         caption = _shortened(explanation.words[word], pen, plain, room)
         pen.text((x, y + small.height + 4), caption, _INK, plain)
         pen.text((x + _SMALL, y + small.height + 7), shown_weight, colour, fine, anchor="ra")
+    pen.text((_MARGIN, height - _MARGIN), _FOOT, _SOFT, fine, anchor="ls")
     return sheet
 
 
