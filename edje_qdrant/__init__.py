@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         TokensCorruptError,
         TokensNotFoundError,
     )
+    from edje_qdrant.explain import explain_match
+    from edje_qdrant.explanation import Explanation
+    from edje_qdrant.heat_map import draw_explanation, draw_heat
     from edje_qdrant.ingest import ingest_images
     from edje_qdrant.matching import (
         LabelScore,
@@ -73,6 +76,7 @@ __all__ = [
     "EDJEModelForRanking",
     "EdjeError",
     "EngineUnavailableError",
+    "Explanation",
     "FailedImage",
     "ImageCollection",
     "ImageEncoding",
@@ -94,6 +98,9 @@ __all__ = [
     "__version__",
     "classify",
     "classify_batch",
+    "draw_explanation",
+    "draw_heat",
+    "explain_match",
     "ingest_images",
     "match_texts",
     "score_pairs_file",
@@ -106,6 +113,10 @@ _HOMES = {
     "CaptionRetriever": "caption_retriever",
     "ImageCollection": "collection",
     "TokenContract": "contract",
+    "explain_match": "explain",
+    "Explanation": "explanation",
+    "draw_explanation": "heat_map",
+    "draw_heat": "heat_map",
     "ingest_images": "ingest",
     "LabelScore": "matching",
     "TextMatch": "matching",

@@ -105,6 +105,13 @@ def search(
             help="Leave out what scores lower; auto: what the model's calibration says.",
         ),
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Draw into FOLDER which regions of each hit, and which words, carried the match.",
+        ),
+    ] = None,
     on_missing: Annotated[
         str,
         typer.Option(
@@ -123,6 +130,8 @@ def search(
         )
     if text is None and not any(ways):
         raise ConfigError("say what to look for: TEXT, --image FILE, --like ID or --cursor CURSOR")
+    if explain is not None and text is None:
+        raise ConfigError("--explain draws how pictures match a TEXT; give one")
     threshold = _min_score(min_score)
     # With "first_stage", side files are looked at only where a candidate's tokens are read.
     lenient = on_missing != "error"
@@ -161,7 +170,34 @@ def search(
                 min_score=threshold,
                 on_missing=cast("OnMissing", on_missing),
             )
-    print_result(_as_dict(result), _as_text(result), as_json)
+        drawn = {} if explain is None else _explained(retriever, result, explain)
+    data, shown = _as_dict(result), _as_text(result)
+    if explain is not None:
+        data["explanations"] = drawn
+        shown += f"\n{len(drawn)} explanations drawn in {explain}"
+    print_result(data, shown, as_json)
+
+
+def _explained(
+    retriever: TwoStageRetriever, result: SearchResult, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Draw each hit's explanation; return id -> file, weights of words and heat.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+    from edje_qdrant.durable import os_errors_as_store_errors
+    from edje_qdrant.heat_map import draw_explanation
+
+    explained = {}
+    for hit in result:
+        explanation = retriever.explain(result.query, hit.image_id)
+        path = folder / f"{hit.rank:03d}-{hit.image_id}.png"
+        with os_errors_as_store_errors("write", path):
+            folder.mkdir(parents=True, exist_ok=True)
+            draw_explanation(hit.payload["path"], explanation).save(path)
+        explained[hit.image_id] = {"file": str(path), **explanation.as_dict()}
+    return explained
 
 
 def _recommended(

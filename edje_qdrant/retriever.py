@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from typing_extensions import Unpack
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.cursor import decode_cursor
 from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.explain import explain_match
+from edje_qdrant.explanation import Explanation
 from edje_qdrant.index import Filter, Strategy
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.queries import ImageQuery, check_number
@@ -337,6 +340,32 @@ class TwoStageRetriever:
         if isinstance(image_ids, str):
             raise ConfigError(f"image_ids is the text {image_ids!r}; give a list of ids")
         return self._steps.score(text, image_ids)
+
+    def explain(
+        self, text: str, image_id: str, *, image: Image.Image | str | Path | None = None
+    ) -> Explanation:
+        """Say which regions of a picture, and which words of the text, carry their match.
+
+        The picture itself is needed, as stored tokens do not say where in it they come from.
+
+        Args:
+            text: What was searched for.
+            image_id: A picture of the collection.
+            image: The picture; by default the file that its payload's `path` names.
+
+        Returns:
+            Heat over the picture, for the whole text and for each word; see `Explanation`. Its
+            `score` is that of exact tokens, which a codec may have rounded in the collection.
+
+        Raises:
+            TokensNotFoundError: The picture is not in the collection.
+            ImageReadError: Its file is gone, cannot be read, or holds another picture by now.
+            ConfigError: The text has no word in it, or the encoder cannot be explained.
+            StoreError: The collection cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        check_texts([text])
+        return explain_match(self._model, text, self._steps.picture(image_id, image))
 
     def resume(self, cursor: str, *, top_k: int = 10) -> SearchResult:
         """Return the next page of an earlier search, perhaps another process's.

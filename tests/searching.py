@@ -42,6 +42,8 @@ def random_pictures(count: int = COUNT) -> list[Image.Image]:
 
 
 def make_collection(location: Any, model: EDJEModel, **options: Any) -> ImageCollection:
+    if isinstance(location, tuple):
+        location, options["engine"] = location
     collection = ImageCollection.create(location, "images", model.contract(), **options)
     ids = [numbered_id(number) for number in range(COUNT)]
     encoding = model.encode_images(random_pictures())
@@ -61,4 +63,4 @@ def full_scores(model: EDJEModel, text: str) -> tuple[NDArray[np.float32], NDArr
 
 
 def engine_places(folder: Path) -> dict[str, Any]:
-    return {"edge": folder, "memory": ":memory:"}
+    return {"edge": folder, "memory": ":memory:", "faiss": (folder, "faiss")}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ DOCS = Path(__file__).parent.parent / "docs"
         ("results", "write_results"),
         ("results/storage-tables", "write_storage"),
         ("results/first-stages-table", "write_first_stages"),
+        ("results/heat-maps-tables", "write_heat_maps"),
     ],
 )
 def test_a_page_says_what_it_was_written_from(page, writer):
@@ -25,3 +27,15 @@ def test_a_page_says_what_it_was_written_from(page, writer):
     spec.loader.exec_module(module)
     written = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     assert written == module.page(), f"run: python docs/{writer}.py"
+
+
+def test_the_python_of_the_page_on_explaining_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = (DOCS / "explain.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "explain.md", "exec"), {})
+    words = re.findall(r"explain_match\(model, \"(.*?)\"", snippet)[0].split()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("score ")
+    assert [line.split()[0] for line in lines[1:]] == words
+    assert (tmp_path / "explanation.png").is_file()

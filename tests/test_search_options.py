@@ -32,7 +32,7 @@ CALIBRATION = Calibration(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["edge", "memory"])
+@pytest.fixture(scope="module", params=["edge", "memory", "faiss"])
 def retriever(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: EDJEModel
 ) -> Iterator[TwoStageRetriever]:

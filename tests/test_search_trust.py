@@ -60,7 +60,7 @@ class BrokenReranker(Reranker):
         return super().score_pairs(texts, tokens)
 
 
-@pytest.fixture(params=["edge", "memory"])
+@pytest.fixture(params=["edge", "memory", "faiss"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return engine_places(tmp_path)[request.param]
 

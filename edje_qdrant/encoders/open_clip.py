@@ -60,7 +60,8 @@ class OpenClipEncoder(HashedModule):
         self.pixel_settings = pixels
         self.tokenizer = tokenizer
         self._name = name
-        self._num_patches, self._hidden_size = _token_shape(_Vision(clip.visual), pixels.size)
+        self._hidden_size, rows, columns = _map_shape(_Vision(clip.visual), pixels.size)
+        self._patch_grid = (rows, columns)
 
     @classmethod
     def from_pretrained(
@@ -177,7 +178,12 @@ class OpenClipEncoder(HashedModule):
     @property
     def num_patches(self) -> int:
         """Return `n`, the number of vision tokens of a picture."""
-        return self._num_patches
+        return self._patch_grid[0] * self._patch_grid[1]
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Return the rows and columns of the patches, or of the last map of features."""
+        return self._patch_grid
 
     @property
     def num_heads(self) -> int:
@@ -208,6 +214,10 @@ class OpenClipEncoder(HashedModule):
         """
         return self.pixel_settings.pixels(images)
 
+    def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the part of a picture of this size that is seen; see `Encoder.seen_area`."""
+        return self.pixel_settings.seen_area(width, height)
+
     def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`.
 
@@ -216,8 +226,8 @@ class OpenClipEncoder(HashedModule):
         keeps a map of features, they are the places of the last map, row by row.
         """
         weight = self.clip.logit_scale
-        pooled, tokens = _look(self.clip.visual, pixel_values.to(weight.device, weight.dtype))
-        return functional.normalize(pooled.float(), dim=-1), tokens
+        pooled, grid = _look(self.clip.visual, pixel_values.to(weight.device, weight.dtype))
+        return functional.normalize(pooled.float(), dim=-1), grid.flatten(2).transpose(1, 2)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return `(B, t)` ids, padded and cut to the text tower's full length."""
@@ -230,15 +240,14 @@ class OpenClipEncoder(HashedModule):
 
 
 def _look(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the vision tower makes of pixels: pooled `(B, d)` and tokens `(B, n, d_v)`."""
+    """Return what the vision tower makes of pixels: pooled `(B, d)`, map `(B, d_v, h, w)`."""
     # CoCa pools before its norm, CLIPA norms what was pooled: the norm is not the tokens'.
     pools_first = getattr(visual, "attn_pool", None) is not None
     pools_first = pools_first or getattr(visual, "final_ln_after_pool", False)
     output = visual.forward_intermediates(
         pixels, indices=1, normalize_intermediates=not pools_first, output_fmt="NCHW"
     )
-    grid: Tensor = output["image_intermediates"][-1]  # (B, d_v, rows, columns)
-    return output["image_features"], grid.flatten(2).transpose(1, 2)
+    return output["image_features"], output["image_intermediates"][-1]
 
 
 class _Vision(nn.Module):
@@ -250,12 +259,12 @@ class _Vision(nn.Module):
         return _look(self.visual, pixels)[1]
 
 
-def _token_shape(vision: _Vision, size: tuple[int, int]) -> tuple[int, int]:
-    """Return how many vision tokens there are and how wide, from a pass that computes nothing."""
+def _map_shape(vision: _Vision, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Return the width, rows and columns of vision tokens, from a pass that computes nothing."""
     tensors = {**dict(vision.named_parameters()), **dict(vision.named_buffers())}
     hollow = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     dtype = next(vision.parameters()).dtype
     with torch.no_grad():
         pixels = torch.empty(1, 3, *size, device="meta", dtype=dtype)
-        tokens = functional_call(vision, hollow, (pixels,))
-    return int(tokens.shape[1]), int(tokens.shape[2])
+        _, width, rows, columns = functional_call(vision, hollow, (pixels,)).shape
+    return int(width), int(rows), int(columns)

@@ -93,6 +93,14 @@ class PixelSettings:
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return ((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).contiguous()
 
+    def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return which part of a picture of this size becomes pixels; see `Encoder.seen_area`."""
+        (across, down), (high, wide) = self._scaled_size(width, height), self.size
+        left, top = round((across - wide) / 2), round((down - high) / 2)
+        if self.resize_mode == "longest":  # the smaller half of what is filled up comes first
+            left, top = -((wide - across) // 2), -((high - down) // 2)
+        return left / across, top / down, (left + wide) / across, (top + high) / down
+
     def _resize(self, image: Image.Image) -> Image.Image:
         """Return the picture in RGB at `size`; the arithmetic, rounding too, is open_clip's."""
         rgb = to_rgb(image)
@@ -104,19 +112,27 @@ class PixelSettings:
                 str(getattr(image, "filename", "") or image),
                 f"{width} x {height} pixels are more than {_LONGEST} times as long as wide",
             )
+        size = self._scaled_size(width, height)
+        if self.resize_mode == "longest":
+            return self._middle(self._filled_up(self._scaled(rgb, *size)))
+        if high == wide:
+            return self._middle(self._scaled(rgb, *size))
+        # open_clip resizes to a size that is not square bicubically, whatever the settings say.
+        return self._middle(rgb.resize(size, Image.Resampling.BICUBIC))
+
+    def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height a picture is resized to, before it is cropped or filled."""
+        high, wide = self.size
+        if self.resize_mode == "squash":
+            return wide, high
         if self.resize_mode == "longest":
             ratio = max(height / high, width / wide)
-            scaled = self._scaled(rgb, max(1, round(width / ratio)), max(1, round(height / ratio)))
-            return self._middle(self._filled_up(scaled))
+            return max(1, round(width / ratio)), max(1, round(height / ratio))
         if high == wide:
             short = min(width, height)
-            return self._middle(
-                self._scaled(rgb, int(high * width / short), int(high * height / short))
-            )
+            return int(high * width / short), int(high * height / short)
         ratio = min(height / high, width / wide)
-        # open_clip resizes to a size that is not square bicubically, whatever the settings say.
-        size = (round(width / ratio), round(height / ratio))
-        return self._middle(rgb.resize(size, Image.Resampling.BICUBIC))
+        return round(width / ratio), round(height / ratio)
 
     def _scaled(self, image: Image.Image, width: int, height: int) -> Image.Image:
         if image.size == (width, height):

@@ -43,6 +43,10 @@ class Encoder(Protocol):
         """Return `n`, the number of vision tokens of a picture."""
 
     @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Return the rows and columns that the vision tokens make, row by row: `h * w` is `n`."""
+
+    @property
     def num_heads(self) -> int:
         """Return the number of attention heads of the vision tower."""
 
@@ -52,6 +56,13 @@ class Encoder(Protocol):
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Return `(B, 3, H, W)` float32 on the CPU; may be called from several threads at once."""
+
+    def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return which part of a picture of this size the patch grid covers.
+
+        Left, top, right and bottom as shares of the picture's width and height: `(0, 0, 1, 1)` is
+        all of it, a cropped picture's lies inside that, and one that was filled up reaches beyond.
+        """
 
     def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`."""

@@ -18,7 +18,7 @@ from transformers.initialization import no_init_weights
 from edje_qdrant.encoders.pictures import to_rgb
 from edje_qdrant.encoders.settings import settings_folder
 from edje_qdrant.encoders.weights import HashedModule
-from edje_qdrant.errors import CheckpointError
+from edje_qdrant.errors import CheckpointError, ConfigError
 
 __all__ = ["SiglipEncoder"]
 
@@ -150,6 +150,13 @@ class SiglipEncoder(HashedModule):
         return int(self.siglip.vision_model.embeddings.num_patches)
 
     @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Return the rows and columns of the patches; SigLIP has no class token."""
+        config = self.siglip.vision_model.config
+        side = int(config.image_size) // int(config.patch_size)
+        return side, side
+
+    @property
     def num_heads(self) -> int:
         """Return the number of attention heads of the vision tower."""
         return int(self.siglip.vision_model.config.num_attention_heads)
@@ -168,6 +175,19 @@ class SiglipEncoder(HashedModule):
         rgb = [to_rgb(image) for image in images]
         pixels: Tensor = self.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
         return pixels.float()
+
+    def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:  # noqa: ARG002
+        """Return `(0, 0, 1, 1)`: pictures are squashed to a square, so the grid covers them.
+
+        Raises:
+            ConfigError: The image processor crops, and does not say what.
+        """
+        if getattr(self.image_processor, "do_center_crop", False):
+            raise ConfigError(
+                f"the image processor of {self.name} crops pictures, so it is not known which part "
+                "of one its patches show; a SigLIP that resizes alone can be laid over it"
+            )
+        return 0.0, 0.0, 1.0, 1.0
 
     def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`.

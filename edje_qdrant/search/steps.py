@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edje_qdrant.collection import ImageCollection, user_payload
 from edje_qdrant.collection_reading import in_order
 from edje_qdrant.cursor import Cursor
-from edje_qdrant.errors import ConfigError, StoreError
+from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
 from edje_qdrant.index import Strategy, check_group_field, field_value
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.pictures import picture_id
 from edje_qdrant.queries import ImageQuery, encode_query
 from edje_qdrant.reranker import Reranker
 from edje_qdrant.search.deadline import Deadline
@@ -140,6 +142,27 @@ class SearchSteps:
         if scored[0].cut is not None:
             raise StoreError(f"not all pictures could be scored: {scored[0].cut}")
         return scored[0].logits
+
+    def picture(
+        self, image_id: str, image: Image.Image | str | Path | None
+    ) -> Image.Image | str | Path:
+        """Return a picture of the collection, or where it is: what was given, or its own file."""
+        payloads = self._collection.index.retrieve([image_id], tokens=False)
+        (payload,) = in_order([image_id], payloads)
+        if image is not None:
+            return image
+        path = payload.get("path")
+        if not isinstance(path, str):
+            raise ImageReadError(
+                image_id, "its payload names no file under 'path'; pass the picture with image="
+            )
+        if picture_id(path) != image_id:
+            raise ImageReadError(
+                path,
+                f"the file holds another picture than {image_id} by now; ingest it again, or pass "
+                "the picture with image=",
+            )
+        return path
 
     def page(self, cursor: Cursor, top_k: int) -> SearchResult:
         """Go on where an earlier result ended."""

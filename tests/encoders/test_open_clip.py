@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_edje import build_tiny_model
 from transformers import BertTokenizer
 
-from edje_qdrant import ImageCollection, TwoStageRetriever, ingest_images
+from edje_qdrant import ImageCollection, TwoStageRetriever, explain_match, ingest_images
 from edje_qdrant.encoders import OpenClipEncoder, pretrained_encoder
 from edje_qdrant.encoders.open_clip_models import build_clip, tokenizer_for
 from edje_qdrant.encoders.open_clip_pixels import PixelSettings
@@ -143,6 +143,37 @@ def agrees(encoder: OpenClipEncoder, count: int = 3) -> tuple[torch.Tensor, torc
 def test_sizes_are_the_tower_s(kind: str, encoder: OpenClipEncoder) -> None:
     shape = (encoder.num_patches, encoder.hidden_size, encoder.num_heads, encoder.layer_norm_eps)
     assert shape == SHAPES[kind]
+
+
+def test_a_match_is_explained(kind: str, encoder: OpenClipEncoder) -> None:
+    explanation = explain_match(edje(encoder), "a red circle", pictures(1)[0])  # 61 x 40
+    sides = {"siglip": 10, "resnet": 2}
+    assert explanation.heat.shape == (sides.get(kind, 4),) * 2
+    # With random weights a picture may speak against a text everywhere, but not against each word.
+    sums = explanation.word_heat.sum((1, 2)).round(4).tolist()
+    assert 1 in sums
+    assert set(sums) <= {0, 1}
+    if encoder.pixel_settings.resize_mode == "shortest":
+        left, top, right, bottom = explanation.area
+        assert 0.1 < left < 0.25
+        assert 0.75 < right < 0.9
+        assert (top, bottom) == (0, 1)
+    else:
+        assert explanation.area == (0, 0, 1, 1)
+
+
+def test_a_grid_may_have_two_sides(vocabulary: Path) -> None:
+    settings = {**CLIP, "vision_cfg": {**VISION, "image_size": [24, 40]}}
+    encoder = OpenClipEncoder(
+        build_clip(settings, weights_follow=False),
+        settings,
+        PixelSettings((24, 40), HALF, HALF, resize_mode="squash"),
+        tokenizer_for(settings, vocabulary),
+        name="wide",
+    )
+    assert encoder.patch_grid == (3, 5)
+    assert encoder.num_patches == 15
+    assert explain_match(edje(encoder), "red", pictures(1)[0]).heat.shape == (3, 5)
 
 
 def test_embeddings_are_open_clip_s(encoder: OpenClipEncoder) -> None:

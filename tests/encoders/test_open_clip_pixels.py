@@ -126,3 +126,27 @@ def test_numbers_of_a_picture_are_its_own() -> None:
     together = PLAIN.pixels(images)
     for row, image in zip(together, images, strict=True):
         assert torch.equal(PLAIN.pixels([image])[0], row)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(24, 24), (24, 40)])
+@pytest.mark.parametrize(("width", "height"), [(160, 40), (40, 160), (33, 31), (7, 5), (640, 481)])
+def test_the_seen_area_is_where_the_pixels_come_from(
+    mode: str, size: tuple[int, int], width: int, height: int
+) -> None:
+    settings = dataclasses.replace(PLAIN, size=size, resize_mode=mode, interpolation="bilinear")
+    across = np.tile(np.linspace(0, 255, width), (height, 1))
+    down = np.tile(np.linspace(0, 255, height)[:, None], (1, width))
+    picture = np.stack([across, down, 255 + 0 * across], axis=-1).astype(np.uint8)
+    pixels = (settings.pixels([Image.fromarray(picture)])[0].numpy() + 1) / 2
+    left, top, right, bottom = settings.seen_area(width, height)
+    filled = pixels[2] < 0.5  # the third channel is white wherever there is picture
+    x = left + (right - left) * (np.arange(size[1]) + 0.5) / size[1]
+    y = top + (bottom - top) * (np.arange(size[0]) + 0.5) / size[0]
+    outside = (x < 0) | (x > 1) | ((y < 0) | (y > 1))[:, None]
+    np.testing.assert_array_equal(filled, outside)
+    # A pixel says where in the picture it lies, to a pixel of the smaller of the two.
+    wanted_x, wanted_y = np.broadcast_arrays(x, y[:, None])
+    close = 1 / min(width, size[1]) + 1 / 255, 1 / min(height, size[0]) + 1 / 255
+    np.testing.assert_allclose(pixels[0][~filled], wanted_x[~filled], rtol=0, atol=close[0])
+    np.testing.assert_allclose(pixels[1][~filled], wanted_y[~filled], rtol=0, atol=close[1])

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
 
 from edje_qdrant.encoders import SiglipEncoder
-from edje_qdrant.errors import CheckpointError
+from edje_qdrant.errors import CheckpointError, ConfigError
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -24,7 +24,17 @@ def pictures(count: int) -> list[Image.Image]:
 def test_sizes(siglip: SiglipEncoder) -> None:
     assert siglip.name == "tiny"
     assert (siglip.embedding_dim, siglip.hidden_size, siglip.num_patches) == (32, 32, 16)
+    assert siglip.patch_grid == (4, 4)
     assert (siglip.num_heads, siglip.layer_norm_eps) == (4, 1e-6)
+
+
+def test_the_whole_picture_is_seen_unless_the_processor_crops(
+    siglip: SiglipEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert siglip.seen_area(640, 480) == (0, 0, 1, 1)
+    monkeypatch.setattr(siglip.image_processor, "do_center_crop", True, raising=False)
+    with pytest.raises(ConfigError, match="image processor of tiny crops pictures"):
+        siglip.seen_area(640, 480)
 
 
 def test_pixels_are_resized_and_normalised(siglip: SiglipEncoder) -> None:

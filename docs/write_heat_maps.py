@@ -1,0 +1,68 @@
+"""Write the tables of `explain.md` from `docs/results/heat_maps.json`; a test fails on stale ones.
+
+The file comes from `python benchmarks/heat_maps.py --out docs/results/heat_maps.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+TABLES = RESULTS / "heat-maps-tables.md"
+
+ASKED = {
+    "phrase": "a phrase, its object",
+    "caption": "a caption, all its objects",
+    "colour word": "a colour, its object",
+    "shape word": "a shape, its object",
+    "size word": "a size, its object",
+}
+OWN = "explain_match"
+
+
+def page() -> str:
+    """Return the tables as they should be, between the marks that `explain.md` includes them by."""
+    report = json.loads((RESULTS / "heat_maps.json").read_text(encoding="utf-8"))
+    own = [(ASKED[row["asked"]], row) for row in report["rows"] if row["way"] == OWN]
+    others = [(row["way"], row) for row in report["rows"] if row["asked"] == "phrase"]
+    others = sorted(others, key=lambda pair: -pair[1]["share"])
+    parts = {
+        "own": _table("heat of", own),
+        "others": _table("way", [(f"`{w}`" if w == OWN else w, row) for w, row in others]),
+        "run": _run(report),
+    }
+    return "".join(
+        f"<!-- --8<-- [start:{name}] -->\n{text}<!-- --8<-- [end:{name}] -->\n"
+        for name, text in parts.items()
+    )
+
+
+def _table(first: str, rows: list[tuple[str, dict[str, Any]]]) -> str:
+    lines = [
+        f"| {first} | measured | heat inside | even heat | points | ahead |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {name} | {row['n']} | {row['share']:.1%} | {row['area']:.1%} | {row['points']:.1%} | "
+        f"{row['ahead']:.1%} |"
+        for name, row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _run(report: dict[str, Any]) -> str:
+    weights = report["mean_word_weights"]
+    shown = ", ".join(f"{kind} {weights[kind] + 0.0:.1f}" for kind in ("shape", "colour", "size"))
+    return (
+        f"Words weigh, in the mean of {report['captions']} captions and in nats: {shown}, all "
+        f"others {weights['other'] + 0.0:.1f}. {report['scenes']} held-out scenes were asked a "
+        f"phrase, and the first {report['captions']} of them a caption. "
+        f"`{report['command']}`, {report['date']}, {report['machine']}, "
+        f"{report['cpu_seconds']} seconds.\n"
+    )
+
+
+if __name__ == "__main__":
+    TABLES.write_text(page(), encoding="utf-8")
