@@ -59,6 +59,44 @@ ends.
 
 """
 MISSING = "Not run yet: {names}.\n"
+SEARCH = """
+## What the options of a search give
+
+[Search](search.md) says what they do. Scenes of one seed were calibrated on, those of another are
+measured: {scenes:,} of them, {candidates} candidates.
+
+```
+edje-qdrant calibrate scenes --out CALIBRATED
+python benchmarks/search_quality.py
+```
+
+![R@1 against the budget, false accepts against true ones, and calibration](results/search.png)
+
+"""
+SEARCH_NOTES = """
+- **fusion**: {fusion}
+- **cutoff** (`min_score`): each query is asked twice, the second time without the pictures that its
+  caption fits. {cutoff} Scenes are hard here: what is left holds look-alikes in which one relation
+  or one size is wrong.
+- **adaptive**: the rule promises that 0.2% of winners may be missed where one hit is asked for;
+  with more hits the last one shown is seldom far ahead, so little is saved.
+- **budget_ms**: in shares of the median time that a whole search took in the same run, {budget}
+  searches each.
+
+Measured: {date}, {machine}.
+
+### Heat maps
+
+How much of an explanation's heat lies in the box of what was named, how much of the picture that
+box is (even heat), how often the hottest patch lies in it (points), and how often it holds more
+heat than every other object (ahead); [Explain](explain.md) has more:
+
+```
+python benchmarks/heat_maps.py --scenes 400 --captions 120
+```
+
+{heat}
+"""
 PUBLISHED = """
 ## The published figures
 
@@ -95,7 +133,39 @@ def page() -> str:
         parts.append(MISSING.format(names=", ".join(missing)))
     dates = sorted({f"{run['date']}, {run['machine']}" for run in runs})
     parts.append(f"Trained and measured: {'; '.join(dates)}.\n")
-    return "".join(parts) + PUBLISHED
+    return "".join(parts) + _search() + PUBLISHED
+
+
+def _search() -> str:
+    """Return what was measured of a search's options."""
+    import runpy
+
+    found = json.loads((HERE / "results" / "search.json").read_text())
+    script = runpy.run_path(str(HERE.parent / "benchmarks" / "search_quality.py"))
+    ways = {row["way"]: row for row in found["fusion"]}
+    best = max(ways.values(), key=lambda row: row["R@1 of other scenes"])
+    mean, low, high = best["less rerank"]
+    sure = "" if low <= 0 <= high else ", more than chance"
+    fusion = (
+        f"chosen on the other scenes, `{best['way']}` gives {mean:+.1%} ({low:+.1%} to "
+        f"{high:+.1%}) here{sure}. The default is the joint encoder alone all the same: that is "
+        "what was published, and hits then stand in the order of the `score` they show."
+    )
+    cut = found["cutoff"]
+    cutoff = (
+        f'`min_score="auto"` accepts {cut["true at cutoff"]:.1%} of right answers and '
+        f"{cut['false at cutoff']:.1%} of queries without one."
+    )
+    tables = (HERE / "results" / "heat-maps-tables.md").read_text(encoding="utf-8")
+    # Without the marks by which other pages take parts of it.
+    own = tables.partition("[end:own]")[0].splitlines()
+    heat = "\n".join(line for line in own if not line.startswith("<!--"))
+    notes = SEARCH_NOTES.format(
+        fusion=fusion, cutoff=cutoff, budget=found["budget"]["queries"], date=found["date"],
+        machine=found["machine"], heat=heat,
+    )  # fmt: skip
+    head = SEARCH.format(scenes=found["scenes"], candidates=found["candidates"])
+    return f"{head}{script['table'](found)}\n{notes}"
 
 
 def read_runs() -> list[dict[str, Any]]:

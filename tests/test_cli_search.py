@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from edje_qdrant import cli
@@ -145,6 +146,20 @@ def test_what_a_person_reads(folder: Path) -> None:
     assert "(b0)" in text
     assert "%" in text
     assert run("search", "a cat", *where, "--where", "album=z").stdout.strip() == "nothing found"
+
+
+def test_explanations_are_drawn(search: Search, folder: Path, tmp_path: Path) -> None:
+    found = search("a red square", "--top-k", 2, "--explain", tmp_path / "why")
+    assert len(found["explanations"]) == 2
+    for hit in found["hits"]:
+        drawn = found["explanations"][hit["image_id"]]
+        assert drawn["words"] == ["a", "red", "square"]
+        with Image.open(drawn["file"]) as image:
+            assert image.format == "PNG"
+    refused("search", "--image", "x.png", "--explain", tmp_path, "--index", folder / "index")
+    (tmp_path / "file").write_text("")
+    args = ("a cat", "--index", folder / "index", "--explain", tmp_path / "file" / "why")
+    assert "file" in refused("search", *args)
 
 
 def test_refusals(folder: Path) -> None:
