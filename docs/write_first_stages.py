@@ -1,7 +1,7 @@
 """Write the table of `first-stages.md` from `docs/results/`; a test fails on a stale one.
 
 `first_stages.json` there comes from
-`OMP_NUM_THREADS=1 python benchmarks/first_stages.py --out docs/results/first_stages.json`.
+`OMP_NUM_THREADS=1 python benchmarks/first_stages.py --sizes 10000 30000 --out FILE`.
 """
 
 from __future__ import annotations
