@@ -283,7 +283,7 @@ def _target(
     """
     try:
         # Where the tokens of a collection are, and in what engine, is settled when it is made.
-        settled = ("tokens", "engine")
+        settled = ("tokens", "engine", "payload_indexes")
         found = ImageCollection.open(
             location, name, **{key: options[key] for key in options if key not in settled}
         )
