@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from edje_qdrant.collection_reading import user_payload
 from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.index import Filter
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.named_model import model_for
 from edje_qdrant.queries import ImageQuery, check_number, encode_query
 from edje_qdrant.reranker import Reranker
-from edje_qdrant.retriever import load_named_model
 from edje_qdrant.types import Candidate, Payload, Timings
 
 __all__ = ["CaptionHit", "CaptionResult", "CaptionRetriever"]
@@ -142,12 +142,7 @@ class CaptionRetriever:
             location, name, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout
         )
         try:
-            if model is None:
-                # It reads the contract, the name and the location, which all collections have.
-                model = load_named_model(cast("Any", collection), device=device)
-            elif not isinstance(model, EDJEModel):
-                model = EDJEModel.from_pretrained(model, device=device)
-            return cls(collection, model)
+            return cls(collection, model_for(collection, model, device=device))
         except BaseException:
             collection.close()
             raise

@@ -112,7 +112,7 @@ def load_model(
     check_device(device)
     silence_libraries()
     from edje_qdrant.model import EDJEModel
-    from edje_qdrant.retriever import load_named_model
+    from edje_qdrant.named_model import load_named_model
 
     if name is None and collection is not None and collection.contract.model is not None:
         return load_named_model(collection, device=device)

@@ -15,11 +15,12 @@ from typing_extensions import Unpack
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.cursor import decode_cursor
-from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.explain import explain_match
 from edje_qdrant.explanation import Explanation
 from edje_qdrant.index import Filter, Strategy
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.named_model import model_for
 from edje_qdrant.queries import ImageQuery, check_number
 from edje_qdrant.reranker import Reranker
 from edje_qdrant.search.deadline import Deadline
@@ -34,7 +35,7 @@ from edje_qdrant.search.settings import (
 from edje_qdrant.search.steps import SearchSteps
 from edje_qdrant.types import SearchResult
 
-__all__ = ["OnMissing", "TwoStageRetriever", "load_named_model"]
+__all__ = ["OnMissing", "TwoStageRetriever"]
 
 # Texts encoded and searched for at a time.
 _QUERIES = 256
@@ -112,11 +113,7 @@ class TwoStageRetriever:
             timeout=timeout,
         )
         try:
-            if model is None:
-                model = load_named_model(collection, device=device)
-            elif not isinstance(model, EDJEModel):
-                model = EDJEModel.from_pretrained(model, device=device)
-            return cls(collection, model)
+            return cls(collection, model_for(collection, model, device=device))
         except BaseException:
             collection.close()
             raise
@@ -398,30 +395,3 @@ class TwoStageRetriever:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def load_named_model(
-    collection: ImageCollection, *, device: str | torch.device | None = None
-) -> EDJEModel:
-    """Load the model that a collection's contract names.
-
-    Raises:
-        ConfigError: It names none.
-        CheckpointError: The model cannot be loaded.
-    """
-    name = collection.contract.model
-    what = f"the collection {collection.name!r} at {collection.location}"
-    if name is None:
-        raise ConfigError(
-            f"{what} does not say where the model that wrote it is; pass it with model= (--model)"
-        )
-    try:
-        return EDJEModel.from_pretrained(name, device=device)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{what} was written with the model {name!r}, which cannot be loaded ({error}); "
-            "if it has moved, say where it is with model= (--model)",
-            path=error.path,
-            missing=error.missing,
-            mismatched=error.mismatched,
-        ) from error

@@ -32,6 +32,7 @@ from edje_qdrant.index.folder import (
     require_space,
     write_metadata,
 )
+from edje_qdrant.index.folder_metadata import FolderMetadata
 from edje_qdrant.index.payload_indexes import PayloadKind, check_field, check_kind
 from edje_qdrant.index.protocol import VectorIndex
 from edje_qdrant.types import Payload, Point
@@ -45,7 +46,7 @@ _NEW_SHARD = "shard.new"
 _BATCH = 1024
 
 
-class EdgeIndex(EdgeReader, VectorIndex):
+class EdgeIndex(EdgeReader, FolderMetadata, VectorIndex):
     """Keep vectors and payloads in a folder, with nothing to serve.
 
     One process at a time may have the folder open. Threads may search and write side by side,
@@ -118,32 +119,6 @@ class EdgeIndex(EdgeReader, VectorIndex):
             lock.close()
             raise
         return cls(folder, dim, metadata, shard, lock)
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        return self._metadata
-
-    def set_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Replace the metadata in one step, which survives a power cut once this has returned.
-
-        Raises:
-            ConfigError: The metadata is no JSON object.
-            StoreError: The index is closed, or its file cannot be written; the old is kept.
-        """
-        kept = check_metadata(metadata)
-        with self._closing, self._engine():  # not while the folder is being let go of
-            write_metadata(self._folder, self._dim, kept)
-            self._metadata = kept
-
-    def reload_metadata(self) -> Mapping[str, Any]:
-        """Read the metadata from its file again, and return it.
-
-        Raises:
-            StoreError: The index is closed, or the file is missing or damaged.
-        """
-        with self._closing, self._engine():
-            self._metadata = read_metadata(self._folder)[1]
-            return self._metadata
 
     def upsert(self, points: Sequence[Point]) -> None:
         """Write points; they survive a killed process once `flush` has returned.

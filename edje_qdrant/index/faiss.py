@@ -38,6 +38,7 @@ from edje_qdrant.index.folder import (
     require_space,
     write_metadata,
 )
+from edje_qdrant.index.folder_metadata import FolderMetadata
 from edje_qdrant.index.payload_indexes import PayloadKind, check_field
 from edje_qdrant.index.payload_indexes import check_kind as check_payload_kind
 from edje_qdrant.index.protocol import VectorIndex
@@ -53,7 +54,7 @@ _BATCH = 1024
 _GONE = 0.2
 
 
-class FaissIndex(FaissReader, VectorIndex):
+class FaissIndex(FaissReader, FolderMetadata, VectorIndex):
     """Keep points in a folder and vectors in memory, with nothing to serve.
 
     One process at a time may have the folder open. Threads may search and write side by side;
@@ -184,32 +185,6 @@ class FaissIndex(FaissReader, VectorIndex):
     def kind(self) -> FaissKind:
         """Return how vectors are searched."""
         return self._kind
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        return self._metadata
-
-    def set_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Replace the metadata in one step, which survives a power cut once this has returned.
-
-        Raises:
-            ConfigError: The metadata is no JSON object.
-            StoreError: The index is closed, or its file cannot be written; the old is kept.
-        """
-        kept = check_metadata(metadata)
-        with self._closing, self._engine():  # not while the folder is being let go of
-            write_metadata(self._folder, self._dim, kept)
-            self._metadata = kept
-
-    def reload_metadata(self) -> Mapping[str, Any]:
-        """Read the metadata from its file again, and return it.
-
-        Raises:
-            StoreError: The index is closed, or the file is missing or damaged.
-        """
-        with self._closing, self._engine():
-            self._metadata = read_metadata(self._folder)[1]
-            return self._metadata
 
     def upsert(self, points: Sequence[Point]) -> None:
         """Write points; they are on the disk on return.

@@ -129,15 +129,6 @@ class CandidateScorer:
             look = STEP if stop_early else look
         return queries, fetching
 
-    def tokens(self, candidates: Sequence[Candidate]) -> torch.Tensor:
-        """Read and decode `(n, m, d_text)` float16 tokens, on the model's device.
-
-        Raises:
-            TokensNotFoundError: Some have none; names the ids.
-            TokensCorruptError: Some are damaged; names the ids.
-        """
-        return self._decoded(self._collection.codes(candidates), len(candidates))
-
     def _share(self, queries: int, deadline: Deadline, most: int) -> int:
         """Return how many further candidates of each active query to score now, `most` at most."""
         if deadline.milliseconds is None:
