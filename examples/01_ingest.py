@@ -1,0 +1,36 @@
+"""Put a folder of pictures into a collection; run it again, and only what is new is added.
+
+    python examples/01_ingest.py [PICTURES] [INDEX]
+
+Without PICTURES, sixty drawn ones are made.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from edje_qdrant import CollectionNotFoundError, EDJEModel, ImageCollection, ingest_images
+
+
+def main(pictures: str | None = None, index: str = "example-index") -> None:
+    """Ingest, and say what happened."""
+    if pictures is None:
+        from edje_qdrant.demo.annotated import write_scenes
+
+        pictures = str(write_scenes("example-scenes", count=60).parent / "pictures")
+    model = EDJEModel.from_pretrained("demo")  # or a folder, or a hub id
+    try:
+        collection = ImageCollection.open(index, "images")
+    except CollectionNotFoundError:
+        collection = ImageCollection.create(index, "images", model.contract(), codec="int8")
+    with collection:
+        report = ingest_images(pictures, collection, model)
+        print(f"{report.added} added, {report.skipped} there already, in {Path(index).absolute()}")
+        for failure in report.failed:
+            print(f"  {failure.path}: {failure.reason}")
+        print(f"{collection.bytes_per_image():,} bytes of tokens a picture")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

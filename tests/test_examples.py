@@ -1,0 +1,53 @@
+"""The numbered examples, run one after another as a reader would run them."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("examples")
+
+
+def run(name: str, *args: str) -> None:
+    runpy.run_path(str(EXAMPLES / name))["main"](*args)
+
+
+# In their order: the first one writes what the next ones search.
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("01_ingest.py", ["60 added, 0 there already", "2,080 bytes of tokens a picture"]),
+        ("02_search.py", ["#1 (was #", "#10 (was #", "rerank"]),
+        ("03_server.py", ["60 pictures copied to :memory:", "a red star -> "]),
+        ("04_filters_and_budget.py", ["two years: 24 of 24", "in 30 ms: ", "sure: "]),
+        ("05_train_on_your_pairs.py", ["right answers accepted", "--model example-model/model"]),
+        ("06_evaluate.py", ["R@1", "reranked"]),
+    ],
+)
+def test_an_example_runs(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    said: list[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    run(name)
+    printed = capsys.readouterr().out
+    for words in said:
+        assert words in printed, printed
+
+
+def test_ingesting_again_adds_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    run("01_ingest.py")
+    assert "0 added, 60 there already" in capsys.readouterr().out
