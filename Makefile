@@ -26,6 +26,8 @@ lint: $(VENV)/.dev ## Check format, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml examples/docker-compose.yml
 
 check: test lint ## Run what CI runs
 
