@@ -211,14 +211,14 @@ def _scenes(scenes: dict[str, Any]) -> str:
 
 def _ablation(runs: list[dict[str, Any]]) -> str:
     lines = [
-        "| variant | bytes a picture | R@1 | 95% | difference, points | minutes |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| variant | bytes a picture | R@1 | 95% | difference, points |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for run in runs:
         low, high = run["R@1 interval"]
         lines.append(
             f"| {run['variant']} | {run['bytes_per_picture']:,} | {run['R@1']['50']:.1%} | "
-            f"{low:.1%} to {high:.1%} | {_points(run, runs[0])} | {run['seconds'] / 60:.0f} |"
+            f"{low:.1%} to {high:.1%} | {_points(run, runs[0])} |"
         )
     return "\n".join(lines) + "\n"
 
