@@ -289,7 +289,7 @@ def _identity(model: EDJEModel) -> dict[str, Any]:
         "preprocessing": contract.preprocessing,
         "adapter_hash": contract.adapter_hash,
         "joint_encoder": hash_weights(model.joint_encoder.state_dict()),
-        "dtype": str(model.joint_encoder.classifier.weight.dtype).removeprefix("torch."),
+        "dtype": Reranker(model).precision,
     }
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny_edje import build_tiny_model
 
 from edje_qdrant.errors import CheckpointError, ConfigError
-from edje_qdrant.model import EDJEModel
+from edje_qdrant.model import EDJEModel, FastJointEncoder, Precision
 from edje_qdrant.reranker import Reranker
 
 TEXTS = ["a cat", "two very small dogs on a red boat", "b", "a cat", "Seven, kites!", "b"] * 4
@@ -36,23 +39,47 @@ def test_one_text_scores_as_the_model_scores_it(
     np.testing.assert_allclose(scores, tiny_model.score("two dogs", tokens), atol=1e-5)
 
 
-def test_batches_are_full_and_hold_no_more_padding_than_they_must(
+def test_batches_are_full_and_hold_no_padding(
     tiny_model: EDJEModel, tokens: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes: list[tuple[int, ...]] = []
-    forward = tiny_model.joint_encoder.forward
+    shapes: list[list[tuple[int, ...]]] = []
+    forward = FastJointEncoder.__call__
 
-    def recorded(input_ids: torch.Tensor, mask: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        shapes.append(tuple(input_ids.shape))
-        return forward(input_ids, mask, part)
+    def recorded(self: Any, captions: list[torch.Tensor], part: torch.Tensor) -> torch.Tensor:
+        shapes.append([tuple(ids.shape) for ids in captions])
+        return forward(self, captions, part)
 
-    monkeypatch.setattr(tiny_model.joint_encoder, "forward", recorded)
+    monkeypatch.setattr(FastJointEncoder, "__call__", recorded)
     Reranker(tiny_model, batch_size=8).score_pairs(TEXTS, tokens)
-    # Eight "b"; eight "a cat"; the four "Seven, kites!" with the four long ones.
-    assert [n for n, _ in shapes] == [8, 8, 8]
-    assert [t for _, t in shapes] == [
-        tiny_model.tokenize([text])[0].shape[1] for text in ("b", "a cat", TEXTS[1])
-    ]
+    b, cat, kites, dogs = (
+        tiny_model.tokenize([text])[0].shape[1] for text in ("b", "a cat", TEXTS[4], TEXTS[1])
+    )
+    assert shapes == [[(8, b)], [(8, cat)], [(4, kites), (4, dogs)]]
+
+
+@pytest.mark.parametrize("precision", ["float32", "model"])
+def test_the_forms_agree(
+    tiny_model: EDJEModel, tokens: NDArray[np.float16], precision: Precision
+) -> None:
+    reranker = Reranker(tiny_model, batch_size=7, precision=precision)
+    assert reranker.precision == "float32"
+    np.testing.assert_allclose(
+        reranker.score_pairs(TEXTS, tokens), tiny_model.score_pairs(TEXTS, tokens), atol=1e-5
+    )
+
+
+def test_what_is_not_plain_bert_is_scored_by_its_own_forward(
+    tokens: NDArray[np.float16],
+) -> None:
+    model = build_tiny_model().place("cpu", None)
+    query = model.joint_encoder.language_model.bert.encoder.layer[0].attention.self
+    query.query = torch.nn.Sequential(query.query, torch.nn.ReLU())  # an adapter, say
+    np.testing.assert_array_equal(
+        Reranker(model).score_pairs(TEXTS[:6], tokens[:6]),
+        Reranker(model, precision="model").score_pairs(TEXTS[:6], tokens[:6]),
+    )
+    with pytest.raises(ConfigError, match="plain BERT"):
+        Reranker(model, precision="float32")
 
 
 def test_dropout_and_gradients_stay_out_of_scores_while_training(
@@ -82,6 +109,8 @@ def test_what_does_not_fit_is_refused(tiny_model: EDJEModel, tokens: NDArray[np.
         reranker.score_pairs(["a", "..."], tokens[:2])
     with pytest.raises(ConfigError, match="batch_size"):
         Reranker(tiny_model, batch_size=0)
+    with pytest.raises(ConfigError, match="int8"):
+        Reranker(tiny_model, precision="int4")  # type: ignore[arg-type]
 
 
 def test_scores_that_are_no_numbers_are_never_returned(

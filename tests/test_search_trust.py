@@ -18,7 +18,7 @@ from searching import TEXTS, engine_places, full_scores, make_collection, number
 from edje_qdrant.errors import CheckpointError, ConfigError, EngineUnavailableError
 from edje_qdrant.index import QdrantOptions
 from edje_qdrant.index.qdrant import QdrantIndex
-from edje_qdrant.model import EDJEModel
+from edje_qdrant.model import EDJEModel, FastJointEncoder
 from edje_qdrant.reranker import Reranker
 from edje_qdrant.retriever import TwoStageRetriever
 from edje_qdrant.search import deadline as deadline_module
@@ -210,15 +210,15 @@ def test_out_of_memory_makes_batches_smaller(
 ) -> None:
     tokens = np.random.default_rng(0).normal(size=(37, 4, 16)).astype(np.float16)
     whole = Reranker(tiny_model, batch_size=32).score(TEXTS[0], tokens)
-    forward, sizes = tiny_model.joint_encoder.forward, []
+    forward, sizes = FastJointEncoder.__call__, []
 
-    def small(input_ids: Any, *more: Any) -> Any:
-        sizes.append(len(input_ids))
-        if len(input_ids) > 5:
+    def small(self: Any, captions: Any, tokens: Any) -> Any:
+        sizes.append(len(tokens))
+        if len(tokens) > 5:
             raise error
-        return forward(input_ids, *more)
+        return forward(self, captions, tokens)
 
-    monkeypatch.setattr(tiny_model.joint_encoder, "forward", small)
+    monkeypatch.setattr(FastJointEncoder, "__call__", small)
     scores = Reranker(tiny_model, batch_size=32).score(TEXTS[0], tokens)
     np.testing.assert_allclose(scores, whole, atol=1e-5)
     assert sizes[:4] == [32, 16, 8, 4]
@@ -227,7 +227,7 @@ def test_out_of_memory_makes_batches_smaller(
     def never(*args: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(tiny_model.joint_encoder, "forward", never)
+    monkeypatch.setattr(FastJointEncoder, "__call__", never)
     with pytest.raises(type(error)):
         Reranker(tiny_model).score(TEXTS[0], tokens)
 
@@ -242,9 +242,11 @@ def test_scores_that_are_no_numbers_are_an_error_always(
             retriever.search(TEXTS[0])
 
 
-def test_asearch_finds_the_same_and_the_loop_goes_on(place: Any, tiny_model: EDJEModel) -> None:
+def test_asearch_finds_the_same_and_the_loop_goes_on(
+    place: Any, tiny_model: EDJEModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with TwoStageRetriever(make_collection(place, tiny_model), tiny_model) as retriever:
-        forward = tiny_model.joint_encoder.forward
+        forward = FastJointEncoder.__call__
         ticks: list[float] = []
 
         async def tick(done: asyncio.Event) -> None:
@@ -259,13 +261,13 @@ def test_asearch_finds_the_same_and_the_loop_goes_on(place: Any, tiny_model: EDJ
         async def main() -> list[SearchResult]:
             done = asyncio.Event()
             ticking = asyncio.create_task(tick(done))
-            tiny_model.joint_encoder.forward = slow  # type: ignore[method-assign]
             try:
-                return await asyncio.gather(
-                    *(retriever.asearch(text, num_candidates=40) for text in TEXTS)
-                )
+                with monkeypatch.context() as patch:
+                    patch.setattr(FastJointEncoder, "__call__", slow)
+                    return await asyncio.gather(
+                        *(retriever.asearch(text, num_candidates=40) for text in TEXTS)
+                    )
             finally:
-                tiny_model.joint_encoder.forward = forward  # type: ignore[method-assign]
                 done.set()
                 await ticking
 

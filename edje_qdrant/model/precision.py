@@ -1,0 +1,55 @@
+"""Which precision to infer in."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal, cast
+
+import torch
+
+from edje_qdrant.model.packed_linear import Kernel, has_packed_kernels, pack_linear
+
+__all__ = ["PRECISIONS", "Precision", "choose_precision"]
+
+#: `model` is the training form, in the model's own precision.
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "model"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16", "float16", "int8", "model")
+
+# Narrower models spend their time between the products, and keep exact scores instead.
+_NARROWEST = 256
+
+# bfloat16 has to be this much faster to be worth its rounding, and for the choice to be a firm one.
+_WORTH = 0.8
+_ROWS, _REPEATS = 512, 5
+
+_chosen: dict[tuple[int, int], Kernel] = {}
+
+
+def choose_precision(width: int, dtype: torch.dtype, device: torch.device) -> Kernel:
+    """Return what is best for a model of some width, whose weights are in `dtype`.
+
+    On a CPU that is measured, once in a process for each width and number of threads (some 20 ms).
+    """
+    if device.type != "cpu":
+        return cast("Kernel", str(dtype).removeprefix("torch."))
+    if width < _NARROWEST or not has_packed_kernels(torch.bfloat16):
+        return "float32"
+    key = (width, torch.get_num_threads())
+    if key not in _chosen:
+        _chosen[key] = _measure(width)
+    return _chosen[key]
+
+
+def _measure(width: int) -> Kernel:
+    weight, bias = torch.randn(4 * width, width), torch.zeros(4 * width)
+    x = torch.randn(_ROWS, width)
+    full, half = (pack_linear(weight, bias, kernel) for kernel in ("float32", "bfloat16"))
+    y = x.bfloat16()
+    best = {"float32": float("inf"), "bfloat16": float("inf")}
+    for turn in range(1 + _REPEATS):
+        for kernel, linear, rows in (("float32", full, x), ("bfloat16", half, y)):
+            began = time.perf_counter()
+            linear(rows)
+            if turn:  # the first one sets up
+                best[kernel] = min(best[kernel], time.perf_counter() - began)
+    return "bfloat16" if best["bfloat16"] < _WORTH * best["float32"] else "float32"
