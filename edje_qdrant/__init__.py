@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from edje_qdrant.pair_scoring import PairReport, score_pairs_file
     from edje_qdrant.reranker import Reranker
     from edje_qdrant.retriever import TwoStageRetriever
+    from edje_qdrant.token_cache import DeviceTokenCache
     from edje_qdrant.types import (
         Candidate,
         FailedImage,
@@ -67,6 +68,7 @@ __all__ = [
     "CollectionNotFoundError",
     "ConfigError",
     "ContractMismatchError",
+    "DeviceTokenCache",
     "EDJEConfig",
     "EDJEModel",
     "EDJEModelForIndexing",
@@ -120,6 +122,7 @@ _HOMES = {
     "score_pairs_file": "pair_scoring",
     "Reranker": "reranker",
     "TwoStageRetriever": "retriever",
+    "DeviceTokenCache": "token_cache",
     "Candidate": "types",
     "FailedImage": "types",
     "ImageEncoding": "types",

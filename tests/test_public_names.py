@@ -21,6 +21,7 @@ PUBLIC = {
     "CollectionNotFoundError",
     "ConfigError",
     "ContractMismatchError",
+    "DeviceTokenCache",
     "EDJEConfig",
     "EDJEModel",
     "EDJEModelForIndexing",
