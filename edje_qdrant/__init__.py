@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
+    from edje_qdrant.batching import SearchBatcher
     from edje_qdrant.caption_collection import CaptionCollection
     from edje_qdrant.caption_retriever import CaptionHit, CaptionResult, CaptionRetriever
     from edje_qdrant.collection import ImageCollection
@@ -84,6 +85,7 @@ __all__ = [
     "MissingExtraError",
     "PairReport",
     "Reranker",
+    "SearchBatcher",
     "SearchHit",
     "SearchResult",
     "StoreError",
@@ -102,6 +104,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "SearchBatcher": "batching",
     "CaptionCollection": "caption_collection",
     "CaptionHit": "caption_retriever",
     "CaptionResult": "caption_retriever",

@@ -236,6 +236,14 @@ class TwoStageRetriever:
             results += self._steps.search(texts[start : start + _QUERIES], settings, deadline)
         return results
 
+    def check_options(self, **options: Unpack[SearchOptions]) -> SearchSettings:
+        """Return the options of a search with all defaults, without searching.
+
+        Raises:
+            ConfigError: One cannot be used, as `search` would say.
+        """
+        return self._steps.settings(options)
+
     async def asearch(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
         """Do as `search` does, while the event loop goes on.
 

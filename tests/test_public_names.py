@@ -37,6 +37,7 @@ PUBLIC = {
     "MissingExtraError",
     "PairReport",
     "Reranker",
+    "SearchBatcher",
     "SearchHit",
     "SearchResult",
     "StoreError",
