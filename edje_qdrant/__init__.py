@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
+    from edje_qdrant.batching import SearchBatcher
     from edje_qdrant.caption_collection import CaptionCollection
     from edje_qdrant.caption_retriever import CaptionHit, CaptionResult, CaptionRetriever
     from edje_qdrant.collection import ImageCollection
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from edje_qdrant.pair_scoring import PairReport, score_pairs_file
     from edje_qdrant.reranker import Reranker
     from edje_qdrant.retriever import TwoStageRetriever
+    from edje_qdrant.token_cache import DeviceTokenCache
     from edje_qdrant.types import (
         Candidate,
         FailedImage,
@@ -70,6 +72,7 @@ __all__ = [
     "CollectionNotFoundError",
     "ConfigError",
     "ContractMismatchError",
+    "DeviceTokenCache",
     "EDJEConfig",
     "EDJEModel",
     "EDJEModelForIndexing",
@@ -86,6 +89,7 @@ __all__ = [
     "MissingExtraError",
     "PairReport",
     "Reranker",
+    "SearchBatcher",
     "SearchHit",
     "SearchResult",
     "StoreError",
@@ -107,6 +111,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "SearchBatcher": "batching",
     "CaptionCollection": "caption_collection",
     "CaptionHit": "caption_retriever",
     "CaptionResult": "caption_retriever",
@@ -131,6 +136,7 @@ _HOMES = {
     "score_pairs_file": "pair_scoring",
     "Reranker": "reranker",
     "TwoStageRetriever": "retriever",
+    "DeviceTokenCache": "token_cache",
     "Candidate": "types",
     "FailedImage": "types",
     "ImageEncoding": "types",

@@ -19,6 +19,7 @@ from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
 from edje_qdrant.tokens.protocol import StoredCodes, decoded
+from edje_qdrant.tokens.reading import EmptyCodes
 from edje_qdrant.types import Candidate, ImageEncoding, Payload
 
 __all__ = ["CollectionReader"]
@@ -191,17 +192,23 @@ class CollectionReader:
         shape = (len(candidates), contract.num_tokens, contract.token_dim)
         return decoded(self.codes(candidates), shape)
 
-    def codes(self, candidates: Sequence[Candidate]) -> list[StoredCodes]:
+    def codes(
+        self, candidates: Sequence[Candidate], *, empty: EmptyCodes | None = None
+    ) -> list[StoredCodes]:
         """Read the candidates' tokens as they are stored, one part for each codec.
 
         Candidates of several queries may be read in one call, the same picture more than once.
+
+        Args:
+            candidates: As the first stage found them.
+            empty: Makes the arrays that records of side files are copied to; pinned ones, say.
 
         Raises:
             TokensNotFoundError: Some have none; names the ids.
             TokensCorruptError: Stored bytes are not what was written; names the ids.
         """
         found = {candidate.image_id: candidate.payload for candidate in candidates}
-        parts = self._codes(found)
+        parts = self._codes(found, empty)
         if len(found) == len(candidates):
             return parts
         return repeated(parts, [*found], [candidate.image_id for candidate in candidates])
@@ -242,7 +249,7 @@ class CollectionReader:
         finally:
             self._store.close()
 
-    def _codes(self, found: Mapping[str, Payload]) -> list[StoredCodes]:
+    def _codes(self, found: Mapping[str, Payload], empty: EmptyCodes | None) -> list[StoredCodes]:
         """Read the tokens of pictures that were found with these payloads, in their order."""
         image_ids = [*found]
         in_payload = self._store.in_payload
@@ -250,6 +257,8 @@ class CollectionReader:
             if in_payload:
                 found = self._index.retrieve(image_ids)
             references = [reference_of(payload) for payload in in_order(image_ids, found)]
+            if empty is not None and isinstance(self._store, FileTokenStore):
+                return self._store.codes(image_ids, references, empty)
             return self._store.codes(image_ids, references)
         except (TokensNotFoundError, TokensCorruptError):
             # Compacted or transcoded since they were found, perhaps: look where the points say

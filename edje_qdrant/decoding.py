@@ -51,11 +51,15 @@ class TokenDecoder:
                 f"codes must be uint8 of shape (n, {self._nbytes}), not {codes.dtype} of shape "
                 f"{codes.shape}"
             )
-        if not len(codes):  # an empty array's strides can be such that torch refuses them
-            return torch.empty((0, *self._shape), dtype=torch.float16, device=self._device)
         # torch warns of arrays that cannot be written to; those of a memory map cannot.
         writeable = np.require(codes, requirements=["C", "W"])
-        return self._decode(torch.from_numpy(writeable).to(self._device))
+        return self.on_device(torch.from_numpy(writeable).to(self._device))
+
+    def on_device(self, codes: Tensor) -> Tensor:
+        """Turn `(n, nbytes)` uint8 that is on the device already into `(n, m, d_text)` float16."""
+        if not len(codes):  # an empty tensor's strides can be such that torch refuses them
+            return torch.empty((0, *self._shape), dtype=torch.float16, device=self._device)
+        return self._decode(codes)
 
 
 def _halves(codes: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from edje_qdrant.search.settings import (
     check_texts,
 )
 from edje_qdrant.search.steps import SearchSteps
+from edje_qdrant.token_cache import DeviceTokenCache
 from edje_qdrant.types import SearchResult
 
 __all__ = ["OnMissing", "TwoStageRetriever"]
@@ -51,9 +52,11 @@ class TwoStageRetriever:
         collection: Where to search; `close` closes it.
         model: The one that wrote the collection.
         reranker: Scores candidates; one of the model's with default settings where none is given.
+        token_cache: Keeps tokens of hot pictures in memory, of this collection and others.
 
     Raises:
         ContractMismatchError: Another model wrote the collection.
+        ConfigError: The cache is too small for a picture of the collection.
 
     Example:
         >>> with TwoStageRetriever.open("photos") as retriever:
@@ -62,12 +65,17 @@ class TwoStageRetriever:
     """
 
     def __init__(
-        self, collection: ImageCollection, model: EDJEModel, *, reranker: Reranker | None = None
+        self,
+        collection: ImageCollection,
+        model: EDJEModel,
+        *,
+        reranker: Reranker | None = None,
+        token_cache: DeviceTokenCache | None = None,
     ) -> None:
         collection.require(model.contract())
         self._collection = collection
         self._model = model
-        self._steps = SearchSteps(collection, model, reranker or Reranker(model))
+        self._steps = SearchSteps(collection, model, reranker or Reranker(model), token_cache)
 
     @classmethod
     def open(
@@ -77,6 +85,7 @@ class TwoStageRetriever:
         *,
         model: EDJEModel | str | Path | None = None,
         device: str | torch.device | None = None,
+        token_cache: DeviceTokenCache | None = None,
         tokens_folder: str | Path | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
@@ -90,6 +99,7 @@ class TwoStageRetriever:
             model: A model, or what `EDJEModel.from_pretrained` takes; by default what the
                 collection's contract names.
             device: Where a model that is loaded here goes; CUDA where there is one, by default.
+            token_cache: Keeps tokens of hot pictures in memory.
             tokens_folder: Where side files outside the collection's folder have moved to.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
@@ -113,7 +123,8 @@ class TwoStageRetriever:
             timeout=timeout,
         )
         try:
-            return cls(collection, model_for(collection, model, device=device))
+            model = model_for(collection, model, device=device)
+            return cls(collection, model, token_cache=token_cache)
         except BaseException:
             collection.close()
             raise
@@ -225,6 +236,14 @@ class TwoStageRetriever:
         for start in range(0, len(texts), _QUERIES):
             results += self._steps.search(texts[start : start + _QUERIES], settings, deadline)
         return results
+
+    def check_options(self, **options: Unpack[SearchOptions]) -> SearchSettings:
+        """Return the options of a search with all defaults, without searching.
+
+        Raises:
+            ConfigError: One cannot be used, as `search` would say.
+        """
+        return self._steps.settings(options)
 
     async def asearch(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
         """Do as `search` does, while the event loop goes on.

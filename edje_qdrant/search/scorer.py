@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from edje_qdrant.calibration import FIRST_LOOK, STEP, Calibration
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.collection_reading import readable
-from edje_qdrant.decoding import TokenDecoder
 from edje_qdrant.errors import EdjeError, StoreError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.reranker import Reranker
 from edje_qdrant.search.deadline import Deadline
 from edje_qdrant.search.settings import OnMissing
-from edje_qdrant.tokens.protocol import StoredCodes
+from edje_qdrant.token_cache import DeviceTokenCache
+from edje_qdrant.token_reading import TokenReader
 from edje_qdrant.types import Candidate
 
 __all__ = ["CandidateScorer", "Scored"]
@@ -65,13 +65,26 @@ class CandidateScorer:
         collection: Where tokens are.
         model: Decides device and sizes.
         reranker: Scores.
+        token_cache: Keeps tokens of hot pictures.
+
+    Raises:
+        ConfigError: The cache is too small for a picture.
     """
 
-    def __init__(self, collection: ImageCollection, model: EDJEModel, reranker: Reranker) -> None:
+    def __init__(
+        self,
+        collection: ImageCollection,
+        model: EDJEModel,
+        reranker: Reranker,
+        token_cache: DeviceTokenCache | None = None,
+    ) -> None:
+        if token_cache is not None:
+            token_cache.require(collection)
         self._collection = collection
         self._model = model
         self._reranker = reranker
-        self._decoders: dict[str, TokenDecoder] = {}
+        self._cache = token_cache
+        self._reader = TokenReader(model.device)
         contract = collection.contract
         self.pairs_at_once = max(1, _TOKEN_BYTES // (2 * contract.num_tokens * contract.token_dim))
         # Seconds that a pair took lately; what a budget allows is planned with it.
@@ -129,6 +142,17 @@ class CandidateScorer:
             look = STEP if stop_early else look
         return queries, fetching
 
+    def tokens(self, candidates: Sequence[Candidate]) -> torch.Tensor:
+        """Read and decode `(n, m, d_text)` float16 tokens, on the model's device.
+
+        Raises:
+            TokensNotFoundError: Some have none; names the ids.
+            TokensCorruptError: Some are damaged; names the ids.
+        """
+        if self._cache is not None:
+            return self._cache.fetch(self._collection, candidates, device=self._model.device)
+        return self._reader.tokens(self._collection, candidates)
+
     def _share(self, queries: int, deadline: Deadline, most: int) -> int:
         """Return how many further candidates of each active query to score now, `most` at most."""
         if deadline.milliseconds is None:
@@ -181,30 +205,12 @@ class CandidateScorer:
     ) -> tuple[list[tuple[int, int]], torch.Tensor, dict[str, StoreError]]:
         """Return which pairs' tokens can be read, these tokens, and id -> error of the others."""
 
-        def read(left: list[tuple[int, int]]) -> list[StoredCodes]:
-            return self._collection.codes([found[q][row] for q, row in left])
+        def read(left: list[tuple[int, int]]) -> torch.Tensor:
+            return self.tokens([found[q][row] for q, row in left])
 
         if on_missing == "error":
-            return [*pairs], self._decoded(read([*pairs]), len(pairs)), {}
-        left, parts, failed = readable(pairs, lambda pair: found[pair[0]][pair[1]].image_id, read)
-        return left, self._decoded(parts, len(left)), failed
-
-    def _decoded(self, parts: Sequence[StoredCodes], count: int) -> torch.Tensor:
-        """Decode on the model's device, so that only codes are copied to it."""
-        device = self._model.device
-        for part in parts:
-            if part.codec.key not in self._decoders:
-                self._decoders[part.codec.key] = TokenDecoder(part.codec, device)
-        if len(parts) == 1:
-            return self._decoders[parts[0].codec.key](parts[0].codes)
-        contract = self._collection.contract
-        shape = (count, contract.num_tokens, contract.token_dim)
-        tokens = torch.empty(shape, dtype=torch.float16, device=device)
-        for part in parts:
-            tokens[torch.from_numpy(part.rows).to(device)] = self._decoders[part.codec.key](
-                part.codes
-            )
-        return tokens
+            return [*pairs], read([*pairs]), {}
+        return readable(pairs, lambda pair: found[pair[0]][pair[1]].image_id, read)
 
     def _learn(self, seconds: float) -> None:
         known = self._seconds_per_pair

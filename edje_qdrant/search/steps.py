@@ -25,6 +25,7 @@ from edje_qdrant.search.grouping import grouped
 from edje_qdrant.search.ranking import hits_of, in_first_stage_order, why_degraded
 from edje_qdrant.search.scorer import CandidateScorer, Scored
 from edje_qdrant.search.settings import SearchOptions, SearchSettings
+from edje_qdrant.token_cache import DeviceTokenCache
 from edje_qdrant.types import Candidate, SearchHit, SearchResult, Timings
 
 __all__ = ["SearchSteps"]
@@ -37,12 +38,19 @@ class SearchSteps:
         collection: Where to search.
         model: Encodes.
         reranker: Scores candidates.
+        token_cache: Keeps tokens of hot pictures.
     """
 
-    def __init__(self, collection: ImageCollection, model: EDJEModel, reranker: Reranker) -> None:
+    def __init__(
+        self,
+        collection: ImageCollection,
+        model: EDJEModel,
+        reranker: Reranker,
+        token_cache: DeviceTokenCache | None = None,
+    ) -> None:
         self._collection = collection
         self._model = model
-        self.scorer = CandidateScorer(collection, model, reranker)
+        self.scorer = CandidateScorer(collection, model, reranker, token_cache)
 
     def settings(self, options: SearchOptions) -> SearchSettings:
         """Check options, also against what the model can do.

@@ -22,7 +22,7 @@ from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.tokens.file_writer import WRITER_LOCK, FileWriter, lock_store
 from edje_qdrant.tokens.manifest import MANIFEST_NAME, Manifest, Segment, another_stores
 from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
-from edje_qdrant.tokens.reading import Located, Problems, gathered, located
+from edje_qdrant.tokens.reading import EmptyCodes, Located, Problems, gathered, located
 from edje_qdrant.tokens.segment import (
     HEADER_BYTES,
     SegmentReader,
@@ -226,9 +226,17 @@ class FileTokenStore:
             self._manifest = self._writer.manifest
 
     def codes(
-        self, image_ids: Sequence[str], references: Sequence[TokenReference]
+        self,
+        image_ids: Sequence[str],
+        references: Sequence[TokenReference],
+        empty: EmptyCodes | None = None,
     ) -> list[StoredCodes]:
         """Read tokens as they are stored, each picture in exactly one of the results.
+
+        Args:
+            image_ids: `n` pictures.
+            references: Theirs.
+            empty: Makes the arrays that records are copied to, where they are to be pinned.
 
         Raises:
             TokensNotFoundError: A reference names no record, or one past a file's end.
@@ -256,7 +264,7 @@ class FileTokenStore:
             parts.append((rows, records, numbers))
         stored: list[StoredCodes] = []
         for codec, parts in found.values():
-            order, codes = gathered(parts, codec.nbytes)
+            order, codes = gathered(parts, codec.nbytes, empty)
             problems.check(image_ids, references, order, codes)
             stored.append(StoredCodes(codec, np.array(order, np.intp), codes))
         problems.raise_first()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +14,13 @@ from edje_qdrant.tokens.checksum import checksums, named
 from edje_qdrant.tokens.protocol import TokenReference
 from edje_qdrant.tokens.segment import is_segment_id
 
-__all__ = ["Located", "Problems", "gathered", "located"]
+__all__ = ["EmptyCodes", "Located", "Problems", "gathered", "located"]
 
 #: Rows asked for, their segment's `(k, nbytes)` records, and the numbers of theirs among them.
 Located = tuple[list[int], NDArray[np.uint8], list[int]]
+
+#: Makes a uint8 array of a shape, to be filled.
+EmptyCodes = Callable[[tuple[int, int]], NDArray[np.uint8]]
 
 _MAX_RECORDS = 2**40
 
@@ -120,14 +123,28 @@ def located(
     return groups
 
 
-def gathered(parts: Sequence[Located], nbytes: int) -> tuple[list[int], NDArray[np.uint8]]:
-    """Copy the records of all parts; return the rows, ascending, and their `(n, nbytes)` codes."""
+def gathered(
+    parts: Sequence[Located], nbytes: int, empty: EmptyCodes | None = None
+) -> tuple[list[int], NDArray[np.uint8]]:
+    """Copy the records of all parts; return the rows, ascending, and their `(n, nbytes)` codes.
+
+    Args:
+        parts: What to copy.
+        nbytes: Bytes of a record.
+        empty: Makes the array that they are copied to, where it is to be of a memory of its own.
+    """
     if len(parts) == 1:
         rows, records, numbers = parts[0]
-        return rows, records[numbers]
+        if empty is None:
+            return rows, records[numbers]
+        codes = empty((len(rows), nbytes))
+        # Any other mode than "raise" writes to `out` itself; the numbers have been checked.
+        np.take(records, numbers, axis=0, out=codes, mode="clip")
+        return rows, codes
     order = sorted(row for rows, _, _ in parts for row in rows)
     place = {row: at for at, row in enumerate(order)}
-    codes = np.empty((len(order), nbytes), np.uint8)
+    shape = (len(order), nbytes)
+    codes = np.empty(shape, np.uint8) if empty is None else empty(shape)
     for rows, records, numbers in parts:
         for row, number in zip(rows, numbers, strict=True):
             codes[place[row]] = records[number]
