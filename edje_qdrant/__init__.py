@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
+    from edje_qdrant.attached import AttachedCollection, RankedPoint
+    from edje_qdrant.attaching import attach_tokens, detach_tokens
     from edje_qdrant.caption_collection import CaptionCollection
     from edje_qdrant.caption_retriever import CaptionHit, CaptionResult, CaptionRetriever
     from edje_qdrant.collection import ImageCollection
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AttachedCollection",
     "Candidate",
     "CaptionCollection",
     "CaptionHit",
@@ -81,6 +84,7 @@ __all__ = [
     "LabelScore",
     "MissingExtraError",
     "PairReport",
+    "RankedPoint",
     "Reranker",
     "SearchHit",
     "SearchResult",
@@ -92,14 +96,20 @@ __all__ = [
     "TokensNotFoundError",
     "TwoStageRetriever",
     "__version__",
+    "attach_tokens",
     "classify",
     "classify_batch",
+    "detach_tokens",
     "ingest_images",
     "match_texts",
     "score_pairs_file",
 ]
 
 _HOMES = {
+    "AttachedCollection": "attached",
+    "RankedPoint": "attached",
+    "attach_tokens": "attaching",
+    "detach_tokens": "attaching",
     "CaptionCollection": "caption_collection",
     "CaptionHit": "caption_retriever",
     "CaptionResult": "caption_retriever",

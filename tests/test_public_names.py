@@ -11,6 +11,7 @@ from edje_qdrant import errors
 
 #: What users may rely on. A name that joins or leaves belongs into the changelog.
 PUBLIC = {
+    "AttachedCollection",
     "Candidate",
     "CaptionCollection",
     "CaptionHit",
@@ -35,6 +36,7 @@ PUBLIC = {
     "LabelScore",
     "MissingExtraError",
     "PairReport",
+    "RankedPoint",
     "Reranker",
     "SearchHit",
     "SearchResult",
@@ -46,8 +48,10 @@ PUBLIC = {
     "TokensNotFoundError",
     "TwoStageRetriever",
     "__version__",
+    "attach_tokens",
     "classify",
     "classify_batch",
+    "detach_tokens",
     "ingest_images",
     "match_texts",
     "score_pairs_file",
