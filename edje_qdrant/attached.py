@@ -28,7 +28,7 @@ from edje_qdrant.tokens.payload_store import PayloadTokenStore
 from edje_qdrant.tokens.protocol import StoredCodes
 
 if TYPE_CHECKING:
-    from qdrant_client.models import ScoredPoint
+    from edje_qdrant.index.foreign import ScoredPoint
 
 __all__ = ["AttachedCollection", "RankedPoint", "is_attached", "read_attachment", "require"]
 

@@ -18,6 +18,7 @@ from edje_qdrant.index.paths import TOKENS_KEY, nested_path
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
+    from qdrant_client.models import ScoredPoint as ScoredPoint  # for annotations elsewhere
 
 __all__ = ["ForeignPoint", "ForeignPoints", "PointId"]
 

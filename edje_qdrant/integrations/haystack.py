@@ -6,13 +6,20 @@ pipeline may stand on one folder.
 
 from __future__ import annotations
 
-from threading import Lock
+from dataclasses import replace
+from threading import RLock
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import finalize
 
 from edje_qdrant.attached import AttachedCollection
 from edje_qdrant.errors import MissingExtraError
-from edje_qdrant.integrations.hits import best_first, hit_content, hit_fields, image_ids_of
+from edje_qdrant.integrations.hits import (
+    ImageScorer,
+    best_first,
+    hit_content,
+    hit_fields,
+    image_ids_of,
+)
 from edje_qdrant.retriever import TwoStageRetriever
 from edje_qdrant.types import SearchResult
 
@@ -24,40 +31,74 @@ except ImportError as error:
 
 __all__ = ["EDJERanker", "EDJERetriever"]
 
-_open: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
-_turn = Lock()
+_open: dict[tuple[Any, ...], _Shared] = {}
+_turn = RLock()
 
 
-class _Settings:
-    """Hold what both components are made of: where the collection is, and its model."""
+class _Shared:
+    """Hold an open collection, and how many components use it."""
+
+    def __init__(self, opened: TwoStageRetriever | AttachedCollection) -> None:
+        self.opened = opened
+        self.users = 0
+
+
+class _Place:
+    """Say where a component's collection is and which model is meant; open it, and let it go."""
 
     def __init__(
-        self, location: str, name: str, model: str | None, device: str | None, api_key: Secret | None
+        self,
+        location: str,
+        name: str,
+        model: str | None,
+        device: str | None,
+        api_key: Secret | None,
     ) -> None:
-        self.location, self.name = location, name
-        self.model, self.device, self.api_key = model, device, api_key
+        self._location, self._name = location, name
+        self._model, self._device, self._api_key = model, device, api_key
+        self._release: finalize[Any, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "location": self.location,
-            "name": self.name,
-            "model": self.model,
-            "device": self.device,
-            "api_key": self.api_key.to_dict() if self.api_key else None,
+            "location": self._location,
+            "name": self._name,
+            "model": self._model,
+            "device": self._device,
+            "api_key": self._api_key.to_dict() if self._api_key else None,
         }
 
     def opened(self, kind: type[Any]) -> Any:
         """Return the collection, opened once however many components name it."""
-        key = self.api_key.resolve_value() if self.api_key else None
-        place = (kind, self.location, self.name, self.model, self.device, key)
+        key = self._api_key.resolve_value() if self._api_key else None
+        place = (kind, self._location, self._name, self._model, self._device, key)
         with _turn:
-            found = _open.get(place)
-            if found is None:
-                found = kind.open(
-                    self.location, self.name, model=self.model, device=self.device, api_key=key
-                )
-                _open[place] = found
-            return found
+            if self._release is None or not self._release.alive:
+                if place not in _open:
+                    _open[place] = _Shared(
+                        kind.open(
+                            self._location,
+                            self._name,
+                            model=self._model,
+                            device=self._device,
+                            api_key=key,
+                        )
+                    )
+                _open[place].users += 1
+                self._release = finalize(self, _let_go, place)
+            return _open[place].opened
+
+    def close(self) -> None:
+        if self._release is not None:
+            self._release()
+
+
+def _let_go(place: tuple[Any, ...]) -> None:
+    with _turn:
+        shared = _open[place]
+        shared.users -= 1
+        if not shared.users:
+            del _open[place]
+            shared.opened.close()
 
 
 @component
@@ -93,17 +134,16 @@ class EDJERetriever:
             search_kwargs: Further options of `TwoStageRetriever.search`.
             content_field: Payload field that becomes the content, such as `caption`.
         """
-        self._settings = _Settings(location, name, model, device, api_key)
+        self._place = _Place(location, name, model, device, api_key)
         self.top_k = top_k
         self.search_kwargs = dict(search_kwargs or {})
         self.content_field = content_field
-        self._retriever: TwoStageRetriever | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the component as a JSON object; an API key by the name of its variable only."""
         fields: dict[str, Any] = default_to_dict(
             self,
-            **self._settings.as_dict(),
+            **self._place.as_dict(),
             top_k=self.top_k,
             search_kwargs=self.search_kwargs,
             content_field=self.content_field,
@@ -124,8 +164,11 @@ class EDJERetriever:
             StoreError: The collection cannot be opened.
             CheckpointError: The model cannot be loaded.
         """
-        if self._retriever is None:
-            self._retriever = self._settings.opened(TwoStageRetriever)
+        self._opened()
+
+    def close(self) -> None:
+        """Let go of the collection; the last component that has it closes it."""
+        self._place.close()
 
     @component.output_types(documents=list[Document])
     def run(
@@ -143,9 +186,7 @@ class EDJERetriever:
             ConfigError: The text has no word in it, or an option cannot be used.
             StoreError: The collection cannot be read.
         """
-        self.warm_up()
-        assert self._retriever is not None
-        return self._output(self._retriever.search(query, **self._options(top_k, search_kwargs)))
+        return self._output(self._opened().search(query, **self._options(top_k, search_kwargs)))
 
     @component.output_types(documents=list[Document])
     async def run_async(
@@ -158,10 +199,12 @@ class EDJERetriever:
             top_k: As `run`.
             search_kwargs: As `run`.
         """
-        self.warm_up()
-        assert self._retriever is not None
         options = self._options(top_k, search_kwargs)
-        return self._output(await self._retriever.asearch(query, **options))
+        return self._output(await self._opened().asearch(query, **options))
+
+    def _opened(self) -> TwoStageRetriever:
+        opened: TwoStageRetriever = self._place.opened(TwoStageRetriever)
+        return opened
 
     def _options(self, top_k: int | None, further: dict[str, Any] | None) -> dict[str, Any]:
         wanted = self.top_k if top_k is None else top_k
@@ -208,17 +251,16 @@ class EDJERanker:
             top_k: Documents to return; all by default.
             id_key: Where in a document's meta the picture's id is.
         """
-        self._settings = _Settings(location, name, model, device, api_key)
+        self._place = _Place(location, name, model, device, api_key)
         self.attached = attached
         self.top_k = top_k
         self.id_key = id_key
-        self._scorer: TwoStageRetriever | AttachedCollection | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the component as a JSON object; an API key by the name of its variable only."""
         fields: dict[str, Any] = default_to_dict(
             self,
-            **self._settings.as_dict(),
+            **self._place.as_dict(),
             attached=self.attached,
             top_k=self.top_k,
             id_key=self.id_key,
@@ -239,9 +281,11 @@ class EDJERanker:
             StoreError: The collection cannot be opened.
             CheckpointError: The model cannot be loaded.
         """
-        if self._scorer is None:
-            kind = AttachedCollection if self.attached else TwoStageRetriever
-            self._scorer = self._settings.opened(kind)
+        self._opened()
+
+    def close(self) -> None:
+        """Let go of the collection; the last component that has it closes it."""
+        self._place.close()
 
     @component.output_types(documents=list[Document])
     def run(
@@ -259,13 +303,15 @@ class EDJERanker:
             TokensNotFoundError: A picture has no tokens; names it.
             StoreError: Tokens cannot be read.
         """
-        self.warm_up()
-        assert self._scorer is not None
         ids = image_ids_of([document.meta for document in documents], self.id_key)
         wanted = self.top_k if top_k is None else top_k
-        reranked = []
-        for place, score in best_first(self._scorer, query, ids, wanted):
-            fields = {**documents[place].to_dict(flatten=False), "score": score}
-            fields["meta"] = {**fields["meta"], "score": score, "rank": len(reranked) + 1}
-            reranked.append(Document.from_dict(fields))
+        reranked: list[Document] = []
+        for place, score in best_first(self._opened(), query, ids, wanted):
+            fields = {**documents[place].meta, "score": score, "rank": len(reranked) + 1}
+            reranked.append(replace(documents[place], score=score, meta=fields))
         return {"documents": reranked}
+
+    def _opened(self) -> ImageScorer:
+        kind = AttachedCollection if self.attached else TwoStageRetriever
+        opened: ImageScorer = self._place.opened(kind)
+        return opened

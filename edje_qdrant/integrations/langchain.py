@@ -115,7 +115,7 @@ class EDJEDocumentReranker(BaseDocumentCompressor):
             StoreError: Tokens cannot be read.
         """
         ids = image_ids_of([document.metadata for document in documents], self.id_key)
-        reranked = []
+        reranked: list[Document] = []
         for place, score in best_first(self.scorer, query, ids, self.top_n):
             document = documents[place]
             fields = {**document.metadata, "score": score, "rank": len(reranked) + 1}
