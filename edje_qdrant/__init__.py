@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
+    from edje_qdrant.attached import AttachedCollection, RankedPoint
+    from edje_qdrant.attaching import attach_tokens, detach_tokens
     from edje_qdrant.batching import SearchBatcher
     from edje_qdrant.caption_collection import CaptionCollection
     from edje_qdrant.caption_retriever import CaptionHit, CaptionResult, CaptionRetriever
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AttachedCollection",
     "Candidate",
     "CaptionCollection",
     "CaptionHit",
@@ -88,6 +91,7 @@ __all__ = [
     "LabelScore",
     "MissingExtraError",
     "PairReport",
+    "RankedPoint",
     "Reranker",
     "SearchBatcher",
     "SearchHit",
@@ -100,8 +104,10 @@ __all__ = [
     "TokensNotFoundError",
     "TwoStageRetriever",
     "__version__",
+    "attach_tokens",
     "classify",
     "classify_batch",
+    "detach_tokens",
     "draw_explanation",
     "draw_heat",
     "explain_match",
@@ -112,6 +118,10 @@ __all__ = [
 
 _HOMES = {
     "SearchBatcher": "batching",
+    "AttachedCollection": "attached",
+    "RankedPoint": "attached",
+    "attach_tokens": "attaching",
+    "detach_tokens": "attaching",
     "CaptionCollection": "caption_collection",
     "CaptionHit": "caption_retriever",
     "CaptionResult": "caption_retriever",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from edje_qdrant.cli_attach import add_attach_commands
 from edje_qdrant.cli_collection import add_collection_commands
 from edje_qdrant.cli_eval import EvalCommand, calibrate, evaluate
 from edje_qdrant.cli_loading import (
@@ -274,6 +275,7 @@ def demo(
 
 add_collection_commands(app)
 add_pair_commands(app)
+add_attach_commands(app)
 app.command("train")(train)
 app.command("eval", cls=EvalCommand)(evaluate)
 app.command("calibrate")(calibrate)

@@ -11,6 +11,7 @@ from edje_qdrant import errors
 
 #: What users may rely on. A name that joins or leaves belongs into the changelog.
 PUBLIC = {
+    "AttachedCollection",
     "Candidate",
     "CaptionCollection",
     "CaptionHit",
@@ -37,6 +38,7 @@ PUBLIC = {
     "LabelScore",
     "MissingExtraError",
     "PairReport",
+    "RankedPoint",
     "Reranker",
     "SearchBatcher",
     "SearchHit",
@@ -49,11 +51,13 @@ PUBLIC = {
     "TokensNotFoundError",
     "TwoStageRetriever",
     "__version__",
+    "attach_tokens",
     "classify",
     "classify_batch",
     "draw_explanation",
     "draw_heat",
     "explain_match",
+    "detach_tokens",
     "ingest_images",
     "match_texts",
     "score_pairs_file",

@@ -1,0 +1,123 @@
+"""A LangChain retriever, and a document compressor that reranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from edje_qdrant.errors import MissingExtraError
+from edje_qdrant.integrations.hits import (
+    ImageScorer,
+    best_first,
+    hit_content,
+    hit_fields,
+    image_ids_of,
+)
+from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.types import SearchResult
+
+try:
+    from langchain_core.callbacks import (
+        AsyncCallbackManagerForRetrieverRun,
+        CallbackManagerForRetrieverRun,
+        Callbacks,
+    )
+    from langchain_core.documents import BaseDocumentCompressor, Document
+    from langchain_core.retrievers import BaseRetriever
+except ImportError as error:
+    raise MissingExtraError("langchain-core", "langchain") from error
+
+__all__ = ["EDJEDocumentReranker", "EDJERetriever"]
+
+
+class EDJERetriever(BaseRetriever):
+    """Find pictures by text, as LangChain documents.
+
+    A document's id is the picture's, its text the picture's path (or a payload field), and its
+    metadata hold `image_id`, `path`, `score`, `rank`, `retrieval_score`, `retrieval_rank`,
+    `probability`, `payload`, and `degraded` with its `reason`.
+
+    Attributes:
+        retriever: Searches; it stays open.
+        search_kwargs: Options of `TwoStageRetriever.search`; those of a call go before.
+        content_field: Payload field that becomes the text, such as `caption`.
+
+    Example:
+        >>> retriever = EDJERetriever(retriever=TwoStageRetriever.open("photos"))
+        >>> documents = retriever.invoke("a dog in the snow", top_k=5)
+    """
+
+    retriever: TwoStageRetriever
+    search_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    content_field: str | None = None
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002 - LangChain's signature
+        **options: Any,
+    ) -> list[Document]:
+        return self._documents(self.retriever.search(query, **{**self.search_kwargs, **options}))
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002
+        **options: Any,
+    ) -> list[Document]:
+        found = await self.retriever.asearch(query, **{**self.search_kwargs, **options})
+        return self._documents(found)
+
+    def _documents(self, result: SearchResult) -> list[Document]:
+        return [
+            Document(
+                id=hit.image_id,
+                page_content=hit_content(hit, self.content_field),
+                metadata=hit_fields(hit, result),
+            )
+            for hit in result
+        ]
+
+
+class EDJEDocumentReranker(BaseDocumentCompressor):
+    """Rerank documents that name a picture of a collection, whatever found them.
+
+    What is returned are copies, best first, with the joint encoder's logit as `score` and their new
+    place as `rank` in the metadata.
+
+    Attributes:
+        scorer: `TwoStageRetriever`, or `AttachedCollection`.
+        top_n: Documents to return; all by default.
+        id_key: Where in the metadata the picture's id is.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    scorer: ImageScorer
+    top_n: int | None = None
+    id_key: str = "image_id"
+
+    def compress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's signature
+    ) -> list[Document]:
+        """Return the documents whose pictures fit a text best.
+
+        Raises:
+            ConfigError: A document names no picture, or `top_n` is below 1.
+            TokensNotFoundError: A picture has no tokens; names it.
+            StoreError: Tokens cannot be read.
+        """
+        ids = image_ids_of([document.metadata for document in documents], self.id_key)
+        reranked: list[Document] = []
+        for place, score in best_first(self.scorer, query, ids, self.top_n):
+            document = documents[place]
+            fields = {**document.metadata, "score": score, "rank": len(reranked) + 1}
+            reranked.append(document.model_copy(update={"metadata": fields}))
+        return reranked

@@ -1,0 +1,105 @@
+"""A LlamaIndex retriever of image nodes, and a node postprocessor that reranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edje_qdrant.errors import ConfigError, MissingExtraError
+from edje_qdrant.integrations.hits import (
+    ImageScorer,
+    best_first,
+    hit_content,
+    hit_fields,
+    image_ids_of,
+)
+from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.types import SearchResult
+
+try:
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.retrievers import BaseRetriever
+    from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
+except ImportError as error:
+    raise MissingExtraError("llama-index-core", "llama-index") from error
+
+__all__ = ["EDJENodeReranker", "EDJERetriever"]
+
+
+class EDJERetriever(BaseRetriever):
+    """Find pictures by text, as image nodes with the joint encoder's logits for scores.
+
+    A node's id is the picture's, its `image_path` the payload's `path`; its metadata hold
+    `image_id`, `path`, `score`, `rank`, `retrieval_score`, `retrieval_rank`, `probability`,
+    `payload`, and `degraded` with its `reason`. No metadata goes into what a language model or an
+    embedding reads.
+
+    Args:
+        retriever: Searches; it stays open.
+        search_kwargs: Options of `TwoStageRetriever.search`.
+        content_field: Payload field that becomes the node's text, such as `caption`.
+        options: LlamaIndex's own, such as `callback_manager`.
+    """
+
+    def __init__(
+        self,
+        retriever: TwoStageRetriever,
+        *,
+        search_kwargs: Mapping[str, Any] | None = None,
+        content_field: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._retriever = retriever
+        self._search_kwargs = dict(search_kwargs or {})
+        self._content_field = content_field
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._nodes(self._retriever.search(query_bundle.query_str, **self._search_kwargs))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        text = query_bundle.query_str
+        return self._nodes(await self._retriever.asearch(text, **self._search_kwargs))
+
+    def _nodes(self, result: SearchResult) -> list[NodeWithScore]:
+        nodes = []
+        for hit in result:
+            fields = hit_fields(hit, result)
+            node = ImageNode(
+                id_=hit.image_id,
+                text=hit_content(hit, self._content_field),
+                image_path=fields["path"],
+                metadata=fields,
+                excluded_llm_metadata_keys=[*fields],
+                excluded_embed_metadata_keys=[*fields],
+            )
+            nodes.append(NodeWithScore(node=node, score=hit.score))
+        return nodes
+
+
+class EDJENodeReranker(BaseNodePostprocessor):
+    """Rerank nodes that name a picture of a collection, whatever found them.
+
+    Attributes:
+        scorer: `TwoStageRetriever`, or `AttachedCollection`.
+        top_n: Nodes to return; all by default.
+        id_key: Where in a node's metadata the picture's id is.
+    """
+
+    scorer: ImageScorer
+    top_n: int | None = None
+    id_key: str = "image_id"
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return LlamaIndex's name of the class."""
+        return "EDJENodeReranker"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if query_bundle is None:
+            raise ConfigError("there is no query to rerank by; pass query_str or query_bundle")
+        ids = image_ids_of([node.node.metadata for node in nodes], self.id_key)
+        order = best_first(self.scorer, query_bundle.query_str, ids, self.top_n)
+        return [NodeWithScore(node=nodes[place].node, score=score) for place, score in order]

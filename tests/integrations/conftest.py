@@ -1,0 +1,46 @@
+"""A collection of pictures that several plugs search."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.ingest import ingest_images
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.retriever import TwoStageRetriever
+
+# Before haystack is imported: it reports its use over the network where nobody says no.
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+
+WritePictures = Callable[..., list[Path]]
+
+
+@dataclass
+class Gallery:
+    """A collection of twelve pictures in a folder, not open."""
+
+    folder: Path
+    paths: list[Path]
+    model: EDJEModel
+
+    def open(self) -> TwoStageRetriever:
+        return TwoStageRetriever.open(self.folder, model=self.model)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path, write_pictures: WritePictures, tiny_model: EDJEModel) -> Gallery:
+    paths = write_pictures(tmp_path / "pictures", 12)
+    with ImageCollection.create(tmp_path / "index", "images", tiny_model.contract()) as made:
+        ingest_images(tmp_path / "pictures", made, tiny_model, progress=False, batch_size=12)
+    return Gallery(tmp_path / "index", paths, tiny_model)
+
+
+@pytest.fixture
+def retriever(gallery: Gallery) -> Iterator[TwoStageRetriever]:
+    with gallery.open() as opened:
+        yield opened

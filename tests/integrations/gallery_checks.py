@@ -1,0 +1,30 @@
+"""What every plug must do, in words the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import pytest
+
+from edje_qdrant.types import SearchHit
+
+TEXT = "two dogs on a boat"
+
+T = TypeVar("T")
+
+
+def check_fields(fields: Mapping[str, Any], hit: SearchHit) -> None:
+    assert fields["image_id"] == hit.image_id
+    assert fields["path"] == hit.payload["path"]
+    assert fields["score"] == pytest.approx(hit.score, abs=1e-4)
+    assert fields["retrieval_score"] == pytest.approx(hit.retrieval_score)
+    assert (fields["rank"], fields["retrieval_rank"]) == (hit.rank, hit.retrieval_rank)
+    assert fields["payload"] == hit.payload
+    assert (fields["degraded"], fields["reason"]) == (False, None)
+
+
+def other_order(items: Sequence[T]) -> list[tuple[int, T]]:
+    """Return numbered items in an order that nothing would rank them in."""
+    numbered = list(enumerate(items))
+    return [*numbered[1::2], *numbered[0::2]]

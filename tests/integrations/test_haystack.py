@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+from conftest import Gallery
+
+pytest.importorskip("haystack", reason="needs the extra haystack")
+
+from gallery_checks import TEXT, check_fields, other_order
+from haystack import Document, Pipeline
+from haystack.core.errors import DeserializationError
+from haystack.utils import Secret
+from index_stand_in import StandIn
+from qdrant_client import models
+
+from edje_qdrant.attached import AttachedCollection
+from edje_qdrant.attaching import attach_tokens
+from edje_qdrant.errors import (
+    CollectionLockedError,
+    CollectionNotFoundError,
+    ConfigError,
+    TokensNotFoundError,
+)
+from edje_qdrant.integrations.haystack import EDJERanker, EDJERetriever
+
+
+@pytest.fixture
+def place(gallery: Gallery) -> dict[str, str]:
+    """What names the collection; its model is found by the name that it keeps."""
+    return {"location": str(gallery.folder), "device": "cpu"}
+
+
+def test_documents_hold_what_a_search_finds(gallery: Gallery, place: dict[str, str]) -> None:
+    with gallery.open() as opened:
+        hits = opened.search(TEXT, top_k=5)
+    plug = EDJERetriever(**place, top_k=5)
+    documents = plug.run(query=TEXT)["documents"]
+    assert [d.id for d in documents] == [hit.image_id for hit in hits]
+    assert [d.content for d in documents] == [hit.payload["path"] for hit in hits]
+    assert [d.score for d in documents] == pytest.approx([hit.score for hit in hits], abs=1e-4)
+    for document, hit in zip(documents, hits, strict=True):
+        check_fields(document.meta, hit)
+    assert asyncio.run(plug.run_async(query=TEXT)) == {"documents": documents}
+    assert plug.run(query=TEXT, top_k=2)["documents"] == documents[:2]
+    some = plug.run(query=TEXT, search_kwargs={"filter": {"path": documents[3].content}})
+    assert [d.id for d in some["documents"]] == [documents[3].id]
+    with pytest.raises(ConfigError, match="top_k is 0"):
+        plug.run(query=TEXT, top_k=0)
+
+
+def test_a_pipeline_on_one_folder_is_written_and_read_back(place: dict[str, str]) -> None:
+    pipeline = Pipeline()
+    pipeline.add_component("retriever", EDJERetriever(**place, top_k=12, content_field="width"))
+    pipeline.add_component("ranker", EDJERanker(**place, top_k=4))
+    pipeline.connect("retriever.documents", "ranker.documents")
+    asked = {"retriever": {"query": TEXT}, "ranker": {"query": TEXT}}
+    found = pipeline.run(asked)["ranker"]["documents"]
+    assert len(found) == 4
+    text = pipeline.dumps()
+    with pytest.raises(DeserializationError):  # Haystack trusts no module unasked
+        Pipeline.loads(text)
+    again = Pipeline.loads(text, allowed_modules=["edje_qdrant.integrations.haystack"])
+    assert again.run(asked)["ranker"]["documents"] == found
+    assert again.dumps() == text
+    assert again.get_component("retriever").content_field == "width"
+
+
+def test_a_collection_is_let_go_with_the_last_component(
+    gallery: Gallery, place: dict[str, str]
+) -> None:
+    first, second = EDJERetriever(**place), EDJERanker(**place)
+    first.warm_up()
+    first.warm_up()
+    second.warm_up()
+    with pytest.raises(CollectionLockedError):
+        gallery.open()
+    first.close()
+    first.close()
+    with pytest.raises(CollectionLockedError):
+        gallery.open()
+    del second
+    gc.collect()
+    gallery.open().close()
+    assert first.run(query=TEXT)["documents"]  # a closed one opens again
+    first.close()
+
+
+def test_documents_are_reranked(place: dict[str, str]) -> None:
+    best = EDJERetriever(**place, top_k=12).run(query=TEXT)["documents"]
+    given = [
+        Document(id=f"doc-{n}", content=str(n), meta={"picture": d.id})
+        for n, d in other_order(best)
+    ]
+    ranker = EDJERanker(**place, id_key="picture")
+    reranked = ranker.run(query=TEXT, documents=given)["documents"]
+    assert [d.id for d in reranked] == [f"doc-{n}" for n in range(12)]
+    assert [d.score for d in reranked] == pytest.approx([d.score for d in best], abs=1e-4)
+    assert [d.meta["rank"] for d in reranked] == [*range(1, 13)]
+    assert all(d.score is None and "rank" not in d.meta for d in given)
+    assert ranker.run(query=TEXT, documents=given, top_k=2)["documents"] == reranked[:2]
+    assert ranker.run(query=TEXT, documents=[])["documents"] == []
+    with pytest.raises(ConfigError, match="has no 'picture'"):
+        ranker.run(query=TEXT, documents=best)
+    unknown = "00000000-0000-4000-8000-000000000000"
+    with pytest.raises(TokensNotFoundError, match=unknown):
+        ranker.run(query=TEXT, documents=[Document(content="", meta={"picture": unknown})])
+
+
+def test_a_collection_of_their_own_is_reranked(gallery: Gallery) -> None:
+    with StandIn() as server:
+        server.client.create_collection(
+            "mine", vectors_config=models.VectorParams(size=1, distance=models.Distance.DOT)
+        )
+        server.client.upsert(
+            "mine",
+            [
+                models.PointStruct(id=n, vector=[1.0], payload={"path": str(path)})
+                for n, path in enumerate(gallery.paths)
+            ],
+        )
+        attach_tokens(server.url, "mine", gallery.model, progress=False)
+        ranker = EDJERanker(server.url, "mine", attached=True, device="cpu")
+        given = [Document(content=str(n), meta={"image_id": n}) for n in range(12)]
+        reranked = ranker.run(query=TEXT, documents=given)["documents"]
+        with AttachedCollection.open(server.url, "mine", model=gallery.model) as opened:
+            expected = opened.score(TEXT, [*range(12)])
+        ranker.close()
+    assert [d.content for d in reranked] == [str(n) for n in (-expected).argsort(kind="stable")]
+
+
+def test_a_key_is_written_by_its_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "do not write this")
+    for kind in (EDJERetriever, EDJERanker):
+        plug = kind("http://localhost:6333", api_key=Secret.from_env_var("MY_KEY"))
+        data = plug.to_dict()
+        assert "do not write this" not in str(data)
+        again = kind.from_dict(data)
+        assert again.to_dict() == plug.to_dict()
+        assert again._place._api_key.resolve_value() == "do not write this"
+
+
+def test_a_collection_that_is_not_there_is_named(tmp_path: object) -> None:
+    plug = EDJERetriever(str(tmp_path), "nothing")
+    with pytest.raises(CollectionNotFoundError, match="nothing"):
+        plug.warm_up()

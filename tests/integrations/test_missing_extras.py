@@ -1,0 +1,44 @@
+"""What the plugs say where the library they plug into is not installed."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from edje_qdrant.errors import MissingExtraError
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("langchain", "langchain_core", "langchain"),
+        ("llama_index", "llama_index", "llama-index"),
+        ("haystack", "haystack", "haystack"),
+        ("rerankers", "rerankers", "rerankers"),
+    ],
+)
+def test_without_the_package_the_extra_is_named(
+    module: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"edje_qdrant.integrations.{module}"
+    for known in [key for key in sys.modules if key == name or key.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, known)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'edje-qdrant\[{extra}\]'") as error:
+        importlib.import_module(name)
+    assert error.value.extra == extra
+
+
+def test_the_other_plugs_need_no_package() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('langchain_core', 'llama_index', 'haystack', 'rerankers', 'ray'):\n"
+        "    sys.modules[name] = None\n"
+        "import edje_qdrant.integrations\n"
+        "assert 'torch' not in sys.modules\n"
+        "import edje_qdrant.integrations.cross_encoder, edje_qdrant.attaching\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

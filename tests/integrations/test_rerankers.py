@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+
+import pytest
+from conftest import Gallery
+
+pytest.importorskip("rerankers", reason="needs the extra rerankers")
+
+from gallery_checks import TEXT
+from PIL import Image
+from rerankers import Document
+
+from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.integrations.rerankers import EDJERanker
+from edje_qdrant.retriever import TwoStageRetriever
+
+
+@pytest.fixture
+def expected(gallery: Gallery) -> list[float]:
+    tokens = gallery.model.encode_images([Image.open(path) for path in gallery.paths]).tokens
+    scores: list[float] = gallery.model.score(TEXT, tokens).tolist()
+    return scores
+
+
+def test_pictures_are_ranked(gallery: Gallery, expected: list[float]) -> None:
+    ranker = EDJERanker(gallery.model)
+    order = sorted(range(12), key=lambda row: -expected[row])
+    results = ranker.rank(TEXT, [str(path) for path in gallery.paths])
+    assert results.query == TEXT
+    assert results.has_scores
+    assert [result.doc_id for result in results] == order
+    assert [result.rank for result in results] == [*range(1, 13)]
+    assert [r.score for r in results] == pytest.approx([expected[n] for n in order], abs=1e-4)
+    assert [r.document.image_path for r in results] == [str(gallery.paths[n]) for n in order]
+    assert [r.doc_id for r in results.top_k(2)] == order[:2]
+    again = asyncio.run(ranker.rank_async(TEXT, [str(path) for path in gallery.paths]))
+    assert [r.doc_id for r in again] == order
+    assert ranker.score(TEXT, str(gallery.paths[5])) == pytest.approx(expected[5], abs=1e-4)
+
+
+def test_documents_of_all_kinds(
+    gallery: Gallery, expected: list[float], retriever: TwoStageRetriever
+) -> None:
+    ranker = EDJERanker(gallery.model, collection=retriever)
+    ids = {hit.payload["path"]: hit.image_id for hit in retriever.search(TEXT, top_k=12)}
+    text = base64.b64encode(gallery.paths[1].read_bytes()).decode()
+    docs = [
+        Document(document_type="image", image_path=str(gallery.paths[0]), doc_id="zero"),
+        Document(document_type="image", base64=text, metadata={"a": 1}),
+        Document(document_type="image", doc_id=ids[str(gallery.paths[2])]),
+        Image.open(gallery.paths[3]),
+        ids[str(gallery.paths[4])],
+    ]
+    results = ranker.rank(TEXT, docs)
+    known = {result.doc_id: result.score for result in results}
+    assert set(known) == {"zero", 1, ids[str(gallery.paths[2])], 3, 4}
+    for row, key in enumerate(["zero", 1, ids[str(gallery.paths[2])], 3, 4]):
+        assert known[key] == pytest.approx(expected[row], abs=1e-4)
+    assert results.get_result_by_docid(1).a == 1
+    named = ranker.rank(TEXT, gallery.paths[:2], doc_ids=["x", "y"], metadata=[{"m": 0}, {"m": 1}])
+    assert {(r.doc_id, r.metadata["m"]) for r in named} == {("x", 0), ("y", 1)}
+    assert next(iter(ranker.rank(TEXT, gallery.paths[0]))).doc_id == 0
+    assert list(ranker.rank(TEXT, [])) == []
+
+
+def test_what_is_no_picture_is_refused(gallery: Gallery, tmp_path: Path) -> None:
+    ranker = EDJERanker(gallery.model)
+    with pytest.raises(ConfigError, match="no picture"):
+        ranker.rank(TEXT, [Document("a text", doc_id=1)])
+    with pytest.raises(ConfigError, match="no picture"):
+        ranker.score(TEXT, Document(document_type="image"))
+    with pytest.raises(ConfigError, match="1 doc_ids for 2 documents"):
+        ranker.rank(TEXT, gallery.paths[:2], doc_ids=[1])
+    with pytest.raises(ImageReadError, match="document 7"):
+        ranker.rank(TEXT, [Document(document_type="image", base64="!", doc_id=7)])
+    with pytest.raises(ImageReadError, match=r"none\.png"):
+        ranker.rank(TEXT, [str(tmp_path / "none.png")])
