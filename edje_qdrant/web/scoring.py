@@ -191,7 +191,7 @@ def _in_the_time_left(options: SearchOptions, waited: float) -> SearchOptions:
     budget = options.get("budget_ms")
     if budget is None:
         return options
-    return {**options, "budget_ms": max(budget - waited, 1.0)}
+    return {**options, "budget_ms": max(round(budget - waited, 1), 1.0)}
 
 
 def _settle(future: Future[T], work: Callable[[], T]) -> None:
