@@ -42,6 +42,7 @@ from edje_qdrant.cli_options import (
 )
 from edje_qdrant.cli_pairs import add_pair_commands
 from edje_qdrant.cli_search import search
+from edje_qdrant.cli_serve import serve
 from edje_qdrant.cli_train import train
 from edje_qdrant.errors import EdjeError
 from edje_qdrant.version import __version__
@@ -191,6 +192,7 @@ def ingest(
 
 
 app.command("search")(search)
+app.command("serve")(serve)
 
 
 @app.command()

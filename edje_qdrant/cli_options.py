@@ -25,11 +25,13 @@ __all__ = [
     "field_of",
     "filter_of",
     "indexes_of",
+    "service_keys",
     "where_is",
 ]
 
 _URL = "EDJE_QDRANT_URL"
 _API_KEY = "EDJE_QDRANT_API_KEY"
+_SERVICE_KEY = "EDJE_QDRANT_SERVICE_KEY"
 
 Index = Annotated[
     str | None,
@@ -115,6 +117,12 @@ def where_is(index: str | None, url: str | None) -> str:
 def api_key() -> str | None:
     """Return the server's API key; it is no option, as options show in lists of processes."""
     return os.environ.get(_API_KEY) or None
+
+
+def service_keys() -> tuple[str, ...]:
+    """Return the keys that callers of the service must send one of; several, to change them."""
+    keys = (key.strip() for key in os.environ.get(_SERVICE_KEY, "").split(","))
+    return tuple(key for key in keys if key)
 
 
 def field_of(text: str) -> tuple[str, Any]:

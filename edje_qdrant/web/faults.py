@@ -1,0 +1,133 @@
+"""Turn what goes wrong into a status and a JSON body: `{error, message, request_id}`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from edje_qdrant.errors import (
+    CollectionLockedError,
+    ConfigError,
+    EdjeError,
+    EngineUnavailableError,
+    ImageReadError,
+    MissingExtraError,
+    TokensNotFoundError,
+)
+from edje_qdrant.web.scoring import BusyError, LateError
+
+__all__ = ["Refusal", "add_fault_handlers", "refusal_response"]
+
+_log = logging.getLogger("edje_qdrant.web")
+
+# What is wrong on the server's side is told in these words; the log has the whole of it.
+_OURS = {
+    503: "the collection cannot be reached at the moment; try again later",
+    500: "the collection or the model is damaged; the server's log says where",
+}
+_HTTP_NAMES = {
+    400: "BadRequest",
+    404: "NotFound",
+    405: "MethodNotAllowed",
+    413: "TooLarge",
+    415: "UnsupportedMediaType",
+}
+
+
+class Refusal(HTTPException):
+    """Refuse a request with a status, a name that programs can compare, and a sentence."""
+
+    def __init__(
+        self, status: int, error: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.error = error
+
+
+def refusal_response(
+    status: int,
+    error: str,
+    message: str,
+    request_id: str,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """Return an error's response."""
+    body = {"error": error, "message": message, "request_id": request_id}
+    return JSONResponse(body, status, headers=dict(headers or {}))
+
+
+def add_fault_handlers(app: FastAPI) -> None:
+    """Let every error of an app end in the same form."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(EdjeError, _edje_error)
+    app.add_exception_handler(BusyError, _busy)
+    app.add_exception_handler(LateError, _late)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    parts = []
+    for problem in error.errors()[:5]:
+        place = ".".join(str(part) for part in problem["loc"] if part != "body")
+        parts.append(f"{place or 'the body'}: {problem['msg']}")
+    return _response(request, 422, "InvalidRequest", "; ".join(parts))
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    name = error.error if isinstance(error, Refusal) else None
+    name = name or _HTTP_NAMES.get(error.status_code, "HttpError")
+    return _response(request, error.status_code, name, str(error.detail), error.headers)
+
+
+async def _edje_error(request: Request, error: Exception) -> JSONResponse:
+    status = _status_of(error)
+    headers = {"Retry-After": "5"} if status == 503 else {}
+    if status in _OURS:
+        _log.error("request failed", exc_info=error, extra={"request_id": _request_id(request)})
+        return _response(request, status, type(error).__name__, _OURS[status], headers)
+    return _response(request, status, type(error).__name__, str(error), headers)
+
+
+async def _busy(request: Request, _error: Exception) -> JSONResponse:
+    message = "too many searches are waiting; try again in a second"
+    return _response(request, 503, "Busy", message, {"Retry-After": "1"})
+
+
+async def _late(request: Request, _error: Exception) -> JSONResponse:
+    message = "no answer within the time limit; ask for fewer candidates, or give a budget_ms"
+    return _response(request, 504, "Timeout", message)
+
+
+def _status_of(error: Exception) -> int:
+    if isinstance(error, ConfigError):
+        return 400
+    if isinstance(error, TokensNotFoundError):
+        return 404
+    if isinstance(error, ImageReadError):
+        return 422
+    if isinstance(error, MissingExtraError):
+        return 501
+    if isinstance(error, EngineUnavailableError | CollectionLockedError):
+        return 503
+    return 500
+
+
+def _response(
+    request: Request,
+    status: int,
+    error: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    return refusal_response(status, error, message, _request_id(request), headers)
+
+
+def _request_id(request: Request) -> str:
+    return str(request.scope.get("request_id", ""))

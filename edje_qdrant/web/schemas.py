@@ -1,0 +1,285 @@
+"""What requests and answers hold; the OpenAPI description is made of these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+__all__ = [
+    "Answer",
+    "CollectionInfo",
+    "ErrorBody",
+    "ExplainRequest",
+    "Explained",
+    "FailedUpload",
+    "HealthBody",
+    "Hit",
+    "Ingested",
+    "NextRequest",
+    "Picture",
+    "PictureList",
+    "RecommendRequest",
+    "RerankRequest",
+    "RerankResult",
+    "Reranked",
+    "SearchRequest",
+    "Word",
+]
+
+_ID = "5b0f6d0e-6d0b-5b52-9f0c-2f8f4d6c1a77"
+_MOST = 100_000
+
+Scalar = bool | int | str
+FilterDict = dict[str, Scalar | list[Scalar]]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=_MOST)]
+ImageId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Count = Annotated[int, Field(ge=1, le=_MOST)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _Filtered(_Model):
+    filter: FilterDict | None = Field(
+        None, description="Payload field to value, or to a list of values; all fields must hold."
+    )
+    qdrant_filter: dict[str, Any] | None = Field(
+        None,
+        description="Instead of `filter`: a filter in Qdrant's own JSON, with must, should, "
+        "must_not, ranges and the rest.",
+    )
+
+
+class SearchRequest(_Filtered):
+    """Ask for the pictures that a text fits best."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"text": "a red star above a blue ring", "top_k": 5, "num_candidates": 50},
+                {"text": "a dog in the snow", "filter": {"album": "winter"}, "budget_ms": 200},
+            ]
+        }
+    )
+
+    text: Text = Field(description="What the picture shows.")
+    top_k: Count = Field(10, description="Hits to return.")
+    num_candidates: Count | None = Field(
+        None, description="Pictures of the first stage to rerank; 100 by default, or top_k if more."
+    )
+    fusion: Literal["rerank", "rrf", "blend"] = Field(
+        "rerank", description="What ranks: the joint encoder alone, or both stages together."
+    )
+    fusion_weights: tuple[float, float] | None = Field(
+        None, description="Of the first stage and of the joint encoder, for rrf and blend."
+    )
+    group_by: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
+        None, description="A payload field; of the pictures that share its value, only the best."
+    )
+    budget_ms: Annotated[float, Field(gt=0, le=600_000)] | None = Field(
+        None, description="Milliseconds for the search, waiting included."
+    )
+    adaptive: bool = Field(False, description="Stop scoring once it can hardly matter any more.")
+    min_score: float | Literal["auto"] | None = Field(
+        None, description="Leave out hits with a lower logit; auto: below the calibrated cutoff."
+    )
+    on_missing: Literal["error", "first_stage"] = Field(
+        "error", description="What becomes of candidates whose tokens are missing or damaged."
+    )
+    first_stage: bool = Field(
+        False, description="Return also what the first stage alone would have shown."
+    )
+
+
+class NextRequest(_Model):
+    """Ask for the next page of an earlier answer."""
+
+    cursor: str = Field(min_length=1, description="The `cursor` of that answer.")
+    top_k: Count = Field(10, description="Hits of the page.")
+
+
+class RecommendRequest(_Filtered):
+    """Ask for more pictures like some, and unlike others."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"liked": [_ID], "text": "a red star", "top_k": 5}]}
+    )
+
+    liked: list[ImageId] = Field(max_length=100, description="Ids to come near to.")
+    disliked: list[ImageId] = Field([], max_length=100, description="Ids to keep away from.")
+    text: Text | None = Field(None, description="What the pictures should show as well.")
+    top_k: Count = 10
+    num_candidates: Count | None = None
+    strategy: Literal["average_vector", "best_score"] = "average_vector"
+    on_missing: Literal["error", "first_stage"] = "error"
+
+
+class RerankRequest(_Model):
+    """Rank pictures of the collection by a text, as rerank services do."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "edje", "query": "a red star", "documents": [_ID], "top_n": 1}]
+        }
+    )
+
+    model: str | None = Field(
+        None, max_length=200, description="Taken for likeness; the service has one model."
+    )
+    query: Text = Field(description="What the pictures may show.")
+    documents: list[ImageId] = Field(
+        min_length=1, max_length=10_000, description="Ids of pictures in the collection."
+    )
+    top_n: Count | None = Field(None, description="Results to return; all by default.")
+    return_documents: bool = Field(False, description="Return the ids beside the scores.")
+
+
+class ExplainRequest(_Model):
+    """Ask where in a picture a text is seen."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"image_id": _ID, "text": "a red star"}]}
+    )
+
+    image_id: ImageId
+    text: Annotated[str, StringConstraints(min_length=1, max_length=300)]
+
+
+class Hit(BaseModel):
+    """A picture that was found."""
+
+    image_id: str = Field(examples=[_ID])
+    rank: int = Field(description="Place in the answer, from 1; pages count on.")
+    score: float | None = Field(description="The joint encoder's logit; null if not scored.")
+    probability: float | None = Field(description="That text and picture match, if calibrated.")
+    retrieval_score: float = Field(description="The first stage's cosine.")
+    retrieval_rank: int = Field(description="Place in the first stage, from 1.")
+    fusion_score: float | None = None
+    group: Any = None
+    payload: dict[str, Any] = Field(
+        description="What was stored with the picture; `path` below the pictures' folder."
+    )
+
+
+class Answer(BaseModel):
+    """Hits, best first."""
+
+    query: str
+    hits: list[Hit]
+    first_stage: list[Hit] | None = Field(
+        None, description="The first stage's own order, where it was asked for."
+    )
+    timings_ms: dict[str, float] = Field(
+        description="By stage: queue, encode, retrieve, fetch, rerank, total.",
+        examples=[
+            {"queue": 1.9, "encode": 2.1, "retrieve": 0.6, "fetch": 0.4, "rerank": 9, "total": 14}
+        ],
+    )
+    candidates: int
+    scored: int
+    degraded: bool = Field(description="Whether the ranking is less than was asked for.")
+    reason: str | None = None
+    cursor: str | None = Field(description="For /v1/search/next; null past the last hit.")
+
+
+class RerankResult(BaseModel):
+    """One picture's place."""
+
+    index: int = Field(description="Place in `documents`, from 0.")
+    relevance_score: float = Field(
+        description="Between 0 and 1: the calibrated probability, or the logit's sigmoid."
+    )
+    score: float = Field(description="The logit itself.")
+    document: str | None = None
+
+
+class Reranked(BaseModel):
+    """Pictures by relevance, best first."""
+
+    id: str = Field(description="The request's.")
+    model: str
+    results: list[RerankResult]
+
+
+class FailedUpload(BaseModel):
+    """A file that was not added, and why."""
+
+    name: str
+    reason: str
+
+
+class Ingested(BaseModel):
+    """What became of uploaded pictures."""
+
+    added: int
+    skipped: int = Field(description="Those that were there already.")
+    failed: list[FailedUpload]
+    image_ids: list[str] = Field(description="Of all that are now in the collection, in order.")
+
+
+class Picture(BaseModel):
+    """A picture of the collection."""
+
+    image_id: str
+    payload: dict[str, Any]
+    file: str | None = Field(description="Where the picture is; null if it is not served.")
+    thumbnail: str | None
+
+
+class PictureList(BaseModel):
+    """Some pictures of the collection."""
+
+    pictures: list[Picture]
+
+
+class CollectionInfo(BaseModel):
+    """What is served, and within which limits."""
+
+    name: str
+    pictures: int
+    model: str | None
+    calibrated: bool
+    ingest: bool
+    explain: bool
+    max_top_k: int
+    max_candidates: int
+    max_text: int
+    max_upload_bytes: int
+    version: str
+
+
+class Word(BaseModel):
+    """One word of a text, and where the picture speaks for it."""
+
+    word: str
+    weight: float = Field(description="How much likelier the picture makes it, in nats.")
+    heat: list[list[float]] = Field(description="Rows of cells; they sum to 1, or are all 0.")
+
+
+class Explained(BaseModel):
+    """Where a match was seen."""
+
+    image_id: str
+    text: str
+    score: float
+    heat: list[list[float]]
+    words: list[Word]
+    area: tuple[float, float, float, float] = Field(
+        description="What the maps cover: left, top, right, bottom, as shares of the picture."
+    )
+
+
+class HealthBody(BaseModel):
+    """How the service is."""
+
+    status: str = Field(examples=["ok"])
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    error: str = Field(examples=["ConfigError"], description="A name to compare.")
+    message: str = Field(examples=["top_k is 0; give a whole number, 1 or more"])
+    request_id: str = Field(examples=["0f3c9a4e6d2b4f0d8a1c"])

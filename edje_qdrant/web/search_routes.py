@@ -1,0 +1,143 @@
+"""Routes that search: by text, by picture, by example, on from a cursor; and that rank."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, File, Form, Request, UploadFile
+from pydantic import TypeAdapter, ValidationError
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.web.faults import Refusal
+from edje_qdrant.web.schemas import (
+    Answer,
+    Explained,
+    ExplainRequest,
+    FilterDict,
+    NextRequest,
+    RecommendRequest,
+    Reranked,
+    RerankRequest,
+    RerankResult,
+    SearchRequest,
+)
+from edje_qdrant.web.service import Service
+from edje_qdrant.web.uploads import Upload, uploaded_picture
+
+__all__ = ["search_routes"]
+
+_FILTER: TypeAdapter[dict[str, Any]] = TypeAdapter(FilterDict)
+
+
+def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
+    """Return the routes of a service."""
+    router = APIRouter(prefix="/v1", tags=["search"], responses=responses)
+    retriever, scoring = service.retriever, service.scoring
+
+    @router.post("/search")
+    async def search(request: SearchRequest) -> Answer:
+        """Find the pictures that a text fits best, in two stages."""
+        return await service.search(request)
+
+    @router.post("/search/next")
+    async def search_next(request: NextRequest) -> Answer:
+        """Return the next page of an answer; nothing is searched again."""
+        service.check_top_k(request.top_k)
+        result = await service.read(lambda: retriever.resume(request.cursor, top_k=request.top_k))
+        return service.answer(result)
+
+    @router.post("/search/image")
+    async def search_image(
+        file: Annotated[UploadFile, File(description="A picture to look for the like of.")],
+        top_k: Annotated[int, Form(ge=1)] = 10,
+        filter: Annotated[str | None, Form(description="As in /v1/search, as JSON.")] = None,
+        group_by: Annotated[str | None, Form(min_length=1, max_length=200)] = None,
+    ) -> Answer:
+        """Find the pictures that look most like one, by the first stage."""
+        service.check_top_k(top_k)
+        chosen = _read_filter(filter)
+        upload = Upload(file.filename or "the picture", await file.read())
+        picture = await service.read(
+            lambda: uploaded_picture(upload, max_pixels=service.settings.max_pixels)
+        )
+        result = await service.wait(
+            scoring.do(
+                lambda: retriever.search_by_image(
+                    picture, top_k=top_k, filter=chosen, group_by=group_by
+                )
+            )
+        )
+        service.measures.search(result, 0.0)
+        return service.answer(result)
+
+    @router.post("/recommend")
+    async def recommend(request: RecommendRequest) -> Answer:
+        """Find more pictures like some of the collection's, and unlike others."""
+        top_k, number = service.counts(request.top_k, request.num_candidates)
+        if request.text is not None:
+            service.check_text(request.text)
+        chosen = service.filter(request.filter, request.qdrant_filter)
+        result = await service.wait(
+            scoring.do(
+                lambda: retriever.recommend(
+                    request.liked,
+                    request.disliked,
+                    text=request.text,
+                    top_k=top_k,
+                    num_candidates=number,
+                    filter=chosen,
+                    strategy=request.strategy,
+                    on_missing=request.on_missing,
+                )
+            )
+        )
+        service.measures.search(result, 0.0)
+        return service.answer(result)
+
+    @router.post("/rerank")
+    async def rerank(body: RerankRequest, request: Request) -> Reranked:
+        """Rank pictures of the collection by a text, whatever the first stage thinks of them."""
+        service.check_text(body.query)
+        if len(body.documents) > service.settings.max_candidates:
+            most = service.settings.max_candidates
+            raise Refusal(400, "LimitExceeded", f"documents may be {most} at most")
+        logits = await service.wait(scoring.do(lambda: retriever.score(body.query, body.documents)))
+        calibration = retriever.model.calibration
+        relevance = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        if calibration is not None:
+            relevance = calibration.probability(logits)
+        order = np.argsort(-logits, kind="stable")[: body.top_n]
+        return Reranked(
+            id=request.scope["request_id"],
+            model=str(retriever.model.name_or_path or "edje"),
+            results=[
+                RerankResult(
+                    index=int(row),
+                    relevance_score=float(relevance[row]),
+                    score=float(logits[row]),
+                    document=body.documents[row] if body.return_documents else None,
+                )
+                for row in order
+            ],
+        )
+
+    @router.post("/explain")
+    async def explain(request: ExplainRequest) -> Explained:
+        """Tell where in a picture each word of a text is seen."""
+        return await service.wait(
+            scoring.do(lambda: service.explain(request.image_id, request.text))
+        )
+
+    return router
+
+
+def _read_filter(text: str | None) -> dict[str, Any] | None:
+    if not text:
+        return None
+    try:
+        return _FILTER.validate_python(json.loads(text)) or None
+    except (ValueError, RecursionError, ValidationError) as error:
+        message = 'filter must be a JSON object of fields and values, such as {"album": "a"}'
+        raise ConfigError(message) from error

@@ -1,0 +1,264 @@
+"""What the routes share: the retriever, its thread, the pictures, the measures."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from edje_qdrant.collection import user_payload
+from edje_qdrant.errors import MissingExtraError
+from edje_qdrant.index import Filter
+from edje_qdrant.index.filter_json import filter_from_json
+from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.settings import SearchOptions
+from edje_qdrant.types import SearchHit, SearchResult
+from edje_qdrant.web.faults import Refusal
+from edje_qdrant.web.measures import Measures
+from edje_qdrant.web.picture_files import PictureFolder, Thumbnails
+from edje_qdrant.web.schemas import Answer, Explained, Hit, Picture, SearchRequest, Word
+from edje_qdrant.web.scoring import BusyError, LateError, ScoringThread
+from edje_qdrant.web.settings import ServiceSettings
+
+__all__ = ["Service", "not_found"]
+
+_log = logging.getLogger("edje_qdrant.web")
+
+T = TypeVar("T")
+
+_READERS = 4
+_MOST_INGESTS = 4
+_DEFAULT_CANDIDATES = 100
+_EXPLAIN = "edje_qdrant.explain"
+
+
+class Service:
+    """Answer requests with one retriever.
+
+    Args:
+        retriever: Which searches; `close` closes it.
+        settings: Limits.
+    """
+
+    def __init__(self, retriever: TwoStageRetriever, settings: ServiceSettings) -> None:
+        self.retriever = retriever
+        self.settings = settings
+        self.folder = PictureFolder(settings.pictures, max_pixels=settings.max_pixels)
+        self.thumbnails = Thumbnails(self.folder, settings.thumbnail_bytes)
+        self.measures = Measures(lambda: self.scoring.waiting)
+        self.scoring = ScoringThread(
+            retriever.search_batch,
+            max_batch=settings.max_batch,
+            wait_ms=settings.batch_wait_ms,
+            max_waiting=settings.max_waiting,
+            observe=self.measures.batch,
+        )
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="edje-reading")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="edje-writing")
+        self._writing = 0
+        self.can_explain = importlib.util.find_spec(_EXPLAIN) is not None
+
+    def close(self) -> None:
+        """Do what waits, then let go of the collection."""
+        self.scoring.close(self.settings.timeout)
+        self._writer.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
+        self.retriever.close()
+
+    async def wait(self, future: Future[T]) -> T:
+        """Wait for a job, within the time limit.
+
+        Raises:
+            LateError: It took longer; if it has not begun, it is not done any more.
+        """
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.timeout)
+        except asyncio.TimeoutError as error:
+            raise LateError from error
+
+    async def read(self, work: Callable[[], T]) -> T:
+        """Do what reads files or the engine, beside the event loop."""
+        return await self.wait(self._readers.submit(work))
+
+    async def write(self, work: Callable[[], T]) -> T:
+        """Do what writes to the collection, one after another.
+
+        Raises:
+            BusyError: Too many wait.
+        """
+        if self._writing >= _MOST_INGESTS:
+            raise BusyError
+        self._writing += 1
+        future = self._writer.submit(work)
+        loop = asyncio.get_running_loop()
+        # Counted until it is done, though nobody may wait for it any more.
+        future.add_done_callback(lambda _: _in_loop(loop, self._written))
+        return await self.wait(future)
+
+    def _written(self) -> None:
+        self._writing -= 1
+
+    async def search(self, request: SearchRequest) -> Answer:
+        """Search for a text, together with what others ask."""
+        top_k, number = self.counts(request.top_k, request.num_candidates)
+        options: SearchOptions = {
+            "top_k": top_k,
+            "num_candidates": number,
+            "filter": self.filter(request.filter, request.qdrant_filter),
+            "fusion": request.fusion,
+            "fusion_weights": request.fusion_weights,
+            "group_by": request.group_by,
+            "budget_ms": request.budget_ms,
+            "adaptive": request.adaptive,
+            "min_score": request.min_score,
+            "on_missing": request.on_missing,
+        }
+        self.check_text(request.text)
+        key = request.model_dump_json(exclude={"text", "first_stage"})
+        result, waited = await self.wait(self.scoring.search(request.text, options, key))
+        self.measures.search(result, waited)
+        return self.answer(result, waited, first_stage=request.first_stage)
+
+    def counts(self, top_k: int, num_candidates: int | None) -> tuple[int, int]:
+        """Return how many hits and candidates are asked for.
+
+        Raises:
+            Refusal: More than the service gives.
+        """
+        self.check_top_k(top_k)
+        most = self.settings.max_candidates
+        if num_candidates is None:
+            return top_k, min(most, max(_DEFAULT_CANDIDATES, top_k))
+        if num_candidates > most:
+            raise Refusal(400, "LimitExceeded", f"num_candidates may be {most} at most")
+        return top_k, num_candidates
+
+    def check_top_k(self, top_k: int) -> None:
+        """Refuse pages that are too large."""
+        if top_k > self.settings.max_top_k:
+            raise Refusal(
+                400,
+                "LimitExceeded",
+                f"top_k may be {self.settings.max_top_k} at most; the cursor leads on",
+            )
+
+    def check_text(self, text: str) -> None:
+        """Refuse texts that are too long."""
+        if len(text) > self.settings.max_text:
+            most = self.settings.max_text
+            raise Refusal(400, "LimitExceeded", f"a text may have {most} characters at most")
+
+    def filter(
+        self, plain: Mapping[str, Any] | None, qdrant: Mapping[str, Any] | None
+    ) -> Filter | None:
+        """Return the filter of a request, in either form."""
+        if plain and qdrant:
+            raise Refusal(400, "BadRequest", "give filter or qdrant_filter, not both")
+        return filter_from_json(qdrant) if qdrant else (plain or None)
+
+    def answer(
+        self, result: SearchResult, waited: float = 0.0, *, first_stage: bool = False
+    ) -> Answer:
+        """Return a result as it is sent."""
+        timings = result.timings.as_dict()
+        timings = {"queue": waited, **timings, "total": timings["total"] + waited}
+        before = None
+        if first_stage:
+            ranked = sorted((*result.hits, *result.remaining), key=lambda hit: hit.retrieval_rank)
+            before = self._hits(ranked[: len(result.hits)])
+        return Answer(
+            query=result.query,
+            hits=self._hits(result.hits),
+            first_stage=before,
+            timings_ms={stage: round(ms, 3) for stage, ms in timings.items()},
+            candidates=result.candidates,
+            scored=result.scored,
+            degraded=result.degraded,
+            reason=result.reason,
+            cursor=result.cursor,
+        )
+
+    def _hits(self, hits: Iterable[SearchHit]) -> list[Hit]:
+        return [
+            Hit(
+                image_id=hit.image_id,
+                rank=hit.rank,
+                score=hit.score,
+                probability=hit.probability,
+                retrieval_score=hit.retrieval_score,
+                retrieval_rank=hit.retrieval_rank,
+                fusion_score=hit.fusion_score,
+                group=hit.group,
+                payload=self.folder.shown(hit.payload),
+            )
+            for hit in hits
+        ]
+
+    def picture(self, image_id: str, payload: Mapping[str, Any]) -> Picture:
+        """Return what is told of a picture."""
+        served = self.folder.has(payload)
+        place = f"/v1/images/{image_id}"
+        return Picture(
+            image_id=image_id,
+            payload=self.folder.shown(payload),
+            file=f"{place}/file" if served else None,
+            thumbnail=f"{place}/thumbnail" if served else None,
+        )
+
+    def payload(self, image_id: str) -> dict[str, Any]:
+        """Return a picture's payload.
+
+        Raises:
+            Refusal: There is no such picture, whatever the reason.
+        """
+        with_dashes = _as_uuid(image_id)
+        if with_dashes is None:
+            raise not_found()
+        found = self.retriever.collection.index.retrieve([with_dashes], tokens=False)
+        if with_dashes not in found:
+            raise not_found()
+        return dict(user_payload(found[with_dashes]))
+
+    def explain(self, image_id: str, text: str) -> Explained:
+        """Tell where in a picture a text is seen; for the scoring thread."""
+        if not self.can_explain:
+            raise MissingExtraError("the part that explains matches", "web")
+        picture = self.folder.picture(self.payload(image_id))
+        if picture is None:
+            raise not_found()
+        explain_match: Any = importlib.import_module(_EXPLAIN).explain_match
+        found = explain_match(self.retriever.model, text, picture)
+        rows = zip(found.words, found.word_weights, found.word_heat, strict=True)
+        return Explained(
+            image_id=image_id,
+            text=text,
+            score=found.score,
+            heat=found.heat.tolist(),
+            words=[
+                Word(word=word, weight=float(weight), heat=heat.tolist())
+                for word, weight, heat in rows
+            ],
+            area=found.area,
+        )
+
+
+def not_found() -> Refusal:
+    """Return the answer to whoever asks for a picture that is not served, whatever the reason."""
+    return Refusal(404, "NotFound", "there is no such picture here")
+
+
+def _as_uuid(text: str) -> str | None:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        return None
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(work)

@@ -1,0 +1,126 @@
+// One picture: its scores, its payload, and where each word of the text is seen in it.
+
+import { drawHeat } from "/static/heat.js";
+import { altOf, make, nameOf, percent } from "/static/parts.js";
+import { hasKey, post, show } from "/static/service.js";
+
+const at = (id) => document.getElementById(id);
+// Below this (nats) the picture tells nothing of a word.
+const TELLING = 0.5;
+
+export class Detail {
+  /** `asked` returns what was searched for; `explains` whether the service can explain. */
+  constructor({ asked, explains, like }) {
+    this.dialog = at("detail");
+    this.asked = asked;
+    this.explains = explains;
+    this.pictures = [];
+    at("close").addEventListener("click", () => this.dialog.close());
+    at("like").addEventListener("click", () => {
+      this.dialog.close();
+      like(this.picture);
+    });
+    this.dialog.addEventListener("click", (event) => {
+      if (event.target === this.dialog) this.dialog.close();
+    });
+    this.dialog.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowRight") this.step(1);
+      else if (event.key === "ArrowLeft") this.step(-1);
+    });
+    this.dialog.addEventListener("close", () => this.running?.abort());
+  }
+
+  step(by) {
+    const place = this.pictures.findIndex((picture) => picture.image_id === this.picture.image_id);
+    const next = this.pictures[place + by];
+    if (place >= 0 && next) this.open(next, this.pictures);
+  }
+
+  open(picture, pictures) {
+    this.picture = picture;
+    this.pictures = pictures;
+    this.running?.abort();
+    at("detail-title").textContent = nameOf(picture);
+    const file = `/v1/images/${encodeURIComponent(picture.image_id)}/file`;
+    const large = at("large");
+    large.alt = altOf(picture);
+    large.onerror = () => {
+      large.onerror = null;
+      large.alt = "The service does not show this picture.";
+      large.removeAttribute("src");
+    };
+    large.onload = () => fit(large);
+    show(large, file);
+    at("original").href = file;
+    at("original").hidden = hasKey(); // an address cannot carry the key
+    at("heat").hidden = true;
+    at("scores").replaceChildren(...scores(picture));
+    const { payload } = picture;
+    const lines = Object.entries(payload).flatMap(([field, value]) => [
+      make("dt", {}, field),
+      make("dd", {}, typeof value === "string" ? value : JSON.stringify(value)),
+    ]);
+    at("payload").replaceChildren(...lines, make("dt", {}, "id"), make("dd", {}, picture.image_id));
+    if (!this.dialog.open) this.dialog.showModal();
+    const text = this.asked();
+    at("why").hidden = !(text && this.explains());
+    if (!at("why").hidden) this.explain(text);
+  }
+
+  async explain(text) {
+    this.running = new AbortController();
+    const { signal } = this.running;
+    at("why-hint").textContent = "Looking…";
+    at("words").replaceChildren();
+    try {
+      const body = { image_id: this.picture.image_id, text: text.slice(0, 300) };
+      const found = await post("/v1/explain", body, { signal });
+      this.words(found);
+    } catch (error) {
+      if (error.name !== "AbortError") at("why-hint").textContent = `No heat map: ${error.message}`;
+    }
+  }
+
+  words(found) {
+    at("why-hint").textContent =
+      "Choose a word to see where. The numbers say how much likelier the picture makes it.";
+    const heat = at("heat");
+    const buttons = [];
+    const toggle = (button, map, weight) => {
+      const on = button.getAttribute("aria-pressed") !== "true";
+      for (const other of buttons) other.setAttribute("aria-pressed", `${on && other === button}`);
+      heat.hidden = !on;
+      if (on) drawHeat(heat, map, found.area, weight === null || weight >= TELLING ? 1 : 0.6);
+    };
+    const add = (words, weight, map) => {
+      const way = weight === null || Math.abs(weight) < TELLING ? "" : weight > 0 ? "for" : "against";
+      const button = make("button", { class: `word ${way}`, type: "button", "aria-pressed": "false" }, words);
+      if (way) button.append(make("small", {}, `${weight >= 0 ? "+" : "−"}${Math.abs(weight).toFixed(1)}`));
+      else if (weight !== null) button.classList.add("mute");
+      button.addEventListener("click", () => toggle(button, map, weight));
+      buttons.push(button);
+    };
+    add("All words", null, found.heat);
+    for (const { word, weight, heat: map } of found.words) add(word, weight, map);
+    at("words").replaceChildren(...buttons);
+  }
+}
+
+/** Show a small picture larger, but not so large that it is nothing but pixels. */
+function fit(image) {
+  const { naturalWidth: width, naturalHeight: height } = image;
+  const high = 0.8 * window.innerHeight;
+  at("frame").style.width = `${Math.round(Math.min(2 * width, (high * width) / height))}px`;
+}
+
+function scores(picture) {
+  const shown = [];
+  const add = (words, value) => shown.push(make("div", {}, make("dt", {}, words), make("dd", {}, value)));
+  if (picture.rank === undefined) return shown;
+  if (picture.probability !== null) add("Match", percent(picture.probability));
+  if (picture.score !== null) add("Logit", picture.score.toFixed(2));
+  if (picture.retrieval_score !== null) add("Cosine", picture.retrieval_score.toFixed(3));
+  if (picture.score !== null) add("Place", `${picture.retrieval_rank} → ${picture.rank}`);
+  else add("Place", `${picture.rank}`);
+  return shown;
+}

@@ -1,0 +1,69 @@
+// Talk to the service, with the key of this tab where it asks for one.
+
+const KEY = "edje-key";
+
+export class ServiceError extends Error {
+  constructor(status, body) {
+    super(body.message || "the service did not answer");
+    this.status = status;
+    this.requestId = body.request_id || "";
+  }
+}
+
+export function setKey(key) {
+  if (key) sessionStorage.setItem(KEY, key);
+  else sessionStorage.removeItem(KEY);
+}
+
+export function hasKey() {
+  return sessionStorage.getItem(KEY) !== null;
+}
+
+async function send(url, options = {}) {
+  const headers = new Headers(options.headers);
+  if (hasKey()) headers.set("Authorization", `Bearer ${sessionStorage.getItem(KEY)}`);
+  let response;
+  try {
+    response = await fetch(url, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServiceError(0, { message: "The service cannot be reached. Is it still running?" });
+  }
+  if (response.ok) return response;
+  let body = {};
+  try {
+    body = await response.json();
+  } catch {
+    // what stands between may answer in its own way
+  }
+  throw new ServiceError(response.status, body);
+}
+
+export async function get(url, options) {
+  return (await send(url, options)).json();
+}
+
+export async function post(url, body, options) {
+  const headers = { "Content-Type": "application/json" };
+  return (await send(url, { ...options, method: "POST", headers, body: JSON.stringify(body) })).json();
+}
+
+export async function upload(url, form, options) {
+  return (await send(url, { ...options, method: "POST", body: form })).json();
+}
+
+/** Show a picture of the service; a key goes into a header, which `src` cannot send. */
+export async function show(image, url) {
+  if (!hasKey()) {
+    image.src = url;
+    return;
+  }
+  try {
+    const blob = await (await send(url)).blob();
+    const place = URL.createObjectURL(blob);
+    image.addEventListener("load", () => URL.revokeObjectURL(place), { once: true });
+    image.src = place;
+  } catch {
+    image.dispatchEvent(new Event("error"));
+  }
+}

@@ -1,0 +1,173 @@
+"""Take pictures that were uploaded: look at them, keep them, add them to the collection."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.index import TOKENS_KEY
+from edje_qdrant.ingest import ingest_images
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.pictures import open_upright, picture_id
+from edje_qdrant.types import IngestReport
+from edje_qdrant.web.schemas import FailedUpload, Ingested
+
+__all__ = ["Upload", "ingest_uploads", "payload_fields", "uploaded_picture"]
+
+_SUFFIXES = {
+    "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png",
+    "TIFF": ".tiff", "WEBP": ".webp",
+}  # fmt: skip
+_OURS = ("path", "width", "height", "name", TOKENS_KEY)
+_AT_ONCE = 8
+_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Hold one uploaded file; its name is only shown, never used as a path."""
+
+    name: str
+    data: bytes
+
+
+def uploaded_picture(upload: Upload, *, max_pixels: int) -> Image.Image:
+    """Decode an uploaded picture, upright.
+
+    Raises:
+        ImageReadError: It is none, or too large.
+    """
+    if not upload.data:
+        raise ImageReadError(upload.name, "the file is empty")
+    return open_upright(io.BytesIO(upload.data), upload.name, max_pixels=max_pixels)
+
+
+def payload_fields(text: str | None) -> dict[str, Any]:
+    """Read the fields that uploaded pictures shall have.
+
+    Raises:
+        ConfigError: It is no JSON object, or names a field that is the service's own.
+    """
+    if not text:
+        return {}
+    try:
+        fields = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"fields is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError('fields must be a JSON object, such as {"album": "winter"}')
+    for name in _OURS:
+        if name in fields:
+            raise ConfigError(f"the field {name!r} is set by the service; choose another name")
+    return fields
+
+
+def ingest_uploads(
+    uploads: Sequence[Upload],
+    folder: Path,
+    collection: ImageCollection,
+    model: EDJEModel,
+    *,
+    fields: Mapping[str, Any],
+    max_pixels: int,
+) -> Ingested:
+    """Keep pictures in a folder, named by their content, and add them to the collection.
+
+    What cannot be decoded is not kept.
+
+    Args:
+        uploads: Files.
+        folder: Where to.
+        collection: Likewise.
+        model: The collection's.
+        fields: For the payload of every picture that is new.
+        max_pixels: Pictures with more are refused.
+
+    Raises:
+        StoreError: The collection cannot be written.
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    failed: list[FailedUpload] = []
+    kept: dict[str, tuple[Path, str]] = {}
+    known: list[str] = []
+    skipped = 0
+    for upload in uploads:
+        try:
+            image_id, suffix, part = _written(upload, folder, max_pixels)
+        except ImageReadError as error:
+            failed.append(FailedUpload(name=upload.name, reason=error.reason))
+            continue
+        if image_id in kept or collection.existing([image_id]):
+            part.unlink()
+            skipped += 1
+        else:
+            path = folder / f"{image_id}{suffix}"
+            part.replace(path)
+            kept[image_id] = (path, upload.name)
+        known.append(image_id)
+    added = 0
+    if kept:
+        report = _ingest(kept, collection, model, fields, max_pixels)
+        added, skipped = report.added, skipped + report.skipped
+        names = {str(path): (image_id, name) for image_id, (path, name) in kept.items()}
+        for failure in report.failed:
+            image_id, name = names[failure.path]
+            Path(failure.path).unlink(missing_ok=True)
+            failed.append(FailedUpload(name=name, reason=failure.reason))
+            known = [other for other in known if other != image_id]
+    return Ingested(added=added, skipped=skipped, failed=failed, image_ids=[*dict.fromkeys(known)])
+
+
+def _ingest(
+    kept: Mapping[str, tuple[Path, str]],
+    collection: ImageCollection,
+    model: EDJEModel,
+    fields: Mapping[str, Any],
+    max_pixels: int,
+) -> IngestReport:
+    lines = [
+        json.dumps({**fields, "name": name[-_NAME:], "path": str(path)})
+        for path, name in kept.values()
+    ]
+    with tempfile.TemporaryDirectory() as place:
+        manifest = Path(place) / "uploads.jsonl"
+        manifest.write_text("\n".join(lines), encoding="utf-8")
+        return ingest_images(
+            manifest, collection, model, batch_size=_AT_ONCE, workers=1, progress=False,
+            max_pixels=max_pixels,
+        )  # fmt: skip
+
+
+def _written(upload: Upload, folder: Path, max_pixels: int) -> tuple[str, str, Path]:
+    """Write a picture beside its place; return its id, its suffix, and where it is."""
+    uploaded_picture(upload, max_pixels=max_pixels)
+    with Image.open(io.BytesIO(upload.data)) as image:
+        suffix = _SUFFIXES.get(image.format or "")
+    if suffix is None:
+        raise ImageReadError(upload.name, "pictures of this kind are not taken")
+    number, name = tempfile.mkstemp(prefix=".part-", dir=folder)
+    part = Path(name)
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(upload.data)
+            file.flush()
+            os.fsync(file.fileno())
+        return picture_id(name), suffix, part
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON")
