@@ -43,6 +43,9 @@ CANDIDATES, PICTURES = 100, 500
 # What search() spends that is neither the first stage nor a model.
 INSIDE = {"the engine's query", "text tower", "joint encoder"}
 
+# Of the first stage's call, in Python.
+AROUND = ("query into the engine", "candidates out of the engine, in order")
+
 
 class Clocks:
     """Charge functions with their own processor time."""
@@ -154,6 +157,7 @@ def _measure(
         "whole_us": round(1e6 * total, 1),
         "clocked_us": round(1e6 * counted, 1),
         "outside_us": round(1e6 * outside, 1),
+        "outside_first_stage_us": round(1e6 * (outside - sum(median[name] for name in AROUND)), 1),
         "outside_share": round(outside / counted, 4),
         "outside_share_of_rerank": round(outside / (outside + stages), 4),
     }

@@ -40,6 +40,7 @@ from edje_qdrant.cli_options import (
     where_is,
 )
 from edje_qdrant.cli_pairs import add_pair_commands
+from edje_qdrant.cli_plan import plan
 from edje_qdrant.cli_search import search
 from edje_qdrant.cli_train import train
 from edje_qdrant.errors import EdjeError
@@ -190,6 +191,7 @@ def ingest(
 
 
 app.command("search")(search)
+app.command("plan")(plan)
 
 
 @app.command()
