@@ -41,6 +41,7 @@ from edje_qdrant.cli_options import (
     where_is,
 )
 from edje_qdrant.cli_pairs import add_pair_commands
+from edje_qdrant.cli_plan import plan
 from edje_qdrant.cli_search import search
 from edje_qdrant.cli_serve import serve
 from edje_qdrant.cli_train import train
@@ -193,6 +194,7 @@ def ingest(
 
 app.command("search")(search)
 app.command("serve")(serve)
+app.command("plan")(plan)
 
 
 @app.command()

@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 def user_payload(payload: Payload) -> dict[str, Any]:
     """Return what the user stored with a picture, without the reserved key `_edje`."""
-    return {key: value for key, value in payload.items() if key != TOKENS_KEY}
+    own = dict(payload)
+    own.pop(TOKENS_KEY, None)
+    return own
 
 
 def reference_of(payload: Payload) -> TokenReference:

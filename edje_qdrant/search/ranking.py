@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,66 +42,23 @@ def hits_of(
         probabilities = np.full(len(candidates), np.nan)
         known = ~np.isnan(scored.logits)
         probabilities[known] = calibration.probability(scored.logits[known])
-    hits = [
-        SearchHit(
-            image_id=candidates[row].image_id,
-            score=_number(scored.logits, row),
-            rank=0,  # set below, once it is known what stays
-            retrieval_score=candidates[row].score,
-            retrieval_rank=candidates[row].rank,
-            payload=user_payload(candidates[row].payload),
-            probability=_number(probabilities, row),
-            fusion_score=_number(fused, row),
-        )
-        for row in order
-    ]
+    count = len(candidates)
+    scores = _numbers(scored.logits, count)
     if settings.min_score is not None:
         cutoff = _cutoff(settings, calibration)
-        hits = [hit for hit in hits if hit.score is not None and hit.score >= cutoff]
-    return numbered(hits, settings.group_by)
+        order = [row for row in order if (score := scores[row]) is not None and score >= cutoff]
+    of_fusion = _numbers(fused, count)
+    return _numbered(
+        candidates, order, scores, _numbers(probabilities, count), of_fusion, settings.group_by
+    )
 
 
 def in_first_stage_order(
     candidates: Sequence[Candidate], group_by: str | None = None
 ) -> tuple[SearchHit, ...]:
     """Return hits without scores, as the first stage found them."""
-    return numbered(
-        [
-            SearchHit(
-                image_id=candidate.image_id,
-                score=None,
-                rank=0,
-                retrieval_score=candidate.score,
-                retrieval_rank=candidate.rank,
-                payload=user_payload(candidate.payload),
-            )
-            for candidate in candidates
-        ],
-        group_by,
-    )
-
-
-def numbered(
-    hits: Sequence[SearchHit], group_by: str | None, *, first: int = 1
-) -> tuple[SearchHit, ...]:
-    """Return hits with their places filled in, of each group the best alone.
-
-    Args:
-        hits: Best first.
-        group_by: The field that groups them; what lacks it stands for itself.
-        first: Place of the first one.
-    """
-    kept: list[SearchHit] = []
-    seen: set[str] = set()
-    for hit in hits:
-        group = None if group_by is None else field_value(hit.payload, group_by)
-        if group is not None:
-            key = group_key(group)
-            if key in seen:
-                continue
-            seen.add(key)
-        kept.append(_placed(hit, first + len(kept), group))
-    return tuple(kept)
+    none: list[float | None] = [None] * len(candidates)
+    return _numbered(candidates, range(len(candidates)), none, none, none, group_by)
 
 
 def why_degraded(scored: Scored, count: int) -> str | None:
@@ -142,8 +99,13 @@ def _fused(
 
 def _order(keys: NDArray[np.float64]) -> list[int]:
     """Sort rows by key, highest first; what has none stays where it was."""
-    best = iter([row for row in np.argsort(-keys, kind="stable") if not np.isnan(keys[row])])
-    return [row if np.isnan(keys[row]) else int(next(best)) for row in range(len(keys))]
+    # NaN sorts behind all numbers.
+    best: list[int] = np.argsort(-keys, kind="stable").tolist()
+    missing = np.isnan(keys)
+    if not missing.any():
+        return best
+    known = iter(best)
+    return [row if gone else next(known) for row, gone in enumerate(missing.tolist())]
 
 
 def _cutoff(settings: SearchSettings, calibration: Calibration | None) -> float:
@@ -154,21 +116,53 @@ def _cutoff(settings: SearchSettings, calibration: Calibration | None) -> float:
     return calibration.cutoff
 
 
-def _number(values: NDArray[Any] | None, row: int) -> float | None:
-    if values is None or row >= len(values) or np.isnan(values[row]):
-        return None
-    return float(values[row])
+def _numbers(values: NDArray[Any] | None, count: int) -> list[float | None]:
+    """Return `count` numbers, None for NaN and for what is not there."""
+    given = [] if values is None else values.tolist()
+    # What is not equal to itself is NaN; asking numpy of each would take longer than all the rest.
+    return [*[v if v == v else None for v in given], *[None] * (count - len(given))]
 
 
-def _placed(hit: SearchHit, rank: int, group: Any) -> SearchHit:
-    return SearchHit(
-        hit.image_id,
-        hit.score,
-        rank,
-        hit.retrieval_score,
-        hit.retrieval_rank,
-        hit.payload,
-        hit.probability,
-        hit.fusion_score,
-        group,
-    )
+def _numbered(
+    candidates: Sequence[Candidate],
+    order: Iterable[int],
+    scores: Sequence[float | None],
+    probabilities: Sequence[float | None],
+    fused: Sequence[float | None],
+    group_by: str | None,
+) -> tuple[SearchHit, ...]:
+    """Return hits with their places, of each group the best alone.
+
+    Args:
+        candidates: As the first stage found them.
+        order: Rows of those to return, best first.
+        scores: A score a candidate.
+        probabilities: A probability a candidate.
+        fused: A score of both stages a candidate.
+        group_by: The field that groups them; what lacks it stands for itself.
+    """
+    hits: list[SearchHit] = []
+    seen: set[str] = set()
+    for row in order:
+        candidate = candidates[row]
+        payload = user_payload(candidate.payload)
+        group = None if group_by is None else field_value(payload, group_by)
+        if group is not None:
+            key = group_key(group)
+            if key in seen:
+                continue
+            seen.add(key)
+        hits.append(
+            SearchHit(
+                candidate.image_id,
+                scores[row],
+                len(hits) + 1,
+                candidate.score,
+                candidate.rank,
+                payload,
+                probabilities[row],
+                fused[row],
+                group,
+            )
+        )
+    return tuple(hits)

@@ -111,13 +111,16 @@ def located(
         if number is None:
             problems.unknown.append(image_id)
         elif (
-            not is_segment_id(segment)
-            or type(number) is not int  # True is no number here
+            type(number) is not int  # True is no number here
             or not 0 <= number < _MAX_RECORDS
+            or not isinstance(segment, str)
+            or (segment not in groups and not is_segment_id(segment))
         ):
             problems.foreign.append(image_id)
         else:
-            rows, numbers = groups.setdefault(str(segment), ([], []))
+            if segment not in groups:
+                groups[segment] = ([], [])
+            rows, numbers = groups[segment]
             rows.append(row)
             numbers.append(number)
     return groups

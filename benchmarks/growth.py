@@ -1,0 +1,233 @@
+"""Show what grows with a collection: latency, opening, memory, bytes.
+
+    python benchmarks/growth.py [--sizes 10000 100000] [--out docs/results/growth.json]
+        [--plot docs/results/growth.png] [--folder FOLDER]
+
+Embeddings are synthetic, 256 wide, around a center for every hundred of them; codes of tokens are
+random bytes for a pq16 codec of 64 x 384 tokens, whose codebook is fitted to random tokens: 1,024
+bytes a picture. They go through `ImageCollection.add_codes` into the embedded engine and side
+files, then `optimize` builds the graph. A fresh process then opens the collection and measures:
+the time to open it, the first stage for 100 candidates and reading and decoding their tokens
+(medians over queries, directions by chance), and its resident memory, that of mapped files apart.
+Times are the processor's, of all threads, but for `optimize`; the wall's are beside those of
+searches. 1,000,000 pictures need about 8 GB of disk, and an hour on two cores: give --sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from demo_world import conditions
+from numpy.typing import NDArray
+
+from edje_qdrant import ImageCollection, TokenContract
+from edje_qdrant.token_reading import TokenReader
+from edje_qdrant.tokens.codecs import codec_for
+
+DIM, NUM_TOKENS, TOKEN_DIM, CODEC, CANDIDATES = 256, 64, 384, "pq16", 100
+PAGE, QUERIES, CENTERS_EACH = 1000, 60, 100
+
+# Disk that a picture takes while the graph is built, and that must be left free besides.
+BYTES_EACH, SPARE = 12_000, 2 << 30
+
+
+def main() -> None:
+    """Measure each size in a process of its own, and print."""
+    options = _options()
+    if options.measure:
+        print(json.dumps(_measured(options.measure)))
+        return
+    rows: list[dict[str, Any]] = []
+    report = {
+        "dim": DIM,
+        "tokens": [NUM_TOKENS, TOKEN_DIM],
+        "codec": CODEC,
+        "candidates": CANDIDATES,
+        **conditions(),
+        "rows": rows,
+    }
+    for size in options.sizes:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            free = shutil.disk_usage(folder).free
+            if free < size * BYTES_EACH + SPARE:
+                print(f"{size:,} pictures do not fit on the disk ({free:,} bytes free): left out")
+                continue
+            row = {"size": size, **_filled(Path(folder), size)}
+            command = [sys.executable, __file__, "--measure", folder]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            row.update(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(row)
+        print(_line(row), flush=True)
+        if options.out:
+            options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if options.plot:
+        _plot(rows, options.plot)
+
+
+def _filled(folder: Path, size: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    tokens = rng.standard_normal((64, NUM_TOKENS, TOKEN_DIM), dtype=np.float32).astype(np.float16)
+    codec = codec_for(CODEC, NUM_TOKENS, TOKEN_DIM).fit(tokens)
+    contract = TokenContract(
+        "synthetic", "0", "0", DIM, "0", num_tokens=NUM_TOKENS, token_dim=TOKEN_DIM
+    )
+    centers = _directions(max(size // CENTERS_EACH, 1), rng)
+    with ImageCollection.create(folder, "images", contract, codec=codec) as collection:
+        began = time.process_time()
+        for start in range(0, size, PAGE):
+            numbers = range(start, min(start + PAGE, size))
+            near = centers[rng.integers(0, len(centers), len(numbers))]
+            vectors = near + 0.7 * _directions(len(numbers), rng)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            codes = rng.integers(0, 256, (len(numbers), codec.nbytes), dtype=np.uint8)
+            collection.add_codes(
+                [str(uuid.UUID(int=number + 1)) for number in numbers],
+                vectors.astype(np.float32),
+                codes,
+                [{"path": f"/pictures/{n:08}.jpg", "width": 640, "height": 480} for n in numbers],
+            )
+        collection.flush()
+        written = time.process_time() - began
+        began = time.perf_counter()
+        collection.optimize()
+        optimized = time.perf_counter() - began
+    side = sum(512 * path.stat().st_blocks for path in folder.rglob("tokens-*.bin"))
+    whole = sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())
+    return {
+        "write_s": round(written, 2),
+        "optimize_s": round(optimized, 2),
+        "side_bytes": side,
+        "index_bytes": whole - side,
+    }
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    """Open and search; the process has done nothing else."""
+    import qdrant_edge  # noqa: F401 - or its library would count as the collection's memory
+
+    torch.set_num_threads(1)
+    before = _resident()
+    process, wall = time.process_time(), time.perf_counter()
+    collection = ImageCollection.open(folder, "images")
+    opened = (time.process_time() - process, time.perf_counter() - wall)
+    reader = TokenReader("cpu")
+    after_open = _resident()
+    queries = _directions(QUERIES + 5, np.random.default_rng(1))
+    with collection:
+        for query in queries[-5:]:
+            reader.tokens(collection, collection.search(query[None], CANDIDATES)[0])
+        found = []
+        search = _medians(
+            lambda n: found.append(collection.search(queries[n : n + 1], CANDIDATES)[0])
+        )
+        fetch = _medians(lambda n: collection.codes(found[n]))
+        decode = _medians(lambda n: reader.tokens(collection, found[n]))
+        after = _resident()
+    return {
+        "open_s": round(opened[0], 4),
+        "open_wall_s": round(opened[1], 4),
+        "search_ms": round(search[0], 3),
+        "search_wall_ms": round(search[1], 3),
+        "fetch_ms": round(fetch[0], 3),
+        "fetch_wall_ms": round(fetch[1], 3),
+        "fetch_and_decode_ms": round(decode[0], 3),
+        "own_memory_bytes": after["RssAnon"] - before["RssAnon"],
+        "own_memory_after_open_bytes": after_open["RssAnon"] - before["RssAnon"],
+        "mapped_files_bytes": after["RssFile"] - before["RssFile"],
+    }
+
+
+def _medians(call: Callable[[int], Any]) -> tuple[float, float]:
+    """Return the median milliseconds of the processor, and of the wall."""
+    times = []
+    for turn in range(QUERIES):
+        process, wall = time.process_time(), time.perf_counter()
+        call(turn)
+        times.append((time.process_time() - process, time.perf_counter() - wall))
+    middle = 1000 * np.median(times, axis=0)
+    return float(middle[0]), float(middle[1])
+
+
+def _resident() -> dict[str, int]:
+    """Return the process's resident bytes: its own, and those of files it has mapped."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return {name: 1024 * int(fields[name].split()[0]) for name in ("RssAnon", "RssFile")}
+
+
+def _directions(count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    vectors = rng.standard_normal((count, DIM), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['size']:>9,}  open {row['open_s']:.3f} s  search {row['search_ms']:.2f} ms  "
+        f"tokens {row['fetch_ms']:.2f} ms (decoded {row['fetch_and_decode_ms']:.2f})  "
+        f"memory {row['own_memory_bytes'] / 1e6:.1f} MB + mapped "
+        f"{row['mapped_files_bytes'] / 1e6:.1f} MB  side file {row['side_bytes'] / 1e6:.1f} MB  "
+        f"index {row['index_bytes'] / 1e6:.1f} MB"
+    )
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    sizes = [row["size"] for row in rows]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for key, label in (
+        ("search_ms", "first stage, 100 candidates"),
+        ("fetch_ms", "reading their tokens"),
+    ):
+        left.plot(sizes, [row[key] for row in rows], "o-", label=label)
+    left.plot(sizes, [1000 * row["open_s"] for row in rows], "s--", label="opening the collection")
+    for key, label in (
+        ("side_bytes", "side files on disk"),
+        ("index_bytes", "index on disk"),
+        ("own_memory_bytes", "memory of the process"),
+        ("mapped_files_bytes", "mapped files in memory"),
+    ):
+        right.plot(sizes, [max(row[key], 1) / 1e6 for row in rows], "o-", label=label)
+    left.set_ylabel("processor time, ms")
+    right.set_ylabel("MB")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("pictures")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--plot", type=Path, help="PNG file to draw (extra train)")
+    parser.add_argument("--folder", type=Path, help="where collections are made, and deleted")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

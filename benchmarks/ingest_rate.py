@@ -1,0 +1,140 @@
+"""Compare `ingest_images` with encoding alone, in one run.
+
+    python benchmarks/ingest_rate.py [--pictures 256] [--rounds 4] [--out ingest_rate.json]
+
+The bundled model on drawn scenes of 256 x 256 pixels as PNG files, in batches of 32. `encoder` is
+`EDJEModel.encode_pixels` on pictures that were read before; `ingest` reads, decodes, hashes,
+encodes and writes them to a new collection of the embedded engine; `all but` is everything but the
+encoder, one after another, in a single thread. They take turns, and the ratios are medians over
+rounds. The bundled encoder is about a thousand times quicker than a large one, so that what is
+around it weighs much more than it would with one: `hidden` is the share of `all but` that ingest
+did beside the encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from demo_world import conditions
+
+from edje_qdrant import EDJEModel, ImageCollection, ingest_images
+from edje_qdrant.demo.drawing import draw
+from edje_qdrant.demo.scenes import draw_scenes
+from edje_qdrant.pictures import open_upright, picture_id
+
+BATCH = 32
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    torch.set_num_threads(1)
+    model = EDJEModel.from_pretrained("demo", device="cpu")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures = folder / "pictures"
+        pictures.mkdir()
+        for number, scene in enumerate(draw_scenes("test", 0, options.pictures)):
+            draw(scene).save(pictures / f"{number:05}.png", compress_level=1)
+        report = _measure(folder, sorted(pictures.iterdir()), model, options)
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+
+
+def _measure(
+    folder: Path, paths: list[Path], model: EDJEModel, options: argparse.Namespace
+) -> dict[str, Any]:
+    pixels = [model.preprocess([open_upright(str(path), str(path))]) for path in paths]
+    batches = [torch.cat(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
+    encodings = [model.encode_pixels(batch) for batch in batches]
+    made = 0
+
+    def collection() -> ImageCollection:
+        nonlocal made
+        made += 1
+        return ImageCollection.create(folder / f"c{made}", "images", model.contract())
+
+    def encoder() -> None:
+        for batch in batches:
+            model.encode_pixels(batch)
+
+    def ingest(workers: int) -> None:
+        with collection() as target:
+            report = ingest_images(
+                paths, target, model, batch_size=BATCH, workers=workers, progress=False
+            )
+            assert report.added == len(paths)
+
+    def all_but() -> None:
+        with collection() as target:
+            for at, encoding in enumerate(encodings):
+                part = paths[at * BATCH : (at + 1) * BATCH]
+                ids = [picture_id(str(path)) for path in part]
+                target.existing(ids)
+                for path in part:
+                    model.preprocess([open_upright(str(path), str(path))])
+                target.add(ids, encoding, [{"path": str(path)} for path in part])
+            target.flush()
+
+    calls: dict[str, Callable[[], None]] = {
+        "encoder": encoder,
+        "all_but": all_but,
+        "ingest_2_workers": lambda: ingest(2),
+        "ingest_4_workers": lambda: ingest(4),
+    }
+    walls: dict[str, list[float]] = {name: [] for name in calls}
+    processors: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(options.rounds + 1):
+        for name, call in calls.items():
+            began, processor = time.perf_counter(), time.process_time()
+            call()
+            if turn:  # the first warms up
+                walls[name].append(time.perf_counter() - began)
+                processors[name].append(time.process_time() - processor)
+    wall = {name: np.array(each) for name, each in walls.items()}
+    return {
+        "pictures": len(paths),
+        "batch_size": BATCH,
+        "rounds": options.rounds,
+        **conditions(),
+        "pictures_per_second": {
+            name: round(len(paths) / float(np.median(each)), 1) for name, each in walls.items()
+        },
+        "processor_seconds": {
+            name: round(float(np.median(each)), 3) for name, each in processors.items()
+        },
+        "ingest_to_encoder": {
+            name: round(float(np.median(wall["encoder"] / wall[name])), 3)
+            for name in ("ingest_2_workers", "ingest_4_workers")
+        },
+        "hidden": {
+            name: round(
+                float(
+                    np.median((wall["encoder"] + wall["all_but"] - wall[name]) / wall["all_but"])
+                ),
+                3,
+            )
+            for name in ("ingest_2_workers", "ingest_4_workers")
+        },
+    }
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""List where the microseconds of one search go, outside the engine and the models.
+
+    python benchmarks/search_overhead.py [--searches 200] [--out docs/results/search_overhead.json]
+
+The bundled model, 500 drawn scenes in the embedded engine, tokens in side files, 100 candidates.
+Functions on the way are wrapped by clocks that charge each its own time, that of the wrapped
+functions below it left out; shown are the medians over searches with different texts, one after
+another. A search of the same text without clocks runs in turn with each, and gives `whole`. The
+processor's time is counted, not the wall's, so that other work on the machine does not; torch works
+with one thread, so the two are the same on a machine at rest.
+
+`outside` is all but the engine's query, the two models and, where a table says so, reading tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from demo_world import conditions, demo_collection
+
+from edje_qdrant import EDJEModel, Reranker, TwoStageRetriever
+from edje_qdrant import retriever as retriever_module
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.index.edge_reading import EdgeReader
+from edje_qdrant.search import steps as steps_module
+from edje_qdrant.search.scorer import CandidateScorer
+from edje_qdrant.token_reading import TokenReader
+from edje_qdrant.tokens import file_store as store_module
+from edje_qdrant.tokens.file_store import FileTokenStore
+from edje_qdrant.tokens.reading import Problems
+
+CANDIDATES, PICTURES = 100, 500
+
+# What search() spends that is neither the first stage nor a model.
+INSIDE = {"the engine's query", "text tower", "joint encoder"}
+
+# Of the first stage's call, in Python.
+AROUND = ("query into the engine", "candidates out of the engine, in order")
+
+
+class Clocks:
+    """Charge functions with their own processor time."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.order: list[str] = []
+        self._below = [0.0]
+
+    def wrap(self, owner: Any, name: str, label: str) -> None:
+        """Clock a function, method or class under a label."""
+        setattr(owner, name, self.clocked(getattr(owner, name), label))
+
+    def clocked(self, function: Callable[..., Any], label: str) -> Callable[..., Any]:
+        if label not in self.order:
+            self.order.append(label)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            self._below.append(0.0)
+            began = time.thread_time()
+            try:
+                return function(*args, **options)
+            finally:
+                spent = time.thread_time() - began
+                self.seconds[label] += spent - self._below.pop()
+                self._below[-1] += spent
+
+        return timed
+
+
+class ClockedShard:
+    """Stand before the engine's shard."""
+
+    def __init__(self, shard: Any, clocks: Clocks) -> None:
+        self._shard = shard
+        self.query_batch = clocks.clocked(shard.query_batch, "the engine's query")
+        self.count = clocks.clocked(shard.count, "the engine's query")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shard, name)
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    torch.set_num_threads(1)
+    model = EDJEModel.from_pretrained("demo", device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        collection, captions = demo_collection(Path(folder), model, PICTURES)
+        with collection:
+            report = _measure(collection, model, captions, options.searches)
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for row in report["rows"]:
+        print(f"{row['what']:<44} {row['us']:>9,.0f} us  {row['share']:>6.1%}")
+    print(
+        f"{'whole, without clocks':<44} {report['whole_us']:>9,.0f} us\n"
+        f"outside the engine and the models: {report['outside_us']:,.0f} us, "
+        f"{report['outside_share']:.1%} of the whole "
+        f"({report['outside_share_of_rerank']:.1%} of engine and joint encoder)"
+    )
+
+
+def _measure(
+    collection: ImageCollection, model: EDJEModel, captions: list[str], searches: int
+) -> dict[str, Any]:
+    plain = TwoStageRetriever(collection, model)
+    for text in captions[:10]:
+        plain.search(text, num_candidates=CANDIDATES)
+    clocks = Clocks()
+    rows: list[dict[str, float]] = []
+    whole: list[float] = []
+    texts = [captions[n % len(captions)] for n in range(searches)]
+    for text in texts:
+        began = time.thread_time()
+        plain.search(text, num_candidates=CANDIDATES)
+        whole.append(time.thread_time() - began)
+    # Clocks stay once they are on, so all searches without them come first.
+    _put_on(clocks, collection, model)
+    clocked = TwoStageRetriever(collection, model)
+    for text in texts:
+        clocks.seconds.clear()
+        began = time.thread_time()
+        clocked.search(text, num_candidates=CANDIDATES)
+        total = time.thread_time() - began
+        rows.append(
+            {**clocks.seconds, "search(): arguments, glue": total - sum(clocks.seconds.values())}
+        )
+    labels = [*clocks.order, "search(): arguments, glue"]
+    median = {label: float(np.median([row.get(label, 0.0) for row in rows])) for label in labels}
+    total = float(np.median(whole))
+    outside = sum(seconds for label, seconds in median.items() if label not in INSIDE)
+    counted = sum(median.values())
+    stages = median["the engine's query"] + median["joint encoder"]
+    return {
+        "candidates": CANDIDATES,
+        "pictures": PICTURES,
+        "searches": searches,
+        **conditions(),
+        "rows": [
+            {
+                "what": label,
+                "us": round(1e6 * seconds, 1),
+                "share": round(seconds / counted, 4),
+                "outside": label not in INSIDE,
+            }
+            for label, seconds in sorted(median.items(), key=lambda item: -item[1])
+        ],
+        "whole_us": round(1e6 * total, 1),
+        "clocked_us": round(1e6 * counted, 1),
+        "outside_us": round(1e6 * outside, 1),
+        "outside_first_stage_us": round(1e6 * (outside - sum(median[name] for name in AROUND)), 1),
+        "outside_share": round(outside / counted, 4),
+        "outside_share_of_rerank": round(outside / (outside + stages), 4),
+    }
+
+
+def _put_on(clocks: Clocks, collection: ImageCollection, model: EDJEModel) -> None:
+    index: Any = collection.index
+    index._shard = ClockedShard(index._shard, clocks)
+    clocks.wrap(EdgeReader, "_ranked", "candidates out of the engine, in order")
+    clocks.wrap(EdgeReader, "search", "query into the engine")
+    clocks.wrap(model, "encode_texts", "text tower")
+    clocks.wrap(FileTokenStore, "codes", "tokens: side files")
+    clocks.wrap(store_module, "gathered", "tokens: copy")
+    clocks.wrap(store_module, "located", "tokens: references")
+    clocks.wrap(Problems, "check", "tokens: checksums")
+    clocks.wrap(TokenReader, "decode", "tokens: decode")
+    clocks.wrap(TokenReader, "read", "tokens: into torch")
+    clocks.wrap(ImageCollection, "codes", "tokens: candidates to references")
+    clocks.wrap(Reranker, "score_pairs", "joint encoder: batches, tokenizing")
+    if hasattr(Reranker, "_logits"):
+        clocks.wrap(Reranker, "_logits", "joint encoder")
+    clocks.wrap(CandidateScorer, "score", "scorer")
+    clocks.wrap(steps_module, "hits_of", "hits")
+    clocks.wrap(steps_module, "SearchResult", "result")
+    clocks.wrap(retriever_module, "check_texts", "query's check")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--searches", type=int, default=200, help="searches to time")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Time what a process waits for before it can work: imports, the command line's help, opening.
+
+    python benchmarks/startup.py [--runs 9] [--pictures 100000] [--out docs/results/startup.json]
+
+Each line is the median over fresh processes, in turn with `python -c pass`, which is taken off in
+`beyond_python_ms`: the wall's time and, as other work on the machine does not count in it, the
+processor's. `open` is the time that `ImageCollection.open` takes in a process that has imported it,
+and has opened another collection before, for pictures with synthetic vectors, 64 wide, in the
+embedded engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from demo_world import conditions
+
+from edje_qdrant import ImageCollection, TokenContract
+from edje_qdrant.types import ImageEncoding
+
+COMMANDS = {
+    "python -c pass": ["-c", "pass"],
+    "import edje_qdrant": ["-c", "import edje_qdrant"],
+    "edje-qdrant --help": ["-m", "edje_qdrant", "--help"],
+    "edje-qdrant search --help": ["-m", "edje_qdrant", "search", "--help"],
+    "import torch": ["-c", "import torch"],
+    "from edje_qdrant import TwoStageRetriever": [
+        "-c",
+        "from edje_qdrant import TwoStageRetriever",
+    ],
+}
+PAGE = 2000
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
+    for _ in range(options.runs + 1):
+        for name, arguments in COMMANDS.items():
+            times[name].append(_run([sys.executable, *arguments]))
+    base = np.median(times["python -c pass"][1:], axis=0)
+    rows = []
+    for name, found in times.items():
+        wall, processor = np.median(found[1:], axis=0)  # the first filled the disk's cache
+        rows.append(
+            {
+                "what": name,
+                "wall_ms": round(1000 * wall, 1),
+                "processor_ms": round(1000 * processor, 1),
+                "beyond_python_ms": round(1000 * (wall - base[0]), 1),
+                "beyond_python_processor_ms": round(1000 * (processor - base[1]), 1),
+                "to_python": round(wall / base[0], 2),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    report: dict[str, Any] = {"runs": options.runs, **conditions(), "rows": rows}
+    if options.pictures:
+        with tempfile.TemporaryDirectory() as folder:
+            _fill(Path(folder), options.pictures)
+            code = (
+                "import sys, time; from edje_qdrant import ImageCollection\n"
+                "ImageCollection.open(sys.argv[1], 'small').close()\n"
+                "began, processor = time.perf_counter(), time.process_time()\n"
+                "collection = ImageCollection.open(sys.argv[1], 'images')\n"
+                "print(time.perf_counter() - began, time.process_time() - processor)\n"
+                "collection.close()"
+            )
+            found = []
+            for _ in range(3):
+                done = subprocess.run(
+                    [sys.executable, "-c", code, folder], check=True, capture_output=True, text=True
+                )
+                found.append([float(word) for word in done.stdout.split()])
+            wall, processor = np.median(found, axis=0)
+            report["open"] = {
+                "pictures": options.pictures,
+                "wall_ms": round(1000 * wall, 1),
+                "processor_ms": round(1000 * processor, 1),
+            }
+            print(json.dumps(report["open"]))
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _run(command: list[str]) -> tuple[float, float]:
+    """Return the wall's and the processor's seconds of a process."""
+    began, before = time.perf_counter(), os.times()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    processor = after.children_user - before.children_user
+    processor += after.children_system - before.children_system
+    return time.perf_counter() - began, processor
+
+
+def _fill(folder: Path, pictures: int) -> None:
+    rng = np.random.default_rng(0)
+    contract = TokenContract("synthetic", "0", "0", 64, "0", num_tokens=1, token_dim=8)
+    for name, size in (("small", 10), ("images", pictures)):
+        with ImageCollection.create(folder, name, contract) as collection:
+            for start in range(0, size, PAGE):
+                numbers = range(start, min(start + PAGE, size))
+                vectors = rng.standard_normal((len(numbers), 64), dtype=np.float32)
+                vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+                tokens = rng.standard_normal((len(numbers), 1, 8)).astype(np.float16)
+                collection.add(
+                    [str(uuid.UUID(int=number + 1)) for number in numbers],
+                    ImageEncoding(vectors, tokens),
+                    [{"path": f"{number}.jpg"} for number in numbers],
+                )
+            collection.flush()
+            collection.optimize()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--pictures", type=int, default=100_000, help="0 leaves opening out")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Write `edje_qdrant/planning_constants.json`, what `edje-qdrant plan` counts with.
+
+What `docs/results/` holds is taken from there; a test fails when the two differ. The others were
+measured by hand, or are goals, and say so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+TARGET = Path(__file__).parent.parent / "edje_qdrant" / "planning_constants.json"
+
+BY_HAND = "measured by hand before the first version; no command of this repository repeats it"
+TWO_CORES = "x86_64 with AVX-512 and bf16, 2 cores, no GPU"
+
+
+def constants() -> dict[str, Any]:
+    """Return the constants as they should be."""
+    fetch, growth = _read("token_fetch"), _read("growth")
+    reads = {r["codec"]: r for r in fetch["rows"] if r["place"] == "side file"}
+    largest = max(growth["rows"], key=lambda row: row["size"])
+    of_fetch = {
+        "date": fetch["date"],
+        "machine": fetch["machine"] + ", one thread",
+        "command": "python benchmarks/token_fetch.py --out docs/results/token_fetch.json",
+        "measured": True,
+    }
+    of_growth = {
+        "date": growth["date"],
+        "machine": growth["machine"] + ", processor time",
+        "command": f"python benchmarks/growth.py --sizes {largest['size']} --out growth.json",
+        "measured": True,
+    }
+    return {
+        "first_stage_ms": {
+            "value": largest["search_ms"],
+            "what": f"one query of {growth['candidates']} candidates among {largest['size']:,} "
+            f"pictures, vectors {growth['dim']} wide, embedded engine",
+            "pictures": largest["size"],
+            "candidates": growth["candidates"],
+            **of_growth,
+        },
+        "index_bytes_besides_vectors": {
+            "value": round(largest["index_bytes"] / largest["size"] - 4 * growth["dim"]),
+            "what": "graph, ids and a payload of three fields, a picture",
+            **of_growth,
+        },
+        "fetch_ms": {
+            "value": {codec: row["fetch_ms"] for codec, row in reads.items()},
+            "what": f"reading and checking the codes of {fetch['candidates']} candidates of "
+            "64 x 384 tokens from side files in the page cache",
+            "candidates": fetch["candidates"],
+            **of_fetch,
+        },
+        "decode_ms": {
+            "value": {codec: row["decode_ms"] for codec, row in reads.items()},
+            "what": f"decoding the codes of {fetch['candidates']} candidates on the CPU",
+            "candidates": fetch["candidates"],
+            **of_fetch,
+        },
+        "cpu_pairs_per_second_and_core": {
+            "value": 43,
+            "what": "joint encoder of 12 layers x 384, 64 tokens and 16 words, bf16, batch 64: 86 "
+            "pairs a second on two cores",
+            "date": "2026-11-21",
+            "machine": TWO_CORES,
+            "command": BY_HAND,
+            "measured": True,
+        },
+        "gpu_pairs_per_second": {
+            "value": 100_000,
+            "what": "the same on one H200 with tokens on the device: a goal, not a measurement, as "
+            "no GPU was at hand",
+            "date": "2026-11-21",
+            "machine": "one NVIDIA H200",
+            "command": "none has run; give your own rate with --gpu-pairs-per-second",
+            "measured": False,
+        },
+        "images_per_second_two_cores": {
+            "value": 0.42,
+            "what": "SigLIP2 ViT-L/16 at 384 pixels, float32",
+            "date": "2026-11-21",
+            "machine": TWO_CORES,
+            "command": BY_HAND,
+            "measured": True,
+        },
+    }
+
+
+def text() -> str:
+    """Return the file as it should be."""
+    return json.dumps(constants(), indent=1) + "\n"
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+if __name__ == "__main__":
+    TARGET.write_text(text(), encoding="utf-8")
