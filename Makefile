@@ -6,7 +6,7 @@ OPEN_CLIP ?= .venv-open-clip
 OPEN_CLIP_PIP := $(OPEN_CLIP)/bin/python -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-open-clip lint check format docs train clean
+.PHONY: demo test test-slow test-open-clip lint check format docs train bench clean
 
 demo: $(VENV)/.installed ## Draw, ingest, search and rerank a thousand pictures
 	$(BIN)/edje-qdrant demo
@@ -40,6 +40,14 @@ docs: $(VENV)/.docs ## Build the site into site/
 
 train: $(VENV)/.dev ## Train the bundled model again (about an hour on 2 cores)
 	$(BIN)/edje-qdrant train --recipe demo --out runs/demo/model --work runs/demo
+
+bench: $(VENV)/.dev ## Run the benchmarks that compare speeds (on a quiet machine)
+	$(BIN)/python benchmarks/joint_encoder.py --out docs/results/joint_encoder.json
+	$(BIN)/python docs/write_benchmarks.py
+	mkdir -p runs/bench
+	$(BIN)/python benchmarks/token_fetch.py --out runs/bench/token_fetch.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/first_stages.py --sizes 10000 \
+	  --out runs/bench/first_stages.json
 
 clean:
 	rm -rf $(VENV) $(OPEN_CLIP) edje-demo site dist

@@ -18,6 +18,7 @@ __all__ = [
     "NOT_FOUND",
     "first_ranks",
     "hits_at",
+    "kendall_tau",
     "ndcg_at",
     "ranks_of",
     "recall_at",
@@ -149,6 +150,36 @@ def ndcg_at(right: ArrayLike, num_right: ArrayLike, k: int) -> NDArray[np.float6
     found = table[:, :k] @ discounts[: table.shape[1]]
     gains: NDArray[np.float64] = found / np.cumsum(discounts)[np.minimum(wanted, k) - 1]
     return gains
+
+
+def kendall_tau(scores: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
+    """Say how far two scorings put each query's answers into the same order: Kendall's tau-a.
+
+    The share of pairs of answers that both order alike, less the share that they order differently.
+    A pair that either of them gives equal scores counts as neither (tau-b would leave it out).
+
+    Args:
+        scores: `(queries, answers)`.
+        others: Likewise.
+
+    Returns:
+        `(queries,)` float64 in [-1, 1].
+
+    Raises:
+        ConfigError: The shapes differ, or there are fewer than two answers.
+    """
+    one, other = (np.asarray(table, np.float64) for table in (scores, others))
+    if one.shape != other.shape or one.ndim != 2 or one.shape[1] < 2:
+        raise ConfigError(
+            f"tau compares two tables (queries, answers) with two answers or more, not {one.shape} "
+            f"and {other.shape}"
+        )
+    first, second = np.triu_indices(one.shape[1], 1)
+    agreed = [
+        float(np.mean(np.sign(a[first] - a[second]) * np.sign(b[first] - b[second])))
+        for a, b in zip(one, other, strict=True)
+    ]
+    return np.array(agreed, np.float64)
 
 
 def _table(right: ArrayLike) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from edje_qdrant.metrics import (
     NOT_FOUND,
     first_ranks,
     hits_at,
+    kendall_tau,
     ndcg_at,
     ranks_of,
     recall_at,
@@ -120,3 +121,15 @@ def test_a_longer_look_never_finds_less(case, k):
     np.testing.assert_allclose(
         hits_at(right, k).mean(), recall_at(first_ranks(right), k), atol=1e-12
     )
+
+
+def test_kendall_tau_against_numbers_worked_out_by_hand():
+    scores = [[3.0, 2.0, 1.0, 0.0]] * 4
+    others = [[9.0, 5.0, 4.0, -1.0], [0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 1.0, 0.0], [1.0, 1.0, 0, -1]]
+    np.testing.assert_allclose(kendall_tau(scores, others), [1, -1, 4 / 6, 5 / 6])
+
+
+@pytest.mark.parametrize("others", [[[1.0, 2.0]], [[1.0], [2.0]], [1.0, 2.0]])
+def test_kendall_tau_of_what_cannot_be_compared_is_refused(others):
+    with pytest.raises(ConfigError, match="two answers"):
+        kendall_tau([[1.0], [2.0]], others)

@@ -20,7 +20,7 @@ from edje_qdrant.model.precision import Precision, choose_precision
 __all__ = ["FastJointEncoder"]
 
 # Pairs computed together on a CPU: what is between two layers then stays in its caches.
-_PAIRS_AT_ONCE = 16
+_PAIRS_AT_ONCE = 32
 
 
 class FastJointEncoder:

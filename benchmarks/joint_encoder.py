@@ -1,0 +1,410 @@
+"""Compare forms of the joint encoder side by side: pairs a second, and what fewer bits change.
+
+    python benchmarks/joint_encoder.py [--parts cpu blip quality gpu] [--quick]
+        [--out docs/results/joint_encoder.json]
+
+Of MiniLM-L12's size (12 layers of 384), 64 tokens and 16 words, random weights: speed does not
+depend on them. Variants take turns, round after round, so that other work on the machine hits all
+alike. Each round's ratio to `eager` is taken within the round; the median of these counts. `wall`
+is what a caller waits; `processor` is the time of all cores together, which other work hardly
+changes. BLIP and BLIP-2 are their image-text matching as a whole, vision tower included, for each
+pair. `quality` scores 20 candidates for each of 1,000 held-out scenes with the bundled model. The
+GPU's part runs where there is one. A part that was run replaces that part of an older `--out`.
+`--quick` is for trying the script: one round, and a tenth of the scenes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers import BertConfig, BertForMaskedLM
+
+from edje_qdrant import EDJEModel
+from edje_qdrant.demo.annotated import write_scenes
+from edje_qdrant.evaluation.nearest import nearest
+from edje_qdrant.metrics import kendall_tau
+from edje_qdrant.model import FastJointEncoder, JointEncoder, Precision
+from edje_qdrant.model.packed_linear import has_int8_kernels, has_packed_kernels, pack_linear
+from edje_qdrant.model.precision import choose_precision
+from edje_qdrant.reranker import Reranker
+
+LAYERS, WIDTH, HEADS, INNER, WORDS, TOKENS = 12, 384, 12, 1536, 16, 64
+LENGTH = WORDS + TOKENS + 3  # [CLS], and [SEP] twice
+# Multiplications and additions of a pair, all layers in full.
+FLOPS = LAYERS * (LENGTH * (8 * WIDTH**2 + 4 * WIDTH * INNER) + 4 * LENGTH**2 * WIDTH)
+
+# What BLIP-2's 1.2 billion weights take in float32, with what it computes.
+BLIP2_BYTES = 7e9
+
+Call = Callable[[], Any]
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    report: dict[str, Any] = {}
+    if options.out and options.out.exists():
+        report = json.loads(options.out.read_text(encoding="utf-8"))
+    for part in options.parts:
+        began, before = time.perf_counter(), os.getloadavg()[0]
+        print(f"{part}:", flush=True)
+        found = PARTS[part](options.quick)
+        if found is not None:
+            found |= {
+                "date": datetime.now(timezone.utc).date().isoformat(),
+                "machine": f"{_processor()}, {os.cpu_count()} cores",
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "load": [round(before, 1), round(os.getloadavg()[0], 1)],
+                "seconds": round(time.perf_counter() - began),
+                "quick": options.quick,
+            }
+        elif report.get(part):
+            continue  # what an earlier run on another machine found
+        report[part] = found
+        if options.out:
+            options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+
+
+def cpu(quick: bool) -> dict[str, Any]:
+    """Compare forms at two batch sizes, with one thread and with two."""
+    encoder = _encoder("eager")
+    sdpa = _encoder("sdpa")
+    fast: dict[str, FastJointEncoder] = {
+        name: FastJointEncoder(encoder, name) for name in _precisions()
+    }
+    rows, products = [], []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        products.append({"threads": threads} | _products())
+        print(f"  {products[-1]}", flush=True)
+        for batch, rounds in ((64, 4), (10, 9)):
+            ids, mask, tokens = _input(batch)
+            calls: dict[str, Call] = {
+                "eager": lambda i=ids, m=mask, t=tokens: encoder(i, m, t),
+                "sdpa": lambda i=ids, m=mask, t=tokens: sdpa(i, m, t),
+            }
+            for name, form in fast.items():
+                calls[name] = lambda f=form, i=ids, t=tokens: f([i], t)
+            for name, figures in _compare(calls, 1 if quick else rounds).items():
+                rate = batch / figures["wall_s"]
+                row = {"threads": threads, "batch": batch, "form": name}
+                row |= {"pairs_per_s": round(rate, 1), "gflops": round(rate * FLOPS / 1e9)}
+                row |= {key: round(figure, 4) for key, figure in figures.items()}
+                rows.append(row)
+                print(f"  {row}", flush=True)
+    chosen = choose_precision(WIDTH, torch.float32, torch.device("cpu"))
+    return {"auto": chosen, "gflop_per_pair": round(FLOPS / 1e9, 2), "products": products} | {
+        "rows": rows
+    }
+
+
+def blip(quick: bool) -> dict[str, Any]:
+    """Time BLIP's and BLIP-2's image-text matching beside the joint encoder, two threads."""
+    torch.set_num_threads(2)
+    fast = FastJointEncoder(_encoder("sdpa"))
+    ids, _, tokens = _input(64)
+    edje: Call = lambda: fast([ids], tokens)  # noqa: E731
+    found = _compare({"edje": edje, "blip": _blip(4)}, 1 if quick else 3)
+    rates = {"edje": 64 / found["edje"]["wall_s"], "blip": 4 / found["blip"]["wall_s"]}
+    ratios = {"blip": 64 / 4 / found["blip"]["wall_ratio"]}
+    print(f"  {rates}", flush=True)
+    note, free = None, _available()
+    if free < BLIP2_BYTES:
+        note = f"BLIP-2 needs {BLIP2_BYTES / 1e9:.0f} GB, and {free / 1e9:.1f} GB were free"
+    else:
+        found = _compare({"edje": edje, "blip2": _blip2()}, 1 if quick else 2)
+        rates["blip2"] = 1 / found["blip2"]["wall_s"]
+        ratios["blip2"] = 64 / found["blip2"]["wall_ratio"]
+    print(f"  {rates} {ratios} {note}", flush=True)
+    return {
+        "pairs_per_s": {name: round(rate, 3) for name, rate in rates.items()},
+        "edje_times": {name: round(ratio, 1) for name, ratio in ratios.items()},
+        "precision": fast.kernel(),
+        "note": note,
+    }
+
+
+def quality(quick: bool) -> dict[str, Any]:
+    """Compare orders and R@1 on the demo's scenes with those of the training form in float32."""
+    torch.set_num_threads(2)
+    scenes, depth = 100 if quick else 1000, 20
+    model = EDJEModel.from_pretrained("demo", device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_scenes(folder, count=scenes, progress=False)
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        pictures = model.encode_images([Image.open(Path(folder) / x["image"]) for x in lines])
+    captions = [line["caption"] for line in lines]
+    found, _ = nearest(model.encode_texts(captions), pictures.embeddings, depth)
+    right = found == np.arange(scenes)[:, None]
+    scores: dict[str, np.ndarray] = {}
+    seconds: dict[str, float] = {}
+    for name in ("model", *_precisions()):
+        reranker = Reranker(model, precision=name)
+        began = time.process_time()
+        said = [caption for caption in captions for _ in range(depth)]
+        joint = reranker.score_pairs(said, pictures.tokens[found.ravel()])
+        scores[name] = joint.reshape(scenes, depth)
+        seconds[name] = time.process_time() - began
+    rows = []
+    for name, joint in scores.items():
+        best = right[np.arange(scenes), joint.argmax(axis=1)]
+        taus = kendall_tau(joint, scores["model"])
+        rows.append(
+            {
+                "form": name,
+                "R@1": round(float(best.mean()), 4),
+                "tau": round(float(taus.mean()), 4),
+                "tau_lowest": round(float(taus.min()), 4),
+                "pairs_per_processor_s": round(joint.size / seconds[name]),
+            }
+        )
+        print(f"  {rows[-1]}", flush=True)
+    return {"scenes": scenes, "candidates": depth, "rows": rows}
+
+
+def gpu(quick: bool) -> dict[str, Any] | None:
+    """Measure on a CUDA device, where there is one."""
+    if not torch.cuda.is_available():
+        print("  no CUDA device here: not run", flush=True)
+        return None
+    encoder = _encoder("sdpa").to("cuda", torch.bfloat16)
+    fast = FastJointEncoder(encoder)
+    matmul = _gpu_matmul()
+    batch, pictures = 2048, 16 * 2048
+    ids = _input(1)[0].cuda().expand(batch, -1)
+    host = torch.randn(pictures, TOKENS, WIDTH).half().pin_memory()
+    resident = host.cuda()
+    starts = range(0, pictures, batch)
+
+    def from_device() -> None:
+        for start in starts:
+            fast([ids], resident[start : start + batch])
+
+    copies = torch.cuda.Stream()
+    buffers = [torch.empty_like(resident[:batch]) for _ in range(2)]
+
+    def from_host() -> None:
+        current = torch.cuda.current_stream()
+        copied = [torch.cuda.Event() for _ in buffers]
+        scored = [torch.cuda.Event() for _ in buffers]
+        for number, start in enumerate([*starts, None]):
+            if start is not None:
+                with torch.cuda.stream(copies):
+                    copies.wait_event(scored[number % 2])
+                    buffers[number % 2].copy_(host[start : start + batch], non_blocking=True)
+                    copied[number % 2].record(copies)
+            if number:
+                current.wait_event(copied[(number - 1) % 2])
+                fast([ids], buffers[(number - 1) % 2])
+                scored[(number - 1) % 2].record(current)
+
+    def by_transformers() -> None:
+        mask = torch.ones_like(ids)
+        with torch.inference_mode():
+            for start in starts:
+                encoder(ids, mask, resident[start : start + batch])
+
+    def one_query(count: int) -> Call:
+        return lambda: fast([ids[:count]], resident[:count]).cpu()
+
+    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "matmul_tflops": matmul}
+    for name, call in (
+        ("transformers", by_transformers), ("resident", from_device), ("pinned", from_host),
+    ):  # fmt: skip
+        rate = pictures / _gpu_seconds(call, 1 if quick else 5)
+        report[f"{name}_pairs_per_s"] = round(rate)
+        report[f"{name}_share_of_matmul"] = round(rate * FLOPS / 1e12 / matmul, 3)
+    for count in (100, 1000):
+        report[f"latency_{count}_ms"] = round(
+            1e3 * _gpu_seconds(one_query(count), 5 if quick else 50), 3
+        )
+    print(f"  {report}", flush=True)
+    return report
+
+
+PARTS: dict[str, Callable[[bool], dict[str, Any] | None]] = {
+    "cpu": cpu, "blip": blip, "quality": quality, "gpu": gpu,
+}  # fmt: skip
+
+
+def _precisions() -> list[Precision]:
+    names: list[Precision] = ["float32"]
+    if has_packed_kernels(torch.bfloat16):
+        names.append("bfloat16")
+    if has_int8_kernels():
+        names.append("int8")
+    return names
+
+
+def _encoder(attention: str) -> JointEncoder:
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=INNER, attn_implementation=attention,
+    )  # fmt: skip
+    return JointEncoder(BertForMaskedLM(config), sep_token_id=102, embedding_dim=WIDTH).eval()
+
+
+def _input(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids = torch.randint(1000, 20000, (1, WORDS + 2)).expand(batch, -1)
+    return ids, torch.ones_like(ids), torch.randn(batch, TOKENS, WIDTH).half()
+
+
+def _compare(calls: dict[str, Call], rounds: int) -> dict[str, dict[str, float]]:
+    """Let calls take turns; return medians of their times, and of ratios of the first's to it."""
+    times: dict[str, dict[str, list[float]]] = {
+        clock: {name: [] for name in calls} for clock in ("wall", "processor")
+    }
+    with torch.inference_mode():
+        for turn in range(rounds + 1):
+            for name, call in calls.items():
+                began, spent = time.perf_counter(), time.process_time()
+                call()
+                if turn:  # the first one sets up
+                    times["processor"][name].append(time.process_time() - spent)
+                    times["wall"][name].append(time.perf_counter() - began)
+    found: dict[str, dict[str, float]] = {name: {} for name in calls}
+    for clock, measured in times.items():
+        first = next(iter(measured.values()))
+        for name, seconds in measured.items():
+            found[name][f"{clock}_s"] = statistics.median(seconds)
+            found[name][f"{clock}_ratio"] = statistics.median(
+                a / b for a, b in zip(first, seconds, strict=True)
+            )
+    return found
+
+
+def _products() -> dict[str, float]:
+    """Return GFLOP/s of the joint encoder's widest product, in each way that it can be computed."""
+    rows = 32 * LENGTH
+    x, weight, bias = torch.randn(rows, WIDTH), torch.randn(INNER, WIDTH), torch.randn(INNER)
+    calls: dict[str, Call] = {"eager": lambda: torch.nn.functional.linear(x, weight, bias)}
+    for name in _precisions():
+        linear = pack_linear(weight, bias, name)  # type: ignore[arg-type]
+        given = x if name == "float32" else x.bfloat16()
+        calls[name] = lambda f=linear, g=given: f(g)
+    flops = 10 * 2 * rows * WIDTH * INNER
+    found = _compare({name: _many(call) for name, call in calls.items()}, 7)
+    return {name: round(flops / figures["wall_s"] / 1e9) for name, figures in found.items()}
+
+
+def _many(call: Call) -> Call:
+    return lambda: [call() for _ in range(10)]
+
+
+def _blip(batch: int) -> Call:
+    from transformers import BlipConfig, BlipForImageTextRetrieval, BlipTextConfig, BlipVisionConfig
+
+    vision = BlipVisionConfig(image_size=384)  # otherwise as published: ViT-B/16
+    text = BlipTextConfig(encoder_hidden_size=vision.hidden_size)
+    model = BlipForImageTextRetrieval(
+        BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+    ).eval()
+    pixels = torch.randn(batch, 3, 384, 384)
+    ids = torch.randint(1000, 20000, (batch, WORDS + 2))
+    mask = torch.ones_like(ids)
+    return lambda: (
+        model(input_ids=ids, pixel_values=pixels, attention_mask=mask, use_itm_head=True).itm_score
+    )
+
+
+def _blip2() -> Call:
+    from transformers import (
+        Blip2Config,
+        Blip2ForImageTextRetrieval,
+        Blip2QFormerConfig,
+        Blip2VisionConfig,
+    )
+
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(image_size=364).to_dict(),  # ViT-g/14, as published
+        qformer_config=Blip2QFormerConfig(
+            vocab_size=30523, use_qformer_text_input=True, encoder_hidden_size=1408
+        ).to_dict(),
+        image_text_hidden_size=256,
+        num_query_tokens=32,
+    )
+    with torch.device("meta"):
+        model = Blip2ForImageTextRetrieval(config)
+    model = model.to_empty(device="cpu").eval()
+    with torch.no_grad():  # drawing a billion numbers would take longer than all else
+        for weight in model.parameters():
+            weight.fill_(0.01)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if name == "position_ids":
+                    buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+    pixels, ids = torch.randn(1, 3, 364, 364), torch.randint(1000, 20000, (1, WORDS + 2))
+    mask = torch.ones_like(ids)
+    return lambda: (
+        model(
+            pixel_values=pixels,
+            input_ids=ids,
+            attention_mask=mask,
+            use_image_text_matching_head=True,
+        ).logits_per_image
+    )
+
+
+def _available() -> float:
+    """Return bytes that can be had without another process losing any, where that is known."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return 1024.0 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def _gpu_seconds(call: Call, rounds: int) -> float:
+    times = []
+    for turn in range(rounds + 3):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        if turn >= 3:  # graphs are recorded by then
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _gpu_matmul() -> float:
+    """Return TFLOP/s of a large product in bfloat16."""
+    side = 8192
+    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return round(2 * side**3 / _gpu_seconds(lambda: a @ b, 20) / 1e12, 1)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--quick", action="store_true", help="one round: to try the script")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

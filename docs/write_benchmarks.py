@@ -1,0 +1,176 @@
+"""Write the tables of `benchmarks.md` from `docs/results/`; a test fails on stale ones.
+
+`joint_encoder.json` there comes from
+`python benchmarks/joint_encoder.py --out docs/results/joint_encoder.json`, as `make bench` runs it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+TABLES = RESULTS / "benchmarks-tables.md"
+
+_FORMS = {
+    "eager": "transformers, eager attention, float32",
+    "sdpa": "transformers, fused attention, float32",
+    "model": "training form, float32",
+}
+_NOT_RUN = "not run: no GPU was at hand"
+
+
+def page() -> str:
+    """Return the tables as they should be, between the marks that the page includes them by."""
+    report = json.loads((RESULTS / "joint_encoder.json").read_text(encoding="utf-8"))
+    parts = {
+        "targets": _targets(report),
+        "cpu": _cpu(report["cpu"]),
+        "products": _products(report["cpu"]),
+        "blip": _blip(report["blip"]),
+        "quality": _quality(report["quality"]),
+        "gpu": _gpu(report["gpu"]),
+    }
+    return "".join(
+        f"<!-- --8<-- [start:{name}] -->\n{text}<!-- --8<-- [end:{name}] -->\n"
+        for name, text in parts.items()
+    )
+
+
+def _targets(report: dict[str, Any]) -> str:
+    cpu, quality, gpu = report["cpu"], report["quality"], report["gpu"]
+    auto = cpu["auto"]
+    tau = {row["form"]: row for row in quality["rows"]}
+    lines = ["| target | found | reached |", "| --- | --- | --- |"]
+    for form, batch, wanted in ((auto, 64, 2.5), (auto, 10, 2.5), ("int8", 64, 3), ("int8", 10, 3)):
+        found = [r for r in cpu["rows"] if r["form"] == form and r["batch"] == batch]
+        ratios = [row["wall_ratio"] for row in found]
+        which = f"`{form}`" + (", what `auto` chose" if form == auto else "")
+        said = ", ".join(f"x{r['wall_ratio']:.2f} ({_threads(r['threads'])})" for r in found)
+        lines.append(
+            f"| {which}, batch {batch}: {wanted} times transformers eager float32 | "
+            f"{said or 'not measured'} | {_reached(bool(ratios) and min(ratios) >= wanted)} |"
+        )
+    blip = report["blip"]["edje_times"]["blip"]
+    reached = _reached(blip >= 100)
+    lines.append(f"| 100 times BLIP ViT-B/16-384 image-text matching | x{blip:.0f} | {reached} |")
+    for form, row in tau.items():
+        if form == "model":
+            continue
+        lost = 100 * abs(row["R@1"] - tau["model"]["R@1"])
+        reached = _reached(row["tau"] >= 0.99 and lost <= 0.3)
+        lines.append(
+            f"| `{form}`: Kendall's tau of 0.99 to float32, R@1 within 0.3 points | "
+            f"{row['tau']:.4f}, {lost:.1f} points | {reached} |"
+        )
+    rate = gpu and gpu["resident_pairs_per_s"]
+    share = gpu and gpu["resident_share_of_matmul"]
+    lines.append(
+        f"| GPU: 100,000 pairs/s | {f'{rate:,}' if gpu else _NOT_RUN} | "
+        f"{_reached(rate >= 1e5) if gpu else ''} |"
+    )
+    lines.append(
+        f"| GPU: half the rate of a bfloat16 product | {share if gpu else _NOT_RUN} | "
+        f"{_reached(share >= 0.5) if gpu else ''} |"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _cpu(part: dict[str, Any]) -> str:
+    lines = [
+        "| threads | batch | form | pairs/s | GFLOP/s | x eager | x eager, processor time |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['threads']} | {row['batch']} | {_form(row['form'])} | {row['pairs_per_s']:.1f} | "
+        f"{row['gflops']:,} | {row['wall_ratio']:.2f} | {row['processor_ratio']:.2f} |"
+        for row in part["rows"]
+    ]
+    return "\n".join([*lines, "", _circumstances(part)]) + "\n"
+
+
+def _products(part: dict[str, Any]) -> str:
+    forms = [key for key in part["products"][0] if key != "threads"]
+    heads = ["torch's own float32" if form == "eager" else f"`{form}`" for form in forms]
+    lines = [f"| threads | {' | '.join(heads)} |", f"| --- |{' --- |' * len(forms)}"]
+    lines += [
+        f"| {row['threads']} | {' | '.join(f'{row[form]:,}' for form in forms)} |"
+        for row in part["products"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _blip(part: dict[str, Any]) -> str:
+    names = {
+        "edje": f"joint encoder, `{part['precision']}`, batch 64",
+        "blip": "BLIP ViT-B/16, 384 pixels, batch 4",
+        "blip2": "BLIP-2 ViT-g/14, 364 pixels, batch 1",
+    }
+    lines = ["| | pairs/s | joint encoder, times this |", "| --- | --- | --- |"]
+    for name, rate in part["pairs_per_s"].items():
+        times = part["edje_times"].get(name)
+        lines.append(f"| {names[name]} | {rate:.3g} | {f'x{times:.0f}' if times else ''} |")
+    more = [part["note"] + "."] if part["note"] else []
+    return "\n".join([*lines, "", *more, _circumstances(part)]) + "\n"
+
+
+def _quality(part: dict[str, Any]) -> str:
+    lines = [
+        "| form | R@1 | tau, mean | tau, lowest query | pairs a second of processor time |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {_form(row['form'])} | {row['R@1']:.4f} | {row['tau']:.4f} | "
+        f"{row['tau_lowest']:.4f} | {row['pairs_per_processor_s']:,} |"
+        for row in part["rows"]
+    ]
+    said = f"{part['scenes']:,} scenes, {part['candidates']} candidates each; "
+    return "\n".join([*lines, "", said + _circumstances(part)]) + "\n"
+
+
+def _gpu(part: dict[str, Any] | None) -> str:
+    if part is None:
+        return f"**{_NOT_RUN.capitalize()}.**\n"
+    lines = ["| | pairs/s | share of the bfloat16 product |", "| --- | --- | --- |"]
+    names = {
+        "transformers": "transformers, bfloat16, tokens on the device",
+        "resident": "joint encoder, tokens on the device",
+        "pinned": "joint encoder, tokens in pinned memory of the host",
+    }
+    for key, name in names.items():
+        lines.append(
+            f"| {name} | {part[f'{key}_pairs_per_s']:,} | {part[f'{key}_share_of_matmul']:.2f} |"
+        )
+    lines += [
+        "",
+        f"One query: {part['latency_100_ms']:.2f} ms for 100 candidates, "
+        f"{part['latency_1000_ms']:.2f} ms for 1,000. {part['device']}, "
+        f"{part['matmul_tflops']:.0f} TFLOP/s. {_circumstances(part)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _form(name: str) -> str:
+    return _FORMS.get(name, f"inference form, `{name}`")
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + ("s" if count > 1 else "")
+
+
+def _reached(yes: bool) -> str:
+    return "yes" if yes else "no"
+
+
+def _circumstances(part: dict[str, Any]) -> str:
+    quick = " **A quick run, of one round: to be done again.**" if part["quick"] else ""
+    return (
+        f"{part['date']}, {part['machine']}, torch {part['torch']}, transformers "
+        f"{part['transformers']}; load average {part['load'][0]} before and {part['load'][1]} "
+        f"after, {part['seconds']} s.{quick}"
+    )
+
+
+if __name__ == "__main__":
+    TABLES.write_text(page(), encoding="utf-8")
