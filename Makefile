@@ -6,7 +6,7 @@ OPEN_CLIP ?= .venv-open-clip
 OPEN_CLIP_PIP := $(OPEN_CLIP)/bin/python -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-open-clip lint check format docs train bench clean
+.PHONY: demo test test-slow test-browser test-open-clip lint check format docs train bench clean
 
 demo: $(VENV)/.installed ## Draw, ingest, search and rerank a thousand pictures
 	$(BIN)/edje-qdrant demo
@@ -16,6 +16,9 @@ test: $(VENV)/.dev ## Run the whole test suite
 
 test-slow: $(VENV)/.dev ## Run what takes longer
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/.dev ## Run the page's tests in Chromium, which EDJE_CHROMIUM names
+	$(BIN)/python -m pytest -m browser
 
 test-open-clip: $(OPEN_CLIP)/.installed ## Run the tests of the open_clip encoder
 	PYTHONPATH=tests/open_clip_environment $(OPEN_CLIP)/bin/python -m pytest -p torchvision_operators \

@@ -10,7 +10,18 @@ from typer.testing import CliRunner
 from edje_qdrant.cli import app
 
 # In the order in which they are met; what is not named here follows.
-FIRST = ("demo", "ingest", "search", "match", "classify", "info", "eval", "convert", "train")
+FIRST = (
+    "demo",
+    "ingest",
+    "search",
+    "serve",
+    "match",
+    "classify",
+    "info",
+    "eval",
+    "convert",
+    "train",
+)
 PAGE = Path(__file__).parent / "cli.md"
 HEAD = """# Command line
 

@@ -172,6 +172,7 @@ class ScoringThread:
         options = _in_the_time_left(jobs[0].options, max(waited))
         try:
             results = self._search_batch([job.text for job in jobs], **options)
+            answers = [*zip(jobs, results, waited, strict=True)]
         except EdjeError as error:
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
@@ -182,7 +183,7 @@ class ScoringThread:
             for job in jobs:
                 job.future.set_exception(error)
         else:
-            for job, result, ms in zip(jobs, results, waited, strict=True):
+            for job, result, ms in answers:
                 job.future.set_result((result, ms))
 
 

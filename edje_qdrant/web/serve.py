@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
@@ -93,4 +96,17 @@ def serve(
         timeout_graceful_shutdown=max(1, round(grace)),
         ws="none",
     )
-    uvicorn.Server(config).run()
+    with _told_only_once():
+        uvicorn.Server(config).run()
+
+
+@contextmanager
+def _told_only_once() -> Iterator[None]:
+    """Let a signal that the server has obeyed do no more: the server sends it again at its end."""
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: None) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

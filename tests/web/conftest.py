@@ -1,0 +1,93 @@
+"""A service over a real collection on the embedded engine, with a small model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra web")
+
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from edje_qdrant.collection import ImageCollection
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.pictures import picture_id
+from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.types import ImageEncoding
+from edje_qdrant.web.app import create_app
+from edje_qdrant.web.settings import ServiceSettings
+
+WritePictures = Callable[..., list[Path]]
+COUNT = 12
+
+
+@pytest.fixture(scope="session")
+def encoded(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: EDJEModel,
+    write_pictures: WritePictures,
+) -> tuple[list[Path], list[str], ImageEncoding]:
+    """Pictures, their ids, and what the model makes of them."""
+    paths = write_pictures(tmp_path_factory.mktemp("web") / "pictures", COUNT)
+    pictures = [Image.open(path) for path in paths]
+    return paths, [picture_id(str(path)) for path in paths], tiny_model.encode_images(pictures)
+
+
+Start = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="session")
+def start(tiny_model: EDJEModel, encoded: tuple[list[Path], list[str], ImageEncoding]) -> Start:
+    """Start a service in a folder, until a stack ends; `client.ids` are its pictures, by page."""
+    paths, ids, encoding = encoded
+
+    def started(stack: ExitStack, folder: Path, **options: Any) -> TestClient:
+        shutil.copytree(paths[0].parent, folder / "pictures")
+        payloads = [
+            {"path": str(folder / "pictures" / path.name), "album": ["a", "b"][n % 2], "page": n}
+            for n, path in enumerate(paths)
+        ]
+        contract = tiny_model.contract()
+        with ImageCollection.create(folder / "index", "images", contract) as collection:
+            collection.add(ids, encoding, payloads)
+        retriever = TwoStageRetriever.open(folder / "index", model=tiny_model)
+        settings = ServiceSettings(**{"pictures": folder / "pictures", **options})
+        client = TestClient(create_app(retriever, settings), raise_server_exceptions=False)
+        stack.enter_context(client)
+        client.ids = ids
+        client.retriever = retriever
+        client.folder = folder
+        return client
+
+    return started
+
+
+@pytest.fixture
+def serve(start: Start, tmp_path: Path) -> Iterator[Callable[..., TestClient]]:
+    """Start a service of this test's own, with settings."""
+    with ExitStack() as stack:
+        yield lambda **options: start(stack, tmp_path, **options)
+
+
+@pytest.fixture(scope="module")
+def shared(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A service for tests that change nothing."""
+    with ExitStack() as stack:
+        yield start(stack, tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture
+def client(serve: Callable[..., TestClient]) -> TestClient:
+    return serve()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the service's pictures and index are."""
+    return tmp_path

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+
+def picture(colour=(200, 30, 30), kind="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def send(client, *files, **data):
+    return client.post("/v1/ingest", files=[("files", file) for file in files], data=data)
+
+
+@pytest.fixture
+def taking(serve):
+    return serve(ingest=True, max_files=3)
+
+
+def test_an_uploaded_picture_is_kept_and_found(taking, folder):
+    answer = send(taking, ("../../red.png", picture()), fields='{"album": "new"}')
+    done = answer.json()
+    assert (done["added"], done["skipped"], done["failed"]) == (1, 0, [])
+    (image_id,) = done["image_ids"]
+    told = taking.get(f"/v1/images/{image_id}").json()
+    assert told["payload"]["path"] == f"uploads/{image_id}.png"
+    assert told["payload"]["name"] == "../../red.png"
+    assert taking.get(told["file"]).content == picture()
+    found = taking.post("/v1/search", json={"text": "red", "filter": {"album": "new"}}).json()
+    assert [hit["image_id"] for hit in found["hits"]] == [image_id]
+    assert [path.name for path in (folder / "pictures" / "uploads").iterdir()] == [
+        f"{image_id}.png"
+    ]
+    assert not (folder / "red.png").exists()
+
+
+def test_what_is_there_is_skipped_and_what_is_broken_is_named(taking, folder):
+    send(taking, ("red.png", picture()))
+    broken = picture((1, 2, 3))[:-40]
+    done = send(
+        taking, ("again.png", picture()), ("page.html", b"<html>"), ("cut.png", broken)
+    ).json()
+    assert (done["added"], done["skipped"]) == (0, 1)
+    assert [failure["name"] for failure in done["failed"]] == ["page.html", "cut.png"]
+    assert len([*(folder / "pictures" / "uploads").iterdir()]) == 1
+
+
+def test_the_name_says_nothing_of_the_kind(taking):
+    done = send(taking, ("photo.png", picture(kind="JPEG"))).json()
+    (image_id,) = done["image_ids"]
+    sent = taking.get(f"/v1/images/{image_id}/file")
+    assert sent.headers["content-type"] == "image/jpeg"
+
+
+@pytest.mark.parametrize("fields", ["[]", "{", '{"path": "/etc/passwd"}', '{"_edje": 1}', "NaN"])
+def test_fields_are_checked_before_anything_is_kept(taking, folder, fields):
+    answer = send(taking, ("red.png", picture()), fields=fields)
+    assert (answer.status_code, answer.json()["error"]) == (400, "ConfigError")
+    assert not (folder / "pictures" / "uploads").exists()
+
+
+def test_no_more_files_than_may_be(taking):
+    files = [(f"{n}.png", picture((n, 0, 0))) for n in range(4)]
+    answer = send(taking, *files)
+    assert (answer.status_code, answer.json()["error"]) == (413, "TooLarge")
+
+
+def test_nothing_is_taken_unless_it_was_asked_for(client):
+    answer = send(client, ("red.png", picture()))
+    assert (answer.status_code, answer.json()["error"]) == (403, "IngestOff")
+
+
+def test_uploads_are_counted(taking):
+    send(taking, ("red.png", picture()), ("x.png", b"x"))
+    metrics = taking.get("/metrics").text
+    assert 'edje_ingested_pictures_total{outcome="added"} 1.0' in metrics
+    assert 'edje_ingested_pictures_total{outcome="failed"} 1.0' in metrics

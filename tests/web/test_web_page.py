@@ -1,0 +1,219 @@
+"""The page in a real browser, against a real service with the bundled model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import time
+
+import pytest
+from service_process import ServiceProcess, folder_of_scenes
+
+CHROMIUM = os.environ.get("EDJE_CHROMIUM") or shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path or at EDJE_CHROMIUM"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("playwright") is None, reason="playwright is not installed"
+    ),
+]
+COUNT = 60
+EXPLAINS = importlib.util.find_spec("edje_qdrant.explain") is not None
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory):
+    return folder_of_scenes(tmp_path_factory.getbasetemp() / "scenes", COUNT)
+
+
+@pytest.fixture(scope="module")
+def url(captions, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "scenes"
+    service = ServiceProcess("--index", folder / "index", "--pictures", folder / "scenes")
+    service.wait()
+    yield service.url
+    service.end()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, url):
+    contexts, troubles = [], []
+
+    def opened(path="/", **options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda m: m.type == "error" and troubles.append(m.text))
+        page.goto(url + path)
+        return page
+
+    opened.troubles = troubles
+    yield opened
+    for context in contexts:
+        context.close()
+    # What the content security policy forbids is told on the console, too.
+    assert [trouble for trouble in troubles if "status of 400" not in trouble] == []
+
+
+def ask(page, text):
+    page.fill("#text", text)
+    page.press("#text", "Enter")
+    page.wait_for_selector(".right .hit")
+
+
+def until(holds):
+    """Wait; the page's policy forbids what Playwright would look with."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def names(page, side):
+    return page.eval_on_selector_all(f".{side} .hit", "hits => hits.map(hit => hit.title)")
+
+
+def test_the_right_picture_comes_first_beside_the_first_stages_ranking(open_page, captions):
+    page = open_page()
+    page.wait_for_selector(".wall img")
+    ask(page, captions[2])
+    assert names(page, "right")[0] == "scene-0002.png"
+    assert len(names(page, "left")) == len(names(page, "right")) == 10
+    assert page.locator(".links path").count() >= 10
+    assert re.search(r"\d m?s, \d+ candidates scored", page.inner_text(".took"))
+    loaded = "images => images.every(image => image.complete && image.naturalWidth > 0)"
+    until(lambda: page.eval_on_selector_all(".right li:nth-child(-n+5) .thumb", loaded))
+    assert page.locator(".thumb:not([alt])").count() == 0
+    page.click("text=Show ten more")
+    until(lambda: len(names(page, "right")) == 20)
+    assert len({*names(page, "right")}) == 20
+
+
+def test_a_picture_opens_with_its_payload_and_leads_to_more_like_it(open_page, captions):
+    page = open_page()
+    ask(page, captions[3])
+    page.click(".right li:first-child .hit")
+    assert page.inner_text("#detail-title") == "scene-0003.png"
+    assert "pictures/scene-0003.png" in page.inner_text("#payload")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#detail-title") == names(page, "right")[1]
+    page.keyboard.press("Escape")
+    assert not page.locator("#detail").is_visible()
+    page.click(".right li:first-child .hit")
+    page.click("#like")
+    page.wait_for_selector(".asked")
+    assert page.locator(".wall button").count() == 24
+    assert "scene-0003.png" not in page.locator(".wall").inner_html()
+
+
+@pytest.mark.skipif(not EXPLAINS, reason="explanations are not in this version")
+def test_heat_is_laid_over_the_picture_for_each_word(open_page, captions):
+    page = open_page()
+    ask(page, captions[2])
+    page.click(".right li:first-child .hit")
+    word = page.locator(".word", has_text="star").first
+    word.click()
+    assert word.get_attribute("aria-pressed") == "true"
+    assert page.locator("#heat").is_visible()
+    drawn = """() => {
+        const canvas = document.getElementById("heat");
+        const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        const alphas = data.filter((_, place) => place % 4 === 3);
+        return [Math.min(...alphas), Math.max(...alphas)];
+    }"""
+    coldest_and_hottest = page.evaluate(drawn)
+    assert coldest_and_hottest[1] - coldest_and_hottest[0] > 60
+    word.click()
+    assert not page.locator("#heat").is_visible()
+
+
+def test_filters_sliders_and_what_is_empty_or_wrong(open_page, captions):
+    page = open_page()
+    ask(page, captions[2])
+    page.fill("#filter", "width=1")
+    page.press("#filter", "Enter")
+    page.wait_for_selector(".empty")
+    assert "filters" in page.inner_text(".empty")
+    page.click(".chip")
+    page.wait_for_selector(".right .hit")
+    page.fill("#candidates", "0")
+    page.dispatch_event("#candidates", "change")
+    page.wait_for_selector(".took >> text=10 candidates")
+    page.fill("#text", "---")
+    page.press("#text", "Enter")
+    page.wait_for_selector(".note.bad")
+    assert "no word" in page.inner_text(".note.bad")
+
+
+def test_a_search_cut_short_says_so(open_page, captions):
+    page = open_page("/?q=a+red+star&b=0")
+    page.wait_for_selector(".note.warn")
+    assert "budget" in page.inner_text(".note.warn")
+    assert "not scored" in page.inner_text(".right")
+
+
+def test_it_is_used_without_a_mouse(open_page, captions):
+    page = open_page()
+    page.wait_for_selector(".wall img")
+    page.click(".collection")
+    page.keyboard.press("/")
+    page.keyboard.type(captions[4])
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".right .hit")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    focused = "document.activeElement.title"
+    assert page.evaluate(focused) == names(page, "right")[1]
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.closest('.left') !== null")
+    page.keyboard.press("Enter")
+    assert page.locator("#detail").is_visible()
+
+
+def test_a_picture_is_searched_by(open_page, captions, tmp_path_factory):
+    page = open_page()
+    page.wait_for_selector(".wall img")
+    file = tmp_path_factory.getbasetemp() / "scenes" / "scenes" / "pictures" / "scene-0007.png"
+    page.set_input_files("#file", str(file))
+    page.wait_for_selector(".asked")
+    assert page.locator(".wall button").first.get_attribute("title") == "scene-0007.png"
+
+
+def test_a_narrow_screen_shows_one_ranking_at_a_time(open_page, captions):
+    page = open_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    ask(page, captions[2])
+    assert page.locator(".right").is_visible()
+    assert not page.locator(".left").is_visible()
+    page.click("role=tab[name='First stage']")
+    assert page.locator(".left").is_visible()
+    assert not page.locator(".right").is_visible()
+    wide = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+    assert page.evaluate(wide)
+
+
+def test_an_address_brings_back_what_was_asked(open_page, captions):
+    page = open_page()
+    ask(page, captions[5])
+    first = names(page, "right")
+    address = page.evaluate("location.pathname + location.search")
+    again = open_page(address)
+    again.wait_for_selector(".right .hit")
+    assert names(again, "right") == first

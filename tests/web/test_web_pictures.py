@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edje_qdrant.web.picture_files import PictureFolder, Thumbnails
+
+
+def payload(client, n=0):
+    return client.retriever.collection.index.retrieve([client.ids[n]], tokens=False)[client.ids[n]]
+
+
+def move(client, path, n=0):
+    """Let the collection say that a picture lies elsewhere."""
+    client.retriever.collection.update_payload({client.ids[n]: {"path": str(path)}})
+
+
+def gone(client, n=0):
+    """Check that a picture is answered for as one that never was."""
+    for kind in ("file", "thumbnail"):
+        answer = client.get(f"/v1/images/{client.ids[n]}/{kind}")
+        assert answer.status_code == 404
+        assert answer.json()["message"] == "there is no such picture here"
+    return True
+
+
+def test_a_picture_is_told_of_and_shown(client):
+    told = client.get(f"/v1/images/{client.ids[2]}").json()
+    assert told["payload"]["path"] == "picture-0002.png"
+    assert told["payload"]["page"] == 2
+    assert "_edje" not in told["payload"]
+    sent = client.get(told["file"])
+    assert sent.headers["content-type"] == "image/png"
+    assert sent.content == Path(payload(client, 2)["path"]).read_bytes()
+    small = client.get(told["thumbnail"], params={"size": "160"})
+    assert small.headers["content-type"] == "image/webp"
+    with Image.open(io.BytesIO(small.content)) as image:
+        assert image.size == (50, 40)
+    again = client.get(told["thumbnail"], headers={"If-None-Match": sent.headers["etag"]})
+    assert again.status_code == 200
+    tag = {"If-None-Match": sent.headers["etag"]}
+    assert client.get(told["file"], headers=tag).status_code == 304
+
+
+def test_some_pictures_are_listed(client):
+    listed = client.get("/v1/images", params={"limit": 5}).json()["pictures"]
+    assert len(listed) == 5
+    assert {picture["image_id"] for picture in listed} <= {*client.ids}
+
+
+def test_files_outside_the_folder_are_not_there(client, folder):
+    secret = folder / "secret.png"
+    Image.new("RGB", (4, 4)).save(secret)
+    for path in (secret, "../secret.png", folder / "pictures" / ".." / "secret.png", "/etc/passwd"):
+        move(client, path)
+        assert gone(client)
+        told = client.get(f"/v1/images/{client.ids[0]}").json()
+        assert told["file"] is None
+        assert str(folder) not in json.dumps(told)
+
+
+def test_links_out_of_the_folder_are_not_followed(client, folder):
+    secret = folder / "secret.png"
+    Image.new("RGB", (4, 4)).save(secret)
+    link = folder / "pictures" / "link.png"
+    link.symlink_to(secret)
+    move(client, link)
+    assert gone(client)
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "in.png").write_bytes(secret.read_bytes())
+    (folder / "pictures" / "sub").symlink_to(folder / "elsewhere")
+    move(client, folder / "pictures" / "sub" / "in.png")
+    assert gone(client)
+
+
+def test_a_link_within_the_folder_is_followed(client, folder):
+    (folder / "pictures" / "link.png").symlink_to(folder / "pictures" / "picture-0001.png")
+    move(client, folder / "pictures" / "link.png")
+    assert client.get(f"/v1/images/{client.ids[0]}/file").status_code == 200
+
+
+def test_a_folder_beside_with_a_longer_name_is_outside(client, folder):
+    beside = folder / "pictures-private"
+    beside.mkdir()
+    Image.new("RGB", (4, 4)).save(beside / "a.png")
+    move(client, beside / "a.png")
+    assert gone(client)
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "", ".", "x" * 5000, "picture-0000.png/x"])
+def test_odd_paths_are_not_there(client, path):
+    move(client, path)
+    assert gone(client)
+
+
+def test_what_is_no_picture_is_not_sent(client, folder):
+    (folder / "pictures" / "notes.png").write_text("<script>alert(1)</script>")
+    move(client, folder / "pictures" / "notes.png")
+    assert gone(client)
+
+
+def test_a_pipe_is_not_waited_on(client, folder):
+    os.mkfifo(folder / "pictures" / "pipe.png")
+    move(client, folder / "pictures" / "pipe.png")
+    assert gone(client)
+
+
+def test_without_a_folder_nothing_is_shown(serve):
+    client = serve(pictures=None)
+    assert gone(client)
+    assert client.get(f"/v1/images/{client.ids[0]}").json()["payload"]["path"] == "picture-0000.png"
+
+
+@pytest.mark.parametrize(
+    "image_id",
+    ["nothing", "00000000-0000-4000-8000-000000000000", "..%2F..%2Fetc%2Fpasswd", "%00", "1" * 300],
+)
+def test_unknown_ids_are_not_there(client, image_id):
+    assert client.get(f"/v1/images/{image_id}").status_code == 404
+    assert client.get(f"/v1/images/{image_id}/file").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static//etc/passwd"],
+)
+def test_the_pages_files_alone_are_sent(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["error"] == "NotFound"
+
+
+def test_thumbnails_are_kept_within_bounds_and_not_longer_than_their_picture(tmp_path):
+    folder = PictureFolder(tmp_path, max_pixels=10_000)
+    thumbnails = Thumbnails(folder, max_bytes=3 * 4096 + 1000)
+    for n in range(6):
+        Image.new("RGB", (20, 20), (n, 0, 0)).save(tmp_path / f"{n}.png")
+        assert thumbnails.get(str(n), {"path": f"{n}.png"}, 160)
+    assert len(thumbnails._kept) <= 3
+    (tmp_path / "5.png").unlink()
+    assert thumbnails.get("5", {"path": "5.png"}, 160) is None
+
+
+def test_pictures_too_large_to_show_are_not_decoded(tmp_path):
+    Image.new("L", (101, 100)).save(tmp_path / "a.png")
+    folder = PictureFolder(tmp_path, max_pixels=10_000)
+    assert folder.picture({"path": "a.png"}) is None
+    assert folder.read({"path": "a.png"}) is not None

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TEXT = "a red square"
+
+
+@pytest.fixture
+def client(shared):
+    return shared
+
+
+def hits(answer):
+    assert answer.status_code == 200, answer.text
+    return [hit["image_id"] for hit in answer.json()["hits"]]
+
+
+def test_a_search_is_the_retrievers(client):
+    answer = client.post("/v1/search", json={"text": TEXT, "top_k": 5, "num_candidates": 8}).json()
+    result = client.retriever.search(TEXT, top_k=5, num_candidates=8)
+    assert [hit["image_id"] for hit in answer["hits"]] == [hit.image_id for hit in result]
+    for sent, hit in zip(answer["hits"], result, strict=True):
+        assert sent["score"] == pytest.approx(hit.score, abs=1e-5)
+        assert sent["retrieval_rank"] == hit.retrieval_rank
+        assert sent["payload"]["page"] == hit.payload["page"]
+    assert (answer["candidates"], answer["scored"], answer["degraded"]) == (8, 8, False)
+    assert set(answer["timings_ms"]) == {"queue", "encode", "retrieve", "fetch", "rerank", "total"}
+
+
+def test_the_first_stage_is_shown_beside(client):
+    body = {"text": TEXT, "top_k": 4, "first_stage": True}
+    answer = client.post("/v1/search", json=body).json()
+    assert [hit["retrieval_rank"] for hit in answer["first_stage"]] == [1, 2, 3, 4]
+    assert client.post("/v1/search", json={"text": TEXT}).json()["first_stage"] is None
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        {"filter": {"album": "a"}},
+        {"qdrant_filter": {"must": [{"key": "album", "match": {"value": "a"}}]}},
+    ],
+)
+def test_filters_in_either_form(client, filter):
+    found = hits(client.post("/v1/search", json={"text": TEXT, "top_k": 12, **filter}))
+    assert sorted(found) == sorted(client.ids[::2])
+
+
+def test_every_option_of_a_search_reaches_it(client):
+    options = {
+        "top_k": 2, "num_candidates": 6, "fusion": "blend", "fusion_weights": [0.2, 0.8],
+        "group_by": "album", "budget_ms": 5000, "min_score": -1e6, "on_missing": "first_stage",
+    }  # fmt: skip
+    answer = client.post("/v1/search", json={"text": TEXT, **options}).json()
+    assert {hit["group"] for hit in answer["hits"]} == {"a", "b"}
+    assert all(hit["fusion_score"] is not None for hit in answer["hits"])
+
+
+def test_pages_go_on_and_never_repeat(client):
+    first = client.post("/v1/search", json={"text": TEXT, "top_k": 5}).json()
+    second = client.post("/v1/search/next", json={"cursor": first["cursor"], "top_k": 4}).json()
+    third = client.post("/v1/search/next", json={"cursor": second["cursor"], "top_k": 4}).json()
+    ranked = [hit for page in (first, second, third) for hit in page["hits"]]
+    assert [hit["rank"] for hit in ranked] == [*range(1, 13)]
+    assert sorted(hit["image_id"] for hit in ranked) == sorted(client.ids)
+    assert third["cursor"] is None
+    refused = client.post("/v1/search/next", json={"cursor": first["cursor"][:-8]})
+    assert (refused.status_code, refused.json()["error"]) == (400, "ConfigError")
+
+
+def test_a_picture_finds_itself_first(client):
+    path = sorted((client.folder / "pictures").iterdir())[3]
+    found = client.post(
+        "/v1/search/image",
+        files={"file": ("photo.png", path.read_bytes(), "image/png")},
+        data={"top_k": "3", "filter": '{"album": "b"}'},
+    )
+    assert hits(found)[0] == client.ids[3]
+    assert found.json()["hits"][0]["score"] is None
+
+
+@pytest.mark.parametrize("filter", ["[1]", "{", '{"a": {"b": 1}}', "[" * 5000])
+def test_a_filter_beside_a_picture_must_be_one(client, filter):
+    answer = client.post(
+        "/v1/search/image", files={"file": ("a.png", b"x")}, data={"filter": filter}
+    )
+    assert (answer.status_code, answer.json()["error"]) == (400, "ConfigError")
+
+
+def test_more_like_some_and_unlike_others(client):
+    a, b, c = client.ids[:3]
+    found = hits(client.post("/v1/recommend", json={"liked": [a, b], "disliked": [c]}))
+    assert len(found) == 9
+    assert not {a, b, c} & {*found}
+    ranked = client.post("/v1/recommend", json={"liked": [a], "text": TEXT, "top_k": 2}).json()
+    assert all(hit["score"] is not None for hit in ranked["hits"])
+
+
+def test_rerank_has_the_shape_of_its_field(client):
+    documents = client.ids[:5]
+    body = {"model": "any", "query": TEXT, "documents": documents, "top_n": 3}
+    answer = client.post("/v1/rerank", json={**body, "return_documents": True}).json()
+    logits = client.retriever.score(TEXT, documents)
+    order = np.argsort(-logits, kind="stable")[:3]
+    assert [result["index"] for result in answer["results"]] == order.tolist()
+    scores = [result["relevance_score"] for result in answer["results"]]
+    assert scores == pytest.approx((1 / (1 + np.exp(-logits[order]))).tolist(), abs=1e-5)
+    assert [result["document"] for result in answer["results"]] == [documents[n] for n in order]
+
+
+def test_pictures_that_are_not_there_cannot_be_ranked(client):
+    missing = "00000000-0000-4000-8000-000000000000"
+    body = {"query": TEXT, "documents": [client.ids[0], missing]}
+    answer = client.post("/v1/rerank", json=body)
+    assert (answer.status_code, answer.json()["error"]) == (404, "TokensNotFoundError")
+
+
+def test_searches_at_once_get_each_their_own_answer(serve):
+    client = serve(batch_wait_ms=50)
+    texts = [TEXT, "two dogs on a boat", "kites over the lake", "b"] * 3
+    alone = {text: [hit.image_id for hit in client.retriever.search(text)] for text in texts}
+    ready = threading.Barrier(len(texts))
+
+    def ask(text):
+        ready.wait()
+        return hits(client.post("/v1/search", json={"text": text}))
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        assert [*pool.map(ask, texts)] == [alone[text] for text in texts]
+    metrics = client.get("/metrics").text
+    assert "edje_batch_searches_sum 12.0" in metrics
+    (batches,) = [x for x in metrics.splitlines() if x.startswith("edje_batch_searches_count")]
+    assert float(batches.split()[1]) < 12
+
+
+def test_a_picture_is_explained(client):
+    pytest.importorskip("edje_qdrant.explain", reason="explanations are not in this version")
+    answer = client.post("/v1/explain", json={"image_id": client.ids[0], "text": "a red square"})
+    found = answer.json()
+    assert [word["word"] for word in found["words"]] == ["a", "red", "square"]
+    assert len(found["heat"]) == len(found["words"][0]["heat"]) == 4
+    assert found["score"] == pytest.approx(
+        float(client.retriever.score("a red square", client.ids[:1])[0]), abs=1e-3
+    )
+
+
+def test_an_explanation_says_when_it_cannot_be(client, monkeypatch):
+    monkeypatch.setattr(client.app.state.service, "can_explain", False)
+    answer = client.post("/v1/explain", json={"image_id": client.ids[0], "text": "a"})
+    assert (answer.status_code, answer.json()["error"]) == (501, "MissingExtraError")
+
+
+def test_an_uploaded_picture_too_large_to_decode_is_refused(serve):
+    client = serve(max_pixels=100)
+    buffer = io.BytesIO()
+    Image.new("L", (11, 10)).save(buffer, "PNG")
+    answer = client.post("/v1/search/image", files={"file": ("big.png", buffer.getvalue())})
+    assert (answer.status_code, answer.json()["error"]) == (422, "ImageReadError")
+    assert "big.png" in answer.json()["message"]
