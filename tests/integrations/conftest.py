@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from gallery_checks import Gallery
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.ingest import ingest_images
@@ -18,18 +18,6 @@ from edje_qdrant.retriever import TwoStageRetriever
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 WritePictures = Callable[..., list[Path]]
-
-
-@dataclass
-class Gallery:
-    """A collection of twelve pictures in a folder, not open."""
-
-    folder: Path
-    paths: list[Path]
-    model: EDJEModel
-
-    def open(self) -> TwoStageRetriever:
-        return TwoStageRetriever.open(self.folder, model=self.model)
 
 
 @pytest.fixture

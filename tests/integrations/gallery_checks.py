@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.retriever import TwoStageRetriever
 from edje_qdrant.types import SearchHit
 
 TEXT = "two dogs on a boat"
 
 T = TypeVar("T")
+
+
+@dataclass
+class Gallery:
+    """A collection of twelve pictures in a folder, not open."""
+
+    folder: Path
+    paths: list[Path]
+    model: EDJEModel
+
+    def open(self) -> TwoStageRetriever:
+        return TwoStageRetriever.open(self.folder, model=self.model)
 
 
 def check_fields(fields: Mapping[str, Any], hit: SearchHit) -> None:

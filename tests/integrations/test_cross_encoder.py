@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Gallery
-from gallery_checks import TEXT
+from gallery_checks import TEXT, Gallery
 from numpy.typing import NDArray
 from PIL import Image
 

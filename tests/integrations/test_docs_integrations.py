@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-
 PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 LIBRARIES = {"LangChain": "langchain_core", "LlamaIndex": "llama_index.core",
              "Haystack": "haystack", "rerankers": "rerankers"}  # fmt: skip

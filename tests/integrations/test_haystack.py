@@ -4,11 +4,10 @@ import asyncio
 import gc
 
 import pytest
-from conftest import Gallery
 
 pytest.importorskip("haystack", reason="needs the extra haystack")
 
-from gallery_checks import TEXT, check_fields, other_order
+from gallery_checks import TEXT, Gallery, check_fields, other_order
 from haystack import Document, Pipeline
 from haystack.core.errors import DeserializationError
 from haystack.utils import Secret

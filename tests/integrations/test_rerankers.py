@@ -5,11 +5,10 @@ import base64
 from pathlib import Path
 
 import pytest
-from conftest import Gallery
 
 pytest.importorskip("rerankers", reason="needs the extra rerankers")
 
-from gallery_checks import TEXT
+from gallery_checks import TEXT, Gallery
 from PIL import Image
 from rerankers import Document
 
