@@ -133,7 +133,7 @@ def _quality(part: dict[str, Any]) -> str:
 
 def _gpu(part: dict[str, Any] | None) -> str:
     if part is None:
-        return f"**{_NOT_RUN.capitalize()}.**\n"
+        return f"**{_NOT_RUN[0].upper()}{_NOT_RUN[1:]}.**\n"
     lines = ["| | pairs/s | share of the bfloat16 product |", "| --- | --- | --- |"]
     names = {
         "transformers": "transformers, bfloat16, tokens on the device",
