@@ -21,6 +21,7 @@ __all__ = ["FastJointEncoder"]
 
 # Pairs computed together on a CPU: what is between two layers then stays in its caches.
 _PAIRS_AT_ONCE = 32
+_SMALLEST_SUM = 1e-30
 
 
 class FastJointEncoder:
@@ -215,7 +216,9 @@ def _attention_by_products(qkv: Tensor, shape: tuple[int, int], heads: int) -> T
     # (3, n * heads, s, d / heads)
     q, k, v = qkv.view(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
     weights = torch.bmm(q, k.transpose(1, 2)).exp_()  # (n * heads, s, s)
-    mixed = torch.bmm(weights, v).div_(weights.sum(dim=-1, keepdim=True))
+    sums = weights.sum(dim=-1, keepdim=True)
+    # Below this, exponents lose their digits before they are gone.
+    mixed = torch.bmm(weights, v).div_(sums.masked_fill_(sums < _SMALLEST_SUM, torch.nan))
     return mixed.view(n, heads, length, -1).transpose(1, 2).reshape(n * length, -1)
 
 

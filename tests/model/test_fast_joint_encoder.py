@@ -166,7 +166,7 @@ def test_long_captions_lose_their_end_and_keep_the_separator(joint_encoder: Join
 
 
 @pytest.mark.parametrize("precision", HALF)
-@pytest.mark.parametrize("shift", [200.0, -200.0])
+@pytest.mark.parametrize("shift", [200.0, -80.0, -200.0])
 def test_attention_beyond_the_range_of_exponents_is_computed_with_care(
     joint_encoder: JointEncoder, precision: Precision, shift: float
 ) -> None:
