@@ -15,6 +15,7 @@ DOCS = Path(__file__).parent.parent / "docs"
         ("results", "write_results"),
         ("results/storage-tables", "write_storage"),
         ("results/first-stages-table", "write_first_stages"),
+        ("results/scaling-tables", "write_scaling"),
     ],
 )
 def test_a_page_says_what_it_was_written_from(page, writer):
