@@ -1,6 +1,6 @@
 """Time what a process waits for before it can work: imports, the command line's help, opening.
 
-    python benchmarks/startup.py [--runs 9] [--pictures 100000] [--out docs/results/startup.json]
+    python benchmarks/startup.py [--runs 9] [--pictures 100000] [--light] [--out startup.json]
 
 Each line is the median over fresh processes, in turn with `python -c pass`, which is taken off in
 `beyond_python_ms`: the wall's time and, as other work on the machine does not count in it, the
@@ -33,21 +33,22 @@ COMMANDS = {
     "import edje_qdrant": ["-c", "import edje_qdrant"],
     "edje-qdrant --help": ["-m", "edje_qdrant", "--help"],
     "edje-qdrant search --help": ["-m", "edje_qdrant", "search", "--help"],
-    "import torch": ["-c", "import torch"],
     "from edje_qdrant import TwoStageRetriever": [
         "-c",
         "from edje_qdrant import TwoStageRetriever",
     ],
 }
+HEAVY = "from edje_qdrant import TwoStageRetriever"  # which loads torch
 PAGE = 2000
 
 
 def main() -> None:
     """Measure and print."""
     options = _options()
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
+    commands = {name: c for name, c in COMMANDS.items() if not (options.light and name == HEAVY)}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(options.runs + 1):
-        for name, arguments in COMMANDS.items():
+        for name, arguments in commands.items():
             times[name].append(_run([sys.executable, *arguments]))
     base = np.median(times["python -c pass"][1:], axis=0)
     rows = []
@@ -126,6 +127,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--pictures", type=int, default=100_000, help="0 leaves opening out")
+    parser.add_argument("--light", action="store_true", help="leave out what loads torch")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()
 

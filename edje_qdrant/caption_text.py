@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import string
 from collections.abc import Sequence
+from functools import lru_cache
 
 import ftfy
 
@@ -15,6 +16,10 @@ __all__ = ["clean_caption", "clean_captions"]
 _NO_PUNCTUATION = str.maketrans({"_": " ", **dict.fromkeys(string.punctuation.replace("_", ""))})
 
 
+# Characters of texts that are remembered, so that a thousand of them are never much.
+_SHORT = 500
+
+
 def clean_caption(text: str) -> str:
     """Return the text as the model was trained to read it.
 
@@ -23,10 +28,18 @@ def clean_caption(text: str) -> str:
 
     Source: EDJE facts, the model, 4; what open_clip calls canonicalising.
     """
+    # A search checks, encodes and reranks the same words, each time after cleaning them.
+    return _remembered(text) if len(text) <= _SHORT else _cleaned(text)
+
+
+def _cleaned(text: str) -> str:
     # Once is enough for anything people write; removed punctuation can leave new mojibake behind.
     while (cleaned := _clean_once(text)) != text:
         text = cleaned
     return text
+
+
+_remembered = lru_cache(maxsize=1024)(_cleaned)
 
 
 def _clean_once(text: str) -> str:

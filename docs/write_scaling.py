@@ -1,0 +1,154 @@
+"""Write the tables of `scaling.md` from `docs/results/`; a test fails when they are stale.
+
+The JSON files there come from `benchmarks/growth.py`, `search_overhead.py`, `concurrency.py`,
+`startup.py` and `ingest_rate.py`, each with `--out`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+TABLES = RESULTS / "scaling-tables.md"
+
+
+def page() -> str:
+    """Return the tables as they should be, between the marks that `scaling.md` names."""
+    parts = {
+        "growth": _growth,
+        "search_overhead": _overhead,
+        "concurrency": _concurrency,
+        "startup": _startup,
+        "ingest_rate": _ingest,
+    }
+    return "".join(
+        f"<!-- --8<-- [start:{name}] -->\n{_part(name, write)}<!-- --8<-- [end:{name}] -->\n"
+        for name, write in parts.items()
+    )
+
+
+def _part(name: str, write: Callable[[dict[str, Any]], str]) -> str:
+    path = RESULTS / f"{name}.json"
+    return write(_read(name)) if path.exists() else "This has not run yet.\n"
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _table(heads: list[str], rows: list[list[str]], report: dict[str, Any], more: str = "") -> str:
+    lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += [
+        "",
+        f"{report['date']}, {report['machine']}, load average {report['load_average']}, torch "
+        f"{report['versions']['torch']}, {report['threads']} thread(s).{more}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _growth(report: dict[str, Any]) -> str:
+    heads = [
+        "pictures", "open", "first stage", "reading tokens", "and decoding", "own memory",
+        "mapped files", "side files", "index",
+    ]  # fmt: skip
+    rows = [
+        [
+            f"{row['size']:,}",
+            f"{1000 * row['open_s']:.0f} ms",
+            *(f"{row[key]:.2f} ms" for key in ("search_ms", "fetch_ms", "fetch_and_decode_ms")),
+            *(
+                f"{row[key] / 1e6:,.1f} MB"
+                for key in (
+                    "own_memory_bytes", "mapped_files_bytes", "side_bytes", "index_bytes",
+                )
+            ),
+        ]
+        for row in report["rows"]
+    ]  # fmt: skip
+    first, last = report["rows"][0], report["rows"][-1]
+    more = " Processor time."
+    if last is not first:
+        more += (
+            f" The first stage takes {last['search_ms'] / first['search_ms']:.2f} times as long "
+            f"among {last['size'] // first['size']} times the pictures."
+        )
+    return _table(heads, rows, report, more)
+
+
+def _overhead(report: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["what"],
+            f"{row['us']:,.0f}",
+            f"{row['share']:.1%}",
+            "yes" if row["outside"] else "",
+        ]
+        for row in report["rows"]
+    ]
+    more = (
+        f" Processor time, medians of {report['searches']} searches. Outside in all: "
+        f"{report['outside_us']:,.0f} µs, {report['outside_share']:.1%} of a search; without what "
+        f"the first stage's call does around the engine, {report['outside_first_stage_us']:,.0f} "
+        "µs."
+    )
+    return _table(["step", "µs", "share", "outside"], rows, report, more)
+
+
+def _concurrency(report: dict[str, Any]) -> str:
+    names = {
+        "alone": "one after another",
+        "offline": f"`search_batch` of {report['clients']}",
+        "merged": f"{report['clients']} threads through `SearchBatcher`",
+    }
+    rates = report["searches_per_second"]
+    rows = [[name, f"{rates[key]:.1f}"] for key, name in names.items()]
+    more = (
+        f" {report['candidates']} candidates. Merged reaches {report['merged_to_offline']:.2f} of "
+        f"the batch, and {report['merged_to_alone']:.2f} of one after another."
+    )
+    return _table(["searches", "a second"], rows, report, more)
+
+
+def _startup(report: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"`{row['what']}`",
+            f"{row['wall_ms']:.0f} ms",
+            f"{row['beyond_python_ms']:.0f} ms",
+            f"{row['processor_ms']:.0f} ms",
+            f"{row['to_python']:.1f}",
+        ]
+        for row in report["rows"]
+    ]
+    heads = ["command", "wall", "beyond Python's own", "processor", "x `python -c pass`"]
+    return _table(heads, rows, report)
+
+
+def _ingest(report: dict[str, Any]) -> str:
+    names = {
+        "encoder": "the encoder alone",
+        "all_but": "everything else alone, one thread",
+        "ingest_2_workers": "`ingest_images`, 2 workers",
+        "ingest_4_workers": "`ingest_images`, 4 workers",
+    }
+    rows = [
+        [
+            name,
+            f"{report['pictures_per_second'][key]:.0f}",
+            f"{report['processor_seconds'][key]:.2f}",
+            f"{report['ingest_to_encoder'].get(key, '')}",
+            f"{report['hidden'].get(key, '')}",
+        ]
+        for key, name in names.items()
+    ]
+    heads = ["", "pictures a second", "processor, s", "of the encoder's rate", "hidden"]
+    return _table(heads, rows, report)
+
+
+if __name__ == "__main__":
+    TABLES.write_text(page(), encoding="utf-8")
