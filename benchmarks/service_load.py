@@ -185,7 +185,7 @@ def _prepare(folder: Path, count: int) -> list[str]:
     with ImageCollection.create(folder / "index", "images", model.contract()) as collection:
         ingest_images(folder / "scenes" / "pictures", collection, model, progress=False)
     captions = [json.loads(line)["caption"] for line in scenes.read_text().splitlines()]
-    return captions[:40]
+    return captions[:20]
 
 
 def _start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
