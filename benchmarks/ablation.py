@@ -31,7 +31,6 @@ from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.evaluation.bootstrap import difference, interval, resampled_means
 from edje_qdrant.evaluation.gallery import build_gallery
 from edje_qdrant.evaluation.memory import text_to_image
-from edje_qdrant.training.objectives import Objectives
 
 SWEEP = (5, 10, 20, 50, 100)
 TEACHER = "local"
@@ -48,10 +47,6 @@ VARIANTS = {
     # Contradictions go with hard negatives, so neither is there.
     "random negatives alone": replace(PLAIN, random_pairs=2.0),
     "no contradictions": replace(PLAIN, contradictions=0),
-    "half of the words masked": replace(PLAIN, objectives=replace(OBJECTIVES, masked_share=0.5)),
-    "matching alone": replace(
-        PLAIN, objectives=Objectives(words=0.0, recovery=0.0), words_alone=0.0, random_pairs=0.0
-    ),
     "distilled from local": replace(PLAIN, objectives=replace(OBJECTIVES, distillation=1.0)),
 }
 

@@ -371,9 +371,10 @@ def test_a_server_that_goes_away_loses_nothing(
                 assert len(marked) >= skipped
                 skipped = len(marked)
                 answers += 1
+        server.answers_left = None
         assert 0 < skipped < 6  # written by runs that failed
         assert (report.added, report.skipped) == (6 - skipped, skipped)
-        assert answers > 8
+        assert answers >= 6  # places at which it hung up
         with AttachedCollection.open(server.url, NAME, model=tiny_model) as opened:
             assert len(opened.score(TEXT, [*range(6)])) == 6
 

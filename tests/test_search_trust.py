@@ -21,7 +21,6 @@ from edje_qdrant.index.qdrant import QdrantIndex
 from edje_qdrant.model import EDJEModel, FastJointEncoder
 from edje_qdrant.reranker import Reranker
 from edje_qdrant.retriever import TwoStageRetriever
-from edje_qdrant.search import deadline as deadline_module
 from edje_qdrant.types import SearchResult
 
 
@@ -334,7 +333,3 @@ def test_a_server_that_is_away_does_not_outlast_the_budget(
             assert len(server.failures) > 40
             server.failures.clear()
         assert numbers(retriever.search(TEXTS[0], budget_ms=60_000))
-
-
-def test_time_without_a_budget_does_not_end() -> None:
-    assert deadline_module.Deadline(None).left == float("inf")

@@ -127,12 +127,9 @@ def _write(collection: ImageCollection, file: BinaryIO, *, progress: bool) -> Co
     with collection.alone():
         collection.reload()
         contract, codec = collection.contract, collection.codec
-    head = {
-        "magic": _MAGIC,
-        "format": _FORMAT,
-        "contract": contract.as_dict(),
-        "payload_indexes": collection.payload_indexes(),
-    }
+    head = {"magic": _MAGIC, "format": _FORMAT, "contract": contract.as_dict()}
+    if indexes := collection.payload_indexes():
+        head["payload_indexes"] = indexes
     parameters = codec.parameters()
     count = nbytes = number = 0
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -226,7 +223,7 @@ def _opened(path: Path) -> tarfile.TarFile:
 
 
 def _head(members: Iterator[tuple[str, bytes]], path: Path) -> tuple[TokenContract, dict[str, Any]]:
-    """Return the contract, and field -> kind of payload indexes, of which old archives say nothing.
+    """Return the contract, and field -> kind of payload indexes, of which there may be none.
 
     Raises:
         StoreError: Another version wrote the archive, or something else.

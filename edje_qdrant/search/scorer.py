@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from edje_qdrant.collection_reading import readable
 from edje_qdrant.errors import EdjeError, StoreError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.reranker import Reranker
-from edje_qdrant.search.deadline import Deadline
+from edje_qdrant.search.deadline import Deadline, Pace
 from edje_qdrant.search.settings import OnMissing
 from edje_qdrant.token_cache import DeviceTokenCache
 from edje_qdrant.token_reading import TokenReader
@@ -34,11 +33,8 @@ _TOKEN_BYTES = 256 << 20
 # Pairs of the smallest slice: fewer take hardly less time.
 _SMALLEST = 4
 
-# Share of the time left that a slice is planned to take, so that a slow one does not overrun much.
-_PLANNED = 0.5
-
-# What is left of the time that a pair is believed to take, each time it kept one from being scored.
-_FORGIVEN = 0.8
+# Share of the time left that a slice is planned to take: it may well be slower than the last one.
+_PLANNED = 0.8
 
 
 @dataclass(slots=True)
@@ -87,8 +83,7 @@ class CandidateScorer:
         self._reader = TokenReader(model.device)
         contract = collection.contract
         self.pairs_at_once = max(1, _TOKEN_BYTES // (2 * contract.num_tokens * contract.token_dim))
-        # Seconds that a pair took lately; what a budget allows is planned with it.
-        self._seconds_per_pair = math.nan
+        self._pace = Pace()  # what a budget allows is planned with it
 
     def score(
         self,
@@ -161,14 +156,17 @@ class CandidateScorer:
         if left <= 0:
             return 0
         smallest = max(1, _SMALLEST // queries)
-        if math.isnan(self._seconds_per_pair):
+        possible = self._pace.pairs_in(_PLANNED * left)
+        if possible is None:
             return min(most, smallest)
-        if left < self._seconds_per_pair * smallest * queries:
+        share = possible // queries
+        if share < smallest and (self._pace.pairs_in(left) or 0) >= smallest * queries:
+            share = smallest
+        if share < smallest:
             # Or one slow moment would keep later searches, of the same budget, from ever trying.
-            self._seconds_per_pair *= _FORGIVEN
+            self._pace.forgive()
             return 0
-        planned = int(_PLANNED * left / (self._seconds_per_pair * queries))
-        return min(most, max(smallest, planned))
+        return min(most, share)
 
     def _score_part(
         self,
@@ -194,7 +192,7 @@ class CandidateScorer:
             image_id = found[q][row].image_id
             if image_id in failed:
                 queries[q].failed[image_id] = failed[image_id]
-        self._learn((time.perf_counter() - began) / len(pairs))
+        self._pace.observe(len(pairs), time.perf_counter() - began)
         return fetched - began
 
     def _read(
@@ -211,10 +209,6 @@ class CandidateScorer:
         if on_missing == "error":
             return [*pairs], read([*pairs]), {}
         return readable(pairs, lambda pair: found[pair[0]][pair[1]].image_id, read)
-
-    def _learn(self, seconds: float) -> None:
-        known = self._seconds_per_pair
-        self._seconds_per_pair = seconds if math.isnan(known) else (known + seconds) / 2
 
 
 def _is_done(
