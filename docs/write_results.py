@@ -76,8 +76,10 @@ python benchmarks/search_quality.py
 SEARCH_NOTES = """
 - **fusion**: {fusion}
 - **cutoff** (`min_score`): each query is asked twice, the second time without the pictures that its
-  caption fits. {cutoff} Scenes are hard here: what is left holds look-alikes in which one relation
-  or one size is wrong.
+  caption fits. {cutoff}
+  Scenes are hard here: what is left holds look-alikes in which one relation or one size is wrong.
+  Probabilities were fitted with half of the queries having no right picture; in the plot all have
+  one, so more is right than they say.
 - **adaptive**: the rule promises that 0.2% of winners may be missed where one hit is asked for;
   with more hits the last one shown is seldom far ahead, so little is saved.
 - **budget_ms**: in shares of the median time that a whole search took in the same run, {budget}
