@@ -98,13 +98,17 @@ def match_texts(
     for name, number in (("top_k", top_k), ("num_candidates", num_candidates)):
         check_number(name, number, optional=True)
     picture = encode_query(model, image)
-    cosines = (picture.embeddings @ encode_all(model, texts).T)[0]
+    # Each text once: the same one's scores could differ in their last digits.
+    distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    found = (picture.embeddings @ encode_all(model, [*distinct]).T)[0]
+    cosines = found[[distinct[text] for text in texts]]
     order = np.argsort(-cosines, kind="stable")
-    chosen = order[:num_candidates]
-    scores = (reranker or Reranker(model)).score_pairs(
-        [texts[row] for row in chosen],
-        np.broadcast_to(picture.tokens, (len(chosen), *picture.tokens.shape[1:])),
-    )
+    chosen = [texts[row] for row in order[:num_candidates]]
+    asked = [*dict.fromkeys(chosen)]
+    tokens = np.broadcast_to(picture.tokens, (len(asked), *picture.tokens.shape[1:]))
+    logits = (reranker or Reranker(model)).score_pairs(asked, tokens)
+    logit_of = dict(zip(asked, logits, strict=True))
+    scores = np.array([logit_of[text] for text in chosen], np.float32)
     best = np.argsort(-scores, kind="stable").tolist()
     ranked: list[tuple[int, float | None]] = [(place, float(scores[place])) for place in best]
     ranked += [(place, None) for place in range(len(chosen), len(order))]
