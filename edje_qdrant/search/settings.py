@@ -106,14 +106,14 @@ class SearchSettings:
             )
 
 
-def check_texts(texts: Sequence[str], method: str = "search_batch") -> None:
+def check_texts(texts: Sequence[str]) -> None:
     """Check queries.
 
     Raises:
         ConfigError: They are one text, or one of them is no text or has no word in it.
     """
     if isinstance(texts, str):
-        raise ConfigError(f"{method} takes a list of texts; for one text use search")
+        raise ConfigError("search_batch takes a list of texts; for one text use search")
     for text in texts:
         if not isinstance(text, str):
             raise ConfigError(f"a query is text, not {type(text).__name__}")
