@@ -1,7 +1,7 @@
 """Show what grows with a collection: latency, opening, memory, bytes.
 
     python benchmarks/growth.py [--sizes 10000 100000] [--out docs/results/growth.json]
-        [--plot docs/results/growth.png] [--folder FOLDER]
+        [--plot docs/results/growth.png] [--keep FOLDER]
 
 Embeddings are synthetic, 256 wide, around a center for every hundred of them; codes of tokens are
 random bytes for a pq16 codec of 64 x 384 tokens, whose codebook is fitted to random tokens: 1,024
@@ -10,7 +10,8 @@ files, then `optimize` builds the graph. A fresh process then opens the collecti
 the time to open it, the first stage for 100 candidates and reading and decoding their tokens
 (medians over queries, directions by chance), and its resident memory, that of mapped files apart.
 Times are the processor's, of all threads, but for `optimize`; the wall's are beside those of
-searches. 1,000,000 pictures need about 8 GB of disk, and an hour on two cores: give --sizes.
+searches. 1,000,000 pictures need about 8 GB of disk, and an hour on two cores: give --sizes, and
+--keep, with which collections are left in a folder and measured again without being built again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +61,26 @@ def main() -> None:
         "rows": rows,
     }
     for size in options.sizes:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            free = shutil.disk_usage(folder).free
-            if free < size * BYTES_EACH + SPARE:
-                print(f"{size:,} pictures do not fit on the disk ({free:,} bytes free): left out")
+        with ExitStack() as stack:
+            if options.keep:
+                folder = options.keep / f"growth-{size}"
+            else:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            filled = folder / "filled.json"
+            if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+                folder.mkdir(parents=True)
+                free = shutil.disk_usage(folder).free
+                if free < size * BYTES_EACH + SPARE:
+                    print(f"{size:,} pictures need more than the {free:,} bytes of disk: left out")
+                    continue
+                filled.write_text(json.dumps(_filled(folder / "photos", size)), encoding="utf-8")
+            if options.only_build:
                 continue
-            row = {"size": size, **_filled(Path(folder), size)}
-            command = [sys.executable, __file__, "--measure", folder]
+            command = [sys.executable, __file__, "--measure", str(folder / "photos")]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            row.update(json.loads(done.stdout.splitlines()[-1]))
+            measured = json.loads(done.stdout.splitlines()[-1])
+            row = {"size": size, **json.loads(filled.read_text(encoding="utf-8")), **measured}
         rows.append(row)
         print(_line(row), flush=True)
         if options.out:
@@ -224,7 +237,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to draw (extra train)")
-    parser.add_argument("--folder", type=Path, help="where collections are made, and deleted")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the collections")
+    parser.add_argument("--only-build", action="store_true", help="with --keep: measure later")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -153,7 +153,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _rows(
     tokens: NDArray[np.float16] | Tensor, rows: NDArray[np.intp], device: torch.device
 ) -> Tensor:
-    """Return rows of tokens, on the device."""
+    """Return rows of tokens, on the device; those that lie in a row are not copied."""
+    first = int(rows[0])
+    if np.array_equal(rows, np.arange(first, first + len(rows))):
+        part = tokens[first : first + len(rows)]
+        if not isinstance(part, Tensor):
+            # torch warns of arrays that cannot be written to; those of a memory map cannot.
+            part = torch.from_numpy(np.require(part, requirements=["C", "W"]))
+        return part.to(device)
     if isinstance(tokens, Tensor):
         return tokens[torch.from_numpy(rows).to(tokens.device)].to(device)
     return torch.from_numpy(tokens[rows]).to(device)

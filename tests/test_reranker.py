@@ -136,3 +136,14 @@ def test_tokens_that_are_on_the_device_already_score_the_same(
     assert reranker.score_pairs([], there[:0]).shape == (0,)
     with pytest.raises(ConfigError, match="2 pictures"):
         reranker.score_pairs(["a", "b"], there[:3])
+
+
+def test_tokens_that_cannot_be_written_to_or_lie_backwards_score_alike(
+    tiny_model: EDJEModel, tokens: NDArray[np.float16]
+) -> None:
+    scores = Reranker(tiny_model).score("two dogs", tokens)
+    fixed = tokens.copy()
+    fixed.flags.writeable = False
+    np.testing.assert_array_equal(Reranker(tiny_model).score("two dogs", fixed), scores)
+    backwards = Reranker(tiny_model).score("two dogs", tokens[::-1])
+    np.testing.assert_allclose(backwards, scores[::-1], atol=1e-5)

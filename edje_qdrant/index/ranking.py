@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from operator import itemgetter
 
 from edje_qdrant.types import Candidate, Payload
 
@@ -15,20 +16,25 @@ TIE = 1e-6
 #: Points to ask an engine for beyond the limit, so that ties across the cut are settled here too.
 SLACK = 16
 
+_score = itemgetter(1)
+
 
 def rank(found: Iterable[tuple[str, float, Payload]], limit: int) -> list[Candidate]:
     """Rank `(id, cosine, payload)`, best first, equal cosines by id, and keep `limit`.
 
     Cosines within `TIE` of the best of their group are equal; all of the group get the best's.
     """
-    level = math.inf
-    keyed: list[tuple[float, str, Payload]] = []
-    for image_id, score, payload in sorted(found, key=lambda item: -item[1]):
+    level, tied = math.inf, False
+    ranked: list[tuple[float, str, Payload]] = []
+    for image_id, score, payload in sorted(found, key=_score, reverse=True):
         if level - score > TIE:
             level = score
-        keyed.append((-level, image_id, payload))
-    keyed.sort(key=lambda item: item[:2])
+        else:
+            tied = True
+        ranked.append((level, image_id, payload))
+    if tied:
+        ranked.sort(key=lambda item: (-item[0], item[1]))
     return [
-        Candidate(image_id, -negated, place, payload)
-        for place, (negated, image_id, payload) in enumerate(keyed[:limit], start=1)
+        Candidate(image_id, level, place, payload)
+        for place, (level, image_id, payload) in enumerate(ranked[:limit], start=1)
     ]

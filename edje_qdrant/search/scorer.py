@@ -180,18 +180,20 @@ class CandidateScorer:
         began = time.perf_counter()
         # A picture that one query could not read, none can.
         failed = {image_id: error for query in queries for image_id, error in query.failed.items()}
-        wanted = [(q, row) for q, row in pairs if found[q][row].image_id not in failed]
+        wanted = pairs
+        if failed:
+            wanted = [(q, row) for q, row in pairs if found[q][row].image_id not in failed]
         read, tokens, more = self._read(wanted, found, on_missing)
         failed.update(more)
         fetched = time.perf_counter()
         logits = self._reranker.score_pairs([texts[q] for q, _ in read], tokens)
-        for (q, row), logit in zip(read, logits, strict=True):
+        for (q, row), logit in zip(read, logits.tolist(), strict=True):
             queries[q].logits[row] = logit
         for q, row in pairs:
-            queries[q].reached = max(queries[q].reached, row + 1)
-            image_id = found[q][row].image_id
-            if image_id in failed:
-                queries[q].failed[image_id] = failed[image_id]
+            query = queries[q]
+            query.reached = max(query.reached, row + 1)
+            if failed and (image_id := found[q][row].image_id) in failed:
+                query.failed[image_id] = failed[image_id]
         self._pace.observe(len(pairs), time.perf_counter() - began)
         return fetched - began
 
