@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+RESULTS := docs/results
+ONE := OMP_NUM_THREADS=1
+SIZES ?= 10000 100000
 OPEN_CLIP ?= .venv-open-clip
 OPEN_CLIP_PIP := $(OPEN_CLIP)/bin/python -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -44,13 +47,22 @@ docs: $(VENV)/.docs ## Build the site into site/
 train: $(VENV)/.dev ## Train the bundled model again (about an hour on 2 cores)
 	$(BIN)/edje-qdrant train --recipe demo --out runs/demo/model --work runs/demo
 
-bench: $(VENV)/.dev ## Run the benchmarks that compare speeds (on a quiet machine)
-	$(BIN)/python benchmarks/joint_encoder.py --out docs/results/joint_encoder.json
-	$(BIN)/python docs/write_benchmarks.py
+bench: $(VENV)/.dev ## Measure every speed that is aimed at (quiet machine, under 15 minutes)
 	mkdir -p runs/bench
+	$(BIN)/python benchmarks/startup.py --out $(RESULTS)/startup.json
+	$(ONE) $(BIN)/python benchmarks/search_overhead.py --out $(RESULTS)/search_overhead.json
+	$(ONE) $(BIN)/python benchmarks/concurrency.py --out $(RESULTS)/concurrency.json
+	$(BIN)/python benchmarks/ingest_rate.py --out $(RESULTS)/ingest_rate_base.json
+	$(ONE) $(BIN)/python benchmarks/ingest_rate.py --model demo --pictures 256 --batch-size 32 \
+	  --out $(RESULTS)/ingest_rate_demo.json
 	$(BIN)/python benchmarks/token_fetch.py --out runs/bench/token_fetch.json
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/first_stages.py --sizes 10000 \
-	  --out runs/bench/first_stages.json
+	$(ONE) $(BIN)/python benchmarks/growth.py --sizes $(SIZES) --keep runs/growth \
+	  --out $(RESULTS)/growth.json --plot $(RESULTS)/growth.png
+	$(BIN)/python benchmarks/joint_encoder.py --out $(RESULTS)/joint_encoder.json
+	$(BIN)/python docs/write_benchmarks.py
+	$(BIN)/python docs/write_scaling.py
+	$(BIN)/python docs/write_planning_constants.py
+	$(BIN)/python docs/write_targets.py
 
 clean:
 	rm -rf $(VENV) $(OPEN_CLIP) edje-demo site dist

@@ -8,10 +8,11 @@ random bytes for a pq16 codec of 64 x 384 tokens, whose codebook is fitted to ra
 bytes a picture. They go through `ImageCollection.add_codes` into the embedded engine and side
 files, then `optimize` builds the graph. A fresh process then opens the collection and measures:
 the time to open it, the first stage for 100 candidates and reading and decoding their tokens
-(medians over queries, directions by chance), and its resident memory, that of mapped files apart.
-Times are the processor's, of all threads, but for `optimize`; the wall's are beside those of
-searches. 1,000,000 pictures need about 8 GB of disk, and an hour on two cores: give --sizes, and
---keep, with which collections are left in a folder and measured again without being built again.
+(medians over queries, directions by chance), and its resident memory, that of mapped files apart,
+and once more that of reading the side files alone. Times are the processor's, of all threads, but
+for `optimize`; the wall's are beside those of searches. 1,000,000 pictures need about 8 GB of disk,
+and an hour on two cores: give --sizes, and --keep, with which collections are left in a folder and
+measured again without being built again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ from demo_world import conditions
 from numpy.typing import NDArray
 
 from edje_qdrant import ImageCollection, TokenContract
+from edje_qdrant.collection_reading import reference_of
 from edje_qdrant.token_reading import TokenReader
 from edje_qdrant.tokens.codecs import codec_for
+from edje_qdrant.tokens.file_store import FileTokenStore
 
 DIM, NUM_TOKENS, TOKEN_DIM, CODEC, CANDIDATES = 256, 64, 384, "pq16", 100
 PAGE, QUERIES, CENTERS_EACH = 1000, 60, 100
@@ -148,6 +151,12 @@ def _measured(folder: Path) -> dict[str, Any]:
         fetch = _medians(lambda n: collection.codes(found[n]))
         decode = _medians(lambda n: reader.tokens(collection, found[n]))
         after = _resident()
+        # The side files alone, opened once more: what reading them takes besides what is mapped.
+        with closing(FileTokenStore.open(folder / "images" / "tokens")) as store:
+            for part in found:
+                ids = [candidate.image_id for candidate in part]
+                store.codes(ids, [reference_of(candidate.payload) for candidate in part])
+            store_memory = _resident()["RssAnon"] - after["RssAnon"]
     return {
         "open_s": round(opened[0], 4),
         "open_wall_s": round(opened[1], 4),
@@ -159,6 +168,7 @@ def _measured(folder: Path) -> dict[str, Any]:
         "own_memory_bytes": after["RssAnon"] - before["RssAnon"],
         "own_memory_after_open_bytes": after_open["RssAnon"] - before["RssAnon"],
         "mapped_files_bytes": after["RssFile"] - before["RssFile"],
+        "store_memory_bytes": max(store_memory, 0),
     }
 
 

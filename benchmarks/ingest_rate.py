@@ -1,20 +1,25 @@
 """Compare `ingest_images` with encoding alone, in one run.
 
-    python benchmarks/ingest_rate.py [--pictures 256] [--rounds 4] [--out ingest_rate.json]
+    python benchmarks/ingest_rate.py [--model base] [--pictures 32] [--batch-size 8] [--rounds 3]
+        [--out docs/results/ingest_rate_base.json]
 
-The bundled model on drawn scenes of 256 x 256 pixels as PNG files, in batches of 32. `encoder` is
-`EDJEModel.encode_pixels` on pictures that were read before; `ingest` reads, decodes, hashes,
-encodes and writes them to a new collection of the embedded engine; `all but` is everything but the
-encoder, one after another, in a single thread. They take turns, and the ratios are medians over
-rounds. The bundled encoder is about a thousand times quicker than a large one, so that what is
-around it weighs much more than it would with one: `hidden` is the share of `all but` that ingest
-did beside the encoder.
+Drawn scenes of 256 x 256 pixels as PNG files. `encoder` is `EDJEModel.encode_pixels` on pictures
+that were read before; `ingest` reads, decodes, hashes, encodes and writes them to a new collection
+of the embedded engine; `all but` is everything but the encoder, one after another, in a single
+thread. They take turns, and the ratios are medians over rounds. `hidden` is the share of `all but`
+that ingest did beside the encoder.
+
+`--model base` has a vision tower of SigLIP B/16's size at 224 pixels and 64 tokens of 384, with
+random weights (speed does not depend on them), and computes with every core, as an ingest does.
+`--model demo` is the bundled one, hundreds of times smaller, so that what is around it weighs much
+more; it computes with one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import string
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,20 +29,26 @@ from typing import Any
 import numpy as np
 import torch
 from demo_world import conditions
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer, SiglipConfig, SiglipModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from edje_qdrant import EDJEModel, ImageCollection, ingest_images
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import draw_scenes
+from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.pictures import open_upright, picture_id
 
-BATCH = 32
+SIDE = 224
 
 
 def main() -> None:
     """Measure and print."""
     options = _options()
-    torch.set_num_threads(1)
-    model = EDJEModel.from_pretrained("demo", device="cpu")
+    if options.model == "demo":
+        torch.set_num_threads(1)
+        model = EDJEModel.from_pretrained("demo", device="cpu")
+    else:
+        model = _base()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures = folder / "pictures"
@@ -50,11 +61,35 @@ def main() -> None:
     print(json.dumps(report))
 
 
+def _base() -> EDJEModel:
+    """Return a model of SigLIP B/16's and MiniLM-L12's size that knows nothing."""
+    torch.manual_seed(0)
+    letters = string.ascii_lowercase
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    tokenizer = BertTokenizer({piece: number for number, piece in enumerate(pieces)})
+    vision = {"hidden_size": 768, "intermediate_size": 3072, "image_size": SIDE, "patch_size": 16}
+    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 64,
+            "projection_size": 768, "bos_token_id": 2, "eos_token_id": 3}  # fmt: skip
+    siglip = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+    processor = SiglipImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    language_model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=64, hidden_size=384, num_hidden_layers=12, num_attention_heads=12,
+            intermediate_size=1536,
+        )
+    )  # fmt: skip
+    encoder = SiglipEncoder(siglip, processor, tokenizer, name="base")
+    return EDJEModel.build(encoder, language_model, tokenizer, num_tokens=64)
+
+
 def _measure(
     folder: Path, paths: list[Path], model: EDJEModel, options: argparse.Namespace
 ) -> dict[str, Any]:
+    size = options.batch_size
     pixels = [model.preprocess([open_upright(str(path), str(path))]) for path in paths]
-    batches = [torch.cat(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
+    batches = [torch.cat(pixels[i : i + size]) for i in range(0, len(pixels), size)]
     encodings = [model.encode_pixels(batch) for batch in batches]
     made = 0
 
@@ -70,14 +105,14 @@ def _measure(
     def ingest(workers: int) -> None:
         with collection() as target:
             report = ingest_images(
-                paths, target, model, batch_size=BATCH, workers=workers, progress=False
+                paths, target, model, batch_size=size, workers=workers, progress=False
             )
             assert report.added == len(paths)
 
     def all_but() -> None:
         with collection() as target:
             for at, encoding in enumerate(encodings):
-                part = paths[at * BATCH : (at + 1) * BATCH]
+                part = paths[at * size : (at + 1) * size]
                 ids = [picture_id(str(path)) for path in part]
                 target.existing(ids)
                 for path in part:
@@ -102,8 +137,9 @@ def _measure(
                 processors[name].append(time.process_time() - processor)
     wall = {name: np.array(each) for name, each in walls.items()}
     return {
+        "model": options.model,
         "pictures": len(paths),
-        "batch_size": BATCH,
+        "batch_size": size,
         "rounds": options.rounds,
         **conditions(),
         "pictures_per_second": {
@@ -130,8 +166,10 @@ def _measure(
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--model", choices=["base", "demo"], default="base")
+    parser.add_argument("--pictures", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()
 

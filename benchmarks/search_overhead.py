@@ -9,9 +9,9 @@ another. A search of the same text without clocks runs in turn with each, and gi
 processor's time is counted, not the wall's, so that other work on the machine does not; torch works
 with one thread, so the two are the same on a machine at rest.
 
-`outside` is all but the engine's query and the two models. It is measured once more with both models'
-answers given beforehand, `by itself`: the joint encoder fills the processor's caches with numbers of
-its own, and what runs after it has to fetch its code and data again.
+`outside` is all but the engine's query and the two models. It is measured once more `by itself`,
+with both models' answers given beforehand: the joint encoder fills the processor's caches with
+numbers of its own, and what runs after it has to fetch its code and data again.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def page() -> str:
     """Return the tables as they should be, between the marks that the page includes them by."""
     report = json.loads((RESULTS / "joint_encoder.json").read_text(encoding="utf-8"))
     writers = {"cpu": _cpu, "blip": _blip, "quality": _quality}
-    parts = {"targets": _targets(report), "gpu": _gpu(report.get("gpu"))}
+    parts = {"gpu": _gpu(report.get("gpu"))}
     for name, write in writers.items():
         parts[name] = write(report[name]) if report.get(name) else "Not run yet.\n"
     parts["products"] = _products(report["cpu"]) if report.get("cpu") else "Not run yet.\n"
@@ -33,50 +33,6 @@ def page() -> str:
         f"<!-- --8<-- [start:{name}] -->\n{text}<!-- --8<-- [end:{name}] -->\n"
         for name, text in parts.items()
     )
-
-
-def _targets(report: dict[str, Any]) -> str:
-    cpu = report.get("cpu") or {"auto": "bfloat16", "rows": []}
-    gpu = report.get("gpu")
-    auto = cpu["auto"]
-    quality = report.get("quality") or {"rows": []}
-    tau = {row["form"]: row for row in quality["rows"]}
-    lines = ["| target | found | reached |", "| --- | --- | --- |"]
-    for form, batch, wanted in ((auto, 64, 2.5), (auto, 10, 2.5), ("int8", 64, 3), ("int8", 10, 3)):
-        found = [r for r in cpu["rows"] if r["form"] == form and r["batch"] == batch]
-        ratios = [row["wall_ratio"] for row in found]
-        which = f"`{form}`" + (", what `auto` chose" if form == auto else "")
-        said = ", ".join(f"x{r['wall_ratio']:.2f} ({_threads(r['threads'])})" for r in found)
-        lines.append(
-            f"| {which}, batch {batch}: {wanted} times transformers eager float32 | "
-            f"{said or 'not measured'} | {_reached(bool(ratios) and min(ratios) >= wanted)} |"
-        )
-    if report.get("blip"):
-        blip = report["blip"]["edje_times"]["blip"]
-        reached = _reached(blip >= 100)
-        lines.append(
-            f"| 100 times BLIP ViT-B/16-384 image-text matching | x{blip:.0f} | {reached} |"
-        )
-    for form, row in tau.items():
-        if form == "model":
-            continue
-        lost = 100 * abs(row["R@1"] - tau["model"]["R@1"])
-        reached = _reached(row["tau"] >= 0.99 and lost <= 0.3)
-        lines.append(
-            f"| `{form}`: Kendall's tau of 0.99 to float32, R@1 within 0.3 points | "
-            f"{row['tau']:.4f}, {lost:.1f} points | {reached} |"
-        )
-    rate = gpu and gpu["resident_pairs_per_s"]
-    share = gpu and gpu["resident_share_of_matmul"]
-    lines.append(
-        f"| GPU: 100,000 pairs/s | {f'{rate:,}' if gpu else _NOT_RUN} | "
-        f"{_reached(rate >= 1e5) if gpu else ''} |"
-    )
-    lines.append(
-        f"| GPU: half the rate of a bfloat16 product | {share if gpu else _NOT_RUN} | "
-        f"{_reached(share >= 0.5) if gpu else ''} |"
-    )
-    return "\n".join(lines) + "\n"
 
 
 def _cpu(part: dict[str, Any]) -> str:
@@ -155,14 +111,6 @@ def _gpu(part: dict[str, Any] | None) -> str:
 
 def _form(name: str) -> str:
     return _FORMS.get(name, f"inference form, `{name}`")
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread" + ("s" if count > 1 else "")
-
-
-def _reached(yes: bool) -> str:
-    return "yes" if yes else "no"
 
 
 def _circumstances(part: dict[str, Any]) -> str:

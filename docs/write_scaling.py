@@ -22,7 +22,8 @@ def page() -> str:
         "search_overhead": _overhead,
         "concurrency": _concurrency,
         "startup": _startup,
-        "ingest_rate": _ingest,
+        "ingest_rate_base": _ingest,
+        "ingest_rate_demo": _ingest,
     }
     return "".join(
         f"<!-- --8<-- [start:{name}] -->\n{_part(name, write)}<!-- --8<-- [end:{name}] -->\n"
@@ -94,7 +95,7 @@ def _overhead(report: dict[str, Any]) -> str:
         f" Processor time, medians of {report['searches']} searches. Outside in all: "
         f"{report['outside_us']:,.0f} µs, {report['outside_share']:.1%} of a search; without what "
         f"the first stage's call does around the engine, {report['outside_first_stage_us']:,.0f} "
-        "µs."
+        f"µs; all of it where neither model runs, {report['outside_by_itself_us']:,.0f} µs."
     )
     return _table(["step", "µs", "share", "outside"], rows, report, more)
 
@@ -126,7 +127,13 @@ def _startup(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]
     heads = ["command", "wall", "beyond Python's own", "processor", "x `python -c pass`"]
-    return _table(heads, rows, report)
+    more = ""
+    if opening := report.get("open"):
+        more = (
+            f" Opening a collection of {opening['pictures']:,} pictures: "
+            f"{opening['wall_ms']:.0f} ms, {opening['processor_ms']:.0f} ms of the processor."
+        )
+    return _table(heads, rows, report, more)
 
 
 def _ingest(report: dict[str, Any]) -> str:
@@ -147,7 +154,8 @@ def _ingest(report: dict[str, Any]) -> str:
         for key, name in names.items()
     ]
     heads = ["", "pictures a second", "processor, s", "of the encoder's rate", "hidden"]
-    return _table(heads, rows, report)
+    more = f" {report['pictures']} pictures in batches of {report['batch_size']}."
+    return _table(heads, rows, report, more)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""Write the table of what was aimed at, from `docs/results/`; a test fails when it is stale.
+
+    python docs/write_targets.py    # and print it
+
+The JSON files there come from the scripts in `benchmarks/`, which `make bench` runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+TABLE = RESULTS / "targets-table.md"
+
+#: What was aimed at, what was found, and whether that is enough; None where it has not run.
+Target = tuple[str, str, bool | None]
+
+_NO_GPU = "not run: no GPU was at hand"
+
+
+def page() -> str:
+    """Return the table as it should be."""
+    words = {True: "yes", False: "**no**", None: "not run"}
+    lines = ["| aimed at | found | reached |", "| --- | --- | --- |"]
+    lines += [f"| {aim} | {found} | {words[reached]} |" for aim, found, reached in targets()]
+    return "\n".join(lines) + "\n"
+
+
+def targets() -> list[Target]:
+    """Return all of them."""
+    return [*_joint_encoder(), *_gpu(), *_search(), *_startup(), *_together(), *_growth()]
+
+
+def _joint_encoder() -> Iterator[Target]:
+    report = _read("joint_encoder")
+    cpu = report.get("cpu")
+    auto = cpu["auto"] if cpu else "auto"
+    for form, batch, wanted in ((auto, 64, 2.5), (auto, 10, 2.5), ("int8", 64, 3), ("int8", 10, 3)):
+        which = f"`{form}`" + (", what `auto` chose" if form == auto else "")
+        found = [r for r in cpu["rows"] if (r["form"], r["batch"]) == (form, batch)] if cpu else []
+        said = ", ".join(f"x{r['wall_ratio']:.2f} ({_threads(r['threads'])})" for r in found)
+        reached = min(r["wall_ratio"] for r in found) >= wanted if found else None
+        yield (
+            f"CPU: {which}, batch {batch}: {wanted} times transformers eager float32",
+            said,
+            reached,
+        )
+    blip = report["blip"]["edje_times"]["blip"] if report.get("blip") else None
+    yield (
+        "CPU: 100 times BLIP ViT-B/16-384 image-text matching",
+        f"x{blip:.0f}" if blip else "",
+        blip >= 100 if blip else None,
+    )
+    rows = {row["form"]: row for row in (report.get("quality") or {"rows": []})["rows"]}
+    for form, row in rows.items():
+        if form == "model":
+            continue
+        lost = 100 * abs(row["R@1"] - rows["model"]["R@1"])
+        yield (
+            f"`{form}`: Kendall's tau of 0.99 to float32, R@1 within 0.3 points",
+            f"{row['tau']:.4f}, {lost:.1f} points",
+            row["tau"] >= 0.99 and lost <= 0.3,
+        )
+
+
+def _gpu() -> Iterator[Target]:
+    gpu = _read("joint_encoder").get("gpu")
+    rate = gpu and gpu["resident_pairs_per_s"]
+    share = gpu and gpu["resident_share_of_matmul"]
+    yield (
+        "GPU: 100,000 pairs a second, tokens on the device",
+        f"{rate:,}" if gpu else _NO_GPU,
+        rate >= 1e5 if gpu else None,
+    )
+    yield (
+        "GPU: half the rate of a bfloat16 product",
+        f"{share}" if gpu else _NO_GPU,
+        share >= 0.5 if gpu else None,
+    )
+
+
+def _search() -> Iterator[Target]:
+    report = _read("search_overhead")
+    share, spent = report.get("outside_share"), report.get("outside_us")
+    yield (
+        "`search()` outside engine and models: 10 % of the whole, 100 candidates",
+        f"{share:.1%}" if report else "",
+        share <= 0.1 if report else None,
+    )
+    yield (
+        "the same: 1 ms",
+        f"{spent / 1000:.1f} ms; {report['outside_by_itself_us'] / 1000:.1f} ms where no model ran "
+        "just before and filled the processor's caches"
+        if report
+        else "",
+        spent <= 1000 if report else None,
+    )
+
+
+def _startup() -> Iterator[Target]:
+    report = _read("startup")
+    rows = {row["what"]: row for row in report.get("rows", [])}
+    for what, key, most, aim in (
+        ("import edje_qdrant", "beyond_python_ms", 50, "50 ms beyond Python's own start"),
+        ("edje-qdrant --help", "wall_ms", 500, "0.5 s"),
+    ):
+        row = rows.get(what)
+        yield (
+            f"`{what}`: {aim}",
+            f"{row[key]:.0f} ms" if row else "",
+            row[key] <= most if row else None,
+        )
+    opening = report.get("open")
+    yield (
+        "`open()` of 100,000 pictures: 1 s",
+        f"{opening['wall_ms']:.0f} ms, {opening['pictures']:,} pictures" if opening else "",
+        opening["wall_ms"] <= 1000 and opening["pictures"] >= 100_000 if opening else None,
+    )
+
+
+def _together() -> Iterator[Target]:
+    report = _read("concurrency")
+    merged = report.get("merged_to_offline")
+    yield (
+        "32 clients at once: 0.9 of the rate of one batch",
+        f"{merged:.2f}" if report else "",
+        merged >= 0.9 if report else None,
+    )
+    for name, said in (("base", "SigLIP B/16's size"), ("demo", "the bundled one")):
+        ratios = _read(f"ingest_rate_{name}").get("ingest_to_encoder")
+        best = max(ratios, key=lambda key: ratios[key]) if ratios else ""
+        yield (
+            f"ingest: 0.95 of the bare encoder's rate, {said}",
+            f"{ratios[best]:.2f} ({best.replace('_', ' ')})" if ratios else "",
+            ratios[best] >= 0.95 if ratios else None,
+        )
+
+
+def _growth() -> Iterator[Target]:
+    rows = {row["size"]: row for row in _read("growth").get("rows", [])}
+    small, large = rows.get(10_000), rows.get(1_000_000)
+    both = small is not None and large is not None
+    times = large["search_ms"] / small["search_ms"] if small and large else 0.0
+    yield (
+        "first stage among 1,000,000 pictures: twice as long as among 10,000",
+        f"x{times:.2f}" if both else "",
+        times <= 2 if both else None,
+    )
+    if not large:
+        yield "memory of a side file's reader does not grow with the file", "", None
+        return
+    own = large["store_memory_bytes"] / 1e6
+    yield (
+        "memory of a side file's reader does not grow with the file (1 % of it at most)",
+        f"{own:.1f} MB of its own for a file of {large['side_bytes'] / 1e6:,.0f} MB",
+        own * 1e6 <= 0.01 * large["side_bytes"],
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + ("s" if count > 1 else "")
+
+
+if __name__ == "__main__":
+    TABLE.write_text(page(), encoding="utf-8")
+    for aim, found, reached in targets():
+        mark = {True: "yes", False: "NO", None: "not run"}[reached]
+        print(f"{mark:<8}{aim}: {found}")  # noqa: T201
