@@ -135,6 +135,7 @@ def _ingest(report: dict[str, Any]) -> str:
         "all_but": "everything else alone, one thread",
         "ingest_2_workers": "`ingest_images`, 2 workers",
         "ingest_4_workers": "`ingest_images`, 4 workers",
+        "ingest_2_processes": "`ingest_images`, 2 processes, their start counted",
     }
     rows = [
         [
