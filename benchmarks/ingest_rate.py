@@ -12,13 +12,15 @@ that ingest did beside the encoder.
 `--model base` has a vision tower of SigLIP B/16's size at 224 pixels and 64 tokens of 384, with
 random weights (speed does not depend on them), and computes with every core, as an ingest does.
 `--model demo` is the bundled one, hundreds of times smaller, so that what is around it weighs much
-more; it computes with one thread.
+more; it computes with one thread. `--processes 2` adds an ingest with as many; the seconds that
+these take to start are counted too: ask for some thousand pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import string
 import tempfile
 import time
@@ -102,11 +104,12 @@ def _measure(
         for batch in batches:
             model.encode_pixels(batch)
 
-    def ingest(workers: int) -> None:
+    def ingest(workers: int, processes: int = 0) -> None:
         with collection() as target:
             report = ingest_images(
-                paths, target, model, batch_size=size, workers=workers, progress=False
-            )
+                paths, target, model, batch_size=size, workers=workers, processes=processes,
+                progress=False,
+            )  # fmt: skip
             assert report.added == len(paths)
 
     def all_but() -> None:
@@ -126,15 +129,18 @@ def _measure(
         "ingest_2_workers": lambda: ingest(2),
         "ingest_4_workers": lambda: ingest(4),
     }
+    if options.processes:
+        name = f"ingest_{options.processes}_processes"
+        calls[name] = lambda: ingest(2, processes=options.processes)
     walls: dict[str, list[float]] = {name: [] for name in calls}
     processors: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(options.rounds + 1):
         for name, call in calls.items():
-            began, processor = time.perf_counter(), time.process_time()
+            began, processor = time.perf_counter(), _processor_seconds()
             call()
             if turn:  # the first warms up
                 walls[name].append(time.perf_counter() - began)
-                processors[name].append(time.process_time() - processor)
+                processors[name].append(_processor_seconds() - processor)
     wall = {name: np.array(each) for name, each in walls.items()}
     return {
         "model": options.model,
@@ -150,7 +156,8 @@ def _measure(
         },
         "ingest_to_encoder": {
             name: round(float(np.median(wall["encoder"] / wall[name])), 3)
-            for name in ("ingest_2_workers", "ingest_4_workers")
+            for name in calls
+            if name.startswith("ingest")
         },
         "hidden": {
             name: round(
@@ -164,12 +171,18 @@ def _measure(
     }
 
 
+def _processor_seconds() -> float:
+    """Return what this process and those it started and ended have used."""
+    return sum(os.times()[:4])
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=["base", "demo"], default="base")
     parser.add_argument("--pictures", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=0, help="add an ingest with so many")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()
 

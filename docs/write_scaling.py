@@ -142,16 +142,19 @@ def _ingest(report: dict[str, Any]) -> str:
         "all_but": "everything else alone, one thread",
         "ingest_2_workers": "`ingest_images`, 2 workers",
         "ingest_4_workers": "`ingest_images`, 4 workers",
+        "ingest_2_processes": "`ingest_images`, 2 processes, their start counted",
+        "ingest_4_processes": "`ingest_images`, 4 processes, their start counted",
     }
     rows = [
         [
             name,
-            f"{report['pictures_per_second'][key]:.0f}",
+            f"{report['pictures_per_second'][key]:.3g}",
             f"{report['processor_seconds'][key]:.2f}",
             f"{report['ingest_to_encoder'].get(key, '')}",
             f"{report['hidden'].get(key, '')}",
         ]
         for key, name in names.items()
+        if key in report["pictures_per_second"]
     ]
     heads = ["", "pictures a second", "processor, s", "of the encoder's rate", "hidden"]
     more = f" {report['pictures']} pictures in batches of {report['batch_size']}."

@@ -45,7 +45,7 @@ from edje_qdrant.cli_plan import plan
 from edje_qdrant.cli_search import search
 from edje_qdrant.cli_serve import serve
 from edje_qdrant.cli_train import train
-from edje_qdrant.errors import EdjeError
+from edje_qdrant.errors import ConfigError, EdjeError
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
@@ -133,7 +133,23 @@ def ingest(
     engine: Engine = None,
     device: Device = None,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
-    workers: Annotated[int, typer.Option(help="Threads that read and decode.")] = 2,
+    workers: Annotated[
+        int, typer.Option(help="Threads that read and decode, of each process.")
+    ] = 2,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Processes that decode and encode, each with a copy of the model; 0: none."
+        ),
+    ] = 0,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE,...",
+            help="Devices of these processes, in turn: cuda:0,cuda:1. Without --processes, a "
+            "process for each.",
+        ),
+    ] = None,
     prune: Annotated[
         bool,
         typer.Option("--prune", help="Delete pictures that are gone from the source."),
@@ -150,6 +166,7 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Add pictures to a collection, which is created where it is missing."""
+    from edje_qdrant.encoding_pool import check_devices
     from edje_qdrant.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.maintenance.copying import add_indexes
     from edje_qdrant.sources import check_source
@@ -158,6 +175,11 @@ def ingest(
     check_source(source)  # before a collection is created for nothing
     indexes = indexes_of(payload_index or [])
     shown = bar_shown(progress)
+    places = None if devices is None else [name.strip() for name in devices.split(",")]
+    if device is not None and places is not None:
+        raise ConfigError("give --device or --devices, not both")
+    check_devices(processes, places, "cpu")
+    device = places[0] if places is not None else device
 
     def fit(loaded: EDJEModel, name: str) -> FittedCodec:
         return fit_codec_to_source(source, loaded, name, batch_size=batch_size, progress=shown)
@@ -174,6 +196,8 @@ def ingest(
             workers=workers,
             progress=shown,
             prune=prune,
+            processes=processes,
+            devices=places,
         )
         points = target.count()
     failed = [asdict(failure) for failure in report.failed]

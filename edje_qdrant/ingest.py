@@ -2,65 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from edje_qdrant.collection import ImageCollection
-from edje_qdrant.errors import ConfigError, EdjeError, ImageReadError
-from edje_qdrant.pictures import (
-    MAX_PIXELS,
-    ignore_decoder_warnings,
-    open_upright,
-    picture_id,
-    words,
-)
-from edje_qdrant.pruning import follow_moved, prune_collection
+from edje_qdrant.encoding_pool import EncodingPool, check_devices
+from edje_qdrant.errors import ConfigError, EdjeError
+from edje_qdrant.ingest_steps import IngestRun
+from edje_qdrant.pictures import MAX_PIXELS, ignore_decoder_warnings
+from edje_qdrant.pruning import prune_collection
+from edje_qdrant.reading_pictures import DecodedPicture, KnownPicture, decode_picture
 from edje_qdrant.sources import PICTURE_SUFFIXES, ListedPicture, Source, list_pictures
-from edje_qdrant.threads import batches, in_threads
+from edje_qdrant.threads import batches
 from edje_qdrant.tokens.codecs import Codec, codec_for
-from edje_qdrant.types import FailedImage, IngestReport, Payload
+from edje_qdrant.types import IngestReport
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
 
 __all__ = ["MAX_PIXELS", "fit_codec_to_source", "ingest_images"]
-
-# Ids looked up in one call, before anything is decoded.
-_LOOKUP = 256
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """Hold a picture whose content was read, but not decoded."""
-
-    image_id: str
-    listed: ListedPicture
-
-
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    """Hold a picture ready to be encoded: `pixels` is `(1, 3, H, W)` float32."""
-
-    image_id: str
-    payload: Payload
-    pixels: Tensor
 
 
 def ingest_images(
@@ -74,6 +45,8 @@ def ingest_images(
     max_pixels: int = MAX_PIXELS,
     checkpoint_every: int = 1024,
     prune: bool = False,
+    processes: int = 0,
+    devices: Sequence[str] | None = None,
 ) -> IngestReport:
     """Add pictures to a collection.
 
@@ -93,7 +66,8 @@ def ingest_images(
         collection: Where to.
         model: The one the collection was created for.
         batch_size: Pictures encoded and written at a time.
-        workers: Threads that read and decode beside the encoding.
+        workers: Threads that read and decode beside the encoding; of each process, where there are
+            several.
         progress: Show a bar on stderr.
         max_pixels: Pictures with more are refused before they are decoded; more than
             `MAX_PIXELS` has no effect.
@@ -103,12 +77,19 @@ def ingest_images(
             whose `path` lies in it, and otherwise all that the source does not name. Pictures that
             could not be read this time stay. Pictures that were moved get their new `path`. The
             ids of the source are held in memory, about 100 bytes each.
+        processes: Processes that decode and encode, each with a copy of the model; this one alone
+            writes. 0 encodes in this process, or in one for each of `devices`. They are started
+            anew (`spawn`), so that a script must begin under `if __name__ == "__main__":`. A
+            picture that kills those who read it is listed as failed.
+        devices: Where they encode, shared out in turn: `["cuda:0", "cuda:1"]`; where the model is,
+            by default. The precision is the model's.
 
     Returns:
         What was added, skipped, refused and pruned. Pictures twice in the source count as skipped.
 
     Raises:
-        ConfigError: The source is missing, unreadable or empty, or a number is below 1.
+        ConfigError: The source is missing, unreadable or empty, or a number is below 1; or a
+            device cannot be used, or processes die one after another.
         ContractMismatchError: Another model wrote the collection.
         StoreError: The collection cannot be written; what was added before is kept.
         EngineUnavailableError: The server went away; the same holds.
@@ -123,6 +104,9 @@ def ingest_images(
     for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} is {value!r}; give a whole number, 1 or more")
+    if not isinstance(processes, int) or processes < 0:
+        raise ConfigError(f"processes is {processes!r}; give a whole number, 0 or more")
+    places = check_devices(processes, devices, model.device)
     listing = list_pictures(source)
     if (
         prune
@@ -134,21 +118,30 @@ def ingest_images(
             f"with prune, {source} alone would stay of the whole collection; leave prune out"
         )
     collection.require(model.contract())
-    run = _Run(
+    run = IngestRun(
         collection, model, max_pixels, total=sum(1 for _ in listing()), progress=progress,
         seen=set() if prune else None,
     )  # fmt: skip
     unflushed = 0
-    with warnings.catch_warnings(), run.bar, ThreadPoolExecutor(workers) as pool:
+    with warnings.catch_warnings(), run.bar, ExitStack() as ending:
         ignore_decoder_warnings()
+        threads = ending.enter_context(ThreadPoolExecutor(workers))
+        fresh = run.fresh(listing(), threads)
+        if places:
+            pool = EncodingPool(model, places, decoders=workers, max_pixels=max_pixels)
+            encoded = ending.enter_context(pool).encode(batches(fresh, batch_size))
+            written: Iterator[int] = map(run.write_encoded, encoded)
+        else:
+            decoded = run.decoded(fresh, threads, ahead=2 * batch_size)
+            written = map(run.write, batches(decoded, batch_size))
         try:
-            for batch in batches(run.decoded(listing(), pool, ahead=2 * batch_size), batch_size):
-                unflushed += run.write(batch)
+            for count in written:
+                unflushed += count
                 if unflushed >= checkpoint_every:
                     collection.flush()
                     unflushed = 0
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            threads.shutdown(cancel_futures=True)
             # Keep what was written; if that fails too, the first error says more.
             with suppress(EdjeError):
                 collection.flush()
@@ -190,7 +183,7 @@ def fit_codec_to_source(
         return codec
     listed = [item for item in list_pictures(source)() if isinstance(item, ListedPicture)]
     rows = np.random.default_rng(seed).permutation(len(listed))[:sample]
-    chosen = [_Known("", listed[row]) for row in rows]
+    chosen = [KnownPicture("", listed[row]) for row in rows]
     tokens: list[NDArray[np.float16]] = []
     with (
         warnings.catch_warnings(),
@@ -200,131 +193,10 @@ def fit_codec_to_source(
     ):
         ignore_decoder_warnings()
         for batch in batches(chosen, batch_size):
-            decoded = [_decode(picture, model, MAX_PIXELS) for picture in batch]
-            pixels = [item.pixels for item in decoded if isinstance(item, _Decoded)]
+            decoded = [decode_picture(picture, model, MAX_PIXELS) for picture in batch]
+            pixels = [item.pixels for item in decoded if isinstance(item, DecodedPicture)]
             if pixels:
                 tokens.append(model.encode_pixels(torch.cat(pixels)).tokens)
             bar.update(len(batch))
     shape = (0, contract.num_tokens, contract.token_dim)
     return codec.fit(np.concatenate([np.empty(shape, np.float16), *tokens]), seed=seed)
-
-
-class _Run:
-    """Do the steps of one ingest and count what comes of them."""
-
-    def __init__(
-        self,
-        collection: ImageCollection,
-        model: EDJEModel,
-        max_pixels: int,
-        *,
-        total: int,
-        progress: bool,
-        seen: set[bytes] | None,
-    ) -> None:
-        self._collection = collection
-        self._model = model
-        self._max_pixels = max_pixels
-        self.bar: tqdm[Any] = tqdm(
-            total=total, desc="ingesting", unit=" pictures", disable=not progress
-        )
-        self.added = 0
-        self.skipped = 0
-        self.failed: list[FailedImage] = []
-        self.seen = seen
-
-    def decoded(
-        self, items: Iterable[ListedPicture | FailedImage], pool: ThreadPoolExecutor, *, ahead: int
-    ) -> Iterator[_Decoded]:
-        """Yield the pictures that are not in the collection, `ahead` of them decoded before use."""
-        identified = self._readable(in_threads(pool, _identify, items, 2 * _LOOKUP))
-        fresh = (
-            picture for batch in batches(identified, _LOOKUP) for picture in self._missing(batch)
-        )
-        return self._readable(in_threads(pool, self._decode, fresh, ahead))
-
-    def write(self, pictures: Sequence[_Decoded]) -> int:
-        """Encode and write a batch; return how many of them were new."""
-        # Looked up again: the same content may have come twice since the first look.
-        fresh: dict[str, _Decoded] = {}
-        for picture in pictures:
-            fresh.setdefault(picture.image_id, picture)
-        for image_id in self._collection.existing([*fresh]):
-            del fresh[image_id]
-        self._skip(len(pictures) - len(fresh))
-        if not fresh:
-            return 0
-        pixels = torch.cat([picture.pixels for picture in fresh.values()])
-        try:
-            encoding = self._model.encode_pixels(pixels)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"the device has no memory for {len(pixels)} pictures at a time; "
-                "lower batch_size and run again: what was added is kept"
-            ) from error
-        self._collection.add([*fresh], encoding, [picture.payload for picture in fresh.values()])
-        self.added += len(fresh)
-        self.bar.update(len(fresh))
-        return len(fresh)
-
-    def _missing(self, batch: Sequence[_Known]) -> Iterator[_Known]:
-        existing = self._collection.existing([picture.image_id for picture in batch])
-        if self.seen is not None:
-            self.seen.update(uuid.UUID(picture.image_id).bytes for picture in batch)
-            follow_moved(
-                self._collection,
-                {p.image_id: p.listed.path for p in batch if p.image_id in existing},
-            )
-        for picture in batch:
-            if picture.image_id in existing:
-                self._skip(1)
-            else:
-                yield picture
-
-    def _decode(self, picture: _Known) -> _Decoded | FailedImage:
-        return _decode(picture, self._model, self._max_pixels)
-
-    def _readable(self, items: Iterable[T | FailedImage]) -> Iterator[T]:
-        """Put failures aside and yield the rest."""
-        for item in items:
-            if isinstance(item, FailedImage):
-                self.failed.append(item)
-                self.bar.update()
-            else:
-                yield item
-
-    def _skip(self, count: int) -> None:
-        self.skipped += count
-        self.bar.update(count)
-
-
-def _identify(item: ListedPicture | FailedImage) -> _Known | FailedImage:
-    """Read a file once and name its content."""
-    if isinstance(item, FailedImage):
-        return item
-    try:
-        image_id = picture_id(item.path)
-    except ImageReadError as error:
-        return FailedImage(item.path, error.reason)
-    try:
-        json.dumps([item.path, item.fields], allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        return FailedImage(item.path, f"its payload cannot be stored: {words(error)}")
-    return _Known(image_id, item)
-
-
-def _decode(picture: _Known, model: EDJEModel, max_pixels: int) -> _Decoded | FailedImage:
-    path = picture.listed.path
-    try:
-        upright = open_upright(path, path, max_pixels=max_pixels)
-        payload = {
-            **picture.listed.fields,
-            "path": path,
-            "width": upright.width,
-            "height": upright.height,
-        }
-        return _Decoded(picture.image_id, payload, model.preprocess([upright]))
-    except ImageReadError as error:
-        return FailedImage(path, error.reason)
-    except Exception as error:  # image processors refuse odd shapes in their own ways
-        return FailedImage(path, words(error))

@@ -115,6 +115,29 @@ def test_ingest_search_and_info_as_json(
     assert about["contract"]["model"] == str(tiny_folder.resolve())
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--devices", "cpu,nowhere"], "no device 'nowhere'"),
+        (["--devices", "cpu,cpu", "--processes", "1"], "2 devices and 1 processes"),
+        (["--devices", "cpu", "--device", "cpu"], "--device or --devices"),
+        (["--processes", "-1"], "--processes"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused_before_anything_is_made(
+    tmp_path: Path, pictures: Path, options: list[str], words: str
+) -> None:
+    result = run("ingest", pictures, "--index", tmp_path / "index", *options)
+    assert (result.exit_code, words in result.stderr) == (2, True)
+    assert not (tmp_path / "index").exists()
+
+
+def test_ingest_in_a_process_of_its_own(tmp_path: Path, pictures: Path, tiny_folder: Path) -> None:
+    place = ["--index", tmp_path / "index", "--model", tiny_folder]
+    made = json_of(run("ingest", pictures, *place, "--devices", "cpu", "--json"))
+    assert (made["added"], made["skipped"], len(made["failed"])) == (12, 0, 1)
+
+
 def test_a_codec_is_chosen_once(tmp_path: Path, pictures: Path, tiny_folder: Path) -> None:
     place = ["--index", tmp_path / "index"]
     made = ["ingest", pictures, *place, "--model", tiny_folder, "--json"]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,10 @@ from edje_qdrant.model import EDJEModel
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 
 
+def examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
 def test_the_pages_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -23,11 +29,23 @@ def test_the_pages_examples_run(
         ids = [f"00000000-0000-4000-8000-{number:012d}" for number in range(12)]
         payloads = [{"path": f"{number}.png"} for number in range(12)]
         collection.add(ids, model.encode_images(pictures), payloads)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks:
+    blocks = examples()
+    assert len(blocks) == 4
+    for block in blocks[:3]:
         exec(compile(block, PAGE.name, "exec"), {})
     shown = capsys.readouterr().out
     assert "side files" in shown
     assert "hits=12, misses=0, pictures=12" in shown
     assert ".png" in shown
+
+
+@pytest.mark.slow
+def test_the_pages_example_of_processes_runs_as_a_script(tmp_path: Path) -> None:
+    (tmp_path / "scenes" / "pictures").mkdir(parents=True)
+    for number, scene in enumerate(draw_scenes("test", 0, 12)):
+        draw(scene).save(tmp_path / "scenes" / "pictures" / f"{number}.png")
+    (tmp_path / "script.py").write_text(examples()[3], encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "12 ()\n"

@@ -352,6 +352,7 @@ def test_pictures_are_encoded_as_the_model_encodes_them(
         {"max_pixels": -1},
         {"checkpoint_every": 0},
         {"batch_size": 2.5},
+        {"processes": -1},
     ],
 )
 def test_numbers_below_one_are_refused(
