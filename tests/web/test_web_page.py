@@ -25,7 +25,6 @@ pytestmark = [
     ),
 ]
 COUNT = 60
-EXPLAINS = importlib.util.find_spec("edje_qdrant.explain") is not None
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +123,6 @@ def test_a_picture_opens_with_its_payload_and_leads_to_more_like_it(open_page, c
     assert "scene-0003.png" not in page.locator(".wall").inner_html()
 
 
-@pytest.mark.skipif(not EXPLAINS, reason="explanations are not in this version")
 def test_heat_is_laid_over_the_picture_for_each_word(open_page, captions):
     page = open_page()
     ask(page, captions[2])
