@@ -154,7 +154,7 @@ class SearchBatcher:
             ConfigError: The text or an option cannot be used, or the batcher is closed.
             BusyError: As many requests wait as may.
         """
-        check_texts("text", [text])
+        check_texts("the query", [text])
         if options.get("filter") is not None:  # the caller may go on to change it
             options["filter"] = copy.deepcopy(options["filter"])
         search = _Search(text, options, self._retriever.check_options(**options))
@@ -299,5 +299,5 @@ def _left(searches: Sequence[_Search]) -> SearchOptions:
     if first.settings.budget_ms is None:
         return first.options
     waited = max(search.future.waited_ms for search in searches)
-    left = max(first.settings.budget_ms - waited, _LEAST_MS)
+    left = max(round(first.settings.budget_ms - waited, 1), _LEAST_MS)
     return cast("SearchOptions", {**first.options, "budget_ms": left})
