@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edje_qdrant.collection import ImageCollection
     from edje_qdrant.contract import TokenContract
     from edje_qdrant.errors import (
+        BusyError,
         CheckpointError,
         CollectionLockedError,
         CollectionNotFoundError,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttachedCollection",
+    "BusyError",
     "Candidate",
     "CaptionCollection",
     "CaptionHit",

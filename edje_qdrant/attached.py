@@ -255,7 +255,7 @@ class AttachedCollection:
 
     def _logits(self, text: str, ids: Sequence[PointId], *, lenient: bool) -> NDArray[np.float32]:
         """Return `(n,)` logits; NaN, where that is allowed, for what has no readable tokens."""
-        check_texts("text", [text])
+        check_texts("the query", [text])
         logits: dict[PointId, float] = {}
         distinct = [*dict.fromkeys(ids)]
         for start in range(0, len(distinct), _AT_ONCE):

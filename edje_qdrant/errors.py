@@ -13,6 +13,7 @@ The tree::
     │   ├── TokensCorruptError
     │   └── ContractMismatchError
     ├── EngineUnavailableError
+    ├── BusyError
     └── MissingExtraError (also ImportError)
 
 Each error carries its data as attributes, and its message says what to do next.
@@ -24,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "CollectionLockedError",
     "CollectionNotFoundError",
@@ -171,6 +173,18 @@ class EngineUnavailableError(EdjeError):
     def __init__(self, message: str, *, location: str = "") -> None:
         super().__init__(message)
         self.location = location
+
+
+class BusyError(EdjeError):
+    """Turn a request away because as many wait already as may; nothing was done.
+
+    Attributes:
+        waiting: How many wait.
+    """
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests wait already, as many as may; ask again in a moment")
+        self.waiting = waiting
 
 
 class MissingExtraError(EdjeError, ImportError):

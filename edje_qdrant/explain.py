@@ -24,10 +24,15 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.relevance import TokenPath, gradients
 from edje_qdrant.pictures import open_upright
 
-__all__ = ["explain_match"]
+__all__ = ["can_explain", "explain_match"]
 
 # Logits in all. A picture of one colour comes to less by rounding alone.
 _NOTHING = 1e-3
+
+
+def can_explain(model: EDJEModel) -> bool:
+    """Tell whether a model's matches can be explained: its encoder says how its patches lie."""
+    return getattr(model.encoder, "patch_grid", None) is not None
 
 
 def explain_match(model: EDJEModel, text: str, image: Image.Image | str | Path) -> Explanation:
@@ -146,13 +151,12 @@ def _as_written(text: str, cleaned: list[str]) -> tuple[str, ...]:
 
 
 def _grid(model: EDJEModel) -> tuple[int, int]:
-    grid = getattr(model.encoder, "patch_grid", None)
-    if grid is None:
+    if not can_explain(model):
         raise ConfigError(
             f"the encoder {model.encoder.name} does not say how its patches lie; give it a "
             "patch_grid and a seen_area (see edje_qdrant.encoders.Encoder) to explain its matches"
         )
-    rows, columns = grid
+    rows, columns = model.encoder.patch_grid
     return rows, columns
 
 

@@ -103,7 +103,9 @@ def check_texts(what: str, texts: Sequence[str]) -> None:
         if not isinstance(text, str):
             raise ConfigError(f"{what} holds a {type(text).__name__}; give texts")
         if not clean_caption(text):
-            raise ConfigError(f"{what} holds {text!r}, in which there is no word or number")
+            raise ConfigError(
+                f"{what} holds {text!r}, in which there is no word; say what a picture shows"
+            )
 
 
 def check_number(name: str, number: int | None, *, optional: bool = False) -> None:

@@ -21,7 +21,7 @@ from edje_qdrant.explanation import Explanation
 from edje_qdrant.index import Filter, Strategy
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.named_model import model_for
-from edje_qdrant.queries import ImageQuery, check_number
+from edje_qdrant.queries import ImageQuery, check_number, check_texts
 from edje_qdrant.reranker import Reranker
 from edje_qdrant.search.deadline import Deadline
 from edje_qdrant.search.settings import (
@@ -30,7 +30,6 @@ from edje_qdrant.search.settings import (
     OnMissing,
     SearchOptions,
     SearchSettings,
-    check_texts,
 )
 from edje_qdrant.search.steps import SearchSteps
 from edje_qdrant.token_cache import DeviceTokenCache
@@ -229,7 +228,7 @@ class TwoStageRetriever:
             StoreError: As `search`.
             EngineUnavailableError: As `search`.
         """
-        check_texts(texts)
+        check_texts("texts", texts)
         settings = self._steps.settings(options)
         deadline = Deadline(settings.budget_ms)
         results: list[SearchResult] = []
@@ -260,7 +259,7 @@ class TwoStageRetriever:
             StoreError: As `search`.
             EngineUnavailableError: As `search`.
         """
-        check_texts([text])
+        check_texts("the query", [text])
         settings = self._steps.settings(options)
         return await self._steps.search_async(text, settings, Deadline(settings.budget_ms))
 
@@ -332,7 +331,7 @@ class TwoStageRetriever:
             top_k=top_k, num_candidates=num_candidates, filter=filter, on_missing=on_missing
         )
         if text is not None:
-            check_texts([text])
+            check_texts("the query", [text])
         return self._steps.recommend(liked, disliked, text, strategy, settings)
 
     def score(self, text: str, image_ids: Sequence[str]) -> NDArray[np.float32]:
@@ -352,7 +351,7 @@ class TwoStageRetriever:
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
-        check_texts([text])
+        check_texts("the query", [text])
         if isinstance(image_ids, str):
             raise ConfigError(f"image_ids is the text {image_ids!r}; give a list of ids")
         return self._steps.score(text, image_ids)
@@ -380,7 +379,7 @@ class TwoStageRetriever:
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
-        check_texts([text])
+        check_texts("the query", [text])
         return explain_match(self._model, text, self._steps.picture(image_id, image))
 
     def resume(self, cursor: str, *, top_k: int = 10) -> SearchResult:

@@ -12,6 +12,7 @@ from edje_qdrant import errors
 #: What users may rely on. A name that joins or leaves belongs into the changelog.
 PUBLIC = {
     "AttachedCollection",
+    "BusyError",
     "Candidate",
     "CaptionCollection",
     "CaptionHit",

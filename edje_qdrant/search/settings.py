@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
-from edje_qdrant.caption_text import clean_caption
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import Filter
 from edje_qdrant.queries import check_number
@@ -18,7 +17,6 @@ __all__ = [
     "OnMissing",
     "SearchOptions",
     "SearchSettings",
-    "check_texts",
 ]
 
 #: What becomes of candidates whose tokens are missing or damaged.
@@ -104,21 +102,6 @@ class SearchSettings:
                 f"fusion_weights is {weights!r}; give two numbers of 0 or more, for the first "
                 "stage and for the joint encoder, one of them above 0"
             )
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """Check queries.
-
-    Raises:
-        ConfigError: They are one text, or one of them is no text or has no word in it.
-    """
-    if isinstance(texts, str):
-        raise ConfigError("search_batch takes a list of texts; for one text use search")
-    for text in texts:
-        if not isinstance(text, str):
-            raise ConfigError(f"a query is text, not {type(text).__name__}")
-        if not clean_caption(text):
-            raise ConfigError(f"the query {text!r} holds no word; say what the picture shows")
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         413: "Too large.",
         422: "The request is not of the form asked for, or a picture cannot be read.",
         500: "The collection or the model is damaged.",
-        501: "A part of the service is not installed.",
+        501: "The model cannot do this, or a part is not installed.",
         503: "Too busy, or the engine is away.",
         504: "Not done in time.",
     }.items()
@@ -105,7 +105,7 @@ def _other_routes(service: Service) -> APIRouter:
             model=model.name_or_path,
             calibrated=model.calibration is not None,
             ingest=settings.ingest,
-            explain=service.can_explain and settings.pictures is not None,
+            explain=service.can_explain,
             max_top_k=settings.max_top_k,
             max_candidates=settings.max_candidates,
             max_text=settings.max_text,
@@ -121,7 +121,7 @@ def _other_routes(service: Service) -> APIRouter:
     @router.get("/readyz", tags=["service"], responses={503: {"model": ErrorBody}})
     async def ready() -> HealthBody:
         """Say whether searches can be answered."""
-        if not service.scoring.alive:
+        if not service.batcher.alive:
             raise Refusal(503, "NotReady", "the service is ending, or its thread has died")
         await service.read(collection.count)
         return HealthBody(status="ready")

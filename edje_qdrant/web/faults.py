@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from edje_qdrant.errors import (
+    BusyError,
     CollectionLockedError,
     ConfigError,
     EdjeError,
@@ -19,7 +20,6 @@ from edje_qdrant.errors import (
     MissingExtraError,
     TokensNotFoundError,
 )
-from edje_qdrant.web.scoring import BusyError, LateError
 
 __all__ = ["Refusal", "add_fault_handlers", "refusal_response"]
 
@@ -67,7 +67,6 @@ def add_fault_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(EdjeError, _edje_error)
     app.add_exception_handler(BusyError, _busy)
-    app.add_exception_handler(LateError, _late)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -98,11 +97,6 @@ async def _edje_error(request: Request, error: Exception) -> JSONResponse:
 async def _busy(request: Request, _error: Exception) -> JSONResponse:
     message = "too many searches are waiting; try again in a second"
     return _response(request, 503, "Busy", message, {"Retry-After": "1"})
-
-
-async def _late(request: Request, _error: Exception) -> JSONResponse:
-    message = "no answer within the time limit; ask for fewer candidates, or give a budget_ms"
-    return _response(request, 504, "Timeout", message)
 
 
 def _status_of(error: Exception) -> int:

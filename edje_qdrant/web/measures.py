@@ -18,7 +18,7 @@ class Measures:
     """Keep one service's measures, in a registry of its own.
 
     Args:
-        waiting: Returns how many jobs wait for the scoring thread.
+        waiting: Returns how many requests wait for the thread that searches.
     """
 
     def __init__(self, waiting: Callable[[], int]) -> None:
@@ -61,7 +61,7 @@ class Measures:
         self.under_way = Gauge(
             "edje_requests_under_way", "Requests being answered.", registry=registry
         )
-        queue = Gauge("edje_queue", "Jobs that wait for the scoring thread.", registry=registry)
+        queue = Gauge("edje_queue", "Requests that wait for the model.", registry=registry)
         queue.set_function(waiting)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -80,7 +80,7 @@ class Measures:
             self._degraded.inc()
 
     def batch(self, size: int) -> None:
-        """Count one call of the scoring thread."""
+        """Count searches that are done together."""
         self._batches.observe(size)
 
     def ingested(self, added: int, skipped: int, failed: int) -> None:

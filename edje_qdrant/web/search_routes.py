@@ -34,7 +34,7 @@ _FILTER: TypeAdapter[dict[str, Any]] = TypeAdapter(FilterDict)
 def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
     """Return the routes of a service."""
     router = APIRouter(prefix="/v1", tags=["search"], responses=responses)
-    retriever, scoring = service.retriever, service.scoring
+    retriever = service.retriever
 
     @router.post("/search")
     async def search(request: SearchRequest) -> Answer:
@@ -62,11 +62,9 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         picture = await service.read(
             lambda: uploaded_picture(upload, max_pixels=service.settings.max_pixels)
         )
-        result = await service.wait(
-            scoring.do(
-                lambda: retriever.search_by_image(
-                    picture, top_k=top_k, filter=chosen, group_by=group_by
-                )
+        result = await service.score(
+            lambda: retriever.search_by_image(
+                picture, top_k=top_k, filter=chosen, group_by=group_by
             )
         )
         service.measures.search(result, 0.0)
@@ -79,18 +77,16 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         if request.text is not None:
             service.check_text(request.text)
         chosen = service.filter(request.filter, request.qdrant_filter)
-        result = await service.wait(
-            scoring.do(
-                lambda: retriever.recommend(
-                    request.liked,
-                    request.disliked,
-                    text=request.text,
-                    top_k=top_k,
-                    num_candidates=number,
-                    filter=chosen,
-                    strategy=request.strategy,
-                    on_missing=request.on_missing,
-                )
+        result = await service.score(
+            lambda: retriever.recommend(
+                request.liked,
+                request.disliked,
+                text=request.text,
+                top_k=top_k,
+                num_candidates=number,
+                filter=chosen,
+                strategy=request.strategy,
+                on_missing=request.on_missing,
             )
         )
         service.measures.search(result, 0.0)
@@ -103,7 +99,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         if len(body.documents) > service.settings.max_candidates:
             most = service.settings.max_candidates
             raise Refusal(400, "LimitExceeded", f"documents may be {most} at most")
-        logits = await service.wait(scoring.do(lambda: retriever.score(body.query, body.documents)))
+        logits = await service.score(lambda: retriever.score(body.query, body.documents))
         calibration = retriever.model.calibration
         relevance = 1 / (1 + np.exp(-logits.astype(np.float64)))
         if calibration is not None:
@@ -126,9 +122,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
     @router.post("/explain")
     async def explain(request: ExplainRequest) -> Explained:
         """Tell where in a picture each word of a text is seen."""
-        return await service.wait(
-            scoring.do(lambda: service.explain(request.image_id, request.text))
-        )
+        return await service.score(lambda: service.explain(request.image_id, request.text))
 
     return router
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from edje_qdrant.batching import SearchBatcher
 from edje_qdrant.collection import user_payload
-from edje_qdrant.errors import MissingExtraError
+from edje_qdrant.errors import BusyError
+from edje_qdrant.explain import can_explain, explain_match
 from edje_qdrant.index import Filter
 from edje_qdrant.index.filter_json import filter_from_json
 from edje_qdrant.retriever import TwoStageRetriever
@@ -22,7 +22,6 @@ from edje_qdrant.web.faults import Refusal
 from edje_qdrant.web.measures import Measures
 from edje_qdrant.web.picture_files import PictureFolder, Thumbnails
 from edje_qdrant.web.schemas import Answer, Explained, Hit, Picture, SearchRequest, Word
-from edje_qdrant.web.scoring import BusyError, LateError, ScoringThread
 from edje_qdrant.web.settings import ServiceSettings
 
 __all__ = ["Service", "not_found"]
@@ -34,7 +33,6 @@ T = TypeVar("T")
 _READERS = 4
 _MOST_INGESTS = 4
 _DEFAULT_CANDIDATES = 100
-_EXPLAIN = "edje_qdrant.explain"
 
 
 class Service:
@@ -50,22 +48,22 @@ class Service:
         self.settings = settings
         self.folder = PictureFolder(settings.pictures, max_pixels=settings.max_pixels)
         self.thumbnails = Thumbnails(self.folder, settings.thumbnail_bytes)
-        self.measures = Measures(lambda: self.scoring.waiting)
-        self.scoring = ScoringThread(
-            retriever.search_batch,
+        self.measures = Measures(lambda: self.batcher.waiting)
+        self.batcher = SearchBatcher(
+            retriever,
             max_batch=settings.max_batch,
-            wait_ms=settings.batch_wait_ms,
+            max_wait_ms=settings.batch_wait_ms,
             max_waiting=settings.max_waiting,
             observe=self.measures.batch,
         )
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="edje-reading")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="edje-writing")
         self._writing = 0
-        self.can_explain = importlib.util.find_spec(_EXPLAIN) is not None
+        self.can_explain = settings.pictures is not None and can_explain(retriever.model)
 
     def close(self) -> None:
         """Do what waits, then let go of the collection."""
-        self.scoring.close(self.settings.timeout)
+        self.batcher.close(self.settings.timeout)
         self._writer.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         self.retriever.close()
@@ -74,12 +72,27 @@ class Service:
         """Wait for a job, within the time limit.
 
         Raises:
-            LateError: It took longer; if it has not begun, it is not done any more.
+            Refusal: It took longer; if it has not begun, it is not done any more.
         """
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.timeout)
         except asyncio.TimeoutError as error:
-            raise LateError from error
+            message = "no answer in time; ask for fewer candidates, or give a budget_ms"
+            raise Refusal(504, "Timeout", message) from error
+
+    async def score(self, work: Callable[[], T]) -> T:
+        """Do what uses the model, when its turn comes.
+
+        Raises:
+            BusyError: Too many wait.
+        """
+        self._check_open()
+        return await self.wait(self.batcher.do(work))
+
+    def _check_open(self) -> None:
+        # The event loop's thread alone closes the batcher, so it stays open for the next call.
+        if not self.batcher.alive:
+            raise BusyError(self.batcher.waiting)
 
     async def read(self, work: Callable[[], T]) -> T:
         """Do what reads files or the engine, beside the event loop."""
@@ -92,7 +105,7 @@ class Service:
             BusyError: Too many wait.
         """
         if self._writing >= _MOST_INGESTS:
-            raise BusyError
+            raise BusyError(self._writing)
         self._writing += 1
         future = self._writer.submit(work)
         loop = asyncio.get_running_loop()
@@ -119,10 +132,11 @@ class Service:
             "on_missing": request.on_missing,
         }
         self.check_text(request.text)
-        key = request.model_dump_json(exclude={"text", "first_stage"})
-        result, waited = await self.wait(self.scoring.search(request.text, options, key))
-        self.measures.search(result, waited)
-        return self.answer(result, waited, first_stage=request.first_stage)
+        self._check_open()
+        future = self.batcher.submit(request.text, **options)
+        result = await self.wait(future)
+        self.measures.search(result, future.waited_ms)
+        return self.answer(result, future.waited_ms, first_stage=request.first_stage)
 
     def counts(self, top_k: int, num_candidates: int | None) -> tuple[int, int]:
         """Return how many hits and candidates are asked for.
@@ -225,13 +239,21 @@ class Service:
         return dict(user_payload(found[with_dashes]))
 
     def explain(self, image_id: str, text: str) -> Explained:
-        """Tell where in a picture a text is seen; for the scoring thread."""
-        if not self.can_explain:
-            raise MissingExtraError("the part that explains matches", "web")
+        """Tell where in a picture a text is seen; for the thread that searches.
+
+        Raises:
+            Refusal: There is no such picture, or the model's matches cannot be explained.
+        """
+        if not can_explain(self.retriever.model):
+            raise Refusal(
+                501,
+                "NotExplained",
+                f"the encoder {self.retriever.model.encoder.name} does not say how its patches "
+                "lie, so its matches cannot be explained",
+            )
         picture = self.folder.picture(self.payload(image_id))
         if picture is None:
             raise not_found()
-        explain_match: Any = importlib.import_module(_EXPLAIN).explain_match
         found = explain_match(self.retriever.model, text, picture)
         rows = zip(found.words, found.word_weights, found.word_heat, strict=True)
         return Explained(

@@ -118,7 +118,7 @@ def test_errors_have_a_status_and_tell_nothing_of_the_server(client, monkeypatch
     def fail(*_args, **_options):
         raise error
 
-    monkeypatch.setattr(client.app.state.service.scoring, "_search_batch", fail)
+    monkeypatch.setattr(client.retriever, "search_batch", fail)
     message = refused(client.post("/v1/search", json=SEARCH), status, type(error).__name__)
     assert "secret" not in message
     assert "10.0.0.7" not in message
@@ -128,7 +128,7 @@ def test_what_nobody_foresaw_is_no_more_than_an_error(client, monkeypatch, caplo
     def fail(*_args, **_options):
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(client.app.state.service.scoring, "_search_batch", fail)
+    monkeypatch.setattr(client.retriever, "search_batch", fail)
     with caplog.at_level(logging.ERROR, "edje_qdrant.web"):
         answer = client.post("/v1/search", json=SEARCH)
     assert "secret" not in refused(answer, 500, "InternalError")
@@ -192,14 +192,13 @@ def test_another_name_for_the_service_is_refused(serve):
 
 def test_a_search_that_takes_too_long_is_given_up(serve, monkeypatch):
     client = serve(timeout=0.2)
-    go_on, scoring = threading.Event(), client.app.state.service.scoring
-    search_batch = scoring._search_batch
+    go_on, search_batch = threading.Event(), client.retriever.search_batch
 
     def slow(*args, **options):
         assert go_on.wait(10)
         return search_batch(*args, **options)
 
-    monkeypatch.setattr(scoring, "_search_batch", slow)
+    monkeypatch.setattr(client.retriever, "search_batch", slow)
     try:
         refused(client.post("/v1/search", json=SEARCH), 504, "Timeout")
     finally:
@@ -209,7 +208,7 @@ def test_a_search_that_takes_too_long_is_given_up(serve, monkeypatch):
 def test_a_service_that_is_ending_is_not_ready(serve):
     client = serve()
     assert client.get("/readyz").json() == {"status": "ready"}
-    client.app.state.service.scoring.close()
+    client.app.state.service.batcher.close()
     refused(client.get("/readyz"), 503, "NotReady")
     refused(client.post("/v1/search", json=SEARCH), 503, "Busy")
     assert client.get("/healthz").json() == {"status": "ok"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import os
 import re
@@ -24,8 +25,15 @@ pytestmark = [
         importlib.util.find_spec("playwright") is None, reason="playwright is not installed"
     ),
 ]
-COUNT = 60
-EXPLAINS = importlib.util.find_spec("edje_qdrant.explain") is not None
+COUNT = 104
+KEY = "a-key-of-some-length"
+DROP = """data => {
+    const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File([bytes], "mine.png", { type: "image/png" }));
+    for (const kind of ["dragenter", "drop"])
+        dispatchEvent(new DragEvent(kind, { dataTransfer, cancelable: true }));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +132,6 @@ def test_a_picture_opens_with_its_payload_and_leads_to_more_like_it(open_page, c
     assert "scene-0003.png" not in page.locator(".wall").inner_html()
 
 
-@pytest.mark.skipif(not EXPLAINS, reason="explanations are not in this version")
 def test_heat_is_laid_over_the_picture_for_each_word(open_page, captions):
     page = open_page()
     ask(page, captions[2])
@@ -157,6 +164,9 @@ def test_filters_sliders_and_what_is_empty_or_wrong(open_page, captions):
     page.fill("#candidates", "0")
     page.dispatch_event("#candidates", "change")
     page.wait_for_selector(".took >> text=10 candidates")
+    page.fill("#candidates", "100")
+    page.dispatch_event("#candidates", "change")
+    page.wait_for_selector(f".took >> text={COUNT} candidates")
     page.fill("#text", "---")
     page.press("#text", "Enter")
     page.wait_for_selector(".note.bad")
@@ -195,6 +205,10 @@ def test_a_picture_is_searched_by(open_page, captions, tmp_path_factory):
     page.set_input_files("#file", str(file))
     page.wait_for_selector(".asked")
     assert page.locator(".wall button").first.get_attribute("title") == "scene-0007.png"
+    page.evaluate(DROP, base64.b64encode(file.with_name("scene-0008.png").read_bytes()).decode())
+    page.wait_for_selector("text=Like mine.png")
+    assert not page.locator("#drop").is_visible()
+    assert page.locator(".wall button").first.get_attribute("title") == "scene-0008.png"
 
 
 def test_a_narrow_screen_shows_one_ranking_at_a_time(open_page, captions):
@@ -217,3 +231,31 @@ def test_an_address_brings_back_what_was_asked(open_page, captions):
     again = open_page(address)
     again.wait_for_selector(".right .hit")
     assert names(again, "right") == first
+
+
+def test_a_key_is_asked_for_and_pictures_that_are_not_served_leave_words(browser, tmp_path):
+    folder_of_scenes(tmp_path, 20)
+    service = ServiceProcess(
+        "--index", tmp_path / "index", environment={"EDJE_QDRANT_SERVICE_KEY": KEY}
+    )
+    service.wait()
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.goto(service.url)
+        page.wait_for_selector("text=This service asks for a key")
+        page.fill("#key-input", "another-key-of-length")
+        page.press("#key-input", "Enter")
+        page.wait_for_selector("text=That key does not fit")
+        page.fill("#key-input", KEY)
+        page.press("#key-input", "Enter")
+        page.wait_for_selector(".note.warn")
+        assert "--pictures" in page.inner_text(".note.warn")
+        page.wait_for_selector(".wall .noimage")
+        page.locator(".wall button").first.click()
+        page.wait_for_selector("#unshown")
+        assert not page.locator("#large").is_visible()
+        assert not page.locator("#original").is_visible()
+    finally:
+        context.close()
+        service.end()

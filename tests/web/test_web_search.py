@@ -140,7 +140,6 @@ def test_searches_at_once_get_each_their_own_answer(serve):
 
 
 def test_a_picture_is_explained(client):
-    pytest.importorskip("edje_qdrant.explain", reason="explanations are not in this version")
     answer = client.post("/v1/explain", json={"image_id": client.ids[0], "text": "a red square"})
     found = answer.json()
     assert [word["word"] for word in found["words"]] == ["a", "red", "square"]
@@ -151,9 +150,22 @@ def test_a_picture_is_explained(client):
 
 
 def test_an_explanation_says_when_it_cannot_be(client, monkeypatch):
-    monkeypatch.setattr(client.app.state.service, "can_explain", False)
+    assert client.get("/v1/collection").json()["explain"] is True
+
+    class Gridless(type(client.retriever.model.encoder)):
+        patch_grid = property()  # an encoder of one's own that does not tell
+
+    monkeypatch.setattr(client.retriever.model.encoder, "__class__", Gridless)
     answer = client.post("/v1/explain", json={"image_id": client.ids[0], "text": "a"})
-    assert (answer.status_code, answer.json()["error"]) == (501, "MissingExtraError")
+    assert (answer.status_code, answer.json()["error"]) == (501, "NotExplained")
+    assert "encoder tiny does not say how its patches lie" in answer.json()["message"]
+
+
+def test_a_service_without_pictures_explains_nothing(serve):
+    client = serve(pictures=None)
+    assert client.get("/v1/collection").json()["explain"] is False
+    answer = client.post("/v1/explain", json={"image_id": client.ids[0], "text": "a"})
+    assert (answer.status_code, answer.json()["error"]) == (404, "NotFound")
 
 
 def test_an_uploaded_picture_too_large_to_decode_is_refused(serve):

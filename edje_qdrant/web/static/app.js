@@ -1,7 +1,7 @@
 // The page: what is asked, and what is shown for it.
 
 import { Detail } from "/static/detail.js";
-import { altOf, cross, make, nameOf, thumbnail } from "/static/parts.js";
+import { altOf, cross, decimal, make, nameOf, thumbnail } from "/static/parts.js";
 import { Rankings, timeBar } from "/static/results.js";
 import { get, hasKey, post, ServiceError, setKey, upload } from "/static/service.js";
 
@@ -28,8 +28,9 @@ const scale = (share, low, high) => Math.round(low * (high / low) ** share);
 
 function candidates() {
   const most = Math.max(TOP_K, Math.min(info?.max_candidates ?? 1000, info?.pictures ?? 1000));
-  const number = scale(at("candidates").value / 100, TOP_K, most);
-  return number > 100 ? Math.round(number / 10) * 10 : number;
+  const place = Number(at("candidates").value);
+  const number = scale(place / 100, TOP_K, most);
+  return number > 100 && place < 100 ? Math.round(number / 10) * 10 : number;
 }
 
 function budget() {
@@ -101,6 +102,7 @@ function say(kind, ...parts) {
 function fail(error) {
   if (error.name === "AbortError") return;
   if (error instanceof ServiceError && error.status === 401) {
+    at("key-title").textContent = hasKey() ? "That key does not fit" : "This service asks for a key";
     setKey(null);
     at("key").showModal();
     return;
@@ -197,11 +199,11 @@ function more(cursor) {
 function gallery(head, answer) {
   const tiles = answer.hits.map((hit) => {
     const tile = make("button", { type: "button", title: nameOf(hit), "aria-label": `${hit.rank}. ${altOf(hit)}` }, thumbnail(hit, 320));
-    tile.append(make("span", { class: "tag" }, hit.retrieval_score.toFixed(3)));
+    tile.append(make("span", { class: "tag" }, decimal(hit.retrieval_score, 3)));
     tile.addEventListener("click", () => detail.open(hit, answer.hits));
     return tile;
   });
-  results.replaceChildren(head, timeBar(answer), make("div", { class: "wall" }, ...tiles));
+  results.replaceChildren(head, timeBar(answer, true), make("div", { class: "wall" }, ...tiles));
 }
 
 function moreLike(picture) {
@@ -245,6 +247,9 @@ function wall() {
     const { pictures } = await get("/v1/images?limit=32", { signal });
     if (!pictures.length) {
       return empty("The collection is empty", "Add pictures with edje-qdrant ingest, or over HTTP with /v1/ingest.");
+    }
+    if (!pictures.some((picture) => picture.thumbnail)) {
+      say("warn", make("b", {}, "No pictures to show:"), "the service shows those in the folder that edje-qdrant serve --pictures names.");
     }
     const tiles = pictures.map((picture) => {
       const tile = make("button", { type: "button", title: nameOf(picture), "aria-label": altOf(picture) }, thumbnail(picture, 320));

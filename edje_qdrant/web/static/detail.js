@@ -1,7 +1,7 @@
 // One picture: its scores, its payload, and where each word of the text is seen in it.
 
 import { drawHeat } from "/static/heat.js";
-import { altOf, make, nameOf, percent } from "/static/parts.js";
+import { altOf, decimal, make, nameOf, percent } from "/static/parts.js";
 import { hasKey, post, show } from "/static/service.js";
 
 const at = (id) => document.getElementById(id);
@@ -44,15 +44,16 @@ export class Detail {
     const file = `/v1/images/${encodeURIComponent(picture.image_id)}/file`;
     const large = at("large");
     large.alt = altOf(picture);
-    large.onerror = () => {
-      large.onerror = null;
-      large.alt = "The service does not show this picture.";
-      large.removeAttribute("src");
+    const shown = (is) => {
+      large.hidden = !is;
+      at("unshown").hidden = is;
+      at("original").hidden = !is || hasKey(); // an address cannot carry the key
     };
+    shown(true);
+    large.onerror = () => shown(false);
     large.onload = () => fit(large);
     show(large, file);
     at("original").href = file;
-    at("original").hidden = hasKey(); // an address cannot carry the key
     at("heat").hidden = true;
     at("scores").replaceChildren(...scores(picture));
     const { payload } = picture;
@@ -62,6 +63,7 @@ export class Detail {
     ]);
     at("payload").replaceChildren(...lines, make("dt", {}, "id"), make("dd", {}, picture.image_id));
     if (!this.dialog.open) this.dialog.showModal();
+    for (const part of this.dialog.querySelectorAll(".detail, .facts")) part.scrollTop = 0;
     const text = this.asked();
     at("why").hidden = !(text && this.explains());
     if (!at("why").hidden) this.explain(text);
@@ -95,7 +97,7 @@ export class Detail {
     const add = (words, weight, map) => {
       const way = weight === null || Math.abs(weight) < TELLING ? "" : weight > 0 ? "for" : "against";
       const button = make("button", { class: `word ${way}`, type: "button", "aria-pressed": "false" }, words);
-      if (way) button.append(make("small", {}, `${weight >= 0 ? "+" : "−"}${Math.abs(weight).toFixed(1)}`));
+      if (way) button.append(make("small", {}, `${weight > 0 ? "+" : ""}${decimal(weight, 1)}`));
       else if (weight !== null) button.classList.add("mute");
       button.addEventListener("click", () => toggle(button, map, weight));
       buttons.push(button);
@@ -109,7 +111,8 @@ export class Detail {
 /** Show a small picture larger, but not so large that it is nothing but pixels. */
 function fit(image) {
   const { naturalWidth: width, naturalHeight: height } = image;
-  const high = 0.8 * window.innerHeight;
+  const narrow = matchMedia("(max-width: 800px)").matches; // what is told of it stands below
+  const high = (narrow ? 0.46 : 0.8) * window.innerHeight;
   at("frame").style.width = `${Math.round(Math.min(2 * width, (high * width) / height))}px`;
 }
 
@@ -118,8 +121,8 @@ function scores(picture) {
   const add = (words, value) => shown.push(make("div", {}, make("dt", {}, words), make("dd", {}, value)));
   if (picture.rank === undefined) return shown;
   if (picture.probability !== null) add("Match", percent(picture.probability));
-  if (picture.score !== null) add("Logit", picture.score.toFixed(2));
-  if (picture.retrieval_score !== null) add("Cosine", picture.retrieval_score.toFixed(3));
+  if (picture.score !== null) add("Logit", decimal(picture.score, 2));
+  if (picture.retrieval_score !== null) add("Cosine", decimal(picture.retrieval_score, 3));
   if (picture.score !== null) add("Place", `${picture.retrieval_rank} → ${picture.rank}`);
   else add("Place", `${picture.rank}`);
   return shown;

@@ -61,6 +61,9 @@ export function moved(hit) {
   return { way: "same", text: "–", words: "where it was" };
 }
 
+/** A number with a minus sign that is as wide as its digits. */
+export const decimal = (value, places) => value.toFixed(places).replace("-", "\u2212");
+
 export const percent = (share) =>
   share < 0.005 ? "< 1 %" : share > 0.995 ? "> 99 %" : `${Math.round(100 * share)} %`;
 

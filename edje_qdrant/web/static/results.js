@@ -1,6 +1,6 @@
 // Two rankings side by side, what moved between them, and where the time went.
 
-import { altOf, make, milliseconds, moved, nameOf, percent, thumbnail } from "/static/parts.js";
+import { altOf, decimal, make, milliseconds, moved, nameOf, percent, thumbnail } from "/static/parts.js";
 
 const STAGES = [
   ["queue", "waiting"],
@@ -11,7 +11,8 @@ const STAGES = [
 ];
 const SVG = "http://www.w3.org/2000/svg";
 
-export function timeBar(answer) {
+/** Where the time of an answer went; `gallery` is one of the first stage alone. */
+export function timeBar(answer, gallery = false) {
   const timings = answer.timings_ms;
   const bar = make("div", { class: "bar", "aria-hidden": "true" });
   const legend = make("div", { class: "legend" });
@@ -21,10 +22,12 @@ export function timeBar(answer) {
     const part = make("i", { class: stage });
     part.style.flexGrow = ms;
     bar.append(part);
-    legend.append(make("span", { class: stage }, words, make("b", {}, milliseconds(ms))));
+    const said = gallery && stage === "encode" ? "read the picture" : words;
+    legend.append(make("span", { class: stage }, said, make("b", {}, milliseconds(ms))));
   }
   const scored = answer.scored === answer.candidates ? `${answer.scored}` : `${answer.scored} of ${answer.candidates}`;
-  const sum = make("p", { class: "sum" }, make("b", {}, milliseconds(timings.total)), `, ${scored} candidates scored`);
+  const what = gallery ? `the ${answer.hits.length} nearest` : `${scored} candidates scored`;
+  const sum = make("p", { class: "sum" }, make("b", {}, milliseconds(timings.total)), `, ${what}`);
   return make("div", { class: "took" }, bar, sum, legend);
 }
 
@@ -32,9 +35,9 @@ function row(hit, side, open) {
   const shift = moved(hit);
   const place = side === "left" ? hit.retrieval_rank : hit.rank;
   let score;
-  if (side === "left") score = `cosine ${hit.retrieval_score.toFixed(3)}`;
+  if (side === "left") score = `cosine ${decimal(hit.retrieval_score, 3)}`;
   else if (hit.score === null) score = "not scored";
-  else score = `logit ${hit.score.toFixed(2)}`;
+  else score = `logit ${decimal(hit.score, 2)}`;
   const name = make("span", { class: "name" });
   if (side === "right" && hit.probability !== null) {
     name.append(make("b", {}, `${percent(hit.probability)} match`), score);
@@ -148,12 +151,13 @@ export class Rankings {
       path.dataset.id = id;
       svg.append(path);
     };
-    const write = (x, y, text) => {
+    const write = (x, y, text, id) => {
       const label = document.createElementNS(SVG, "text");
       label.setAttribute("x", x);
       label.setAttribute("y", y + 4);
       label.setAttribute("text-anchor", "end");
       label.textContent = text;
+      label.dataset.id = id;
       labels.push(label);
     };
     const labels = [];
@@ -168,7 +172,7 @@ export class Rankings {
           draw(`M6 ${from}C${width / 2} ${from} ${width / 2} ${y} ${width - 6} ${y}`, hit.image_id, way);
         } else {
           draw(`M${width - 44} ${y}H${width - 6}`, hit.image_id, `${way} beyond`);
-          write(width - 50, y, `from ${hit.retrieval_rank}`);
+          write(width - 50, y, `from ${hit.retrieval_rank}`, hit.image_id);
         }
       });
       this.before.forEach((hit, at) => {
