@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
@@ -10,30 +9,28 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from edje_qdrant.collection import ImageCollection
-from edje_qdrant.errors import ConfigError, EdjeError, ImageReadError
-from edje_qdrant.pictures import (
-    MAX_PIXELS,
-    ignore_decoder_warnings,
-    open_upright,
-    picture_id,
-    words,
-)
+from edje_qdrant.errors import ConfigError, EdjeError
+from edje_qdrant.pictures import MAX_PIXELS, ignore_decoder_warnings
 from edje_qdrant.pruning import follow_moved, prune_collection
+from edje_qdrant.reading_pictures import (
+    DecodedPicture,
+    KnownPicture,
+    decode_picture,
+    identify_picture,
+)
 from edje_qdrant.sources import PICTURE_SUFFIXES, ListedPicture, Source, list_pictures
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.tokens.codecs import Codec, codec_for
-from edje_qdrant.types import FailedImage, IngestReport, Payload
+from edje_qdrant.types import FailedImage, IngestReport
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
@@ -44,23 +41,6 @@ __all__ = ["MAX_PIXELS", "fit_codec_to_source", "ingest_images"]
 _LOOKUP = 256
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """Hold a picture whose content was read, but not decoded."""
-
-    image_id: str
-    listed: ListedPicture
-
-
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    """Hold a picture ready to be encoded: `pixels` is `(1, 3, H, W)` float32."""
-
-    image_id: str
-    payload: Payload
-    pixels: Tensor
 
 
 def ingest_images(
@@ -190,7 +170,7 @@ def fit_codec_to_source(
         return codec
     listed = [item for item in list_pictures(source)() if isinstance(item, ListedPicture)]
     rows = np.random.default_rng(seed).permutation(len(listed))[:sample]
-    chosen = [_Known("", listed[row]) for row in rows]
+    chosen = [KnownPicture("", listed[row]) for row in rows]
     tokens: list[NDArray[np.float16]] = []
     with (
         warnings.catch_warnings(),
@@ -200,8 +180,8 @@ def fit_codec_to_source(
     ):
         ignore_decoder_warnings()
         for batch in batches(chosen, batch_size):
-            decoded = [_decode(picture, model, MAX_PIXELS) for picture in batch]
-            pixels = [item.pixels for item in decoded if isinstance(item, _Decoded)]
+            decoded = [decode_picture(picture, model, MAX_PIXELS) for picture in batch]
+            pixels = [item.pixels for item in decoded if isinstance(item, DecodedPicture)]
             if pixels:
                 tokens.append(model.encode_pixels(torch.cat(pixels)).tokens)
             bar.update(len(batch))
@@ -235,18 +215,18 @@ class _Run:
 
     def decoded(
         self, items: Iterable[ListedPicture | FailedImage], pool: ThreadPoolExecutor, *, ahead: int
-    ) -> Iterator[_Decoded]:
+    ) -> Iterator[DecodedPicture]:
         """Yield the pictures that are not in the collection, `ahead` of them decoded before use."""
-        identified = self._readable(in_threads(pool, _identify, items, 2 * _LOOKUP))
+        identified = self._readable(in_threads(pool, identify_picture, items, 2 * _LOOKUP))
         fresh = (
             picture for batch in batches(identified, _LOOKUP) for picture in self._missing(batch)
         )
         return self._readable(in_threads(pool, self._decode, fresh, ahead))
 
-    def write(self, pictures: Sequence[_Decoded]) -> int:
+    def write(self, pictures: Sequence[DecodedPicture]) -> int:
         """Encode and write a batch; return how many of them were new."""
         # Looked up again: the same content may have come twice since the first look.
-        fresh: dict[str, _Decoded] = {}
+        fresh: dict[str, DecodedPicture] = {}
         for picture in pictures:
             fresh.setdefault(picture.image_id, picture)
         for image_id in self._collection.existing([*fresh]):
@@ -267,7 +247,7 @@ class _Run:
         self.bar.update(len(fresh))
         return len(fresh)
 
-    def _missing(self, batch: Sequence[_Known]) -> Iterator[_Known]:
+    def _missing(self, batch: Sequence[KnownPicture]) -> Iterator[KnownPicture]:
         existing = self._collection.existing([picture.image_id for picture in batch])
         if self.seen is not None:
             self.seen.update(uuid.UUID(picture.image_id).bytes for picture in batch)
@@ -281,8 +261,8 @@ class _Run:
             else:
                 yield picture
 
-    def _decode(self, picture: _Known) -> _Decoded | FailedImage:
-        return _decode(picture, self._model, self._max_pixels)
+    def _decode(self, picture: KnownPicture) -> DecodedPicture | FailedImage:
+        return decode_picture(picture, self._model, self._max_pixels)
 
     def _readable(self, items: Iterable[T | FailedImage]) -> Iterator[T]:
         """Put failures aside and yield the rest."""
@@ -296,35 +276,3 @@ class _Run:
     def _skip(self, count: int) -> None:
         self.skipped += count
         self.bar.update(count)
-
-
-def _identify(item: ListedPicture | FailedImage) -> _Known | FailedImage:
-    """Read a file once and name its content."""
-    if isinstance(item, FailedImage):
-        return item
-    try:
-        image_id = picture_id(item.path)
-    except ImageReadError as error:
-        return FailedImage(item.path, error.reason)
-    try:
-        json.dumps([item.path, item.fields], allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        return FailedImage(item.path, f"its payload cannot be stored: {words(error)}")
-    return _Known(image_id, item)
-
-
-def _decode(picture: _Known, model: EDJEModel, max_pixels: int) -> _Decoded | FailedImage:
-    path = picture.listed.path
-    try:
-        upright = open_upright(path, path, max_pixels=max_pixels)
-        payload = {
-            **picture.listed.fields,
-            "path": path,
-            "width": upright.width,
-            "height": upright.height,
-        }
-        return _Decoded(picture.image_id, payload, model.preprocess([upright]))
-    except ImageReadError as error:
-        return FailedImage(path, error.reason)
-    except Exception as error:  # image processors refuse odd shapes in their own ways
-        return FailedImage(path, words(error))
