@@ -28,11 +28,12 @@ from edje_qdrant.errors import (
     StoreError,
     WorkerDiedError,
 )
-from edje_qdrant.index import TOKENS_KEY
+from edje_qdrant.index import TOKENS_KEY, QdrantSettings
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.pictures import MAX_PIXELS, ignore_decoder_warnings
 from edje_qdrant.reading_pictures import DecodedPicture, decode_picture, identify_picture
 from edje_qdrant.sources import ListedPicture
+from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.types import FailedImage, IngestReport
 
 try:
@@ -66,7 +67,8 @@ def ingest_dataset(
     max_retries: int = 3,
     max_pixels: int = MAX_PIXELS,
     create: bool = False,
-    codec: str = "float16",
+    codec: str | Codec = "float16",
+    qdrant: QdrantSettings | None = None,
     api_key: str | None = None,
     prefer_grpc: bool = False,
     timeout: int = 30,
@@ -96,7 +98,8 @@ def ingest_dataset(
             failed even after the connection's own tries; then the run ends.
         max_pixels: Pictures with more are refused before they are decoded.
         create: Create the collection where it is missing.
-        codec: How a collection that is created stores tokens; one that needs no fit.
+        codec: How a collection that is created stores tokens: a name, or a codec that was fitted.
+        qdrant: How the server is to keep a collection that is created.
         api_key: Sent with every request to the server; it travels to the actors through Ray.
         prefer_grpc: Use gRPC for large transfers.
         timeout: Seconds to wait for one answer of the server.
@@ -144,7 +147,7 @@ def ingest_dataset(
         location, name, chosen, None if num_gpus else "cpu", max_retries, max_pixels, num_cpus,
         server,
     )  # fmt: skip
-    _prepare(job, codec if create else None)
+    _prepare(job, {"codec": codec, "qdrant": qdrant} if create else None)
     tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tally).remote()
     reports = dataset.map_batches(
         _Worker,
@@ -295,16 +298,16 @@ class _Worker:
         return self._model, self._collection
 
 
-def _prepare(job: _Job, codec: str | None) -> None:
-    """Open the collection once, or create it with a codec, before any actor is started."""
+def _prepare(job: _Job, wanted: dict[str, Any] | None) -> None:
+    """Open the collection once, or create it as is wanted, before any actor is started."""
     try:
         collection = job.open()
     except CollectionNotFoundError:
-        if codec is None:
+        if wanted is None:
             raise
         contract = EDJEModel.from_pretrained(job.model, device="cpu").contract()
         collection = ImageCollection.create(
-            job.location, job.name, contract, tokens="payload", codec=codec, **job.server
+            job.location, job.name, contract, tokens="payload", **wanted, **job.server
         )
     with collection:
         if collection.token_place != "payload":

@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("ray.data", reason="needs the extra ray")
 
 import pyarrow as pa
-import ray
 import ray.data
 from index_stand_in import StandIn
 from PIL import Image
 from qdrant_client import QdrantClient
+from ray_cluster import WARNINGS, local_cluster
 
 from edje_qdrant import errors
 from edje_qdrant.collection import ImageCollection, user_payload
@@ -29,31 +29,14 @@ from edje_qdrant.sources import ListedPicture
 
 WritePictures = Callable[..., list[Path]]
 
-pytestmark = [
-    # Ray Data's own settings warn of their own old names whenever they are copied.
-    pytest.mark.filterwarnings(r"ignore:`use_\w+` is deprecated:DeprecationWarning:ray\.data"),
-]
-
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Two workers and a core for what reads, on this machine."""
-    ray.init(
-        num_cpus=3,
-        num_gpus=0,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        object_store_memory=100 << 20,
-        # Workers import this checkout, and are not kept waiting by whatever else runs here.
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
-        _system_config={"worker_niceness": 0},
-    )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
+    """Two workers, and a core for what reads."""
+    with local_cluster(num_cpus=3):
+        yield
 
 
 @pytest.fixture
@@ -218,7 +201,7 @@ def test_calls_that_fail_are_done_again_so_many_times(
     stand_in: StandIn, tmp_path: Path, tiny_folder: Path, write_pictures: WritePictures
 ) -> None:
     pictures = [ListedPicture(str(path), {}) for path in write_pictures(tmp_path / "p", 3)]
-    plug._prepare(job_for(stand_in.url, tiny_folder), "int8")
+    plug._prepare(job_for(stand_in.url, tiny_folder), {"codec": "int8"})
     worker = plug._Worker(job_for(stand_in.url, tiny_folder, max_retries=2), None)
     worker._add([])  # the model is loaded, and the collection is open
     stand_in.failures.extend([(500, {})] * 2)
@@ -263,7 +246,7 @@ def test_bytes_have_the_id_of_their_file(
     stand_in: StandIn, tmp_path: Path, tiny_folder: Path, write_pictures: WritePictures
 ) -> None:
     (path,) = write_pictures(tmp_path / "p", 1)
-    plug._prepare(job_for(stand_in.url, tiny_folder), "float16")
+    plug._prepare(job_for(stand_in.url, tiny_folder), {})
     worker = plug._Worker(job_for(stand_in.url, tiny_folder), None)
     read = ListedPicture("s3://bucket/a.png", {"shelf": 1}, path.read_bytes())
     empty = ListedPicture("s3://bucket/b.png", {}, b"")
