@@ -32,10 +32,12 @@ if TYPE_CHECKING:
         StoreError,
         TokensCorruptError,
         TokensNotFoundError,
+        WorkerDiedError,
     )
     from edje_qdrant.explain import explain_match
     from edje_qdrant.explanation import Explanation
     from edje_qdrant.heat_map import draw_explanation, draw_heat
+    from edje_qdrant.index import QdrantSettings
     from edje_qdrant.ingest import ingest_images
     from edje_qdrant.matching import (
         LabelScore,
@@ -93,6 +95,7 @@ __all__ = [
     "LabelScore",
     "MissingExtraError",
     "PairReport",
+    "QdrantSettings",
     "RankedPoint",
     "Reranker",
     "SearchBatcher",
@@ -105,6 +108,7 @@ __all__ = [
     "TokensCorruptError",
     "TokensNotFoundError",
     "TwoStageRetriever",
+    "WorkerDiedError",
     "__version__",
     "attach_tokens",
     "classify",
@@ -134,6 +138,7 @@ _HOMES = {
     "Explanation": "explanation",
     "draw_explanation": "heat_map",
     "draw_heat": "heat_map",
+    "QdrantSettings": "index",
     "ingest_images": "ingest",
     "LabelScore": "matching",
     "TextMatch": "matching",

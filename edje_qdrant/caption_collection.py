@@ -24,7 +24,15 @@ from edje_qdrant.collection_record import (
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.durable import sync_folder
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index import EdgeIndex, Filter, QdrantIndex, QdrantOptions, VectorIndex
+from edje_qdrant.index import (
+    EdgeIndex,
+    Filter,
+    QdrantIndex,
+    QdrantOptions,
+    QdrantSettings,
+    VectorIndex,
+)
+from edje_qdrant.index.cluster import check_settings
 from edje_qdrant.types import Candidate, Payload, Point
 
 __all__ = ["TEXT_KEY", "CaptionCollection", "caption_ids"]
@@ -79,6 +87,7 @@ class CaptionCollection:
         name: str,
         contract: TokenContract,
         *,
+        qdrant: QdrantSettings | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
         timeout: int = 30,
@@ -89,6 +98,7 @@ class CaptionCollection:
             location: Where; see the class.
             name: Letters, digits, `-` and `_`.
             contract: The model's.
+            qdrant: How a server is to keep the collection; None for a folder.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             timeout: Seconds to wait for one answer of a server.
@@ -100,10 +110,11 @@ class CaptionCollection:
         """
         where = resolve(location)
         check_name(name)
+        check_settings(qdrant, folder=isinstance(where, Path))
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
         dim, record = contract.embedding_dim, new_record(contract, "captions")
         if not isinstance(where, Path):
-            made = QdrantIndex.create(where, name, dim, record, options)
+            made = QdrantIndex.create(where, name, dim, record, options, qdrant)
             return cls(made, contract, name, describe(where))
         final = where / name
         with scratch_folder(final) as scratch:

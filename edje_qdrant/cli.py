@@ -35,9 +35,14 @@ from edje_qdrant.cli_options import (
     Index,
     Json,
     Model,
+    OnDisk,
     Progress,
+    Quantization,
+    Replicas,
+    Shards,
     Url,
     indexes_of,
+    settings_of,
     where_is,
 )
 from edje_qdrant.cli_pairs import add_pair_commands
@@ -131,6 +136,10 @@ def ingest(
     model: Model = None,
     codec: Codec = None,
     engine: Engine = None,
+    shards: Shards = None,
+    replicas: Replicas = None,
+    quantization: Quantization = None,
+    on_disk: OnDisk = None,
     device: Device = None,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
     workers: Annotated[
@@ -174,6 +183,7 @@ def ingest(
     where = where_is(index, url)
     check_source(source)  # before a collection is created for nothing
     indexes = indexes_of(payload_index or [])
+    qdrant = settings_of(shards, replicas, quantization, on_disk)
     shown = bar_shown(progress)
     places = None if devices is None else [name.strip() for name in devices.split(",")]
     if device is not None and places is not None:
@@ -184,7 +194,7 @@ def ingest(
     def fit(loaded: EDJEModel, name: str) -> FittedCodec:
         return fit_codec_to_source(source, loaded, name, batch_size=batch_size, progress=shown)
 
-    target, loaded = open_or_create(where, collection, model, device, codec, fit, engine)
+    target, loaded = open_or_create(where, collection, model, device, codec, fit, engine, qdrant)
     with target:
         note_demo_model(loaded)
         add_indexes(target, indexes)

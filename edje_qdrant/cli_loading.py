@@ -20,7 +20,7 @@ from edje_qdrant.errors import CollectionNotFoundError, ConfigError
 if TYPE_CHECKING:
     from edje_qdrant.collection import ImageCollection
     from edje_qdrant.contract import TokenContract
-    from edje_qdrant.index import Engine
+    from edje_qdrant.index import Engine, QdrantSettings
     from edje_qdrant.model import EDJEModel
     from edje_qdrant.tokens.codecs import Codec as FittedCodec
 
@@ -53,6 +53,7 @@ def open_or_create(
     codec: str | None = None,
     fit: Callable[[EDJEModel, str], FittedCodec] | None = None,
     engine: str | None = None,
+    qdrant: QdrantSettings | None = None,
 ) -> tuple[ImageCollection, EDJEModel]:
     """Open a collection, or create it for the model asked for; load its model.
 
@@ -64,14 +65,17 @@ def open_or_create(
         codec: A codec's name, or a file of fit-codec.
         fit: Fits a codec of a name, where that is needed, for a collection that is created.
         engine: What is to keep the vectors in a folder.
+        qdrant: How a server is to keep a collection that is created.
 
     Raises:
         ConfigError: The collection is there, with another codec or engine than the one asked for.
     """
     from edje_qdrant.collection import ImageCollection
+    from edje_qdrant.index.cluster import check_settings
     from edje_qdrant.index.embedded import check_engine, engine_of
 
     check_engine(engine, folder="://" not in where)  # before a model is loaded for nothing
+    check_settings(qdrant, folder="://" not in where)
 
     try:
         collection = open_collection(where, name)
@@ -83,7 +87,7 @@ def open_or_create(
             chosen = fit(loaded, chosen.name)
         created = ImageCollection.create(
             where, name, contract, codec=chosen, engine=cast("Engine | None", engine),
-            api_key=api_key(),
+            qdrant=qdrant, api_key=api_key(),
         )  # fmt: skip
         return created, loaded
     try:

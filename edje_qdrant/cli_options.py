@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from edje_qdrant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edje_qdrant.index import QdrantSettings
+    from edje_qdrant.index import Quantization as QuantizationName
 
 __all__ = [
     "Codec",
@@ -18,7 +22,11 @@ __all__ = [
     "Index",
     "Json",
     "Model",
+    "OnDisk",
     "Progress",
+    "Quantization",
+    "Replicas",
+    "Shards",
     "Url",
     "Where",
     "api_key",
@@ -26,6 +34,7 @@ __all__ = [
     "filter_of",
     "indexes_of",
     "service_keys",
+    "settings_of",
     "where_is",
 ]
 
@@ -85,6 +94,33 @@ Engine = Annotated[
         "--engine",
         help="What keeps the vectors of a collection that is created in a folder: edge (by "
         "default), or, with the extra faiss, faiss (compares all), faiss-ivf, faiss-hnsw.",
+    ),
+]
+Shards = Annotated[
+    int | None,
+    typer.Option(
+        "--shards",
+        help="Parts that a collection is spread over, if it is created on a server; like "
+        "--replicas, --quantization and --on-disk of no effect on one that is there.",
+    ),
+]
+Replicas = Annotated[
+    int | None, typer.Option("--replicas", help="Copies of each shard, on as many nodes.")
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        "--quantization",
+        help="What searches read in place of the vectors: int8, binary, product-x4 to product-x64.",
+    ),
+]
+OnDisk = Annotated[
+    str | None,
+    typer.Option(
+        "--on-disk",
+        metavar="WHAT",
+        help="What the server reads from disk where it is needed: payload (tokens with it), "
+        "vectors, or both: payload,vectors.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
@@ -147,6 +183,30 @@ def filter_of(where: list[str]) -> dict[str, Any]:
         name, value = field_of(text)
         values.setdefault(name, []).extend(value if isinstance(value, list) else [value])
     return values
+
+
+def settings_of(
+    shards: int | None, replicas: int | None, quantization: str | None, on_disk: str | None
+) -> QdrantSettings | None:
+    """Return how a server is to keep a collection that is created; None where nothing is said.
+
+    Raises:
+        ConfigError: A value cannot be used.
+    """
+    if (shards, replicas, quantization, on_disk) == (None,) * 4:
+        return None
+    from edje_qdrant.index import QdrantSettings
+
+    parts = set() if on_disk is None else {part.strip() for part in on_disk.split(",")}
+    if not parts <= {"payload", "vectors"}:
+        raise ConfigError(f"--on-disk takes payload, vectors or payload,vectors, not {on_disk!r}")
+    return QdrantSettings(
+        shards=shards,
+        replicas=replicas,
+        quantization=cast("QuantizationName | None", quantization),
+        payload_on_disk=True if "payload" in parts else None,
+        vectors_on_disk=True if "vectors" in parts else None,
+    )
 
 
 def indexes_of(texts: list[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from edje_qdrant.index import (
     Filter,
     PayloadKind,
     QdrantOptions,
+    QdrantSettings,
     check_indexes,
 )
 from edje_qdrant.tokens.codecs import Codec
@@ -69,6 +70,7 @@ class ImageCollection(CollectionReader):
         tokens_folder: str | Path | None = None,
         payload_indexes: Mapping[str, PayloadKind] | None = None,
         engine: Engine | None = None,
+        qdrant: QdrantSettings | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
         timeout: int = 30,
@@ -87,6 +89,8 @@ class ImageCollection(CollectionReader):
                 `{"album": "keyword"}`; see `create_payload_index`.
             engine: What keeps the vectors in a folder: `"edge"` (default), `"faiss"`,
                 `"faiss-ivf"` or `"faiss-hnsw"`; `open` finds out by itself. None for a server.
+            qdrant: How a server is to keep the collection: shards, replicas, quantization, what is
+                on disk. None for a folder.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             timeout: Seconds to wait for one answer of a server.
@@ -100,7 +104,7 @@ class ImageCollection(CollectionReader):
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
         indexes = check_indexes(payload_indexes or {})
         parts = create_parts(
-            location, name, contract, codec, tokens, tokens_folder, options, engine
+            location, name, contract, codec, tokens, tokens_folder, options, engine, qdrant
         )
         created = cls(parts, name)
         try:

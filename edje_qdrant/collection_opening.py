@@ -24,10 +24,12 @@ from edje_qdrant.index import (
     Engine,
     QdrantIndex,
     QdrantOptions,
+    QdrantSettings,
     VectorIndex,
     create_embedded,
     open_embedded,
 )
+from edje_qdrant.index.cluster import check_settings
 from edje_qdrant.index.connection import Connection
 from edje_qdrant.index.embedded import check_engine
 from edje_qdrant.index.qdrant_settings import require_absent
@@ -57,6 +59,7 @@ def create_parts(
     tokens_folder: str | Path | None,
     options: QdrantOptions,
     engine: Engine | None = None,
+    settings: QdrantSettings | None = None,
 ) -> Parts:
     """Make an empty collection's parts; see `ImageCollection.create`.
 
@@ -68,6 +71,7 @@ def create_parts(
     where = resolve(location)
     check_name(name)
     check_engine(engine, folder=isinstance(where, Path))
+    check_settings(settings, folder=isinstance(where, Path))
     codec = fitted_codec(contract, codec)
     contract = contract.with_codec(codec.name, codec.hash)
     place = place or ("file" if isinstance(where, Path) else "payload")
@@ -87,7 +91,7 @@ def create_parts(
         with new_store(outside, contract, codec) as store:
             record = CollectionRecord.of(store, contract, tokens_folder)
             index = QdrantIndex.create(
-                where, name, contract.embedding_dim, record.as_metadata(), options
+                where, name, contract.embedding_dim, record.as_metadata(), options, settings
             )
         return Parts(index, store, record, describe(where))
 

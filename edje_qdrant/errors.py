@@ -14,7 +14,8 @@ The tree::
     │   └── ContractMismatchError
     ├── EngineUnavailableError
     ├── BusyError
-    └── MissingExtraError (also ImportError)
+    ├── MissingExtraError (also ImportError)
+    └── WorkerDiedError
 
 Each error carries its data as attributes, and its message says what to do next.
 """
@@ -38,11 +39,16 @@ __all__ = [
     "StoreError",
     "TokensCorruptError",
     "TokensNotFoundError",
+    "WorkerDiedError",
 ]
 
 
 class EdjeError(Exception):
     """Stand at the root: catch this to catch everything the package raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the error says and carries, so that it crosses from process to process."""
+        return _unpickled, (type(self), self.args), self.__dict__
 
 
 class ConfigError(EdjeError, ValueError):
@@ -197,3 +203,14 @@ class MissingExtraError(EdjeError, ImportError):
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'edje-qdrant[{extra}]'")
         self.extra = extra
+
+
+class WorkerDiedError(EdjeError):
+    """Report processes of a run that died more often than was allowed; what they wrote is kept."""
+
+
+def _unpickled(kind: type[EdjeError], args: tuple[Any, ...]) -> EdjeError:
+    """Make an error without its constructor, which wants what the message was made of."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error

@@ -13,7 +13,14 @@ from PIL import Image, UnidentifiedImageError
 
 from edje_qdrant.errors import ImageReadError
 
-__all__ = ["MAX_PIXELS", "ignore_decoder_warnings", "open_upright", "picture_id", "words"]
+__all__ = [
+    "MAX_PIXELS",
+    "content_id",
+    "ignore_decoder_warnings",
+    "open_upright",
+    "picture_id",
+    "words",
+]
 
 #: Pillow opens nothing larger, whatever limit is given here.
 MAX_PIXELS = 178_956_970
@@ -84,6 +91,21 @@ def picture_id(path: str) -> str:
     except (OSError, ValueError) as error:
         raise ImageReadError(path, words(error)) from error
     return str(uuid.uuid5(_NAMESPACE, digest.hexdigest()))
+
+
+def content_id(content: bytes, name: str) -> str:
+    """Return `picture_id` of a file whose bytes were read already.
+
+    Args:
+        content: The file's bytes.
+        name: What errors call it.
+
+    Raises:
+        ImageReadError: There are none.
+    """
+    if not content:
+        raise ImageReadError(name, "the file is empty")
+    return str(uuid.uuid5(_NAMESPACE, hashlib.sha256(content).hexdigest()))
 
 
 def ignore_decoder_warnings() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.pictures import open_upright, picture_id, words
+from edje_qdrant.pictures import content_id, open_upright, picture_id, words
 from edje_qdrant.sources import ListedPicture
 from edje_qdrant.types import FailedImage, Payload
 
@@ -52,7 +53,10 @@ def identify_picture(item: ListedPicture | FailedImage) -> KnownPicture | Failed
     if isinstance(item, FailedImage):
         return item
     try:
-        image_id = picture_id(item.path)
+        if item.content is None:
+            image_id = picture_id(item.path)
+        else:
+            image_id = content_id(item.content, item.path)
     except ImageReadError as error:
         return FailedImage(item.path, error.reason)
     try:
@@ -72,9 +76,10 @@ def decode_picture(
         model: Whose `preprocess` makes the pixels.
         max_pixels: Pictures with more are refused before they are decoded.
     """
-    path = picture.listed.path
+    path, content = picture.listed.path, picture.listed.content
     try:
-        upright = open_upright(path, path, max_pixels=max_pixels)
+        file = path if content is None else io.BytesIO(content)
+        upright = open_upright(file, path, max_pixels=max_pixels)
         payload = {
             **picture.listed.fields,
             "path": path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edje_qdrant.errors import ConfigError
@@ -31,12 +31,14 @@ class ListedPicture:
     """Name a picture, with what the user says about it.
 
     Attributes:
-        path: Absolute.
+        path: Absolute; with `content`, whatever names it.
         fields: The fields of its manifest line; empty without a manifest.
+        content: The file's bytes, where they were read already.
     """
 
     path: str
     fields: Payload
+    content: bytes | None = field(default=None, repr=False)
 
 
 Listing = Iterator[ListedPicture | FailedImage]

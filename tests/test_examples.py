@@ -6,6 +6,8 @@ import runpy
 from pathlib import Path
 
 import pytest
+from index_stand_in import StandIn
+from ray_cluster import WARNINGS, local_cluster
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -29,6 +31,7 @@ def run(name: str, *args: str) -> None:
         ("04_filters_and_budget.py", ["two years: 24 of 24", "in 30 ms: ", "sure: "]),
         ("05_train_on_your_pairs.py", ["right answers accepted", "--model example-model/model"]),
         ("06_evaluate.py", ["R@1", "reranked"]),
+        ("07_langchain.py", ["found: ", "#1  logit ", "#3  logit "]),
     ],
 )
 def test_an_example_runs(
@@ -51,3 +54,17 @@ def test_ingesting_again_adds_nothing(
     monkeypatch.chdir(folder)
     run("01_ingest.py")
     assert "0 added, 60 there already" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings(WARNINGS)
+def test_the_example_with_ray_fills_a_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray.data", reason="needs the extra ray")
+    monkeypatch.chdir(folder)
+    with local_cluster(num_cpus=2), StandIn() as server:
+        run("08_ray.py", server.url)
+        assert server.created["ray-pictures"]["shard_number"] == 2
+    printed = capsys.readouterr().out
+    assert "60 added, 0 there already, 0 unreadable" in printed
+    assert "#1 (was #" in printed

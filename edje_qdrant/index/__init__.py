@@ -5,6 +5,7 @@ Importing this package loads none of them; the first index made or opened does.
 
 from __future__ import annotations
 
+from edje_qdrant.index.cluster import QdrantSettings, Quantization
 from edje_qdrant.index.connection import QdrantOptions
 from edje_qdrant.index.edge import EdgeIndex
 from edje_qdrant.index.embedded import Engine, create_embedded, open_embedded
@@ -27,6 +28,8 @@ __all__ = [
     "PayloadKind",
     "QdrantIndex",
     "QdrantOptions",
+    "QdrantSettings",
+    "Quantization",
     "Strategy",
     "VectorIndex",
     "beyond_groups",

@@ -18,12 +18,14 @@ from edje_qdrant.index.checks import (
     check_payloads,
     check_points,
 )
+from edje_qdrant.index.cluster import QdrantSettings, check_settings
 from edje_qdrant.index.connection import Connection, QdrantOptions
 from edje_qdrant.index.filters import Filter, qdrant_filter, require_filter
 from edje_qdrant.index.payload_indexes import PayloadKind, check_field, check_kind, qdrant_schema
 from edje_qdrant.index.protocol import VectorIndex
 from edje_qdrant.index.qdrant_reading import IDS_PER_REQUEST, QdrantReader
 from edje_qdrant.index.qdrant_settings import (
+    Found,
     as_metadata,
     new_settings,
     read_settings,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["QdrantIndex"]
 
 _DEFAULTS = QdrantOptions()
+_SERVERS_OWN = QdrantSettings()
 
 
 class QdrantIndex(QdrantReader, VectorIndex):
@@ -53,12 +56,11 @@ class QdrantIndex(QdrantReader, VectorIndex):
         self,
         connection: Connection,
         name: str,
-        dim: int,
-        metadata: dict[str, Any],
+        found: Found,
         options: QdrantOptions,
     ) -> None:
-        super().__init__(connection, name, dim, options)
-        self._metadata = metadata
+        super().__init__(connection, name, found.dim, options, found.oversampling)
+        self._metadata = found.metadata
 
     @classmethod
     def create(
@@ -68,8 +70,17 @@ class QdrantIndex(QdrantReader, VectorIndex):
         dim: int,
         metadata: Mapping[str, Any],
         options: QdrantOptions = _DEFAULTS,
+        settings: QdrantSettings | None = None,
     ) -> QdrantIndex:
         """Make an empty collection of `dim`-wide vectors called `name`.
+
+        Args:
+            location: Where; see the class.
+            name: Letters, digits, `-` and `_`.
+            dim: How wide the vectors are.
+            metadata: A JSON object to keep with the collection.
+            options: How to reach the server.
+            settings: How the server is to keep the collection; in memory nothing comes of it.
 
         Raises:
             ConfigError: The location, the name, `dim` or the metadata cannot be used.
@@ -78,6 +89,7 @@ class QdrantIndex(QdrantReader, VectorIndex):
         """
         check_name(name)
         check_dim(dim)
+        check_settings(settings, folder=False)
         kept = check_metadata(metadata)
         connection = Connection(location, options)
         client = connection.client
@@ -88,18 +100,19 @@ class QdrantIndex(QdrantReader, VectorIndex):
                     name,
                     client.create_collection,
                     name,
-                    **new_settings(dim),
+                    **new_settings(dim, settings or _SERVERS_OWN),
                     metadata=as_metadata(kept),
                 )
             except (ConfigError, StoreError):
                 # Made by the first try, of which the answer was lost?
                 if not was_made(connection, name, kept):
                     raise
-            read_settings(connection, name)  # an old server drops metadata without a word
+            # Read back, as an old server drops metadata without a word.
+            found = read_settings(connection, name)
         except BaseException:
             connection.close()
             raise
-        return cls(connection, name, dim, kept, options)
+        return cls(connection, name, found._replace(dim=dim, metadata=kept), options)
 
     @classmethod
     def open(
@@ -117,11 +130,11 @@ class QdrantIndex(QdrantReader, VectorIndex):
         try:
             if not connection.call(name, connection.client.collection_exists, name):
                 raise CollectionNotFoundError(connection.address, name, connection.known())
-            dim, metadata = read_settings(connection, name)
+            found = read_settings(connection, name)
         except BaseException:
             connection.close()
             raise
-        return cls(connection, name, dim, metadata, options)
+        return cls(connection, name, found, options)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -161,7 +174,7 @@ class QdrantIndex(QdrantReader, VectorIndex):
             StoreError: The collection has none any more.
             EngineUnavailableError: The server cannot be reached.
         """
-        self._metadata = read_settings(self._connection, self._name)[1]
+        self._metadata = read_settings(self._connection, self._name).metadata
         return self._metadata
 
     def upsert(self, points: Sequence[Point]) -> None:

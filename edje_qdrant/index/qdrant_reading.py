@@ -34,12 +34,20 @@ IDS_PER_REQUEST = 4096
 class QdrantReader:
     """Read a collection; what writes it is in `QdrantIndex`."""
 
-    def __init__(self, connection: Connection, name: str, dim: int, options: QdrantOptions) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        dim: int,
+        options: QdrantOptions,
+        oversampling: float | None,
+    ) -> None:
         self._connection = connection
         self._client = connection.client
         self._name = name
         self._dim = dim
         self._options = options
+        self._oversampling = oversampling
 
     def existing(self, image_ids: Sequence[str]) -> set[str]:
         return {str(r.id) for r in self._records(image_ids, IDS_PER_REQUEST, with_payload=False)}
@@ -98,7 +106,7 @@ class QdrantReader:
                     for each in (chosen, None)
                 ]
                 reach = reach_of(matching, total)
-            requests = qdrant_requests.best(queries, limit + SLACK, chosen, reach)
+            requests = self._requests(queries, limit, chosen, reach)
             answers: list[Any] = []
             for run in in_runs(requests, vectors_per_request(self._dim)):
                 answers += await ask(self._name, "query_batch_points", self._name, run, **limits)
@@ -198,13 +206,18 @@ class QdrantReader:
         reach = self._reach(chosen, limits) if queries else None
         if excluded:
             chosen = qdrant_requests.without(excluded, chosen)
-        requests = qdrant_requests.best(queries, limit + SLACK, chosen, reach)
+        requests = self._requests(queries, limit, chosen, reach)
         answers: list[models.QueryResponse] = []
         for run in in_runs(requests, vectors_per_request(self._dim)):
             answers += self._connection.call(
                 self._name, self._client.query_batch_points, self._name, run, **limits
             )
         return [_best(answer, limit) for answer in answers]
+
+    def _requests(
+        self, queries: list[Any], limit: int, chosen: models.Filter | None, reach: Reach | None
+    ) -> list[models.QueryRequest]:
+        return qdrant_requests.best(queries, limit + SLACK, chosen, reach, self._oversampling)
 
     def _reach(self, chosen: models.Filter | None, limits: Mapping[str, Any]) -> Reach | None:
         """Return how to search, None in local mode: it scans everything, and warns when told."""

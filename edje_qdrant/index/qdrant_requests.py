@@ -28,11 +28,21 @@ def shown(payload: bool, tokens: bool) -> bool | models.PayloadSelectorExclude:
 
 
 def best(
-    queries: Sequence[Any], wanted: int, chosen: models.Filter | None, reach: Reach | None
+    queries: Sequence[Any],
+    wanted: int,
+    chosen: models.Filter | None,
+    reach: Reach | None,
+    oversampling: float | None,
 ) -> list[models.QueryRequest]:
     """Ask for the `wanted` points that fit each query best, of those that the filter chooses.
 
-    `reach` is None where there is no graph to walk.
+    Args:
+        queries: Vectors, or what else a query may be.
+        wanted: How many points for each.
+        chosen: What may be found.
+        reach: How to search; None where there is no graph to walk.
+        oversampling: How many more candidates to take by quantized vectors, and compare by the
+            vectors themselves; None where they are not quantized.
     """
     from qdrant_client import models
 
@@ -44,6 +54,9 @@ def best(
             acorn=models.AcornSearchParams(enable=True, max_selectivity=1.0)
             if reach is Reach.MOST
             else None,
+            quantization=None
+            if oversampling is None
+            else models.QuantizationSearchParams(rescore=True, oversampling=oversampling),
         )
     return [
         models.QueryRequest(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from edje_qdrant.errors import StoreError
 from edje_qdrant.index import hnsw
+from edje_qdrant.index.cluster import QdrantSettings, as_request, oversampling_of
 from edje_qdrant.index.connection import Connection
 
-__all__ = ["as_metadata", "new_settings", "read_settings", "require_absent", "was_made"]
+__all__ = ["Found", "as_metadata", "new_settings", "read_settings", "require_absent", "was_made"]
 
 # The key of Qdrant's collection metadata that holds ours. Qdrant merges new metadata into the old
 # by its top-level keys, and replaces the value of each whole: under a key of its own, ours is
@@ -16,17 +17,33 @@ __all__ = ["as_metadata", "new_settings", "read_settings", "require_absent", "wa
 _METADATA_KEY = "edje_qdrant"
 
 
+class Found(NamedTuple):
+    """Hold what a server says of a collection.
+
+    Attributes:
+        dim: How wide its vectors are.
+        metadata: Ours.
+        oversampling: How many more candidates to take where vectors are quantized; else None.
+    """
+
+    dim: int
+    metadata: dict[str, Any]
+    oversampling: float | None
+
+
 def as_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     """Return our metadata as Qdrant is to keep it."""
     return {_METADATA_KEY: metadata}
 
 
-def new_settings(dim: int) -> dict[str, Any]:
+def new_settings(dim: int, settings: QdrantSettings) -> dict[str, Any]:
     """Return the settings of a new collection of `dim`-wide vectors."""
     from qdrant_client import models
 
+    vectors, told = as_request(settings)
     return {
-        "vectors_config": models.VectorParams(size=dim, distance=models.Distance.COSINE),
+        **told,
+        "vectors_config": models.VectorParams(size=dim, distance=models.Distance.COSINE, **vectors),
         "hnsw_config": models.HnswConfigDiff(
             m=hnsw.LINKS,
             ef_construct=hnsw.BUILD_WIDTH,
@@ -36,8 +53,8 @@ def new_settings(dim: int) -> dict[str, Any]:
     }
 
 
-def read_settings(connection: Connection, name: str) -> tuple[int, dict[str, Any]]:
-    """Return width and metadata of a collection.
+def read_settings(connection: Connection, name: str) -> Found:
+    """Return width, metadata and oversampling of a collection.
 
     Raises:
         StoreError: It is not ours.
@@ -57,7 +74,8 @@ def read_settings(connection: Connection, name: str) -> tuple[int, dict[str, Any
             "it was made by something else, or by a server older than Qdrant 1.16, which keeps "
             "no metadata; choose another name, or upgrade the server and delete it"
         )
-    return vectors.size, metadata
+    quantized = vectors.quantization_config or config.quantization_config
+    return Found(vectors.size, metadata, oversampling_of(quantized))
 
 
 def require_absent(connection: Connection, name: str) -> None:
@@ -76,6 +94,6 @@ def require_absent(connection: Connection, name: str) -> None:
 def was_made(connection: Connection, name: str, metadata: dict[str, Any]) -> bool:
     """Return whether there is a collection with this very metadata."""
     try:
-        return read_settings(connection, name)[1] == metadata
+        return read_settings(connection, name).metadata == metadata
     except StoreError:
         return False

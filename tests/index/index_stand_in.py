@@ -20,6 +20,7 @@ class StandIn:
         failures: Statuses (with headers) to answer with, before anything else.
         seen: Method and path of every request.
         params: How each search was to be done.
+        created: Collection -> what was asked for when it was made.
         indexed: Collection -> field -> the payload index asked for.
         answers_left: How many more requests to answer before hanging up on every one; None for all.
     """
@@ -30,6 +31,7 @@ class StandIn:
         self.seen: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.params: list[models.SearchParams] = []
+        self.created: dict[str, dict[str, Any]] = {}
         self.indexed: dict[str, dict[str, Any]] = {}
         self.answers_left: int | None = None
         lock = threading.Lock()
@@ -96,6 +98,15 @@ class StandIn:
                 return {"exists": self.client.collection_exists(name)}
             case ("GET",):
                 info = _plain(self.client.get_collection(name))
+                # The client's local mode keeps none of these.
+                asked = self.created.get(name, {})
+                info["config"]["quantization_config"] = asked.get("quantization_config")
+                params = ("shard_number", "replication_factor", "write_consistency_factor")
+                for key in (*params, "on_disk_payload"):
+                    if key in asked:
+                        info["config"]["params"][key] = asked[key]
+                if "on_disk" in asked.get("vectors", {}):
+                    info["config"]["params"]["vectors"]["on_disk"] = asked["vectors"]["on_disk"]
                 return {**info, "payload_schema": self.indexed.get(name, {})}
             case ("PUT", "index"):
                 # The client's local mode keeps no indexes, so what was asked for is noted here.
@@ -110,9 +121,11 @@ class StandIn:
                 return {"operation_id": 0, "status": "completed"}
             case ("PUT",):
                 made = models.CreateCollection(**body)
-                return self.client.create_collection(
+                done = self.client.create_collection(
                     name, vectors_config=made.vectors, metadata=made.metadata
                 )
+                self.created[name] = body
+                return done
             case ("PATCH",):
                 return self.client.update_collection(
                     name, metadata=models.UpdateCollection(**body).metadata
@@ -120,12 +133,12 @@ class StandIn:
             case ("PUT", "points"):
                 return _plain(self.client.upsert(name, models.PointsList(**body).points))
             case ("POST", "points"):
-                asked = models.PointRequest(**body)
+                named = models.PointRequest(**body)
                 found = self.client.retrieve(
                     name,
-                    asked.ids,
-                    with_payload=asked.with_payload,
-                    with_vectors=bool(asked.with_vector),
+                    named.ids,
+                    with_payload=named.with_payload,
+                    with_vectors=bool(named.with_vector),
                 )
                 return [_plain(record) for record in found]
             case ("POST", "points", "query", "batch"):

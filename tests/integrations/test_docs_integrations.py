@@ -28,10 +28,12 @@ def test_the_pages_examples_run_one_after_another(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert len(sections) == 7
+    assert len(sections) == 8
     left_out = []
     for section in sections:
         title = section.partition("\n")[0]
+        if title == "Ray":  # needs a server; examples/08_ray.py is tested with one
+            continue
         if title in LIBRARIES and not installed(LIBRARIES[title]):
             left_out.append(title)
             continue

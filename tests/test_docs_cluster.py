@@ -1,0 +1,61 @@
+"""The page on clusters: its Python runs against the stand-in, its commands and figures hold."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from index_stand_in import StandIn
+
+PAGE = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_the_settings_of_the_page_reach_the_server() -> None:
+    names: dict[str, Any] = {}
+    with StandIn() as server:
+        for block in BLOCKS[:2]:
+            exec(
+                compile(block.replace("http://qdrant:6333", server.url), "cluster.md", "exec"),
+                names,
+            )
+        asked = server.created["images"]
+    assert (asked["shard_number"], asked["replication_factor"]) == (6, 2)
+    assert asked["on_disk_payload"] is True
+    assert "int8" in str(asked["quantization_config"])
+    assert names["billion"].shards == 24
+
+
+def test_the_call_of_the_page_fits_the_function() -> None:
+    pytest.importorskip("ray.data", reason="needs the extra ray")
+    from edje_qdrant.integrations.ray import ingest_dataset
+
+    assert len(BLOCKS) == 3
+    calls = [node for node in ast.walk(ast.parse(BLOCKS[2])) if isinstance(node, ast.Call)]
+    (call,) = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "ingest_dataset"]
+    named = {str(keyword.arg): keyword.value for keyword in call.keywords}
+    inspect.signature(ingest_dataset).bind(*call.args, **named)
+
+
+def test_the_command_is_one() -> None:
+    (block,) = re.findall(r"```\n(edje-qdrant ingest.*?)```", PAGE, re.DOTALL)
+    help_page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = help_page.split("## ingest\n")[1].split("\n## ")[0]
+    assert set(re.findall(r"--[a-z-]+", block)) <= set(re.findall(r"--[a-z-]+", section))
+
+
+def test_the_table_of_memory_is_its_arithmetic() -> None:
+    rows = re.findall(r"^\| .*(?:in memory|on disk) \| ([\d,]+) \| (.*) \|$", PAGE, re.MULTILINE)
+    widths = [4096, 1024, 256, 128]
+    assert [int(each.replace(",", "")) for each, _ in rows] == [width + 256 for width in widths]
+    units = {"GB": 1e9, "TB": 1e12}
+    for (each, row), _ in zip(rows, widths, strict=True):
+        for count, cell in zip((1e7, 1e8, 1e9), row.split(" | "), strict=True):
+            number, unit = cell.split()
+            assert float(number) * units[unit] == pytest.approx(
+                int(each.replace(",", "")) * count, rel=0.02
+            )
