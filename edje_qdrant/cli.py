@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from edje_qdrant.cli_attach import add_attach_commands
 from edje_qdrant.cli_collection import add_collection_commands
 from edje_qdrant.cli_eval import EvalCommand, calibrate, evaluate
+from edje_qdrant.cli_export import export_model
 from edje_qdrant.cli_loading import (
     bar_shown,
     note_demo_model,
@@ -315,6 +316,7 @@ add_collection_commands(app)
 add_pair_commands(app)
 add_attach_commands(app)
 app.command("train")(train)
+app.command("export-onnx")(export_model)
 app.command("eval", cls=EvalCommand)(evaluate)
 app.command("calibrate")(calibrate)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +28,21 @@ class DeadlyEncoder(SiglipEncoder):
 class UnwillingEncoder(SiglipEncoder):
     def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         raise RuntimeError("no kernel image is available")
+
+
+class GreedyEncoder(SiglipEncoder):
+    def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class UnloadableEncoder(SiglipEncoder):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise ValueError("no such device")
+
+
+class StillbornEncoder(SiglipEncoder):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        os._exit(3)
 
 
 def with_encoder(model: EDJEModel, kind: type[SiglipEncoder]) -> EDJEModel:

@@ -8,22 +8,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from deadly_encoder import DEADLY, DeadlyEncoder, UnwillingEncoder, with_encoder
+from deadly_encoder import (
+    DEADLY,
+    DeadlyEncoder,
+    GreedyEncoder,
+    StillbornEncoder,
+    UnloadableEncoder,
+    UnwillingEncoder,
+    with_encoder,
+)
 from numpy.typing import NDArray
 from PIL import Image
 
+from edje_qdrant import encoding_pool
 from edje_qdrant.collection import ImageCollection
-from edje_qdrant.encoding_pool import check_devices
+from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoding_pool import EncodingPool, check_devices
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.reading_pictures import KnownPicture, identify_picture
+from edje_qdrant.sources import ListedPicture
 from edje_qdrant.types import ImageEncoding, IngestReport
 
 WritePictures = Callable[..., list[Path]]
@@ -233,14 +245,78 @@ def test_workers_end_with_a_command_that_is_ended(
     assert [*tmp_path.glob("edje-model-*")] == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        (UnwillingEncoder, RuntimeError, r"(?s)on cpu:.*no kernel image is available"),
+        pytest.param(
+            GreedyEncoder, ConfigError, "cpu has no memory for 3 pictures.*lower batch_size",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            UnloadableEncoder, ConfigError, "load the model on cpu: ValueError: no such device",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            StillbornEncoder, ConfigError, "died before they could begin.* exit code 3",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
 def test_what_goes_wrong_in_a_process_is_told(
-    tmp_path: Path, tiny_model: EDJEModel, write_pictures: WritePictures
+    tmp_path: Path,
+    tiny_model: EDJEModel,
+    write_pictures: WritePictures,
+    kind: type[SiglipEncoder],
+    error: type[Exception],
+    words: str,
 ) -> None:
     paths = write_pictures(tmp_path / "pictures", 3)
-    model = with_encoder(tiny_model, UnwillingEncoder)
-    with pytest.raises(RuntimeError, match=r"(?s)on cpu:.*no kernel image is available"):
-        ingest(paths, tmp_path / "index", model, processes=1)
+    with pytest.raises(error, match=words):
+        ingest(paths, tmp_path / "index", with_encoder(tiny_model, kind), processes=1)
     assert children() == set()
+
+
+@pytest.mark.slow
+def test_processes_that_die_one_after_another_end_the_run(
+    tmp_path: Path,
+    tiny_model: EDJEModel,
+    write_pictures: WritePictures,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(encoding_pool, "_MOST_LOST", 2)
+    paths = write_pictures(tmp_path / "pictures", 4)
+    Image.new("RGB", DEADLY, "red").save(tmp_path / "deadly.png")
+    model = with_encoder(tiny_model, DeadlyEncoder)
+    with pytest.raises(ConfigError, match=r"2 processes died.*exit code 7 at .*deadly\.png"):
+        ingest(
+            [*paths, tmp_path / "deadly.png"], tmp_path / "index", model, processes=2, batch_size=1
+        )
+    assert children() == set()
+    with ImageCollection.open(tmp_path / "index", "images") as collection:
+        assert collection.count() == 4
+
+
+def test_few_batches_are_under_way_at_a_time_and_they_come_in_order(
+    tmp_path: Path, tiny_model: EDJEModel, write_pictures: WritePictures
+) -> None:
+    paths = [str(path) for path in write_pictures(tmp_path, 30)]
+    asked_for = 0
+
+    def batches() -> Iterator[list[KnownPicture]]:
+        nonlocal asked_for
+        for path in paths:
+            known = identify_picture(ListedPicture(path, {}))
+            assert isinstance(known, KnownPicture)
+            asked_for += 1
+            yield [known]
+
+    found = []
+    with EncodingPool(tiny_model, ["cpu"], decoders=1, max_pixels=10_000) as pool:
+        for batch in pool.encode(batches()):
+            found += [payload["path"] for payload in batch.payloads]
+            assert asked_for - len(found) < 4
+    assert found == paths
 
 
 def test_a_rerun_starts_no_process(
