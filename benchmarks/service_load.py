@@ -7,7 +7,8 @@ The service is a process of its own with the bundled model and drawn scenes. Eac
 without a pause for captions of the scenes, every tenth time for a page or a thumbnail; one more
 uploads a new scene a second. Every answer's first hit is compared with that of the same search
 before the load: scenes that are added meanwhile may move it, so a change counts only where the hit
-is a scene of the beginning.
+is a scene of the beginning. Memory is what the service's process has in use (VmRSS), at eleven even
+steps: what it fills once shows in the first of them, what it loses in all.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import platform
 import random
 import socket
 import subprocess
@@ -26,12 +25,12 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from demo_world import conditions
 
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.demo.annotated import write_scenes
@@ -39,6 +38,8 @@ from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
+
+STEPS = 10
 
 
 class Load:
@@ -122,6 +123,7 @@ class Load:
 def main() -> None:
     """Measure and print."""
     options = _options()
+    busy = conditions()["load_average"]  # the load's own comes on top of it later
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         captions = _prepare(folder, options.pictures)
@@ -129,9 +131,7 @@ def main() -> None:
         try:
             load = Load(url, captions, options.candidates)
             load.learn()
-            before = _resident(process.pid)
-            rows, most, took = _run(load, process.pid, options)
-            after = _resident(process.pid)
+            rows, memory, took = _run(load, process.pid, options)
             metrics = httpx.get(f"{url}/metrics", timeout=60).text
         finally:
             process.terminate()
@@ -146,32 +146,34 @@ def main() -> None:
         "changed_answers": load.changed,
         "searches_per_second": round(rows["search"]["count"] / took, 2),
         "searches_per_batch": _mean_batch(metrics, len(captions)),
-        "memory_mb": {"before": before, "most": most, "after": after},
+        "memory_mb": memory,
         "exit_status": status,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} CPU cores, "
-        "shared with other work",
+        **conditions(),
+        "load_average_before": busy,
     }
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report))
 
 
-def _run(load: Load, pid: int, options: argparse.Namespace) -> tuple[dict[str, Any], float, float]:
+def _run(
+    load: Load, pid: int, options: argparse.Namespace
+) -> tuple[dict[str, Any], list[float], float]:
     threads = [threading.Thread(target=load.ask, args=(n,)) for n in range(options.clients)]
     threads.append(threading.Thread(target=load.add, args=(1000,)))
+    memory = [_resident(pid)]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
-    most = 0.0
-    while time.perf_counter() - began < options.seconds:
-        most = max(most, _resident(pid))
-        time.sleep(0.5)
+    for step in range(1, STEPS + 1):
+        time.sleep(max(0.0, began + step * options.seconds / STEPS - time.perf_counter()))
+        memory.append(_resident(pid))
     load.ended.set()
     for thread in threads:
         thread.join()
+    took = time.perf_counter() - began
     rows = {what: _summary(seconds) for what, seconds in load.seconds.items()}
-    return rows, most, time.perf_counter() - began
+    return rows, memory, took
 
 
 def _summary(seconds: list[float]) -> dict[str, float]:

@@ -60,7 +60,7 @@ class AttachedCollection:
 
     The search itself stays the caller's: any vectors, filters and options that its client takes.
 
-    Example:
+    Examples:
         >>> client = QdrantClient(url="http://localhost:6333")
         >>> attached = AttachedCollection.open(client, "products")
         >>> points = client.query_points("products", query=embed(text), limit=100).points

@@ -95,7 +95,7 @@ class SearchBatcher:
     Raises:
         ConfigError: A number cannot be used.
 
-    Example:
+    Examples:
         >>> with SearchBatcher(retriever) as batcher:
         ...     result = batcher.search("a red kite", top_k=5)  # from any thread
         ...     futures = [batcher.submit(text) for text in texts]

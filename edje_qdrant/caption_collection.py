@@ -66,7 +66,7 @@ class CaptionCollection:
     `api_key`, `prefer_grpc` and `timeout` (seconds) concern servers only. A folder or a server may
     hold collections of pictures and of captions side by side, under different names.
 
-    Example:
+    Examples:
         >>> with CaptionCollection.create("photos", "captions", model.contract()) as collection:
         ...     collection.add(texts, model.encode_texts(texts))
         ...     collection.flush()

@@ -91,7 +91,7 @@ class CaptionRetriever:
     Raises:
         ContractMismatchError: Another model wrote the collection.
 
-    Example:
+    Examples:
         >>> with CaptionRetriever.open("photos") as retriever:
         ...     for hit in retriever.search("kite.jpg", top_k=5):
         ...         print(hit.rank, hit.retrieval_rank, hit.text)

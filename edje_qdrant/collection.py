@@ -47,7 +47,7 @@ class ImageCollection(CollectionReader):
     `"https://..."` (a Qdrant server), `":memory:"` (gone when closed), or a `QdrantClient`.
     `api_key`, `prefer_grpc` and `timeout` (seconds) concern servers only.
 
-    Example:
+    Examples:
         >>> with ImageCollection.create("photos", "images", contract) as collection:
         ...     collection.add(image_ids, model.encode_images(pictures), payloads)
         ...     collection.flush()

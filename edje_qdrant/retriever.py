@@ -57,7 +57,7 @@ class TwoStageRetriever:
         ContractMismatchError: Another model wrote the collection.
         ConfigError: The cache is too small for a picture of the collection.
 
-    Example:
+    Examples:
         >>> with TwoStageRetriever.open("photos") as retriever:
         ...     for hit in retriever.search("a red kite over a frozen lake", top_k=5):
         ...         print(hit.rank, hit.retrieval_rank, hit.payload["path"])

@@ -72,7 +72,7 @@ class DeviceTokenCache:
     Raises:
         ConfigError: The budget is below 1, there is no such device, or `keep` is something else.
 
-    Example:
+    Examples:
         >>> cache = DeviceTokenCache(2 << 30, device="cuda")
         >>> cache.preload(collection)
         >>> retriever = TwoStageRetriever(collection, model, token_cache=cache)

@@ -20,6 +20,7 @@ DOCS = Path(__file__).parent.parent / "docs"
         ("results/benchmarks-tables", "write_benchmarks"),
         ("results/scaling-tables", "write_scaling"),
         ("results/targets-table", "write_targets"),
+        ("results/service-table", "write_service"),
     ],
 )
 def test_a_page_says_what_it_was_written_from(page, writer):

@@ -47,7 +47,7 @@ class EDJECrossEncoder:
             their ids: UUIDs as text, or whole numbers. Its model must be `model`.
         device: Where a model that is loaded here goes; CUDA where there is one, by default.
 
-    Example:
+    Examples:
         >>> encoder = EDJECrossEncoder("demo")
         >>> encoder.rank("a red star", ["one.png", "two.png"], top_k=1)
         [{'corpus_id': 1, 'score': 3.2}]

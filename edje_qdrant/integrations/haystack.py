@@ -11,10 +11,11 @@ from threading import RLock
 from typing import Any
 from weakref import finalize
 
+from typing_extensions import Self
+
 from edje_qdrant.attached import AttachedCollection
 from edje_qdrant.errors import MissingExtraError
 from edje_qdrant.integrations.hits import (
-    ImageScorer,
     best_first,
     hit_content,
     hit_fields,
@@ -101,8 +102,42 @@ def _let_go(place: tuple[Any, ...]) -> None:
             shared.opened.close()
 
 
+class _Component:
+    """Do what both components do with their place: open it, let it go, come back from a dict."""
+
+    _place: _Place
+    _kind: type[Any] = TwoStageRetriever
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Make the component that `to_dict` was called on."""
+        deserialize_secrets_inplace(data["init_parameters"], keys=["api_key"])
+        made: Self = default_from_dict(cls, data)
+        return made
+
+    def warm_up(self) -> None:
+        """Open the collection and load the model; a second call does nothing.
+
+        Raises:
+            StoreError: The collection cannot be opened.
+            CheckpointError: The model cannot be loaded.
+        """
+        self._opened()
+
+    def close(self) -> None:
+        """Let go of the collection; the last component that has it closes it."""
+        self._place.close()
+
+    def _opened(self) -> Any:
+        return self._place.opened(self._kind)
+
+    def _as_dict(self, **own: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = default_to_dict(self, **self._place.as_dict(), **own)
+        return fields
+
+
 @component
-class EDJERetriever:
+class EDJERetriever(_Component):
     """Find pictures by text.
 
     A document's id is the picture's, its content the picture's path (or a payload field), its score
@@ -141,34 +176,9 @@ class EDJERetriever:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the component as a JSON object; an API key by the name of its variable only."""
-        fields: dict[str, Any] = default_to_dict(
-            self,
-            **self._place.as_dict(),
-            top_k=self.top_k,
-            search_kwargs=self.search_kwargs,
-            content_field=self.content_field,
+        return self._as_dict(
+            top_k=self.top_k, search_kwargs=self.search_kwargs, content_field=self.content_field
         )
-        return fields
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> EDJERetriever:
-        """Make the component that `to_dict` was called on."""
-        deserialize_secrets_inplace(data["init_parameters"], keys=["api_key"])
-        made: EDJERetriever = default_from_dict(cls, data)
-        return made
-
-    def warm_up(self) -> None:
-        """Open the collection and load the model; a second call does nothing.
-
-        Raises:
-            StoreError: The collection cannot be opened.
-            CheckpointError: The model cannot be loaded.
-        """
-        self._opened()
-
-    def close(self) -> None:
-        """Let go of the collection; the last component that has it closes it."""
-        self._place.close()
 
     @component.output_types(documents=list[Document])
     def run(
@@ -202,10 +212,6 @@ class EDJERetriever:
         options = self._options(top_k, search_kwargs)
         return self._output(await self._opened().asearch(query, **options))
 
-    def _opened(self) -> TwoStageRetriever:
-        opened: TwoStageRetriever = self._place.opened(TwoStageRetriever)
-        return opened
-
     def _options(self, top_k: int | None, further: dict[str, Any] | None) -> dict[str, Any]:
         wanted = self.top_k if top_k is None else top_k
         return {**self.search_kwargs, **(further or {}), "top_k": wanted}
@@ -224,7 +230,7 @@ class EDJERetriever:
 
 
 @component
-class EDJERanker:
+class EDJERanker(_Component):
     """Rerank documents that name a picture of a collection, whatever found them."""
 
     def __init__(
@@ -253,39 +259,13 @@ class EDJERanker:
         """
         self._place = _Place(location, name, model, device, api_key)
         self.attached = attached
+        self._kind = AttachedCollection if attached else TwoStageRetriever
         self.top_k = top_k
         self.id_key = id_key
 
     def to_dict(self) -> dict[str, Any]:
         """Return the component as a JSON object; an API key by the name of its variable only."""
-        fields: dict[str, Any] = default_to_dict(
-            self,
-            **self._place.as_dict(),
-            attached=self.attached,
-            top_k=self.top_k,
-            id_key=self.id_key,
-        )
-        return fields
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> EDJERanker:
-        """Make the component that `to_dict` was called on."""
-        deserialize_secrets_inplace(data["init_parameters"], keys=["api_key"])
-        made: EDJERanker = default_from_dict(cls, data)
-        return made
-
-    def warm_up(self) -> None:
-        """Open the collection and load the model; a second call does nothing.
-
-        Raises:
-            StoreError: The collection cannot be opened.
-            CheckpointError: The model cannot be loaded.
-        """
-        self._opened()
-
-    def close(self) -> None:
-        """Let go of the collection; the last component that has it closes it."""
-        self._place.close()
+        return self._as_dict(attached=self.attached, top_k=self.top_k, id_key=self.id_key)
 
     @component.output_types(documents=list[Document])
     def run(
@@ -310,8 +290,3 @@ class EDJERanker:
             fields = {**documents[place].meta, "score": score, "rank": len(reranked) + 1}
             reranked.append(replace(documents[place], score=score, meta=fields))
         return {"documents": reranked}
-
-    def _opened(self) -> ImageScorer:
-        kind = AttachedCollection if self.attached else TwoStageRetriever
-        opened: ImageScorer = self._place.opened(kind)
-        return opened

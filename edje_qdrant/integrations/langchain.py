@@ -44,7 +44,7 @@ class EDJERetriever(BaseRetriever):
         search_kwargs: Options of `TwoStageRetriever.search`; those of a call go before.
         content_field: Payload field that becomes the text, such as `caption`.
 
-    Example:
+    Examples:
         >>> retriever = EDJERetriever(retriever=TwoStageRetriever.open("photos"))
         >>> documents = retriever.invoke("a dog in the snow", top_k=5)
     """
