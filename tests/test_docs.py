@@ -19,6 +19,7 @@ DOCS = Path(__file__).parent.parent / "docs"
         ("results/heat-maps-tables", "write_heat_maps"),
         ("results/benchmarks-tables", "write_benchmarks"),
         ("results/scaling-tables", "write_scaling"),
+        ("results/cluster-table", "write_cluster"),
     ],
 )
 def test_a_page_says_what_it_was_written_from(page, writer):

@@ -160,21 +160,34 @@ def ingest_dataset(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
-    added = skipped = 0
-    failed: list[FailedImage] = []
     try:
-        for row in reports.iter_rows():
-            if row["fault"]:
-                raise pickle.loads(row["fault"])
-            added += row["added"]
-            skipped += row["skipped"]
-            failed += [FailedImage(path, reason) for path, reason in json.loads(row["failed"])]
+        added, skipped, failed, fault = _summed(reports)
     except RayError as error:
         raise WorkerDiedError(
             f"Ray ended the ingest into {name!r} at {location}: {_first_line(error)}; what was "
             "added is kept, so look at Ray's logs, and run again"
         ) from error
+    if fault is not None:
+        raise fault
     return IngestReport(added, skipped, tuple(failed), time.perf_counter() - started)
+
+
+def _summed(
+    reports: ray.data.Dataset,
+) -> tuple[int, int, list[FailedImage], EdjeError | None]:
+    """Do all batches, or those until one ends the run; return what came of them.
+
+    The error is not raised here: its traceback would keep the data set going.
+    """
+    added = skipped = 0
+    failed: list[FailedImage] = []
+    for row in reports.iter_rows():
+        if row["fault"]:
+            return added, skipped, failed, pickle.loads(row["fault"])
+        added += row["added"]
+        skipped += row["skipped"]
+        failed += [FailedImage(path, reason) for path, reason in json.loads(row["failed"])]
+    return added, skipped, failed, None
 
 
 @dataclass(frozen=True, slots=True)
