@@ -21,6 +21,7 @@ DOCS = Path(__file__).parent.parent / "docs"
         ("results/scaling-tables", "write_scaling"),
         ("results/targets-table", "write_targets"),
         ("results/service-table", "write_service"),
+        ("results/cluster-table", "write_cluster"),
     ],
 )
 def test_a_page_says_what_it_was_written_from(page, writer):

@@ -21,8 +21,8 @@ Quantization: TypeAlias = Literal[
 _PRODUCT = "product-"
 
 # Candidates that a search takes by their quantized vectors for each one wanted, before it compares
-# the vectors themselves: the more, the coarser the quantization. A query is of text and what is
-# searched are pictures, which is harder than what such defaults are usually chosen for.
+# the vectors themselves: the more, the coarser the quantization; benchmarks/quantization.py shows
+# what each finds. A query is text and what is searched are pictures: harder than usual.
 _OVERSAMPLING = {"scalar": 2.0, "binary": 4.0, "product": 4.0}
 
 

@@ -8,7 +8,6 @@ import os
 import pickle
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from edje_qdrant.errors import (
     WorkerDiedError,
 )
 from edje_qdrant.index import TOKENS_KEY, QdrantSettings
+from edje_qdrant.integrations.ray_tally import Tally
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.pictures import MAX_PIXELS, ignore_decoder_warnings
 from edje_qdrant.reading_pictures import DecodedPicture, decode_picture, identify_picture
@@ -148,7 +148,7 @@ def ingest_dataset(
         server,
     )  # fmt: skip
     _prepare(job, {"codec": codec, "qdrant": qdrant} if create else None)
-    tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tally).remote()
+    tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
     reports = dataset.map_batches(
         _Worker,
         fn_constructor_args=(job, tally),
@@ -160,21 +160,34 @@ def ingest_dataset(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
-    added = skipped = 0
-    failed: list[FailedImage] = []
     try:
-        for row in reports.iter_rows():
-            if row["fault"]:
-                raise pickle.loads(row["fault"])
-            added += row["added"]
-            skipped += row["skipped"]
-            failed += [FailedImage(path, reason) for path, reason in json.loads(row["failed"])]
+        added, skipped, failed, fault = _summed(reports)
     except RayError as error:
         raise WorkerDiedError(
             f"Ray ended the ingest into {name!r} at {location}: {_first_line(error)}; what was "
             "added is kept, so look at Ray's logs, and run again"
         ) from error
+    if fault is not None:
+        raise fault
     return IngestReport(added, skipped, tuple(failed), time.perf_counter() - started)
+
+
+def _summed(
+    reports: ray.data.Dataset,
+) -> tuple[int, int, list[FailedImage], EdjeError | None]:
+    """Do all batches, or those until one ends the run; return what came of them.
+
+    The error is not raised here: its traceback would keep the data set going.
+    """
+    added = skipped = 0
+    failed: list[FailedImage] = []
+    for row in reports.iter_rows():
+        if row["fault"]:
+            return added, skipped, failed, pickle.loads(row["fault"])
+        added += row["added"]
+        skipped += row["skipped"]
+        failed += [FailedImage(path, reason) for path, reason in json.loads(row["failed"])]
+    return added, skipped, failed, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,20 +205,6 @@ class _Job:
 
     def open(self) -> ImageCollection:
         return ImageCollection.open(self.location, self.name, **self.server)
-
-
-class _Tally:
-    """Count, in an actor of its own, how often each batch was begun: Ray does so without end."""
-
-    def __init__(self) -> None:
-        self._begun: Counter[str] = Counter()
-
-    def begin(self, batch: str) -> int:
-        self._begun[batch] += 1
-        return self._begun[batch]
-
-    def end(self, batch: str) -> None:
-        del self._begun[batch]
 
 
 class _Worker:
