@@ -24,7 +24,7 @@ from edje_qdrant.encoding_worker import (
     WorkerSettings,
     work,
 )
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, WorkerDiedError
 from edje_qdrant.pictures import words
 from edje_qdrant.reading_pictures import KnownPicture
 from edje_qdrant.types import FailedImage
@@ -112,7 +112,8 @@ class EncodingPool:
 
         Raises:
             ConfigError: The model cannot be handed over, a device cannot be used or has too little
-                memory, or workers die one after another.
+                memory.
+            WorkerDiedError: Workers die one after another.
             RuntimeError: The model cannot encode; with the worker's traceback.
         """
         source = iter(batches)
@@ -209,7 +210,7 @@ class EncodingPool:
         if not worker.ready:
             self._stillborn += 1
             if self._stillborn > 1:
-                raise ConfigError(
+                raise WorkerDiedError(
                     f"two processes died before they could begin (the last, on {worker.device}, "
                     f"{end}); what they wrote to stderr says why. A script that has pictures "
                     "encoded in processes must start under `if __name__ == '__main__':`"
@@ -219,7 +220,7 @@ class EncodingPool:
         if self._lost >= _MOST_LOST:
             held = next((task for task in worker.tasks.values()), None)
             at = f" at {held.pictures[0].listed.path}" if held else ""
-            raise ConfigError(
+            raise WorkerDiedError(
                 f"{self._lost} processes died one after another (the last {end}{at}); if memory is "
                 "short, lower batch_size, processes or workers and run again: what was added is "
                 "kept"

@@ -88,8 +88,9 @@ def ingest_images(
         What was added, skipped, refused and pruned. Pictures twice in the source count as skipped.
 
     Raises:
-        ConfigError: The source is missing, unreadable or empty, or a number is below 1; or a
-            device cannot be used, or processes die one after another.
+        ConfigError: The source is missing, unreadable or empty, a number is below 1, or a device
+            cannot be used.
+        WorkerDiedError: Processes die one after another; what was added is kept.
         ContractMismatchError: Another model wrote the collection.
         StoreError: The collection cannot be written; what was added before is kept.
         EngineUnavailableError: The server went away; the same holds.

@@ -31,7 +31,7 @@ from edje_qdrant import encoding_pool
 from edje_qdrant.collection import ImageCollection
 from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.encoding_pool import EncodingPool, check_devices
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, WorkerDiedError
 from edje_qdrant.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.reading_pictures import KnownPicture, identify_picture
@@ -258,7 +258,7 @@ def test_workers_end_with_a_command_that_is_ended(
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            StillbornEncoder, ConfigError, "died before they could begin.* exit code 3",
+            StillbornEncoder, WorkerDiedError, "died before they could begin.* exit code 3",
             marks=pytest.mark.slow,
         ),
     ],
@@ -288,7 +288,7 @@ def test_processes_that_die_one_after_another_end_the_run(
     paths = write_pictures(tmp_path / "pictures", 4)
     Image.new("RGB", DEADLY, "red").save(tmp_path / "deadly.png")
     model = with_encoder(tiny_model, DeadlyEncoder)
-    with pytest.raises(ConfigError, match=r"2 processes died.*exit code 7 at .*deadly\.png"):
+    with pytest.raises(WorkerDiedError, match=r"2 processes died.*exit code 7 at .*deadly\.png"):
         ingest(
             [*paths, tmp_path / "deadly.png"], tmp_path / "index", model, processes=2, batch_size=1
         )
