@@ -290,7 +290,7 @@ def test_processes_that_die_one_after_another_end_the_run(
     model = with_encoder(tiny_model, DeadlyEncoder)
     with pytest.raises(WorkerDiedError, match=r"2 processes died.*exit code 7 at .*deadly\.png"):
         ingest(
-            [*paths, tmp_path / "deadly.png"], tmp_path / "index", model, processes=2, batch_size=1
+            [*paths, tmp_path / "deadly.png"], tmp_path / "index", model, processes=1, batch_size=1
         )
     assert children() == set()
     with ImageCollection.open(tmp_path / "index", "images") as collection:
