@@ -159,8 +159,9 @@ def note_demo_model(model: EDJEModel) -> None:
     """Say on stderr what the bundled model is not for."""
     if model.name_or_path == "demo":
         typer.echo(
-            "note: the model 'demo' knows only drawn shapes; for photographs, convert the "
-            "published checkpoint (edje-qdrant convert --help) and pass it with --model",
+            "note: the model 'demo' knows only drawn shapes; for photographs, say --model "
+            "shahafw/edje-vl-image-retrieval-reranker, which is downloaded, or name a folder that "
+            "edje-qdrant convert wrote",
             err=True,
         )
 
