@@ -288,12 +288,11 @@ def test_processes_that_die_one_after_another_end_the_run(
     paths = write_pictures(tmp_path / "pictures", 4)
     Image.new("RGB", DEADLY, "red").save(tmp_path / "deadly.png")
     model = with_encoder(tiny_model, DeadlyEncoder)
-    with pytest.raises(WorkerDiedError, match=r"2 processes died.*exit code 7 at .*deadly\.png"):
-        ingest(
-            [*paths, tmp_path / "deadly.png"], tmp_path / "index", model, processes=1, batch_size=1
-        )
-    assert children() == set()
-    with ImageCollection.open(tmp_path / "index", "images") as collection:
+    with ImageCollection.create(tmp_path / "index", "images", model.contract()) as collection:
+        ingest_images(paths, collection, model, progress=False)
+        with pytest.raises(WorkerDiedError, match=r"2 processes died.*code 7 at .*deadly\.png"):
+            ingest_images(tmp_path / "deadly.png", collection, model, processes=1, progress=False)
+        assert children() == set()
         assert collection.count() == 4
 
 
