@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RESULTS := docs/results
+SITE ?= site
 ONE := OMP_NUM_THREADS=1
 SIZES ?= 10000 100000
 OPEN_CLIP ?= .venv-open-clip
@@ -43,7 +44,7 @@ format: $(VENV)/.dev
 
 # The variable keeps the theme's advertisement of another builder out of the output.
 docs: $(VENV)/.docs ## Build the site into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(SITE)
 
 train: $(VENV)/.dev ## Train the bundled model again (about an hour on 2 cores)
 	$(BIN)/edje-qdrant train --recipe demo --out runs/demo/model --work runs/demo
