@@ -1,20 +1,24 @@
-"""What several benchmarks share: a collection of drawn scenes, their captions, and the machine."""
+"""What several benchmarks share: drawn scenes and captions, an untrained model, the machine."""
 
 from __future__ import annotations
 
 import os
 import platform
+import string
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer, SiglipConfig, SiglipModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from edje_qdrant import EDJEModel, ImageCollection
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.run import scene_captions
 from edje_qdrant.demo.scenes import draw_scenes
+from edje_qdrant.encoders import SiglipEncoder
 
 BATCH = 50
 
@@ -35,6 +39,31 @@ def demo_collection(
     collection.flush()
     collection.optimize()
     return collection, [caption.text for caption in scene_captions(scenes, 0)]
+
+
+def untrained_model(**vision: int) -> EDJEModel:
+    """Return a model that knows nothing, its joint encoder of MiniLM-L12's size, 64 x 384 tokens.
+
+    Args:
+        vision: Settings of SigLIP's vision tower.
+    """
+    letters = string.ascii_lowercase
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    tokenizer = BertTokenizer({piece: number for number, piece in enumerate(pieces)})
+    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 64,
+            "projection_size": vision["hidden_size"], "bos_token_id": 2,
+            "eos_token_id": 3}  # fmt: skip
+    siglip = SiglipModel(SiglipConfig(text_config=text, vision_config={**vision}))
+    size = {"height": vision["image_size"], "width": vision["image_size"]}
+    processor = SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    language_model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=64, hidden_size=384, num_hidden_layers=12, num_attention_heads=12,
+            intermediate_size=1536,
+        )
+    )  # fmt: skip
+    encoder = SiglipEncoder(siglip, processor, tokenizer, name="untrained")
+    return EDJEModel.build(encoder, language_model, tokenizer, num_tokens=64)
 
 
 def conditions() -> dict[str, Any]:

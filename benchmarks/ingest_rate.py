@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import string
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,14 +29,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_world import conditions
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer, SiglipConfig, SiglipModel
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from demo_world import conditions, untrained_model
 
 from edje_qdrant import EDJEModel, ImageCollection, ingest_images
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import draw_scenes
-from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.pictures import open_upright, picture_id
 
 SIDE = 224
@@ -50,7 +46,10 @@ def main() -> None:
         torch.set_num_threads(1)
         model = EDJEModel.from_pretrained("demo", device="cpu")
     else:
-        model = _base()
+        torch.manual_seed(0)
+        model = untrained_model(
+            hidden_size=768, intermediate_size=3072, image_size=SIDE, patch_size=16
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures = folder / "pictures"
@@ -61,29 +60,6 @@ def main() -> None:
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report))
-
-
-def _base() -> EDJEModel:
-    """Return a model of SigLIP B/16's and MiniLM-L12's size that knows nothing."""
-    torch.manual_seed(0)
-    letters = string.ascii_lowercase
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
-    tokenizer = BertTokenizer({piece: number for number, piece in enumerate(pieces)})
-    vision = {"hidden_size": 768, "intermediate_size": 3072, "image_size": SIDE, "patch_size": 16}
-    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 64,
-            "projection_size": 768, "bos_token_id": 2, "eos_token_id": 3}  # fmt: skip
-    siglip = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
-    processor = SiglipImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    language_model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=64, hidden_size=384, num_hidden_layers=12, num_attention_heads=12,
-            intermediate_size=1536,
-        )
-    )  # fmt: skip
-    encoder = SiglipEncoder(siglip, processor, tokenizer, name="base")
-    return EDJEModel.build(encoder, language_model, tokenizer, num_tokens=64)
 
 
 def _measure(

@@ -54,14 +54,20 @@ def _table(heads: list[str], rows: list[list[str]], report: dict[str, Any], more
 
 def _growth(report: dict[str, Any]) -> str:
     heads = [
-        "pictures", "open", "first stage", "reading tokens", "and decoding", "own memory",
-        "mapped files", "side files", "index",
+        "pictures", "open", "first stage", "its recall", "of the first queries", "reading tokens",
+        "and decoding", "whole search", "own memory", "mapped files", "side files", "index",
     ]  # fmt: skip
     rows = [
         [
             f"{row['size']:,}",
             f"{1000 * row['open_s']:.0f} ms",
-            *(f"{row[key]:.2f} ms" for key in ("search_ms", "fetch_ms", "fetch_and_decode_ms")),
+            f"{row['search_ms']:.2f} ms",
+            f"{row['recall']:.1%}",
+            *(
+                f"{row[key]:.2f} ms"
+                for key in ("first_search_ms", "fetch_ms", "fetch_and_decode_ms")
+            ),
+            f"{row['whole_ms']:,.0f} ms",
             *(
                 f"{row[key] / 1e6:,.1f} MB"
                 for key in (
@@ -75,8 +81,9 @@ def _growth(report: dict[str, Any]) -> str:
     more = " Processor time."
     if last is not first:
         more += (
-            f" The first stage takes {last['search_ms'] / first['search_ms']:.2f} times as long "
-            f"among {last['size'] // first['size']} times the pictures."
+            f" Among {last['size'] // first['size']} times the pictures, a whole search takes "
+            f"{last['whole_ms'] / first['whole_ms']:.2f} times as long, its first stage "
+            f"{last['search_ms'] / first['search_ms']:.1f} times."
         )
     return _table(heads, rows, report, more)
 

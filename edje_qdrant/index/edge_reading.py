@@ -169,7 +169,8 @@ class EdgeReader:
         from qdrant_edge import CountRequest
 
         with self._engine() as shard:
-            total = shard.count(CountRequest())
+            # Counting would go through every point: 40 ms among a million.
+            total = shard.info().points_count
             wanted = min(limit + SLACK, total)
             if wanted == 0:
                 return [[] for _ in queries]
