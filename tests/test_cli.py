@@ -26,7 +26,7 @@ from edje_qdrant.retriever import TwoStageRetriever
 WritePictures = Callable[..., list[Path]]
 COMMANDS = [
     "attach", "calibrate", "classify", "compact", "convert", "copy", "delete", "demo", "detach",
-    "eval", "export", "fit-codec", "import", "info", "ingest", "match", "plan", "repair",
+    "eval", "export", "export-onnx", "fit-codec", "import", "info", "ingest", "match", "plan", "repair",
     "score-pairs", "search", "serve", "train", "transcode", "update", "verify",
 ]  # fmt: skip
 
