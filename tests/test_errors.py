@@ -20,6 +20,7 @@ EXAMPLES = [
     errors.EngineUnavailableError("no", location="http://q"),
     errors.MissingExtraError("ray", "ray"),
     errors.WorkerDiedError("no"),
+    errors.BusyError(5),
 ]
 
 
