@@ -74,11 +74,12 @@ class SiglipEncoder(HashedModule):
         """
         folder = settings_folder(name_or_path, model_type="siglip", image_processor=True)
         try:
-            config = SiglipConfig.from_pretrained(folder)
+            # from_pretrained would warn of token ids that transformers itself has by default.
+            config = SiglipConfig.from_json_file(folder / "config.json")
             image_processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 folder, backend="pil"
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
             with no_init_weights():  # random numbers for 900M weights take a minute
                 siglip = SiglipModel(config)
             tower = copy.deepcopy(siglip.vision_model) if separate_token_tower else None
@@ -101,7 +102,9 @@ class SiglipEncoder(HashedModule):
         """
         encoder = cls.from_config(name_or_path, name=Path(name_or_path).name)
         try:
-            encoder.siglip = SiglipModel.from_pretrained(name_or_path)
+            encoder.siglip = SiglipModel.from_pretrained(
+                name_or_path, config=encoder.siglip.config
+            )
         except Exception as error:  # transformers raises whatever its parsers raise
             raise CheckpointError(
                 f"cannot load SigLIP's weights from {name_or_path} ({error})",

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -231,3 +233,9 @@ def test_bf16_load_of_a_checkpoint_keeps_the_contract(published: Published) -> N
         for dtype in (torch.float32, torch.bfloat16)
     )  # fmt: skip
     assert half.contract() == full.contract()
+
+
+def test_the_bundled_model_loads_without_a_word() -> None:
+    code = "from edje_qdrant import EDJEModel; EDJEModel.from_pretrained('demo', device='cpu')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
