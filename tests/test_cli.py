@@ -26,8 +26,8 @@ from edje_qdrant.retriever import TwoStageRetriever
 WritePictures = Callable[..., list[Path]]
 COMMANDS = [
     "attach", "calibrate", "classify", "compact", "convert", "copy", "delete", "demo", "detach",
-    "eval", "export", "export-onnx", "fit-codec", "import", "info", "ingest", "match", "plan", "repair",
-    "score-pairs", "search", "serve", "train", "transcode", "update", "verify",
+    "eval", "export", "export-onnx", "fit-codec", "import", "info", "ingest", "match", "plan",
+    "repair", "score-pairs", "search", "serve", "train", "transcode", "update", "verify",
 ]  # fmt: skip
 
 
