@@ -102,9 +102,7 @@ class SiglipEncoder(HashedModule):
         """
         encoder = cls.from_config(name_or_path, name=Path(name_or_path).name)
         try:
-            encoder.siglip = SiglipModel.from_pretrained(
-                name_or_path, config=encoder.siglip.config
-            )
+            encoder.siglip = SiglipModel.from_pretrained(name_or_path, config=encoder.siglip.config)
         except Exception as error:  # transformers raises whatever its parsers raise
             raise CheckpointError(
                 f"cannot load SigLIP's weights from {name_or_path} ({error})",
