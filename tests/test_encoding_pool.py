@@ -248,7 +248,10 @@ def test_workers_end_with_a_command_that_is_ended(
 @pytest.mark.parametrize(
     ("kind", "error", "words"),
     [
-        (UnwillingEncoder, RuntimeError, r"(?s)on cpu:.*no kernel image is available"),
+        pytest.param(
+            UnwillingEncoder, RuntimeError, r"(?s)on cpu:.*no kernel image is available",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             GreedyEncoder, ConfigError, "cpu has no memory for 3 pictures.*lower batch_size",
             marks=pytest.mark.slow,
@@ -296,6 +299,7 @@ def test_processes_that_die_one_after_another_end_the_run(
         assert collection.count() == 4
 
 
+@pytest.mark.slow
 def test_few_batches_are_under_way_at_a_time_and_they_come_in_order(
     tmp_path: Path, tiny_model: EDJEModel, write_pictures: WritePictures
 ) -> None:

@@ -91,6 +91,7 @@ def test_it_ranks_pictures_as_the_model_does(
         np.testing.assert_array_equal(np.argsort(-logits), np.argsort(-expected))
 
 
+@pytest.mark.slow
 def test_int8_keeps_the_order_nearly(
     demo: EDJEModel, pairs: tuple[list[str], NDArray[np.float16]], tmp_path: Path
 ) -> None:
