@@ -22,6 +22,7 @@ from edje_qdrant.index.foreign import ForeignPoint, ForeignPoints, PointId
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.queries import check_number, check_texts
 from edje_qdrant.reranker import Reranker
+from edje_qdrant.search.ranking import best_first
 from edje_qdrant.search.settings import OnMissing
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
@@ -188,7 +189,7 @@ class AttachedCollection:
         logits = self._logits(text, ids, lenient=on_missing == "first_stage")
         calibration = self._model.calibration
         ranked: list[RankedPoint] = []
-        for row in _order(logits):
+        for row in best_first(logits):
             logit = None if np.isnan(logits[row]) else float(logits[row])
             probability = None
             if calibration is not None and logit is not None:
@@ -337,9 +338,3 @@ def _load(
             f"what is attached to {name!r} does not say where its model is; pass it with model="
         )
     return EDJEModel.from_pretrained(name_or_path, device=device)
-
-
-def _order(logits: NDArray[np.float32]) -> list[int]:
-    """Sort rows by logit, highest first; what has none stays where it was."""
-    best = iter([row for row in np.argsort(-logits, kind="stable") if not np.isnan(logits[row])])
-    return [row if np.isnan(logits[row]) else int(next(best)) for row in range(len(logits))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from edje_qdrant.index.foreign import ForeignPoint, ForeignPoints, PointId
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.pictures import ignore_decoder_warnings, open_upright, words
 from edje_qdrant.queries import check_number
+from edje_qdrant.reading_pictures import readable_ones
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
@@ -223,7 +224,9 @@ class _Run:
 
     def decoded(self, pool: ThreadPoolExecutor, ahead: int) -> Iterator[_Decoded]:
         """Yield the pictures of points without tokens, `ahead` of them decoded before use."""
-        return self._readable(in_threads(pool, self._decode, self._without_tokens(), ahead))
+        return readable_ones(
+            in_threads(pool, self._decode, self._without_tokens(), ahead), self.failed, self.bar
+        )
 
     def write(self, pictures: Sequence[_Decoded]) -> None:
         """Encode a batch; put its tokens into the store, then say at the points where they are."""
@@ -268,15 +271,6 @@ class _Run:
             return FailedImage(shown, error.reason)
         except Exception as error:  # image processors, and what was passed in, raise anything
             return FailedImage(shown, words(error))
-
-    def _readable(self, items: Iterable[_Decoded | FailedImage]) -> Iterator[_Decoded]:
-        """Put failures aside and yield the rest."""
-        for item in items:
-            if isinstance(item, FailedImage):
-                self.failed.append(item)
-                self.bar.update()
-            else:
-                yield item
 
 
 def _files(images: str | Path | None) -> Locate:

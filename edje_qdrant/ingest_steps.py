@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from edje_qdrant.reading_pictures import (
     KnownPicture,
     decode_picture,
     identify_picture,
+    readable_ones,
 )
 from edje_qdrant.sources import ListedPicture
 from edje_qdrant.threads import batches, in_threads
@@ -31,8 +32,6 @@ __all__ = ["IngestRun"]
 
 # Ids looked up in one call, before anything is decoded.
 _LOOKUP = 256
-
-T = TypeVar("T")
 
 
 class IngestRun:
@@ -63,7 +62,9 @@ class IngestRun:
         self, items: Iterable[ListedPicture | FailedImage], pool: ThreadPoolExecutor
     ) -> Iterator[KnownPicture]:
         """Yield the pictures that are not in the collection, read but not decoded."""
-        identified = self._readable(in_threads(pool, identify_picture, items, 2 * _LOOKUP))
+        identified = readable_ones(
+            in_threads(pool, identify_picture, items, 2 * _LOOKUP), self.failed, self.bar
+        )
         for batch in batches(identified, _LOOKUP):
             yield from self._missing(batch)
 
@@ -71,7 +72,7 @@ class IngestRun:
         self, fresh: Iterable[KnownPicture], pool: ThreadPoolExecutor, *, ahead: int
     ) -> Iterator[DecodedPicture]:
         """Yield pictures ready to be encoded, `ahead` of them decoded before use."""
-        return self._readable(in_threads(pool, self._decode, fresh, ahead))
+        return readable_ones(in_threads(pool, self._decode, fresh, ahead), self.failed, self.bar)
 
     def write(self, pictures: Sequence[DecodedPicture]) -> int:
         """Encode and write a batch; return how many of them were new."""
@@ -136,15 +137,6 @@ class IngestRun:
 
     def _decode(self, picture: KnownPicture) -> DecodedPicture | FailedImage:
         return decode_picture(picture, self._model, self._max_pixels)
-
-    def _readable(self, items: Iterable[T | FailedImage]) -> Iterator[T]:
-        """Put failures aside and yield the rest."""
-        for item in items:
-            if isinstance(item, FailedImage):
-                self.failed.append(item)
-                self.bar.update()
-            else:
-                yield item
 
     def _skip(self, count: int) -> None:
         self.skipped += count

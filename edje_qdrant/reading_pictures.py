@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.pictures import content_id, open_upright, picture_id, words
@@ -14,10 +15,15 @@ from edje_qdrant.types import FailedImage, Payload
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from tqdm import tqdm
 
     from edje_qdrant.model import EDJEModel
 
-__all__ = ["DecodedPicture", "KnownPicture", "decode_picture", "identify_picture"]
+__all__ = [
+    "DecodedPicture", "KnownPicture", "decode_picture", "identify_picture", "readable_ones",
+]  # fmt: skip
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +97,15 @@ def decode_picture(
         return FailedImage(path, error.reason)
     except Exception as error:  # image processors refuse odd shapes in their own ways
         return FailedImage(path, words(error))
+
+
+def readable_ones(
+    items: Iterable[T | FailedImage], failed: list[FailedImage], bar: tqdm[Any]
+) -> Iterator[T]:
+    """Put failures aside, which counts as progress, and yield the rest."""
+    for item in items:
+        if isinstance(item, FailedImage):
+            failed.append(item)
+            bar.update()
+        else:
+            yield item

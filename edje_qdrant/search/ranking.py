@@ -17,7 +17,7 @@ from edje_qdrant.search.scorer import Scored
 from edje_qdrant.search.settings import SearchSettings
 from edje_qdrant.types import Candidate, SearchHit
 
-__all__ = ["hits_of", "in_first_stage_order", "why_degraded"]
+__all__ = ["best_first", "hits_of", "in_first_stage_order", "why_degraded"]
 
 
 def hits_of(
@@ -36,7 +36,7 @@ def hits_of(
     keys, fused = logits.astype(np.float64), None
     if settings.fusion != "rerank":
         keys = fused = _fused(candidates, logits, settings)
-    order = [*_order(keys), *range(scored.reached, len(candidates))]
+    order = [*best_first(keys), *range(scored.reached, len(candidates))]
     probabilities = None
     if calibration is not None:
         probabilities = np.full(len(candidates), np.nan)
@@ -97,7 +97,7 @@ def _fused(
     return fused
 
 
-def _order(keys: NDArray[np.float64]) -> list[int]:
+def best_first(keys: NDArray[np.floating[Any]]) -> list[int]:
     """Sort rows by key, highest first; what has none stays where it was."""
     # NaN sorts behind all numbers.
     best: list[int] = np.argsort(-keys, kind="stable").tolist()
