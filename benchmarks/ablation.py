@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 from edje_qdrant import EDJEModel
-from edje_qdrant.annotations import read_annotations
+from edje_qdrant.data.annotations import read_annotations
 from edje_qdrant.demo.annotated import write_scenes
 from edje_qdrant.demo.joint import JointSettings, train_joint
 from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.evaluation.ask_in_memory import text_to_image
 from edje_qdrant.evaluation.bootstrap import difference, interval, resampled_means
 from edje_qdrant.evaluation.gallery import build_gallery
-from edje_qdrant.evaluation.memory import text_to_image
 
 SWEEP = (5, 10, 20, 50, 100)
 TEACHER = "local"

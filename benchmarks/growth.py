@@ -36,8 +36,8 @@ from demo_world import conditions, untrained_model
 from numpy.typing import NDArray
 
 from edje_qdrant import ImageCollection, Reranker, TokenContract
-from edje_qdrant.collection_reading import reference_of
-from edje_qdrant.token_reading import TokenReader
+from edje_qdrant.collection.references import reference_of
+from edje_qdrant.rerank.token_loader import TokenReader
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.types import Candidate

@@ -32,7 +32,7 @@ from edje_qdrant.demo.captions import describe
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.planted import Aim, aim, mentioned, phrase, unmistakable, word_objects
 from edje_qdrant.demo.scenes import draw_scenes
-from edje_qdrant.model.relevance import gradients
+from edje_qdrant.explain.integrated_gradients import gradients
 
 SEED = 1  # the demo's
 EXAMPLE = "a red heart left of a big black star"

@@ -34,7 +34,7 @@ from demo_world import conditions, untrained_model
 from edje_qdrant import EDJEModel, ImageCollection, ingest_images
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import draw_scenes
-from edje_qdrant.pictures import open_upright, picture_id
+from edje_qdrant.images import open_upright, picture_id
 
 SIDE = 224
 

@@ -38,9 +38,13 @@ from edje_qdrant.demo.annotated import write_scenes
 from edje_qdrant.evaluation.nearest import nearest
 from edje_qdrant.metrics import kendall_tau
 from edje_qdrant.model import FastJointEncoder, JointEncoder, Precision
-from edje_qdrant.model.packed_linear import has_int8_kernels, has_packed_kernels, pack_linear
-from edje_qdrant.model.precision import choose_precision
-from edje_qdrant.reranker import Reranker
+from edje_qdrant.model.inference.packed_linear import (
+    has_int8_kernels,
+    has_packed_kernels,
+    pack_linear,
+)
+from edje_qdrant.model.inference.precision import choose_precision
+from edje_qdrant.rerank.reranker import Reranker
 
 LAYERS, WIDTH, HEADS, INNER, WORDS, TOKENS = 12, 384, 12, 1536, 16, 64
 LENGTH = WORDS + TOKENS + 3  # [CLS], and [SEP] twice

@@ -30,15 +30,15 @@ import torch
 from demo_world import conditions, demo_collection
 
 from edje_qdrant import EDJEModel, Reranker, TwoStageRetriever
-from edje_qdrant import retriever as retriever_module
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.index.edge_reading import EdgeReader
-from edje_qdrant.search import steps as steps_module
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.index.edge.reader import EdgeReader
+from edje_qdrant.rerank.token_loader import TokenReader
+from edje_qdrant.search import pipeline as steps_module
+from edje_qdrant.search import retriever as retriever_module
 from edje_qdrant.search.scorer import CandidateScorer
-from edje_qdrant.token_reading import TokenReader
 from edje_qdrant.tokens import file_store as store_module
 from edje_qdrant.tokens.file_store import FileTokenStore
-from edje_qdrant.tokens.reading import Problems
+from edje_qdrant.tokens.references import Problems
 
 CANDIDATES, PICTURES = 100, 500
 

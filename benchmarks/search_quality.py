@@ -32,15 +32,15 @@ import torch
 from numpy.typing import NDArray
 
 from edje_qdrant import EDJEModel, ImageCollection, TwoStageRetriever
-from edje_qdrant.annotations import read_annotations
-from edje_qdrant.calibration import Calibration
+from edje_qdrant.data.annotations import read_annotations
 from edje_qdrant.demo.annotated import CALIBRATION_SEED, scene_matches, write_scenes
+from edje_qdrant.evaluation.ask_in_memory import read_out, text_to_image
 from edje_qdrant.evaluation.bootstrap import difference, resampled_means
 from edje_qdrant.evaluation.calibrate import accepts, savings, with_matches
 from edje_qdrant.evaluation.gallery import Gallery, build_gallery
-from edje_qdrant.evaluation.memory import read_out, text_to_image
 from edje_qdrant.evaluation.rankings import Rankings
 from edje_qdrant.evaluation.run import ingest_gallery
+from edje_qdrant.model.calibration import Calibration
 from edje_qdrant.search.fusion import blend, reciprocal_ranks
 
 CANDIDATES = 50

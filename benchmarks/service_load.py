@@ -32,11 +32,11 @@ import httpx
 import numpy as np
 from demo_world import conditions
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.demo.annotated import write_scenes
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import draw_scenes
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 
 STEPS = 10

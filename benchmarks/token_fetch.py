@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from edje_qdrant import ImageCollection, ImageEncoding, TokenContract
-from edje_qdrant.decoding import TokenDecoder
+from edje_qdrant.rerank.token_decoder import TokenDecoder
 from edje_qdrant.tokens.codecs import codec_for
 
 CANDIDATES, NUM_TOKENS, TOKEN_DIM, EMBEDDING_DIM = 100, 64, 384, 256

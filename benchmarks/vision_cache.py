@@ -20,6 +20,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from edje_qdrant.data.pairs import open_pairs
 from edje_qdrant.demo.annotated import write_scenes
 from edje_qdrant.demo.tower import scene_tokenizer
 from edje_qdrant.encoders import SiglipEncoder
@@ -28,7 +29,6 @@ from edje_qdrant.training.batches import Batches
 from edje_qdrant.training.loop import accelerator_for, autocast
 from edje_qdrant.training.mixture import Mixture
 from edje_qdrant.training.objectives import Objectives, TrainedParts
-from edje_qdrant.training.pairs import open_pairs
 from edje_qdrant.training.recipe import Recipe
 from edje_qdrant.training.vision import CachedVision, LiveVision, VisionSource
 

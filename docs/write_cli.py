@@ -7,7 +7,7 @@ from pathlib import Path
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from edje_qdrant.cli import app
+from edje_qdrant.cli.app import app
 
 # In the order in which they are met; what is not named here follows.
 FIRST = (

@@ -1,4 +1,4 @@
-"""Write `edje_qdrant/planning_constants.json`, what `edje-qdrant plan` counts with.
+"""Write `edje_qdrant/planning/constants.json`, what `edje-qdrant plan` counts with.
 
 What `docs/results/` holds is taken from there; a test fails when the two differ. The others were
 measured by hand, or are goals, and say so.

@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any
 from edje_qdrant.version import __version__
 
 if TYPE_CHECKING:
-    from edje_qdrant.attached import AttachedCollection, RankedPoint
-    from edje_qdrant.attaching import attach_tokens, detach_tokens
-    from edje_qdrant.batching import SearchBatcher
-    from edje_qdrant.caption_collection import CaptionCollection
-    from edje_qdrant.caption_retriever import CaptionHit, CaptionResult, CaptionRetriever
-    from edje_qdrant.collection import ImageCollection
+    from edje_qdrant.attach.attach_tokens import attach_tokens, detach_tokens
+    from edje_qdrant.attach.attached_collection import AttachedCollection, RankedPoint
+    from edje_qdrant.collection.collection import ImageCollection
     from edje_qdrant.contract import TokenContract
     from edje_qdrant.errors import (
         BusyError,
@@ -34,37 +31,32 @@ if TYPE_CHECKING:
         TokensNotFoundError,
         WorkerDiedError,
     )
-    from edje_qdrant.explain import explain_match
-    from edje_qdrant.explanation import Explanation
-    from edje_qdrant.heat_map import draw_explanation, draw_heat
-    from edje_qdrant.index import QdrantSettings
-    from edje_qdrant.ingest import ingest_images
-    from edje_qdrant.matching import (
+    from edje_qdrant.explain.explanation import Explanation
+    from edje_qdrant.explain.heat_map import draw_explanation, draw_heat
+    from edje_qdrant.explain.match import explain_match
+    from edje_qdrant.image_to_text.caption_collection import CaptionCollection
+    from edje_qdrant.image_to_text.caption_retriever import (
+        CaptionHit,
+        CaptionResult,
+        CaptionRetriever,
+    )
+    from edje_qdrant.image_to_text.classify import (
         LabelScore,
         TextMatch,
         classify,
         classify_batch,
         match_texts,
     )
-    from edje_qdrant.model import (
-        EDJEConfig,
-        EDJEModel,
-        EDJEModelForIndexing,
-        EDJEModelForRanking,
-    )
-    from edje_qdrant.pair_scoring import PairReport, score_pairs_file
-    from edje_qdrant.reranker import Reranker
-    from edje_qdrant.retriever import TwoStageRetriever
-    from edje_qdrant.token_cache import DeviceTokenCache
-    from edje_qdrant.types import (
-        Candidate,
-        FailedImage,
-        ImageEncoding,
-        IngestReport,
-        SearchHit,
-        SearchResult,
-        Timings,
-    )
+    from edje_qdrant.index import QdrantSettings
+    from edje_qdrant.ingest.ingest import ingest_images
+    from edje_qdrant.model import EDJEConfig, EDJEModel, EDJEModelForIndexing, EDJEModelForRanking
+    from edje_qdrant.pair_scoring.score import PairReport, score_pairs_file
+    from edje_qdrant.rerank.reranker import Reranker
+    from edje_qdrant.rerank.token_cache import DeviceTokenCache
+    from edje_qdrant.search.batcher import SearchBatcher
+    from edje_qdrant.search.results import SearchHit, SearchResult
+    from edje_qdrant.search.retriever import TwoStageRetriever
+    from edje_qdrant.types import Candidate, FailedImage, ImageEncoding, IngestReport, Timings
 
 __all__ = [
     "AttachedCollection",
@@ -123,43 +115,43 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SearchBatcher": "batching",
-    "AttachedCollection": "attached",
-    "RankedPoint": "attached",
-    "attach_tokens": "attaching",
-    "detach_tokens": "attaching",
-    "CaptionCollection": "caption_collection",
-    "CaptionHit": "caption_retriever",
-    "CaptionResult": "caption_retriever",
-    "CaptionRetriever": "caption_retriever",
-    "ImageCollection": "collection",
+    "SearchBatcher": "search.batcher",
+    "AttachedCollection": "attach.attached_collection",
+    "RankedPoint": "attach.attached_collection",
+    "attach_tokens": "attach.attach_tokens",
+    "detach_tokens": "attach.attach_tokens",
+    "CaptionCollection": "image_to_text.caption_collection",
+    "CaptionHit": "image_to_text.caption_retriever",
+    "CaptionResult": "image_to_text.caption_retriever",
+    "CaptionRetriever": "image_to_text.caption_retriever",
+    "ImageCollection": "collection.collection",
     "TokenContract": "contract",
-    "explain_match": "explain",
-    "Explanation": "explanation",
-    "draw_explanation": "heat_map",
-    "draw_heat": "heat_map",
+    "explain_match": "explain.match",
+    "Explanation": "explain.explanation",
+    "draw_explanation": "explain.heat_map",
+    "draw_heat": "explain.heat_map",
     "QdrantSettings": "index",
-    "ingest_images": "ingest",
-    "LabelScore": "matching",
-    "TextMatch": "matching",
-    "classify": "matching",
-    "classify_batch": "matching",
-    "match_texts": "matching",
+    "ingest_images": "ingest.ingest",
+    "LabelScore": "image_to_text.classify",
+    "TextMatch": "image_to_text.classify",
+    "classify": "image_to_text.classify",
+    "classify_batch": "image_to_text.classify",
+    "match_texts": "image_to_text.classify",
     "EDJEConfig": "model",
     "EDJEModel": "model",
     "EDJEModelForIndexing": "model",
     "EDJEModelForRanking": "model",
-    "PairReport": "pair_scoring",
-    "score_pairs_file": "pair_scoring",
-    "Reranker": "reranker",
-    "TwoStageRetriever": "retriever",
-    "DeviceTokenCache": "token_cache",
+    "PairReport": "pair_scoring.score",
+    "score_pairs_file": "pair_scoring.score",
+    "Reranker": "rerank.reranker",
+    "TwoStageRetriever": "search.retriever",
+    "DeviceTokenCache": "rerank.token_cache",
     "Candidate": "types",
     "FailedImage": "types",
     "ImageEncoding": "types",
     "IngestReport": "types",
-    "SearchHit": "types",
-    "SearchResult": "types",
+    "SearchHit": "search.results",
+    "SearchResult": "search.results",
     "Timings": "types",
 }
 

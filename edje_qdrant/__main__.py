@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edje_qdrant.cli import main
+from edje_qdrant.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from edje_qdrant.annotations import read_annotations
+from edje_qdrant.data.annotations import read_annotations
 from edje_qdrant.demo.annotated import write_scenes
 from edje_qdrant.evaluation.calibrate import calibrate
 from edje_qdrant.model import EDJEModel

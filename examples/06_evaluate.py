@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from edje_qdrant import EDJEModel
-from edje_qdrant.annotations import read_annotations
+from edje_qdrant.data.annotations import read_annotations
 from edje_qdrant.demo.annotated import write_scenes
 from edje_qdrant.evaluation.run import Contender, Settings, evaluate
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.types import SearchResult
+from edje_qdrant.search.results import SearchResult
 
 COUNT = 40
 TEXTS = ["a red square", "two dogs on a boat", "Kites over the lake!", "b"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edje_qdrant import cli
+from edje_qdrant.cli import app as cli
 from edje_qdrant.demo.run import draw_pictures
 
 PAGE = Path(__file__).parent.parent / "docs" / "picture-to-text.md"

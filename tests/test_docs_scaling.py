@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.model import EDJEModel

@@ -8,7 +8,7 @@ from pathlib import Path
 from edje_qdrant.demo.captions import truth_matrix
 from edje_qdrant.demo.run import draw_pictures, scene_captions, scene_name
 from edje_qdrant.demo.scenes import draw_scenes
-from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
+from edje_qdrant.files import os_errors_as_store_errors, write_atomically
 
 __all__ = ["CALIBRATION_SEED", "SCENES", "scene_matches", "write_scenes"]
 

@@ -26,11 +26,11 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.adapter import CompressedAdapter
 from edje_qdrant.model.config import AdapterKind
 from edje_qdrant.training.build import attention_for_training
+from edje_qdrant.training.encode_arrays import VisionCache
 from edje_qdrant.training.initialise import look_at_regions
 from edje_qdrant.training.loop import LoopConfig, fit
 from edje_qdrant.training.objectives import Batch, Objectives, TrainedParts
 from edje_qdrant.training.validation import search_validation
-from edje_qdrant.training.vision_cache import VisionCache
 
 __all__ = ["JointSettings", "new_model", "train_joint"]
 

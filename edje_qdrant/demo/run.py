@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.demo.captions import Caption, describe
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import Scene, draw_scenes
 from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.evaluation.contact_sheet import SheetRow, draw_contact_sheet
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.metrics import recall_at
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.retriever import TwoStageRetriever
-from edje_qdrant.types import IngestReport, SearchResult
+from edje_qdrant.search.results import SearchResult
+from edje_qdrant.search.retriever import TwoStageRetriever
+from edje_qdrant.types import IngestReport
 
 __all__ = ["NUM_CANDIDATES", "DemoReport", "draw_pictures", "run_demo"]
 

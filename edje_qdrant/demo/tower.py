@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertTokenizer, SiglipConfig, SiglipModel
 
-from edje_qdrant.caption_text import clean_caption
 from edje_qdrant.demo.captions import describe, truth_matrix, vocabulary
 from edje_qdrant.demo.data import captions_for, patch_labels, render
 from edje_qdrant.demo.scenes import COLOURS, SHAPES, SIZES
 from edje_qdrant.metrics import ranks_of, recall_at
+from edje_qdrant.text import clean_caption
 from edje_qdrant.training.loop import LoopConfig, fit
 from edje_qdrant.training.losses import sigmoid_contrastive
 

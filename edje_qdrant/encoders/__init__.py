@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from edje_qdrant.caption_text import clean_caption, clean_captions
 from edje_qdrant.encoders.loading import encoder_from_folder, pretrained_encoder
 from edje_qdrant.encoders.open_clip import OpenClipEncoder
 from edje_qdrant.encoders.protocol import Encoder
 from edje_qdrant.encoders.siglip import SiglipEncoder
+from edje_qdrant.text import clean_caption, clean_captions
 
 __all__ = [
     "Encoder",

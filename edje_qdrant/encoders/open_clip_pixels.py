@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from edje_qdrant.encoders.pictures import to_rgb
 from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.images import to_rgb
 
 __all__ = ["PixelSettings"]
 

@@ -15,10 +15,10 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoTokenizer, SiglipConfig, SiglipModel
 from transformers.initialization import no_init_weights
 
-from edje_qdrant.encoders.pictures import to_rgb
 from edje_qdrant.encoders.settings import settings_folder
 from edje_qdrant.encoders.weights import HashedModule
 from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.images import to_rgb
 
 __all__ = ["SiglipEncoder"]
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.annotations import Annotation, group_by_image
-from edje_qdrant.calibration import Calibration, adaptive_stops, fit_calibration
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.data.annotations import Annotation, group_by_image
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.evaluation.ask_in_memory import read_out, text_to_image
 from edje_qdrant.evaluation.gallery import build_gallery
-from edje_qdrant.evaluation.memory import read_out, text_to_image
 from edje_qdrant.evaluation.rankings import Rankings
 from edje_qdrant.evaluation.run import ingest_gallery
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.calibration import Calibration, adaptive_stops, fit_calibration
 
 __all__ = ["Accepts", "CalibrationReport", "accepts", "calibrate", "savings", "with_matches"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.durable import os_errors_as_store_errors
 from edje_qdrant.evaluation.contact_sheet import SheetRow, draw_contact_sheet
 from edje_qdrant.evaluation.rankings import Rankings, places
+from edje_qdrant.files import os_errors_as_store_errors
 
 __all__ = ["draw_worst", "worst", "write_cases"]
 

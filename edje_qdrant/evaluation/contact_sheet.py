@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.pictures import open_upright
+from edje_qdrant.images import open_upright
 
 __all__ = ["SheetRow", "draw_contact_sheet"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.annotations import Annotation, group_by_image
+from edje_qdrant.data.annotations import Annotation, group_by_image
 from edje_qdrant.encoders import clean_caption
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.pictures import picture_id
+from edje_qdrant.images import picture_id
 from edje_qdrant.types import FailedImage
 
 __all__ = ["Gallery", "build_gallery"]

@@ -12,7 +12,7 @@ from edje_qdrant.evaluation.gallery import Gallery
 from edje_qdrant.evaluation.nearest import nearest
 from edje_qdrant.evaluation.rankings import Rankings
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.reranker import Reranker
+from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.types import ImageEncoding
 
 __all__ = ["Encodings", "encode_captions", "image_to_text", "pairs_at_once"]

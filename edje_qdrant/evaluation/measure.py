@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.evaluation import collection_path, memory
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.evaluation import ask_collection as collection_path
+from edje_qdrant.evaluation import ask_in_memory as memory
 from edje_qdrant.evaluation.gallery import Gallery
 from edje_qdrant.evaluation.image_to_text import image_to_text
+from edje_qdrant.evaluation.metrics_table import Measured, steps
 from edje_qdrant.evaluation.rankings import DEEPEST, Direction, Rankings
-from edje_qdrant.evaluation.systems import Measured, steps
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 
 __all__ = ["Contender", "measure"]
 

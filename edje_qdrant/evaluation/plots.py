@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edje_qdrant.durable import os_errors_as_store_errors
 from edje_qdrant.errors import MissingExtraError
-from edje_qdrant.evaluation.systems import System
+from edje_qdrant.evaluation.metrics_table import System
+from edje_qdrant.files import os_errors_as_store_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

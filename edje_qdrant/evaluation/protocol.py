@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edje_qdrant.annotations import Annotation, of_split
+from edje_qdrant.data.annotations import Annotation, of_split
 from edje_qdrant.errors import ConfigError
 
 __all__ = ["PROTOCOLS", "Protocol", "ProtocolName", "choose"]

@@ -8,8 +8,8 @@ from typing import Any
 
 from edje_qdrant.errors import MissingExtraError
 from edje_qdrant.evaluation.bootstrap import LEVEL, Difference
+from edje_qdrant.evaluation.metrics_table import System
 from edje_qdrant.evaluation.protocol import Protocol
-from edje_qdrant.evaluation.systems import System
 from edje_qdrant.types import FailedImage
 
 __all__ = ["Evaluation"]

@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from edje_qdrant.annotations import Annotation, group_by_image
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.data.annotations import Annotation, group_by_image
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.evaluation.bootstrap import RESAMPLES
-from edje_qdrant.evaluation.files import write_files
 from edje_qdrant.evaluation.gallery import Gallery, build_gallery
 from edje_qdrant.evaluation.measure import Contender, measure
+from edje_qdrant.evaluation.metrics_table import Measured, compare_systems
 from edje_qdrant.evaluation.protocol import PROTOCOLS, choose
 from edje_qdrant.evaluation.rankings import Direction
 from edje_qdrant.evaluation.report import Evaluation
-from edje_qdrant.evaluation.systems import Measured, compare_systems
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.evaluation.write_files import write_files
+from edje_qdrant.files import os_errors_as_store_errors, write_atomically
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.tokens.codecs import codec_for
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from edje_qdrant.index.checks import FLOAT_BYTES, CheckedPayload
+from edje_qdrant.index.validate import FLOAT_BYTES, CheckedPayload
 
 __all__ = ["by_payload", "in_batches", "in_runs", "vectors_per_request"]
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edje_qdrant.durable import lock_file, write_atomically
 from edje_qdrant.errors import CollectionLockedError, CollectionNotFoundError, EdjeError, StoreError
-from edje_qdrant.index.checks import check_dim
+from edje_qdrant.files import lock_file, write_atomically
+from edje_qdrant.index.validate import check_dim
 
 __all__ = [
     "FAISS",

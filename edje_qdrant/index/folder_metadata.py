@@ -8,8 +8,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from edje_qdrant.index.checks import check_metadata
 from edje_qdrant.index.folder import read_metadata, write_metadata
+from edje_qdrant.index.validate import check_metadata
 
 __all__ = ["FolderMetadata"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index.paths import filter_path
+from edje_qdrant.index.filters.field_paths import filter_path
 
 if TYPE_CHECKING:
     import qdrant_edge

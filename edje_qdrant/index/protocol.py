@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.index.examples import Strategy
-from edje_qdrant.index.filters import Filter
-from edje_qdrant.index.paths import TOKENS_KEY
+from edje_qdrant.index.filters.field_paths import TOKENS_KEY
+from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.payload_indexes import PayloadKind
+from edje_qdrant.index.recommend import Strategy
 from edje_qdrant.types import Candidate, Payload, Point
 
 __all__ = ["TOKENS_KEY", "VectorIndex"]

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from edje_qdrant.checks import check_number, check_texts
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.images import ignore_decoder_warnings, open_upright
 from edje_qdrant.integrations.hits import ImageScorer
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.pictures import ignore_decoder_warnings, open_upright
-from edje_qdrant.queries import check_number, check_texts, read_pixels
-from edje_qdrant.reranker import Reranker
+from edje_qdrant.model.queries import read_pixels
+from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.threads import batches
 
 __all__ = ["EDJECrossEncoder", "Picture"]

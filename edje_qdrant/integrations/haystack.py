@@ -13,16 +13,11 @@ from weakref import finalize
 
 from typing_extensions import Self
 
-from edje_qdrant.attached import AttachedCollection
+from edje_qdrant.attach.attached_collection import AttachedCollection
 from edje_qdrant.errors import MissingExtraError
-from edje_qdrant.integrations.hits import (
-    best_first,
-    hit_content,
-    hit_fields,
-    image_ids_of,
-)
-from edje_qdrant.retriever import TwoStageRetriever
-from edje_qdrant.types import SearchResult
+from edje_qdrant.integrations.hits import best_first, hit_content, hit_fields, image_ids_of
+from edje_qdrant.search.results import SearchResult
+from edje_qdrant.search.retriever import TwoStageRetriever
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict

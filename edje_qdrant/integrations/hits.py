@@ -8,9 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.checks import check_number
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.queries import check_number
-from edje_qdrant.types import SearchHit, SearchResult
+from edje_qdrant.search.results import SearchHit, SearchResult
 
 __all__ = ["ImageScorer", "best_first", "hit_content", "hit_fields", "image_ids_of"]
 

@@ -15,8 +15,8 @@ from edje_qdrant.integrations.hits import (
     hit_fields,
     image_ids_of,
 )
-from edje_qdrant.retriever import TwoStageRetriever
-from edje_qdrant.types import SearchResult
+from edje_qdrant.search.results import SearchResult
+from edje_qdrant.search.retriever import TwoStageRetriever
 
 try:
     from langchain_core.callbacks import (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
     CollectionNotFoundError,
     ConfigError,
@@ -27,12 +27,12 @@ from edje_qdrant.errors import (
     StoreError,
     WorkerDiedError,
 )
+from edje_qdrant.images import MAX_PIXELS, ignore_decoder_warnings
 from edje_qdrant.index import TOKENS_KEY, QdrantSettings
+from edje_qdrant.ingest.decode import DecodedPicture, decode_picture, identify_picture
+from edje_qdrant.ingest.sources import ListedPicture
 from edje_qdrant.integrations.ray_tally import Tally
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.pictures import MAX_PIXELS, ignore_decoder_warnings
-from edje_qdrant.reading_pictures import DecodedPicture, decode_picture, identify_picture
-from edje_qdrant.sources import ListedPicture
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.types import FailedImage, IngestReport
 

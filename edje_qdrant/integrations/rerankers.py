@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from edje_qdrant.errors import ConfigError, ImageReadError, MissingExtraError
+from edje_qdrant.images import words
 from edje_qdrant.integrations.cross_encoder import EDJECrossEncoder, Picture
 from edje_qdrant.integrations.hits import ImageScorer
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.pictures import words
 
 try:
     from rerankers.documents import Document

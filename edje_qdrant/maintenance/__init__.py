@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from edje_qdrant.maintenance.archive import export_collection, import_collection
-from edje_qdrant.maintenance.copying import copy_collection
-from edje_qdrant.maintenance.moving import compact, transcode
+from edje_qdrant.maintenance.compact import compact, transcode
+from edje_qdrant.maintenance.copy import copy_collection
+from edje_qdrant.maintenance.fit_codec import fit_codec
 from edje_qdrant.maintenance.reports import (
     CompactReport,
     CopyReport,
@@ -12,7 +13,6 @@ from edje_qdrant.maintenance.reports import (
     RepairReport,
     VerifyReport,
 )
-from edje_qdrant.maintenance.sampling import fit_codec
 from edje_qdrant.maintenance.verify import verify
 
 __all__ = [

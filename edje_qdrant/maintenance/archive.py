@@ -25,9 +25,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.durable import os_errors_as_store_errors, sync_folder
 from edje_qdrant.errors import (
     CollectionNotFoundError,
     ConfigError,
@@ -35,7 +34,8 @@ from edje_qdrant.errors import (
     StoreError,
     TokensCorruptError,
 )
-from edje_qdrant.maintenance.copying import Part, add_indexes, add_part, stored_parts
+from edje_qdrant.files import os_errors_as_store_errors, sync_folder
+from edje_qdrant.maintenance.copy import Part, add_indexes, add_part, stored_parts
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.tokens.codecs import Codec, codec_for
 

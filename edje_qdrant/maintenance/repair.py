@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.collection_reading import user_payload
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.maintenance.moving import compact
+from edje_qdrant.images import MAX_PIXELS, open_upright, picture_id
+from edje_qdrant.maintenance.compact import compact
 from edje_qdrant.maintenance.reports import Finding, RepairReport
 from edje_qdrant.maintenance.verify import verify
-from edje_qdrant.pictures import MAX_PIXELS, open_upright, picture_id
 from edje_qdrant.threads import batches
 from edje_qdrant.tokens.file_store import FileTokenStore
 

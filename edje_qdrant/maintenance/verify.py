@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ImageReadError, StoreError, TokensNotFoundError
-from edje_qdrant.maintenance.points import pages, records_in_use, stored_codes
+from edje_qdrant.images import picture_id
 from edje_qdrant.maintenance.reports import Finding, FindingKind, VerifyReport
-from edje_qdrant.pictures import picture_id
+from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.manifest import Segment
 from edje_qdrant.types import Point

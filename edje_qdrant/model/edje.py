@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
-from edje_qdrant.calibration import Calibration
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.encoders import Encoder, clean_captions
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model.adapter import CompressedAdapter, LocalAdapter, build_adapter
+from edje_qdrant.model.calibration import Calibration
+from edje_qdrant.model.checkpoints.folder import load_model, save_model
+from edje_qdrant.model.checkpoints.published import load_official
 from edje_qdrant.model.config import IMAGE_TOKEN, AdapterKind, EDJEConfig
 from edje_qdrant.model.joint_encoder import JointEncoder, extend_positions
-from edje_qdrant.model.loading import load_model, save_model
-from edje_qdrant.model.official import load_official
 from edje_qdrant.types import ImageEncoding
 from edje_qdrant.version import __version__
 

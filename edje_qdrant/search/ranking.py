@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.calibration import Calibration
-from edje_qdrant.collection import user_payload
+from edje_qdrant.collection.collection import user_payload
 from edje_qdrant.index import field_value
+from edje_qdrant.model.calibration import Calibration
 from edje_qdrant.search.fusion import DEFAULT_WEIGHTS, blend, reciprocal_ranks
-from edje_qdrant.search.grouping import group_key
+from edje_qdrant.search.groups import group_key
+from edje_qdrant.search.options import SearchSettings
+from edje_qdrant.search.results import SearchHit
 from edje_qdrant.search.scorer import Scored
-from edje_qdrant.search.settings import SearchSettings
-from edje_qdrant.types import Candidate, SearchHit
+from edje_qdrant.types import Candidate
 
 __all__ = ["best_first", "hits_of", "in_first_stage_order", "why_degraded"]
 

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edje_qdrant.calibration import FIRST_LOOK, STEP, Calibration
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.collection_reading import readable
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.collection.references import readable
 from edje_qdrant.errors import EdjeError, StoreError
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.reranker import Reranker
+from edje_qdrant.model.calibration import FIRST_LOOK, STEP, Calibration
+from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.rerank.token_cache import DeviceTokenCache
+from edje_qdrant.rerank.token_loader import TokenReader
 from edje_qdrant.search.deadline import Deadline, Pace
-from edje_qdrant.search.settings import OnMissing
-from edje_qdrant.token_cache import DeviceTokenCache
-from edje_qdrant.token_reading import TokenReader
+from edje_qdrant.search.options import OnMissing
 from edje_qdrant.types import Candidate
 
 __all__ = ["CandidateScorer", "Scored"]

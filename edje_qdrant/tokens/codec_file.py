@@ -6,15 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
-from edje_qdrant.errors import (
-    ConfigError,
-    ContractMismatchError,
-    StoreError,
-    TokensCorruptError,
-)
+from edje_qdrant.errors import ConfigError, ContractMismatchError, StoreError, TokensCorruptError
+from edje_qdrant.files import os_errors_as_store_errors, write_atomically
+from edje_qdrant.tokens.codebook_bytes import unpack
 from edje_qdrant.tokens.codecs import Codec, ProductCodec, codec_for
-from edje_qdrant.tokens.parameters import unpack
 
 __all__ = ["read_codec", "write_codec"]
 

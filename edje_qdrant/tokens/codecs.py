@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.tokens.checks import check_finite, check_shape
-from edje_qdrant.tokens.product import ProductCodec
+from edje_qdrant.tokens.product_quantizer import ProductCodec
+from edje_qdrant.tokens.validate import check_finite, check_shape
 
 __all__ = ["CODECS", "Codec", "Float16Codec", "ProductCodec", "ScaledCodec", "codec_for"]
 

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.durable import os_errors_as_store_errors, sync_folder
 from edje_qdrant.errors import ConfigError, StoreError, TokensNotFoundError
+from edje_qdrant.files import os_errors_as_store_errors, sync_folder
 from edje_qdrant.tokens.checksum import checksums
 from edje_qdrant.tokens.codebooks import drop_codebooks, keep_codebook, stored_codec
 from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.tokens.file_writer import WRITER_LOCK, FileWriter, lock_store
 from edje_qdrant.tokens.manifest import MANIFEST_NAME, Manifest, Segment, another_stores
 from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
-from edje_qdrant.tokens.reading import EmptyCodes, Located, Problems, gathered, located
+from edje_qdrant.tokens.references import EmptyCodes, Located, Problems, gathered, located
 from edje_qdrant.tokens.segment import (
     HEADER_BYTES,
     SegmentReader,

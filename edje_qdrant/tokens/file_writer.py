@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.durable import lock_file, os_errors_as_store_errors
 from edje_qdrant.errors import StoreError, TokensCorruptError
+from edje_qdrant.files import lock_file, os_errors_as_store_errors
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.manifest import Manifest, Segment
 from edje_qdrant.tokens.segment import (

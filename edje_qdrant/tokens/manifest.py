@@ -10,8 +10,8 @@ from typing import Any
 import xxhash
 
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
 from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.files import os_errors_as_store_errors, write_atomically
 
 __all__ = ["FORMAT", "MAGIC", "MANIFEST_NAME", "Manifest", "Segment", "another_stores"]
 

@@ -13,7 +13,7 @@ from edje_qdrant.errors import ConfigError
 from edje_qdrant.tokens.checksum import checksums
 from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
-from edje_qdrant.tokens.reading import Problems
+from edje_qdrant.tokens.references import Problems
 
 __all__ = ["PayloadTokenStore"]
 

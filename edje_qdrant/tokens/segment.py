@@ -14,8 +14,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.durable import os_errors_as_store_errors, sync_folder
 from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.files import os_errors_as_store_errors, sync_folder
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.manifest import FORMAT, MAGIC, Manifest, Segment, another_stores
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edje_qdrant.data.pairs import PairSource
 from edje_qdrant.encoders import clean_caption
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.training.mixture import Mixture
 from edje_qdrant.training.objectives import Batch
-from edje_qdrant.training.pairs import PairSource
 from edje_qdrant.training.recipe import Recipe
 from edje_qdrant.training.vision import VisionSource
 

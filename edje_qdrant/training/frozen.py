@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from edje_qdrant.data.pairs import PairSource
 from edje_qdrant.encoders import Encoder
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.pictures import words
+from edje_qdrant.images import words
 from edje_qdrant.training.loop import autocast
-from edje_qdrant.training.pairs import PairSource
 from edje_qdrant.types import FailedImage
 
 __all__ = ["check_counts", "encode_frozen", "read_pixels"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.training.gather import gather, gather_padded, rank, total, world_size
+from edje_qdrant.training.distributed import gather, gather_padded, rank, total, world_size
 from edje_qdrant.training.losses import distillation, image_text_matching, text_recovery, word_loss
 from edje_qdrant.training.negatives import forbidden_pairs, mine_negatives
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edje_qdrant.durable import os_errors_as_store_errors, write_atomically
+from edje_qdrant.data.pairs import PairSource, open_pairs
 from edje_qdrant.encoders import Encoder
 from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.files import os_errors_as_store_errors, write_atomically
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.adapter import CompressedAdapter
 from edje_qdrant.training.batches import Batches
@@ -21,7 +22,6 @@ from edje_qdrant.training.initialise import look_at_regions
 from edje_qdrant.training.loop import accelerator_for, fit
 from edje_qdrant.training.mixture import Mixture
 from edje_qdrant.training.objectives import TrainedParts
-from edje_qdrant.training.pairs import PairSource, open_pairs
 from edje_qdrant.training.recipe import Pairs, Recipe
 from edje_qdrant.training.validation import search_validation
 from edje_qdrant.training.vision import CachedVision, LiveVision, VisionSource

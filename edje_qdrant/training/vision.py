@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from edje_qdrant.data.pairs import PairSource
 from edje_qdrant.encoders import Encoder
 from edje_qdrant.errors import EdjeError, ImageReadError
-from edje_qdrant.pictures import ignore_decoder_warnings
-from edje_qdrant.training.encode_once import (
+from edje_qdrant.images import ignore_decoder_warnings
+from edje_qdrant.training.frozen import check_counts, encode_frozen, read_pixels
+from edje_qdrant.training.vision_cache import (
     EncodedSource,
     encode_source,
     encoded_folder,
     open_encoded,
 )
-from edje_qdrant.training.frozen import check_counts, encode_frozen, read_pixels
-from edje_qdrant.training.pairs import PairSource
 from edje_qdrant.types import FailedImage
 
 __all__ = ["CachedVision", "LiveVision", "VisionBatch", "VisionSource"]

@@ -13,11 +13,11 @@ from fastapi.security import HTTPBearer
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.version import __version__
-from edje_qdrant.web.faults import Refusal, add_fault_handlers
-from edje_qdrant.web.guard import Guard
-from edje_qdrant.web.picture_routes import picture_routes
+from edje_qdrant.web.errors import Refusal, add_fault_handlers
+from edje_qdrant.web.image_routes import picture_routes
+from edje_qdrant.web.middleware import Guard
 from edje_qdrant.web.schemas import CollectionInfo, ErrorBody, HealthBody
 from edje_qdrant.web.search_routes import search_routes
 from edje_qdrant.web.service import Service

@@ -10,7 +10,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from pydantic import TypeAdapter, ValidationError
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.web.faults import Refusal
+from edje_qdrant.web.errors import Refusal
 from edje_qdrant.web.schemas import (
     Answer,
     Explained,

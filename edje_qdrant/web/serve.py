@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from edje_qdrant.errors import MissingExtraError
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.web.settings import ServiceSettings
 
 __all__ = ["JsonLines", "check_installed", "serve"]

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from edje_qdrant.batching import SearchBatcher
-from edje_qdrant.collection import user_payload
+from edje_qdrant.collection.collection import user_payload
 from edje_qdrant.errors import BusyError
-from edje_qdrant.explain import can_explain, explain_match
+from edje_qdrant.explain.match import can_explain, explain_match
 from edje_qdrant.index import Filter
-from edje_qdrant.index.filter_json import filter_from_json
-from edje_qdrant.retriever import TwoStageRetriever
-from edje_qdrant.search.settings import SearchOptions
-from edje_qdrant.types import SearchHit, SearchResult
-from edje_qdrant.web.faults import Refusal
-from edje_qdrant.web.measures import Measures
-from edje_qdrant.web.picture_files import PictureFolder, Thumbnails
+from edje_qdrant.index.filters.from_json import filter_from_json
+from edje_qdrant.search.batcher import SearchBatcher
+from edje_qdrant.search.options import SearchOptions
+from edje_qdrant.search.results import SearchHit, SearchResult
+from edje_qdrant.search.retriever import TwoStageRetriever
+from edje_qdrant.web.errors import Refusal
+from edje_qdrant.web.image_files import PictureFolder, Thumbnails
+from edje_qdrant.web.metrics import Measures
 from edje_qdrant.web.schemas import Answer, Explained, Hit, Picture, SearchRequest, Word
 from edje_qdrant.web.settings import ServiceSettings
 

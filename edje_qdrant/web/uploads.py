@@ -13,12 +13,12 @@ from typing import Any
 
 from PIL import Image
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.images import open_upright, picture_id
 from edje_qdrant.index import TOKENS_KEY
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.pictures import open_upright, picture_id
 from edje_qdrant.types import IngestReport
 from edje_qdrant.web.schemas import FailedUpload, Ingested
 

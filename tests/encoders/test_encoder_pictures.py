@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edje_qdrant.encoders.pictures import to_rgb
 from edje_qdrant.errors import ImageReadError
+from edje_qdrant.images import to_rgb
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from eval_rankings import make_rankings
 
-from edje_qdrant.annotations import read_annotations
+from edje_qdrant.data.annotations import read_annotations
 from edje_qdrant.demo.annotated import scene_matches, write_scenes
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.evaluation.calibrate import accepts, calibrate, with_matches

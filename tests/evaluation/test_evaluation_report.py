@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from eval_rankings import make_rankings
 
+from edje_qdrant.evaluation.metrics_table import Measured, compare_systems
 from edje_qdrant.evaluation.protocol import PROTOCOLS
 from edje_qdrant.evaluation.report import Evaluation
-from edje_qdrant.evaluation.systems import Measured, compare_systems
 from edje_qdrant.types import FailedImage
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edje_qdrant.annotations import Annotation, read_annotations
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.data.annotations import Annotation, read_annotations
 from edje_qdrant.demo.annotated import write_scenes
 from edje_qdrant.demo.run import run_demo
 from edje_qdrant.errors import ConfigError, ContractMismatchError
@@ -18,7 +18,7 @@ from edje_qdrant.evaluation.gallery import build_gallery
 from edje_qdrant.evaluation.measure import Contender, measure
 from edje_qdrant.evaluation.rankings import places
 from edje_qdrant.evaluation.run import Settings, evaluate
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 
 WritePictures = Callable[..., list[Path]]
@@ -91,7 +91,7 @@ def test_text_to_image_asks_the_users_own_search(
         ingest_images([*gallery.paths], collection, tiny_model, progress=False)
         contender = Contender("tiny", tiny_model, collection)
         rankings = measure(contender, collection, gallery, ["t2i"], [8])["t2i"].rankings
-        from edje_qdrant.retriever import TwoStageRetriever
+        from edje_qdrant.search.retriever import TwoStageRetriever
 
         result = TwoStageRetriever(collection, tiny_model).search(
             gallery.captions[3], top_k=8, num_candidates=8

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edje_qdrant.annotations import Annotation
+from edje_qdrant.data.annotations import Annotation
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.evaluation.gallery import build_gallery
-from edje_qdrant.pictures import picture_id
+from edje_qdrant.images import picture_id
 
 WritePictures = Callable[..., list[Path]]
 

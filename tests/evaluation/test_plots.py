@@ -8,8 +8,8 @@ from eval_rankings import make_rankings
 from PIL import Image
 
 from edje_qdrant.errors import MissingExtraError
+from edje_qdrant.evaluation.metrics_table import Measured, System, compare_systems
 from edje_qdrant.evaluation.plots import draw_plots
-from edje_qdrant.evaluation.systems import Measured, System, compare_systems
 
 
 def systems(models: int, numbers: list[int], *, timed: bool = True) -> list[System]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edje_qdrant.annotations import Annotation
+from edje_qdrant.data.annotations import Annotation
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.evaluation.protocol import PROTOCOLS, choose
 

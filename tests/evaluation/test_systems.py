@@ -8,8 +8,8 @@ import pytest
 from eval_rankings import make_rankings
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.evaluation.metrics_table import Measured, compare_systems, steps
 from edje_qdrant.evaluation.rankings import FIGURES, figures, places
-from edje_qdrant.evaluation.systems import Measured, compare_systems, steps
 from edje_qdrant.metrics import recall_at
 
 

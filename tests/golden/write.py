@@ -23,8 +23,8 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.collection_record import CollectionRecord
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.collection.metadata import CollectionRecord
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.maintenance import export_collection
 from edje_qdrant.tokens.codec_file import read_codec, write_codec

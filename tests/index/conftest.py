@@ -10,7 +10,9 @@ from index_engines import Engine, edge_engine, faiss_engine, qdrant_engine
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient
 
-from edje_qdrant.index import QdrantIndex, faiss_built, faiss_snapshot
+from edje_qdrant.index import QdrantIndex
+from edje_qdrant.index.faiss import built as faiss_built
+from edje_qdrant.index.faiss import snapshot as faiss_snapshot
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from index_engines import FAST, make_points, unit_vectors
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient, models
 
-from edje_qdrant.caption_collection import CaptionCollection
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.image_to_text.caption_collection import CaptionCollection
 from edje_qdrant.index import QdrantIndex, QdrantSettings
 from edje_qdrant.model import EDJEModel
 

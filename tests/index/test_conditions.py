@@ -16,7 +16,7 @@ from qdrant_client import QdrantClient, models
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import Filter, VectorIndex
-from edje_qdrant.index.conditions import check_conditions
+from edje_qdrant.index.filters.validate import check_conditions
 from edje_qdrant.index.payload_indexes import PayloadKind
 
 PAYLOADS = filter_kinds.make_payloads()

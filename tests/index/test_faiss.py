@@ -34,15 +34,10 @@ from edje_qdrant.errors import (
     MissingExtraError,
     StoreError,
 )
-from edje_qdrant.index import (
-    EdgeIndex,
-    FaissIndex,
-    FaissKind,
-    VectorIndex,
-    faiss_built,
-    faiss_snapshot,
-)
-from edje_qdrant.index.faiss_database import Database
+from edje_qdrant.index import EdgeIndex, FaissIndex, FaissKind, VectorIndex
+from edje_qdrant.index.faiss import built as faiss_built
+from edje_qdrant.index.faiss import snapshot as faiss_snapshot
+from edje_qdrant.index.faiss.database import Database
 from edje_qdrant.types import Point
 
 HERE = Path(__file__).parent

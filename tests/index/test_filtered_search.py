@@ -139,7 +139,7 @@ def test_a_graph_loses_nothing_to_a_filter(
     assert part({}, 100) > 0.99
     if indexed != "before":  # then the graph has links for the field
         monkeypatch.setattr(
-            "edje_qdrant.index.edge_reading.reach_of", lambda matching, total: hnsw.Reach.ALL
+            "edje_qdrant.index.edge.reader.reach_of", lambda matching, total: hnsw.Reach.ALL
         )
         lists = index.search(queries, limit, filter={"tag": 0})
         assert sum(map(len, lists)) < 0.2 * limit * len(queries)  # what a bare walk would find

@@ -12,7 +12,9 @@ import pytest
 from index_engines import Engine, image_id, unit_vectors
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index import Filter, VectorIndex, edge_conditions, filters
+from edje_qdrant.index import Filter, VectorIndex
+from edje_qdrant.index.edge import filter as edge_conditions
+from edje_qdrant.index.filters import filter as filters
 from edje_qdrant.types import Point
 
 PAYLOADS: list[dict[str, Any]] = [

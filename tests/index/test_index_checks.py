@@ -6,7 +6,7 @@ from index_engines import image_id, make_points, unit_vectors
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.batches import by_payload, in_batches, in_runs, vectors_per_request
-from edje_qdrant.index.checks import (
+from edje_qdrant.index.validate import (
     check_ids,
     check_keys,
     check_payloads,

@@ -31,7 +31,7 @@ def index(stand_in: StandIn) -> Iterator[QdrantIndex]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Record pauses instead of waiting."""
     waited: list[float] = []
-    monkeypatch.setattr("edje_qdrant.index.connection.time.sleep", waited.append)
+    monkeypatch.setattr("edje_qdrant.index.qdrant.connection.time.sleep", waited.append)
     return waited
 
 

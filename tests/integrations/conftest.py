@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from gallery_checks import Gallery
 
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 
 # Before haystack is imported: it reports its use over the network where nobody says no.
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"

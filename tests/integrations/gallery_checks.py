@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import pytest
 
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.retriever import TwoStageRetriever
-from edje_qdrant.types import SearchHit
+from edje_qdrant.search.results import SearchHit
+from edje_qdrant.search.retriever import TwoStageRetriever
 
 TEXT = "two dogs on a boat"
 

@@ -12,7 +12,7 @@ from PIL import Image
 from edje_qdrant.errors import ConfigError, ImageReadError, TokensNotFoundError
 from edje_qdrant.integrations import cross_encoder
 from edje_qdrant.integrations.cross_encoder import EDJECrossEncoder
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 
 OTHER = "kites over the lake"
 

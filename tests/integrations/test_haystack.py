@@ -14,8 +14,8 @@ from haystack.utils import Secret
 from index_stand_in import StandIn
 from qdrant_client import models
 
-from edje_qdrant.attached import AttachedCollection
-from edje_qdrant.attaching import attach_tokens
+from edje_qdrant.attach.attach_tokens import attach_tokens
+from edje_qdrant.attach.attached_collection import AttachedCollection
 from edje_qdrant.errors import (
     CollectionLockedError,
     CollectionNotFoundError,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from edje_qdrant.errors import ConfigError, TokensNotFoundError
 from edje_qdrant.integrations.langchain import EDJEDocumentReranker, EDJERetriever
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 
 
 def test_documents_hold_what_a_search_finds(retriever: TwoStageRetriever) -> None:

@@ -11,7 +11,7 @@ from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, Quer
 
 from edje_qdrant.errors import ConfigError, TokensNotFoundError
 from edje_qdrant.integrations.llama_index import EDJENodeReranker, EDJERetriever
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 
 
 def test_nodes_hold_what_a_search_finds(retriever: TwoStageRetriever) -> None:

@@ -19,13 +19,13 @@ from qdrant_client import QdrantClient
 from ray_cluster import WARNINGS, local_cluster
 
 from edje_qdrant import errors
-from edje_qdrant.collection import ImageCollection, user_payload
-from edje_qdrant.index import connection
+from edje_qdrant.collection.collection import ImageCollection, user_payload
+from edje_qdrant.images import picture_id
+from edje_qdrant.index.qdrant import connection
+from edje_qdrant.ingest.sources import ListedPicture
 from edje_qdrant.integrations import ray as plug
 from edje_qdrant.integrations.ray import ingest_dataset
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.pictures import picture_id
-from edje_qdrant.sources import ListedPicture
 
 WritePictures = Callable[..., list[Path]]
 

@@ -14,7 +14,7 @@ from rerankers import Document
 
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.integrations.rerankers import EDJERanker
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 
 
 @pytest.fixture

@@ -51,4 +51,4 @@ def fitted() -> Callable[..., Codec]:
 @pytest.fixture
 def small_pages(monkeypatch):
     """Let maintenance look at eight pictures at a time."""
-    monkeypatch.setattr("edje_qdrant.maintenance.points.PAGE", 8)
+    monkeypatch.setattr("edje_qdrant.maintenance.scan.PAGE", 8)

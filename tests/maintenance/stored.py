@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from test_collection import CONTRACT, Place, fill, ids_of
 
-from edje_qdrant.collection import ImageCollection, user_payload
+from edje_qdrant.collection.collection import ImageCollection, user_payload
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore

@@ -19,7 +19,7 @@ from stored import (
 )
 from test_collection import encoding_of, fill, ids_of, make_place, payloads_of
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
     CollectionLockedError,
     EngineUnavailableError,
@@ -27,9 +27,9 @@ from edje_qdrant.errors import (
     TokensCorruptError,
     TokensNotFoundError,
 )
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.maintenance import CompactReport, compact, verify
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.manifest import MANIFEST_NAME, Segment
 from edje_qdrant.tokens.segment import HEADER_BYTES, new_segment_file

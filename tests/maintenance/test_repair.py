@@ -17,7 +17,7 @@ from stored import (
 )
 from test_collection import make_place
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
     CollectionLockedError,
     ContractMismatchError,
@@ -25,12 +25,12 @@ from edje_qdrant.errors import (
     TokensCorruptError,
     TokensNotFoundError,
 )
-from edje_qdrant.ingest import fit_codec_to_source, ingest_images
+from edje_qdrant.images import open_upright, picture_id
+from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
 from edje_qdrant.maintenance import repair as repair_module
 from edje_qdrant.maintenance import verify
 from edje_qdrant.maintenance.repair import repair
-from edje_qdrant.pictures import open_upright, picture_id
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.manifest import MANIFEST_NAME
 from edje_qdrant.tokens.segment import HEADER_BYTES

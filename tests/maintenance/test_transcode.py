@@ -19,7 +19,7 @@ from stored import (
 )
 from test_collection import CONTRACT, encoding_of, fill, ids_of, make_place, payloads_of
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
     CollectionLockedError,
     ConfigError,
@@ -28,9 +28,9 @@ from edje_qdrant.errors import (
     StoreError,
     TokensCorruptError,
 )
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.maintenance import CompactReport, export_collection, transcode, verify
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.file_store import FileTokenStore
 

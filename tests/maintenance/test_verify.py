@@ -17,8 +17,9 @@ from stored import (
 )
 from test_collection import encoding_of, fill, ids_of, make_place
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.images import picture_id
 from edje_qdrant.maintenance import (
     Finding,
     VerifyReport,
@@ -27,7 +28,6 @@ from edje_qdrant.maintenance import (
     transcode,
     verify,
 )
-from edje_qdrant.pictures import picture_id
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.manifest import MANIFEST_NAME, Segment
 from edje_qdrant.tokens.segment import HEADER_BYTES, new_segment_file

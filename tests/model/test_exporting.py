@@ -16,9 +16,10 @@ from edje_qdrant.demo.captions import describe
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.errors import CheckpointError, ConfigError, MissingExtraError
-from edje_qdrant.model import EDJEModel, exporting
-from edje_qdrant.model.exporting import OnnxExport, export_onnx
-from edje_qdrant.model.portable_form import PortableJointEncoder
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.onnx import export as exporting
+from edje_qdrant.model.onnx.export import OnnxExport, export_onnx
+from edje_qdrant.model.onnx.graph import PortableJointEncoder
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

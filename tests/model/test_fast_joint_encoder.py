@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import BertForMaskedLM
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.model import FastJointEncoder, JointEncoder, Precision, packed_linear
-from edje_qdrant.model.packed_linear import has_int8_kernels
-from edje_qdrant.model.precision import choose_precision
+from edje_qdrant.model import FastJointEncoder, JointEncoder, Precision
+from edje_qdrant.model.inference import packed_linear
+from edje_qdrant.model.inference.packed_linear import has_int8_kernels
+from edje_qdrant.model.inference.precision import choose_precision
 
 M, WIDTH = 3, 36
 HALF = [

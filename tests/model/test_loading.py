@@ -14,7 +14,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from tiny import Published, pictures, publish
 
 from edje_qdrant.errors import CheckpointError
-from edje_qdrant.model import EDJEModel, official
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.checkpoints import published as official
 
 CPU = {"device": "cpu"}
 

@@ -23,8 +23,8 @@ from proof_world import (
     state_of,
 )
 
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.collection_reading import reference_of
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.collection.references import reference_of
 from edje_qdrant.errors import EdjeError
 from edje_qdrant.maintenance import transcode
 from edje_qdrant.maintenance.repair import repair

@@ -15,10 +15,10 @@ from typing import Any
 
 from proof_world import codec_of, copy_folder, ingest, model, opened, state_of
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import StoreError
 from edje_qdrant.index import folder as index_folder
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.maintenance import compact, export_collection, transcode
 from edje_qdrant.maintenance.repair import repair
 

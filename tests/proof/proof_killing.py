@@ -14,8 +14,8 @@ import numpy as np
 from proof_disk import Disk
 from proof_world import codec_of, ingest, model, opened, searched, state_of
 
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.collection_reading import reference_of
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.collection.references import reference_of
 from edje_qdrant.errors import CollectionNotFoundError
 from edje_qdrant.index import EdgeIndex
 from edje_qdrant.index import folder as index_folder

@@ -31,9 +31,9 @@ from proof_world import (
     state_of,
 )
 
-import edje_qdrant.collection as collection_module
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.collection_reading import reference_of
+import edje_qdrant.collection.collection as collection_module
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.collection.references import reference_of
 from edje_qdrant.errors import (
     CollectionLockedError,
     CollectionNotFoundError,
@@ -42,10 +42,10 @@ from edje_qdrant.errors import (
     TokensNotFoundError,
 )
 from edje_qdrant.index import QdrantOptions
-from edje_qdrant.ingest import ingest_images
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.maintenance import compact, export_collection, transcode, verify
-from edje_qdrant.reranker import Reranker
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.types import ImageEncoding
 

@@ -13,18 +13,20 @@ import torch
 from PIL import Image, ImageDraw
 from tiny_edje import build_tiny_model
 
-from edje_qdrant.collection import ImageCollection, user_payload
-from edje_qdrant.collection_reading import reference_of
+from edje_qdrant.collection.collection import ImageCollection, user_payload
+from edje_qdrant.collection.references import reference_of
 from edje_qdrant.errors import CollectionNotFoundError
-from edje_qdrant.ingest import ingest_images
-from edje_qdrant.maintenance import points, verify
+from edje_qdrant.ingest.ingest import ingest_images
+from edje_qdrant.maintenance import scan as points
+from edje_qdrant.maintenance import verify
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.reranker import Reranker
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.search.results import SearchResult
+from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.tokens.codec_file import read_codec, write_codec
 from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.tokens.file_store import FileTokenStore
-from edje_qdrant.types import ImageEncoding, SearchResult
+from edje_qdrant.types import ImageEncoding
 
 QUERIES = ("a red cat on a mat", "two boats at sea", "blue")
 NUM_TOKENS, TOKEN_DIM = 4, 16

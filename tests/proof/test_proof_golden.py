@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edje_qdrant.collection import ImageCollection
-from edje_qdrant.collection_record import CollectionRecord
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.collection.metadata import CollectionRecord
 from edje_qdrant.maintenance import import_collection
 from edje_qdrant.tokens.codec_file import read_codec
 from edje_qdrant.tokens.codecs import codec_for

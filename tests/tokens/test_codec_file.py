@@ -17,10 +17,10 @@ from edje_qdrant.errors import (
     StoreError,
     TokensCorruptError,
 )
+from edje_qdrant.tokens.codebook_bytes import Codebook
 from edje_qdrant.tokens.codec_file import read_codec, write_codec
 from edje_qdrant.tokens.codecs import codec_for
-from edje_qdrant.tokens.parameters import Codebook
-from edje_qdrant.tokens.product import ProductCodec
+from edje_qdrant.tokens.product_quantizer import ProductCodec
 
 IN_ONE_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError, MissingExtraError, TokensCorruptError
+from edje_qdrant.tokens.codebook_bytes import Codebook
 from edje_qdrant.tokens.codecs import CODECS, codec_for
-from edje_qdrant.tokens.parameters import Codebook
-from edje_qdrant.tokens.product import ProductCodec
+from edje_qdrant.tokens.product_quantizer import ProductCodec
 
 NAMES = [name for name in CODECS if name.startswith("pq")]
 
@@ -204,7 +204,7 @@ def test_fitting_is_settled_by_tokens_and_seed(monkeypatch):
     assert once.parameters() == again.parameters()
     assert not codec.fitted
     # Of too many, a sample that the seed draws.
-    monkeypatch.setattr("edje_qdrant.tokens.product._SAMPLE", 300)
+    monkeypatch.setattr("edje_qdrant.tokens.product_quantizer._SAMPLE", 300)
     sampled, again = codec.fit(tokens, seed=5), codec.fit(tokens, seed=5)
     assert sampled.hash == again.hash != codec.fit(tokens, seed=6).hash
     assert error_of(sampled, tokens) < 0.05

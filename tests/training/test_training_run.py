@@ -12,9 +12,9 @@ from tiny_edje import build_tiny_model
 from transformers import BertConfig, BertForMaskedLM, XLMRobertaTokenizer
 
 from edje_qdrant import EDJEModel
+from edje_qdrant.data.pairs import DatasetPairs
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.training import loop
-from edje_qdrant.training.pairs import DatasetPairs
 from edje_qdrant.training.recipe import Recipe, read_recipe
 from edje_qdrant.training.run import train
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from edje_qdrant.data.pairs import AnnotatedPairs
 from edje_qdrant.errors import ConfigError, EdjeError, ImageReadError, StoreError
-from edje_qdrant.training import encode_once
-from edje_qdrant.training.pairs import AnnotatedPairs
+from edje_qdrant.training import vision_cache as encode_once
 from edje_qdrant.training.vision import CachedVision, LiveVision, _crop_box
 
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ import sys, time, torch
 from pathlib import Path
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.training import encode_once
-from edje_qdrant.training.pairs import AnnotatedPairs
+from edje_qdrant.data.pairs import AnnotatedPairs
 from edje_qdrant.training.vision import CachedVision
 
 class Stopping(AnnotatedPairs):

@@ -15,10 +15,10 @@ pytest.importorskip("fastapi", reason="needs the extra web")
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from edje_qdrant.collection import ImageCollection
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.images import picture_id
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.pictures import picture_id
-from edje_qdrant.retriever import TwoStageRetriever
+from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.types import ImageEncoding
 from edje_qdrant.web.app import create_app
 from edje_qdrant.web.settings import ServiceSettings

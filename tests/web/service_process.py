@@ -69,9 +69,9 @@ class ServiceProcess:
 
 def folder_of_scenes(folder: Path, count: int) -> list[str]:
     """Draw scenes and ingest them with the bundled model; return the captions, one a picture."""
-    from edje_qdrant.collection import ImageCollection
+    from edje_qdrant.collection.collection import ImageCollection
     from edje_qdrant.demo.annotated import write_scenes
-    from edje_qdrant.ingest import ingest_images
+    from edje_qdrant.ingest.ingest import ingest_images
     from edje_qdrant.model import EDJEModel
 
     scenes = write_scenes(folder / "scenes", count=count, progress=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edje_qdrant.web.picture_files import PictureFolder, Thumbnails
+from edje_qdrant.web.image_files import PictureFolder, Thumbnails
 
 
 def payload(client, n=0):

@@ -1,0 +1,1 @@
+"""Two-stage search over Qdrant collections that another program filled."""

@@ -1,0 +1,340 @@
+"""Rerank what searches of somebody's own Qdrant collection found; see `attaching`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edje_qdrant.attach.points import ForeignPoint, ForeignPoints, PointId
+from edje_qdrant.checks import check_number, check_texts
+from edje_qdrant.collection.metadata import CollectionRecord, resolve
+from edje_qdrant.collection.references import readable
+from edje_qdrant.contract import TokenContract
+from edje_qdrant.errors import ConfigError, StoreError, TokensNotFoundError
+from edje_qdrant.index import QdrantOptions
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.rerank.token_decoder import TokenDecoder
+from edje_qdrant.search.options import OnMissing
+from edje_qdrant.search.ranking import best_first
+from edje_qdrant.tokens.file_store import FileTokenStore
+from edje_qdrant.tokens.payload_store import PayloadTokenStore
+from edje_qdrant.tokens.protocol import StoredCodes
+
+if TYPE_CHECKING:
+    from edje_qdrant.attach.points import ScoredPoint
+
+__all__ = ["AttachedCollection", "RankedPoint", "is_attached", "read_attachment", "require"]
+
+# Pictures whose tokens are in memory at a time.
+_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RankedPoint:
+    """Hold a point of the caller's search, as reranked.
+
+    Attributes:
+        point: As it was passed in; `.id`, `.payload` and `.score`, the first stage's, are its own.
+        score: The joint encoder's logit; higher is better. None where there are no tokens to score.
+        rank: Place in the new order, from 1.
+        retrieval_rank: Place among the points passed in, from 1.
+        probability: That text and picture match; None where the model holds no calibration.
+    """
+
+    point: ScoredPoint
+    score: float | None
+    rank: int
+    retrieval_rank: int
+    probability: float | None = None
+
+
+class AttachedCollection:
+    """Score pictures of a collection that something else made, to which tokens were attached.
+
+    The search itself stays the caller's: any vectors, filters and options that its client takes.
+
+    Examples:
+        >>> client = QdrantClient(url="http://localhost:6333")
+        >>> attached = AttachedCollection.open(client, "products")
+        >>> points = client.query_points("products", query=embed(text), limit=100).points
+        >>> for ranked in attached.rerank_points(text, points, top_k=10):
+        ...     print(ranked.rank, ranked.score, ranked.point.id)
+    """
+
+    def __init__(
+        self,
+        points: ForeignPoints,
+        store: FileTokenStore | PayloadTokenStore,
+        record: CollectionRecord,
+        name: str,
+        model: EDJEModel,
+        *,
+        reranker: Reranker | None = None,
+    ) -> None:
+        """Put together what is open already; use `open`."""
+        self._points, self._store, self._record = points, store, record
+        self._name, self._model = name, model
+        self._reranker = reranker or Reranker(model)
+        self._decoders: dict[str, TokenDecoder] = {}
+
+    @classmethod
+    def open(
+        cls,
+        location: Any,
+        name: str,
+        *,
+        model: EDJEModel | str | Path | None = None,
+        device: str | torch.device | None = None,
+        reranker: Reranker | None = None,
+        tokens_folder: str | Path | None = None,
+        api_key: str | None = None,
+        prefer_grpc: bool = False,
+        timeout: int = 30,
+    ) -> AttachedCollection:
+        """Open a collection with the model whose tokens were attached.
+
+        Args:
+            location: `"http://..."`, `"https://..."` or a `QdrantClient`, which stays open.
+            name: The collection's.
+            model: A model, or what `EDJEModel.from_pretrained` takes; by default what was noted
+                when tokens were attached.
+            device: Where a model that is loaded here goes; CUDA where there is one, by default.
+            reranker: Scores; one of the model's with default settings where none is given.
+            tokens_folder: Where side files have moved to since.
+            api_key: Sent with every request to a server.
+            prefer_grpc: Use gRPC for large transfers.
+            timeout: Seconds to wait for one answer of a server.
+
+        Raises:
+            CollectionNotFoundError: There is no such collection.
+            ContractMismatchError: The model is not the one whose tokens were attached.
+            CheckpointError: The model cannot be loaded.
+            ConfigError: Nothing was attached, an argument cannot be used, or no model is named.
+            StoreError: Side files cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+        where = resolve(location)
+        points = ForeignPoints(where, name, options=options)
+        try:
+            found = read_attachment(points, name)
+            if found is None:
+                raise ConfigError(
+                    f"nothing is attached to the collection {name!r} at {points.address}; run "
+                    f"`edje-qdrant attach --collection {name}`, or attach_tokens, first"
+                )
+            record, path_field = found
+            points.read_field(path_field)
+            if not isinstance(model, EDJEModel):
+                model = _load(model or record.contract.model, name, device)
+            require(model.contract(), record, name, points.address)
+            store = record.open_store(where, name, tokens_folder)
+        except BaseException:
+            points.close()
+            raise
+        return cls(points, store, record, name, model, reranker=reranker)
+
+    @property
+    def contract(self) -> TokenContract:
+        """Return the contract of the model whose tokens were attached, codec included."""
+        return self._record.contract
+
+    @property
+    def model(self) -> EDJEModel:
+        """Return the model that scores."""
+        return self._model
+
+    def rerank_points(
+        self,
+        text: str,
+        points: Sequence[ScoredPoint],
+        *,
+        top_k: int | None = None,
+        on_missing: OnMissing = "error",
+    ) -> list[RankedPoint]:
+        """Put points that a search found into the joint encoder's order.
+
+        Args:
+            text: What the pictures should show.
+            points: As `client.query_points(...).points` returned them; vectors and payloads are
+                not needed.
+            top_k: Points to return; all by default.
+            on_missing: What becomes of points without readable tokens, which are never scored:
+                `"error"` raises; with `"first_stage"` they keep their place, with no score.
+
+        Returns:
+            Best first, equal scores in the order passed in.
+
+        Raises:
+            ConfigError: The text has no word in it, or an option cannot be used.
+            TokensNotFoundError: Points have no tokens, or another picture than when these were
+                attached; names the ids.
+            TokensCorruptError: Tokens are damaged; names the ids.
+            StoreError: Tokens cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+            CheckpointError: The joint encoder gives scores that are not numbers.
+        """
+        check_number("top_k", top_k, optional=True)
+        if on_missing not in ("error", "first_stage"):
+            raise ConfigError(f'on_missing is {on_missing!r}; give "error" or "first_stage"')
+        ids = [point.id for point in points]
+        logits = self._logits(text, ids, lenient=on_missing == "first_stage")
+        calibration = self._model.calibration
+        ranked: list[RankedPoint] = []
+        for row in best_first(logits):
+            logit = None if np.isnan(logits[row]) else float(logits[row])
+            probability = None
+            if calibration is not None and logit is not None:
+                probability = float(calibration.probability(logits[row : row + 1])[0])
+            ranked.append(RankedPoint(points[row], logit, len(ranked) + 1, row + 1, probability))
+        return ranked[:top_k]
+
+    async def arerank_points(
+        self,
+        text: str,
+        points: Sequence[ScoredPoint],
+        *,
+        top_k: int | None = None,
+        on_missing: OnMissing = "error",
+    ) -> list[RankedPoint]:
+        """Do as `rerank_points` does, in another thread, while the event loop goes on.
+
+        Args:
+            text: As `rerank_points`.
+            points: As `rerank_points`.
+            top_k: As `rerank_points`.
+            on_missing: As `rerank_points`.
+
+        Raises:
+            ConfigError: As `rerank_points`.
+            StoreError: As `rerank_points`.
+            EngineUnavailableError: As `rerank_points`.
+        """
+        return await asyncio.to_thread(
+            self.rerank_points, text, points, top_k=top_k, on_missing=on_missing
+        )
+
+    def score(self, text: str, image_ids: Sequence[PointId]) -> NDArray[np.float32]:
+        """Score a text against points' pictures.
+
+        Args:
+            text: What the pictures may show.
+            image_ids: `n` ids of points.
+
+        Returns:
+            `(n,)` logits, in order; higher is better.
+
+        Raises:
+            ConfigError: As `rerank_points`.
+            TokensNotFoundError: As `rerank_points`.
+            TokensCorruptError: As `rerank_points`.
+            StoreError: As `rerank_points`.
+            EngineUnavailableError: As `rerank_points`.
+        """
+        return self._logits(text, image_ids, lenient=False)
+
+    def close(self) -> None:
+        """Let go of files and connections; a client that was passed in stays open."""
+        try:
+            self._points.close()
+        finally:
+            self._store.close()
+
+    def __enter__(self) -> AttachedCollection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _logits(self, text: str, ids: Sequence[PointId], *, lenient: bool) -> NDArray[np.float32]:
+        """Return `(n,)` logits; NaN, where that is allowed, for what has no readable tokens."""
+        check_texts("the query", [text])
+        logits: dict[PointId, float] = {}
+        distinct = [*dict.fromkeys(ids)]
+        for start in range(0, len(distinct), _AT_ONCE):
+            run = distinct[start : start + _AT_ONCE]
+            if lenient:
+                run, parts, _ = readable(run, str, self._codes)
+            else:
+                parts = self._codes(run)
+            for part in parts:
+                scores = self._reranker.score(text, self._decoder(part)(part.codes))
+                logits.update(
+                    (run[row], float(score)) for row, score in zip(part.rows, scores, strict=True)
+                )
+        return np.array([logits.get(point_id, np.nan) for point_id in ids], np.float32)
+
+    def _codes(self, ids: list[PointId]) -> list[StoredCodes]:
+        found = self._points.retrieve(ids, tokens=self._store.in_payload)
+        named = [str(point_id) for point_id in ids]
+        gone = [str(point_id) for point_id in ids if not is_attached(found.get(point_id))]
+        if gone:
+            raise TokensNotFoundError(
+                f"points {', '.join(gone[:3])} ({len(gone)} in all) of {self._name!r} have no "
+                "tokens, or name another picture than when these were attached; run "
+                f"`edje-qdrant attach --collection {self._name}` again",
+                gone,
+            )
+        return self._store.codes(named, [found[point_id].reference or {} for point_id in ids])
+
+    def _decoder(self, part: StoredCodes) -> TokenDecoder:
+        if part.codec.key not in self._decoders:
+            self._decoders[part.codec.key] = TokenDecoder(part.codec, self._model.device)
+        return self._decoders[part.codec.key]
+
+
+def read_attachment(points: ForeignPoints, name: str) -> tuple[CollectionRecord, str] | None:
+    """Read what is attached to a collection, and by which field its pictures are named.
+
+    Raises:
+        StoreError: What is noted about it is damaged, or of another version.
+    """
+    metadata = points.metadata()
+    if metadata is None:
+        return None
+    record = CollectionRecord.read(metadata, f"{name!r} at {points.address}")
+    path_field = metadata.get("path_field")
+    if not isinstance(path_field, str):
+        raise StoreError(
+            f"what is noted about the tokens attached to {name!r} is damaged; detach them "
+            f"(`edje-qdrant detach --collection {name}`) and attach them again"
+        )
+    return record, path_field
+
+
+def require(contract: TokenContract, record: CollectionRecord, name: str, address: str) -> None:
+    """Check that a model may read and add tokens, whatever the codec.
+
+    Raises:
+        ContractMismatchError: It may not; names each field that differs on both sides.
+    """
+    theirs = record.contract
+    ours = contract.with_codec(theirs.codec, theirs.codec_hash)
+    ours.require_match(theirs, where=f"what is attached to {name!r} at {address}")
+
+
+def is_attached(point: ForeignPoint | None) -> bool:
+    """Return whether a point has tokens, and of the picture that it names now."""
+    return (
+        point is not None
+        and point.reference is not None
+        and point.reference.get("path") == point.field
+    )
+
+
+def _load(
+    name_or_path: str | Path | None, name: str, device: str | torch.device | None
+) -> EDJEModel:
+    if name_or_path is None:
+        raise ConfigError(
+            f"what is attached to {name!r} does not say where its model is; pass it with model="
+        )
+    return EDJEModel.from_pretrained(name_or_path, device=device)

@@ -1,0 +1,357 @@
+"""Commands on a collection's life: checks, copies, other codecs, what is deleted.
+
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from edje_qdrant.cli.loading import (
+    bar_shown,
+    check_codec_file,
+    load_model,
+    named_codec,
+    open_collection,
+    print_result,
+)
+from edje_qdrant.cli.options import (
+    Collection,
+    Device,
+    Engine,
+    Index,
+    Json,
+    Model,
+    Progress,
+    Url,
+    Where,
+    api_key,
+    field_of,
+    filter_of,
+    where_is,
+)
+from edje_qdrant.errors import CollectionNotFoundError, ConfigError
+
+if TYPE_CHECKING:
+    from edje_qdrant.index import Engine as EngineName
+    from edje_qdrant.maintenance import CompactReport, CopyReport, Finding
+
+__all__ = ["add_collection_commands"]
+
+_SHOWN = 20
+
+Ids = Annotated[
+    list[str] | None, typer.Option("--id", metavar="ID", help="A picture's id; repeat it for more.")
+]
+
+
+def verify(
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Read the picture files too, and compare them.")
+    ] = False,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Check that every picture can be ranked by what was written for it; 1 if some cannot."""
+    from edje_qdrant.maintenance import verify as verify_collection
+
+    with open_collection(where_is(index, url), collection, mend=True) as opened:
+        report = verify_collection(opened, pictures=pictures, progress=bar_shown(progress))
+    lines = [f"{report.points} pictures: {'all is well' if report.clean else 'NOT all is well'}"]
+    lines += [f"  {count} {kind}" for kind, count in report.counts().items()]
+    lines += _findings(report.findings)
+    if report.orphan_records or report.unlisted_files:
+        lines.append(
+            f"  {report.orphan_records} records that nothing refers to take "
+            f"{report.orphan_bytes:,} bytes; `edje-qdrant compact` frees them"
+        )
+    print_result(report.as_dict(), "\n".join(lines), as_json)
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+def repair(
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    model: Model = None,
+    device: Device = None,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Encode again pictures whose tokens are lost, and drop orphans; 1 if something is left."""
+    from edje_qdrant.maintenance.repair import repair as repair_collection
+
+    with open_collection(where_is(index, url), collection, mend=True) as opened:
+        loaded = load_model(model, device, opened)
+        report = repair_collection(opened, loaded, progress=bar_shown(progress))
+    lines = [
+        f"{len(report.encoded)} pictures encoded again, {len(report.left)} could not be mended",
+        *_findings(report.left),
+    ]
+    if report.compacted.bytes_before:
+        lines.append(_compacted(report.compacted))
+    if report.left:
+        lines.append(
+            "put their files back and run this again, or delete them, edje-qdrant delete --id ID, "
+            "and then run this again"
+        )
+    print_result(asdict(report), "\n".join(lines), as_json)
+    if report.left:
+        raise typer.Exit(1)
+
+
+def compact(
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Rewrite side files without the holes that deleted pictures leave."""
+    from edje_qdrant.maintenance import compact as compact_collection
+
+    # Damaged side files are no reason: what cannot be read stays where it is.
+    with open_collection(where_is(index, url), collection, mend=True) as opened:
+        report = compact_collection(opened, progress=bar_shown(progress))
+        in_files = opened.token_place == "file"
+    text = _compacted(report) if in_files else "tokens are in the payload, which has no holes"
+    print_result(asdict(report), text, as_json)
+
+
+def transcode(
+    codec: Annotated[
+        str, typer.Argument(metavar="CODEC", help="A codec's name, or a file of fit-codec.")
+    ],
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Store a collection's tokens in another codec, without encoding a picture again."""
+    from edje_qdrant.maintenance import fit_codec as fit
+    from edje_qdrant.maintenance import transcode as transcode_collection
+
+    with open_collection(where_is(index, url), collection) as opened:
+        found = named_codec(codec, opened.contract)
+        if not found.fitted:
+            # A run that was stopped goes on with the codebook it had.
+            found = opened.codec if opened.codec.name == found.name else fit(opened, found.name)
+        report = transcode_collection(opened, found, progress=bar_shown(progress))
+        nbytes = opened.bytes_per_image()
+    data = {**asdict(report), "codec": found.key, "bytes_per_image": nbytes}
+    text = f"{report.moved} pictures now in {found.name}, {nbytes:,} bytes each"
+    if report.unreadable:
+        text += f"; {len(report.unreadable)} cannot be read: run `edje-qdrant repair`"
+    print_result(data, text, as_json)
+    if report.unreadable:
+        raise typer.Exit(1)
+
+
+def fit_codec(
+    codec: Annotated[str, typer.Argument(metavar="CODEC", help="pq16, pq24, pq32 or pq48.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, .safetensors.")],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="SOURCE", help="Fit to pictures of a folder or manifest."),
+    ] = None,
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    model: Model = None,
+    device: Device = None,
+    sample: Annotated[int, typer.Option(help="Pictures drawn at random.")] = 2048,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a codec's codebook to pictures or to a collection, for --codec of other commands."""
+    from edje_qdrant.tokens.codec_file import write_codec
+
+    check_codec_file(codec, out)
+    if pictures is not None:
+        from edje_qdrant.ingest.ingest import fit_codec_to_source
+
+        loaded = load_model(model, device, None)
+        contract = loaded.contract()
+        fitted = fit_codec_to_source(
+            pictures, loaded, codec, sample=sample, progress=bar_shown(progress)
+        )
+    else:
+        from edje_qdrant.maintenance import fit_codec as fit
+
+        with open_collection(where_is(index, url), collection) as opened:
+            contract = opened.contract
+            fitted = fit(opened, codec, sample=sample)
+    write_codec(fitted, out, contract=contract)
+    data = {"codec": fitted.key, "path": str(out), "bytes_per_image": fitted.nbytes}
+    print_result(
+        data, f"wrote {out}: {fitted.key}, {fitted.nbytes:,} bytes a picture; use it with --codec",
+        as_json,
+    )  # fmt: skip
+
+
+def export(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="File to write.")],
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Write a collection to one file: points, tokens, contract."""
+    from edje_qdrant.maintenance import export_collection
+
+    with open_collection(where_is(index, url), collection) as opened:
+        report = export_collection(opened, archive, progress=bar_shown(progress))
+    size = archive.expanduser().stat().st_size
+    data = {**asdict(report), "path": str(archive), "bytes": size}
+    print_result(data, f"wrote {report.copied} pictures to {archive}", as_json)
+
+
+def import_(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="What export wrote.")],
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Make a collection from a file of export, or go on where an import stopped."""
+    from edje_qdrant.maintenance import import_collection
+
+    where = where_is(index, url)
+    report = import_collection(
+        archive, where, collection, progress=bar_shown(progress), api_key=api_key()
+    )
+    print_result(asdict(report), _copied(report, where), as_json)
+
+
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or address.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder or address.")],
+    collection: Collection = "images",
+    new_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The copy's name; the same by default.")
+    ] = None,
+    tokens_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the copy's tokens in side files in this folder, not in a server's payload.",
+        ),
+    ] = None,
+    engine: Engine = None,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a collection, from a folder to a server for example, without encoding again."""
+    from edje_qdrant.collection.collection import ImageCollection
+    from edje_qdrant.index.engines import check_engine
+    from edje_qdrant.maintenance import copy_collection
+
+    name = new_name or collection
+    check_engine(engine, folder="://" not in target)
+    if (_place(source), collection) == (_place(target), name):
+        raise ConfigError("source and target are the same collection; give --new-name")
+    with open_collection(source, collection) as opened:
+        key = api_key()
+        try:
+            copied = ImageCollection.open(target, name, tokens_folder=tokens_folder, api_key=key)
+        except CollectionNotFoundError:
+            copied = ImageCollection.create(
+                target, name, opened.contract, codec=opened.codec,
+                tokens=None if tokens_folder is None else "file",
+                tokens_folder=tokens_folder, engine=cast("EngineName | None", engine),
+                api_key=key,
+            )  # fmt: skip
+        with copied:
+            report = copy_collection(opened, copied, progress=bar_shown(progress))
+    print_result(asdict(report), _copied(report, target), as_json)
+
+
+def delete(
+    ids: Ids = None,
+    where: Where = None,
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    as_json: Json = False,
+) -> None:
+    """Delete pictures by id or by payload; `compact` frees what their tokens took."""
+    if not ids and not where:
+        raise ConfigError("say which pictures to delete: --id ID, or --where FIELD=VALUE")
+    # Also where damaged side files keep the collection from being opened otherwise.
+    with open_collection(where_is(index, url), collection, mend=True) as opened:
+        before = opened.count()
+        if ids:
+            opened.delete(ids)
+        if where:
+            opened.delete_matching(filter_of(where))
+        opened.flush()
+        left = opened.count()
+    data = {"deleted": before - left, "points": left}
+    print_result(data, f"{before - left} deleted; the collection holds {left}", as_json)
+
+
+def update(
+    fields: Annotated[
+        list[str],
+        typer.Argument(metavar="FIELD=VALUE...", help="VALUE is JSON, or else text."),
+    ],
+    ids: Ids = None,
+    where: Where = None,
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    as_json: Json = False,
+) -> None:
+    """Set fields of pictures' payloads."""
+    if not ids and not where:
+        raise ConfigError("say which pictures to update: --id ID, or --where FIELD=VALUE")
+    payload = dict(field_of(text) for text in fields)
+    with open_collection(where_is(index, url), collection, mend=True) as opened:
+        chosen = opened.existing(ids or [])
+        if where:
+            for page in opened.index.scroll(filter=filter_of(where), payload=False):
+                chosen |= {point.id for point in page}
+        opened.update_payload(dict.fromkeys(sorted(chosen), payload))
+        opened.flush()
+    print_result({"updated": len(chosen)}, f"{len(chosen)} updated", as_json)
+
+
+def add_collection_commands(app: typer.Typer) -> None:
+    """Put this module's commands into an application."""
+    for command in (verify, repair, compact, transcode, export, copy, delete, update):
+        app.command(command.__name__)(command)
+    app.command("fit-codec")(fit_codec)
+    app.command("import")(import_)
+
+
+def _place(location: str) -> str:
+    return location if "://" in location else str(Path(location).expanduser().resolve())
+
+
+def _findings(findings: tuple[Finding, ...]) -> list[str]:
+    lines = [f"  {f.image_id} {f.path or ''}: {f.kind}: {f.detail}" for f in findings[:_SHOWN]]
+    if len(findings) > _SHOWN:
+        lines.append(f"  and {len(findings) - _SHOWN} more, all listed by --json")
+    return lines
+
+
+def _compacted(report: CompactReport) -> str:
+    return (
+        f"{report.moved} pictures' tokens moved; side files took {report.bytes_before:,} bytes, "
+        f"now {report.bytes_after:,}"
+    )
+
+
+def _copied(report: CopyReport, where: str) -> str:
+    return f"{report.copied} pictures copied to {where}, {report.skipped} were there already"

@@ -1,0 +1,320 @@
+"""The command `eval`: measure models on annotated pictures.
+
+Nothing heavy is imported before the command runs.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from edje_qdrant.cli.loading import (
+    bar_shown,
+    load_model,
+    note_demo_model,
+    open_or_create,
+    print_result,
+    silence_libraries,
+)
+from edje_qdrant.cli.options import Collection, Device, Index, Json, Progress, where_is
+from edje_qdrant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edje_qdrant.evaluation.measure import Contender
+
+__all__ = ["EvalCommand", "calibrate", "evaluate", "gather_numbers"]
+
+_NUMBERS = "--num-candidates"
+
+
+class EvalCommand(TyperCommand):
+    """Take several numbers after `--num-candidates`, which options cannot."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        parsed: list[str] = super().parse_args(ctx, gather_numbers(args))
+        return parsed
+
+
+def gather_numbers(args: Sequence[str]) -> list[str]:
+    """Turn `--num-candidates 5 10 20` into `--num-candidates=5,10,20`, wherever it stands."""
+    rest: list[str] = []
+    numbers: list[str] = []
+    waiting = [*args]
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, value = argument.partition("=")
+        if argument == "--":
+            rest += [argument, *waiting]
+            break
+        if name != _NUMBERS:
+            rest.append(argument)
+        elif equals:
+            numbers.append(value)
+        elif not waiting or waiting[0].startswith("--"):
+            rest.append(argument)  # its value is missing, as the parser will say
+        else:
+            numbers.append(waiting.pop(0))
+            while waiting and re.fullmatch(r"[0-9,]+", waiting[0]):
+                numbers.append(waiting.pop(0))
+    return [f"{_NUMBERS}={','.join(numbers)}", *rest] if numbers else rest
+
+
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Annotations: .jsonl or .json with image and caption, or a Karpathy file; "
+            "'scenes' draws the demo's.",
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where pictures' paths start from; the file's own by default."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of a Karpathy file; 'test' under the Karpathy protocol, by default."),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="karpathy: one split is the pool; full: all splits are.")
+    ] = "karpathy",
+    direction: Annotated[
+        str, typer.Option(help="t2i (text to image), i2t (image to text) or both.")
+    ] = "both",
+    num_candidates: Annotated[
+        str | None,
+        typer.Option(
+            _NUMBERS,
+            metavar="N...",
+            help="Candidates reranked, one number or several, as in 5 10 20 50 100; "
+            "by default 10 under the Karpathy protocol and 50 with the full pool.",
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME_OR_PATH",
+            help="Model; several are compared with the first. By default the one that wrote the "
+            "collection, or else 'demo'.",
+        ),
+    ] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--codec",
+            metavar="NAME",
+            help="Codec of the collections made here; each model is measured with each. float16 "
+            "by default; int8, int4, pq16, pq24, pq32, pq48 (fitted to these pictures).",
+        ),
+    ] = None,
+    index: Index = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Address of a Qdrant server, which is never taken from the environment here: "
+            "pictures are added. An API key is read from EDJE_QDRANT_API_KEY.",
+        ),
+    ] = None,
+    collection: Collection = "images",
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where results go, and collections too without --index or --url.",
+        ),
+    ] = Path("edje-eval"),
+    in_memory: Annotated[
+        bool,
+        typer.Option("--in-memory", help="Exact cosines in memory instead of the vector engine."),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Take only the first pictures.")] = None,
+    device: Device = None,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Measure on annotated pictures how often the right answer comes first.
+
+    Pictures that the collection lacks are added to it.
+    """
+    numbers = _parsed(num_candidates)
+    silence_libraries()
+    from edje_qdrant.data.annotations import read_annotations
+    from edje_qdrant.evaluation.run import Settings
+    from edje_qdrant.evaluation.run import evaluate as run
+
+    shown = sys.stderr.isatty() if progress is None else progress
+    settings = Settings(
+        protocol=protocol,
+        split=split,
+        direction=direction,  # type: ignore[arg-type]
+        num_candidates=numbers,
+        in_memory=in_memory,
+        limit=limit,
+        progress=shown,
+    )
+    path = _scenes(out, limit, images, shown) if data == "scenes" else Path(data)
+    annotations = read_annotations(path, images=images)
+    with ExitStack() as stack:
+        contenders = _contenders(stack, model or [], codec or [], index, url, collection, device)
+        if data != "scenes":
+            for contender in contenders:
+                note_demo_model(contender.model)
+        report = run(annotations, contenders, out, settings, data=data)
+    print_result(report.as_dict(), report.text(), as_json)
+
+
+def calibrate(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Pictures and captions like those to be searched, as for eval, or 'scenes': drawn "
+            "ones.",
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME_OR_PATH", help="Model to calibrate.")
+    ] = "demo",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the model goes, calibration and all; by default the calibration is written "
+            "into the model's own folder.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where pictures' paths start from; the file's own by default."
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a Karpathy file; 'val' by default.")] = None,
+    candidates: Annotated[int, typer.Option(help="Pictures of the first stage to score.")] = 50,
+    limit: Annotated[int, typer.Option(help="Take only the first pictures.")] = 2000,
+    cutoff: Annotated[
+        float, typer.Option(help='Probability of a match that min_score="auto" asks for.')
+    ] = 0.5,
+    winners_lost: Annotated[
+        float, typer.Option(help="Share of queries whose best picture adaptive=True may miss.")
+    ] = 0.002,
+    device: Device = None,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Learn what a model's scores mean, for --min-score auto, --adaptive and probabilities."""
+    silence_libraries()
+    import tempfile
+
+    import torch
+
+    from edje_qdrant.data.annotations import read_annotations
+    from edje_qdrant.demo.annotated import CALIBRATION_SEED, SCENES, scene_matches, write_scenes
+    from edje_qdrant.evaluation.calibrate import calibrate as run
+    from edje_qdrant.evaluation.protocol import PROTOCOLS, choose
+    from edje_qdrant.model import EDJEModel
+
+    loaded = load_model(model, device, None)
+    folder = Path(loaded.name_or_path or "")
+    if out is None and not folder.is_dir():
+        raise ConfigError(
+            f"the model {model!r} has no folder of its own here to write to; name one with --out"
+        )
+    shown = bar_shown(progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        path, matches = Path(data), None
+        if data == "scenes":
+            count = max(20, min(limit, SCENES))
+            path = write_scenes(Path(scratch), count=count, seed=CALIBRATION_SEED, progress=shown)
+            matches = scene_matches(Path(scratch), count=count, seed=CALIBRATION_SEED)
+        annotations = read_annotations(path, images=images)
+        if split is None and any(one.part for one in annotations):
+            split = "val"
+        annotations, _, _ = choose(annotations, PROTOCOLS["karpathy"], split)
+        report = run(
+            loaded,
+            annotations,
+            data=data,
+            matches=matches,
+            num_candidates=candidates,
+            limit=limit,
+            cutoff_probability=cutoff,
+            winners_lost=winners_lost,
+            progress=shown,
+        )
+    if out is None:
+        report.calibration.save(folder)
+    else:
+        # Loaded again, as the weights in use may be of another precision than those stored.
+        stored = EDJEModel.from_pretrained(model, device="cpu", dtype=torch.float32)
+        stored.calibration = report.calibration
+        stored.save_pretrained(out)
+    where = str(out or folder)
+    print_result(
+        {**report.as_dict(), "model": where}, f"{report.text()}\nwritten to {where}", as_json
+    )
+
+
+def _parsed(numbers: str | None) -> tuple[int, ...]:
+    if numbers is None:
+        return ()
+    parts = [part for part in numbers.split(",") if part]
+    if not parts or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
+        raise ConfigError(f"{_NUMBERS} takes whole numbers, as in 5 10 20, not {numbers!r}")
+    return tuple(int(part) for part in parts)
+
+
+def _scenes(out: Path, limit: int | None, images: Path | None, progress: bool) -> Path:
+    from edje_qdrant.demo.annotated import SCENES, write_scenes
+
+    if images is not None:
+        raise ConfigError("the data 'scenes' is drawn into --out; leave --images out")
+    # The demo draws no fewer than twenty; of those, the first are taken.
+    return write_scenes(out, count=max(20, limit or SCENES), progress=progress)
+
+
+def _contenders(
+    stack: ExitStack,
+    models: Sequence[str],
+    codecs: Sequence[str],
+    index: str | None,
+    url: str | None,
+    collection: str,
+    device: str | None,
+) -> list[Contender]:
+    from edje_qdrant.evaluation.measure import Contender
+
+    if index is None and url is None:
+        contenders = []
+        for named in models or ["demo"]:
+            loaded = load_model(named, device, None)
+            for codec in codecs or ["float16"]:
+                label = f"{named} {codec}" if codecs else named
+                contenders.append(Contender(label, loaded, codec=codec))
+        return contenders
+    where = where_is(index, url)
+    if codecs:
+        raise ConfigError(
+            "--codec is for collections made here, and with --index or --url there is one already"
+        )
+    if len(models) > 1:
+        raise ConfigError(
+            "one collection holds one model's pictures; to compare several, leave --index and "
+            "--url out, and each gets a collection of its own in --out"
+        )
+    name = models[0] if models else None
+    opened, loaded = open_or_create(where, collection, name, device)
+    stack.enter_context(opened)
+    return [Contender(name or loaded.name_or_path or "model", loaded, opened)]

@@ -1,0 +1,157 @@
+"""Commands on pictures and the texts that go with them: match, classify, score-pairs.
+
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edje_qdrant.cli.loading import bar_shown, load_model, note_demo_model, print_result
+from edje_qdrant.cli.options import Device, Json, Progress
+
+if TYPE_CHECKING:
+    from edje_qdrant.pair_scoring.score import PairReport
+
+__all__ = ["add_pair_commands"]
+
+_TEMPLATE = "a photo of {}"
+
+Model = Annotated[
+    str, typer.Option("--model", metavar="NAME_OR_PATH", help="A name, a folder or a hub id.")
+]
+Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture's file.")]
+
+
+def match(
+    image: Picture,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts to rank.")],
+    model: Model = "demo",
+    device: Device = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Texts to return; all by default.")
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(help="Texts of the first stage to rerank; all by default."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank texts by how well they fit a picture."""
+    loaded = load_model(model, device, None)
+    from edje_qdrant.image_to_text.classify import match_texts
+
+    note_demo_model(loaded)
+    matches = match_texts(loaded, image, texts, top_k=top_k, num_candidates=candidates)
+    lines = [f"{'rank':>4}  {'score':>8}  {'first stage':>11}  text"]
+    for found in matches:
+        score = "-" if found.score is None else f"{found.score:.3f}"
+        lines.append(f"{found.rank:>4}  {score:>8}  {found.retrieval_rank:>11}  {found.text}")
+    data = {"image": str(image), "model": model, "matches": [asdict(found) for found in matches]}
+    print_result(data, "\n".join(lines), as_json)
+
+
+def classify(
+    image: Picture,
+    labels: Annotated[list[str], typer.Argument(metavar="LABEL", help="Labels to choose from.")],
+    model: Model = "demo",
+    device: Device = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help=f"Sentence with {{}} where the label goes, '{_TEMPLATE}' by default; repeat it "
+            "for more, whose scores are averaged.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell which of some labels fits a picture best, without training for them."""
+    loaded = load_model(model, device, None)
+    from edje_qdrant.image_to_text.classify import classify as classify_picture
+
+    note_demo_model(loaded)
+    found = classify_picture(loaded, image, labels, template=template or _TEMPLATE)
+    lines = [f"{'probability':>11}  {'score':>8}  label"]
+    lines += [f"{label.probability:>11.1%}  {label.score:>8.3f}  {label.label}" for label in found]
+    data = {"image": str(image), "model": model, "labels": [asdict(label) for label in found]}
+    print_result(data, "\n".join(lines), as_json)
+
+
+def score_pairs(
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAIRS", help='A .jsonl file, each line {"image": path, "caption": text}.'
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Where scores go; a run that was stopped goes on there."),
+    ],
+    model: Model = "demo",
+    device: Device = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep pairs whose score, a logit, is this or more.")
+    ] = None,
+    keep_top: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-top",
+            metavar="SHARE",
+            help="Keep this share of the pairs, the best, such as 0.3; written to a second file.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where relative picture paths start; the folder of PAIRS by default.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
+    workers: Annotated[int, typer.Option(help="Threads that read and decode.")] = 2,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Score each caption of a data set against its picture, and tell which pairs to keep."""
+    loaded = load_model(model, device, None)
+    from edje_qdrant.pair_scoring.score import score_pairs_file
+
+    note_demo_model(loaded)
+    report = score_pairs_file(
+        pairs,
+        out,
+        loaded,
+        images=images,
+        threshold=threshold,
+        keep_top=keep_top,
+        batch_size=batch_size,
+        workers=workers,
+        progress=bar_shown(progress),
+    )
+    print_result({**report.as_dict(), "model": model}, _report_text(report), as_json)
+
+
+def add_pair_commands(app: typer.Typer) -> None:
+    """Put the commands of this module under the program."""
+    app.command("match")(match)
+    app.command("classify")(classify)
+    app.command("score-pairs")(score_pairs)
+
+
+def _report_text(report: PairReport) -> str:
+    before = f", {report.resumed} of them before" if report.resumed else ""
+    lines = [
+        f"{report.pairs} pairs scored{before}, {report.failed} without a score, in "
+        f"{report.seconds:.1f} s: {report.out}"
+    ]
+    if report.kept is not None:
+        least = "" if report.threshold is None else f", score {report.threshold:g} or more"
+        lines.append(f"{report.kept} kept{least}: {report.kept_out or report.out}")
+    lines += [f"  {failure.path}: {failure.reason}" for failure in report.failures]
+    return "\n".join(lines)

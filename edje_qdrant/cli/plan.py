@@ -1,0 +1,113 @@
+"""The command `plan`: what a collection of a given size and load takes.
+
+Nothing heavy is imported before the command runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from edje_qdrant.cli.loading import print_result
+from edje_qdrant.cli.options import Json
+from edje_qdrant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edje_qdrant.planning.plan import Accelerator, Plan
+
+__all__ = ["plan"]
+
+
+def plan(
+    images: Annotated[float, typer.Option(help="Pictures: 1000000 or 1e6.", show_default=False)],
+    qps: Annotated[float, typer.Option(help="Searches a second at the peak.", show_default=False)],
+    codec: Annotated[str, typer.Option(help="How tokens are stored.")] = "float16",
+    candidates: Annotated[int, typer.Option(help="Pictures reranked a search.")] = 100,
+    num_tokens: Annotated[int, typer.Option(help="Tokens a picture.")] = 64,
+    token_dim: Annotated[int, typer.Option(help="Width of a token.")] = 384,
+    embedding_dim: Annotated[int, typer.Option(help="Width of a vector.")] = 1024,
+    replicas: Annotated[int, typer.Option(help="Copies of everything stored.")] = 1,
+    machine_ram_gb: Annotated[float, typer.Option(help="Memory of a machine, GB.")] = 256,
+    accelerator: Annotated[
+        str, typer.Option(metavar="gpu|cpu", help="What runs the joint encoder.")
+    ] = "gpu",
+    gpu_pairs_per_second: Annotated[
+        float | None, typer.Option(help="Your GPU's rate, in place of the shipped constant.")
+    ] = None,
+    cpu_pairs_per_second: Annotated[
+        float | None, typer.Option(help="Your core's rate, in place of the shipped constant.")
+    ] = None,
+    load: Annotated[
+        float, typer.Option(help="Share of processors' time and of memory to plan with.")
+    ] = 0.7,
+    as_json: Json = False,
+) -> None:
+    """Count the disk, memory, shards and GPUs or CPUs that a collection takes."""
+    from edje_qdrant.planning import plan as planning
+
+    if not images.is_integer():
+        raise ConfigError(f"--images is {images:g}; give a whole number, 1 or more")
+    found = planning.plan(
+        planning.Workload(
+            images=int(images),
+            qps=qps,
+            codec=codec,
+            candidates=candidates,
+            num_tokens=num_tokens,
+            token_dim=token_dim,
+            embedding_dim=embedding_dim,
+            replicas=replicas,
+            machine_ram_gb=machine_ram_gb,
+            accelerator=cast("Accelerator", accelerator),
+            gpu_pairs_per_second=gpu_pairs_per_second,
+            cpu_pairs_per_second=cpu_pairs_per_second,
+            load=load,
+        )
+    )
+    print_result(_as_dict(found), _as_text(found), as_json)
+
+
+def _as_dict(found: Plan) -> dict[str, Any]:
+    return asdict(found)
+
+
+def _as_text(found: Plan) -> str:
+    lines: list[str] = []
+    section = ""
+    for line in found.lines:
+        if line.section != section:
+            section = line.section
+            lines += ["", section] if lines else [section]
+        lines.append(f"  {line.what:<40} {_amount(line.value, line.unit):>18}  = {line.arithmetic}")
+    lines += [
+        "",
+        ", ".join(
+            name + _amount(value, unit)
+            for name, value, unit in (
+                ("disk ", found.disk_bytes, "bytes"),
+                ("memory ", found.ram_bytes, "bytes"),
+                ("", found.shards, "shards"),
+                ("", found.machines, "machines"),
+                ("", found.cores, "cores"),
+                ("", found.gpus, "GPUs"),
+            )
+        ),
+        "",
+        "counted with",
+    ]
+    for name, entry in found.constants.items():
+        how = entry["command"] if entry["measured"] else "not measured"
+        lines.append(f"  {name}: {entry['what']} ({entry['date']}; {entry['machine']}; {how})")
+    lines += ["", *(f"note: {note}" for note in found.notes)]
+    return "\n".join(lines)
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit.startswith("bytes"):
+        for name, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+            if value >= size:
+                return f"{value / size:,.2f} {name}{unit.removeprefix('bytes')}"
+    number = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.2f}"
+    return f"{number} {unit.removesuffix('s') if number == '1' else unit}"

@@ -1,0 +1,254 @@
+"""The command `search`: by text, by picture, by example, or on from a cursor.
+
+Nothing heavy is imported before the command runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from edje_qdrant.cli.loading import load_model, open_collection, print_result
+from edje_qdrant.cli.options import (
+    Collection,
+    Device,
+    Index,
+    Json,
+    Model,
+    Url,
+    Where,
+    filter_of,
+    where_is,
+)
+from edje_qdrant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edje_qdrant.index import Strategy
+    from edje_qdrant.search.options import Fusion, MinScore, OnMissing
+    from edje_qdrant.search.results import SearchResult
+    from edje_qdrant.search.retriever import TwoStageRetriever
+
+__all__ = ["search"]
+
+
+def search(
+    text: Annotated[
+        str | None,
+        typer.Argument(metavar="[TEXT]", help="What the picture shows.", show_default=False),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Look for what looks like this picture, not for TEXT."),
+    ] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID",
+            help="Look for more pictures like this one of the collection; repeat it for more. "
+            "With TEXT, what is found is ranked by it.",
+        ),
+    ] = None,
+    unlike: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="With --like: not like this one; repeat it for more."),
+    ] = None,
+    cursor: Annotated[
+        str | None,
+        typer.Option(metavar="CURSOR", help="Go on from the cursor that --json printed."),
+    ] = None,
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    model: Model = None,
+    device: Device = None,
+    top_k: Annotated[int, typer.Option("--top-k", help="Pictures to return.")] = 10,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            help="Pictures of the first stage to rerank; 100 by default, or --top-k if it is more."
+        ),
+    ] = None,
+    where: Where = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD", help="Of pictures with the same FIELD in their payload, only the best."
+        ),
+    ] = None,
+    fusion: Annotated[
+        str,
+        typer.Option(
+            metavar="rerank|rrf|blend",
+            help="What ranks: the joint encoder alone, reciprocal ranks of both stages, or a blend "
+            "of both scores.",
+        ),
+    ] = "rerank",
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", help="Milliseconds for the search; what is not scored by then follows."
+        ),
+    ] = None,
+    adaptive: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive", help="Stop scoring once it can hardly matter; see edje-qdrant calibrate."
+        ),
+    ] = False,
+    min_score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCORE|auto",
+            help="Leave out what scores lower; auto: what the model's calibration says.",
+        ),
+    ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Draw into FOLDER which regions of each hit, and which words, carried the match.",
+        ),
+    ] = None,
+    on_missing: Annotated[
+        str,
+        typer.Option(
+            metavar="error|first_stage",
+            help="What becomes of pictures whose tokens are missing or damaged: an error, or they "
+            "keep their first-stage place.",
+        ),
+    ] = "error",
+    as_json: Json = False,
+) -> None:
+    """Find the pictures that a text fits best, or that are like others."""
+    ways = [image is not None, bool(like or unlike), cursor is not None]
+    if sum(ways) > 1 or (text is not None and (ways[0] or ways[2])):
+        raise ConfigError(
+            "give one of TEXT, --image, --like and --cursor; only --like and --unlike take a TEXT"
+        )
+    if text is None and not any(ways):
+        raise ConfigError("say what to look for: TEXT, --image FILE, --like ID or --cursor CURSOR")
+    if explain is not None and text is None:
+        raise ConfigError("--explain draws how pictures match a TEXT; give one")
+    threshold = _min_score(min_score)
+    # With "first_stage", side files are looked at only where a candidate's tokens are read.
+    lenient = on_missing != "error"
+    with open_collection(where_is(index, url), collection, mend=lenient) as opened:
+        from edje_qdrant.search.retriever import TwoStageRetriever
+
+        retriever = TwoStageRetriever(opened, load_model(model, device, opened))
+        filter = filter_of(where or []) or None
+        number = max(100, top_k) if candidates is None else candidates
+        if cursor is not None:
+            result = retriever.resume(cursor, top_k=top_k)
+        elif image is not None:
+            result = retriever.search_by_image(image, top_k=top_k, filter=filter, group_by=group_by)
+        elif like or unlike:
+            result = _recommended(
+                retriever,
+                like or [],
+                unlike or [],
+                text=text,
+                top_k=top_k,
+                num_candidates=number,
+                filter=filter,
+                on_missing=cast("OnMissing", on_missing),
+            )
+        else:
+            assert text is not None
+            result = retriever.search(
+                text,
+                top_k=top_k,
+                num_candidates=number,
+                filter=filter,
+                group_by=group_by,
+                fusion=cast("Fusion", fusion),
+                budget_ms=budget_ms,
+                adaptive=adaptive,
+                min_score=threshold,
+                on_missing=cast("OnMissing", on_missing),
+            )
+        drawn = {} if explain is None else _explained(retriever, result, explain)
+    data, shown = _as_dict(result), _as_text(result)
+    if explain is not None:
+        data["explanations"] = drawn
+        shown += f"\n{len(drawn)} explanations drawn in {explain}"
+    print_result(data, shown, as_json)
+
+
+def _explained(
+    retriever: TwoStageRetriever, result: SearchResult, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Draw each hit's explanation; return id -> file, weights of words and heat.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+    from edje_qdrant.explain.heat_map import draw_explanation
+    from edje_qdrant.files import os_errors_as_store_errors
+
+    explained = {}
+    for hit in result:
+        explanation = retriever.explain(result.query, hit.image_id)
+        path = folder / f"{hit.rank:03d}-{hit.image_id}.png"
+        with os_errors_as_store_errors("write", path):
+            folder.mkdir(parents=True, exist_ok=True)
+            draw_explanation(hit.payload["path"], explanation).save(path)
+        explained[hit.image_id] = {"file": str(path), **explanation.as_dict()}
+    return explained
+
+
+def _recommended(
+    retriever: TwoStageRetriever, like: list[str], unlike: list[str], **options: Any
+) -> SearchResult:
+    # What is only disliked has no average to look near to.
+    strategy: Strategy = "average_vector" if like else "best_score"
+    return retriever.recommend(like, unlike, strategy=strategy, **options)
+
+
+def _min_score(text: str | None) -> MinScore | None:
+    if text is None or text == "auto":
+        return cast("MinScore | None", text)
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"--min-score takes a number or auto, not {text!r}") from error
+
+
+def _as_dict(result: SearchResult) -> dict[str, Any]:
+    return {
+        "query": result.query,
+        "hits": [asdict(hit) for hit in result],
+        "timings_ms": {name: round(ms, 3) for name, ms in result.timings.as_dict().items()},
+        "candidates": result.candidates,
+        "scored": result.scored,
+        "degraded": result.degraded,
+        "reason": result.reason,
+        "cursor": result.cursor,
+    }
+
+
+def _as_text(result: SearchResult) -> str:
+    if not result.hits:
+        return "nothing found"
+    sure = any(hit.probability is not None for hit in result)
+    head = f"{'rank':>4}  {'score':>8}  {'match':>6}  " if sure else f"{'rank':>4}  {'score':>8}  "
+    lines = [f"{head}{'first stage':>11}  picture"]
+    for hit in result:
+        moved = hit.retrieval_rank - hit.rank
+        arrow = "↑" if moved > 0 else "↓" if moved < 0 else "="
+        shown = hit.payload.get("path", hit.image_id)
+        score = "-" if hit.score is None else f"{hit.score:.3f}"
+        match = "-" if hit.probability is None else f"{hit.probability:.0%}"
+        middle = f"{match:>6}  " if sure else ""
+        group = "" if hit.group is None else f"  ({hit.group})"
+        lines.append(
+            f"{hit.rank:>4}  {score:>8}  {middle}{hit.retrieval_rank:>9} {arrow}  {shown}{group}"
+        )
+    if result.reason:
+        lines.append(f"degraded: {result.reason}")
+    stages = result.timings.as_dict()
+    lines.append(", ".join(f"{name} {ms:.1f} ms" for name, ms in stages.items()))
+    return "\n".join(lines)

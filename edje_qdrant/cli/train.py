@@ -1,0 +1,94 @@
+"""The command `train`: make a model as a recipe says.
+
+Nothing heavy is imported before the command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edje_qdrant.cli.loading import check_device, print_result, silence_libraries
+from edje_qdrant.cli.options import Device, Json, Progress
+from edje_qdrant.errors import ConfigError
+
+__all__ = ["train"]
+
+
+def train(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the model goes.")],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="A recipe, .toml, or the recipe.json of an earlier run (see examples/recipes); "
+            "'demo' is the bundled model's.",
+        ),
+    ] = "demo",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a setting of the recipe: --set optimisation.steps=500. May be repeated.",
+        ),
+    ] = None,
+    cache_vision: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Encode each picture once, into this folder, and train from there.",
+        ),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Recipes with scenes: where drawings and checkpoints go; OUT.work by default.",
+        ),
+    ] = None,
+    device: Device = None,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model; a run that was stopped goes on where it was."""
+    check_device(device)
+    silence_libraries()
+    from edje_qdrant.demo.recipe import DEMO_RECIPE, read_demo_recipe, train_demo
+    from edje_qdrant.training.distributed import rank
+    from edje_qdrant.training.recipe import read_recipe, read_settings
+    from edje_qdrant.training.run import train as run
+
+    path = DEMO_RECIPE if recipe == "demo" else Path(recipe)
+    changed = dict(_change(text) for text in changes or [])
+    if "scenes" in read_settings(path):
+        if cache_vision is not None:
+            raise ConfigError("a recipe with scenes keeps its cache in --work, not --cache-vision")
+        place = work or out.with_name(f"{out.name}.work")
+        report = train_demo(out, place, read_demo_recipe(path, changed), device=device)
+        model = out
+    else:
+        if work is not None:
+            raise ConfigError("--work is for recipes with scenes; all of this run goes to --out")
+        if cache_vision is not None:
+            changed["data.cache_vision"] = str(cache_vision)
+        shown = sys.stderr.isatty() if progress is None else progress
+        report = run(read_recipe(path, changed), out, device=device, progress=shown)
+        model = Path(report["model"])
+    if rank() == 0:
+        print_result(report, f"wrote {model}; use it with --model {model}", as_json)
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """Read `name=value`; the value is JSON where it can be, else text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--set takes NAME=VALUE, not {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,0 +1,127 @@
+"""Checks on what is written to a collection, before anything is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.contract import TokenContract
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.index import TOKENS_KEY
+from edje_qdrant.index import validate as checks
+from edje_qdrant.tokens.codecs import Codec, codec_for
+from edje_qdrant.types import Payload, Point
+
+__all__ = ["check_points", "check_reserved", "check_tokens", "fitted_codec"]
+
+
+def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
+    """Return the codec that a collection of this contract is to use.
+
+    Raises:
+        ConfigError: There is none of that name, it has to be fitted first, it is for tokens of
+            another shape, or the contract's tokens cannot be kept.
+    """
+    if contract.dtype != "float16":
+        raise ConfigError(
+            f"the contract's dtype is {contract.dtype!r}; collections keep float16 tokens"
+        )
+    if isinstance(codec, str):
+        codec = codec_for(codec, contract.num_tokens, contract.token_dim)
+    if (codec.num_tokens, codec.token_dim) != (contract.num_tokens, contract.token_dim):
+        raise ConfigError(
+            f"the codec {codec.name} is for {codec.num_tokens} x {codec.token_dim} tokens, the "
+            f"contract's are {contract.num_tokens} x {contract.token_dim}"
+        )
+    if not codec.fitted:
+        raise ConfigError(
+            f"the codec {codec.name} has a codebook, which has to be fitted to tokens first: pass "
+            f"codec_for({codec.name!r}, ...).fit(tokens), or use `edje-qdrant ingest --codec "
+            f"{codec.name}`, which fits one to a sample of the source"
+        )
+    return codec
+
+
+def check_points(
+    contract: TokenContract,
+    image_ids: Sequence[str],
+    embeddings: NDArray[np.float32],
+    payloads: Sequence[Payload],
+    *,
+    of: str = "picture",
+) -> None:
+    """Refuse what the index would refuse later.
+
+    Args:
+        contract: Of the collection.
+        image_ids: `n` UUID strings.
+        embeddings: `(n, d)` float32.
+        payloads: `n` JSON objects.
+        of: What the embeddings are of, for messages.
+
+    Raises:
+        ConfigError: Numbers, shapes or dtypes do not fit the contract, an embedding is not finite,
+            or an id or a payload cannot be stored.
+    """
+    shape = (len(image_ids), contract.embedding_dim)
+    _check_numbers("embeddings", image_ids, embeddings, shape, np.dtype(np.float32), of)
+    if len(payloads) != len(image_ids):
+        raise ConfigError(f"{len(payloads)} payloads for {len(image_ids)} ids; give one for each")
+    check_reserved(dict(zip(image_ids, payloads, strict=True)))
+    checks.check_points(
+        [
+            Point(image_id, embedding, payload)
+            for image_id, embedding, payload in zip(image_ids, embeddings, payloads, strict=True)
+        ],
+        contract.embedding_dim,
+    )
+
+
+def check_reserved(payloads: Mapping[str, Payload]) -> None:
+    """Refuse payloads with the key that is this package's own.
+
+    Raises:
+        ConfigError: One has it; names the picture.
+    """
+    for image_id, payload in payloads.items():
+        if TOKENS_KEY in payload:
+            raise ConfigError(
+                f"the payload of {image_id} has the key {TOKENS_KEY!r}, which is reserved; "
+                "rename it"
+            )
+
+
+def check_tokens(
+    contract: TokenContract, image_ids: Sequence[str], tokens: NDArray[np.float16]
+) -> None:
+    """Refuse tokens that mean nothing, whether or not the codec could keep them.
+
+    Raises:
+        ConfigError: Shape or dtype do not fit the contract, or a token is not finite.
+    """
+    shape = (len(image_ids), contract.num_tokens, contract.token_dim)
+    _check_numbers("tokens", image_ids, tokens, shape, np.dtype(np.float16), "picture")
+
+
+def _check_numbers(
+    what: str,
+    image_ids: Sequence[str],
+    array: NDArray[Any],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    of: str,
+) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        raise ConfigError(
+            f"{what} must be {dtype} of shape {shape} for {len(image_ids)} ids, as the "
+            f"collection's contract says, not {array.dtype} of shape {array.shape}"
+        )
+    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1) if len(array) else np.array([])
+    if bad.any():
+        raise ConfigError(
+            f"{what} of {of} {image_ids[int(bad.argmax())]} hold NaN or infinity; "
+            "check the encoder's precision and its input"
+        )

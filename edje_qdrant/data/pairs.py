@@ -1,0 +1,194 @@
+"""Pictures with captions, wherever they lie: annotation files, tar shards, Hugging Face data."""
+
+from __future__ import annotations
+
+import glob
+import os
+from functools import cached_property
+from hashlib import blake2b
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from edje_qdrant.data.annotations import group_by_image, read_annotations
+from edje_qdrant.data.hf_datasets import DatasetPairs
+from edje_qdrant.data.webdataset import TarPairs
+from edje_qdrant.errors import ConfigError, MissingExtraError
+from edje_qdrant.images import MAX_PIXELS, open_upright, to_rgb
+
+__all__ = ["AnnotatedPairs", "DatasetPairs", "PairSource", "TarPairs", "open_pairs"]
+
+_ANNOTATION_SUFFIXES = (".json", ".jsonl")
+
+
+class PairSource(Protocol):
+    """Give pictures and what is said of them, by row; several threads may read at once."""
+
+    @property
+    def name(self) -> str:
+        """Return what messages and logs call this source."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return hexadecimal digits that change with the pictures; captions do not matter."""
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        """Return at least one caption, none blank."""
+
+    def key(self, row: int) -> str:
+        """Return what the picture is called; equal pictures have equal keys."""
+
+    def open(self, row: int) -> Image.Image:
+        """Return the picture upright and in RGB.
+
+        Raises:
+            ImageReadError: It cannot be read; the error names the file, member or row.
+        """
+
+
+class AnnotatedPairs:
+    """Read pictures that lie in files, and their captions from an annotation file.
+
+    A picture that is named more than once is one row with all its captions.
+
+    Args:
+        path: What `read_annotations` reads.
+        images: Folder that relative paths start from; the annotation file's own by default.
+        split: Which part of a Karpathy file.
+        max_pixels: Larger pictures are refused.
+
+    Raises:
+        ConfigError: The annotation file is wrong; pictures are not looked at.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        images: str | Path | None = None,
+        split: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.name = f"{path}" if split is None else f"{path} ({split})"
+        self._rows = group_by_image(read_annotations(path, images=images, split=split))
+        self._max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a digest of every picture's path, size and time of change."""
+        digest = blake2b(digest_size=16)
+        for row in self._rows:
+            try:
+                status = os.stat(row.image)
+                seen = (status.st_size, status.st_mtime_ns)
+            except (OSError, ValueError):
+                seen = (-1, -1)
+            digest.update(repr((row.image, *seen)).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        """Return what is said of the picture."""
+        return self._rows[row].captions
+
+    def key(self, row: int) -> str:
+        """Return the picture's path."""
+        return self._rows[row].image
+
+    def open(self, row: int) -> Image.Image:
+        """Return the picture upright and in RGB.
+
+        Raises:
+            ImageReadError: It cannot be read.
+        """
+        path = self._rows[row].image
+        return to_rgb(open_upright(path, path, max_pixels=self._max_pixels))
+
+
+def open_pairs(
+    path: str | Path,
+    *,
+    images: str | Path | None = None,
+    split: str | None = None,
+    image_column: str = "image",
+    caption_column: str = "caption",
+    max_pixels: int = MAX_PIXELS,
+) -> PairSource:
+    """Open a source by what its path looks like.
+
+    Args:
+        path: An annotation file (`.json`, `.jsonl`); a tar shard or a pattern of several
+            (`shard-{000..009}.tar`, `shards/*.tar`); or a folder that `datasets` saved.
+        images: Of an annotation file: folder that relative paths start from.
+        split: Of a Karpathy file or a folder with several splits: which one.
+        image_column: Of a `datasets` folder.
+        caption_column: Of a `datasets` folder.
+        max_pixels: Larger pictures are refused.
+
+    Raises:
+        ConfigError: It is none of these, or does not hold what it should.
+        MissingExtraError: It is a `datasets` folder, and `datasets` is not installed.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        dataset = _load_dataset(folder, split)
+        _refuse(path, "a datasets folder", images=images)
+        return DatasetPairs(
+            dataset,
+            image_column=image_column,
+            caption_column=caption_column,
+            max_pixels=max_pixels,
+            name=f"{path}" if split is None else f"{path} ({split})",
+        )
+    if folder.suffix.lower() in _ANNOTATION_SUFFIXES:
+        return AnnotatedPairs(path, images=images, split=split, max_pixels=max_pixels)
+    if (
+        ".tar" in folder.name.lower()
+        or folder.suffix.lower() == ".tgz"
+        or glob.has_magic(f"{path}")
+    ):
+        _refuse(path, "a tar shard", images=images, split=split)
+        return TarPairs(path, max_pixels=max_pixels)
+    what = "is none that is known" if folder.exists() else "does not exist"
+    raise ConfigError(
+        f"the training data {path} {what}; give a .json or .jsonl file of pictures and captions, "
+        ".tar shards, or a folder written by datasets.save_to_disk"
+    )
+
+
+def _refuse(path: str | Path, kind: str, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{path} is {kind}, which {name}={str(value)!r} does not fit")
+
+
+def _load_dataset(folder: Path, split: str | None) -> Any:
+    splits = (folder / "dataset_dict.json").is_file()
+    if not splits and not (folder / "dataset_info.json").is_file():
+        raise ConfigError(
+            f"the folder {folder} was not written by datasets.save_to_disk; for tar shards give "
+            f"a pattern ({folder / '*.tar'}), for pictures in files a .json or .jsonl file"
+        )
+    try:
+        datasets = import_module("datasets")
+    except ImportError as error:
+        raise MissingExtraError("datasets", "train") from error
+    try:
+        loaded = datasets.load_from_disk(os.fspath(folder))
+    except Exception as error:  # pyarrow and datasets raise whatever their parsers raise
+        raise ConfigError(f"cannot read the data set {folder}: {error}") from error
+    if not splits:
+        _refuse(folder, "a data set without splits", split=split)
+        return loaded
+    known = ", ".join(loaded)
+    if split is None or split not in loaded:
+        asked = "" if split is None else f", not {split!r}"
+        raise ConfigError(f"the data set {folder} has the splits {known}{asked}; choose one")
+    return loaded[split]

@@ -1,0 +1,241 @@
+"""Pictures and captions in WebDataset shards: plain tar files, read by seek."""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from edje_qdrant.data.caption_filter import captions_of
+from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.images import MAX_PIXELS, open_upright, to_rgb, words
+from edje_qdrant.types import FailedImage
+
+__all__ = ["TarPairs", "expand_shards"]
+
+_PICTURES = ("jpg", "jpeg", "png", "webp")
+# WebDataset's rule: a sample's members share their path up to the first dot of its last part.
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ\x00": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """Place a file within a shard."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Hold one picture's place and what is said of it."""
+
+    shard: str
+    key: str
+    picture: _Member
+    captions: tuple[str, ...]
+
+
+class TarPairs:
+    """Read WebDataset shards, in any order of rows.
+
+    Members that share their name up to its first dot are one sample: the picture is its `.jpg`,
+    `.jpeg`, `.png` or `.webp`; captions are its `.txt`, or the field `caption` of its `.json`, a
+    text or a list of texts. Headers and captions are read once, when the shards are opened.
+
+    Args:
+        paths: A path, a glob or a brace pattern (`shard-{000..009}.tar`), or several of them.
+        max_pixels: Larger pictures are refused.
+
+    Attributes:
+        name: For messages and logs.
+        skipped: Samples without picture or caption, and what of a damaged shard is lost.
+
+    Raises:
+        ConfigError: A shard is missing, compressed or no tar file, or there is no sample.
+    """
+
+    def __init__(
+        self, paths: str | Path | Sequence[str | Path], *, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+        self.name = ", ".join(f"{path}" for path in given)
+        self._shards = expand_shards(given)
+        self._max_pixels = max_pixels
+        self._samples: list[_Sample] = []
+        skipped: list[FailedImage] = []
+        for shard in self._shards:
+            for item in _index(shard):
+                if isinstance(item, _Sample):
+                    self._samples.append(item)
+                else:
+                    skipped.append(item)
+        self.skipped = tuple(skipped)
+        if not self._samples:
+            why = f"; the first of {len(skipped)} skipped: {skipped[0].reason}" if skipped else ""
+            raise ConfigError(f"no picture with a caption in {self.name}{why}")
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a digest of the shards' paths, sizes and times, and of the pictures' places."""
+        digest = blake2b(digest_size=16)
+        for shard in self._shards:
+            status = os.stat(shard)
+            digest.update(repr((shard, status.st_size, status.st_mtime_ns)).encode())
+        for sample in self._samples:
+            place = (sample.key, sample.picture.offset, sample.picture.size)
+            digest.update(repr(place).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        """Return what is said of the picture."""
+        return self._samples[row].captions
+
+    def key(self, row: int) -> str:
+        """Return the shard's path and the sample's key."""
+        return f"{self._samples[row].shard}:{self._samples[row].key}"
+
+    def open(self, row: int) -> Image.Image:
+        """Return the picture upright and in RGB; each call opens the shard for itself.
+
+        Raises:
+            ImageReadError: It cannot be read.
+        """
+        sample = self._samples[row]
+        where = f"{sample.shard}:{sample.picture.name}"
+        try:
+            with open(sample.shard, "rb") as file:
+                data = _read(file, sample.picture)
+        except OSError as error:
+            raise ImageReadError(where, words(error)) from error
+        return to_rgb(open_upright(io.BytesIO(data), where, max_pixels=self._max_pixels))
+
+
+def expand_shards(patterns: Sequence[str | Path]) -> list[str]:
+    """Return the absolute paths of the shards that paths, globs and brace patterns name.
+
+    Raises:
+        ConfigError: A path does not exist, or a pattern matches none.
+    """
+    shards = []
+    for pattern in patterns:
+        for path in _braces(os.fspath(pattern)):
+            found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+            missing = [shard for shard in found or [path] if not os.path.isfile(shard)]
+            if missing:
+                raise ConfigError(f"there is no tar shard {missing[0]}; check {pattern}")
+            shards += [os.path.abspath(shard) for shard in found]
+    return list(dict.fromkeys(shards))
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    if match := _RANGE.search(pattern):
+        first, last = match.groups()
+        filled = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+    elif match := _LIST.search(pattern):
+        filled = match[1].split(",")
+    else:
+        yield pattern
+        return
+    for part in filled:
+        yield from _braces(pattern[: match.start()] + part + pattern[match.end() :])
+
+
+def _index(shard: str) -> Iterator[_Sample | FailedImage]:
+    """Yield what a shard holds, in the order in which samples begin."""
+    samples: dict[str, dict[str, _Member]] = {}
+    damage = None
+    try:
+        with open(shard, "rb") as file:
+            start = file.read(8)
+            for magic, tool in _COMPRESSED.items():
+                if start.startswith(magic):
+                    raise ConfigError(
+                        f"{shard} is compressed, and members of a compressed tar cannot be read "
+                        f"one by one; unpack it once with {tool}, and keep the .tar"
+                    )
+            file.seek(0)
+            damage = _members(file, samples)
+            for key, members in samples.items():
+                yield _sample(shard, key, members, file)
+    except tarfile.TarError as error:
+        raise ConfigError(f"{shard} is no tar file: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the shard {shard}: {words(error)}") from error
+    if damage is not None:
+        yield FailedImage(shard, f"damaged, and what follows is lost: {damage}")
+
+
+def _members(file: BinaryIO, samples: dict[str, dict[str, _Member]]) -> str | None:
+    """Gather a shard's members by sample; return what ended it early, if anything did."""
+    size = os.fstat(file.fileno()).st_size
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        try:
+            while member := tar.next():
+                tar.members.clear()  # type: ignore[attr-defined]  # or it remembers all of them
+                match = _MEMBER.fullmatch(member.name)
+                if match is None or not member.isreg() or member.issparse():
+                    continue
+                key, suffix = match[1], match[2].lower()
+                if member.offset_data + member.size > size:
+                    return f"the file ends within {member.name}"
+                place = _Member(member.name, member.offset_data, member.size)
+                samples.setdefault(key, {})[suffix] = place
+            file.seek(tar.offset)
+        except tarfile.TarError as error:
+            return str(error)
+    # tarfile takes a broken header for the end.
+    return "a broken header" if file.read(_BLOCK).strip(b"\0") else None
+
+
+def _sample(
+    shard: str, key: str, members: dict[str, _Member], file: BinaryIO
+) -> _Sample | FailedImage:
+    where = f"{shard}:{key}"
+    picture = next((members[suffix] for suffix in _PICTURES if suffix in members), None)
+    if picture is None:
+        return FailedImage(where, f"no picture among its members ({', '.join(members)})")
+    captions: tuple[str, ...] = ()
+    try:
+        if "txt" in members:
+            captions = captions_of(_read(file, members["txt"]).decode("utf-8-sig"))
+        if not captions and "json" in members:
+            fields = json.loads(_read(file, members["json"]).decode("utf-8-sig"))
+            captions = captions_of(fields.get("caption") if isinstance(fields, dict) else None)
+    except (ValueError, RecursionError) as error:
+        return FailedImage(where, f"its caption cannot be read: {words(error)}")
+    if not captions:
+        return FailedImage(where, 'no caption: neither a .txt nor a "caption" in a .json')
+    return _Sample(shard, key, picture, captions)
+
+
+def _read(file: BinaryIO, member: _Member) -> bytes:
+    file.seek(member.offset)
+    data = file.read(member.size)
+    if len(data) < member.size:
+        raise OSError("the shard is shorter than it was when it was opened")
+    return data

@@ -1,0 +1,1 @@
+"""Explanations of scores: which image regions a text matches."""

@@ -1,0 +1,1 @@
+"""Search in the other direction: captions and labels for an image."""

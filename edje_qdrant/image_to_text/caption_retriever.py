@@ -1,0 +1,277 @@
+"""Find captions for a picture in two stages: the index finds candidates, the joint encoder ranks.
+
+The picture is encoded once: its embedding asks the index, its tokens are what every candidate is
+read against.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from edje_qdrant.checks import check_number
+from edje_qdrant.collection.references import user_payload
+from edje_qdrant.errors import ConfigError, StoreError
+from edje_qdrant.image_to_text.caption_collection import (
+    TEXT_KEY,
+    CaptionCollection,
+    caption_ids,
+    with_texts,
+)
+from edje_qdrant.index import Filter
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.named import model_for
+from edje_qdrant.model.queries import ImageQuery, encode_query
+from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.text import clean_caption
+from edje_qdrant.types import Candidate, Payload, Timings
+
+__all__ = ["CaptionHit", "CaptionResult", "CaptionRetriever"]
+
+_TEXTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionHit:
+    """Hold one caption of a search result.
+
+    Attributes:
+        caption_id: UUID string, made from the cleaned text.
+        text: The caption, as it was first added.
+        score: The joint encoder's logit; higher is better. Comparable within one query.
+        rank: Place after reranking, from 1.
+        retrieval_score: The first stage's cosine.
+        retrieval_rank: Place in the first stage, from 1.
+        payload: What was stored with the caption, its text left out.
+    """
+
+    caption_id: str
+    text: str
+    score: float
+    rank: int
+    retrieval_score: float
+    retrieval_rank: int
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionResult(Sequence[CaptionHit]):
+    """Hold the captions found for one picture: a sequence of hits, best first.
+
+    Attributes:
+        hits: Best first.
+        timings: Milliseconds by stage; `fetch` is 0, as captions come with the candidates.
+    """
+
+    hits: tuple[CaptionHit, ...]
+    timings: Timings
+
+    @overload
+    def __getitem__(self, index: int) -> CaptionHit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[CaptionHit, ...]: ...
+    def __getitem__(self, index: int | slice) -> CaptionHit | tuple[CaptionHit, ...]:
+        return self.hits[index]
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[CaptionHit]:
+        return iter(self.hits)
+
+
+class CaptionRetriever:
+    """Find captions by picture.
+
+    Args:
+        collection: Where to search; `close` closes it.
+        model: The one that wrote the collection.
+        reranker: Scores candidates; one of the model's with default settings where none is given.
+
+    Raises:
+        ContractMismatchError: Another model wrote the collection.
+
+    Examples:
+        >>> with CaptionRetriever.open("photos") as retriever:
+        ...     for hit in retriever.search("kite.jpg", top_k=5):
+        ...         print(hit.rank, hit.retrieval_rank, hit.text)
+    """
+
+    def __init__(
+        self, collection: CaptionCollection, model: EDJEModel, *, reranker: Reranker | None = None
+    ) -> None:
+        collection.require(model.contract())
+        self._collection = collection
+        self._model = model
+        self._reranker = reranker or Reranker(model)
+
+    @classmethod
+    def open(
+        cls,
+        location: Any,
+        name: str = "captions",
+        *,
+        model: EDJEModel | str | Path | None = None,
+        device: str | torch.device | None = None,
+        api_key: str | None = None,
+        prefer_grpc: bool = False,
+        timeout: int = 30,
+    ) -> CaptionRetriever:
+        """Open a collection with the model that wrote it.
+
+        Args:
+            location: A folder, `"http://..."`, `"https://..."` or a `QdrantClient`.
+            name: The collection's.
+            model: A model, or what `EDJEModel.from_pretrained` takes; by default what the
+                collection's contract names.
+            device: Where a model that is loaded here goes; CUDA where there is one, by default.
+            api_key: Sent with every request to a server.
+            prefer_grpc: Use gRPC for large transfers.
+            timeout: Seconds to wait for one answer of a server.
+
+        Raises:
+            CollectionNotFoundError: There is no such collection.
+            CollectionLockedError: Another process has the folder open.
+            ContractMismatchError: The model is not the one that wrote the collection.
+            CheckpointError: The model cannot be loaded.
+            ConfigError: An argument cannot be used, or no model is named.
+            StoreError: The collection holds pictures, or cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        collection = CaptionCollection.open(
+            location, name, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout
+        )
+        try:
+            return cls(collection, model_for(collection, model, device=device))
+        except BaseException:
+            collection.close()
+            raise
+
+    @property
+    def collection(self) -> CaptionCollection:
+        """Return the collection searched."""
+        return self._collection
+
+    @property
+    def model(self) -> EDJEModel:
+        """Return the model that encodes and scores."""
+        return self._model
+
+    def add(self, texts: Sequence[str], payloads: Sequence[Payload] | None = None) -> list[str]:
+        """Encode captions that the collection lacks, and add them; it is flushed at the end.
+
+        Args:
+            texts: Any number of captions; see `CaptionCollection.add`.
+            payloads: One JSON object a caption, to return with hits.
+
+        Returns:
+            The captions' ids, in order.
+
+        Raises:
+            ConfigError: A caption has no word in it, or payloads do not fit; nothing was written.
+            StoreError: As `CaptionCollection.add`.
+            EngineUnavailableError: As `CaptionCollection.add`.
+        """
+        ids = caption_ids(texts)
+        with_texts(texts, payloads)  # refused before anything is encoded
+        for start in range(0, len(ids), _TEXTS):
+            rows = range(start, min(start + _TEXTS, len(ids)))
+            there = self._collection.existing([ids[row] for row in rows])
+            fresh = [row for row in rows if ids[row] not in there]
+            new = [texts[row] for row in fresh]
+            kept = None if payloads is None else [payloads[row] for row in fresh]
+            if new:
+                self._collection.add(new, self._model.encode_texts(new), kept)
+        self._collection.flush()
+        return ids
+
+    def search(
+        self,
+        image: ImageQuery,
+        *,
+        top_k: int = 10,
+        num_candidates: int = 100,
+        filter: Filter | None = None,
+    ) -> CaptionResult:
+        """Find the captions that fit a picture best.
+
+        Args:
+            image: A path, a picture that Pillow opened, or an `ImageEncoding` of one picture, such
+                as `ImageCollection.encodings` reads back.
+            top_k: Hits to return; fewer where there are fewer captions.
+            num_candidates: Captions of the first stage to rerank.
+            filter: Which captions to look among, by their payload: `{"language": "en"}`.
+
+        Returns:
+            Hits, best first, equal scores in the first stage's order.
+
+        Raises:
+            ConfigError: The picture is none, `top_k` is below 1, `num_candidates` is below `top_k`,
+                or the filter cannot be used.
+            ImageReadError: The picture cannot be read.
+            StoreError: The collection cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        check_number("top_k", top_k)
+        check_number("num_candidates", num_candidates)
+        if num_candidates < top_k:
+            raise ConfigError(
+                f"num_candidates is {num_candidates} and top_k {top_k}; hits are chosen among the "
+                "candidates, so raise num_candidates or lower top_k"
+            )
+        began = time.perf_counter()
+        picture = encode_query(self._model, image)
+        encoded = time.perf_counter()
+        found = self._collection.search(picture.embeddings, num_candidates, filter)[0]
+        retrieved = time.perf_counter()
+        texts = [self._text(candidate) for candidate in found]
+        tokens = np.broadcast_to(picture.tokens, (len(found), *picture.tokens.shape[1:]))
+        scores = self._reranker.score_pairs(texts, tokens)
+        reranked = time.perf_counter()
+        hits = tuple(
+            CaptionHit(
+                caption_id=found[row].image_id,
+                text=texts[row],
+                score=float(scores[row]),
+                rank=rank,
+                retrieval_score=found[row].score,
+                retrieval_rank=found[row].rank,
+                payload={
+                    k: v for k, v in user_payload(found[row].payload).items() if k != TEXT_KEY
+                },
+            )
+            for rank, row in enumerate(np.argsort(-scores, kind="stable")[:top_k].tolist(), start=1)
+        )
+        timings = Timings(
+            encode=1000 * (encoded - began),
+            retrieve=1000 * (retrieved - encoded),
+            fetch=0.0,
+            rerank=1000 * (reranked - retrieved),
+        )
+        return CaptionResult(hits, timings)
+
+    def _text(self, candidate: Candidate) -> str:
+        text = candidate.payload.get(TEXT_KEY)
+        if not isinstance(text, str) or not clean_caption(text):
+            c = self._collection
+            raise StoreError(
+                f"the caption {candidate.image_id} in {c.name!r} at {c.location} has no text: "
+                "something else wrote to the collection; delete it, and add it again"
+            )
+        return text
+
+    def close(self) -> None:
+        """Close the collection; a second call does nothing."""
+        self._collection.close()
+
+    def __enter__(self) -> CaptionRetriever:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""Qdrant Edge as a vector index in a local folder."""

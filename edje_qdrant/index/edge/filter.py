@@ -1,0 +1,242 @@
+"""Filters in the words of Qdrant's client, turned into the embedded engine's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime, time, timezone
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.index.filters.validate import KINDS, clauses
+
+if TYPE_CHECKING:
+    import qdrant_edge
+    from qdrant_client import models
+
+__all__ = ["edge_conditions", "edge_value"]
+
+# Degrees of a box, at most, and by which boxes overlap.
+_BOX_WIDTH = 120.0
+_BOX_HEIGHT = 60.0
+_OVERLAP = 1.0
+
+# Degrees of a polygon, at most; it cannot be cut so easily.
+_POLYGON_WIDTH = 359.9
+_POLYGON_HEIGHT = 179.9
+
+
+def edge_value(value: str | int) -> qdrant_edge.MatchValue:
+    """Return the condition that a value is equal.
+
+    Raises:
+        ConfigError: It is True or False, and NumPy's are numbers here.
+    """
+    from qdrant_edge import MatchValue
+
+    if not isinstance(value, bool):
+        return MatchValue(value)
+    # The engine's binding takes Python's True for the number 1, but not NumPy's.
+    match = MatchValue(np.bool_(value))  # type: ignore[arg-type]
+    if not isinstance(match.value, bool):
+        raise ConfigError(
+            "an embedded collection can be filtered by True and False with NumPy 2 only; "
+            "run: pip install 'numpy>=2'"
+        )
+    return match
+
+
+def edge_conditions(filter: models.Filter, where: str = "filter") -> qdrant_edge.Filter:
+    """Return the same filter for the embedded engine; `check_conditions` must have passed it.
+
+    Raises:
+        ConfigError: It holds a condition that this engine lacks; names it.
+    """
+    from qdrant_edge import Filter, MinShould
+
+    made: dict[str, Any] = {}
+    for name, conditions in clauses(filter, where):
+        made[name] = [_condition(condition, place) for place, condition in conditions]
+    if filter.min_should is not None:
+        made["min_should"] = MinShould(made["min_should"], filter.min_should.min_count)
+    return Filter(**made)
+
+
+def _condition(condition: Any, where: str) -> Any:
+    kind = type(condition).__name__
+    if kind == "Filter":
+        return edge_conditions(condition, where)
+    if kind not in _CONDITIONS:
+        raise ConfigError(
+            f"{where} is a {kind}, which an embedded collection cannot filter by; leave it out, "
+            "or serve the collection from a Qdrant server"
+        )
+    try:
+        return _CONDITIONS[kind](condition, where)
+    except ConfigError:
+        raise
+    except Exception as error:  # the engine's binding raises what it likes
+        raise ConfigError(
+            f"{where} cannot be used by the embedded engine: {error}; mend it, or leave it out"
+        ) from error
+
+
+def _field(condition: Any, where: str) -> Any:
+    from qdrant_edge import FieldCondition, Filter, IsEmptyCondition
+
+    if condition.is_empty:
+        # In a field condition the engine asks whether any of a path's values is empty, but whether
+        # all are everywhere else.
+        return IsEmptyCondition(condition.key)
+    kind = next(kind for kind in KINDS if getattr(condition, kind) is not None)
+    value = getattr(condition, kind)
+    if kind == "geo_bounding_box":
+        boxes = [FieldCondition(condition.key, geo_bounding_box=box) for box in _boxes(value)]
+        return boxes[0] if len(boxes) == 1 else Filter(should=[*boxes])
+    if kind == "geo_polygon":
+        _require_bounded(value, f"{where}.geo_polygon on {condition.key!r}")
+    return FieldCondition(
+        condition.key, **{kind: _VALUES[kind](value) if kind in _VALUES else value}
+    )
+
+
+def _is_empty(condition: Any, _: str) -> Any:
+    from qdrant_edge import IsEmptyCondition
+
+    return IsEmptyCondition(condition.is_empty.key)
+
+
+def _is_null(condition: Any, _: str) -> Any:
+    from qdrant_edge import IsNullCondition
+
+    return IsNullCondition(condition.is_null.key)
+
+
+def _has_id(condition: Any, _: str) -> Any:
+    from qdrant_edge import HasIdCondition
+
+    return HasIdCondition({str(image_id) for image_id in condition.has_id})
+
+
+def _has_vector(condition: Any, _: str) -> Any:
+    from qdrant_edge import HasVectorCondition
+
+    return HasVectorCondition(condition.has_vector)
+
+
+def _nested(condition: Any, where: str) -> Any:
+    from qdrant_edge import NestedCondition
+
+    nested = condition.nested
+    return NestedCondition(nested.key, edge_conditions(nested.filter, f"{where}.nested.filter"))
+
+
+def _match(match: Any) -> Any:
+    import qdrant_edge
+
+    kind = type(match).__name__
+    if kind == "MatchValue":
+        return edge_value(match.value)
+    (given,) = match.model_dump().values()
+    return getattr(qdrant_edge, kind)(given)
+
+
+def _range(given: Any) -> Any:
+    from qdrant_edge import RangeDateTime, RangeFloat
+
+    if type(given).__name__ == "Range":
+        return RangeFloat(given.gte, given.gt, given.lte, given.lt)
+    return RangeDateTime(*(_moment(at) for at in (given.gte, given.gt, given.lte, given.lt)))
+
+
+def _moment(at: Any) -> str | None:
+    """Return a moment as text; what names no time zone is in UTC, as a server takes it."""
+    if at is None:
+        return None
+    moment = at if isinstance(at, datetime) else datetime.combine(at, time())
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return moment.astimezone(timezone.utc).isoformat()
+
+
+def _count(given: Any) -> Any:
+    from qdrant_edge import ValuesCount
+
+    return ValuesCount(lt=given.lt, gt=given.gt, lte=given.lte, gte=given.gte)
+
+
+def _boxes(given: Any) -> list[Any]:
+    """Cover a box with smaller ones: with an index, the engine finds little in very large ones."""
+    from qdrant_edge import GeoBoundingBox, GeoPoint
+
+    west, east = given.top_left.lon, given.bottom_right.lon
+    south, north = given.bottom_right.lat, given.top_left.lat
+    across = _parts(west, east if west <= east else east + 360, _BOX_WIDTH)
+    upward = _parts(south, north, _BOX_HEIGHT)
+    return [
+        GeoBoundingBox(GeoPoint(_around(left), top), GeoPoint(_around(right), bottom))
+        for left, right in across
+        for bottom, top in upward
+    ]
+
+
+def _parts(start: float, end: float, most: float) -> list[tuple[float, float]]:
+    """Cut a stretch into parts that overlap, as what lies on the rim of a box is not in it."""
+    count = max(1, math.ceil((end - start) / most))
+    step = (end - start) / count
+    return [
+        (start + n * step, end if n == count - 1 else start + (n + 1) * step + _OVERLAP)
+        for n in range(count)
+    ]
+
+
+def _around(lon: float) -> float:
+    return lon if lon <= 180 else lon - 360
+
+
+def _circle(given: Any) -> Any:
+    from qdrant_edge import GeoRadius
+
+    return GeoRadius(_point(given.center), given.radius)
+
+
+def _polygon(given: Any) -> Any:
+    from qdrant_edge import GeoPolygon
+
+    inner = [[_point(point) for point in ring.points] for ring in given.interiors or []]
+    return GeoPolygon([_point(point) for point in given.exterior.points], inner or None)
+
+
+def _require_bounded(polygon: Any, where: str) -> None:
+    """Refuse what goes around the world: with an index, the engine finds little in it."""
+    lons, lats = ([getattr(p, of) for p in polygon.exterior.points] for of in ("lon", "lat"))
+    if max(lons) - min(lons) > _POLYGON_WIDTH or max(lats) - min(lats) > _POLYGON_HEIGHT:
+        raise ConfigError(
+            f"{where} reaches around the world, or from pole to pole, which an embedded collection "
+            "cannot be relied on to search; give a box, or two smaller polygons under should"
+        )
+
+
+def _point(given: Any) -> Any:
+    from qdrant_edge import GeoPoint
+
+    return GeoPoint(given.lon, given.lat)
+
+
+_VALUES: dict[str, Callable[[Any], Any]] = {
+    "match": _match,
+    "range": _range,
+    "geo_radius": _circle,
+    "geo_polygon": _polygon,
+    "values_count": _count,
+}
+_CONDITIONS: dict[str, Callable[[Any, str], Any]] = {
+    "FieldCondition": _field,
+    "HasIdCondition": _has_id,
+    "HasVectorCondition": _has_vector,
+    "IsEmptyCondition": _is_empty,
+    "IsNullCondition": _is_null,
+    "NestedCondition": _nested,
+}

@@ -1,0 +1,1 @@
+"""faiss as a vector index in a local folder."""

@@ -1,0 +1,1 @@
+"""Payload filters: checks, field paths, conversion."""

@@ -1,0 +1,64 @@
+"""Fields that group pictures: their values, and filters that leave groups out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from edje_qdrant.index.filters.field_paths import nested_path
+from edje_qdrant.index.filters.filter import Filter, qdrant_filter
+
+if TYPE_CHECKING:
+    from qdrant_client import models
+
+__all__ = ["beyond_groups", "check_group_field", "field_value", "is_group"]
+
+
+def check_group_field(field: str) -> str:
+    """Return a field that can group pictures, a name or names joined by dots.
+
+    Raises:
+        ConfigError: It is no such name, or the reserved key.
+    """
+    nested_path(field, "group_by")
+    return field
+
+
+def field_value(payload: Mapping[str, Any], field: str) -> Any:
+    """Return a payload's value of a field, dots parting nested ones; None where there is none."""
+    value: Any = payload
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def is_group(value: Any) -> TypeGuard[str | int]:
+    """Return whether the engines can compare with a value: text, whole numbers, true and false."""
+    return isinstance(value, str | int)
+
+
+def beyond_groups(
+    filter: Filter | None, field: str, groups: Sequence[str | int], seen: Sequence[str]
+) -> models.Filter:
+    """Return a filter that lets through what `filter` does, less some groups and some pictures.
+
+    Raises:
+        ConfigError: The filter or the field cannot be used.
+    """
+    from qdrant_client import models
+
+    path = nested_path(field, "group_by")
+    left_out: list[Any] = [models.HasIdCondition(has_id=[*seen])]
+    texts = [group for group in groups if isinstance(group, str)]
+    truths = [group for group in groups if isinstance(group, bool)]
+    numbers = [g for g in groups if isinstance(g, int) and not isinstance(g, bool)]
+    left_out += [
+        models.FieldCondition(key=path, match=models.MatchAny(any=several))
+        for several in (texts, numbers)
+        if several
+    ]
+    left_out += [
+        models.FieldCondition(key=path, match=models.MatchValue(value=truth)) for truth in truths
+    ]
+    chosen = qdrant_filter(filter)
+    return models.Filter(must=[chosen] if chosen else None, must_not=left_out)

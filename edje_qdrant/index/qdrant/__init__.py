@@ -1,0 +1,1 @@
+"""A Qdrant server as a vector index."""

@@ -1,0 +1,99 @@
+"""What is kept with a collection on a Qdrant server: its settings and our metadata."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from edje_qdrant.errors import StoreError
+from edje_qdrant.index import hnsw
+from edje_qdrant.index.qdrant.connection import Connection
+from edje_qdrant.index.qdrant.settings import QdrantSettings, as_request, oversampling_of
+
+__all__ = ["Found", "as_metadata", "new_settings", "read_settings", "require_absent", "was_made"]
+
+# The key of Qdrant's collection metadata that holds ours. Qdrant merges new metadata into the old
+# by its top-level keys, and replaces the value of each whole: under a key of its own, ours is
+# replaced in one step and leaves nothing of the old behind.
+_METADATA_KEY = "edje_qdrant"
+
+
+class Found(NamedTuple):
+    """Hold what a server says of a collection.
+
+    Attributes:
+        dim: How wide its vectors are.
+        metadata: Ours.
+        oversampling: How many more candidates to take where vectors are quantized; else None.
+    """
+
+    dim: int
+    metadata: dict[str, Any]
+    oversampling: float | None
+
+
+def as_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return our metadata as Qdrant is to keep it."""
+    return {_METADATA_KEY: metadata}
+
+
+def new_settings(dim: int, settings: QdrantSettings) -> dict[str, Any]:
+    """Return the settings of a new collection of `dim`-wide vectors."""
+    from qdrant_client import models
+
+    vectors, told = as_request(settings)
+    return {
+        **told,
+        "vectors_config": models.VectorParams(size=dim, distance=models.Distance.COSINE, **vectors),
+        "hnsw_config": models.HnswConfigDiff(
+            m=hnsw.LINKS,
+            ef_construct=hnsw.BUILD_WIDTH,
+            full_scan_threshold=hnsw.SCAN_KILOBYTES,
+        ),
+        "optimizers_config": models.OptimizersConfigDiff(indexing_threshold=hnsw.SCAN_KILOBYTES),
+    }
+
+
+def read_settings(connection: Connection, name: str) -> Found:
+    """Return width, metadata and oversampling of a collection.
+
+    Raises:
+        StoreError: It is not ours.
+    """
+    from qdrant_client import models
+
+    config = connection.call(name, connection.client.get_collection, name).config
+    vectors = config.params.vectors
+    metadata = (config.metadata or {}).get(_METADATA_KEY)
+    if (
+        not isinstance(vectors, models.VectorParams)
+        or vectors.distance != models.Distance.COSINE
+        or not isinstance(metadata, dict)
+    ):
+        raise StoreError(
+            f"collection {name!r} at {connection.address} lacks what edje-qdrant writes with it: "
+            "it was made by something else, or by a server older than Qdrant 1.16, which keeps "
+            "no metadata; choose another name, or upgrade the server and delete it"
+        )
+    quantized = vectors.quantization_config or config.quantization_config
+    return Found(vectors.size, metadata, oversampling_of(quantized))
+
+
+def require_absent(connection: Connection, name: str) -> None:
+    """Check that there is no collection of that name.
+
+    Raises:
+        StoreError: There is one.
+    """
+    if connection.call(name, connection.client.collection_exists, name):
+        raise StoreError(
+            f"there is a collection {name!r} at {connection.address} already; "
+            "open it, or choose another name"
+        )
+
+
+def was_made(connection: Connection, name: str, metadata: dict[str, Any]) -> bool:
+    """Return whether there is a collection with this very metadata."""
+    try:
+        return read_settings(connection, name).metadata == metadata
+    except StoreError:
+        return False

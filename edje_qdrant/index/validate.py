@@ -1,0 +1,248 @@
+"""Checks on what callers hand to an index, the same for every engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.index.filters.field_paths import key_path
+from edje_qdrant.types import Payload, Point
+
+__all__ = [
+    "FLOAT_BYTES",
+    "CheckedPayload",
+    "CheckedPoint",
+    "check_batch_size",
+    "check_dim",
+    "check_ids",
+    "check_keys",
+    "check_limit",
+    "check_metadata",
+    "check_name",
+    "check_payloads",
+    "check_points",
+    "check_vectors",
+]
+
+#: What one float of a vector takes as JSON text.
+FLOAT_BYTES = 22
+
+# Of the length of a vector of float32 numbers that was scaled to 1.
+_ROUNDING = 2.0**-22
+
+# What is around a payload where it is set: the operation, and the id.
+_OPERATION_BYTES = 200
+_CANONICAL = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NOT_IN_NAMES = frozenset('\0\x1f"*/:<>?\\|')
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPoint:
+    """Hold a point that any engine will take.
+
+    Attributes:
+        id: UUID string, canonical.
+        vector: `d` floats, unit length.
+        payload: JSON object, a copy of the caller's.
+        nbytes: About what the point takes in a request.
+    """
+
+    id: str
+    vector: list[float]
+    payload: dict[str, Any]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPayload:
+    """Hold what to set in one point's payload.
+
+    Attributes:
+        id: UUID string, canonical.
+        payload: JSON object, a copy of the caller's; no value at its top is None.
+        text: The payload as JSON, the same for equal ones.
+    """
+
+    id: str
+    payload: dict[str, Any]
+    text: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Return about what it takes in a request."""
+        return len(self.text) + _OPERATION_BYTES
+
+
+def check_batch_size(batch_size: int) -> int:
+    """Return the number of points in a page.
+
+    Raises:
+        ConfigError: It is below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; ask for pages of 1 point or more")
+    return batch_size
+
+
+def check_dim(dim: int) -> int:
+    """Return the vectors' width.
+
+    Raises:
+        ConfigError: It is below 1.
+    """
+    if dim < 1:
+        raise ConfigError(f"dim is {dim}; give the embedding's width, 1 or more")
+    return dim
+
+
+def check_keys(keys: Iterable[str]) -> list[str]:
+    """Return the paths of top-level payload keys, each once, in order.
+
+    Raises:
+        ConfigError: `keys` is one text, or a key cannot be written as a path.
+    """
+    if isinstance(keys, str):
+        raise ConfigError(f"keys is the text {keys!r}; give a list of keys, such as [{keys!r}]")
+    return list(dict.fromkeys(key_path(key, "payload key") for key in keys))
+
+
+def check_limit(limit: int) -> int:
+    """Return the number of candidates asked for.
+
+    Raises:
+        ConfigError: It is below 1.
+    """
+    if limit < 1:
+        raise ConfigError(f"limit is {limit}; ask for 1 candidate or more")
+    return limit
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the metadata, as JSON would give it back.
+
+    Raises:
+        ConfigError: It is no JSON object.
+    """
+    return _json_copy(metadata, "metadata")[0]
+
+
+def check_name(name: str) -> str:
+    """Return a collection's name.
+
+    Raises:
+        ConfigError: A Qdrant server would not take it.
+    """
+    if name in (".", "..") or not 0 < len(name) <= 255 or _NOT_IN_NAMES & set(name):
+        raise ConfigError(
+            f"collection name {name!r} cannot be used; take 1 to 255 characters, "
+            f"none of {' '.join(sorted(_NOT_IN_NAMES)[2:])}"
+        )
+    return name
+
+
+def check_ids(image_ids: Sequence[str]) -> list[str]:
+    """Return the ids, each once, in order.
+
+    Raises:
+        ConfigError: One is no UUID in its canonical form.
+    """
+    for image_id in image_ids:
+        if isinstance(image_id, str) and _CANONICAL.fullmatch(image_id):
+            continue  # every search comes through here, and this is ten times faster
+        try:
+            canonical = str(uuid.UUID(image_id))
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ConfigError(f"image id {image_id!r} is not a UUID string") from error
+        if canonical != image_id:
+            raise ConfigError(f"image id {image_id!r} is not canonical; write {canonical!r}")
+    return list(dict.fromkeys(image_ids))
+
+
+def check_vectors(vectors: NDArray[np.floating[Any]], dim: int) -> NDArray[np.float32]:
+    """Return `(n, d)` vectors scaled to unit length.
+
+    Scaling happens here, not in the engines, so that all of them store the same numbers. What is of
+    unit length already, but for rounding, stays as it is to the last bit, and so do copies of it.
+
+    Raises:
+        ConfigError: The shape is not `(n, dim)`, a number is not finite, or a vector is zero.
+    """
+    array = np.asarray(vectors)
+    if array.ndim != 2 or array.shape[1] != dim or not np.issubdtype(array.dtype, np.floating):
+        raise ConfigError(
+            f"vectors have shape {array.shape} and dtype {array.dtype}; this index takes "
+            f"(n, {dim}) floats: use the model the collection was written with"
+        )
+    wide = array.astype(np.float64)
+    # Dividing by the greatest number first keeps the squares of very large ones finite.
+    peaks = np.abs(wide).max(axis=1, keepdims=True)
+    unfit = np.flatnonzero(~(np.isfinite(peaks) & (peaks > 0)))
+    if len(unfit):
+        raise ConfigError(
+            f"vector {unfit[0]} of {len(array)} is zero or holds numbers that are not finite; "
+            "it has no direction to compare: check the encoder and its input"
+        )
+    scaled = wide / peaks
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        given = np.abs(peaks * norms - 1) < _ROUNDING
+    unit: NDArray[np.float32] = np.where(given, wide, scaled / norms).astype(np.float32)
+    return unit
+
+
+def check_points(points: Sequence[Point], dim: int) -> list[CheckedPoint]:
+    """Return the points, ready to be written; of several with one id the last stands.
+
+    Raises:
+        ConfigError: An id, a vector or a payload cannot be stored; names the point.
+    """
+    check_ids([point.id for point in points])
+    checked: dict[str, CheckedPoint] = {}
+    for point in points:
+        try:
+            vector = check_vectors(np.asarray(point.vector)[np.newaxis], dim)[0].tolist()
+        except ConfigError as error:
+            raise ConfigError(f"point {point.id}: {error}") from error
+        payload, text = _json_copy(point.payload, f"the payload of point {point.id}")
+        checked[point.id] = CheckedPoint(point.id, vector, payload, len(text) + dim * FLOAT_BYTES)
+    return list(checked.values())
+
+
+def check_payloads(payloads: Mapping[str, Payload]) -> list[CheckedPayload]:
+    """Return what to set in each payload; points with nothing to set are left out.
+
+    Raises:
+        ConfigError: An id or a payload cannot be used; names the point.
+    """
+    check_ids([*payloads])
+    checked: list[CheckedPayload] = []
+    for image_id, payload in payloads.items():
+        copy, text = _json_copy(payload, f"the payload of point {image_id}")
+        # The engines take None at the top to mean that the key is to go.
+        missing = next((key for key, value in copy.items() if value is None), None)
+        if missing is not None:
+            raise ConfigError(
+                f"the payload of point {image_id} sets {missing!r} to None, which Qdrant does not "
+                "keep there; call remove_payload_keys, or write the point again with upsert"
+            )
+        if copy:
+            checked.append(CheckedPayload(image_id, copy, text))
+    return checked
+
+
+def _json_copy(data: Mapping[str, Any], what: str) -> tuple[dict[str, Any], bytes]:
+    try:
+        # A file name's stray bytes are no valid text: encode fails here, not at a server.
+        text = json.dumps(dict(data), allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} cannot be written as JSON: {error}") from error
+    copy: dict[str, Any] = json.loads(text)
+    return copy, text

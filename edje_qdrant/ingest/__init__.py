@@ -1,0 +1,1 @@
+"""Ingest of image files into a collection."""

@@ -1,0 +1,341 @@
+"""Encode pictures in several processes, each with a copy of the model on a device of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edje_qdrant.errors import ConfigError, WorkerDiedError
+from edje_qdrant.images import words
+from edje_qdrant.ingest.decode import KnownPicture
+from edje_qdrant.ingest.worker import (
+    EncodedBatch,
+    OutOfMemory,
+    Ready,
+    Trouble,
+    WorkerSettings,
+    work,
+)
+from edje_qdrant.types import FailedImage
+
+if TYPE_CHECKING:
+    from edje_qdrant.model import EDJEModel
+
+__all__ = ["EncodingPool", "check_devices"]
+
+# Batches that are with one worker (one encoded, one decoded meanwhile), and that are anywhere
+# between being read and being written, for each worker.
+_HELD, _UNDER_WAY = 2, 4
+# Workers lost one after another, without a picture encoded in between, that end the run.
+_MOST_LOST = 20
+
+
+@dataclass(eq=False, slots=True)
+class _Task:
+    number: int
+    pictures: list[KnownPicture]
+    lost: int = 0  # workers that died with it
+    outcome: EncodedBatch | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    device: str
+    ready: bool = False
+    tasks: dict[int, _Task] = field(default_factory=dict)
+
+
+class EncodingPool:
+    """Hold worker processes; leave its context to end them all.
+
+    They are started when there is work for them. A worker that dies is replaced. What it was at is
+    done again, alone in a worker; where that dies too, picture by picture, so that only a picture
+    that kills whoever reads it is left out.
+
+    Args:
+        model: What encodes; written once to a temporary file, which the workers map.
+        devices: One for each worker, as `check_devices` gives them.
+        decoders: Threads that read and decode, in each worker.
+        max_pixels: Pictures with more are refused before they are decoded.
+    """
+
+    def __init__(
+        self, model: EDJEModel, devices: Sequence[str], *, decoders: int, max_pixels: int
+    ) -> None:
+        self._model = model
+        self._devices = devices
+        self._decoders = decoders
+        self._max_pixels = max_pixels
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._workers: list[_Worker | None] = [None] * len(devices)
+        self._numbers = count()
+        self._order: list[_Task] = []  # to be yielded
+        self._waiting: list[_Task] = []  # with no worker yet
+        self._stillborn = self._lost = 0
+
+    def __enter__(self) -> EncodingPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, whatever they are at."""
+        workers = [worker for worker in self._workers if worker is not None]
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            worker.process.join()
+            worker.connection.close()
+        self._workers = [None] * len(self._devices)
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def encode(self, batches: Iterable[list[KnownPicture]]) -> Iterator[EncodedBatch]:
+        """Yield what comes of each batch, in order; few of them are held at a time.
+
+        A batch that was lost with its worker twice comes back as several.
+
+        Raises:
+            ConfigError: The model cannot be handed over, a device cannot be used or has too little
+                memory.
+            WorkerDiedError: Workers die one after another.
+            RuntimeError: The model cannot encode; with the worker's traceback.
+        """
+        source = iter(batches)
+        more = True
+        while True:
+            while more and len(self._order) < _UNDER_WAY * len(self._devices):
+                pictures = next(source, None)
+                if pictures is None:
+                    more = False
+                    break
+                task = _Task(next(self._numbers), pictures)
+                self._order.append(task)
+                self._waiting.append(task)
+                self._hand_out()
+                self._listen(0)
+            if not self._order:
+                return
+            self._hand_out()
+            while self._order and (outcome := self._order[0].outcome) is not None:
+                del self._order[0]
+                yield outcome
+            if self._order:
+                self._hand_out()
+                self._listen(None)
+
+    def _hand_out(self) -> None:
+        starting = sum(worker is not None and not worker.ready for worker in self._workers)
+        for slot, worker in enumerate(self._workers):
+            if worker is None and starting < len(self._waiting):
+                self._workers[slot] = self._start(self._devices[slot])
+                starting += 1
+        for task in [*self._waiting]:
+            free = self._free_for(task)
+            if free is None:
+                continue
+            try:
+                free.connection.send((task.number, task.pictures))
+            except OSError:
+                return  # it is dead; its end of the connection will say so
+            free.tasks[task.number] = task
+            self._waiting.remove(task)
+
+    def _free_for(self, task: _Task) -> _Worker | None:
+        """Return the least busy worker; what killed one before goes alone to an idle one."""
+        free = [
+            worker
+            for worker in self._workers
+            if worker is not None
+            and worker.ready
+            and len(worker.tasks) < (1 if task.lost else _HELD)
+            and not any(held.lost for held in worker.tasks.values())
+        ]
+        return min(free, key=lambda worker: len(worker.tasks), default=None)
+
+    def _listen(self, timeout: float | None) -> None:
+        """Take what workers have to say; with no timeout, wait for one to say something."""
+        speakers = {worker.connection: worker for worker in self._workers if worker is not None}
+        for connection in wait([*speakers], timeout):
+            worker = speakers[connection]  # type: ignore[index]
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                self._replace(worker)
+                continue
+            if isinstance(message, Ready):
+                worker.ready = True
+                self._stillborn = 0
+            elif isinstance(message, OutOfMemory):
+                raise ConfigError(
+                    f"{worker.device} has no memory for {message.pictures} pictures at a time; "
+                    "lower batch_size and run again: what was added is kept"
+                )
+            elif isinstance(message, Trouble):
+                raise self._trouble(worker, message)
+            else:
+                number, outcome = message
+                worker.tasks.pop(number).outcome = outcome
+                self._lost = 0
+
+    def _trouble(self, worker: _Worker, message: Trouble) -> Exception:
+        if worker.ready:
+            return RuntimeError(f"encoding failed in a process on {worker.device}:\n{message.text}")
+        last = message.text.strip().splitlines()[-1]
+        return ConfigError(f"a process cannot load the model on {worker.device}: {last}")
+
+    def _replace(self, worker: _Worker) -> None:
+        """Bury a worker that died, and decide what becomes of its tasks."""
+        worker.connection.close()
+        worker.process.join(10)
+        worker.process.kill()
+        worker.process.join()
+        self._workers[self._workers.index(worker)] = None
+        end = _ending(worker.process.exitcode)
+        if not worker.ready:
+            self._stillborn += 1
+            if self._stillborn > 1:
+                raise WorkerDiedError(
+                    f"two processes died before they could begin (the last, on {worker.device}, "
+                    f"{end}); what they wrote to stderr says why. A script that has pictures "
+                    "encoded in processes must start under `if __name__ == '__main__':`"
+                )
+            return
+        self._lost += 1
+        if self._lost >= _MOST_LOST:
+            held = next((task for task in worker.tasks.values()), None)
+            at = f" at {held.pictures[0].listed.path}" if held else ""
+            raise WorkerDiedError(
+                f"{self._lost} processes died one after another (the last {end}{at}); if memory is "
+                "short, lower batch_size, processes or workers and run again: what was added is "
+                "kept"
+            )
+        for task in reversed(worker.tasks.values()):
+            self._redo(task, end)
+
+    def _redo(self, task: _Task, end: str) -> None:
+        task.lost += 1
+        again = [task]
+        if task.lost > 1 and len(task.pictures) > 1:
+            again = [
+                _Task(next(self._numbers), [picture], lost=task.lost) for picture in task.pictures
+            ]
+            at = self._order.index(task)
+            self._order[at : at + 1] = again
+        elif task.lost > 1:
+            path = task.pictures[0].listed.path
+            reason = f"each process that read it {end}"
+            task.outcome = EncodedBatch(failed=[FailedImage(path, reason)])
+            return
+        self._waiting[:0] = again
+
+    def _start(self, device: str) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        settings = WorkerSettings(
+            self._model_file(),
+            device,
+            max(1, torch.get_num_threads() // len(self._devices)),
+            self._decoders,
+            self._max_pixels,
+        )
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=work, args=(theirs, settings), name=f"edje-encode-{device}", daemon=True
+        )
+        try:
+            with _deaf_to_interrupts():
+                process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()  # so that the worker's death closes the connection
+        return _Worker(process, ours, device)
+
+    def _model_file(self) -> str:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="edje-model-")
+            try:
+                torch.save(self._model, Path(self._folder.name) / "model.pt")
+            except Exception as error:  # pickle raises what the pickled objects raise
+                raise ConfigError(
+                    f"the model cannot be handed to other processes ({words(error)}); leave out "
+                    "processes and devices"
+                ) from error
+        return str(Path(self._folder.name) / "model.pt")
+
+
+def check_devices(
+    processes: int, devices: Sequence[str] | None, default: torch.device | str
+) -> list[str]:
+    """Return the device of each worker process; none where no process is asked for.
+
+    Args:
+        processes: How many; 0 is one for each device that is named.
+        devices: Shared out in turn; `default` alone where none are named.
+        default: The model's.
+
+    Raises:
+        ConfigError: A device cannot be used here, or there are more devices than processes.
+    """
+    if devices is None:
+        return [str(default)] * processes
+    if isinstance(devices, str) or not devices:
+        raise ConfigError(f"devices is {devices!r}; give a list, such as ['cuda:0', 'cuda:1']")
+    for name in devices:
+        _check_device(name)
+    if 0 < processes < len(devices):
+        raise ConfigError(
+            f"{len(devices)} devices and {processes} processes; give each device a "
+            "process, or leave processes out"
+        )
+    return [str(devices[number % len(devices)]) for number in range(processes or len(devices))]
+
+
+def _check_device(name: Any) -> None:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"there is no device {name!r}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"there is no device {name}: {torch.cuda.device_count()} GPUs are seen")
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"
+    return f"ended with exit code {code}"
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, from their first moment; who starts them ends."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # starting it would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,97 @@
+"""Let a collection follow its source: pictures that were moved, and pictures that are gone."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.ingest.sources import Source
+from edje_qdrant.types import FailedImage
+
+__all__ = ["follow_moved", "prune_collection"]
+
+
+def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
+    """Give pictures whose file is gone from where it was the path where it is now.
+
+    Args:
+        collection: That holds the pictures.
+        paths: Id -> absolute path.
+    """
+    stored = collection.index.retrieve([*paths], tokens=False)
+    moved = {
+        image_id: {"path": paths[image_id]}
+        for image_id, payload in stored.items()
+        if payload.get("path") != paths[image_id]
+        and not os.path.exists(str(payload.get("path", "")))
+    }
+    if moved:
+        collection.update_payload(moved)
+
+
+def prune_collection(
+    collection: ImageCollection,
+    source: Source,
+    seen: AbstractSet[bytes],
+    failed: Sequence[FailedImage],
+) -> int:
+    """Delete pictures that are gone from a source; return how many.
+
+    Args:
+        collection: That follows the source.
+        source: A folder: pictures whose path lies elsewhere stay. Or anything else: what it does
+            not name goes.
+        seen: The ids' 16 bytes of every picture that the source holds.
+        failed: What could not be read; pictures with such a path, or below it, stay.
+
+    Raises:
+        ConfigError: Lines of the manifest could not be read, or a list names nothing that can be;
+            nothing was deleted.
+    """
+    folder = ""
+    if isinstance(source, str | os.PathLike):
+        where = Path(source).expanduser()
+        lines = [f.path.removeprefix(f"{where}:") for f in failed]
+        unread = [int(line) for line in lines if line.isdecimal()]
+        if unread:
+            raise ConfigError(
+                f"nothing was pruned: {len(unread)} lines of {where} cannot be read, line "
+                f"{unread[0]} first, and pictures that they name would be lost; mend them and run "
+                "this again"
+            )
+        if where.is_dir():
+            folder = os.path.join(os.path.abspath(where), "")
+    if not folder and not seen:
+        raise ConfigError(
+            "nothing was pruned: the source names no picture that can be read, so all would go; "
+            "to delete them all, remove the collection"
+        )
+    spared = {failure.path for failure in failed}
+    spared_below = tuple(os.path.join(path, "") for path in spared)
+    pruned = 0
+    for page in collection.index.scroll():
+        gone = []
+        for point in page:
+            path = str(point.payload.get("path", ""))
+            if (
+                _is_gone(point.id, seen)
+                and path.startswith(folder)
+                and path not in spared
+                and not path.startswith(spared_below)
+            ):
+                gone.append(point.id)
+        collection.delete(gone)
+        pruned += len(gone)
+    return pruned
+
+
+def _is_gone(image_id: str, seen: AbstractSet[bytes]) -> bool:
+    try:
+        return uuid.UUID(image_id).bytes not in seen
+    except ValueError:
+        return False  # a number: no picture, but a point that something else wrote

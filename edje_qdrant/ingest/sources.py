@@ -1,0 +1,129 @@
+"""List the pictures of a folder, a manifest or a list, without opening them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.images import words
+from edje_qdrant.index import TOKENS_KEY
+from edje_qdrant.types import FailedImage, Payload
+
+__all__ = ["PICTURE_SUFFIXES", "ListedPicture", "Source", "check_source", "list_pictures"]
+
+#: A folder, a picture, a JSONL manifest, or a list of pictures' paths.
+Source = str | Path | Sequence[str | Path]
+
+#: Files in a folder that count as pictures.
+PICTURE_SUFFIXES = frozenset({
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe",
+    ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp",
+})  # fmt: skip
+_MANIFEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPicture:
+    """Name a picture, with what the user says about it.
+
+    Attributes:
+        path: Absolute; with `content`, whatever names it.
+        fields: The fields of its manifest line; empty without a manifest.
+        content: The file's bytes, where they were read already.
+    """
+
+    path: str
+    fields: Payload
+    content: bytes | None = field(default=None, repr=False)
+
+
+Listing = Iterator[ListedPicture | FailedImage]
+
+
+def check_source(source: Source) -> None:
+    """Check that there is something to list.
+
+    Raises:
+        ConfigError: The source is missing, unreadable or empty.
+    """
+    list_pictures(source)
+
+
+def list_pictures(source: Source) -> Callable[[], Listing]:
+    """Return what begins to list the source, anew at each call; it is not held in memory.
+
+    A folder is searched recursively, in order of names; hidden files and folders are left out and
+    links to folders are not followed. Manifest lines and folders that cannot be read are listed as
+    failed. An empty list is no error: it is as often the outcome of a search as a mistake.
+
+    Raises:
+        ConfigError: The source is missing, unreadable or empty.
+    """
+    if not isinstance(source, str | os.PathLike):
+        paths = [source] if isinstance(source, bytes) else list(source)
+        odd = [path for path in paths if not isinstance(path, str | os.PathLike)]
+        if odd:
+            raise ConfigError(f"a list of pictures holds paths, not {type(odd[0]).__name__}")
+        return lambda: (ListedPicture(os.path.abspath(path), {}) for path in paths)
+    path = Path(source).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return _not_empty(lambda: _folder(path), f"the folder {path} holds no picture")
+    if path.is_file() and suffix in _MANIFEST_SUFFIXES:
+        return _not_empty(lambda: _manifest(path), f"the manifest {path} holds no line")
+    if path.is_file() and suffix in PICTURE_SUFFIXES:
+        return lambda: iter([ListedPicture(os.path.abspath(path), {})])
+    what = "is no folder, picture or manifest" if path.exists() else "does not exist"
+    raise ConfigError(
+        f"{path} {what}; give a folder of pictures, or a .jsonl file, each line an object "
+        'with "path"'
+    )
+
+
+def _not_empty(listing: Callable[[], Listing], otherwise: str) -> Callable[[], Listing]:
+    if next(listing(), None) is None:
+        known = " ".join(sorted(PICTURE_SUFFIXES))
+        raise ConfigError(f"{otherwise}; give a source with pictures ({known})")
+    return listing
+
+
+def _folder(folder: Path) -> Listing:
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise ConfigError(f"cannot read the folder {folder}: {words(error)}") from error
+    unreadable: list[OSError] = []
+    for here, folders, names in os.walk(os.path.abspath(folder), onerror=unreadable.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
+                yield ListedPicture(os.path.join(here, name), {})
+    yield from (FailedImage(str(error.filename), words(error)) for error in unreadable)
+
+
+def _manifest(path: Path) -> Listing:
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _manifest_line(line, f"{path}:{number}", path.parent)
+    except OSError as error:
+        raise ConfigError(f"cannot read the manifest {path}: {words(error)}") from error
+
+
+def _manifest_line(line: bytes, where: str, folder: Path) -> ListedPicture | FailedImage:
+    try:
+        fields = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return FailedImage(where, f"no JSON: {words(error)}")
+    if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
+        return FailedImage(where, 'not an object with "path": text')
+    if not fields["path"]:
+        return FailedImage(where, "its path is empty")
+    if TOKENS_KEY in fields:
+        return FailedImage(where, f"the field {TOKENS_KEY!r} is reserved; rename it")
+    return ListedPicture(os.path.abspath(os.path.join(folder, fields["path"])), fields)

@@ -1,0 +1,132 @@
+"""Copy a collection to another place, stored tokens and all, without encoding a picture again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.collection.references import user_payload
+from edje_qdrant.errors import StoreError
+from edje_qdrant.index import PayloadKind
+from edje_qdrant.maintenance.reports import CopyReport
+from edje_qdrant.maintenance.scan import pages, recoded, stored_codes
+from edje_qdrant.tokens.codecs import Codec
+
+__all__ = ["Part", "add_indexes", "add_part", "copy_collection", "stored_parts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Hold `n` pictures as a collection stores them.
+
+    Attributes:
+        codec: Key of the codec.
+        image_ids: `n` UUID strings.
+        embeddings: `(n, d)` float32, unit length.
+        codes: `(n, nbytes)` uint8, of that codec.
+        payloads: `n` JSON objects, without what concerns tokens.
+    """
+
+    codec: str
+    image_ids: list[str]
+    embeddings: NDArray[np.float32]
+    codes: NDArray[np.uint8]
+    payloads: list[dict[str, Any]]
+
+
+def stored_parts(
+    collection: ImageCollection, codec: Codec, *, progress: bool = False
+) -> Iterator[Part]:
+    """Yield a collection's pictures, each checked against its checksum, all in one codec.
+
+    Others may search the collection meanwhile; pictures added meanwhile may or may not be seen.
+
+    Raises:
+        TokensNotFoundError: Some pictures have no tokens; names the ids.
+        TokensCorruptError: Some pictures' tokens are damaged; names the ids.
+        StoreError: The collection cannot be read.
+    """
+    for page in pages(collection, "reading", vectors=True, progress=progress):
+        points, parts, failed = stored_codes(collection, page)
+        for error in failed.values():
+            raise error  # a copy that leaves pictures out would be no copy
+        if not points:
+            continue
+        yield Part(
+            codec.key,
+            [point.id for point in points],
+            np.stack([point.vector for point in points]),
+            recoded(codec, parts, len(points)),
+            [user_payload(point.payload) for point in points],
+        )
+
+
+def add_part(target: ImageCollection, part: Part) -> int:
+    """Write those pictures of a part that are not there yet; return how many.
+
+    Raises:
+        StoreError: The target's codec was changed meanwhile, or it cannot be written.
+    """
+    with target.alone():
+        if target.codec.key != part.codec:
+            raise StoreError(
+                f"the codec of the collection {target.name!r} was changed to {target.codec.key} "
+                f"while pictures came in {part.codec}; transcode it back, and run this again"
+            )
+        there = target.existing(part.image_ids)
+        fresh = [row for row, image_id in enumerate(part.image_ids) if image_id not in there]
+        target.add_codes(
+            [part.image_ids[row] for row in fresh],
+            part.embeddings[fresh],
+            part.codes[fresh],
+            [part.payloads[row] for row in fresh],
+        )
+    return len(fresh)
+
+
+def copy_collection(
+    source: ImageCollection, target: ImageCollection, *, progress: bool = False
+) -> CopyReport:
+    """Copy all pictures to a collection of the same contract, codec included; indexes too.
+
+    A copy that was interrupted is taken up by the next run: what is there is left alone.
+
+    Args:
+        source: Open; others may search it meanwhile.
+        target: Open; made with the source's contract and codec.
+        progress: Show a bar on stderr.
+
+    Raises:
+        ContractMismatchError: The target was made for another model or codec.
+        TokensNotFoundError: Some of the source's pictures have no tokens; run `verify`.
+        TokensCorruptError: Some of the source's tokens are damaged; run `verify`.
+        StoreError: One of them cannot be read or written.
+        EngineUnavailableError: The server went away; what was written is kept.
+    """
+    source.reload()
+    target.contract.require_match(
+        source.contract, where=f"the collection {source.name!r} at {source.location}"
+    )
+    add_indexes(target, source.payload_indexes())
+    copied = skipped = nbytes = 0
+    for part in stored_parts(source, target.codec, progress=progress):
+        fresh = add_part(target, part)
+        copied += fresh
+        skipped += len(part.image_ids) - fresh
+        nbytes += part.codes.nbytes
+    target.flush()
+    target.optimize()
+    return CopyReport(copied, skipped, nbytes)
+
+
+def add_indexes(target: ImageCollection, indexes: Mapping[str, str]) -> None:
+    """Make those payload indexes that a collection lacks, given as field -> kind."""
+    there = target.payload_indexes()
+    for field, kind in indexes.items():
+        if there.get(field) != kind:
+            target.create_payload_index(field, cast("PayloadKind", kind))

@@ -1,0 +1,1 @@
+"""Inference-optimised form of the joint encoder."""

@@ -1,0 +1,235 @@
+"""The joint encoder for inference: the same weights and scores as the training form, sooner."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.model.inference.cuda_graphs import CudaGraphs
+from edje_qdrant.model.inference.packed_linear import Kernel, has_int8_kernels
+from edje_qdrant.model.inference.packed_weights import PackedWeights, is_supported, pack, signature
+from edje_qdrant.model.inference.precision import Precision, choose_precision
+from edje_qdrant.model.joint_encoder import JointEncoder
+
+__all__ = ["FastJointEncoder"]
+
+# Pairs computed together on a CPU: what is between two layers then stays in its caches.
+_PAIRS_AT_ONCE = 32
+_SMALLEST_SUM = 1e-30
+
+
+class FastJointEncoder:
+    """Score pairs as a `JointEncoder` does, from its weights, without padding.
+
+    Of the last layer only the `[CLS]` row is computed. The layers' weights are laid out anew
+    (a second copy), once, and again when they have changed.
+
+    Args:
+        joint_encoder: Whose weights; it stays as it is and may be trained in between.
+        precision: `auto` is the weights' own on a GPU; on a CPU it is the faster one of `float32`
+            and `bfloat16`, measured once, for models wide enough to gain by it. `int8` is for CPUs.
+
+    Raises:
+        ConfigError: The device has no such precision, or the joint encoder is not plain BERT.
+    """
+
+    def __init__(self, joint_encoder: JointEncoder, precision: Precision = "auto") -> None:
+        if not is_supported(joint_encoder):
+            raise ConfigError(
+                "the joint encoder is not plain BERT any more (an adapter or a quantizer took its "
+                "layers' place?); use its own forward, precision='model'"
+            )
+        self._joint_encoder = joint_encoder
+        self._precision: Precision = precision
+        self._lock = threading.Lock()
+        self._packed: PackedWeights | None = None
+        self._graphs = CudaGraphs(self._forward)
+        if precision != "auto":
+            self.kernel()
+
+    def kernel(self) -> Kernel:
+        """Return what linear layers are computed with.
+
+        Raises:
+            ConfigError: The device has no such precision.
+        """
+        weight = self._joint_encoder.classifier.weight
+        if self._precision == "auto" or self._precision == "model":
+            return choose_precision(self._joint_encoder.token_dim, weight.dtype, weight.device)
+        if self._precision == "int8" and (weight.device.type != "cpu" or not has_int8_kernels()):
+            raise ConfigError(
+                "precision 'int8' needs a CPU with 8-bit dot products (AVX-512 VNNI, AMX) and a "
+                "torch with oneDNN; use 'auto'"
+            )
+        if self._precision == "float16" and weight.device.type == "cpu":
+            raise ConfigError("precision 'float16' is for GPUs; use 'bfloat16' or 'auto'")
+        return self._precision
+
+    def __call__(self, captions: Sequence[Tensor], tokens: Tensor) -> Tensor:
+        """Score pairs.
+
+        Args:
+            captions: Groups of captions of one length each, `(n_g, t_g)` int64, `[CLS] ... [SEP]`
+                without padding.
+            tokens: `(n, m, d_text)`, those of the first group's captions first.
+
+        Returns:
+            `(n,)` logits.
+        """
+        with torch.inference_mode():
+            packed = self._current()
+            captions = [self._cut(ids) for ids in captions]
+            if tokens.device.type == "cuda":
+                if len(captions) == 1:
+                    return self._graphs(packed, captions[0], tokens)
+                return self._forward(packed, captions, tokens)
+            parts = [
+                self._scored(packed, group, tokens[first : first + count])
+                for group, first, count in _chunks(captions)
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _current(self) -> PackedWeights:
+        """Return packed weights that are up to date."""
+        kernel = self.kernel()
+        packed, sign = self._packed, signature(self._joint_encoder, kernel)
+        if packed is None or packed.signature != sign:
+            with self._lock:
+                packed = self._packed
+                if packed is None or packed.signature != sign:
+                    packed = self._packed = pack(self._joint_encoder, kernel)
+        return packed
+
+    def _cut(self, ids: Tensor) -> Tensor:
+        """Cut over-long captions, so that the last place that is left holds `[SEP]`."""
+        limit = self._joint_encoder.max_caption_length
+        if ids.shape[1] <= limit:
+            return ids
+        ids = ids[:, :limit].clone()
+        ids[:, -1] = self._joint_encoder.sep_token_id
+        return ids
+
+    def _scored(self, packed: PackedWeights, captions: list[Tensor], tokens: Tensor) -> Tensor:
+        logits = self._forward(packed, captions, tokens)
+        if packed.dtype == torch.bfloat16 and not bool(logits.isfinite().all()):
+            # Attention's exponents may have left the range of numbers; or the input is no number.
+            return self._forward(packed, captions, tokens, careful=True)
+        return logits
+
+    def _forward(
+        self,
+        packed: PackedWeights,
+        captions: Sequence[Tensor],
+        tokens: Tensor,
+        *,
+        careful: bool = False,
+    ) -> Tensor:
+        shapes = [(len(ids), ids.shape[1] + tokens.shape[1] + 1) for ids in captions]
+        x = _embed(packed, captions, tokens)  # (rows, d), all pairs' places end to end
+        attend = _attention_by_sdpa if careful or not _is_bf16_cpu(x) else _attention_by_products
+        for layer in packed.layers:
+            qkv = layer.qkv(x)
+            mixed = (
+                torch.cat(
+                    [attend(part, shape, packed.heads) for part, shape in _split(qkv, shapes)]
+                )
+                if len(shapes) > 1
+                else attend(qkv, shapes[0], packed.heads)
+            )
+            x = layer.attention_norm(layer.out(mixed, add=x))
+            x = layer.norm(layer.down(layer.up(x, activation=packed.activation), add=x))
+        last = packed.last
+        firsts = [part.view(*shape, -1)[:, 0] for part, shape in _split(x, shapes)]
+        first = firsts[0].contiguous() if len(firsts) == 1 else torch.cat(firsts)  # (n, d)
+        mixed = _attention_of_first(last.query(first), last.key_value(x), shapes, packed.heads)
+        first = last.attention_norm(last.out(mixed, add=first))
+        first = last.norm(last.down(last.up(first, activation=packed.activation), add=first))
+        head = self._joint_encoder
+        pooled = torch.tanh(head.pooler(first.to(head.pooler.weight.dtype)))
+        return cast("Tensor", head.classifier(pooled)[:, 0])
+
+
+def _chunks(captions: list[Tensor]) -> list[tuple[list[Tensor], int, int]]:
+    """Cut groups into parts of at most so many pairs: each part's groups, its start, its size."""
+    parts: list[tuple[list[Tensor], int, int]] = []
+    group: list[Tensor] = []
+    first = count = 0
+    for ids in captions:
+        start = 0
+        while start < len(ids):
+            taken = ids[start : start + _PAIRS_AT_ONCE - count]
+            group.append(taken)
+            start, count = start + len(taken), count + len(taken)
+            if count == _PAIRS_AT_ONCE:
+                parts.append((group, first, count))
+                group, first, count = [], first + count, 0
+    if group:
+        parts.append((group, first, count))
+    return parts
+
+
+def _embed(packed: PackedWeights, captions: Sequence[Tensor], tokens: Tensor) -> Tensor:
+    """Return the first layer's input, `(rows, d)`."""
+    embedded, start, m = [], 0, tokens.shape[1]
+    for ids in captions:
+        n, t = ids.shape
+        words = functional.embedding(ids, packed.words) + packed.caption_places[:t]
+        places = packed.picture_places[t : t + m + 1]
+        picture = tokens[start : start + n].to(words.dtype) + places[:m]
+        sep = (packed.sep + places[m]).expand(n, 1, -1)
+        embedded.append(torch.cat([words, picture, sep], dim=1).view(n * (t + m + 1), -1))
+        start += n
+    x = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
+    return packed.embedding_norm(x).to(packed.dtype)
+
+
+def _split(rows: Tensor, shapes: list[tuple[int, int]]) -> list[tuple[Tensor, tuple[int, int]]]:
+    parts = torch.split(rows, [n * length for n, length in shapes])
+    return list(zip(parts, shapes, strict=True))
+
+
+def _is_bf16_cpu(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
+def _attention_by_sdpa(qkv: Tensor, shape: tuple[int, int], heads: int) -> Tensor:
+    """Attend within each pair: `(n * s, 3 d)` to `(n * s, d)`."""
+    q, k, v = qkv.view(*shape, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (n, heads, s, d / heads)
+    mixed = functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+    return mixed.transpose(1, 2).reshape(len(qkv), -1)
+
+
+def _attention_by_products(qkv: Tensor, shape: tuple[int, int], heads: int) -> Tensor:
+    """Attend likewise, by two products of matrices.
+
+    With so few places this is some four times as fast as torch's bfloat16 attention on a CPU.
+    Exponents are not shifted by their largest: where that leaves the range of numbers, the result
+    is not a number, and `_scored` computes it with care.
+    """
+    n, length = shape
+    # (3, n * heads, s, d / heads)
+    q, k, v = qkv.view(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
+    weights = torch.bmm(q, k.transpose(1, 2)).exp_()  # (n * heads, s, s)
+    sums = weights.sum(dim=-1, keepdim=True)
+    # Below this, exponents lose their digits before they are gone.
+    mixed = torch.bmm(weights, v).div_(sums.masked_fill_(sums < _SMALLEST_SUM, torch.nan))
+    return mixed.view(n, heads, length, -1).transpose(1, 2).reshape(n * length, -1)
+
+
+def _attention_of_first(
+    query: Tensor, key_value: Tensor, shapes: list[tuple[int, int]], heads: int
+) -> Tensor:
+    """Attend from each pair's first place: `(n, d)` and `(rows, 2 d)` to `(n, d)`."""
+    mixed = []
+    queries = torch.split(query, [n for n, _ in shapes])
+    for (part, (n, length)), q in zip(_split(key_value, shapes), queries, strict=True):
+        k, v = part.view(n, length, 2, heads, -1).permute(2, 0, 3, 1, 4)
+        found = functional.scaled_dot_product_attention(q.view(n, heads, 1, -1), k, v, scale=1.0)
+        mixed.append(found.view(n, -1))
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)

@@ -1,0 +1,195 @@
+"""The joint encoder's weights, laid out for inference, and a sign that tells when they changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edje_qdrant.model.inference.packed_linear import Activation, Kernel, Linear, pack_linear
+from edje_qdrant.model.joint_encoder import JointEncoder
+
+__all__ = ["LastLayer", "Layer", "Norm", "PackedWeights", "is_supported", "pack", "signature"]
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Hold a layer normalisation."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Hold a layer; `qkv` gives queries (scaled already), keys and values in one product."""
+
+    qkv: Linear
+    out: Linear
+    attention_norm: Norm
+    up: Linear
+    down: Linear
+    norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class LastLayer:
+    """Hold the last layer: keys and values of all places, a query of the first alone."""
+
+    key_value: Linear
+    query: Linear
+    out: Linear
+    attention_norm: Norm
+    up: Linear
+    down: Linear
+    norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """Hold what inference reads; `signature` is that of the weights it was made of.
+
+    Attributes:
+        words: Live word embeddings, `(vocabulary, d)`.
+        caption_places: `(positions, d)`, position and token type of captions, summed.
+        picture_places: `(positions, d)`, likewise of tokens and the last separator.
+        sep: `(d,)`, the separator's word embedding.
+    """
+
+    signature: tuple[Any, ...]
+    dtype: torch.dtype
+    heads: int
+    activation: Activation
+    words: Tensor
+    caption_places: Tensor
+    picture_places: Tensor
+    sep: Tensor
+    embedding_norm: Norm
+    layers: tuple[Layer, ...]
+    last: LastLayer
+
+
+def is_supported(joint_encoder: JointEncoder) -> bool:
+    """Return whether this is plain BERT, whose forward the fast form writes out by hand."""
+    bert: Any = joint_encoder.language_model.bert
+    config = bert.config
+    if type(joint_encoder) is not JointEncoder or type(bert).__name__ != "BertModel":
+        return False
+    if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
+        return False
+    linears = (
+        module
+        for layer in bert.encoder.layer
+        for module in (
+            layer.attention.self.query, layer.attention.self.key, layer.attention.self.value,
+            layer.attention.output.dense, layer.intermediate.dense, layer.output.dense,
+        )
+    )  # fmt: skip
+    # Adapters and quantizers put modules of their own here.
+    return (
+        not getattr(config, "is_decoder", False)
+        and len(bert.encoder.layer) > 0
+        and all(type(module) is torch.nn.Linear and module.bias is not None for module in linears)
+    )
+
+
+def signature(joint_encoder: JointEncoder, kernel: Kernel) -> tuple[Any, ...]:
+    """Return what changes when a weight is replaced, moved, or written to in place.
+
+    Writing through `.data` of a tensor goes unseen; torch keeps no count of that.
+    """
+    parts = (joint_encoder.language_model.bert, joint_encoder.pooler, joint_encoder.classifier)
+    found: list[Any] = [kernel]
+    for part in parts:
+        for weight in part.parameters():
+            found.append(weight.data_ptr())
+            found.append(0 if weight.is_inference() else weight._version)
+    found.append((weight.dtype, weight.device))
+    return tuple(found)
+
+
+def pack(joint_encoder: JointEncoder, kernel: Kernel) -> PackedWeights:
+    """Lay the weights out for `kernel`; takes as much memory again as the layers' weights."""
+    bert: Any = joint_encoder.language_model.bert
+    config, embeddings = bert.config, bert.embeddings
+    sign = signature(joint_encoder, kernel)
+    dtype = torch.bfloat16 if kernel == "int8" else getattr(torch, kernel)
+    heads = int(config.num_attention_heads)
+    scale = (config.hidden_size // heads) ** -0.5
+
+    def norm(module: Any) -> Norm:
+        # Only the CPU takes weights of another precision than the input's.
+        kept = torch.float32 if module.weight.device.type == "cpu" else dtype
+        return Norm(module.weight.to(kept), module.bias.to(kept), module.eps)
+
+    def linear(module: Any, kernel: Kernel = kernel) -> Linear:
+        return pack_linear(module.weight, module.bias, kernel)
+
+    def joined(modules: list[Any], factors: list[float]) -> Linear:
+        # Scaled before they are rounded, so that nothing is lost by it.
+        pairs = list(zip(modules, factors, strict=True))
+        weight = torch.cat([module.weight.float() * factor for module, factor in pairs])
+        bias = torch.cat([module.bias.float() * factor for module, factor in pairs])
+        return pack_linear(weight, bias, kernel)
+
+    def split(layer: Any) -> tuple[Any, Any, Any]:
+        attention = layer.attention.self
+        return attention.query, attention.key, attention.value
+
+    layers = [
+        Layer(
+            qkv=joined([*split(layer)], [scale, 1, 1]),
+            out=linear(layer.attention.output.dense),
+            attention_norm=norm(layer.attention.output.LayerNorm),
+            up=linear(layer.intermediate.dense),
+            down=linear(layer.output.dense),
+            norm=norm(layer.output.LayerNorm),
+        )
+        for layer in bert.encoder.layer[:-1]
+    ]
+    end = bert.encoder.layer[-1]
+    query, key, value = split(end)
+    # One row a picture: integers would save nothing there.
+    small: Kernel = "bfloat16" if kernel == "int8" else kernel
+    last = LastLayer(
+        key_value=joined([key, value], [1, 1]),
+        query=pack_linear(query.weight.float() * scale, query.bias.float() * scale, small),
+        out=linear(end.attention.output.dense, small),
+        attention_norm=norm(end.attention.output.LayerNorm),
+        up=linear(end.intermediate.dense, small),
+        down=linear(end.output.dense, small),
+        norm=norm(end.output.LayerNorm),
+    )
+    places, kinds = embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight
+    words = embeddings.word_embeddings.weight
+    return PackedWeights(
+        signature=sign,
+        dtype=dtype,
+        heads=heads,
+        activation=_activation(config.hidden_act),
+        words=words,
+        caption_places=places + kinds[0],
+        picture_places=places + kinds[1],
+        sep=words[joint_encoder.sep_token_id].clone(),
+        embedding_norm=Norm(
+            embeddings.LayerNorm.weight, embeddings.LayerNorm.bias, embeddings.LayerNorm.eps
+        ),
+        layers=tuple(layers),
+        last=last,
+    )
+
+
+def _activation(name: Any) -> Activation:
+    from transformers.activations import ACT2FN
+
+    if name == "gelu":
+        return "gelu"
+    found: Activation = name if callable(name) else ACT2FN[name]
+    return found

@@ -1,0 +1,266 @@
+"""Write the joint encoder as an ONNX file, with its tokenizer, for other runtimes and languages."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edje_qdrant.errors import CheckpointError, ConfigError, MissingExtraError
+from edje_qdrant.model.onnx.graph import PortableJointEncoder
+from edje_qdrant.model.onnx.tokenizer import portable_tokenizer
+
+if TYPE_CHECKING:
+    from edje_qdrant.model.edje import EDJEModel
+
+__all__ = ["TOKENIZER_FILE", "OnnxExport", "export_onnx"]
+
+#: Name of the tokenizer's file, beside the model's.
+TOKENIZER_FILE = "tokenizer.json"
+
+_INPUTS = ["input_ids", "attention_mask", "tokens"]
+# What runtimes in other languages read; later ones would save a few operations.
+_OPSET = 18
+# Largest difference to torch that is let through, as a share of the largest logit (or of 1).
+_LET_THROUGH = {"float32": 1e-3, "int8": 0.25}
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxExport:
+    """Say what was written.
+
+    Attributes:
+        path: The model.
+        tokenizer: The tokenizer, beside it.
+        precision: `float32`, or `int8`: the weights of linear layers.
+        nbytes: Size of the model.
+        outputs: `logits`, and `probabilities` where the model is calibrated.
+        max_difference: Largest difference of a logit to torch's, on random input.
+    """
+
+    path: str
+    tokenizer: str
+    precision: str
+    nbytes: int
+    outputs: tuple[str, ...]
+    max_difference: float
+
+
+def export_onnx(model: EDJEModel, out: str | Path, *, int8: bool = False) -> OnnxExport:
+    """Write the joint encoder as ONNX, and its tokenizer as `tokenizer.json` beside it.
+
+    Inputs are `input_ids` and `attention_mask`, `(batch, words)` int64, as the tokenizer gives
+    them, and `tokens`, `(batch, m, d_text)` float32; outputs `logits`, `(batch,)` float32, and
+    `probabilities`, likewise, where the model is calibrated. The file's metadata hold the contract
+    (`edje.contract`), the calibration (`edje.calibration`) and the longest caption
+    (`edje.max_words`).
+
+    Args:
+        model: Whose joint encoder; it stays as it is.
+        out: The file, `.onnx`; replaced once the new one has proved to score as torch does.
+        int8: Quantize the weights of linear layers, and their input as it comes: a quarter of
+            these bytes, at some loss.
+
+    Raises:
+        ConfigError: The joint encoder or its tokenizer is of another kind, or `out` is no name for
+            such a file, or another model's tokenizer lies beside it.
+        CheckpointError: The file cannot be written, or does not score as torch does.
+        MissingExtraError: ONNX's libraries are not installed.
+    """
+    path = Path(out).expanduser()
+    if path.suffix != ".onnx":
+        raise ConfigError(f"name the file something.onnx, not {path.name}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {path.parent}; make it, or choose another")
+    _require_extra()
+    tokenizer_path = path.with_name(TOKENIZER_FILE)
+    tokenizer = portable_tokenizer(model.tokenizer, model.joint_encoder.max_caption_length)
+    if tokenizer_path.exists() and tokenizer_path.read_bytes() != tokenizer:
+        raise ConfigError(
+            f"{tokenizer_path} is there and not this model's; choose a folder of its own for {path}"
+        )
+    precision = "int8" if int8 else "float32"
+    form = PortableJointEncoder(
+        copy.deepcopy(model.joint_encoder).to("cpu", torch.float32), model.calibration
+    ).eval()
+    proto = _quantized(_graph(form, model)) if int8 else _graph(form, model)
+    _describe(proto, model, precision)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-") as folder:
+            part, tokenizer_part = Path(folder) / path.name, Path(folder) / TOKENIZER_FILE
+            part.write_bytes(proto.SerializeToString())
+            tokenizer_part.write_bytes(tokenizer)
+            difference = _checked(part, model, precision)
+            os.replace(tokenizer_part, tokenizer_path)
+            os.replace(part, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {path} ({error}); choose a folder you may write to", path=str(path)
+        ) from error
+    return OnnxExport(
+        str(path), str(tokenizer_path), precision, path.stat().st_size, _outputs(model), difference
+    )
+
+
+def _require_extra() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(error.name or "onnx", "onnx") from error
+
+
+def _outputs(model: EDJEModel) -> tuple[str, ...]:
+    return ("logits",) if model.calibration is None else ("logits", "probabilities")
+
+
+def _graph(form: PortableJointEncoder, model: EDJEModel) -> Any:
+    """Return the ONNX model."""
+    batch = torch.export.Dim("batch")
+    words = torch.export.Dim("words", max=model.joint_encoder.max_caption_length)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                form,
+                _random_pairs(model, 3, 5, seed=0),
+                input_names=_INPUTS,
+                output_names=list(_outputs(model)),
+                dynamic_shapes=({0: batch, 1: words}, {0: batch, 1: words}, {0: batch}),
+                opset_version=_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter and what it is made of raise anything
+        raise CheckpointError(
+            f"torch cannot export this joint encoder ({type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0]}); the exception that this one comes from says "
+            "more, and another version of torch or onnxscript may do",
+            path=str(model.name_or_path),
+        ) from error
+    assert program is not None  # it is with dynamo
+    proto = program.model_proto
+    # Where in whose files each operation came from is nobody's business.
+    for item in (*proto.graph.node, *proto.graph.input, *proto.graph.output):
+        del item.metadata_props[:]
+    # Of weights that the exporter transposed, the noted shapes are no longer true.
+    del proto.graph.value_info[:]
+    return proto
+
+
+def _quantized(proto: Any) -> Any:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # Else it warns that a graph could be tidied up before; the exporter did that.
+    proto.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    with tempfile.TemporaryDirectory(prefix="edje-onnx-") as folder:
+        file = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            proto,
+            file,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["MatMul"],
+        )
+        return onnx.load(file)
+
+
+def _describe(proto: Any, model: EDJEModel, precision: str) -> None:
+    contract = model.contract().as_dict()
+    if os.path.isabs(str(contract["model"])):
+        contract["model"] = None  # the file goes elsewhere, where that folder is not
+    told = {
+        "edje.contract": json.dumps(contract),
+        "edje.max_words": str(model.joint_encoder.max_caption_length),
+        "edje.precision": precision,
+    }
+    if model.calibration is not None:
+        told["edje.calibration"] = json.dumps(asdict(model.calibration))
+    del proto.metadata_props[:]
+    for key, value in told.items():
+        proto.metadata_props.add(key=key, value=value)
+
+
+def _checked(path: Path, model: EDJEModel, precision: str) -> float:
+    """Return how far the file's logits are from torch's.
+
+    Raises:
+        CheckpointError: Too far, or the file cannot be run.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    reference = copy.deepcopy(model.joint_encoder).to("cpu", torch.float32).eval()
+    longest = model.joint_encoder.max_caption_length
+    difference, largest = 0.0, 1.0
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        for n, t in ((1, 2), (7, longest), (33, min(9, longest))):
+            pairs = _random_pairs(model, n, t, seed=n)
+            feeds = {name: pair.numpy() for name, pair in zip(_INPUTS, pairs, strict=True)}
+            (found,) = session.run(["logits"], feeds)
+            with torch.inference_mode():
+                expected = reference(*pairs).numpy()
+            if found.shape != expected.shape:
+                raise ValueError(f"logits of shape {found.shape}, not {expected.shape}")
+            largest = max(largest, float(np.abs(expected).max()))
+            # Not max(), which may lose a NaN.
+            difference = float(np.maximum(difference, np.abs(found - expected).max()))
+    except Exception as error:  # onnxruntime has errors of its own for everything
+        raise CheckpointError(
+            f"the exported file cannot be run ({error}); nothing was written", path=str(path)
+        ) from error
+    if not difference <= _LET_THROUGH[precision] * largest:
+        raise CheckpointError(
+            f"the exported file's logits differ from the model's by up to {difference:.3g}, of "
+            f"logits up to {largest:.3g}; nothing was written"
+            + ("; leave int8 out" if precision == "int8" else ""),
+            path=str(path),
+        )
+    return difference
+
+
+def _random_pairs(
+    model: EDJEModel, n: int, t: int, *, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return ids and mask `(n, t)` of captions of several lengths, and tokens `(n, m, d_text)`."""
+    random = torch.Generator().manual_seed(seed)
+    vocabulary = int(model.joint_encoder.language_model.config.vocab_size)
+    ids = torch.randint(vocabulary, (n, t), generator=random)
+    lengths = torch.randint(min(2, t), t + 1, (n, 1), generator=random)
+    lengths[0] = t
+    tokens = torch.randn(n, model.config.num_tokens, model.config.token_dim, generator=random)
+    return ids, (torch.arange(t) < lengths).long(), tokens
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep out what torch's exporter says of itself."""
+
+    def told(record: logging.LogRecord) -> bool:
+        return "torchvision is not installed" not in record.getMessage()
+
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    logger.addFilter(told)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used")
+            yield
+    finally:
+        logger.removeFilter(told)

@@ -1,0 +1,88 @@
+"""What people ask with, pictures and texts in the forms they come in: checked, and encoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.images import open_upright, words
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.types import ImageEncoding
+
+__all__ = [
+    "ImageQuery",
+    "encode_all",
+    "encode_query",
+    "read_pixels",
+]
+
+_TEXTS = 256
+
+#: A picture: opened by Pillow, a file's path, or one that was encoded already.
+ImageQuery: TypeAlias = "Image.Image | str | Path | ImageEncoding"
+
+
+def encode_query(model: EDJEModel, image: ImageQuery) -> ImageEncoding:
+    """Return what a model makes of one picture: one row.
+
+    Args:
+        model: Which encodes; it must have made an encoding that is given.
+        image: The picture. Of files and Pillow's pictures the EXIF orientation is followed.
+
+    Raises:
+        ConfigError: It is no picture, or an encoding of none, of several, or of another shape.
+        ImageReadError: It cannot be read.
+    """
+    if isinstance(image, ImageEncoding):
+        shapes = (image.embeddings.shape, image.tokens.shape)
+        c = model.config
+        expected = ((1, c.embedding_dim), (1, c.num_tokens, c.token_dim))
+        if shapes != expected:
+            raise ConfigError(
+                f"an encoding of one picture by this model has the shapes {expected[0]} and "
+                f"{expected[1]}, not {shapes[0]} and {shapes[1]}; pass one row, as this model "
+                "made it"
+            )
+        return image
+    if isinstance(image, Image.Image):
+        name = str(getattr(image, "filename", "") or "that was passed")
+        return model.encode_pixels(model.preprocess([open_upright(image, name)]))
+    if not isinstance(image, str | os.PathLike):
+        raise ConfigError(
+            f"a picture is a path, one that Pillow opened or an ImageEncoding, not a "
+            f"{type(image).__name__}"
+        )
+    return model.encode_pixels(read_pixels(model, os.fspath(image)))
+
+
+def read_pixels(model: EDJEModel, path: str) -> Tensor:
+    """Read a picture's file: `(1, 3, H, W)` float32; safe in worker threads.
+
+    Raises:
+        ImageReadError: It cannot be read, or the image processor cannot take it.
+    """
+    try:
+        return model.preprocess([open_upright(path, path)])
+    except ImageReadError as error:
+        raise ImageReadError(path, error.reason) from error
+    except Exception as error:  # image processors refuse odd shapes in their own ways
+        raise ImageReadError(path, words(error)) from error
+
+
+def encode_all(model: EDJEModel, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Encode any number of texts for the first stage: `(n, d)`, unit length, in bounded steps.
+
+    Raises:
+        ConfigError: A text is empty once cleaned up.
+    """
+    parts = [np.empty((0, model.config.embedding_dim), np.float32)]
+    parts += [model.encode_texts(texts[i : i + _TEXTS]) for i in range(0, len(texts), _TEXTS)]
+    return np.concatenate(parts)

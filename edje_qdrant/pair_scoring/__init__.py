@@ -1,0 +1,1 @@
+"""Scores for image-text pairs that a file lists."""

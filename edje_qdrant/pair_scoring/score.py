@@ -1,0 +1,308 @@
+"""Score the pairs of an image-text data set, to keep those whose caption fits; resumable."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from edje_qdrant.checks import check_number
+from edje_qdrant.encoders.weights import hash_weights
+from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.images import ignore_decoder_warnings
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.queries import encode_all, read_pixels
+from edje_qdrant.pair_scoring.keep_top import keep_top
+from edje_qdrant.pair_scoring.score_file import (
+    Pair,
+    ScoredPair,
+    ScoreFile,
+    chunked,
+    read_pairs,
+    survey,
+)
+from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.text import clean_caption
+from edje_qdrant.threads import batches, in_threads
+from edje_qdrant.types import FailedImage, ImageEncoding
+
+__all__ = ["PairReport", "score_pairs_file"]
+
+# Pairs between two writes; what is encoded and scored together lies within.
+_PAIRS = 256
+_FAILURES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class PairReport:
+    """Sum up a run of pair scoring, what earlier parts of it did included.
+
+    Attributes:
+        pairs: In the input.
+        scored: Pairs that have a score; the others have an error.
+        kept: Pairs whose score reaches the threshold; None where none was asked for.
+        threshold: As given, or the lowest score kept of a share; None where there is none.
+        resumed: Pairs that were scored by earlier parts of the run.
+        seconds: Wall-clock time of this part.
+        out: Where the scores are.
+        kept_out: Where they are with `keep` set for a share, if one was asked for.
+        failures: The first 20 pictures that could not be scored, and why.
+    """
+
+    pairs: int
+    scored: int
+    kept: int | None
+    threshold: float | None
+    resumed: int
+    seconds: float
+    out: Path
+    kept_out: Path | None
+    failures: tuple[FailedImage, ...]
+
+    @property
+    def failed(self) -> int:
+        """Return the number of pairs without a score."""
+        return self.pairs - self.scored
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return {
+            "pairs": self.pairs,
+            "scored": self.scored,
+            "failed": self.failed,
+            "kept": self.kept,
+            "threshold": self.threshold,
+            "resumed": self.resumed,
+            "seconds": round(self.seconds, 3),
+            "out": str(self.out),
+            "kept_out": None if self.kept_out is None else str(self.kept_out),
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+
+def score_pairs_file(
+    pairs: str | Path,
+    out: str | Path,
+    model: EDJEModel,
+    *,
+    images: str | Path | None = None,
+    threshold: float | None = None,
+    keep_top: float | None = None,
+    batch_size: int = 32,
+    workers: int = 2,
+    progress: bool = True,
+) -> PairReport:
+    """Score every caption of a file against its picture, and tell which to keep.
+
+    The input is a `.jsonl` annotation file: `{"image": path, "caption": text or list of texts}`.
+    The output has one JSON line a pair, in order: `image` (absolute path), `caption`, `score` (the
+    joint encoder's logit), `cosine` (of the embeddings), `keep`, and `error` where a picture could
+    not be read or a caption has no word in it; such pairs have no score and are not kept.
+
+    All of the input is checked before anything is scored. A run that was interrupted, or killed,
+    goes on where it stopped when it is called again, and then gives what it would have given
+    uninterrupted; `out.run.json` says what it was begun with. A picture is encoded once for all of
+    its captions that follow each other. Memory does not grow with the input.
+
+    Args:
+        pairs: The input.
+        out: The output; made, or appended to.
+        model: Encodes and scores.
+        images: Folder that relative picture paths start from; the input's own by default.
+        threshold: Keep pairs with this logit or more. Without one `keep` is null.
+        keep_top: Keep this share of the pairs that have a score, the best. As that is known only
+            when all are scored, `keep` goes into a second file, `scores.top0.3.jsonl` for 0.3 of
+            `scores.jsonl`, which is otherwise the same. The scores may be there already, from a run
+            without a threshold or with another share.
+        batch_size: Pictures encoded at a time.
+        workers: Threads that read and decode beside the encoding.
+        progress: Show a bar on stderr.
+
+    Raises:
+        ConfigError: An argument cannot be used, a line of the input is wrong (names file and
+            line), or the output is of another run, or of none.
+        StoreError: The output cannot be written, was changed, or another process writes it.
+        CheckpointError: A score is not a number.
+    """
+    began = time.perf_counter()
+    pairs, out = Path(pairs), Path(out)
+    _check(pairs, out, threshold, keep_top)
+    for name, number in (("batch_size", batch_size), ("workers", workers)):
+        check_number(name, number)
+    total, digest = survey(read_pairs(pairs, images))
+    if not total:
+        raise ConfigError(f"{pairs} holds no pairs")
+    header = {"pairs": total, "digest": digest, "threshold": threshold, **_identity(model)}
+    file = ScoreFile(out, header)
+    tally = _Tally()
+    scorer = _Scorer(model, batch_size, threshold)
+    resumed, going_on = 0, False
+    try:
+        with (
+            warnings.catch_warnings(),
+            tqdm(total=total, desc="scoring", unit=" pairs", disable=not progress) as bar,
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            ignore_decoder_warnings()
+            try:
+                for chunk in chunked(read_pairs(pairs, images), _PAIRS):
+                    scored = None if going_on else file.written(chunk)
+                    if scored is None:
+                        going_on = True
+                        scored = scorer.score(chunk, pool)
+                        file.write(scored)
+                    else:
+                        resumed += len(scored)
+                    tally.add(scored)
+                    bar.update(len(chunk))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        if not going_on:
+            file.require_end()
+        kept, kept_out = (None if threshold is None else tally.kept), None
+        if keep_top is not None:
+            kept_out = out.with_name(f"{out.stem}.top{keep_top:g}{out.suffix}")
+            kept, threshold = _keep_top(out, kept_out, keep_top, total, progress)
+    finally:
+        file.close()
+    seconds = time.perf_counter() - began
+    failures = tuple(FailedImage(path, reason) for path, reason in tally.failures.items())
+    return PairReport(
+        total, tally.scored, kept, threshold, resumed, seconds, out, kept_out, failures
+    )
+
+
+class _Tally:
+    """Count what became of pairs."""
+
+    def __init__(self) -> None:
+        self.scored = self.kept = 0
+        self.failures: dict[str, str] = {}
+
+    def add(self, pairs: Sequence[ScoredPair]) -> None:
+        for pair in pairs:
+            self.scored += pair.score is not None
+            self.kept += pair.keep is True
+            if pair.error is not None and len(self.failures) < _FAILURES:
+                self.failures.setdefault(pair.image, pair.error)
+
+
+class _Scorer:
+    """Score chunks of pairs; what a chunk's scores are depends on nothing outside of it."""
+
+    def __init__(self, model: EDJEModel, batch_size: int, threshold: float | None) -> None:
+        self._model = model
+        self._reranker = Reranker(model)
+        self._batch_size = batch_size
+        self._threshold = threshold
+
+    def score(self, chunk: Sequence[Pair], pool: ThreadPoolExecutor) -> list[ScoredPair]:
+        rows, errors, pictures = self._encoded([*dict.fromkeys(p.image for p in chunk)], pool)
+        judged = []
+        for place, pair in enumerate(chunk):
+            if pair.image in rows and clean_caption(pair.caption):
+                judged.append(place)
+        texts = [chunk[place].caption for place in judged]
+        asked = np.array([rows[chunk[place].image] for place in judged], np.intp)
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        vectors = encode_all(self._model, [*distinct])[[distinct[text] for text in texts]]
+        cosines = (vectors * pictures.embeddings[asked]).sum(axis=1)
+        logits = self._reranker.score_pairs(texts, pictures.tokens[asked])
+        found = dict(zip(judged, zip(_plain(logits), _plain(cosines), strict=True), strict=True))
+        return [self._line(pair, found.get(place), errors) for place, pair in enumerate(chunk)]
+
+    def _line(
+        self, pair: Pair, found: tuple[float, float] | None, errors: dict[str, str]
+    ) -> ScoredPair:
+        keep = None if self._threshold is None else bool(found and found[0] >= self._threshold)
+        if found is not None:
+            return ScoredPair(pair.image, pair.caption, *found, keep, None)
+        error = errors.get(pair.image, "the caption has no word in it")
+        return ScoredPair(pair.image, pair.caption, None, None, keep, error)
+
+    def _encoded(
+        self, paths: Sequence[str], pool: ThreadPoolExecutor
+    ) -> tuple[dict[str, int], dict[str, str], ImageEncoding]:
+        """Return path -> row of pictures that could be read, path -> error of others, and rows."""
+        errors: dict[str, str] = {}
+        rows: dict[str, int] = {}
+        c = self._model.config
+        embeddings = [np.empty((0, c.embedding_dim), np.float32)]
+        tokens = [np.empty((0, c.num_tokens, c.token_dim), np.float16)]
+
+        def readable() -> Any:
+            for path, read in in_threads(pool, self._read, paths, 2 * self._batch_size):
+                if isinstance(read, str):
+                    errors[path] = read
+                else:
+                    rows[path] = len(rows)
+                    yield read
+
+        for batch in batches(readable(), self._batch_size):
+            try:
+                encoding = self._model.encode_pixels(torch.cat(batch))
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(
+                    f"the device has no memory for {len(batch)} pictures at a time; lower "
+                    "batch_size and run again: what was scored is kept"
+                ) from error
+            embeddings.append(encoding.embeddings)
+            tokens.append(encoding.tokens)
+        return rows, errors, ImageEncoding(np.concatenate(embeddings), np.concatenate(tokens))
+
+    def _read(self, path: str) -> tuple[str, Tensor | str]:
+        try:
+            return path, read_pixels(self._model, path)
+        except ImageReadError as error:
+            return path, error.reason
+
+
+def _plain(numbers: NDArray[np.float32]) -> list[float]:
+    """Return float32 numbers as the shortest decimals that mean them."""
+    return [float(str(number)) for number in numbers]
+
+
+def _keep_top(
+    out: Path, kept: Path, share: float, total: int, progress: bool
+) -> tuple[int, float | None]:
+    with tqdm(total=total, desc="keeping", unit=" pairs", disable=not progress) as bar:
+        return keep_top(out, kept, share, bar.update)
+
+
+def _identity(model: EDJEModel) -> dict[str, Any]:
+    """Return what must be equal for two models' scores to be the same."""
+    contract = model.contract()
+    return {
+        "encoder": contract.encoder,
+        "encoder_revision": contract.encoder_revision,
+        "preprocessing": contract.preprocessing,
+        "adapter_hash": contract.adapter_hash,
+        "joint_encoder": hash_weights(model.joint_encoder.state_dict()),
+        "dtype": Reranker(model).precision,
+    }
+
+
+def _check(pairs: Path, out: Path, threshold: float | None, keep_top: float | None) -> None:
+    if threshold is not None and keep_top is not None:
+        raise ConfigError("give a threshold or a share to keep, not both")
+    if threshold is not None and not math.isfinite(threshold):
+        raise ConfigError(f"threshold is {threshold}; give a number")
+    if keep_top is not None and not 0 < keep_top <= 1:
+        raise ConfigError(
+            f"keep_top is {keep_top}; give a share of the pairs above 0 and not above 1, such as "
+            "0.3"
+        )
+    if out.absolute() == pairs.absolute():
+        raise ConfigError(f"the output would replace {out}; choose another file")

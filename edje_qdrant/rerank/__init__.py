@@ -1,0 +1,1 @@
+"""Stage 2: candidate tokens, and the reranker that scores them."""

@@ -1,0 +1,93 @@
+"""Counts and times that Prometheus reads from /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from edje_qdrant.search.results import SearchResult
+
+__all__ = ["Measures"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Measures:
+    """Keep one service's measures, in a registry of its own.
+
+    Args:
+        waiting: Returns how many requests wait for the thread that searches.
+    """
+
+    def __init__(self, waiting: Callable[[], int]) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "edje_requests_total",
+            "Requests answered.",
+            ["method", "route", "status"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "edje_request_seconds",
+            "Time to answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "edje_stage_seconds",
+            "Time of one search by stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._degraded = Counter(
+            "edje_degraded_total", "Searches answered with less than was asked.", registry=registry
+        )
+        self._scored = Counter(
+            "edje_scored_pairs_total", "Pairs of text and picture scored.", registry=registry
+        )
+        self._batches = Histogram(
+            "edje_batch_searches",
+            "Searches done together.",
+            buckets=_SIZES,
+            registry=registry,
+        )
+        self._ingested = Counter(
+            "edje_ingested_pictures_total", "Pictures uploaded.", ["outcome"], registry=registry
+        )
+        self.under_way = Gauge(
+            "edje_requests_under_way", "Requests being answered.", registry=registry
+        )
+        queue = Gauge("edje_queue", "Requests that wait for the model.", registry=registry)
+        queue.set_function(waiting)
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def search(self, result: SearchResult, waited_ms: float) -> None:
+        """Count one search."""
+        stages = {**result.timings.as_dict(), "queue": waited_ms}
+        del stages["total"]
+        for stage, ms in stages.items():
+            self._stages.labels(stage).observe(ms / 1000)
+        self._scored.inc(result.scored)
+        if result.degraded:
+            self._degraded.inc()
+
+    def batch(self, size: int) -> None:
+        """Count searches that are done together."""
+        self._batches.observe(size)
+
+    def ingested(self, added: int, skipped: int, failed: int) -> None:
+        """Count uploaded pictures."""
+        for outcome, count in (("added", added), ("skipped", skipped), ("failed", failed)):
+            self._ingested.labels(outcome).inc(count)
+
+    def text(self) -> bytes:
+        """Return all of it in Prometheus's text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,239 @@
+"""Stand before the routes: who may ask, how much, how long; and write down what was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edje_qdrant.web.errors import Refusal, refusal_response
+from edje_qdrant.web.metrics import Measures
+from edje_qdrant.web.settings import ServiceSettings
+
+__all__ = ["UPLOAD_PATHS", "Guard"]
+
+_log = logging.getLogger("edje_qdrant.web")
+
+#: Where bodies may hold pictures.
+UPLOAD_PATHS = frozenset({"/v1/search/image", "/v1/ingest"})
+
+# Nothing of the collection is told there.
+_OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/openapi.json", "/favicon.ico"})
+_OPEN_FOLDER = "/static/"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MOST_REQUESTS, _MOST_UPLOADS = 256, 8
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+class Guard:
+    """Let through what may pass, and answer the rest.
+
+    Args:
+        app: What stands behind.
+        settings: Keys and limits.
+        measures: Counts every request.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: ServiceSettings, measures: Measures) -> None:
+        self._app = app
+        self._settings = settings
+        self._measures = measures
+        self._keys = [_digest(key) for key in settings.api_keys]
+        self._requests = self._uploads = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope["request_id"] = request_id
+        status = 0
+
+        async def reply(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answer = MutableHeaders(scope=message)
+                answer["X-Request-ID"] = request_id
+                for name, value in _HEADERS.items():
+                    answer.setdefault(name, value)
+                if scope["path"].startswith("/v1/"):
+                    answer.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        upload = scope["path"] in UPLOAD_PATHS
+        self._requests += 1
+        self._uploads += upload
+        self._measures.under_way.inc()
+        try:
+            refusal = self._refusal(scope, headers)
+            if refusal is None:
+                body = _Body(receive, self._most_bytes(scope), self._settings.timeout)
+                await self._app(scope, body.receive, reply)
+            else:
+                await _send_refusal(refusal, request_id, scope, receive, reply)
+        except Exception:
+            _log.exception("request failed", extra={"request_id": request_id})
+            if status:
+                raise
+            refusal = Refusal(500, "InternalError", "something went wrong; the log says what")
+            await _send_refusal(refusal, request_id, scope, receive, reply)
+        finally:
+            self._requests -= 1
+            self._uploads -= upload
+            self._measures.under_way.dec()
+            seconds = time.perf_counter() - began
+            route = _route(scope)
+            self._measures.request(_method(scope), route, status, seconds)
+            # Neither texts nor keys are written down.
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(1000 * seconds, 1),
+                "client": (scope.get("client") or ("",))[0],
+            }
+            _log.info("request", extra=fields)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
+        """Return why a request is not let through, as far as its head tells."""
+        if not self._known_host(headers):
+            return Refusal(421, "UnknownHost", "the service is not known by that name")
+        if scope["method"] not in _SAFE_METHODS and not self._known_origin(headers):
+            return Refusal(403, "ForeignOrigin", "pages of other sites may not do this")
+        if self._keys and not _is_open(scope["path"]) and not self._knows_key(headers):
+            return Refusal(
+                401,
+                "Unauthorized",
+                "give a key: Authorization: Bearer KEY",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        too_many = self._requests > _MOST_REQUESTS or self._uploads > _MOST_UPLOADS
+        if too_many and not _is_open(scope["path"]):
+            return Refusal(
+                503, "Busy", "too many requests at once; try again", {"Retry-After": "1"}
+            )
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit():
+            return Refusal(400, "BadRequest", "Content-Length is no number")
+        if int(length) > (most := self._most_bytes(scope)):
+            return _too_large(most)
+        return None
+
+    def _most_bytes(self, scope: Scope) -> int:
+        upload = scope["path"] in UPLOAD_PATHS
+        return self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
+
+    def _known_host(self, headers: Headers) -> bool:
+        allowed = self._settings.allowed_hosts
+        return allowed is None or _host_name(headers.get("host", "")) in allowed
+
+    def _known_origin(self, headers: Headers) -> bool:
+        """Return whether a browser sends this for a page of ours, or no browser does."""
+        origin = headers.get("origin")
+        if origin is None or origin in self._settings.cors_origins:
+            return True
+        if "*" in self._settings.cors_origins:
+            return True
+        return urlsplit(origin).netloc == headers.get("host", "")
+
+    def _knows_key(self, headers: Headers) -> bool:
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        key = bearer if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        given = _digest(key.strip())
+        matches = [hmac.compare_digest(given, known) for known in self._keys]
+        return any(matches)  # all were compared, each in the same time
+
+
+class _Body:
+    """Hand a body on, as long as it is neither too large nor too slow."""
+
+    def __init__(self, receive: Receive, most: int, seconds: float) -> None:
+        self._receive, self._most = receive, most
+        self._until = time.monotonic() + seconds
+        self._size, self._whole = 0, False
+
+    async def receive(self) -> Message:
+        if self._whole:  # only the end of the connection is still to come
+            return await self._receive()
+        try:
+            left = self._until - time.monotonic()
+            message = await asyncio.wait_for(self._receive(), max(left, 0.001))
+        except asyncio.TimeoutError as error:
+            raise Refusal(408, "Timeout", "the request's body did not arrive in time") from error
+        if message["type"] != "http.request":
+            self._whole = True
+            return message
+        self._size += len(message.get("body", b""))
+        if self._size > self._most:
+            raise _too_large(self._most)
+        self._whole = not message.get("more_body", False)
+        return message
+
+
+def _too_large(most: int) -> Refusal:
+    # The connection is closed, as what is still to come would be read as the next request.
+    return Refusal(
+        413, "TooLarge", f"the body has more than {most:,} bytes", {"Connection": "close"}
+    )
+
+
+async def _send_refusal(
+    refusal: Refusal, request_id: str, scope: Scope, receive: Receive, send: Send
+) -> None:
+    response = refusal_response(
+        refusal.status_code, refusal.error, str(refusal.detail), request_id, refusal.headers
+    )
+    await response(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+
+
+def _host_name(host: str) -> str:
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _method(scope: Scope) -> str:
+    known: Sequence[str] = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH")
+    return scope["method"] if scope["method"] in known else "other"
+
+
+def _route(scope: Scope) -> str:
+    """Return a request's route, one of a few; paths as they come are without number."""
+    path: Any = getattr(scope.get("route"), "path", None)
+    if isinstance(path, str):
+        return path
+    return "/static" if scope["path"].startswith(_OPEN_FOLDER) else "other"
