@@ -7,7 +7,7 @@ each changes one setting. A variant that is in the result file already, trained 
 is left out; so a run that was stopped goes on. What is printed is a table of all that is there.
 
 Training scenes are drawn and encoded once into WORK (7 GB). Held-out scenes are the demo's: 1,000
-pictures, one caption each, 50 candidates, measured as `edje-qdrant eval --in-memory` does.
+images, one caption each, 50 candidates, measured as `edje-qdrant eval --in-memory` does.
 """
 
 from __future__ import annotations

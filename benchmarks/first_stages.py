@@ -3,7 +3,7 @@
     python benchmarks/first_stages.py [--sizes 10000 100000] [--out docs/results/first_stages.json]
 
 Vectors are synthetic, 256 wide, around a center for every hundred of them. `near` queries are drawn
-around the same centers; `apart` ones are directions by chance, as texts lie apart from pictures in
+around the same centers; `apart` ones are directions by chance, as texts lie apart from images in
 an encoder's space. Times are the processor's, of all threads together, so that other work on the
 machine does not count; nor does waiting for the disk. `write` is what it takes to put points in,
 `optimize` to build what searches use, `open` to open the index again. Searches ask for 100 points;

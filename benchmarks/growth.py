@@ -5,12 +5,12 @@
 
 Embeddings are synthetic, 256 wide, around a center for every hundred of them; codes of tokens are
 random bytes for a pq16 codec of 64 x 384 tokens, whose codebook is fitted to random tokens: 1,024
-bytes a picture. They go through `ImageCollection.add_codes` into the embedded engine and side
+bytes an image. They go through `ImageCollection.add_codes` into the embedded engine and side
 files, then `optimize` builds the graph. A fresh process then opens the collection and measures:
 the time to open it, the first stage for 100 candidates and reading and decoding their tokens
 (medians over queries, directions by chance), and its resident memory, that of mapped files apart,
 and once more that of reading the side files alone. Times are the processor's, of all threads, but
-for `optimize`; the wall's are beside those of searches. 1,000,000 pictures need about 8 GB of disk,
+for `optimize`; the wall's are beside those of searches. 1,000,000 images need about 8 GB of disk,
 and an hour on two cores: give --sizes, and --keep, with which collections are left in a folder and
 measured again without being built again.
 """
@@ -48,7 +48,7 @@ PAGE, CENTERS_EACH = 1000, 100
 # Queries: the first, those that follow untimed, and those that are timed; whole searches timed.
 FIRST, WARM, QUERIES, WHOLE = 20, 1500, 60, 12
 
-# Disk that a picture takes while the graph is built, and that must be left free besides.
+# Disk that an image takes while the graph is built, and that must be left free besides.
 BYTES_EACH, SPARE = 12_000, 2 << 30
 
 
@@ -79,7 +79,7 @@ def main() -> None:
                 folder.mkdir(parents=True)
                 free = shutil.disk_usage(folder).free
                 if free < size * BYTES_EACH + SPARE:
-                    print(f"{size:,} pictures need more than the {free:,} bytes of disk: left out")
+                    print(f"{size:,} images need more than the {free:,} bytes of disk: left out")
                     continue
                 filled.write_text(json.dumps(_filled(folder / "photos", size)), encoding="utf-8")
             if options.only_build:
@@ -245,7 +245,7 @@ def _resident() -> dict[str, int]:
 def _drawn(
     size: int,
 ) -> tuple[np.random.Generator, NDArray[np.float16], NDArray[np.float32]]:
-    """Return tokens to fit the codec to and centers of pictures, the same each time."""
+    """Return tokens to fit the codec to and centers of images, the same each time."""
     rng = np.random.default_rng(0)
     tokens = rng.standard_normal((64, NUM_TOKENS, TOKEN_DIM), dtype=np.float32)
     return rng, tokens.astype(np.float16), _directions(max(size // CENTERS_EACH, 1), rng)

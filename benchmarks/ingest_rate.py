@@ -3,7 +3,7 @@
     python benchmarks/ingest_rate.py [--model base] [--pictures 32] [--batch-size 8] [--rounds 3]
         [--out docs/results/ingest_rate_base.json]
 
-Drawn scenes of 256 x 256 pixels as PNG files. `encoder` is `EDJEModel.encode_pixels` on pictures
+Drawn scenes of 256 x 256 pixels as PNG files. `encoder` is `EDJEModel.encode_pixels` on images
 that were read before; `ingest` reads, decodes, hashes, encodes and writes them to a new collection
 of the embedded engine; `all but` is everything but the encoder, one after another, in a single
 thread. They take turns, and the ratios are medians over rounds. `hidden` is the share of `all but`
@@ -13,7 +13,7 @@ that ingest did beside the encoder.
 random weights (speed does not depend on them), and computes with every core, as an ingest does.
 `--model demo` is the bundled one, hundreds of times smaller, so that what is around it weighs much
 more; it computes with one thread. `--processes 2` adds an ingest with as many; the seconds that
-these take to start are counted too: ask for some thousand pictures.
+these take to start are counted too: ask for some thousand images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from demo_world import conditions, untrained_model
 from edje_qdrant import EDJEModel, ImageCollection, ingest_images
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import draw_scenes
-from edje_qdrant.images import open_upright, picture_id
+from edje_qdrant.images import image_file_id, open_upright
 
 SIDE = 224
 
@@ -92,7 +92,7 @@ def _measure(
         with collection() as target:
             for at, encoding in enumerate(encodings):
                 part = paths[at * size : (at + 1) * size]
-                ids = [picture_id(str(path)) for path in part]
+                ids = [image_file_id(str(path)) for path in part]
                 target.existing(ids)
                 for path in part:
                     model.preprocess([open_upright(str(path), str(path))])

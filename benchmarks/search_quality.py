@@ -8,7 +8,7 @@ What it was calibrated on are scenes of another seed than those measured here. W
 fusion     R@1 with each way to put the stages together, on both sets of scenes: what is chosen on
            one has to hold on the other.
 cutoff     Right answers accepted against false accepts, by each stage's score; the queries without
-           a right picture are the same ones, with all pictures taken out that their caption fits.
+           a right image are the same ones, with all images taken out that their caption fits.
 adaptive   Pairs saved against R@1 lost.
 budget     R@1 as the budget shrinks, through the retriever, in shares of the time a whole search
            took in the same run.
@@ -61,7 +61,7 @@ def main() -> None:
         result = {
             "scenes": len(gallery),
             "candidates": CANDIDATES,
-            "queries that fit other pictures too": float((fitting.right.sum(axis=1) > 1).mean()),
+            "queries that fit other images too": float((fitting.right.sum(axis=1) > 1).mean()),
             "fusion": _fusions(own, other),
             "cutoff": _cutoffs(fitting, model.calibration),
             "adaptive": [_adaptive(own, model.calibration, k) for k in (1, 5, 10)],
@@ -282,7 +282,7 @@ def _draw(result: dict[str, Any], path: Path) -> None:
         middle.plot(shares, [*cutoff[name].values()], marker, label=name)
     middle.plot(cutoff["false at cutoff"], cutoff["true at cutoff"], "k*", ms=11,
                 label='min_score="auto"')  # fmt: skip
-    middle.set(xlabel="queries without a right picture accepted", ylim=(0, 1),
+    middle.set(xlabel="queries without a right image accepted", ylim=(0, 1),
                ylabel="right answers accepted", title="telling that nothing fits")  # fmt: skip
     middle.legend(frameon=False)
     bins = cutoff["bins"]

@@ -1,4 +1,4 @@
-"""Ask a service from many clients while pictures are added, and watch for errors.
+"""Ask a service from many clients while images are added, and watch for errors.
 
     python benchmarks/service_load.py [--seconds 60] [--clients 16] [--pictures 300]
         [--candidates 20] [--out docs/results/service_load.json]

@@ -5,7 +5,7 @@
 Each line is the median over fresh processes, in turn with `python -c pass`, which is taken off in
 `beyond_python_ms`: the wall's time and, as other work on the machine does not count in it, the
 processor's. `open` is the time that `ImageCollection.open` takes in a process that has imported it,
-and has opened another collection before, for pictures with synthetic vectors, 64 wide, in the
+and has opened another collection before, for images with synthetic vectors, 64 wide, in the
 embedded engine.
 """
 

@@ -1,9 +1,9 @@
-"""Time training steps whose pictures are read and encoded each time, and from the cache.
+"""Time training steps whose images are read and encoded each time, and from the cache.
 
     python benchmarks/vision_cache.py [--size base] [--pictures 64] [--steps 4]
 
 A SigLIP and a MiniLM of the published shapes with random weights (speed does not depend on them),
-64 tokens, drawn scenes saved as PNG. Prints one JSON object with pictures a second and the ratio.
+64 tokens, drawn scenes saved as PNG. Prints one JSON object with images a second and the ratio.
 """
 
 from __future__ import annotations

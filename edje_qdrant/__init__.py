@@ -1,4 +1,4 @@
-"""Find pictures by text in two stages: vector search, then a joint encoder over stored tokens.
+"""Find images by text in two stages: vector search, then a joint encoder over stored tokens.
 
 The names below are loaded when they are first used: importing the package itself loads neither
 torch nor a vector engine.

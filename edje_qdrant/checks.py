@@ -23,7 +23,7 @@ def check_texts(what: str, texts: Sequence[str]) -> None:
             raise ConfigError(f"{what} holds a {type(text).__name__}; give texts")
         if not clean_caption(text):
             raise ConfigError(
-                f"{what} holds {text!r}, in which there is no word; say what a picture shows"
+                f"{what} holds {text!r}, in which there is no word; say what an image shows"
             )
 
 

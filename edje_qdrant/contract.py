@@ -24,7 +24,7 @@ class TokenContract:
         preprocessing: Hash of the image processor's settings.
         embedding_dim: Width of the stage-1 vector.
         adapter_hash: Hash of the adapter's weights.
-        num_tokens: Tokens a picture.
+        num_tokens: Tokens an image.
         token_dim: Width of a token.
         dtype: The tokens' dtype before the codec.
         codec: How tokens become bytes.

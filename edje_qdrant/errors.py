@@ -79,15 +79,15 @@ class CheckpointError(EdjeError):
 
 
 class ImageReadError(EdjeError):
-    """Refuse a picture: missing, unreadable, or with too many pixels.
+    """Refuse an image: missing, unreadable, or with too many pixels.
 
     Attributes:
-        path: The picture's path.
+        path: The image's path.
         reason: Why, in a few words.
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"cannot read picture {path}: {reason}")
+        super().__init__(f"cannot read image {path}: {reason}")
         self.path = path
         self.reason = reason
 
@@ -132,7 +132,7 @@ class CollectionLockedError(StoreError):
 
 
 class TokensNotFoundError(StoreError):
-    """Report pictures whose tokens are not in the store.
+    """Report images whose tokens are not in the store.
 
     Attributes:
         image_ids: The pictures' ids.

@@ -1,4 +1,4 @@
-"""Name pictures by content, and open them: upright, and never too large for memory."""
+"""Name images by content, and open them: upright, and never too large for memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = [
     "MAX_PIXELS",
     "content_id",
     "ignore_decoder_warnings",
+    "image_file_id",
     "open_upright",
-    "picture_id",
     "to_rgb",
     "words",
 ]
@@ -27,11 +27,11 @@ __all__ = [
 #: Pillow opens nothing larger, whatever limit is given here.
 MAX_PIXELS = 178_956_970
 
-# Ids must stay the same for ever, or a rerun would add every picture again.
+# Ids must stay the same for ever, or a rerun would add every image again.
 _NAMESPACE = uuid.UUID("6b1f4a52-93a6-5f0e-8d0c-2f5a7c1de4b9")
 _READ_BYTES = 1 << 20
 
-# EXIF orientation -> what brings the picture upright (CIPA DC-008, tag 274).
+# EXIF orientation -> what brings the image upright (CIPA DC-008, tag 274).
 _ORIENTATION_TAG = 274
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,16 +47,16 @@ _UPRIGHT = {
 def open_upright(
     file: str | BinaryIO | Image.Image, name: str, *, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Decode a picture and turn it as its EXIF data says; its mode stays as it is.
+    """Decode an image and turn it as its EXIF data says; its mode stays as it is.
 
     Args:
-        file: A path, a file opened for reading bytes, or a picture that Pillow opened.
+        file: A path, a file opened for reading bytes, or an image that Pillow opened.
         name: What errors call it.
-        max_pixels: Pictures with more are refused before they are decoded; more than
+        max_pixels: Images with more are refused before they are decoded; more than
             `MAX_PIXELS` has no effect.
 
     Raises:
-        ImageReadError: It is missing, no picture, damaged, or too large.
+        ImageReadError: It is missing, no image, damaged, or too large.
     """
     try:
         # A pipe would be waited on for ever.
@@ -69,24 +69,24 @@ def open_upright(
     except ImageReadError:
         raise
     except UnidentifiedImageError as error:
-        reason = "not a picture, or of a kind that cannot be read here"
+        reason = "not an image, or of a kind that cannot be read here"
         raise ImageReadError(name, reason) from error
     except Exception as error:  # on damaged files decoders raise anything
         raise ImageReadError(name, words(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the picture in RGB; transparency is dropped, 16 bits a channel become 8.
+    """Return the image in RGB; transparency is dropped, 16 bits a channel become 8.
 
     Raises:
-        ImageReadError: The picture's data cannot be decoded.
+        ImageReadError: The image's data cannot be decoded.
     """
     try:
         if image.mode == "RGB":
             image.load()
             return image
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            # Pillow clips these at 255, which turns a 16-bit picture white.
+            # Pillow clips these at 255, which turns a 16-bit image white.
             values = np.asarray(image, dtype=np.float32)
             scale = 257.0 if values.size and values.max() > 255 else 1.0
             image = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
@@ -97,11 +97,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageReadError(str(getattr(image, "filename", "") or image), str(error)) from error
 
 
-def picture_id(path: str) -> str:
-    """Return the id a picture has in every collection; it is made from its file's bytes alone.
+def image_file_id(path: str) -> str:
+    """Return the id an image has in every collection; it is made from its file's bytes alone.
 
     Raises:
-        ImageReadError: The file cannot be read or is empty; whether it holds a picture is not seen.
+        ImageReadError: The file cannot be read or is empty; whether it holds an image is not seen.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited on for ever
@@ -118,7 +118,7 @@ def picture_id(path: str) -> str:
 
 
 def content_id(content: bytes, name: str) -> str:
-    """Return `picture_id` of a file whose bytes were read already.
+    """Return `image_file_id` of a file whose bytes were read already.
 
     Args:
         content: The file's bytes.
@@ -150,7 +150,7 @@ def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     image.load()  # first, as loading a TIFF turns it
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # damaged EXIF data is no reason to lose a picture
+    except Exception:  # damaged EXIF data is no reason to lose an image
         return image
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)

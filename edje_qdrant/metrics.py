@@ -52,7 +52,7 @@ def recall_at(ranks: Sequence[int | None] | NDArray[np.int64], k: int) -> float:
     """Return the share of queries whose right answer is among the first `k`.
 
     With one right answer a query, as in text-to-image search, recall and success are the same.
-    With several (a picture's five captions), papers of this field call it a hit if any is found,
+    With several (an image's five captions), papers of this field call it a hit if any is found,
     which others call Success@k; recall proper would count the share found.
 
     Args:
@@ -85,7 +85,7 @@ def first_ranks(right: ArrayLike) -> NDArray[np.int64]:
 def hits_at(right: ArrayLike, k: int) -> NDArray[np.float64]:
     """Say for each query whether any right answer is among the first `k`: its mean is R@k.
 
-    This is the reading of papers on picture and text retrieval, called Success@k elsewhere. Recall
+    This is the reading of papers on image and text retrieval, called Success@k elsewhere. Recall
     as information retrieval has it, the share of the right answers that were found, is less where
     a query has several: two captions of five found in ten count as 1 here and as 0.4 there.
 

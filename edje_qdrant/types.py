@@ -24,7 +24,7 @@ Payload = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ImageEncoding:
-    """Hold what a model makes of `n` pictures.
+    """Hold what a model makes of `n` images.
 
     Attributes:
         embeddings: `(n, d)` float32, unit length: the first stage's vectors.
@@ -40,7 +40,7 @@ class ImageEncoding:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Hold one picture as the vector engine stores it.
+    """Hold one image as the vector engine stores it.
 
     Attributes:
         id: UUID string.
@@ -55,7 +55,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Hold one picture as the first stage returns it.
+    """Hold one image as the first stage returns it.
 
     Attributes:
         image_id: UUID string.
@@ -100,7 +100,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class FailedImage:
-    """Name a picture that was not ingested, and why."""
+    """Name an image that was not ingested, and why."""
 
     path: str
     reason: str
@@ -111,11 +111,11 @@ class IngestReport:
     """Sum up one ingest.
 
     Attributes:
-        added: Pictures now in the collection that were not before.
-        skipped: Pictures that were there already (the same content, or twice in the source).
-        failed: Pictures that could not be read, each with the reason.
+        added: Images now in the collection that were not before.
+        skipped: Images that were there already (the same content, or twice in the source).
+        failed: Images that could not be read, each with the reason.
         seconds: Wall-clock time of the whole.
-        pruned: Pictures deleted because they are gone from the source.
+        pruned: Images deleted because they are gone from the source.
     """
 
     added: int
@@ -126,5 +126,5 @@ class IngestReport:
 
     @property
     def images_per_second(self) -> float:
-        """Return pictures added each second."""
+        """Return images added each second."""
         return self.added / self.seconds if self.seconds > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Put a folder of pictures into a collection; run it again, and only what is new is added.
+"""Put a folder of images into a collection; run it again, and only what is new is added.
 
     python examples/01_ingest.py [PICTURES] [INDEX]
 
@@ -29,7 +29,7 @@ def main(pictures: str | None = None, index: str = "example-index") -> None:
         print(f"{report.added} added, {report.skipped} there already, in {Path(index).absolute()}")
         for failure in report.failed:
             print(f"  {failure.path}: {failure.reason}")
-        print(f"{collection.bytes_per_image():,} bytes of tokens a picture")
+        print(f"{collection.bytes_per_image():,} bytes of tokens an image")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     docker compose -f examples/docker-compose.yml up -d
     python examples/03_server.py [URL] [INDEX]
 
-Without a URL, qdrant-client's own engine in memory takes the server's place. Pictures are copied
+Without a URL, qdrant-client's own engine in memory takes the server's place. Images are copied
 from the folder that 01_ingest.py wrote: nothing is encoded again.
 """
 
@@ -28,7 +28,7 @@ def main(url: str | None = None, index: str = "example-index") -> None:
             location, "images", source.contract, codec=source.codec, tokens="payload"
         )
         report = copy_collection(source, target)
-        print(f"{report.copied} pictures copied to {target.location}")
+        print(f"{report.copied} images copied to {target.location}")
     with TwoStageRetriever(target, EDJEModel.from_pretrained("demo")) as retriever:
         results = asyncio.run(search(retriever))
     for text, paths in zip(TEXTS, results, strict=True):

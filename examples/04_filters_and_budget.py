@@ -15,7 +15,7 @@ QUERY = "a huge black star on the left of a white moon"
 
 
 def main(index: str = "example-index") -> None:
-    """Give the pictures some fields, then search by them."""
+    """Give the images some fields, then search by them."""
     with ImageCollection.open(index, "images") as collection:
         ids = [point.id for page in collection.index.scroll(payload=False) for point in page]
         collection.update_payload(

@@ -1,4 +1,4 @@
-"""Train the reranker further on pictures and captions of your own, and calibrate it.
+"""Train the reranker further on images and captions of your own, and calibrate it.
 
     python examples/05_train_on_your_pairs.py [TRAIN.jsonl VALIDATION.jsonl] [OUT] [STEPS]
 
@@ -56,7 +56,7 @@ def main(
         RECIPE.format(train=train_on.absolute(), validation=validation.absolute(), steps=steps)
     )
     train(read_recipe(recipe), Path(out))
-    # On pictures the model was not trained on, as it is surer of those than of others.
+    # On images the model was not trained on, as it is surer of those than of others.
     model = EDJEModel.from_pretrained(Path(out) / "model")
     report = calibrate(model, read_annotations(validation), data=validation.name, num_candidates=20)
     report.calibration.save(Path(out) / "model")

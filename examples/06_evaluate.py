@@ -1,4 +1,4 @@
-"""Measure a model on annotated pictures: first stage against reranked, with intervals.
+"""Measure a model on annotated images: first stage against reranked, with intervals.
 
     python examples/06_evaluate.py [ANNOTATIONS] [MODEL]
 

@@ -24,7 +24,7 @@ def main(text: str = "a red star above a blue ring", index: str = "example-index
         chain = pictures | RunnableLambda(paths_of)
         print("found:", ", ".join(chain.invoke(text, top_k=3)))
 
-        # Any retriever's documents will do, so long as their metadata name a picture.
+        # Any retriever's documents will do, so long as their metadata name an image.
         documents = sorted(pictures.invoke(text, top_k=10), key=lambda document: document.id or "")
         reranker = EDJEDocumentReranker(scorer=retriever, top_n=3)
         for document in reranker.compress_documents(documents, text):
@@ -33,7 +33,7 @@ def main(text: str = "a red star above a blue ring", index: str = "example-index
 
 
 def paths_of(documents: list[Document]) -> list[str]:
-    """Stand for what a chain does with the pictures it gets."""
+    """Stand for what a chain does with the images it gets."""
     return [document.metadata["path"] for document in documents]
 
 

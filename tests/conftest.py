@@ -1,4 +1,4 @@
-"""What tests of several modules share: a small model with random weights, and pictures."""
+"""What tests of several modules share: a small model with random weights, and images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_edje import build_tiny_model
 
 from edje_qdrant.model import EDJEModel
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +35,8 @@ def other_model() -> EDJEModel:
 
 
 @pytest.fixture(scope="session")
-def write_pictures() -> WritePictures:
-    """Write `n` different pictures into a folder and return their paths, sorted."""
+def write_images() -> WriteImages:
+    """Write `n` different images into a folder and return their paths, sorted."""
 
     def write(folder: Path, n: int, *, seed: int = 0, suffix: str = ".png") -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)

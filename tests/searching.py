@@ -22,7 +22,7 @@ def numbered_id(number: int) -> str:
 
 
 def payload_of(number: int) -> dict[str, Any]:
-    """Ten videos of four frames but for two: one of many frames, and pictures of none."""
+    """Ten videos of four frames but for two: one of many frames, and images of none."""
     payload: dict[str, Any] = {
         "path": f"{number}.png",
         "album": ["2023", "2024"][number % 2],
@@ -34,7 +34,7 @@ def payload_of(number: int) -> dict[str, Any]:
     return payload
 
 
-def random_pictures(count: int = COUNT) -> list[Image.Image]:
+def random_images(count: int = COUNT) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(count)
@@ -46,7 +46,7 @@ def make_collection(location: Any, model: EDJEModel, **options: Any) -> ImageCol
         location, options["engine"] = location
     collection = ImageCollection.create(location, "images", model.contract(), **options)
     ids = [numbered_id(number) for number in range(COUNT)]
-    encoding = model.encode_images(random_pictures())
+    encoding = model.encode_images(random_images())
     collection.add(ids, encoding, [payload_of(number) for number in range(COUNT)])
     collection.flush()
     return collection
@@ -57,8 +57,8 @@ def numbers(result: SearchResult) -> list[int]:
 
 
 def full_scores(model: EDJEModel, text: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return every picture's cosine and logit."""
-    encoding = model.encode_images(random_pictures())
+    """Return every image's cosine and logit."""
+    encoding = model.encode_images(random_images())
     return encoding.embeddings @ model.encode_texts([text])[0], model.score(text, encoding.tokens)
 
 

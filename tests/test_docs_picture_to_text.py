@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edje_qdrant.cli import app as cli
-from edje_qdrant.demo.run import draw_pictures
+from edje_qdrant.demo.run import draw_images
 
 PAGE = Path(__file__).parent.parent / "docs" / "picture-to-text.md"
 
@@ -16,7 +16,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "picture-to-text.md"
 @pytest.fixture
 def demo_pictures(tmp_path, monkeypatch):
     """The first of the scenes that the demo draws, where it draws them."""
-    draw_pictures(tmp_path / "edje-demo" / "pictures", 20, 1, progress=False)
+    draw_images(tmp_path / "edje-demo" / "pictures", 20, 1, progress=False)
     monkeypatch.chdir(tmp_path)
 
 

@@ -25,9 +25,9 @@ def run(name: str, *args: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("01_ingest.py", ["60 added, 0 there already", "2,080 bytes of tokens a picture"]),
+        ("01_ingest.py", ["60 added, 0 there already", "2,080 bytes of tokens an image"]),
         ("02_search.py", ["#1 (was #", "#10 (was #", "rerank"]),
-        ("03_server.py", ["60 pictures copied to :memory:", "a red star -> "]),
+        ("03_server.py", ["60 images copied to :memory:", "a red star -> "]),
         ("04_filters_and_budget.py", ["two years: 24 of 24", "in 30 ms: ", "sure: "]),
         ("05_train_on_your_pairs.py", ["right answers accepted", "--model example-model/model"]),
         ("06_evaluate.py", ["R@1", "reranked"]),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import ignore_decoder_warnings, open_upright, picture_id
+from edje_qdrant.images import ignore_decoder_warnings, image_file_id, open_upright
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -37,8 +37,8 @@ def test_the_exif_orientation_is_followed() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not a picture"),
-        (b"text", "not a picture"),
+        (b"", "not an image"),
+        (b"text", "not an image"),
         (encoded()[:60], "."),
     ],
 )
@@ -76,11 +76,11 @@ def test_a_picture_is_named_by_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "black.ppm"
     path.write_bytes(b"P6 2 2 255\n" + bytes(12))
     known = "9bc2c897-6ff4-5c1f-bd27-f8b785727c85"  # for ever: collections hold it
-    assert picture_id(str(path)) == known
+    assert image_file_id(str(path)) == known
     path.rename(tmp_path / "moved")
-    assert picture_id(str(tmp_path / "moved")) == known
+    assert image_file_id(str(tmp_path / "moved")) == known
     (tmp_path / "moved").write_bytes(b"P6 2 2 255\n" + bytes(11) + b"\1")
-    assert picture_id(str(tmp_path / "moved")) != known
+    assert image_file_id(str(tmp_path / "moved")) != known
 
 
 def test_a_name_does_not_need_the_whole_file_at_once(
@@ -88,9 +88,9 @@ def test_a_name_does_not_need_the_whole_file_at_once(
 ) -> None:
     content = np.random.default_rng(0).bytes(10_000)
     (tmp_path / "a").write_bytes(content)
-    whole = picture_id(str(tmp_path / "a"))
+    whole = image_file_id(str(tmp_path / "a"))
     monkeypatch.setattr("edje_qdrant.images._READ_BYTES", 999)
-    assert picture_id(str(tmp_path / "a")) == whole
+    assert image_file_id(str(tmp_path / "a")) == whole
 
 
 def test_what_has_no_name(tmp_path: Path) -> None:
@@ -109,5 +109,5 @@ def test_what_has_no_name(tmp_path: Path) -> None:
     for name, reason in reasons.items():
         path = f"{tmp_path}/{name}"
         with pytest.raises(ImageReadError, match=reason) as caught:
-            picture_id(path)
+            image_file_id(path)
         assert caught.value.path == path

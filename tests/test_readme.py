@@ -3,18 +3,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from edje_qdrant.demo.run import draw_pictures
+from edje_qdrant.demo.run import draw_images
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_readmes_python_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    draw_pictures(tmp_path / "pictures", 20, 5, progress=False)
+    draw_images(tmp_path / "pictures", 20, 5, progress=False)
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "20 pictures, 0 unreadable"
+    assert lines[0] == "20 images, 0 unreadable"
     assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3", "4", "5"]
     assert all(Path(line.split()[-1]).is_file() for line in lines[1:])
 

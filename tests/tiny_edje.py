@@ -26,7 +26,7 @@ def _tokenizer() -> BertTokenizer:
 def build_tiny_model(
     seed: int = 0, *, adapter: AdapterKind = "compressed", dropout: float = 0.1
 ) -> EDJEModel:
-    """Build a model that knows nothing but tells pictures and texts apart."""
+    """Build a model that knows nothing but tells images and texts apart."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer()
     size = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

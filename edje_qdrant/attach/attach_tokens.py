@@ -34,13 +34,13 @@ from edje_qdrant.types import FailedImage, IngestReport
 
 __all__ = ["Locate", "attach_tokens", "detach_tokens"]
 
-#: Turns a payload field's value into a picture: a path, an open file, or a picture of Pillow's.
+#: Turns a payload field's value into an image: a path, an open file, or an image of Pillow's.
 Locate: TypeAlias = "Callable[[Any], str | Path | BinaryIO | Image.Image]"
 
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """Hold a picture ready to be encoded: `pixels` is `(1, 3, H, W)` float32."""
+    """Hold an image ready to be encoded: `pixels` is `(1, 3, H, W)` float32."""
 
     point: ForeignPoint
     pixels: Tensor
@@ -63,26 +63,26 @@ def attach_tokens(
     prefer_grpc: bool = False,
     timeout: int = 30,
 ) -> IngestReport:
-    """Add tokens to every point whose payload names a picture, for `AttachedCollection`.
+    """Add tokens to every point whose payload names an image, for `AttachedCollection`.
 
     Only the reserved payload key `_edje` and a key of the collection's metadata are written;
     vectors and the rest of the payload are not touched. Points that have tokens already are
     skipped, so a run that was interrupted goes on where it stopped, and a later one adds what is
-    new. A point that names another picture by then gets its tokens anew; a file that was changed
+    new. A point that names another image by then gets its tokens anew; a file that was changed
     under the same name is not noticed. Memory does not grow with the collection.
 
     Args:
         location: `"http://..."`, `"https://..."` or a `QdrantClient`, which stays open.
         name: The collection's.
         model: Makes the tokens, and scores them later.
-        path_field: The payload field that names the picture; dots part nested ones.
+        path_field: The payload field that names the image; dots part nested ones.
         images: Folder that relative paths start from; the working folder by default.
-        locate: What finds the picture of the field's value, where that is no path of a file here.
+        locate: What finds the image of the field's value, where that is no path of a file here.
         codec: How tokens become bytes, `"float16"` by default: a name, or a fitted codec. Later
             runs keep to that of the first.
         tokens_folder: Keep tokens in side files in this folder, which every machine that reranks
             must read; in the payload by default.
-        batch_size: Pictures encoded and written at a time.
+        batch_size: Images encoded and written at a time.
         workers: Threads that read and decode beside the encoding.
         progress: Show a bar on stderr.
         api_key: Sent with every request to a server.
@@ -175,7 +175,7 @@ def _store(
         if fields and path_field.split(".")[0] not in fields:
             raise ConfigError(
                 f"the points of {name!r} have no payload field {path_field!r}; name the one with "
-                f"the picture's path (--path-field), of {', '.join(fields[:10])}"
+                f"the image's path (--path-field), of {', '.join(fields[:10])}"
             )
         chosen = fitted_codec(model.contract(), codec or "float16")
         contract = model.contract().with_codec(chosen.name, chosen.hash)
@@ -223,7 +223,7 @@ class _Run:
         self.failed: list[FailedImage] = []
 
     def decoded(self, pool: ThreadPoolExecutor, ahead: int) -> Iterator[_Decoded]:
-        """Yield the pictures of points without tokens, `ahead` of them decoded before use."""
+        """Yield the images of points without tokens, `ahead` of them decoded before use."""
         return readable_ones(
             in_threads(pool, self._decode, self._without_tokens(), ahead), self.failed, self.bar
         )
@@ -235,7 +235,7 @@ class _Run:
             tokens = self._model.encode_pixels(pixels).tokens
         except torch.OutOfMemoryError as error:
             raise ConfigError(
-                f"the device has no memory for {len(pixels)} pictures at a time; "
+                f"the device has no memory for {len(pixels)} images at a time; "
                 "lower batch_size and run again: what was attached is kept"
             ) from error
         named = [str(picture.point.id) for picture in pictures]
@@ -277,7 +277,7 @@ def _files(images: str | Path | None) -> Locate:
     """Return what finds files by their path."""
     around = Path("." if images is None else images).expanduser()
     if not around.is_dir():
-        raise ConfigError(f"there is no folder {around}; say where the pictures are (--images)")
+        raise ConfigError(f"there is no folder {around}; say where the images are (--images)")
 
     def locate(value: Any) -> Path:
         if not isinstance(value, str):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AttachedCollection", "RankedPoint", "is_attached", "read_attachment", "require"]
 
-# Pictures whose tokens are in memory at a time.
+# Images whose tokens are in memory at a time.
 _AT_ONCE = 1024
 
 
@@ -46,7 +46,7 @@ class RankedPoint:
         score: The joint encoder's logit; higher is better. None where there are no tokens to score.
         rank: Place in the new order, from 1.
         retrieval_rank: Place among the points passed in, from 1.
-        probability: That text and picture match; None where the model holds no calibration.
+        probability: That text and image match; None where the model holds no calibration.
     """
 
     point: ScoredPoint
@@ -57,7 +57,7 @@ class RankedPoint:
 
 
 class AttachedCollection:
-    """Score pictures of a collection that something else made, to which tokens were attached.
+    """Score images of a collection that something else made, to which tokens were attached.
 
     The search itself stays the caller's: any vectors, filters and options that its client takes.
 
@@ -163,7 +163,7 @@ class AttachedCollection:
         """Put points that a search found into the joint encoder's order.
 
         Args:
-            text: What the pictures should show.
+            text: What the images should show.
             points: As `client.query_points(...).points` returned them; vectors and payloads are
                 not needed.
             top_k: Points to return; all by default.
@@ -175,7 +175,7 @@ class AttachedCollection:
 
         Raises:
             ConfigError: The text has no word in it, or an option cannot be used.
-            TokensNotFoundError: Points have no tokens, or another picture than when these were
+            TokensNotFoundError: Points have no tokens, or another image than when these were
                 attached; names the ids.
             TokensCorruptError: Tokens are damaged; names the ids.
             StoreError: Tokens cannot be read.
@@ -223,10 +223,10 @@ class AttachedCollection:
         )
 
     def score(self, text: str, image_ids: Sequence[PointId]) -> NDArray[np.float32]:
-        """Score a text against points' pictures.
+        """Score a text against points' images.
 
         Args:
-            text: What the pictures may show.
+            text: What the images may show.
             image_ids: `n` ids of points.
 
         Returns:
@@ -279,7 +279,7 @@ class AttachedCollection:
         if gone:
             raise TokensNotFoundError(
                 f"points {', '.join(gone[:3])} ({len(gone)} in all) of {self._name!r} have no "
-                "tokens, or name another picture than when these were attached; run "
+                "tokens, or name another image than when these were attached; run "
                 f"`edje-qdrant attach --collection {self._name}` again",
                 gone,
             )
@@ -292,7 +292,7 @@ class AttachedCollection:
 
 
 def read_attachment(points: ForeignPoints, name: str) -> tuple[CollectionRecord, str] | None:
-    """Read what is attached to a collection, and by which field its pictures are named.
+    """Read what is attached to a collection, and by which field its images are named.
 
     Raises:
         StoreError: What is noted about it is damaged, or of another version.
@@ -322,7 +322,7 @@ def require(contract: TokenContract, record: CollectionRecord, name: str, addres
 
 
 def is_attached(point: ForeignPoint | None) -> bool:
-    """Return whether a point has tokens, and of the picture that it names now."""
+    """Return whether a point has tokens, and of the image that it names now."""
     return (
         point is not None
         and point.reference is not None

@@ -98,7 +98,7 @@ def _refuse(message: str) -> int:
 
 app = typer.Typer(
     cls=_Commands,
-    help="Find pictures by text in two stages: vector search, then a joint encoder.",
+    help="Find images by text in two stages: vector search, then a joint encoder.",
     invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -117,7 +117,7 @@ def start(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Find pictures by text in two stages: vector search, then a joint encoder."""
+    """Find images by text in two stages: vector search, then a joint encoder."""
     if version:
         typer.echo(f"edje-qdrant {__version__}")
         raise typer.Exit
@@ -129,7 +129,7 @@ def start(
 def ingest(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="Folder of pictures, or a .jsonl manifest."),
+        typer.Argument(metavar="SOURCE", help="Folder of images, or a .jsonl manifest."),
     ],
     index: Index = None,
     url: Url = None,
@@ -162,7 +162,7 @@ def ingest(
     ] = None,
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="Delete pictures that are gone from the source."),
+        typer.Option("--prune", help="Delete images that are gone from the source."),
     ] = False,
     payload_index: Annotated[
         list[str] | None,
@@ -175,7 +175,7 @@ def ingest(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Add pictures to a collection, which is created where it is missing."""
+    """Add images to a collection, which is created where it is missing."""
     from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.ingest.process_pool import check_devices
     from edje_qdrant.ingest.sources import check_source
@@ -293,7 +293,7 @@ def convert(
 @app.command()
 def demo(
     folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where pictures, index and results go.")
+        Path, typer.Option(metavar="FOLDER", help="Where images, index and results go.")
     ] = Path("edje-demo"),
     pictures: Annotated[int, typer.Option(help="Scenes to draw, 20 or more.")] = 1000,
     candidates: Annotated[

@@ -38,7 +38,7 @@ def attach(
         str,
         typer.Option(
             metavar="FIELD",
-            help="Payload field with the path of the picture; dots part nested ones.",
+            help="Payload field with the path of the image; dots part nested ones.",
         ),
     ],
     url: Url = None,
@@ -124,7 +124,7 @@ def add_attach_commands(app: typer.Typer) -> None:
 
 def _report_text(report: IngestReport) -> str:
     lines = [
-        f"{report.added} pictures have tokens now, {report.skipped} had them already, "
+        f"{report.added} images have tokens now, {report.skipped} had them already, "
         f"{len(report.failed)} failed in {report.seconds:.1f} s "
         f"({report.images_per_second:.1f} pictures/s)"
     ]

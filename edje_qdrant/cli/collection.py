@@ -45,7 +45,7 @@ __all__ = ["add_collection_commands"]
 _SHOWN = 20
 
 Ids = Annotated[
-    list[str] | None, typer.Option("--id", metavar="ID", help="A picture's id; repeat it for more.")
+    list[str] | None, typer.Option("--id", metavar="ID", help="An image's id; repeat it for more.")
 ]
 
 
@@ -54,17 +54,17 @@ def verify(
     url: Url = None,
     collection: Collection = "images",
     pictures: Annotated[
-        bool, typer.Option("--pictures", help="Read the picture files too, and compare them.")
+        bool, typer.Option("--pictures", help="Read the image files too, and compare them.")
     ] = False,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Check that every picture can be ranked by what was written for it; 1 if some cannot."""
+    """Check that every image can be ranked by what was written for it; 1 if some cannot."""
     from edje_qdrant.maintenance import verify as verify_collection
 
     with open_collection(where_is(index, url), collection, mend=True) as opened:
         report = verify_collection(opened, pictures=pictures, progress=bar_shown(progress))
-    lines = [f"{report.points} pictures: {'all is well' if report.clean else 'NOT all is well'}"]
+    lines = [f"{report.points} images: {'all is well' if report.clean else 'NOT all is well'}"]
     lines += [f"  {count} {kind}" for kind, count in report.counts().items()]
     lines += _findings(report.findings)
     if report.orphan_records or report.unlisted_files:
@@ -86,14 +86,14 @@ def repair(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Encode again pictures whose tokens are lost, and drop orphans; 1 if something is left."""
+    """Encode again images whose tokens are lost, and drop orphans; 1 if something is left."""
     from edje_qdrant.maintenance.repair import repair as repair_collection
 
     with open_collection(where_is(index, url), collection, mend=True) as opened:
         loaded = load_model(model, device, opened)
         report = repair_collection(opened, loaded, progress=bar_shown(progress))
     lines = [
-        f"{len(report.encoded)} pictures encoded again, {len(report.left)} could not be mended",
+        f"{len(report.encoded)} images encoded again, {len(report.left)} could not be mended",
         *_findings(report.left),
     ]
     if report.compacted.bytes_before:
@@ -115,7 +115,7 @@ def compact(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Rewrite side files without the holes that deleted pictures leave."""
+    """Rewrite side files without the holes that deleted images leave."""
     from edje_qdrant.maintenance import compact as compact_collection
 
     # Damaged side files are no reason: what cannot be read stays where it is.
@@ -136,7 +136,7 @@ def transcode(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Store a collection's tokens in another codec, without encoding a picture again."""
+    """Store a collection's tokens in another codec, without encoding an image again."""
     from edje_qdrant.maintenance import fit_codec as fit
     from edje_qdrant.maintenance import transcode as transcode_collection
 
@@ -148,7 +148,7 @@ def transcode(
         report = transcode_collection(opened, found, progress=bar_shown(progress))
         nbytes = opened.bytes_per_image()
     data = {**asdict(report), "codec": found.key, "bytes_per_image": nbytes}
-    text = f"{report.moved} pictures now in {found.name}, {nbytes:,} bytes each"
+    text = f"{report.moved} images now in {found.name}, {nbytes:,} bytes each"
     if report.unreadable:
         text += f"; {len(report.unreadable)} cannot be read: run `edje-qdrant repair`"
     print_result(data, text, as_json)
@@ -161,7 +161,7 @@ def fit_codec(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, .safetensors.")],
     pictures: Annotated[
         Path | None,
-        typer.Option(metavar="SOURCE", help="Fit to pictures of a folder or manifest."),
+        typer.Option(metavar="SOURCE", help="Fit to images of a folder or manifest."),
     ] = None,
     index: Index = None,
     url: Url = None,
@@ -172,7 +172,7 @@ def fit_codec(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Fit a codec's codebook to pictures or to a collection, for --codec of other commands."""
+    """Fit a codec's codebook to images or to a collection, for --codec of other commands."""
     from edje_qdrant.tokens.codec_file import write_codec
 
     check_codec_file(codec, out)
@@ -193,7 +193,7 @@ def fit_codec(
     write_codec(fitted, out, contract=contract)
     data = {"codec": fitted.key, "path": str(out), "bytes_per_image": fitted.nbytes}
     print_result(
-        data, f"wrote {out}: {fitted.key}, {fitted.nbytes:,} bytes a picture; use it with --codec",
+        data, f"wrote {out}: {fitted.key}, {fitted.nbytes:,} bytes an image; use it with --codec",
         as_json,
     )  # fmt: skip
 
@@ -213,7 +213,7 @@ def export(
         report = export_collection(opened, archive, progress=bar_shown(progress))
     size = archive.expanduser().stat().st_size
     data = {**asdict(report), "path": str(archive), "bytes": size}
-    print_result(data, f"wrote {report.copied} pictures to {archive}", as_json)
+    print_result(data, f"wrote {report.copied} images to {archive}", as_json)
 
 
 def import_(
@@ -285,9 +285,9 @@ def delete(
     collection: Collection = "images",
     as_json: Json = False,
 ) -> None:
-    """Delete pictures by id or by payload; `compact` frees what their tokens took."""
+    """Delete images by id or by payload; `compact` frees what their tokens took."""
     if not ids and not where:
-        raise ConfigError("say which pictures to delete: --id ID, or --where FIELD=VALUE")
+        raise ConfigError("say which images to delete: --id ID, or --where FIELD=VALUE")
     # Also where damaged side files keep the collection from being opened otherwise.
     with open_collection(where_is(index, url), collection, mend=True) as opened:
         before = opened.count()
@@ -315,7 +315,7 @@ def update(
 ) -> None:
     """Set fields of pictures' payloads."""
     if not ids and not where:
-        raise ConfigError("say which pictures to update: --id ID, or --where FIELD=VALUE")
+        raise ConfigError("say which images to update: --id ID, or --where FIELD=VALUE")
     payload = dict(field_of(text) for text in fields)
     with open_collection(where_is(index, url), collection, mend=True) as opened:
         chosen = opened.existing(ids or [])
@@ -354,4 +354,4 @@ def _compacted(report: CompactReport) -> str:
 
 
 def _copied(report: CopyReport, where: str) -> str:
-    return f"{report.copied} pictures copied to {where}, {report.skipped} were there already"
+    return f"{report.copied} images copied to {where}, {report.skipped} were there already"

@@ -1,4 +1,4 @@
-"""The command `eval`: measure models on annotated pictures.
+"""The command `eval`: measure models on annotated images.
 
 Nothing heavy is imported before the command runs.
 """
@@ -115,7 +115,7 @@ def evaluate(
             "--codec",
             metavar="NAME",
             help="Codec of the collections made here; each model is measured with each. float16 "
-            "by default; int8, int4, pq16, pq24, pq32, pq48 (fitted to these pictures).",
+            "by default; int8, int4, pq16, pq24, pq32, pq48 (fitted to these images).",
         ),
     ] = None,
     index: Index = None,
@@ -139,14 +139,14 @@ def evaluate(
         bool,
         typer.Option("--in-memory", help="Exact cosines in memory instead of the vector engine."),
     ] = False,
-    limit: Annotated[int | None, typer.Option(help="Take only the first pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Take only the first images.")] = None,
     device: Device = None,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Measure on annotated pictures how often the right answer comes first.
+    """Measure on annotated images how often the right answer comes first.
 
-    Pictures that the collection lacks are added to it.
+    Images that the collection lacks are added to it.
     """
     numbers = _parsed(num_candidates)
     silence_libraries()
@@ -203,12 +203,12 @@ def calibrate(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Of a Karpathy file; 'val' by default.")] = None,
     candidates: Annotated[int, typer.Option(help="Pictures of the first stage to score.")] = 50,
-    limit: Annotated[int, typer.Option(help="Take only the first pictures.")] = 2000,
+    limit: Annotated[int, typer.Option(help="Take only the first images.")] = 2000,
     cutoff: Annotated[
         float, typer.Option(help='Probability of a match that min_score="auto" asks for.')
     ] = 0.5,
     winners_lost: Annotated[
-        float, typer.Option(help="Share of queries whose best picture adaptive=True may miss.")
+        float, typer.Option(help="Share of queries whose best image adaptive=True may miss.")
     ] = 0.002,
     device: Device = None,
     progress: Progress = None,
@@ -311,7 +311,7 @@ def _contenders(
         )
     if len(models) > 1:
         raise ConfigError(
-            "one collection holds one model's pictures; to compare several, leave --index and "
+            "one collection holds one model's images; to compare several, leave --index and "
             "--url out, and each gets a collection of its own in --out"
         )
     name = models[0] if models else None

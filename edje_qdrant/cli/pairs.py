@@ -1,4 +1,4 @@
-"""Commands on pictures and the texts that go with them: match, classify, score-pairs.
+"""Commands on images and the texts that go with them: match, classify, score-pairs.
 
 Nothing heavy is imported before a command runs.
 """
@@ -24,7 +24,7 @@ _TEMPLATE = "a photo of {}"
 Model = Annotated[
     str, typer.Option("--model", metavar="NAME_OR_PATH", help="A name, a folder or a hub id.")
 ]
-Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture's file.")]
+Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image's file.")]
 
 
 def match(
@@ -41,7 +41,7 @@ def match(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Rank texts by how well they fit a picture."""
+    """Rank texts by how well they fit an image."""
     loaded = load_model(model, device, None)
     from edje_qdrant.image_to_text.classify import match_texts
 
@@ -70,7 +70,7 @@ def classify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell which of some labels fits a picture best, without training for them."""
+    """Tell which of some labels fits an image best, without training for them."""
     loaded = load_model(model, device, None)
     from edje_qdrant.image_to_text.classify import classify as classify_picture
 
@@ -110,7 +110,7 @@ def score_pairs(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where relative picture paths start; the folder of PAIRS by default.",
+            help="Where relative image paths start; the folder of PAIRS by default.",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
@@ -118,7 +118,7 @@ def score_pairs(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Score each caption of a data set against its picture, and tell which pairs to keep."""
+    """Score each caption of a data set against its image, and tell which pairs to keep."""
     loaded = load_model(model, device, None)
     from edje_qdrant.pair_scoring.score import score_pairs_file
 

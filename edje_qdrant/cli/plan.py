@@ -25,7 +25,7 @@ def plan(
     qps: Annotated[float, typer.Option(help="Searches a second at the peak.", show_default=False)],
     codec: Annotated[str, typer.Option(help="How tokens are stored.")] = "float16",
     candidates: Annotated[int, typer.Option(help="Pictures reranked a search.")] = 100,
-    num_tokens: Annotated[int, typer.Option(help="Tokens a picture.")] = 64,
+    num_tokens: Annotated[int, typer.Option(help="Tokens an image.")] = 64,
     token_dim: Annotated[int, typer.Option(help="Width of a token.")] = 384,
     embedding_dim: Annotated[int, typer.Option(help="Width of a vector.")] = 1024,
     replicas: Annotated[int, typer.Option(help="Copies of everything stored.")] = 1,

@@ -1,4 +1,4 @@
-"""The command `search`: by text, by picture, by example, or on from a cursor.
+"""The command `search`: by text, by image, by example, or on from a cursor.
 
 Nothing heavy is imported before the command runs.
 """
@@ -37,17 +37,17 @@ __all__ = ["search"]
 def search(
     text: Annotated[
         str | None,
-        typer.Argument(metavar="[TEXT]", help="What the picture shows.", show_default=False),
+        typer.Argument(metavar="[TEXT]", help="What the image shows.", show_default=False),
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Look for what looks like this picture, not for TEXT."),
+        typer.Option(metavar="FILE", help="Look for what looks like this image, not for TEXT."),
     ] = None,
     like: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ID",
-            help="Look for more pictures like this one of the collection; repeat it for more. "
+            help="Look for more images like this one of the collection; repeat it for more. "
             "With TEXT, what is found is ranked by it.",
         ),
     ] = None,
@@ -75,7 +75,7 @@ def search(
     group_by: Annotated[
         str | None,
         typer.Option(
-            metavar="FIELD", help="Of pictures with the same FIELD in their payload, only the best."
+            metavar="FIELD", help="Of images with the same FIELD in their payload, only the best."
         ),
     ] = None,
     fusion: Annotated[
@@ -116,13 +116,13 @@ def search(
         str,
         typer.Option(
             metavar="error|first_stage",
-            help="What becomes of pictures whose tokens are missing or damaged: an error, or they "
+            help="What becomes of images whose tokens are missing or damaged: an error, or they "
             "keep their first-stage place.",
         ),
     ] = "error",
     as_json: Json = False,
 ) -> None:
-    """Find the pictures that a text fits best, or that are like others."""
+    """Find the images that a text fits best, or that are like others."""
     ways = [image is not None, bool(like or unlike), cursor is not None]
     if sum(ways) > 1 or (text is not None and (ways[0] or ways[2])):
         raise ConfigError(
@@ -131,7 +131,7 @@ def search(
     if text is None and not any(ways):
         raise ConfigError("say what to look for: TEXT, --image FILE, --like ID or --cursor CURSOR")
     if explain is not None and text is None:
-        raise ConfigError("--explain draws how pictures match a TEXT; give one")
+        raise ConfigError("--explain draws how images match a TEXT; give one")
     threshold = _min_score(min_score)
     # With "first_stage", side files are looked at only where a candidate's tokens are read.
     lenient = on_missing != "error"

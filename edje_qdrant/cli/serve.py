@@ -26,13 +26,13 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Show pictures of the collection that lie in this folder, and no others.",
+            help="Show images of the collection that lie in this folder, and no others.",
         ),
     ] = None,
     ingest: Annotated[
         bool,
         typer.Option(
-            "--ingest", help="Take pictures over HTTP too; they go to `uploads` in that folder."
+            "--ingest", help="Take images over HTTP too; they go to `uploads` in that folder."
         ),
     ] = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -55,7 +55,7 @@ def serve(
         ),
     ] = None,
     max_upload_mb: Annotated[
-        int, typer.Option(min=1, help="Megabytes of one request with pictures.")
+        int, typer.Option(min=1, help="Megabytes of one request with images.")
     ] = 32,
     max_candidates: Annotated[
         int, typer.Option(min=1, help="Pictures that one search may rerank.")

@@ -41,7 +41,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Encode each picture once, into this folder, and train from there.",
+            help="Encode each image once, into this folder, and train from there.",
         ),
     ] = None,
     work: Annotated[

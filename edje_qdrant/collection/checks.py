@@ -84,7 +84,7 @@ def check_reserved(payloads: Mapping[str, Payload]) -> None:
     """Refuse payloads with the key that is this package's own.
 
     Raises:
-        ConfigError: One has it; names the picture.
+        ConfigError: One has it; names the image.
     """
     for image_id, payload in payloads.items():
         if TOKENS_KEY in payload:

@@ -1,4 +1,4 @@
-"""A collection of pictures: vectors and payloads in an index, tokens in a store, one contract."""
+"""A collection of images: vectors and payloads in an index, tokens in a store, one contract."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ImageCollection(CollectionReader):
 
     Examples:
         >>> with ImageCollection.create("photos", "images", contract) as collection:
-        ...     collection.add(image_ids, model.encode_images(pictures), payloads)
+        ...     collection.add(image_ids, model.encode_images(images), payloads)
         ...     collection.flush()
     """
 
@@ -158,11 +158,11 @@ class ImageCollection(CollectionReader):
     def add(
         self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
     ) -> None:
-        """Write `n` pictures, replacing those with the same id: tokens first, then points.
+        """Write `n` images, replacing those with the same id: tokens first, then points.
 
         Args:
             image_ids: `n` UUID strings.
-            encoding: What the model made of the pictures.
+            encoding: What the model made of the images.
             payloads: `n` JSON objects to return with hits; the key `_edje` is reserved.
 
         Raises:
@@ -186,7 +186,7 @@ class ImageCollection(CollectionReader):
         codes: NDArray[np.uint8],
         payloads: Sequence[Payload],
     ) -> None:
-        """Write `n` pictures whose tokens this collection's codec has encoded, as `add` does.
+        """Write `n` images whose tokens this collection's codec has encoded, as `add` does.
 
         Args:
             image_ids: `n` UUID strings.
@@ -216,7 +216,7 @@ class ImageCollection(CollectionReader):
         Raises:
             ConfigError: A field is reserved or cannot be stored, or an id is none.
             StoreError: The engine refused.
-            EngineUnavailableError: The server went away; earlier pictures may have been changed.
+            EngineUnavailableError: The server went away; earlier images may have been changed.
         """
         check_reserved(payloads)
         with self._turn:
@@ -277,7 +277,7 @@ class ImageCollection(CollectionReader):
             self._index.create_payload_index(field, kind)
 
     def delete(self, image_ids: Sequence[str]) -> None:
-        """Remove pictures; unknown ids are ignored.
+        """Remove images; unknown ids are ignored.
 
         Their tokens in side files are dead weight until `maintenance.compact`.
         """
@@ -285,7 +285,7 @@ class ImageCollection(CollectionReader):
             self._index.delete(image_ids)
 
     def delete_matching(self, filter: Filter) -> None:
-        """Remove the pictures whose payload matches, as `delete` does.
+        """Remove the images whose payload matches, as `delete` does.
 
         Args:
             filter: `{"album": "2024", "year": [2023, 2024]}`: every field must equal its value, or

@@ -169,7 +169,7 @@ class CollectionRecord:
 def new_record(contract: TokenContract, holds: Holds) -> dict[str, Any]:
     """Return what every collection's metadata says: its format, what wrote it, what it holds."""
     record: dict[str, Any] = {"format": _FORMAT, "contract": contract.as_dict()}
-    # Of pictures nothing is said: such collections are older than the word.
+    # Of images nothing is said: such collections are older than the word.
     return record if holds == "pictures" else {**record, "holds": holds}
 
 

@@ -113,12 +113,12 @@ class CollectionReader:
         filter: Filter | None = None,
         timeout: float | None = None,
     ) -> list[list[Candidate]]:
-        """Find the pictures nearest to each of `(q, d)` embeddings, best first.
+        """Find the images nearest to each of `(q, d)` embeddings, best first.
 
         Args:
             embeddings: `(q, d)` float32.
-            num_candidates: Pictures to find for each, at most.
-            filter: Which pictures to look among; None or `{}` for all.
+            num_candidates: Images to find for each, at most.
+            filter: Which images to look among; None or `{}` for all.
             timeout: Seconds after which a server is not asked again.
 
         Raises:
@@ -164,13 +164,13 @@ class CollectionReader:
         filter: Filter | None = None,
         strategy: Strategy = "average_vector",
     ) -> list[Candidate]:
-        """Find pictures like some and unlike others, none of them among those found.
+        """Find images like some and unlike others, none of them among those found.
 
         Args:
-            liked: Ids of pictures to come near to; `best_score` can do without.
-            disliked: Ids of pictures to keep away from.
-            num_candidates: Pictures to find, at most.
-            filter: Which pictures to look among; None or `{}` for all.
+            liked: Ids of images to come near to; `best_score` can do without.
+            disliked: Ids of images to keep away from.
+            num_candidates: Images to find, at most.
+            filter: Which images to look among; None or `{}` for all.
             strategy: How examples are put together, `average_vector` or `best_score`.
 
         Raises:
@@ -197,7 +197,7 @@ class CollectionReader:
     ) -> list[StoredCodes]:
         """Read the candidates' tokens as they are stored, one part for each codec.
 
-        Candidates of several queries may be read in one call, the same picture more than once.
+        Candidates of several queries may be read in one call, the same image more than once.
 
         Args:
             candidates: As the first stage found them.
@@ -214,7 +214,7 @@ class CollectionReader:
         return repeated(parts, [*found], [candidate.image_id for candidate in candidates])
 
     def encodings(self, image_ids: Sequence[str]) -> ImageEncoding:
-        """Read pictures back as the model encoded them, in order, each as often as it is named.
+        """Read images back as the model encoded them, in order, each as often as it is named.
 
         Raises:
             TokensNotFoundError: Some are not in the collection; names the ids.
@@ -232,14 +232,14 @@ class CollectionReader:
         )
 
     def count(self, filter: Filter | None = None) -> int:
-        """Return the number of pictures, of those that match where a filter is given."""
+        """Return the number of images, of those that match where a filter is given."""
         return self._index.count(filter)
 
     def __len__(self) -> int:
         return self.count()
 
     def bytes_per_image(self) -> int:
-        """Return the bytes one picture's tokens take as stored, the vector not counted."""
+        """Return the bytes one image's tokens take as stored, the vector not counted."""
         return self._store.nbytes_per_image()
 
     def close(self) -> None:
@@ -250,7 +250,7 @@ class CollectionReader:
             self._store.close()
 
     def _codes(self, found: Mapping[str, Payload], empty: EmptyCodes | None) -> list[StoredCodes]:
-        """Read the tokens of pictures that were found with these payloads, in their order."""
+        """Read the tokens of images that were found with these payloads, in their order."""
         image_ids = [*found]
         in_payload = self._store.in_payload
         try:

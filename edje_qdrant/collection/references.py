@@ -1,4 +1,4 @@
-"""Read what points say of pictures, in the order they were asked for."""
+"""Read what points say of images, in the order they were asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def user_payload(payload: Payload) -> dict[str, Any]:
-    """Return what the user stored with a picture, without the reserved key `_edje`."""
+    """Return what the user stored with an image, without the reserved key `_edje`."""
     own = dict(payload)
     own.pop(TOKENS_KEY, None)
     return own
@@ -33,7 +33,7 @@ def reference_of(payload: Payload) -> TokenReference:
 
 
 def in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
-    """Return what was found of each picture.
+    """Return what was found of each image.
 
     Raises:
         TokensNotFoundError: Some were not found; names the ids.
@@ -55,7 +55,7 @@ def readable(
 
     Args:
         items: What to read.
-        id_of: Returns the picture's id of an item.
+        id_of: Returns the image's id of an item.
         read: Reads several, or raises an error that names those it concerns.
 
     Returns:

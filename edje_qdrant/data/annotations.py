@@ -1,4 +1,4 @@
-"""Which picture has which captions: the annotation files that people train on and measure with."""
+"""Which image has which captions: the annotation files that people train on and measure with."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _GAP = re.compile(r"[\s,:]*")
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """Hold one picture and what is said of it.
+    """Hold one image and what is said of it.
 
     Attributes:
-        image: Absolute path of the picture's file.
+        image: Absolute path of the image's file.
         captions: At least one, none blank.
         where: The place it was read from, `file:line`, for messages.
         part: The part of a Karpathy file it belongs to, `train`, `restval`, `val` or `test`.
@@ -58,12 +58,12 @@ def read_annotations(
 
     Args:
         path: The file.
-        images: Folder that relative picture paths start from; the file's own by default.
+        images: Folder that relative image paths start from; the file's own by default.
         split: Which part of a Karpathy file; `train` takes `restval` in, as is usual. Other files
             have no parts, and asking for one is refused.
 
     Returns:
-        In the order of the file; pictures are not opened.
+        In the order of the file; images are not opened.
 
     Raises:
         ConfigError: The file cannot be read, holds nothing, or a field is missing or wrong; the
@@ -105,7 +105,7 @@ def iterate_annotations(
 
     Args:
         path: The file, whatever its name ends in.
-        images: Folder that relative picture paths start from; the file's own by default.
+        images: Folder that relative image paths start from; the file's own by default.
 
     Raises:
         ConfigError: The file cannot be read, or, when it is reached, a field is missing or wrong;
@@ -131,7 +131,7 @@ def of_split(annotations: Iterable[Annotation], split: str) -> list[Annotation]:
 
 
 def group_by_image(annotations: Iterable[Annotation]) -> list[Annotation]:
-    """Gather the captions of pictures that are named more than once, in order of first mention."""
+    """Gather the captions of images that are named more than once, in order of first mention."""
     gathered: dict[str, list[Annotation]] = {}
     for annotation in annotations:
         gathered.setdefault(annotation.image, []).append(annotation)

@@ -22,15 +22,15 @@ _READ_ROWS = 10_000
 
 
 class DatasetPairs:
-    """Read pictures and captions from two columns of a data set.
+    """Read images and captions from two columns of a data set.
 
     Args:
         dataset: A `datasets.Dataset`: rows by number, not a stream.
-        image_column: Pictures, encoded pictures or paths.
+        image_column: Images, encoded images or paths.
         caption_column: A text or a list of texts a row.
-        key_column: What names equal pictures alike, where rows repeat them; by default each row
-            counts as a picture of its own.
-        max_pixels: Larger pictures are refused.
+        key_column: What names equal images alike, where rows repeat them; by default each row
+            counts as an image of its own.
+        max_pixels: Larger images are refused.
         name: For messages and logs.
 
     Attributes:
@@ -98,7 +98,7 @@ class DatasetPairs:
         return digest.hexdigest()
 
     def captions(self, row: int) -> tuple[str, ...]:
-        """Return what is said of the picture."""
+        """Return what is said of the image."""
         return self._captions[row]
 
     def key(self, row: int) -> str:
@@ -109,7 +109,7 @@ class DatasetPairs:
         return f"{self._given or self.name}:{number}"
 
     def open(self, row: int) -> Image.Image:
-        """Return the picture upright and in RGB.
+        """Return the image upright and in RGB.
 
         Raises:
             ImageReadError: It cannot be read.
@@ -129,7 +129,7 @@ class DatasetPairs:
 
 
 def _pictures_as_files(dataset: Any, column: str) -> Any:
-    """Return the data set with its pictures still encoded, so that one place decodes them all."""
+    """Return the data set with its images still encoded, so that one place decodes them all."""
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)
     if hasattr(dataset, "select_columns"):

@@ -24,7 +24,7 @@ _ANNOTATION_SUFFIXES = (".json", ".jsonl")
 
 
 class PairSource(Protocol):
-    """Give pictures and what is said of them, by row; several threads may read at once."""
+    """Give images and what is said of them, by row; several threads may read at once."""
 
     @property
     def name(self) -> str:
@@ -32,19 +32,19 @@ class PairSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Return hexadecimal digits that change with the pictures; captions do not matter."""
+        """Return hexadecimal digits that change with the images; captions do not matter."""
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
 
     def captions(self, row: int) -> tuple[str, ...]:
         """Return at least one caption, none blank."""
 
     def key(self, row: int) -> str:
-        """Return what the picture is called; equal pictures have equal keys."""
+        """Return what the image is called; equal images have equal keys."""
 
     def open(self, row: int) -> Image.Image:
-        """Return the picture upright and in RGB.
+        """Return the image upright and in RGB.
 
         Raises:
             ImageReadError: It cannot be read; the error names the file, member or row.
@@ -52,18 +52,18 @@ class PairSource(Protocol):
 
 
 class AnnotatedPairs:
-    """Read pictures that lie in files, and their captions from an annotation file.
+    """Read images that lie in files, and their captions from an annotation file.
 
-    A picture that is named more than once is one row with all its captions.
+    An image that is named more than once is one row with all its captions.
 
     Args:
         path: What `read_annotations` reads.
         images: Folder that relative paths start from; the annotation file's own by default.
         split: Which part of a Karpathy file.
-        max_pixels: Larger pictures are refused.
+        max_pixels: Larger images are refused.
 
     Raises:
-        ConfigError: The annotation file is wrong; pictures are not looked at.
+        ConfigError: The annotation file is wrong; images are not looked at.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class AnnotatedPairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a digest of every picture's path, size and time of change."""
+        """Return a digest of every image's path, size and time of change."""
         digest = blake2b(digest_size=16)
         for row in self._rows:
             try:
@@ -95,15 +95,15 @@ class AnnotatedPairs:
         return digest.hexdigest()
 
     def captions(self, row: int) -> tuple[str, ...]:
-        """Return what is said of the picture."""
+        """Return what is said of the image."""
         return self._rows[row].captions
 
     def key(self, row: int) -> str:
-        """Return the picture's path."""
+        """Return the image's path."""
         return self._rows[row].image
 
     def open(self, row: int) -> Image.Image:
-        """Return the picture upright and in RGB.
+        """Return the image upright and in RGB.
 
         Raises:
             ImageReadError: It cannot be read.
@@ -130,7 +130,7 @@ def open_pairs(
         split: Of a Karpathy file or a folder with several splits: which one.
         image_column: Of a `datasets` folder.
         caption_column: Of a `datasets` folder.
-        max_pixels: Larger pictures are refused.
+        max_pixels: Larger images are refused.
 
     Raises:
         ConfigError: It is none of these, or does not hold what it should.
@@ -158,7 +158,7 @@ def open_pairs(
         return TarPairs(path, max_pixels=max_pixels)
     what = "is none that is known" if folder.exists() else "does not exist"
     raise ConfigError(
-        f"the training data {path} {what}; give a .json or .jsonl file of pictures and captions, "
+        f"the training data {path} {what}; give a .json or .jsonl file of images and captions, "
         ".tar shards, or a folder written by datasets.save_to_disk"
     )
 
@@ -174,7 +174,7 @@ def _load_dataset(folder: Path, split: str | None) -> Any:
     if not splits and not (folder / "dataset_info.json").is_file():
         raise ConfigError(
             f"the folder {folder} was not written by datasets.save_to_disk; for tar shards give "
-            f"a pattern ({folder / '*.tar'}), for pictures in files a .json or .jsonl file"
+            f"a pattern ({folder / '*.tar'}), for images in files a .json or .jsonl file"
         )
     try:
         datasets = import_module("datasets")

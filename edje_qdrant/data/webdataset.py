@@ -49,7 +49,7 @@ class _Member:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Hold one picture's place and what is said of it."""
+    """Hold one image's place and what is said of it."""
 
     shard: str
     key: str
@@ -60,17 +60,17 @@ class _Sample:
 class TarPairs:
     """Read WebDataset shards, in any order of rows.
 
-    Members that share their name up to its first dot are one sample: the picture is its `.jpg`,
+    Members that share their name up to its first dot are one sample: the image is its `.jpg`,
     `.jpeg`, `.png` or `.webp`; captions are its `.txt`, or the field `caption` of its `.json`, a
     text or a list of texts. Headers and captions are read once, when the shards are opened.
 
     Args:
         paths: A path, a glob or a brace pattern (`shard-{000..009}.tar`), or several of them.
-        max_pixels: Larger pictures are refused.
+        max_pixels: Larger images are refused.
 
     Attributes:
         name: For messages and logs.
-        skipped: Samples without picture or caption, and what of a damaged shard is lost.
+        skipped: Samples without image or caption, and what of a damaged shard is lost.
 
     Raises:
         ConfigError: A shard is missing, compressed or no tar file, or there is no sample.
@@ -94,7 +94,7 @@ class TarPairs:
         self.skipped = tuple(skipped)
         if not self._samples:
             why = f"; the first of {len(skipped)} skipped: {skipped[0].reason}" if skipped else ""
-            raise ConfigError(f"no picture with a caption in {self.name}{why}")
+            raise ConfigError(f"no image with a caption in {self.name}{why}")
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -112,7 +112,7 @@ class TarPairs:
         return digest.hexdigest()
 
     def captions(self, row: int) -> tuple[str, ...]:
-        """Return what is said of the picture."""
+        """Return what is said of the image."""
         return self._samples[row].captions
 
     def key(self, row: int) -> str:
@@ -120,7 +120,7 @@ class TarPairs:
         return f"{self._samples[row].shard}:{self._samples[row].key}"
 
     def open(self, row: int) -> Image.Image:
-        """Return the picture upright and in RGB; each call opens the shard for itself.
+        """Return the image upright and in RGB; each call opens the shard for itself.
 
         Raises:
             ImageReadError: It cannot be read.
@@ -218,7 +218,7 @@ def _sample(
     where = f"{shard}:{key}"
     picture = next((members[suffix] for suffix in _PICTURES if suffix in members), None)
     if picture is None:
-        return FailedImage(where, f"no picture among its members ({', '.join(members)})")
+        return FailedImage(where, f"no image among its members ({', '.join(members)})")
     captions: tuple[str, ...] = ()
     try:
         if "txt" in members:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from edje_qdrant.demo.captions import truth_matrix
-from edje_qdrant.demo.run import draw_pictures, scene_captions, scene_name
+from edje_qdrant.demo.run import draw_images, scene_captions, scene_name
 from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.files import os_errors_as_store_errors, write_atomically
 
@@ -31,14 +31,14 @@ def write_scenes(
         progress: Show a bar on stderr.
 
     Returns:
-        The annotation file: each line a picture and the caption that the demo asks of it.
+        The annotation file: each line an image and the caption that the demo asks of it.
 
     Raises:
         ConfigError: `count` is less than 20.
         StoreError: The folder cannot be written.
     """
     folder = Path(folder)
-    captions = draw_pictures(folder / "pictures", count, seed, progress=progress)
+    captions = draw_images(folder / "pictures", count, seed, progress=progress)
     lines = [
         json.dumps({"image": f"pictures/{scene_name(number)}", "caption": caption})
         for number, caption in enumerate(captions)
@@ -50,9 +50,9 @@ def write_scenes(
 
 
 def scene_matches(folder: str | Path, *, count: int = SCENES, seed: int = 1) -> dict[str, set[str]]:
-    """Return caption -> paths of all pictures it is true of, for what `write_scenes` wrote.
+    """Return caption -> paths of all images it is true of, for what `write_scenes` wrote.
 
-    One caption in ten is true of other pictures than its own.
+    One caption in ten is true of other images than its own.
 
     Args:
         folder: As given to `write_scenes`.

@@ -22,7 +22,7 @@ _BACKGROUNDS = 64
 
 
 def draw(scene: Scene) -> Image.Image:
-    """Draw one scene as a 256 x 256 RGB picture; the same scene always gives the same pixels."""
+    """Draw one scene as a 256 x 256 RGB image; the same scene always gives the same pixels."""
     picture = _background(scene.background % _BACKGROUNDS)
     turn = scene.background // _BACKGROUNDS % 4
     picture = picture.transpose(Image.Transpose(turn)) if turn else picture.copy()

@@ -1,7 +1,7 @@
 """The demo's second stage: an adapter and a joint encoder, trained on frozen vision tokens.
 
 As the paper does, with masked words, text recovery, and matching against negatives that the first
-stage finds alike; beside them, captions that contradict their own picture in one fact. Few
+stage finds alike; beside them, captions that contradict their own image in one fact. Few
 negatives of a batch hinge on a size or a relation; without contradictions these stay at chance.
 """
 
@@ -34,7 +34,7 @@ from edje_qdrant.training.validation import search_validation
 
 __all__ = ["JointSettings", "new_model", "train_joint"]
 
-_NEIGHBOURS = 4  # pictures that look alike to the first stage, in one batch
+_NEIGHBOURS = 4  # images that look alike to the first stage, in one batch
 _POOL = 4096
 _VALIDATION_QUERIES, _VALIDATION_CANDIDATES = 500, 10
 
@@ -52,9 +52,9 @@ class JointSettings:
         objectives: Few words are masked: the others must say what is asked for.
         words_alone: Share of the steps before which nothing is matched.
         random_pairs: Share of the steps before which negatives are random; hard ones follow, from
-            batches of pictures that look alike.
+            batches of images that look alike.
         contradictions: A pair, beside hard negatives.
-        batch: Pictures a step, a multiple of 4.
+        batch: Images a step, a multiple of 4.
     """
 
     adapter: AdapterKind = "compressed"
@@ -206,9 +206,9 @@ def _encoded(
 def _alike(
     embeddings: NDArray[np.float32], size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Choose a batch of groups of pictures that look alike to the first stage.
+    """Choose a batch of groups of images that look alike to the first stage.
 
-    In a batch of random pictures even the hardest negative is easy; what the joint encoder will
+    In a batch of random images even the hardest negative is easy; what the joint encoder will
     meet are the nearest of a whole collection.
     """
     pool = rng.choice(len(embeddings), min(_POOL, len(embeddings)), replace=False)

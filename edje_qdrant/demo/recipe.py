@@ -32,8 +32,8 @@ class ScenesSection(Section):
     """Say what is drawn, and how long the tower learns from it.
 
     Attributes:
-        pictures: Training scenes.
-        tower_steps: Optimiser steps of 128 pictures.
+        images: Training scenes.
+        tower_steps: Optimiser steps of 128 images.
     """
 
     pictures: int = Field(ge=256)
@@ -44,7 +44,7 @@ class JointSection(Section):
     """Settle the joint encoder's training, as `JointSettings`.
 
     Attributes:
-        steps: Optimiser steps of 64 pictures.
+        steps: Optimiser steps of 64 images.
         adapter: `compressed` or `local`.
         num_tokens: Of the compressed adapter.
         words_alone: Share of the steps before which nothing is matched.

@@ -1,4 +1,4 @@
-"""Show on a thousand drawn pictures what reranking does, with the real engine and real files."""
+"""Show on a thousand drawn images what reranking does, with the real engine and real files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.types import IngestReport
 
-__all__ = ["NUM_CANDIDATES", "DemoReport", "draw_pictures", "run_demo"]
+__all__ = ["NUM_CANDIDATES", "DemoReport", "draw_images", "run_demo"]
 
 NUM_CANDIDATES = 50
 _EXAMPLES = 5
@@ -32,7 +32,7 @@ _STAGES = ("encode", "retrieve", "fetch", "rerank", "total")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Hold one query and where the right picture stood before and after (None: not retrieved)."""
+    """Hold one query and where the right image stood before and after (None: not retrieved)."""
 
     query: str
     first_rank: int | None
@@ -45,15 +45,15 @@ class DemoReport:
 
     Attributes:
         pictures: In the collection.
-        queries: Captions asked, one a picture.
-        num_candidates: Pictures reranked a query.
+        queries: Captions asked, one an image.
+        num_candidates: Images reranked a query.
         first_stage: R@1, R@5 and R@10 of the vector search alone.
         reranked: The same after the joint encoder.
-        examples: Queries drawn evenly from those whose right picture moved.
+        examples: Queries drawn evenly from those whose right image moved.
         bytes_per_picture: Stored tokens.
         timings_ms: Mean of one query, by stage.
         ingest: What this run added and skipped.
-        contact_sheet: The picture to look at.
+        contact_sheet: The image to look at.
         index: The collection's folder, for the commands to try next.
     """
 
@@ -96,14 +96,14 @@ class DemoReport:
         """Return the report as a person reads it."""
         cuts = ("R@1", "R@5", "R@10")
         lines = [
-            f"{self.queries} captions asked of {self.pictures} pictures, "
+            f"{self.queries} captions asked of {self.pictures} images, "
             f"{self.num_candidates} candidates reranked",
             "",
             "                 " + "".join(f"{k:>8}" for k in cuts),
             "  first stage    " + "".join(f"{self.first_stage[k]:>8.1%}" for k in cuts),
             "  reranked       " + "".join(f"{self.reranked[k]:>8.1%}" for k in cuts),
             "",
-            "Where the right picture stood before and after, in queries that moved it:",
+            "Where the right image stood before and after, in queries that moved it:",
         ]
         lines += [
             f"  {_place(e.first_rank):>5} -> {_place(e.final_rank):<5} {e.query}"
@@ -112,29 +112,29 @@ class DemoReport:
         stages = ", ".join(f"{k} {self.timings_ms[k]:.1f}" for k in _STAGES)
         lines += [
             "",
-            f"Tokens: {self.bytes_per_picture:,} bytes a picture. Milliseconds a query: {stages}.",
+            f"Tokens: {self.bytes_per_picture:,} bytes an image. Milliseconds a query: {stages}.",
             f"Look at {self.contact_sheet}",
             "",
             "Try next:",
             f'  edje-qdrant search "a red star above a blue ring" --index {self.index}',
             f"  edje-qdrant info --index {self.index}",
-            "  edje-qdrant ingest PICTURES --index ./photos    (your own pictures)",
+            "  edje-qdrant ingest PICTURES --index ./photos    (your own images)",
         ]
         return "\n".join(lines)
 
 
-def draw_pictures(folder: Path, count: int, seed: int, *, progress: bool = True) -> list[str]:
+def draw_images(folder: Path, count: int, seed: int, *, progress: bool = True) -> list[str]:
     """Draw held-out scenes to `folder/scene-0000.png` and so on; whole sets are reused.
 
     Returns:
-        One caption a picture, in order.
+        One caption an image, in order.
 
     Raises:
         ConfigError: `count` is less than 20.
         StoreError: The folder cannot be written.
     """
     if count < 20:
-        raise ConfigError(f"the demo needs at least 20 pictures, got {count}")
+        raise ConfigError(f"the demo needs at least 20 images, got {count}")
     scenes = list(draw_scenes("test", seed, count))
     captions = [caption.text for caption in scene_captions(scenes, seed)]
     paths = [folder / scene_name(number) for number in range(count)]
@@ -148,7 +148,7 @@ def draw_pictures(folder: Path, count: int, seed: int, *, progress: bool = True)
             draw(scenes[number]).save(temporary, format="png", compress_level=1)
             temporary.replace(paths[number])
     except OSError as error:
-        raise StoreError(f"cannot write pictures to {folder}: {error}") from error
+        raise StoreError(f"cannot write images to {folder}: {error}") from error
     return captions
 
 
@@ -159,7 +159,7 @@ def scene_captions(scenes: Sequence[Scene], seed: int) -> list[Caption]:
 
 
 def scene_name(number: int) -> str:
-    """Return the file name of a scene's picture."""
+    """Return the file name of a scene's image."""
     return f"scene-{number:04d}.png"
 
 
@@ -172,27 +172,27 @@ def run_demo(
     seed: int = 1,
     progress: bool = True,
 ) -> DemoReport:
-    """Draw held-out scenes, ingest them, ask one caption a picture, and report.
+    """Draw held-out scenes, ingest them, ask one caption an image, and report.
 
     What an earlier run left in `folder` is reused.
 
     Args:
-        folder: Pictures, index and contact sheet go here.
+        folder: Images, index and contact sheet go here.
         pictures: Scenes to draw, none of whose content was in the bundled model's training.
-        num_candidates: Pictures of the first stage to rerank for each query, at least 10.
+        num_candidates: Images of the first stage to rerank for each query, at least 10.
         model: Name or folder of the model.
         seed: Of scenes and captions.
         progress: Show progress bars on stderr.
 
     Raises:
-        ConfigError: Fewer than 20 pictures or 10 candidates are asked for.
+        ConfigError: Fewer than 20 images or 10 candidates are asked for.
         StoreError: The folder cannot be written, or holds an index of another model.
     """
     if num_candidates < 10:
         raise ConfigError(f"R@10 needs at least 10 candidates, got {num_candidates}")
-    captions = draw_pictures(folder / "pictures", pictures, seed, progress=progress)
+    captions = draw_images(folder / "pictures", pictures, seed, progress=progress)
     edje = EDJEModel.from_pretrained(model)
-    # Another number of pictures or another seed is another gallery, with an index of its own.
+    # Another number of images or another seed is another gallery, with an index of its own.
     index = folder / f"index-{pictures}-{seed}"
     with _collection(index, edje) as collection:
         ingest = ingest_images(folder / "pictures", collection, edje, progress=progress)

@@ -36,7 +36,7 @@ __all__ = [
     "train_tower",
 ]
 
-SIDE = 96  # px: what the tower sees of a 256 px picture
+SIDE = 96  # px: what the tower sees of a 256 px image
 PATCH = 12
 GRID = SIDE // PATCH
 TEXT_LENGTH = 32
@@ -104,7 +104,7 @@ class TowerTraining(nn.Module):
     def forward(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """Return the losses of a batch: pixels, input ids, patch labels, and which captions hold.
 
-        The last is `(b, b)` bool, captions by pictures.
+        The last is `(b, b)` bool, captions by images.
         """
         pixels, input_ids, labels, also_true = batch
         vision = self.siglip.vision_model(pixels)
@@ -165,7 +165,7 @@ def train_tower(
 
     Args:
         folder: Where drawn scenes, logs and checkpoints go.
-        steps: Optimiser steps of 128 pictures.
+        steps: Optimiser steps of 128 images.
         pictures: Training scenes to draw; each gets a fresh caption whenever it comes up.
         seed: Of weights, scenes and captions.
         device: To train on.

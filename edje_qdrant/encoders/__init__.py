@@ -1,4 +1,4 @@
-"""Stage-1 towers behind one protocol: a picture or a text in, a unit vector out."""
+"""Stage-1 towers behind one protocol: an image or a text in, a unit vector out."""
 
 from __future__ import annotations
 

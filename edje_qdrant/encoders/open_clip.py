@@ -35,12 +35,12 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class OpenClipEncoder(HashedModule):
-    """Encode pictures and texts with a model of open_clip.
+    """Encode images and texts with a model of open_clip.
 
     Args:
         clip: Both towers.
         settings: open_clip's `model_cfg`.
-        pixels: What is done with a picture first.
+        pixels: What is done with an image first.
         tokenizer: open_clip's tokenizer of the text tower.
         name: What contracts call this encoder.
     """
@@ -177,7 +177,7 @@ class OpenClipEncoder(HashedModule):
 
     @property
     def num_patches(self) -> int:
-        """Return `n`, the number of vision tokens of a picture."""
+        """Return `n`, the number of vision tokens of an image."""
         return self._patch_grid[0] * self._patch_grid[1]
 
     @property
@@ -210,12 +210,12 @@ class OpenClipEncoder(HashedModule):
         """Return `(B, 3, H, W)` float32 on the CPU; may be called from several threads at once.
 
         Raises:
-            ImageReadError: A picture's data cannot be decoded, or it is long and thin beyond use.
+            ImageReadError: An image's data cannot be decoded, or it is long and thin beyond use.
         """
         return self.pixel_settings.pixels(images)
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return the part of a picture of this size that is seen; see `Encoder.seen_area`."""
+        """Return the part of an image of this size that is seen; see `Encoder.seen_area`."""
         return self.pixel_settings.seen_area(width, height)
 
     def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:

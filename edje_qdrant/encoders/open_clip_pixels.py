@@ -1,4 +1,4 @@
-"""What open_clip does with a picture before a model sees it, on Pillow alone."""
+"""What open_clip does with an image before a model sees it, on Pillow alone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from edje_qdrant.images import to_rgb
 
 __all__ = ["PixelSettings"]
 
-# Resizing a 1 x 50000 picture to 224 pixels' height would take 8 GB, to be cropped to a square.
+# Resizing a 1 x 50000 image to 224 pixels' height would take 8 GB, to be cropped to a square.
 _LONGEST = 500
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True, slots=True)
 class PixelSettings:
-    """State how a picture becomes pixels.
+    """State how an image becomes pixels.
 
     Attributes:
         size: Height and width.
@@ -33,7 +33,7 @@ class PixelSettings:
         std: Of the three channels, divided by.
         interpolation: How it is resized.
         resize_mode: `shortest` fits the shorter side and crops the middle, `longest` fits the
-            longer side and fills up, `squash` gives up the picture's proportions.
+            longer side and fills up, `squash` gives up the image's proportions.
         fill_color: What `longest` fills up with.
     """
 
@@ -83,7 +83,7 @@ class PixelSettings:
         """Return `(B, 3, H, W)` float32.
 
         Raises:
-            ImageReadError: A picture's data cannot be decoded, or it is so long and thin that
+            ImageReadError: An image's data cannot be decoded, or it is so long and thin that
                 resizing it would fill the memory.
         """
         if not images:
@@ -94,7 +94,7 @@ class PixelSettings:
         return ((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).contiguous()
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return which part of a picture of this size becomes pixels; see `Encoder.seen_area`."""
+        """Return which part of an image of this size becomes pixels; see `Encoder.seen_area`."""
         (across, down), (high, wide) = self._scaled_size(width, height), self.size
         left, top = round((across - wide) / 2), round((down - high) / 2)
         if self.resize_mode == "longest":  # the smaller half of what is filled up comes first
@@ -102,7 +102,7 @@ class PixelSettings:
         return left / across, top / down, (left + wide) / across, (top + high) / down
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        """Return the picture in RGB at `size`; the arithmetic, rounding too, is open_clip's."""
+        """Return the image in RGB at `size`; the arithmetic, rounding too, is open_clip's."""
         rgb = to_rgb(image)
         (width, height), (high, wide) = rgb.size, self.size
         if self.resize_mode == "squash":
@@ -121,7 +121,7 @@ class PixelSettings:
         return self._middle(rgb.resize(size, Image.Resampling.BICUBIC))
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height a picture is resized to, before it is cropped or filled."""
+        """Return the width and height an image is resized to, before it is cropped or filled."""
         high, wide = self.size
         if self.resize_mode == "squash":
             return wide, high

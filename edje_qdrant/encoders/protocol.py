@@ -13,7 +13,7 @@ __all__ = ["Encoder"]
 
 
 class Encoder(Protocol):
-    """Turn pictures and texts into unit vectors of one space, and pictures into vision tokens.
+    """Turn images and texts into unit vectors of one space, and images into vision tokens.
 
     An encoder is a torch module as well; its weights are saved with the model it belongs to.
     """
@@ -40,7 +40,7 @@ class Encoder(Protocol):
 
     @property
     def num_patches(self) -> int:
-        """Return `n`, the number of vision tokens of a picture."""
+        """Return `n`, the number of vision tokens of an image."""
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -58,10 +58,10 @@ class Encoder(Protocol):
         """Return `(B, 3, H, W)` float32 on the CPU; may be called from several threads at once."""
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return which part of a picture of this size the patch grid covers.
+        """Return which part of an image of this size the patch grid covers.
 
-        Left, top, right and bottom as shares of the picture's width and height: `(0, 0, 1, 1)` is
-        all of it, a cropped picture's lies inside that, and one that was filled up reaches beyond.
+        Left, top, right and bottom as shares of the image's width and height: `(0, 0, 1, 1)` is
+        all of it, a cropped image's lies inside that, and one that was filled up reaches beyond.
         """
 
     def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ _PIXEL_SETTINGS = (
 
 
 class SiglipEncoder(HashedModule):
-    """Encode pictures and texts with SigLIP.
+    """Encode images and texts with SigLIP.
 
     Args:
         siglip: Both towers.
@@ -147,7 +147,7 @@ class SiglipEncoder(HashedModule):
 
     @property
     def num_patches(self) -> int:
-        """Return `n`, the number of vision tokens of a picture."""
+        """Return `n`, the number of vision tokens of an image."""
         return int(self.siglip.vision_model.embeddings.num_patches)
 
     @property
@@ -171,21 +171,21 @@ class SiglipEncoder(HashedModule):
         """Return `(B, 3, H, W)` float32 on the CPU; may be called from several threads at once.
 
         Raises:
-            ImageReadError: A picture's data cannot be decoded.
+            ImageReadError: An image's data cannot be decoded.
         """
         rgb = [to_rgb(image) for image in images]
         pixels: Tensor = self.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
         return pixels.float()
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:  # noqa: ARG002
-        """Return `(0, 0, 1, 1)`: pictures are squashed to a square, so the grid covers them.
+        """Return `(0, 0, 1, 1)`: images are squashed to a square, so the grid covers them.
 
         Raises:
             ConfigError: The image processor crops, and does not say what.
         """
         if getattr(self.image_processor, "do_center_crop", False):
             raise ConfigError(
-                f"the image processor of {self.name} crops pictures, so it is not known which part "
+                f"the image processor of {self.name} crops images, so it is not known which part "
                 "of one its patches show; a SigLIP that resizes alone can be laid over it"
             )
         return 0.0, 0.0, 1.0, 1.0

@@ -22,13 +22,13 @@ _TIMED = 20
 def text_to_image(
     gallery: Gallery, retriever: TwoStageRetriever, depth: int, *, progress: bool = False
 ) -> Rankings:
-    """Search with the captions of every picture that is asked about.
+    """Search with the captions of every image that is asked about.
 
-    Pictures of the collection that the gallery does not know take part: they are wrong answers to
+    Images of the collection that the gallery does not know take part: they are wrong answers to
     every caption.
 
     Args:
-        gallery: Pictures, all of them in the collection, and captions.
+        gallery: Images, all of them in the collection, and captions.
         retriever: On that collection.
         depth: Candidates a caption.
         progress: Show a bar on stderr.

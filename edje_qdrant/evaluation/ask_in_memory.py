@@ -41,10 +41,10 @@ def text_to_image(
     *,
     progress: bool = False,
 ) -> Rankings:
-    """Rank the gallery's pictures for the captions of every picture that is asked about.
+    """Rank the gallery's images for the captions of every image that is asked about.
 
     Args:
-        gallery: Pictures and captions.
+        gallery: Images and captions.
         model: Encodes captions and scores pairs.
         pictures: The gallery's embeddings and tokens, in its order.
         depth: Candidates a caption.

@@ -55,14 +55,14 @@ def resampled_means(
 ) -> NDArray[np.float64]:
     """Draw whole clusters with replacement, and average the queries that were drawn.
 
-    Captions of one picture succeed and fail together: drawing them one by one would make intervals
-    too narrow. So pictures are drawn, each with all of its queries. Systems measured on the same
+    Captions of one image succeed and fail together: drawing them one by one would make intervals
+    too narrow. So images are drawn, each with all of its queries. Systems measured on the same
     queries go in together, as columns, or with the same seed: then each resample draws the same
-    pictures for all, and the difference of two columns is a paired one.
+    images for all, and the difference of two columns is a paired one.
 
     Args:
         values: `(queries, columns)` float64: a figure of each query, of each system.
-        clusters: `(queries,)` int64: the picture each query belongs to.
+        clusters: `(queries,)` int64: the image each query belongs to.
         resamples: How often to draw.
         seed: Of the draws.
 

@@ -1,4 +1,4 @@
-"""Fit what a model's logits mean to annotated pictures, and say how well it holds on others."""
+"""Fit what a model's logits mean to annotated images, and say how well it holds on others."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _FEWEST = 10
 
 @dataclass(frozen=True, slots=True)
 class Accepts:
-    """Hold how well a score tells queries that have a right picture from those that have none.
+    """Hold how well a score tells queries that have a right image from those that have none.
 
-    The score is that of the best hit. A query with its right picture in the pool is truly accepted
-    if that picture is the best hit and reaches the cutoff; one without is falsely accepted if
+    The score is that of the best hit. A query with its right image in the pool is truly accepted
+    if that image is the best hit and reaches the cutoff; one without is falsely accepted if
     anything reaches it.
 
     Attributes:
-        true: Share of queries with a right picture that are truly accepted, at the cutoff.
+        true: Share of queries with a right image that are truly accepted, at the cutoff.
         false: Share of queries without one that are falsely accepted, at the cutoff.
         true_at: False share (0.01, 0.05, 0.1) -> largest true share that any cutoff with no more
             false accepts gives.
@@ -57,7 +57,7 @@ class CalibrationReport:
         cosine: Accepts by the first stage's, of the same queries.
         brier: Mean squared error of the probabilities, by cross-validation.
         pairs_saved: Share of pairs that stopping early leaves out, for one hit; likewise.
-        winners_lost: Share of queries whose best picture it misses; likewise.
+        winners_lost: Share of queries whose best image it misses; likewise.
     """
 
     calibration: Calibration
@@ -106,23 +106,23 @@ def calibrate(
     winners_lost: float = 0.002,
     progress: bool = False,
 ) -> CalibrationReport:
-    """Rank annotated pictures for their captions, and fit a calibration to the scores.
+    """Rank annotated images for their captions, and fit a calibration to the scores.
 
     Args:
         model: The model; it is left as it is.
-        annotations: Pictures and captions like those that will be searched; none that the model
+        annotations: Images and captions like those that will be searched; none that the model
             was trained on, of which it is surer than of others.
         data: What they are called in the calibration.
-        matches: Caption -> paths of all pictures it is true of, where that is known; without it a
-            caption is taken to be true of its own picture alone.
+        matches: Caption -> paths of all images it is true of, where that is known; without it a
+            caption is taken to be true of its own image alone.
         num_candidates: Candidates a caption.
-        limit: Only the first pictures.
+        limit: Only the first images.
         cutoff_probability: Where `min_score="auto"` cuts.
-        winners_lost: Share of queries whose best picture `adaptive=True` may miss.
+        winners_lost: Share of queries whose best image `adaptive=True` may miss.
         progress: Show bars on stderr.
 
     Raises:
-        ConfigError: There are too few pictures, captions do not fit, or an argument is out of
+        ConfigError: There are too few images, captions do not fit, or an argument is out of
             bounds.
     """
     if num_candidates < _FEWEST:
@@ -152,13 +152,13 @@ def calibrate(
 
     everything = np.arange(len(rankings))
     whole = fit(everything)
-    # Captions of one picture stay together, or each half would know the other's pictures.
+    # Captions of one image stay together, or each half would know the other's images.
     halves = [everything[rankings.clusters % 2 == half] for half in (0, 1)]
     return _report(whole, rankings, [(fit(halves[1 - h]), halves[h]) for h in (0, 1)])
 
 
 def with_matches(rankings: Rankings, matches: Mapping[str, Collection[str]]) -> Rankings:
-    """Return the rankings with all pictures counted as right that a caption is true of.
+    """Return the rankings with all images counted as right that a caption is true of.
 
     Args:
         rankings: From text to image.
@@ -174,7 +174,7 @@ def with_matches(rankings: Rankings, matches: Mapping[str, Collection[str]]) -> 
 def accepts(
     rankings: Rankings, scores: NDArray[np.float32], accepted: NDArray[np.bool_] | None = None
 ) -> Accepts:
-    """Say how well a score tells queries with a right picture from those without.
+    """Say how well a score tells queries with a right image from those without.
 
     Each query is asked twice: of all its candidates, and of those without the right ones.
 

@@ -1,4 +1,4 @@
-"""Every query's fate, one a line, and the pictures of those that reranking harmed most."""
+"""Every query's fate, one a line, and the images of those that reranking harmed most."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def draw_worst(rankings: Rankings, num_candidates: int, path: Path, *, count: in
     harmed = sum(_change(before[query], after[query]) == "loss" for query in range(len(rankings)))
     title = (
         f"The worst of {len(rankings):,} queries at {num_candidates} candidates: "
-        f"reranking pushed the right picture back in {harmed:,}"
+        f"reranking pushed the right image back in {harmed:,}"
     )
     with os_errors_as_store_errors("draw the worst queries to", path):
         draw_contact_sheet(rows, title, path)

@@ -26,10 +26,10 @@ class SheetRow:
 
     Attributes:
         query: The text.
-        right: The picture that was asked for.
+        right: The image that was asked for.
         first_stage: Best first, as the vector search ranked them.
         reranked: Best first, as the joint encoder ranked them.
-        first_rank: Place of the right picture in the first stage, from 1; None if not retrieved.
+        first_rank: Place of the right image in the first stage, from 1; None if not retrieved.
         final_rank: Its place after reranking.
     """
 
@@ -42,9 +42,9 @@ class SheetRow:
 
 
 def draw_contact_sheet(rows: Sequence[SheetRow], title: str, path: Path) -> None:
-    """Write the sheet as a PNG; the right picture is framed wherever it is shown.
+    """Write the sheet as a PNG; the right image is framed wherever it is shown.
 
-    Pictures that cannot be read any more are grey; long queries are cut to their line.
+    Images that cannot be read any more are grey; long queries are cut to their line.
     """
     half = _SHOWN * (_THUMB + _GAP) - _GAP
     width = 2 * _MARGIN + 2 * half + _MIDDLE
@@ -58,7 +58,7 @@ def draw_contact_sheet(rows: Sequence[SheetRow], title: str, path: Path) -> None
     pen.text((second, 60), "reranked by the joint encoder", font=small, fill=_SOFT)
     top = _HEAD
     for row in rows:
-        moved = f"right picture: {_place(row.first_rank)} -> {_place(row.final_rank)}"
+        moved = f"right image: {_place(row.first_rank)} -> {_place(row.final_rank)}"
         room = width - 2 * _MARGIN - pen.textlength(moved, font=small) - _GAP
         query = _shortened(f"“{row.query}”", pen, plain, room)
         pen.text((_MARGIN, top + 8), query, font=plain, fill=_INK)
@@ -77,7 +77,7 @@ def draw_contact_sheet(rows: Sequence[SheetRow], title: str, path: Path) -> None
 
 
 def _thumb(picture: Path) -> Image.Image:
-    """Return the upright picture, cut to a square; grey where it cannot be read any more."""
+    """Return the upright image, cut to a square; grey where it cannot be read any more."""
     try:
         upright = open_upright(str(picture), str(picture))
     except ImageReadError:

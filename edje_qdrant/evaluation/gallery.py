@@ -1,4 +1,4 @@
-"""The pool that is measured: pictures that a collection holds, and all that is said of them."""
+"""The pool that is measured: images that a collection holds, and all that is said of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edje_qdrant.data.annotations import Annotation, group_by_image
 from edje_qdrant.encoders import clean_caption
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import picture_id
+from edje_qdrant.images import image_file_id
 from edje_qdrant.types import FailedImage
 
 __all__ = ["Gallery", "build_gallery"]
@@ -20,17 +20,17 @@ __all__ = ["Gallery", "build_gallery"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gallery:
-    """Hold `n` pictures and `m` captions, each of which belongs to one picture.
+    """Hold `n` images and `m` captions, each of which belongs to one image.
 
-    Files with the same bytes are one picture, as in a collection, with the captions of them all.
+    Files with the same bytes are one image, as in a collection, with the captions of them all.
 
     Attributes:
         image_ids: `n` UUID strings.
-        paths: `n` paths, one a picture.
-        captions: `m` texts, those of a picture side by side.
-        owner: `(m,)` int64: the picture each caption belongs to.
-        asked: `(n,)` bool: whether a picture, and its captions, are queries; all are in the pool.
-        failed: Pictures that could not be read; their captions are left out.
+        paths: `n` paths, one an image.
+        captions: `m` texts, those of an image side by side.
+        owner: `(m,)` int64: the image each caption belongs to.
+        asked: `(n,)` bool: whether an image, and its captions, are queries; all are in the pool.
+        failed: Images that could not be read; their captions are left out.
         lost_captions: How many captions that are.
         twins: Paths left out as their bytes are another path's.
     """
@@ -48,11 +48,11 @@ class Gallery:
         return len(self.image_ids)
 
     def digest(self) -> str:
-        """Return a short name for just these pictures, whatever their order."""
+        """Return a short name for just these images, whatever their order."""
         return hashlib.sha256("\n".join(sorted(self.image_ids)).encode()).hexdigest()[:8]
 
     def without(self, failures: Mapping[str, str]) -> Gallery:
-        """Return the gallery without the pictures at some paths.
+        """Return the gallery without the images at some paths.
 
         Args:
             failures: Path -> why it could not be read.
@@ -81,7 +81,7 @@ class Gallery:
 
 
 def _identified(annotations: Sequence[Annotation]) -> tuple[dict[str, str], list[FailedImage]]:
-    """Read every picture's file once and return path -> id, and what could not be read."""
+    """Read every image's file once and return path -> id, and what could not be read."""
     paths = dict.fromkeys(annotation.image for annotation in annotations)
     found = {path: _identify(path) for path in paths}
     ids = {path: outcome for path, outcome in found.items() if isinstance(outcome, str)}
@@ -90,7 +90,7 @@ def _identified(annotations: Sequence[Annotation]) -> tuple[dict[str, str], list
 
 def _identify(path: str) -> str | FailedImage:
     try:
-        return picture_id(path)
+        return image_file_id(path)
     except ImageReadError as error:
         return FailedImage(path, error.reason)
 
@@ -98,14 +98,14 @@ def _identify(path: str) -> str | FailedImage:
 def build_gallery(
     annotations: Sequence[Annotation], *, asked: Sequence[Annotation] | None = None
 ) -> Gallery:
-    """Put the pool together; pictures are read as files, and not decoded yet.
+    """Put the pool together; images are read as files, and not decoded yet.
 
     Args:
         annotations: The pool.
         asked: Those of the pool that are queries; all by default.
 
     Raises:
-        ConfigError: A caption holds no word (names file and line), or no picture can be read, or
+        ConfigError: A caption holds no word (names file and line), or no image can be read, or
             none that is asked for.
     """
     _check_captions(annotations)
@@ -154,7 +154,7 @@ def _checked(gallery: Gallery) -> Gallery:
     if not gallery.asked.any():
         first = f" ({gallery.failed[0].path}: {gallery.failed[0].reason})" if gallery.failed else ""
         raise ConfigError(
-            f"no picture to ask about is left: {len(gallery.failed)} cannot be read{first}; "
+            f"no image to ask about is left: {len(gallery.failed)} cannot be read{first}; "
             "say with --images (images=) where the annotations' paths start from"
         )
     return gallery

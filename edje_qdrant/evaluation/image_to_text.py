@@ -1,4 +1,4 @@
-"""From a picture to its captions: the nearest captions, read against the picture's own tokens."""
+"""From an image to its captions: the nearest captions, read against the image's own tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edje_qdrant.types import ImageEncoding
 
 __all__ = ["Encodings", "encode_captions", "image_to_text", "pairs_at_once"]
 
-#: Rows of the gallery -> what was stored of those pictures, in order.
+#: Rows of the gallery -> what was stored of those images, in order.
 Encodings = Callable[[NDArray[np.int64]], ImageEncoding]
 
 _TOKEN_BYTES = 256 << 20
@@ -27,16 +27,16 @@ _TEXTS = 256
 def image_to_text(
     gallery: Gallery, model: EDJEModel, encodings: Encodings, depth: int, *, progress: bool = False
 ) -> Rankings:
-    """Rank the pool's captions for every picture that is asked about.
+    """Rank the pool's captions for every image that is asked about.
 
-    A caption is right if it belongs to the picture; the same words said of another picture are
+    A caption is right if it belongs to the image; the same words said of another image are
     wrong, as in the published protocol. Captions of equal cosine are ordered as in the annotations.
 
     Args:
-        gallery: Pictures and captions.
+        gallery: Images and captions.
         model: Encodes captions and scores pairs.
         encodings: Reads pictures' embeddings and tokens.
-        depth: Candidates a picture.
+        depth: Candidates an image.
         progress: Show a bar on stderr.
     """
     texts = encode_captions(model, gallery.captions)

@@ -25,7 +25,7 @@ class Contender:
     Attributes:
         label: What it is called in tables; no two alike.
         model: The model.
-        collection: An open collection of its own to measure in; missing pictures are added to it.
+        collection: An open collection of its own to measure in; missing images are added to it.
             Without one, a collection is made below the output folder, and used again next time.
         codec: How a collection made for it stores tokens. One that needs fitting is fitted to
             the gallery's own.
@@ -51,8 +51,8 @@ def measure(
 
     Args:
         contender: The model.
-        collection: Holds the gallery's pictures, written by the model.
-        gallery: Pictures and captions.
+        collection: Holds the gallery's images, written by the model.
+        gallery: Images and captions.
         directions: Which to measure.
         num_candidates: Sweep; single searches are timed at each, from text to image, unless
             in memory.

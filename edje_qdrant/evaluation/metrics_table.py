@@ -23,7 +23,7 @@ class Measured:
 
     Attributes:
         model: The label it is shown by.
-        tokens_per_picture: Tokens stored for each picture.
+        tokens_per_picture: Tokens stored for each image.
         bytes_per_picture: What they take as stored, without the vector.
         rankings: At the largest number of candidates.
         milliseconds: Number of candidates -> median of one search; empty where none was timed.
@@ -61,7 +61,7 @@ class System:
         num_candidates: Reranked for each query; no more than the pool holds.
         queries: Asked.
         pool: Answers searched in.
-        tokens_per_picture: Tokens stored for each picture.
+        tokens_per_picture: Tokens stored for each image.
         bytes_per_picture: What they take as stored, without the vector.
         ms_per_query: Median of one search, where it was timed.
         first_stage: Figure -> mean over the queries, in [0, 1].

@@ -139,8 +139,8 @@ def _draw_cost(systems: Sequence[System]) -> Figure | None:
     own = _of(systems, direction)
     costs: list[tuple[str, Callable[[System], float | None]]] = [
         ("milliseconds a query", lambda system: system.ms_per_query),
-        ("tokens a picture", lambda system: system.tokens_per_picture),
-        ("bytes a picture", lambda system: system.bytes_per_picture),
+        ("tokens an image", lambda system: system.tokens_per_picture),
+        ("bytes an image", lambda system: system.bytes_per_picture),
     ]
     shown = [
         (name, cost)

@@ -1,4 +1,4 @@
-"""Which pictures and captions are searched, which are asked, and what is reported."""
+"""Which images and captions are searched, which are asked, and what is reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Protocol:
 
 
 #: Karpathy's: one split is the pool and asks every question, R@1/5/10, ten candidates. Full pool:
-#: the pictures and captions of all splits are the pool, R@5/10/20.
+#: the images and captions of all splits are the pool, R@5/10/20.
 PROTOCOLS: dict[str, Protocol] = {
     "karpathy": Protocol("karpathy", ("R@1", "R@5", "R@10"), 10),
     "full": Protocol("full", ("R@5", "R@10", "R@20"), 50),

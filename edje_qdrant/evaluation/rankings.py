@@ -42,7 +42,7 @@ class Rankings:
         joint: `(q, depth)` float32 logits; -inf where there is no candidate.
         right: `(q, depth)` bool: whether a candidate is a right answer.
         rights: `q` tuples, the rows of all right answers, found or not.
-        clusters: `(q,)` int64: the picture each query belongs to; captions of one picture are no
+        clusters: `(q,)` int64: the image each query belongs to; captions of one image are no
             independent witnesses.
         pool: Answers searched in.
     """
@@ -97,16 +97,16 @@ def caption_rankings(
     *,
     pool: int,
 ) -> Rankings:
-    """Return the rankings of pictures for captions, each right for its own picture alone.
+    """Return the rankings of images for captions, each right for its own image alone.
 
     Args:
-        gallery: Pictures and captions.
+        gallery: Images and captions.
         asked: `(q,)` the captions' rows.
         answers: Pictures' paths; the gallery's come first.
         candidates: `(q, depth)`, as `Rankings` holds them.
         first: `(q, depth)` cosines.
         joint: `(q, depth)` logits.
-        pool: Pictures searched in.
+        pool: Images searched in.
     """
     owners = gallery.owner[asked]
     return Rankings(

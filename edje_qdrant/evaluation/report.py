@@ -16,7 +16,7 @@ __all__ = ["Evaluation"]
 
 _TITLES = {
     "t2i": "Text to image: {queries:,} captions asked of {pool:,} pictures",
-    "i2t": "Image to text: {queries:,} pictures asked of {pool:,} captions",
+    "i2t": "Image to text: {queries:,} images asked of {pool:,} captions",
 }
 _FAILED_SHOWN = 10
 _CELL = 22
@@ -31,12 +31,12 @@ class Evaluation:
         split: Of a Karpathy file.
         protocol: Pool, questions and figures shown.
         in_memory: Whether exact cosines in memory stood in for the vector engine.
-        pictures: In the pool, strangers not counted.
+        images: In the pool, strangers not counted.
         captions: In the pool.
-        failed: Pictures left out as they cannot be read.
+        failed: Images left out as they cannot be read.
         lost_captions: Theirs.
-        twins: Paths whose bytes are another path's; they are one picture with all captions.
-        strangers: Pictures that the collection holds and no annotation names.
+        twins: Paths whose bytes are another path's; they are one image with all captions.
+        strangers: Images that the collection holds and no annotation names.
         systems: One for each model, direction and number of candidates.
         files: What was written: `json`, and lists `cases`, `sheets` and `plots`.
         seconds: Of the whole.
@@ -78,18 +78,18 @@ class Evaluation:
         """Return the evaluation as a person reads it."""
         where = f"{self.data}, split {self.split}" if self.split else self.data
         name = {"karpathy": "Karpathy protocol", "full": "full pool"}[self.protocol.name]
-        lines = [f"{where}: {self.pictures:,} pictures, {self.captions:,} captions, {name}"]
+        lines = [f"{where}: {self.pictures:,} images, {self.captions:,} captions, {name}"]
         lines += self._notes()
         for direction in dict.fromkeys(system.direction for system in self.systems):
             lines += ["", *self._table([s for s in self.systems if s.direction == direction])]
-        lines += ["", f"In brackets: {LEVEL:.0%} of the bootstrap's resamples of whole pictures."]
+        lines += ["", f"In brackets: {LEVEL:.0%} of the bootstrap's resamples of whole images."]
         return "\n".join([*lines, *self._written()])
 
     def _notes(self) -> list[str]:
         notes = []
         if self.failed:
             notes.append(
-                f"{len(self.failed):,} pictures cannot be read; they and their "
+                f"{len(self.failed):,} images cannot be read; they and their "
                 f"{self.lost_captions:,} captions are left out:"
             )
             notes += [f"  {f.path}: {f.reason}" for f in self.failed[:_FAILED_SHOWN]]
@@ -102,7 +102,7 @@ class Evaluation:
         if self.strangers:
             role = "are left out in memory" if self.in_memory else "take part as wrong answers"
             notes.append(
-                f"the collection holds {self.strangers:,} pictures that no annotation names; "
+                f"the collection holds {self.strangers:,} images that no annotation names; "
                 f"they {role}"
             )
         return notes
@@ -122,7 +122,7 @@ class Evaluation:
             if len(models) > 1:
                 lines.append(
                     f"{model} ({own[0].tokens_per_picture} tokens, "
-                    f"{own[0].bytes_per_picture:,} bytes a picture)"
+                    f"{own[0].bytes_per_picture:,} bytes an image)"
                 )
             ends = own[0].intervals["first_stage"]
             lines.append(self._row("  first stage", own[0].first_stage, ends, None))

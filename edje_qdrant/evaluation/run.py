@@ -34,7 +34,7 @@ _DIRECTIONS: dict[str, tuple[Direction, ...]] = {
     "both": ("t2i", "i2t"),
 }
 
-# Pictures whose tokens a codec is fitted to; fitting takes no more of them than these have.
+# Images whose tokens a codec is fitted to; fitting takes no more of them than these have.
 _FITTED_TO = 4096
 
 
@@ -48,7 +48,7 @@ class Settings:
         direction: `t2i`, `i2t` or `both`.
         num_candidates: Sweep; empty for the protocol's own.
         in_memory: Take exact cosines and large batches in memory instead of the vector engine.
-        limit: Only the first pictures of the pool.
+        limit: Only the first images of the pool.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
         progress: Show bars on stderr.
@@ -70,7 +70,7 @@ class Settings:
         if self.direction not in _DIRECTIONS:
             raise ConfigError(f"direction is {self.direction!r}; give {', '.join(_DIRECTIONS)}")
         if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit is {self.limit}; take 1 picture or more")
+            raise ConfigError(f"limit is {self.limit}; take 1 image or more")
         for number in self.num_candidates:
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ConfigError(f"num_candidates holds {number!r}; give whole numbers, 1 or more")
@@ -84,7 +84,7 @@ def evaluate(
     *,
     data: str = "",
 ) -> Evaluation:
-    """Measure models on annotated pictures and write report, queries, sheets and plots.
+    """Measure models on annotated images and write report, queries, sheets and plots.
 
     Args:
         annotations: What `read_annotations` returned, all splits of it.
@@ -169,7 +169,7 @@ def evaluate(
 def _collection(
     contender: Contender, gallery: Gallery, folder: Path, settings: Settings
 ) -> Iterator[ImageCollection]:
-    """Yield the contender's collection, or the one of just this model and these pictures."""
+    """Yield the contender's collection, or the one of just this model and these images."""
     if contender.collection is not None:
         yield contender.collection
         return

@@ -1,4 +1,4 @@
-"""What a match rests on: a map of heat over the picture, a weight and a map for every word."""
+"""What a match rests on: a map of heat over the image, a weight and a map for every word."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Explanation"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """Hold which regions of a picture and which words of a text carried their match.
+    """Hold which regions of an image and which words of a text carried their match.
 
     A map of heat is not negative and sums to one, or is all zeros where nothing spoke for the
     match; its cells are the encoder's patches, row by row.
@@ -23,20 +23,20 @@ class Explanation:
     Attributes:
         text: The text, as it was given.
         score: The joint encoder's logit.
-        heat: `(h, w)` float32, where the picture raises the score.
+        heat: `(h, w)` float32, where the image raises the score.
         words: The text's words, as a person reads them; what the model drops, such as a lone
             dash, is left out.
-        word_weights: `(len(words),)` float32: how much likelier the picture makes each word, in
-            nats. About zero says that the picture tells nothing of it; below zero, that it speaks
+        word_weights: `(len(words),)` float32: how much likelier the image makes each word, in
+            nats. About zero says that the image tells nothing of it; below zero, that it speaks
             against it.
-        word_heat: `(len(words), h, w)` float32, where the picture speaks for each word. A weight
+        word_heat: `(len(words), h, w)` float32, where the image speaks for each word. A weight
             says how much; a word of no weight has a map as well. Words past those that the model
             reads have weight zero and no heat.
         tokens: `(m,)` float32, what each compressed token adds to the score; the sum is the score
-            less that of a picture of one colour.
-        area: What part of the picture the maps cover: left, top, right and bottom as shares of its
+            less that of an image of one colour.
+        area: What part of the image the maps cover: left, top, right and bottom as shares of its
             width and height. `(0, 0, 1, 1)` is all of it; a cropping encoder's lies inside that,
-            and one that fills pictures up has an area that reaches beyond.
+            and one that fills images up has an area that reaches beyond.
     """
 
     text: str
@@ -49,10 +49,10 @@ class Explanation:
     area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
     def resize(self, width: int, height: int, *, word: int | None = None) -> NDArray[np.float32]:
-        """Return the heat at a picture's size, smoothed over the borders of the patches.
+        """Return the heat at an image's size, smoothed over the borders of the patches.
 
         Args:
-            width: Of the picture, in pixels, or of a thumbnail of it.
+            width: Of the image, in pixels, or of a thumbnail of it.
             height: Likewise.
             word: Index of the word whose heat to return; the whole text's by default.
 
@@ -63,7 +63,7 @@ class Explanation:
             ConfigError: A side is less than one pixel, or there is no such word.
         """
         if width < 1 or height < 1:
-            raise ConfigError(f"a picture has at least one pixel, not {width} x {height}")
+            raise ConfigError(f"an image has at least one pixel, not {width} x {height}")
         if word is not None and not 0 <= word < len(self.words):
             raise ConfigError(f"no word {word}: the text has {len(self.words)}, counted from 0")
         heat = self.heat if word is None else self.word_heat[word]
@@ -96,7 +96,7 @@ def _spread(pixels: int, cells: int, start: float, end: float) -> NDArray[np.flo
 
     The spline is smooth and never negative, as heat is; cubic interpolation undershoots.
     """
-    place = (np.arange(pixels) + 0.5) / pixels  # shares of the picture
+    place = (np.arange(pixels) + 0.5) / pixels  # shares of the image
     place = (place - start) / (end - start) * cells - 0.5  # in cells, from the first one's middle
     distance = np.abs(place[:, None] - np.arange(cells))
     near = 0.75 - distance**2

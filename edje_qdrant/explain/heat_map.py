@@ -1,4 +1,4 @@
-"""Draw an explanation: heat over the picture, and one panel for each word that says something."""
+"""Draw an explanation: heat over the image, and one panel for each word that says something."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _LARGE, _SMALL, _GAP, _MARGIN = 504, 160, 12, 24  # px
 _INNER = 2 * _LARGE + _GAP
 _HEAD, _CAPTION, _ROW_WORDS, _MAX_WORDS = 76, 30, 6, 12
 _FOOT = (
-    "Beside each word: how much likelier the picture makes it, in nats; below zero it speaks "
+    "Beside each word: how much likelier the image makes it, in nats; below zero it speaks "
     "against it."
 )
 _INK, _SOFT, _PAPER = (28, 30, 36), (112, 116, 126), (250, 250, 248)
 _FOR, _AGAINST = (24, 128, 72), (188, 44, 44)
-# Below this (nats) the picture is said to tell nothing of a word.
+# Below this (nats) the image is said to tell nothing of a word.
 _TELLING = 0.5
-# Words that stand for nothing in a picture; all others get a panel.
+# Words that stand for nothing in an image; all others get a panel.
 _EMPTY = frozenset({
     "a", "an", "the", "some", "this", "that", "these", "those", "it", "its", "we",
     "of", "to", "in", "on", "at", "by", "for", "from", "with", "as", "than", "and", "or", "also",
@@ -39,38 +39,38 @@ _EMPTY = frozenset({
 def draw_heat(
     image: Image.Image | str | Path, explanation: Explanation, *, word: int | None = None
 ) -> Image.Image:
-    """Lay heat over a picture, which fades where it is cold.
+    """Lay heat over an image, which fades where it is cold.
 
     Args:
-        image: The picture that was explained, or a thumbnail of it, or its file.
+        image: The image that was explained, or a thumbnail of it, or its file.
         explanation: What `explain_match` returned.
         word: Index of the word whose heat to draw; the whole text's by default.
 
     Returns:
-        RGB, of the picture's size.
+        RGB, of the image's size.
 
     Raises:
-        ImageReadError: The picture cannot be read.
+        ImageReadError: The image cannot be read.
         ConfigError: There is no such word.
     """
     return _heated(_rgb(image), explanation, word, strength=1.0)
 
 
 def draw_explanation(image: Image.Image | str | Path, explanation: Explanation) -> Image.Image:
-    """Draw a sheet: the picture, the heat of the whole text, and a small panel for each word.
+    """Draw a sheet: the image, the heat of the whole text, and a small panel for each word.
 
     Every map is scaled to its own hottest place; a word's weight stands beside it, and the heat of
-    words of which the picture tells nothing is faint. Words such as "the" have no panel.
+    words of which the image tells nothing is faint. Words such as "the" have no panel.
 
     Args:
-        image: The picture that was explained, or its file.
+        image: The image that was explained, or its file.
         explanation: What `explain_match` returned.
 
     Returns:
         RGB, 1,068 pixels wide.
 
     Raises:
-        ImageReadError: The picture cannot be read.
+        ImageReadError: The image cannot be read.
     """
     picture = _rgb(image)
     shown = _content_words(explanation)
@@ -123,7 +123,7 @@ def _rgb(image: Image.Image | str | Path) -> Image.Image:
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    """Return the picture with its longer side `side` pixels long."""
+    """Return the image with its longer side `side` pixels long."""
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, Image.Resampling.LANCZOS)
@@ -138,7 +138,7 @@ def _heated(
     pixels = np.asarray(picture, dtype=np.float32)
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     cold = 0.6 * (0.5 * pixels + 0.5 * grey[..., None])
-    # Where it is hot the picture keeps its own colours under a thin veil.
+    # Where it is hot the image keeps its own colours under a thin veil.
     base = cold + (pixels - cold) * level * strength
     veil = 0.5 * level * strength
     mixed = base * (1 - veil) + _ramp()[np.rint(level[..., 0] * 255).astype(int)] * veil

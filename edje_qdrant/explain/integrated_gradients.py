@@ -1,4 +1,4 @@
-"""Integrated gradients from a picture of one colour to a picture, through adapter and scores."""
+"""Integrated gradients from an image of one colour to an image, through adapter and scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STEPS = 16
 
 
 class TokenPath:
-    """Lead in equal steps from a plain picture's vision tokens to a picture's.
+    """Lead in equal steps from a plain image's vision tokens to an image's.
 
     Made and used under `gradients`.
 

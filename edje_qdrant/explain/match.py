@@ -1,8 +1,8 @@
 """Explain a match: ask the model which regions and which words it rests on.
 
-Regions get what integrated gradients give them along the way from a picture of one colour, through
-the adapter, to the picture. For the words, each is hidden in turn, and the joint encoder's
-masked-word head says how likely the picture makes it.
+Regions get what integrated gradients give them along the way from an image of one colour, through
+the adapter, to the image. For the words, each is hidden in turn, and the joint encoder's
+masked-word head says how likely the image makes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edje_qdrant.model import EDJEModel
 
 __all__ = ["can_explain", "explain_match"]
 
-# Logits in all. A picture of one colour comes to less by rounding alone.
+# Logits in all. An image of one colour comes to less by rounding alone.
 _NOTHING = 1e-3
 
 
@@ -36,18 +36,18 @@ def can_explain(model: EDJEModel) -> bool:
 
 
 def explain_match(model: EDJEModel, text: str, image: Image.Image | str | Path) -> Explanation:
-    """Tell which regions of a picture and which words of a text carried their match.
+    """Tell which regions of an image and which words of a text carried their match.
 
-    It takes about as long as scoring 50 pictures for each word.
+    It takes about as long as scoring 50 images for each word.
 
     Args:
         model: With an encoder that says how its patches lie, as SigLIP's and open_clip's do.
         text: The query.
-        image: A picture of any mode, or a file, which is turned upright.
+        image: An image of any mode, or a file, which is turned upright.
 
     Raises:
         ConfigError: The text has no words, or the encoder cannot tell how its patches lie.
-        ImageReadError: The picture cannot be read.
+        ImageReadError: The image cannot be read.
     """
     with torch.inference_mode(False):  # even if the caller infers: gradients go past the ids
         words = _Words(model, text)

@@ -1,4 +1,4 @@
-"""A collection of captions, to find by picture: text vectors in an index, texts in the payload."""
+"""A collection of captions, to find by image: text vectors in an index, texts in the payload."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class CaptionCollection:
     `location` is a folder (the embedded engine; one process at a time), `"http://..."` or
     `"https://..."` (a Qdrant server), `":memory:"` (gone when closed), or a `QdrantClient`.
     `api_key`, `prefer_grpc` and `timeout` (seconds) concern servers only. A folder or a server may
-    hold collections of pictures and of captions side by side, under different names.
+    hold collections of images and of captions side by side, under different names.
 
     Examples:
         >>> with CaptionCollection.create("photos", "captions", model.contract()) as collection:
@@ -146,7 +146,7 @@ class CaptionCollection:
         Raises:
             CollectionNotFoundError: There is none; names those that are there.
             CollectionLockedError: Another process has the folder open.
-            StoreError: It holds pictures, cannot be read, or something else wrote it.
+            StoreError: It holds images, cannot be read, or something else wrote it.
             ConfigError: An argument cannot be used.
             EngineUnavailableError: The server cannot be reached.
         """
@@ -254,7 +254,7 @@ class CaptionCollection:
         """Find the captions nearest to each of `(q, d)` pictures' embeddings, best first.
 
         Args:
-            embeddings: Of pictures, by the model that wrote the collection.
+            embeddings: Of images, by the model that wrote the collection.
             num_candidates: Captions to find for each.
             filter: Which captions to look among, by their payload; None for all.
 

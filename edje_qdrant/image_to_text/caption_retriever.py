@@ -1,6 +1,6 @@
-"""Find captions for a picture in two stages: the index finds candidates, the joint encoder ranks.
+"""Find captions for an image in two stages: the index finds candidates, the joint encoder ranks.
 
-The picture is encoded once: its embedding asks the index, its tokens are what every candidate is
+The image is encoded once: its embedding asks the index, its tokens are what every candidate is
 read against.
 """
 
@@ -62,7 +62,7 @@ class CaptionHit:
 
 @dataclass(frozen=True, slots=True)
 class CaptionResult(Sequence[CaptionHit]):
-    """Hold the captions found for one picture: a sequence of hits, best first.
+    """Hold the captions found for one image: a sequence of hits, best first.
 
     Attributes:
         hits: Best first.
@@ -87,7 +87,7 @@ class CaptionResult(Sequence[CaptionHit]):
 
 
 class CaptionRetriever:
-    """Find captions by picture.
+    """Find captions by image.
 
     Args:
         collection: Where to search; `close` closes it.
@@ -141,7 +141,7 @@ class CaptionRetriever:
             ContractMismatchError: The model is not the one that wrote the collection.
             CheckpointError: The model cannot be loaded.
             ConfigError: An argument cannot be used, or no model is named.
-            StoreError: The collection holds pictures, or cannot be read.
+            StoreError: The collection holds images, or cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
         collection = CaptionCollection.open(
@@ -199,10 +199,10 @@ class CaptionRetriever:
         num_candidates: int = 100,
         filter: Filter | None = None,
     ) -> CaptionResult:
-        """Find the captions that fit a picture best.
+        """Find the captions that fit an image best.
 
         Args:
-            image: A path, a picture that Pillow opened, or an `ImageEncoding` of one picture, such
+            image: A path, an image that Pillow opened, or an `ImageEncoding` of one image, such
                 as `ImageCollection.encodings` reads back.
             top_k: Hits to return; fewer where there are fewer captions.
             num_candidates: Captions of the first stage to rerank.
@@ -212,9 +212,9 @@ class CaptionRetriever:
             Hits, best first, equal scores in the first stage's order.
 
         Raises:
-            ConfigError: The picture is none, `top_k` is below 1, `num_candidates` is below `top_k`,
+            ConfigError: The image is none, `top_k` is below 1, `num_candidates` is below `top_k`,
                 or the filter cannot be used.
-            ImageReadError: The picture cannot be read.
+            ImageReadError: The image cannot be read.
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """

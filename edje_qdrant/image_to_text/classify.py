@@ -1,4 +1,4 @@
-"""Judge texts against pictures: rank sentences for one, or tell which of some labels it is."""
+"""Judge texts against images: rank sentences for one, or tell which of some labels it is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOKEN_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class TextMatch:
-    """Hold how well one text fits a picture.
+    """Hold how well one text fits an image.
 
     Attributes:
         index: Place of the text among those given, from 0.
@@ -32,7 +32,7 @@ class TextMatch:
         score: The joint encoder's logit; higher is better. None where the first stage ranked the
             text behind the candidates.
         rank: Place among all, from 1.
-        retrieval_score: Cosine of the picture's and the text's embedding.
+        retrieval_score: Cosine of the image's and the text's embedding.
         retrieval_rank: Place by that cosine, from 1.
     """
 
@@ -46,7 +46,7 @@ class TextMatch:
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """Hold how well one label fits a picture.
+    """Hold how well one label fits an image.
 
     Attributes:
         index: Place of the label among those given, from 0.
@@ -56,7 +56,7 @@ class LabelScore:
             if one of them had to be right; it is not calibrated, and labels that are all wrong
             share out 1 as well.
         rank: Place among the labels, from 1.
-        retrieval_score: Cosine of the picture's and the text's embedding, averaged likewise.
+        retrieval_score: Cosine of the image's and the text's embedding, averaged likewise.
     """
 
     index: int
@@ -76,11 +76,11 @@ def match_texts(
     num_candidates: int | None = None,
     reranker: Reranker | None = None,
 ) -> list[TextMatch]:
-    """Rank texts by how well they fit a picture.
+    """Rank texts by how well they fit an image.
 
     Args:
         model: Encodes and scores.
-        image: A path, a picture that Pillow opened, or an `ImageEncoding` of one picture.
+        image: A path, an image that Pillow opened, or an `ImageEncoding` of one image.
         texts: What to rank; the same text may come more than once.
         top_k: Matches to return; all by default.
         num_candidates: Texts of the first stage to score with the joint encoder; all by default.
@@ -91,8 +91,8 @@ def match_texts(
         Best first, equal scores in the first stage's order, equal cosines as given.
 
     Raises:
-        ConfigError: A text has no word in it, a number is below 1, or the picture is none.
-        ImageReadError: The picture cannot be read.
+        ConfigError: A text has no word in it, a number is below 1, or the image is none.
+        ImageReadError: The image cannot be read.
         CheckpointError: A score is not a number.
     """
     check_texts("texts", texts)
@@ -134,14 +134,14 @@ def classify(
     template: str | Sequence[str] = "a photo of {}",
     reranker: Reranker | None = None,
 ) -> list[LabelScore]:
-    """Tell which of some labels fits a picture best, without training for them.
+    """Tell which of some labels fits an image best, without training for them.
 
     Each label is put into each template and scored by the joint encoder; the mean of a label's
     logits ranks it, and a softmax of these means over the labels is its probability.
 
     Args:
         model: Encodes and scores.
-        image: A path, a picture that Pillow opened, or an `ImageEncoding` of one picture.
+        image: A path, an image that Pillow opened, or an `ImageEncoding` of one image.
         labels: Two labels that read the same once cleaned up are refused.
         template: A text with `{}` where the label goes, or several.
         reranker: Scores; one of the model's with default settings where none is given.
@@ -150,8 +150,8 @@ def classify(
         Every label, best first, equal ones as given.
 
     Raises:
-        ConfigError: There is no label or no template, one cannot be used, or the picture is none.
-        ImageReadError: The picture cannot be read.
+        ConfigError: There is no label or no template, one cannot be used, or the image is none.
+        ImageReadError: The image cannot be read.
         CheckpointError: A score is not a number.
     """
     return classify_batch(model, [image], labels, template=template, reranker=reranker)[0]
@@ -165,25 +165,25 @@ def classify_batch(
     template: str | Sequence[str] = "a photo of {}",
     reranker: Reranker | None = None,
 ) -> list[list[LabelScore]]:
-    """Do as `classify` for several pictures; the labels' texts are encoded once for them all.
+    """Do as `classify` for several images; the labels' texts are encoded once for them all.
 
     Args:
         model: Encodes and scores.
-        images: Any number of pictures, each as `classify` takes it.
+        images: Any number of images, each as `classify` takes it.
         labels: As `classify`.
         template: As `classify`.
         reranker: As `classify`.
 
     Returns:
-        One list of all labels a picture, in order.
+        One list of all labels an image, in order.
 
     Raises:
         ConfigError: As `classify`; nothing was scored.
-        ImageReadError: A picture cannot be read; names it.
+        ImageReadError: An image cannot be read; names it.
         CheckpointError: A score is not a number.
     """
     if isinstance(images, str):
-        raise ConfigError("classify_batch takes a list of pictures; for one use classify")
+        raise ConfigError("classify_batch takes a list of images; for one use classify")
     texts, templates = _filled(labels, template)
     embeddings = encode_all(model, texts)
     judge = reranker or Reranker(model)
@@ -193,7 +193,7 @@ def classify_batch(
     for start in range(0, len(images), step):
         pictures = [encode_query(model, image) for image in images[start : start + step]]
         tokens = np.stack([picture.tokens for picture in pictures])  # (p, 1, m, d)
-        # Not copied where it is a single picture, however many labels there are.
+        # Not copied where it is a single image, however many labels there are.
         spread = np.broadcast_to(tokens, (len(pictures), len(texts), *tokens.shape[2:]))
         logits = judge.score_pairs(
             texts * len(pictures), spread.reshape(-1, c.num_tokens, c.token_dim)

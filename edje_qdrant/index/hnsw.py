@@ -1,6 +1,6 @@
 """Settings of the search graph (HNSW), shared by the engines.
 
-Texts and pictures lie apart in the encoder's space, so a query is never close to the vectors the
+Texts and images lie apart in the encoder's space, so a query is never close to the vectors the
 graph was built on; with the engines' defaults (16 links, width 100) a walk then misses a quarter
 and more of the true top 100. These settings find 99% and more. Up to 100 MB of vectors a plain
 scan is exact and no slower than such a walk, so no graph is built below that.

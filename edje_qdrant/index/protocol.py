@@ -18,7 +18,7 @@ __all__ = ["TOKENS_KEY", "VectorIndex"]
 
 
 class VectorIndex(Protocol):
-    """Hold one vector and one payload for each picture, and find the nearest by cosine.
+    """Hold one vector and one payload for each image, and find the nearest by cosine.
 
     Every method but `metadata` and `close` raises StoreError once the index is closed.
     """

@@ -1,4 +1,4 @@
-"""The first steps of an ingest, one picture at a time: name its content, then decode it."""
+"""The first steps of an ingest, one image at a time: name its content, then decode it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import content_id, open_upright, picture_id, words
-from edje_qdrant.ingest.sources import ListedPicture
+from edje_qdrant.images import content_id, image_file_id, open_upright, words
+from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.types import FailedImage, Payload
 
 if TYPE_CHECKING:
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
 
 __all__ = [
-    "DecodedPicture", "KnownPicture", "decode_picture", "identify_picture", "readable_ones",
+    "DecodedImage", "KnownImage", "decode_image", "identify_image", "readable_ones",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class KnownPicture:
-    """Hold a picture whose content was read, but not decoded.
+class KnownImage:
+    """Hold an image whose content was read, but not decoded.
 
     Attributes:
         image_id: UUID string, made from the file's bytes.
@@ -36,12 +36,12 @@ class KnownPicture:
     """
 
     image_id: str
-    listed: ListedPicture
+    listed: ListedImage
 
 
 @dataclass(frozen=True, slots=True)
-class DecodedPicture:
-    """Hold a picture ready to be encoded.
+class DecodedImage:
+    """Hold an image ready to be encoded.
 
     Attributes:
         image_id: UUID string, made from the file's bytes.
@@ -54,13 +54,13 @@ class DecodedPicture:
     pixels: Tensor
 
 
-def identify_picture(item: ListedPicture | FailedImage) -> KnownPicture | FailedImage:
+def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
     """Read a file once and name its content; what failed before stays failed."""
     if isinstance(item, FailedImage):
         return item
     try:
         if item.content is None:
-            image_id = picture_id(item.path)
+            image_id = image_file_id(item.path)
         else:
             image_id = content_id(item.content, item.path)
     except ImageReadError as error:
@@ -69,18 +69,18 @@ def identify_picture(item: ListedPicture | FailedImage) -> KnownPicture | Failed
         json.dumps([item.path, item.fields], allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         return FailedImage(item.path, f"its payload cannot be stored: {words(error)}")
-    return KnownPicture(image_id, item)
+    return KnownImage(image_id, item)
 
 
-def decode_picture(
-    picture: KnownPicture, model: EDJEModel, max_pixels: int
-) -> DecodedPicture | FailedImage:
-    """Decode a picture for a model; safe in worker threads.
+def decode_image(
+    picture: KnownImage, model: EDJEModel, max_pixels: int
+) -> DecodedImage | FailedImage:
+    """Decode an image for a model; safe in worker threads.
 
     Args:
         picture: Which.
         model: Whose `preprocess` makes the pixels.
-        max_pixels: Pictures with more are refused before they are decoded.
+        max_pixels: Images with more are refused before they are decoded.
     """
     path, content = picture.listed.path, picture.listed.content
     try:
@@ -92,7 +92,7 @@ def decode_picture(
             "width": upright.width,
             "height": upright.height,
         }
-        return DecodedPicture(picture.image_id, payload, model.preprocess([upright]))
+        return DecodedImage(picture.image_id, payload, model.preprocess([upright]))
     except ImageReadError as error:
         return FailedImage(path, error.reason)
     except Exception as error:  # image processors refuse odd shapes in their own ways

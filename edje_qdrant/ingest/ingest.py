@@ -1,4 +1,4 @@
-"""Bring pictures into a collection: read, encode, write; resumable, and broken files are no end."""
+"""Bring images into a collection: read, encode, write; resumable, and broken files are no end."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tqdm import tqdm
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError
 from edje_qdrant.images import MAX_PIXELS, ignore_decoder_warnings
-from edje_qdrant.ingest.decode import DecodedPicture, KnownPicture, decode_picture
+from edje_qdrant.ingest.decode import DecodedImage, KnownImage, decode_image
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
 from edje_qdrant.ingest.prune import prune_collection
-from edje_qdrant.ingest.sources import PICTURE_SUFFIXES, ListedPicture, Source, list_pictures
+from edje_qdrant.ingest.sources import IMAGE_SUFFIXES, ListedImage, Source, list_images
 from edje_qdrant.threads import batches
 from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.types import IngestReport
@@ -48,44 +48,44 @@ def ingest_images(
     processes: int = 0,
     devices: Sequence[str] | None = None,
 ) -> IngestReport:
-    """Add pictures to a collection.
+    """Add images to a collection.
 
-    A picture's id is made from its file's bytes, so pictures that are there already are skipped
+    An image's id is made from its file's bytes, so images that are there already are skipped
     before they are decoded: a rerun is quick and adds nothing, and one that was interrupted goes on
     where it stopped. What cannot be read is listed in the report and never ends the run. Memory
     does not grow with the source.
 
-    The payload is the picture's absolute `path`, its upright `width` and `height` in pixels, and
-    the fields of its manifest line, of which those three names are overwritten. A picture that was
+    The payload is the image's absolute `path`, its upright `width` and `height` in pixels, and
+    the fields of its manifest line, of which those three names are overwritten. An image that was
     moved and ingested again keeps the path it was added with.
 
     Args:
-        source: A folder (searched recursively, hidden files and folders left out), one picture, a
+        source: A folder (searched recursively, hidden files and folders left out), one image, a
             list of paths, or a manifest: a `.jsonl` file, each line an object with `path`
             (relative to the manifest's folder) and any further fields.
         collection: Where to.
         model: The one the collection was created for.
-        batch_size: Pictures encoded and written at a time.
+        batch_size: Images encoded and written at a time.
         workers: Threads that read and decode beside the encoding; of each process, where there are
             several.
         progress: Show a bar on stderr.
-        max_pixels: Pictures with more are refused before they are decoded; more than
+        max_pixels: Images with more are refused before they are decoded; more than
             `MAX_PIXELS` has no effect.
-        checkpoint_every: Pictures added between two flushes; as many, at most, are lost when the
+        checkpoint_every: Images added between two flushes; as many, at most, are lost when the
             process is killed, and added again by the next run.
-        prune: When all is read, delete pictures that are gone from the source: of a folder, those
-            whose `path` lies in it, and otherwise all that the source does not name. Pictures that
-            could not be read this time stay. Pictures that were moved get their new `path`. The
+        prune: When all is read, delete images that are gone from the source: of a folder, those
+            whose `path` lies in it, and otherwise all that the source does not name. Images that
+            could not be read this time stay. Images that were moved get their new `path`. The
             ids of the source are held in memory, about 100 bytes each.
         processes: Processes that decode and encode, each with a copy of the model; this one alone
             writes. 0 encodes in this process, or in one for each of `devices`. They are started
             anew (`spawn`), so that a script must begin under `if __name__ == "__main__":`. A
-            picture that kills those who read it is listed as failed.
+            image that kills those who read it is listed as failed.
         devices: Where they encode, shared out in turn: `["cuda:0", "cuda:1"]`; where the model is,
             by default. The precision is the model's.
 
     Returns:
-        What was added, skipped, refused and pruned. Pictures twice in the source count as skipped.
+        What was added, skipped, refused and pruned. Images twice in the source count as skipped.
 
     Raises:
         ConfigError: The source is missing, unreadable or empty, a number is below 1, or a device
@@ -108,12 +108,12 @@ def ingest_images(
     if not isinstance(processes, int) or processes < 0:
         raise ConfigError(f"processes is {processes!r}; give a whole number, 0 or more")
     places = check_devices(processes, devices, model.device)
-    listing = list_pictures(source)
+    listing = list_images(source)
     if (
         prune
         and isinstance(source, str | os.PathLike)
         and Path(source).is_file()
-        and Path(source).suffix.lower() in PICTURE_SUFFIXES
+        and Path(source).suffix.lower() in IMAGE_SUFFIXES
     ):
         raise ConfigError(
             f"with prune, {source} alone would stay of the whole collection; leave prune out"
@@ -160,19 +160,19 @@ def fit_codec_to_source(
     source: Source, model: EDJEModel, name: str, *, sample: int = 2048, batch_size: int = 32,
     seed: int = 0, progress: bool = True,
 ) -> Codec:  # fmt: skip
-    """Fit a codec to pictures drawn at random from a source; they are encoded for this alone.
+    """Fit a codec to images drawn at random from a source; they are encoded for this alone.
 
     Args:
         source: As `ingest_images`.
         model: Whose tokens.
         name: The codec's; one without a codebook is returned as it is.
-        sample: Pictures to draw; those that cannot be read are left out.
-        batch_size: Pictures encoded at a time.
+        sample: Images to draw; those that cannot be read are left out.
+        batch_size: Images encoded at a time.
         seed: Of the draw and of the fit.
         progress: Show a bar on stderr.
 
     Raises:
-        ConfigError: The source cannot be used, there is no such codec, too few pictures, or a
+        ConfigError: The source cannot be used, there is no such codec, too few images, or a
             number is below 1.
         MissingExtraError: The library that fits codebooks is not installed.
     """
@@ -182,9 +182,9 @@ def fit_codec_to_source(
     codec = codec_for(name, contract.num_tokens, contract.token_dim)
     if codec.fitted:
         return codec
-    listed = [item for item in list_pictures(source)() if isinstance(item, ListedPicture)]
+    listed = [item for item in list_images(source)() if isinstance(item, ListedImage)]
     rows = np.random.default_rng(seed).permutation(len(listed))[:sample]
-    chosen = [KnownPicture("", listed[row]) for row in rows]
+    chosen = [KnownImage("", listed[row]) for row in rows]
     tokens: list[NDArray[np.float16]] = []
     with (
         warnings.catch_warnings(),
@@ -194,8 +194,8 @@ def fit_codec_to_source(
     ):
         ignore_decoder_warnings()
         for batch in batches(chosen, batch_size):
-            decoded = [decode_picture(picture, model, MAX_PIXELS) for picture in batch]
-            pixels = [item.pixels for item in decoded if isinstance(item, DecodedPicture)]
+            decoded = [decode_image(picture, model, MAX_PIXELS) for picture in batch]
+            pixels = [item.pixels for item in decoded if isinstance(item, DecodedImage)]
             if pixels:
                 tokens.append(model.encode_pixels(torch.cat(pixels)).tokens)
             bar.update(len(batch))

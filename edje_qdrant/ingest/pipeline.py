@@ -13,14 +13,14 @@ from tqdm import tqdm
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.ingest.decode import (
-    DecodedPicture,
-    KnownPicture,
-    decode_picture,
-    identify_picture,
+    DecodedImage,
+    KnownImage,
+    decode_image,
+    identify_image,
     readable_ones,
 )
 from edje_qdrant.ingest.prune import follow_moved
-from edje_qdrant.ingest.sources import ListedPicture
+from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.ingest.worker import EncodedBatch
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.types import FailedImage, ImageEncoding, Payload
@@ -59,22 +59,22 @@ class IngestRun:
         self.seen = seen
 
     def fresh(
-        self, items: Iterable[ListedPicture | FailedImage], pool: ThreadPoolExecutor
-    ) -> Iterator[KnownPicture]:
-        """Yield the pictures that are not in the collection, read but not decoded."""
+        self, items: Iterable[ListedImage | FailedImage], pool: ThreadPoolExecutor
+    ) -> Iterator[KnownImage]:
+        """Yield the images that are not in the collection, read but not decoded."""
         identified = readable_ones(
-            in_threads(pool, identify_picture, items, 2 * _LOOKUP), self.failed, self.bar
+            in_threads(pool, identify_image, items, 2 * _LOOKUP), self.failed, self.bar
         )
         for batch in batches(identified, _LOOKUP):
             yield from self._missing(batch)
 
     def decoded(
-        self, fresh: Iterable[KnownPicture], pool: ThreadPoolExecutor, *, ahead: int
-    ) -> Iterator[DecodedPicture]:
-        """Yield pictures ready to be encoded, `ahead` of them decoded before use."""
+        self, fresh: Iterable[KnownImage], pool: ThreadPoolExecutor, *, ahead: int
+    ) -> Iterator[DecodedImage]:
+        """Yield images ready to be encoded, `ahead` of them decoded before use."""
         return readable_ones(in_threads(pool, self._decode, fresh, ahead), self.failed, self.bar)
 
-    def write(self, pictures: Sequence[DecodedPicture]) -> int:
+    def write(self, pictures: Sequence[DecodedImage]) -> int:
         """Encode and write a batch; return how many of them were new."""
         rows = self._new_rows([picture.image_id for picture in pictures])
         if not rows:
@@ -85,7 +85,7 @@ class IngestRun:
             encoding = self._model.encode_pixels(pixels)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
-                f"the device has no memory for {len(pixels)} pictures at a time; "
+                f"the device has no memory for {len(pixels)} images at a time; "
                 "lower batch_size and run again: what was added is kept"
             ) from error
         ids = [picture.image_id for picture in fresh]
@@ -103,7 +103,7 @@ class IngestRun:
         return self._add(ids, encoding, [batch.payloads[row] for row in rows])
 
     def _new_rows(self, image_ids: Sequence[str]) -> list[int]:
-        """Return the places of new pictures, once each; the others count as skipped."""
+        """Return the places of new images, once each; the others count as skipped."""
         # Looked up again: the same content may have come twice since the first look.
         first: dict[str, int] = {}
         for row, image_id in enumerate(image_ids):
@@ -121,7 +121,7 @@ class IngestRun:
         self.bar.update(len(image_ids))
         return len(image_ids)
 
-    def _missing(self, batch: Sequence[KnownPicture]) -> Iterator[KnownPicture]:
+    def _missing(self, batch: Sequence[KnownImage]) -> Iterator[KnownImage]:
         existing = self._collection.existing([picture.image_id for picture in batch])
         if self.seen is not None:
             self.seen.update(uuid.UUID(picture.image_id).bytes for picture in batch)
@@ -135,8 +135,8 @@ class IngestRun:
             else:
                 yield picture
 
-    def _decode(self, picture: KnownPicture) -> DecodedPicture | FailedImage:
-        return decode_picture(picture, self._model, self._max_pixels)
+    def _decode(self, picture: KnownImage) -> DecodedImage | FailedImage:
+        return decode_image(picture, self._model, self._max_pixels)
 
     def _skip(self, count: int) -> None:
         self.skipped += count

@@ -1,4 +1,4 @@
-"""Encode pictures in several processes, each with a copy of the model on a device of its own."""
+"""Encode images in several processes, each with a copy of the model on a device of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 from edje_qdrant.errors import ConfigError, WorkerDiedError
 from edje_qdrant.images import words
-from edje_qdrant.ingest.decode import KnownPicture
+from edje_qdrant.ingest.decode import KnownImage
 from edje_qdrant.ingest.worker import (
     EncodedBatch,
     OutOfMemory,
@@ -37,14 +37,14 @@ __all__ = ["EncodingPool", "check_devices"]
 # Batches that are with one worker (one encoded, one decoded meanwhile), and that are anywhere
 # between being read and being written, for each worker.
 _HELD, _UNDER_WAY = 2, 4
-# Workers lost one after another, without a picture encoded in between, that end the run.
+# Workers lost one after another, without an image encoded in between, that end the run.
 _MOST_LOST = 20
 
 
 @dataclass(eq=False, slots=True)
 class _Task:
     number: int
-    pictures: list[KnownPicture]
+    pictures: list[KnownImage]
     lost: int = 0  # workers that died with it
     outcome: EncodedBatch | None = None
 
@@ -62,14 +62,14 @@ class EncodingPool:
     """Hold worker processes; leave its context to end them all.
 
     They are started when there is work for them. A worker that dies is replaced. What it was at is
-    done again, alone in a worker; where that dies too, picture by picture, so that only a picture
+    done again, alone in a worker; where that dies too, image by image, so that only an image
     that kills whoever reads it is left out.
 
     Args:
         model: What encodes; written once to a temporary file, which the workers map.
         devices: One for each worker, as `check_devices` gives them.
         decoders: Threads that read and decode, in each worker.
-        max_pixels: Pictures with more are refused before they are decoded.
+        max_pixels: Images with more are refused before they are decoded.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class EncodingPool:
             self._folder.cleanup()
             self._folder = None
 
-    def encode(self, batches: Iterable[list[KnownPicture]]) -> Iterator[EncodedBatch]:
+    def encode(self, batches: Iterable[list[KnownImage]]) -> Iterator[EncodedBatch]:
         """Yield what comes of each batch, in order; few of them are held at a time.
 
         A batch that was lost with its worker twice comes back as several.
@@ -183,7 +183,7 @@ class EncodingPool:
                 self._stillborn = 0
             elif isinstance(message, OutOfMemory):
                 raise ConfigError(
-                    f"{worker.device} has no memory for {message.pictures} pictures at a time; "
+                    f"{worker.device} has no memory for {message.pictures} images at a time; "
                     "lower batch_size and run again: what was added is kept"
                 )
             elif isinstance(message, Trouble):
@@ -212,7 +212,7 @@ class EncodingPool:
             if self._stillborn > 1:
                 raise WorkerDiedError(
                     f"two processes died before they could begin (the last, on {worker.device}, "
-                    f"{end}); what they wrote to stderr says why. A script that has pictures "
+                    f"{end}); what they wrote to stderr says why. A script that has images "
                     "encoded in processes must start under `if __name__ == '__main__':`"
                 )
             return

@@ -1,4 +1,4 @@
-"""Let a collection follow its source: pictures that were moved, and pictures that are gone."""
+"""Let a collection follow its source: images that were moved, and images that are gone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["follow_moved", "prune_collection"]
 
 
 def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
-    """Give pictures whose file is gone from where it was the path where it is now.
+    """Give images whose file is gone from where it was the path where it is now.
 
     Args:
-        collection: That holds the pictures.
+        collection: That holds the images.
         paths: Id -> absolute path.
     """
     stored = collection.index.retrieve([*paths], tokens=False)
@@ -40,14 +40,14 @@ def prune_collection(
     seen: AbstractSet[bytes],
     failed: Sequence[FailedImage],
 ) -> int:
-    """Delete pictures that are gone from a source; return how many.
+    """Delete images that are gone from a source; return how many.
 
     Args:
         collection: That follows the source.
-        source: A folder: pictures whose path lies elsewhere stay. Or anything else: what it does
+        source: A folder: images whose path lies elsewhere stay. Or anything else: what it does
             not name goes.
-        seen: The ids' 16 bytes of every picture that the source holds.
-        failed: What could not be read; pictures with such a path, or below it, stay.
+        seen: The ids' 16 bytes of every image that the source holds.
+        failed: What could not be read; images with such a path, or below it, stay.
 
     Raises:
         ConfigError: Lines of the manifest could not be read, or a list names nothing that can be;
@@ -61,14 +61,14 @@ def prune_collection(
         if unread:
             raise ConfigError(
                 f"nothing was pruned: {len(unread)} lines of {where} cannot be read, line "
-                f"{unread[0]} first, and pictures that they name would be lost; mend them and run "
+                f"{unread[0]} first, and images that they name would be lost; mend them and run "
                 "this again"
             )
         if where.is_dir():
             folder = os.path.join(os.path.abspath(where), "")
     if not folder and not seen:
         raise ConfigError(
-            "nothing was pruned: the source names no picture that can be read, so all would go; "
+            "nothing was pruned: the source names no image that can be read, so all would go; "
             "to delete them all, remove the collection"
         )
     spared = {failure.path for failure in failed}
@@ -94,4 +94,4 @@ def _is_gone(image_id: str, seen: AbstractSet[bytes]) -> bool:
     try:
         return uuid.UUID(image_id).bytes not in seen
     except ValueError:
-        return False  # a number: no picture, but a point that something else wrote
+        return False  # a number: no image, but a point that something else wrote

@@ -1,4 +1,4 @@
-"""List the pictures of a folder, a manifest or a list, without opening them."""
+"""List the images of a folder, a manifest or a list, without opening them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from edje_qdrant.images import words
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.types import FailedImage, Payload
 
-__all__ = ["PICTURE_SUFFIXES", "ListedPicture", "Source", "check_source", "list_pictures"]
+__all__ = ["IMAGE_SUFFIXES", "ListedImage", "Source", "check_source", "list_images"]
 
-#: A folder, a picture, a JSONL manifest, or a list of pictures' paths.
+#: A folder, an image, a JSONL manifest, or a list of pictures' paths.
 Source = str | Path | Sequence[str | Path]
 
-#: Files in a folder that count as pictures.
-PICTURE_SUFFIXES = frozenset({
+#: Files in a folder that count as images.
+IMAGE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe",
     ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp",
 })  # fmt: skip
@@ -27,8 +27,8 @@ _MANIFEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 
 
 @dataclass(frozen=True, slots=True)
-class ListedPicture:
-    """Name a picture, with what the user says about it.
+class ListedImage:
+    """Name an image, with what the user says about it.
 
     Attributes:
         path: Absolute; with `content`, whatever names it.
@@ -41,7 +41,7 @@ class ListedPicture:
     content: bytes | None = field(default=None, repr=False)
 
 
-Listing = Iterator[ListedPicture | FailedImage]
+Listing = Iterator[ListedImage | FailedImage]
 
 
 def check_source(source: Source) -> None:
@@ -50,10 +50,10 @@ def check_source(source: Source) -> None:
     Raises:
         ConfigError: The source is missing, unreadable or empty.
     """
-    list_pictures(source)
+    list_images(source)
 
 
-def list_pictures(source: Source) -> Callable[[], Listing]:
+def list_images(source: Source) -> Callable[[], Listing]:
     """Return what begins to list the source, anew at each call; it is not held in memory.
 
     A folder is searched recursively, in order of names; hidden files and folders are left out and
@@ -67,27 +67,26 @@ def list_pictures(source: Source) -> Callable[[], Listing]:
         paths = [source] if isinstance(source, bytes) else list(source)
         odd = [path for path in paths if not isinstance(path, str | os.PathLike)]
         if odd:
-            raise ConfigError(f"a list of pictures holds paths, not {type(odd[0]).__name__}")
-        return lambda: (ListedPicture(os.path.abspath(path), {}) for path in paths)
+            raise ConfigError(f"a list of images holds paths, not {type(odd[0]).__name__}")
+        return lambda: (ListedImage(os.path.abspath(path), {}) for path in paths)
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
     if path.is_dir():
         return _not_empty(lambda: _folder(path), f"the folder {path} holds no picture")
     if path.is_file() and suffix in _MANIFEST_SUFFIXES:
         return _not_empty(lambda: _manifest(path), f"the manifest {path} holds no line")
-    if path.is_file() and suffix in PICTURE_SUFFIXES:
-        return lambda: iter([ListedPicture(os.path.abspath(path), {})])
-    what = "is no folder, picture or manifest" if path.exists() else "does not exist"
+    if path.is_file() and suffix in IMAGE_SUFFIXES:
+        return lambda: iter([ListedImage(os.path.abspath(path), {})])
+    what = "is no folder, image or manifest" if path.exists() else "does not exist"
     raise ConfigError(
-        f"{path} {what}; give a folder of pictures, or a .jsonl file, each line an object "
-        'with "path"'
+        f'{path} {what}; give a folder of images, or a .jsonl file, each line an object with "path"'
     )
 
 
 def _not_empty(listing: Callable[[], Listing], otherwise: str) -> Callable[[], Listing]:
     if next(listing(), None) is None:
-        known = " ".join(sorted(PICTURE_SUFFIXES))
-        raise ConfigError(f"{otherwise}; give a source with pictures ({known})")
+        known = " ".join(sorted(IMAGE_SUFFIXES))
+        raise ConfigError(f"{otherwise}; give a source with images ({known})")
     return listing
 
 
@@ -100,8 +99,8 @@ def _folder(folder: Path) -> Listing:
     for here, folders, names in os.walk(os.path.abspath(folder), onerror=unreadable.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
-                yield ListedPicture(os.path.join(here, name), {})
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield ListedImage(os.path.join(here, name), {})
     yield from (FailedImage(str(error.filename), words(error)) for error in unreadable)
 
 
@@ -115,7 +114,7 @@ def _manifest(path: Path) -> Listing:
         raise ConfigError(f"cannot read the manifest {path}: {words(error)}") from error
 
 
-def _manifest_line(line: bytes, where: str, folder: Path) -> ListedPicture | FailedImage:
+def _manifest_line(line: bytes, where: str, folder: Path) -> ListedImage | FailedImage:
     try:
         fields = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -126,4 +125,4 @@ def _manifest_line(line: bytes, where: str, folder: Path) -> ListedPicture | Fai
         return FailedImage(where, "its path is empty")
     if TOKENS_KEY in fields:
         return FailedImage(where, f"the field {TOKENS_KEY!r} is reserved; rename it")
-    return ListedPicture(os.path.abspath(os.path.join(folder, fields["path"])), fields)
+    return ListedImage(os.path.abspath(os.path.join(folder, fields["path"])), fields)

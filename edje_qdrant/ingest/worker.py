@@ -1,4 +1,4 @@
-"""What a process of an ingest does: decode and encode batches of pictures, and send them back."""
+"""What a process of an ingest does: decode and encode batches of images, and send them back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from edje_qdrant.images import ignore_decoder_warnings
-from edje_qdrant.ingest.decode import DecodedPicture, KnownPicture, decode_picture
+from edje_qdrant.ingest.decode import DecodedImage, KnownImage, decode_image
 from edje_qdrant.types import FailedImage, ImageEncoding, Payload
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ["EncodedBatch", "OutOfMemory", "Ready", "Trouble", "WorkerSettings", 
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
-    """Hold what came of a batch of pictures.
+    """Hold what came of a batch of images.
 
     Attributes:
         image_ids: Those that were encoded.
@@ -53,7 +53,7 @@ class WorkerSettings:
         device: Where this worker encodes.
         torch_threads: Threads of one torch operation.
         decoders: Threads that read and decode beside the encoding.
-        max_pixels: Pictures with more are refused before they are decoded.
+        max_pixels: Images with more are refused before they are decoded.
     """
 
     model_file: str
@@ -70,7 +70,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class OutOfMemory:
-    """Tell that the device has no memory for so many pictures."""
+    """Tell that the device has no memory for so many images."""
 
     pictures: int
 
@@ -82,13 +82,13 @@ class Trouble:
     text: str
 
 
-_Waiting = list["Future[DecodedPicture | FailedImage]"]
+_Waiting = list["Future[DecodedImage | FailedImage]"]
 
 
 def work(connection: Connection, settings: WorkerSettings) -> None:
     """Serve until the other end of the connection is closed, or its process is gone.
 
-    Receives `(number, pictures)`; sends `Ready` once, then `(number, EncodedBatch)` for each, in
+    Receives `(number, images)`; sends `Ready` once, then `(number, EncodedBatch)` for each, in
     order, or, as the last thing, `OutOfMemory` or `Trouble`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this one ends it
@@ -133,8 +133,8 @@ def _receive(
 ) -> None:
     """Take batches as they come, so that the sender never waits, and have them decoded."""
 
-    def decode(picture: KnownPicture) -> DecodedPicture | FailedImage:
-        return decode_picture(picture, model, settings.max_pixels)
+    def decode(picture: KnownImage) -> DecodedImage | FailedImage:
+        return decode_image(picture, model, settings.max_pixels)
 
     with ThreadPoolExecutor(settings.decoders) as pool:
         while True:
@@ -158,9 +158,9 @@ def _leave(settings: WorkerSettings) -> NoReturn:
     os._exit(0)
 
 
-def _encode(model: EDJEModel, items: list[DecodedPicture | FailedImage]) -> EncodedBatch:
+def _encode(model: EDJEModel, items: list[DecodedImage | FailedImage]) -> EncodedBatch:
     failed = [item for item in items if isinstance(item, FailedImage)]
-    decoded = [item for item in items if isinstance(item, DecodedPicture)]
+    decoded = [item for item in items if isinstance(item, DecodedImage)]
     if not decoded:
         return EncodedBatch(failed=failed)
     encoding = model.encode_pixels(torch.cat([picture.pixels for picture in decoded]))

@@ -1,4 +1,4 @@
-"""Rank pictures by a text with the calls of sentence-transformers' cross-encoders.
+"""Rank images by a text with the calls of sentence-transformers' cross-encoders.
 
 Nothing but this package is needed.
 """
@@ -32,19 +32,19 @@ __all__ = ["EDJECrossEncoder", "Picture"]
 # Pairs whose tokens are in memory at a time.
 _PAIRS = 1024
 
-#: A file's path, a picture that Pillow opened, or the id of a picture in a collection.
+#: A file's path, an image that Pillow opened, or the id of an image in a collection.
 Picture: TypeAlias = "str | Path | Image.Image | int"
 
 
 class EDJECrossEncoder:
-    """Score texts against pictures that need not be in any collection.
+    """Score texts against images that need not be in any collection.
 
-    Pictures that are not in a collection go through the vision tower at every call, which takes
+    Images that are not in a collection go through the vision tower at every call, which takes
     most of the time; those of a collection have their tokens already.
 
     Args:
         model: A model, or what `EDJEModel.from_pretrained` takes.
-        collection: `TwoStageRetriever` or `AttachedCollection`, where pictures may be given by
+        collection: `TwoStageRetriever` or `AttachedCollection`, where images may be given by
             their ids: UUIDs as text, or whole numbers. Its model must be `model`.
         device: Where a model that is loaded here goes; CUDA where there is one, by default.
 
@@ -75,14 +75,14 @@ class EDJECrossEncoder:
         return_documents: bool = False,
         batch_size: int = 32,
     ) -> list[dict[str, Any]]:
-        """Rank pictures by how well they fit a text.
+        """Rank images by how well they fit a text.
 
         Args:
             query: The text.
-            documents: `n` pictures.
+            documents: `n` images.
             top_k: How many to return; all by default.
-            return_documents: Also return the pictures themselves.
-            batch_size: Pictures encoded at a time.
+            return_documents: Also return the images themselves.
+            batch_size: Images encoded at a time.
 
         Returns:
             `{"corpus_id": place in documents, "score": logit}`, best first, with `"document"` where
@@ -90,8 +90,8 @@ class EDJECrossEncoder:
 
         Raises:
             ConfigError: The text has no word in it, or an argument cannot be used.
-            ImageReadError: A picture cannot be read.
-            TokensNotFoundError: The collection has no such picture.
+            ImageReadError: An image cannot be read.
+            TokensNotFoundError: The collection has no such image.
         """
         check_number("top_k", top_k, optional=True)
         scores = self._scores([(query, picture) for picture in documents], batch_size)
@@ -106,11 +106,11 @@ class EDJECrossEncoder:
     def predict(
         self, pairs: Sequence[tuple[str, Picture]], batch_size: int = 32
     ) -> NDArray[np.float32]:
-        """Score pairs of a text and a picture.
+        """Score pairs of a text and an image.
 
         Args:
-            pairs: `n` pairs; a picture that comes several times is encoded once.
-            batch_size: Pictures encoded at a time.
+            pairs: `n` pairs; an image that comes several times is encoded once.
+            batch_size: Images encoded at a time.
 
         Returns:
             `(n,)` logits, in order; higher is better.
@@ -127,7 +127,7 @@ class EDJECrossEncoder:
         check_texts("pairs", list(dict.fromkeys(text for text, _ in pairs)))
         scores = np.empty(len(pairs), np.float32)
         stored: dict[str, list[int]] = {}  # text -> rows
-        fresh: dict[Any, list[int]] = {}  # picture -> rows
+        fresh: dict[Any, list[int]] = {}  # image -> rows
         for row, (text, picture) in enumerate(pairs):
             if self._is_id(picture):
                 stored.setdefault(text, []).append(row)
@@ -148,7 +148,7 @@ class EDJECrossEncoder:
         pictures: Sequence[Sequence[int]],
         scores: NDArray[np.float32],
     ) -> None:
-        """Encode pictures, each given by the rows of its pairs, and score these in place."""
+        """Encode images, each given by the rows of its pairs, and score these in place."""
         with warnings.catch_warnings():
             ignore_decoder_warnings()
             pixels = [self._pixels(pairs[rows[0]][1]) for rows in pictures]
@@ -176,7 +176,7 @@ class EDJECrossEncoder:
             return True
         if not isinstance(picture, str | Path | Image.Image):
             raise ConfigError(
-                f"a picture is a path, one that Pillow opened or an id, not a "
+                f"an image is a path, one that Pillow opened or an id, not a "
                 f"{type(picture).__name__}"
             )
         return self._collection is not None and isinstance(picture, str) and _is_uuid(picture)

@@ -1,4 +1,4 @@
-"""Haystack components: a retriever of pictures, and a ranker of documents that name pictures.
+"""Haystack components: a retriever of images, and a ranker of documents that name images.
 
 Components of one process that name the same collection share it, so a retriever and a ranker of one
 pipeline may stand on one folder.
@@ -133,9 +133,9 @@ class _Component:
 
 @component
 class EDJERetriever(_Component):
-    """Find pictures by text.
+    """Find images by text.
 
-    A document's id is the picture's, its content the picture's path (or a payload field), its score
+    A document's id is the image's, its content the image's path (or a payload field), its score
     the joint encoder's logit; its meta hold `image_id`, `path`, `score`, `rank`, `retrieval_score`,
     `retrieval_rank`, `probability`, `payload`, and `degraded` with its `reason`.
     """
@@ -179,10 +179,10 @@ class EDJERetriever(_Component):
     def run(
         self, query: str, top_k: int | None = None, search_kwargs: dict[str, Any] | None = None
     ) -> dict[str, list[Document]]:
-        """Find pictures.
+        """Find images.
 
         Args:
-            query: What the picture shows.
+            query: What the image shows.
             top_k: Documents to return, where not as many as the component's.
             search_kwargs: Further options of `TwoStageRetriever.search`, before the component's;
                 `filter` is this package's, not Haystack's.
@@ -226,7 +226,7 @@ class EDJERetriever(_Component):
 
 @component
 class EDJERanker(_Component):
-    """Rerank documents that name a picture of a collection, whatever found them."""
+    """Rerank documents that name an image of a collection, whatever found them."""
 
     def __init__(
         self,
@@ -250,7 +250,7 @@ class EDJERanker(_Component):
             device: Where the model goes; CUDA where there is one, by default.
             api_key: Sent with every request to a server.
             top_k: Documents to return; all by default.
-            id_key: Where in a document's meta the picture's id is.
+            id_key: Where in a document's meta the image's id is.
         """
         self._place = _Place(location, name, model, device, api_key)
         self.attached = attached
@@ -269,13 +269,13 @@ class EDJERanker(_Component):
         """Put documents into the joint encoder's order, its logits for scores.
 
         Args:
-            query: What the pictures should show.
-            documents: Each with its picture's id in its meta.
+            query: What the images should show.
+            documents: Each with its image's id in its meta.
             top_k: Documents to return, where not as many as the component's.
 
         Raises:
-            ConfigError: A document names no picture, or the text has no word in it.
-            TokensNotFoundError: A picture has no tokens; names it.
+            ConfigError: A document names no image, or the text has no word in it.
+            TokensNotFoundError: An image has no tokens; names it.
             StoreError: Tokens cannot be read.
         """
         ids = image_ids_of([document.meta for document in documents], self.id_key)

@@ -1,4 +1,4 @@
-"""What the plugs have in common: a hit as plain fields, and documents ranked by their pictures."""
+"""What the plugs have in common: a hit as plain fields, and documents ranked by their images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["ImageScorer", "best_first", "hit_content", "hit_fields", "image_ids_
 
 @runtime_checkable
 class ImageScorer(Protocol):
-    """Score pictures that are known by an id: `TwoStageRetriever`, or `AttachedCollection`."""
+    """Score images that are known by an id: `TwoStageRetriever`, or `AttachedCollection`."""
 
     def score(self, text: str, image_ids: Sequence[Any]) -> NDArray[np.float32]:
-        """Return `(n,)` logits of a text and `n` pictures, in order."""
+        """Return `(n,)` logits of a text and `n` images, in order."""
 
 
 def hit_fields(hit: SearchHit, result: SearchResult) -> dict[str, Any]:
@@ -44,10 +44,10 @@ def hit_fields(hit: SearchHit, result: SearchResult) -> dict[str, Any]:
 
 
 def hit_content(hit: SearchHit, field: str | None) -> str:
-    """Return what stands for a picture as text: a payload field, or else its path or id.
+    """Return what stands for an image as text: a payload field, or else its path or id.
 
     Args:
-        hit: The picture.
+        hit: The image.
         field: Of the payload, such as `caption`; None for the path.
     """
     value = None if field is None else hit.payload.get(field)
@@ -55,7 +55,7 @@ def hit_content(hit: SearchHit, field: str | None) -> str:
 
 
 def image_ids_of(fields: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
-    """Return the picture's id that each document's fields hold.
+    """Return the image's id that each document's fields hold.
 
     Raises:
         ConfigError: One holds none; says which.
@@ -64,7 +64,7 @@ def image_ids_of(fields: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
     if missing:
         raise ConfigError(
             f"document {missing[0]} ({len(missing)} of {len(fields)} in all) has no {key!r} in its "
-            "metadata, which names the picture to score; name the key that holds the id"
+            "metadata, which names the image to score; name the key that holds the id"
         )
     return [each[key] for each in fields]
 
@@ -72,17 +72,17 @@ def image_ids_of(fields: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
 def best_first(
     scorer: ImageScorer, text: str, image_ids: Sequence[Any], top_n: int | None
 ) -> list[tuple[int, float]]:
-    """Return `(place, logit)` of pictures, best first, equal ones in the order given.
+    """Return `(place, logit)` of images, best first, equal ones in the order given.
 
     Args:
         scorer: Scores.
-        text: What the pictures should show.
+        text: What the images should show.
         image_ids: `n` ids.
         top_n: How many to return; None for all.
 
     Raises:
         ConfigError: `top_n` is below 1, or the text has no word in it.
-        TokensNotFoundError: A picture has no tokens; names it.
+        TokensNotFoundError: An image has no tokens; names it.
         StoreError: Tokens cannot be read.
     """
     check_number("top_n", top_n, optional=True)

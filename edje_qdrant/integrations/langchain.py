@@ -33,9 +33,9 @@ __all__ = ["EDJEDocumentReranker", "EDJERetriever"]
 
 
 class EDJERetriever(BaseRetriever):
-    """Find pictures by text, as LangChain documents.
+    """Find images by text, as LangChain documents.
 
-    A document's id is the picture's, its text the picture's path (or a payload field), and its
+    A document's id is the image's, its text the image's path (or a payload field), and its
     metadata hold `image_id`, `path`, `score`, `rank`, `retrieval_score`, `retrieval_rank`,
     `probability`, `payload`, and `degraded` with its `reason`.
 
@@ -84,7 +84,7 @@ class EDJERetriever(BaseRetriever):
 
 
 class EDJEDocumentReranker(BaseDocumentCompressor):
-    """Rerank documents that name a picture of a collection, whatever found them.
+    """Rerank documents that name an image of a collection, whatever found them.
 
     What is returned are copies, best first, with the joint encoder's logit as `score` and their new
     place as `rank` in the metadata.
@@ -92,7 +92,7 @@ class EDJEDocumentReranker(BaseDocumentCompressor):
     Attributes:
         scorer: `TwoStageRetriever`, or `AttachedCollection`.
         top_n: Documents to return; all by default.
-        id_key: Where in the metadata the picture's id is.
+        id_key: Where in the metadata the image's id is.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -107,11 +107,11 @@ class EDJEDocumentReranker(BaseDocumentCompressor):
         query: str,
         callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's signature
     ) -> list[Document]:
-        """Return the documents whose pictures fit a text best.
+        """Return the documents whose images fit a text best.
 
         Raises:
-            ConfigError: A document names no picture, or `top_n` is below 1.
-            TokensNotFoundError: A picture has no tokens; names it.
+            ConfigError: A document names no image, or `top_n` is below 1.
+            TokensNotFoundError: An image has no tokens; names it.
             StoreError: Tokens cannot be read.
         """
         ids = image_ids_of([document.metadata for document in documents], self.id_key)

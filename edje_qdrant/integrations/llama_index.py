@@ -27,9 +27,9 @@ __all__ = ["EDJENodeReranker", "EDJERetriever"]
 
 
 class EDJERetriever(BaseRetriever):
-    """Find pictures by text, as image nodes with the joint encoder's logits for scores.
+    """Find images by text, as image nodes with the joint encoder's logits for scores.
 
-    A node's id is the picture's, its `image_path` the payload's `path`; its metadata hold
+    A node's id is the image's, its `image_path` the payload's `path`; its metadata hold
     `image_id`, `path`, `score`, `rank`, `retrieval_score`, `retrieval_rank`, `probability`,
     `payload`, and `degraded` with its `reason`. No metadata goes into what a language model or an
     embedding reads.
@@ -78,12 +78,12 @@ class EDJERetriever(BaseRetriever):
 
 
 class EDJENodeReranker(BaseNodePostprocessor):
-    """Rerank nodes that name a picture of a collection, whatever found them.
+    """Rerank nodes that name an image of a collection, whatever found them.
 
     Attributes:
         scorer: `TwoStageRetriever`, or `AttachedCollection`.
         top_n: Nodes to return; all by default.
-        id_key: Where in a node's metadata the picture's id is.
+        id_key: Where in a node's metadata the image's id is.
     """
 
     scorer: ImageScorer

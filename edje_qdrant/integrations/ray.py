@@ -29,8 +29,8 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.images import MAX_PIXELS, ignore_decoder_warnings
 from edje_qdrant.index import TOKENS_KEY, QdrantSettings
-from edje_qdrant.ingest.decode import DecodedPicture, decode_picture, identify_picture
-from edje_qdrant.ingest.sources import ListedPicture
+from edje_qdrant.ingest.decode import DecodedImage, decode_image, identify_image
+from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.integrations.ray_tally import Tally
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.tokens.codecs import Codec
@@ -49,7 +49,7 @@ __all__ = ["ingest_dataset"]
 
 _ONE_PROCESS = (
     "a Ray cluster writes from many processes and machines, so give the address of a Qdrant server "
-    'that all of them reach, such as "http://qdrant:6333"; a folder of pictures goes into a '
+    'that all of them reach, such as "http://qdrant:6333"; a folder of images goes into a '
     "collection in a folder with ingest_images, on one machine"
 )
 
@@ -73,30 +73,30 @@ def ingest_dataset(
     prefer_grpc: bool = False,
     timeout: int = 30,
 ) -> IngestReport:
-    """Add the pictures of a Ray data set to a collection whose tokens are in the payload.
+    """Add the images of a Ray data set to a collection whose tokens are in the payload.
 
     Rows have `path`, and either a file there that every machine can read, or its content in
     `bytes`, as `ray.data.read_binary_files(..., include_paths=True)` gives it. Other columns become
     fields of the payload. Each actor loads a model of its own and has its own connection.
 
-    A picture's id is made from its file's bytes: what is there already is skipped before it is
+    An image's id is made from its file's bytes: what is there already is skipped before it is
     decoded, and so a run that was stopped by anything goes on where it stopped. What cannot be
-    read is listed in the report and never ends the run. Pictures that an actor wrote before it died
-    are counted as skipped by the one that does its work again; copies of a picture that two actors
+    read is listed in the report and never ends the run. Images that an actor wrote before it died
+    are counted as skipped by the one that does its work again; copies of an image that two actors
     meet at the same moment may be counted as added twice, and are in the collection once.
 
     Args:
-        dataset: The pictures.
+        dataset: The images.
         location: The address of a Qdrant server, as every machine of the cluster can reach it.
         name: The collection's.
         model: What `EDJEModel.from_pretrained` takes; a folder must be on every machine.
         concurrency: Actors.
-        batch_size: Pictures that an actor looks up, encodes and writes at a time.
+        batch_size: Images that an actor looks up, encodes and writes at a time.
         num_cpus: Cores of an actor; as many threads read and decode.
         num_gpus: GPUs of an actor; with 0 it encodes on the processor.
         max_retries: Times that a batch is done again whose actor died, or whose calls to the server
             failed even after the connection's own tries; then the run ends.
-        max_pixels: Pictures with more are refused before they are decoded.
+        max_pixels: Images with more are refused before they are decoded.
         create: Create the collection where it is missing.
         codec: How a collection that is created stores tokens: a name, or a codec that was fitted.
         qdrant: How the server is to keep a collection that is created.
@@ -155,7 +155,7 @@ def ingest_dataset(
         batch_size=batch_size,
         batch_format="pyarrow",
         # From one actor on: as many at once as were asked for could take every core of a small
-        # cluster, and wait for ever for what is to read the pictures.
+        # cluster, and wait for ever for what is to read the images.
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=concurrency),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
@@ -229,7 +229,7 @@ class _Worker:
                 raise WorkerDiedError(
                     f"{self._job.max_retries + 1} actors died of a batch of {len(pictures)} "
                     f"pictures, {pictures[0].path} to {pictures[-1].path}; what was added before "
-                    "is kept. Look at the actors' logs: a picture that kills the process that "
+                    "is kept. Look at the actors' logs: an image that kills the process that "
                     "decodes it must be taken out, and where memory ran out, lower batch_size or "
                     "raise num_cpus"
                 )
@@ -240,7 +240,7 @@ class _Worker:
         return _row(added, skipped, json.dumps([[each.path, each.reason] for each in failed]))
 
     def _again_and_again(
-        self, pictures: Sequence[ListedPicture | FailedImage]
+        self, pictures: Sequence[ListedImage | FailedImage]
     ) -> tuple[int, int, list[FailedImage]]:
         tries = 0
         while True:
@@ -255,10 +255,10 @@ class _Worker:
                 tries += 1
 
     def _add(
-        self, pictures: Sequence[ListedPicture | FailedImage]
+        self, pictures: Sequence[ListedImage | FailedImage]
     ) -> tuple[int, int, list[FailedImage]]:
         model, collection = self._parts()
-        identified = [*self._pool.map(identify_picture, pictures)]
+        identified = [*self._pool.map(identify_image, pictures)]
         failed = [item for item in identified if isinstance(item, FailedImage)]
         known = {item.image_id: item for item in identified if not isinstance(item, FailedImage)}
         skipped = len(pictures) - len(failed) - len(known)
@@ -269,17 +269,17 @@ class _Worker:
             ignore_decoder_warnings()
             decoded = [
                 *self._pool.map(
-                    decode_picture, known.values(), repeat(model), repeat(self._job.max_pixels)
+                    decode_image, known.values(), repeat(model), repeat(self._job.max_pixels)
                 )
             ]
         failed += [item for item in decoded if isinstance(item, FailedImage)]
-        fresh = [item for item in decoded if isinstance(item, DecodedPicture)]
+        fresh = [item for item in decoded if isinstance(item, DecodedImage)]
         if fresh:
             try:
                 encoding = model.encode_pixels(torch.cat([picture.pixels for picture in fresh]))
             except torch.OutOfMemoryError as error:
                 raise ConfigError(
-                    f"an actor's device has no memory for {len(fresh)} pictures at a time; lower "
+                    f"an actor's device has no memory for {len(fresh)} images at a time; lower "
                     "batch_size and run again: what was added is kept"
                 ) from error
             ids = [picture.image_id for picture in fresh]
@@ -317,8 +317,8 @@ def _prepare(job: _Job, wanted: dict[str, Any] | None) -> None:
             )
 
 
-def _listed(rows: pa.Table) -> Iterator[ListedPicture | FailedImage]:
-    """Yield the rows of a batch as pictures.
+def _listed(rows: pa.Table) -> Iterator[ListedImage | FailedImage]:
+    """Yield the rows of a batch as images.
 
     Raises:
         ConfigError: A column is missing or reserved.
@@ -339,10 +339,10 @@ def _listed(rows: pa.Table) -> Iterator[ListedPicture | FailedImage]:
         elif content is None and not os.path.isabs(path):
             yield FailedImage(path, "a relative path may be another file on each machine")
         else:
-            yield ListedPicture(path, row, content)
+            yield ListedImage(path, row, content)
 
 
-def _name_of(pictures: Sequence[ListedPicture | FailedImage]) -> str:
+def _name_of(pictures: Sequence[ListedImage | FailedImage]) -> str:
     """Return what is the same when Ray does a batch again, and no other batch's meanwhile.
 
     A batch is done again by the actor that died, under its old id.

@@ -1,4 +1,4 @@
-"""A ranker for the library `rerankers`, whose documents are pictures."""
+"""A ranker for the library `rerankers`, whose documents are images."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = ["EDJERanker"]
 
 
 class EDJERanker(BaseRanker):
-    """Rank pictures by a text, with the calls of the library `rerankers`.
+    """Rank images by a text, with the calls of the library `rerankers`.
 
     Args:
         model_name_or_path: A model, or what `EDJEModel.from_pretrained` takes.
         verbose: Of no effect: nothing is printed.
-        collection: `TwoStageRetriever` or `AttachedCollection`, where pictures may be given by
+        collection: `TwoStageRetriever` or `AttachedCollection`, where images may be given by
             their ids.
         device: Where a model that is loaded here goes; CUDA where there is one, by default.
-        batch_size: Pictures encoded at a time.
+        batch_size: Images encoded at a time.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class EDJERanker(BaseRanker):
         self._encoder = EDJECrossEncoder(model_name_or_path, collection=collection, device=device)
 
     def score(self, query: str, doc: Picture | Document) -> float:
-        """Return the logit of a text and a picture.
+        """Return the logit of a text and an image.
 
         Raises:
-            ConfigError: The text has no word in it, or the document is no picture.
-            ImageReadError: The picture cannot be read.
+            ConfigError: The text has no word in it, or the document is no image.
+            ImageReadError: The image cannot be read.
         """
         return float(self._encoder.predict([(query, _picture(doc))])[0])
 
@@ -69,21 +69,21 @@ class EDJERanker(BaseRanker):
         doc_ids: Sequence[str | int] | None = None,
         metadata: Sequence[dict[str, Any]] | None = None,
     ) -> RankedResults:
-        """Rank pictures by how well they fit a text.
+        """Rank images by how well they fit a text.
 
         Args:
             query: The text.
-            docs: One or several: paths, pictures that Pillow opened, ids of the collection, or
+            docs: One or several: paths, images that Pillow opened, ids of the collection, or
                 documents of `rerankers` with an `image_path`, with `base64`, or with a `doc_id` of
                 the collection.
             doc_ids: What to call them, where documents do not say it; numbers from 0 by default.
             metadata: Of each, where documents do not say it.
 
         Raises:
-            ConfigError: The text has no word in it, a document is no picture, or there are not as
+            ConfigError: The text has no word in it, a document is no image, or there are not as
                 many ids or metadata as documents.
-            ImageReadError: A picture cannot be read.
-            TokensNotFoundError: The collection has no such picture.
+            ImageReadError: An image cannot be read.
+            TokensNotFoundError: The collection has no such image.
         """
         given = list(docs) if isinstance(docs, list | tuple) else [docs]
         for what, values in (("doc_ids", doc_ids), ("metadata", metadata)):
@@ -109,7 +109,7 @@ class EDJERanker(BaseRanker):
 
 
 def _picture(doc: Picture | Document) -> Picture:
-    """Return the picture that a document is.
+    """Return the image that a document is.
 
     Raises:
         ConfigError: It is none.
@@ -128,8 +128,8 @@ def _picture(doc: Picture | Document) -> Picture:
     picture: Picture | None = doc.image_path if doc.image_path is not None else doc.doc_id
     if doc.document_type != "image" or picture is None:
         raise ConfigError(
-            f"document {doc.doc_id!r} is no picture; pass document_type='image' with image_path, "
-            "base64, or the id of a picture in the collection as doc_id"
+            f"document {doc.doc_id!r} is no image; pass document_type='image' with image_path, "
+            "base64, or the id of an image in the collection as doc_id"
         )
     return picture
 
@@ -137,7 +137,7 @@ def _picture(doc: Picture | Document) -> Picture:
 def _document(
     doc: Picture | Document, doc_id: str | int, metadata: dict[str, Any] | None
 ) -> Document:
-    """Return a document, as it was passed in or made of a picture."""
+    """Return a document, as it was passed in or made of an image."""
     if isinstance(doc, Document):
         if doc.doc_id is None:
             doc.doc_id = doc_id

@@ -2,7 +2,7 @@
 
 An archive is a plain tar file. First comes `archive-CHECKSUM.json`: format, contract, codec. Then,
 where the codec has a codebook, `codec-CHECKSUM.safetensors`; then `part00000-CHECKSUM.safetensors`
-and so on, each with at most a few hundred pictures; last `end-CHECKSUM.json`, which counts them.
+and so on, each with at most a few hundred images; last `end-CHECKSUM.json`, which counts them.
 Each name carries the XXH3 of the member's bytes, so damage and cuts are noticed before anything of
 a member is used.
 """
@@ -53,7 +53,7 @@ def export_collection(
 
     Raises:
         ConfigError: There is something at `path` already.
-        TokensNotFoundError: Some pictures have no tokens; run `verify`.
+        TokensNotFoundError: Some images have no tokens; run `verify`.
         TokensCorruptError: Some tokens are damaged; run `verify`.
         StoreError: The collection cannot be read, or the file not written.
     """

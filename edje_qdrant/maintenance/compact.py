@@ -28,7 +28,7 @@ __all__ = ["compact", "transcode"]
 def compact(collection: ImageCollection, *, progress: bool = False) -> CompactReport:
     """Rewrite side files that have holes, and delete those that nothing refers to.
 
-    Holes are what deleted and replaced pictures, and crashed ingests, leave. Disk space for the
+    Holes are what deleted and replaced images, and crashed ingests, leave. Disk space for the
     records that are moved is needed once more while it runs; they are stored in the collection's
     codec, whatever they were in. Tokens in the payload have no holes: there the engine is asked to
     tidy up.
@@ -69,11 +69,11 @@ def compact(collection: ImageCollection, *, progress: bool = False) -> CompactRe
 def transcode(
     collection: ImageCollection, codec: Codec, *, progress: bool = False
 ) -> CompactReport:
-    """Store all tokens in another codec, without encoding a picture again.
+    """Store all tokens in another codec, without encoding an image again.
 
     What a lossy codec left out does not come back: from `int4` to `float16` makes files larger and
     rankings no better. A run that was stopped is taken up by the next one to the same codec;
-    meanwhile the collection is searched as ever, each picture decoded by what encoded it.
+    meanwhile the collection is searched as ever, each image decoded by what encoded it.
 
     Args:
         collection: Open, with nothing else writing.

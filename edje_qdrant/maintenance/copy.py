@@ -1,4 +1,4 @@
-"""Copy a collection to another place, stored tokens and all, without encoding a picture again."""
+"""Copy a collection to another place, stored tokens and all, without encoding an image again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Part", "add_indexes", "add_part", "copy_collection", "stored_parts"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Hold `n` pictures as a collection stores them.
+    """Hold `n` images as a collection stores them.
 
     Attributes:
         codec: Key of the codec.
@@ -42,19 +42,19 @@ class Part:
 def stored_parts(
     collection: ImageCollection, codec: Codec, *, progress: bool = False
 ) -> Iterator[Part]:
-    """Yield a collection's pictures, each checked against its checksum, all in one codec.
+    """Yield a collection's images, each checked against its checksum, all in one codec.
 
-    Others may search the collection meanwhile; pictures added meanwhile may or may not be seen.
+    Others may search the collection meanwhile; images added meanwhile may or may not be seen.
 
     Raises:
-        TokensNotFoundError: Some pictures have no tokens; names the ids.
+        TokensNotFoundError: Some images have no tokens; names the ids.
         TokensCorruptError: Some pictures' tokens are damaged; names the ids.
         StoreError: The collection cannot be read.
     """
     for page in pages(collection, "reading", vectors=True, progress=progress):
         points, parts, failed = stored_codes(collection, page)
         for error in failed.values():
-            raise error  # a copy that leaves pictures out would be no copy
+            raise error  # a copy that leaves images out would be no copy
         if not points:
             continue
         yield Part(
@@ -67,7 +67,7 @@ def stored_parts(
 
 
 def add_part(target: ImageCollection, part: Part) -> int:
-    """Write those pictures of a part that are not there yet; return how many.
+    """Write those images of a part that are not there yet; return how many.
 
     Raises:
         StoreError: The target's codec was changed meanwhile, or it cannot be written.
@@ -76,7 +76,7 @@ def add_part(target: ImageCollection, part: Part) -> int:
         if target.codec.key != part.codec:
             raise StoreError(
                 f"the codec of the collection {target.name!r} was changed to {target.codec.key} "
-                f"while pictures came in {part.codec}; transcode it back, and run this again"
+                f"while images came in {part.codec}; transcode it back, and run this again"
             )
         there = target.existing(part.image_ids)
         fresh = [row for row, image_id in enumerate(part.image_ids) if image_id not in there]
@@ -92,7 +92,7 @@ def add_part(target: ImageCollection, part: Part) -> int:
 def copy_collection(
     source: ImageCollection, target: ImageCollection, *, progress: bool = False
 ) -> CopyReport:
-    """Copy all pictures to a collection of the same contract, codec included; indexes too.
+    """Copy all images to a collection of the same contract, codec included; indexes too.
 
     A copy that was interrupted is taken up by the next run: what is there is left alone.
 
@@ -103,7 +103,7 @@ def copy_collection(
 
     Raises:
         ContractMismatchError: The target was made for another model or codec.
-        TokensNotFoundError: Some of the source's pictures have no tokens; run `verify`.
+        TokensNotFoundError: Some of the source's images have no tokens; run `verify`.
         TokensCorruptError: Some of the source's tokens are damaged; run `verify`.
         StoreError: One of them cannot be read or written.
         EngineUnavailableError: The server went away; what was written is kept.

@@ -10,7 +10,7 @@ from PIL import Image
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import MAX_PIXELS, open_upright, picture_id
+from edje_qdrant.images import MAX_PIXELS, image_file_id, open_upright
 from edje_qdrant.maintenance.compact import compact
 from edje_qdrant.maintenance.reports import Finding, RepairReport
 from edje_qdrant.maintenance.verify import verify
@@ -32,15 +32,15 @@ def repair(
     batch_size: int = 32,
     progress: bool = False,
 ) -> RepairReport:
-    """Encode again the pictures whose tokens are missing or damaged, then drop what is orphaned.
+    """Encode again the images whose tokens are missing or damaged, then drop what is orphaned.
 
-    A picture is encoded again where its payload's `path` still holds the very content that was
+    An image is encoded again where its payload's `path` still holds the very content that was
     ingested. What cannot be mended is left as it is, and listed: nothing is deleted.
 
     Args:
         collection: Opened with `mend=True`.
         model: The one that wrote the collection; without it nothing is encoded.
-        batch_size: Pictures encoded at a time.
+        batch_size: Images encoded at a time.
         progress: Show bars on stderr.
 
     Raises:
@@ -72,7 +72,7 @@ def repair(
 
 def _same_content(finding: Finding) -> bool:
     try:
-        return finding.path is not None and picture_id(finding.path) == finding.image_id
+        return finding.path is not None and image_file_id(finding.path) == finding.image_id
     except ImageReadError:
         return False
 
@@ -80,7 +80,7 @@ def _same_content(finding: Finding) -> bool:
 def _encode_again(
     collection: ImageCollection, model: EDJEModel, findings: Sequence[Finding]
 ) -> tuple[list[str], list[Finding]]:
-    """Encode pictures and write them over.
+    """Encode images and write them over.
 
     Returns:
         The ids of those written, and those whose file cannot be decoded any more.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 __all__ = ["CompactReport", "CopyReport", "Finding", "FindingKind", "RepairReport", "VerifyReport"]
 
-#: What can be wrong with a picture, the first three so that it cannot be ranked.
+#: What can be wrong with an image, the first three so that it cannot be ranked.
 FindingKind = Literal[
     "tokens missing",
     "tokens damaged",
@@ -23,8 +23,8 @@ class CompactReport:
     """Sum up what moving tokens to new side files did.
 
     Attributes:
-        moved: Pictures whose tokens were written anew.
-        unreadable: Pictures whose tokens were left where they are, as they cannot be read.
+        moved: Images whose tokens were written anew.
+        unreadable: Images whose tokens were left where they are, as they cannot be read.
         bytes_before: Size of the side files before.
         bytes_after: And after.
     """
@@ -40,8 +40,8 @@ class CopyReport:
     """Sum up a copy.
 
     Attributes:
-        copied: Pictures written.
-        skipped: Pictures that were there already.
+        copied: Images written.
+        skipped: Images that were there already.
         nbytes: Bytes of the tokens of both, as stored.
     """
 
@@ -52,11 +52,11 @@ class CopyReport:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Name what is wrong with one picture.
+    """Name what is wrong with one image.
 
     Attributes:
         kind: What is wrong.
-        image_id: The picture's id.
+        image_id: The image's id.
         path: Its file, where the payload names one.
         detail: The error's message, or what was expected.
     """
@@ -72,8 +72,8 @@ class VerifyReport:
     """Sum up what a collection's check found.
 
     Attributes:
-        points: Pictures in the index.
-        findings: What is wrong, picture by picture.
+        points: Images in the index.
+        findings: What is wrong, image by image.
         orphan_records: Records in side files that no point refers to; they cost space alone.
         orphan_bytes: Their bytes.
         unlisted_files: Side files that the manifest does not list: a crash left them behind.
@@ -87,7 +87,7 @@ class VerifyReport:
 
     @property
     def clean(self) -> bool:
-        """Return whether nothing is wrong with any picture; orphans are no fault."""
+        """Return whether nothing is wrong with any image; orphans are no fault."""
         return not self.findings
 
     def counts(self) -> dict[str, int]:
@@ -118,7 +118,7 @@ class RepairReport:
     """Sum up a repair.
 
     Attributes:
-        encoded: Ids of pictures whose tokens were made anew from their files.
+        encoded: Ids of images whose tokens were made anew from their files.
         left: What could not be mended.
         compacted: What dropping orphans did, where tokens are in side files.
     """

@@ -1,4 +1,4 @@
-"""Check that every picture of a collection can be ranked by what was written for it."""
+"""Check that every image of a collection can be ranked by what was written for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ImageReadError, StoreError, TokensNotFoundError
-from edje_qdrant.images import picture_id
+from edje_qdrant.images import image_file_id
 from edje_qdrant.maintenance.reports import Finding, FindingKind, VerifyReport
 from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
 from edje_qdrant.tokens.file_store import FileTokenStore
@@ -27,7 +27,7 @@ def verify(
 
     Args:
         collection: Open; searches may go on.
-        pictures: Read also the picture files that payloads name, and compare their content with
+        pictures: Read also the image files that payloads name, and compare their content with
             the ids.
         progress: Show a bar on stderr.
 
@@ -92,7 +92,7 @@ class _Records:
 
 
 def path_of(point: Point) -> str | None:
-    """Return the picture file that a point's payload names."""
+    """Return the image file that a point's payload names."""
     path = point.payload.get("path")
     return path if isinstance(path, str) else None
 
@@ -112,7 +112,7 @@ def _pictures(page: Sequence[Point]) -> Iterator[Finding]:
         if path is None:
             continue
         try:
-            found = picture_id(path)
+            found = image_file_id(path)
         except ImageReadError as error:
             yield _finding("picture gone", point, error.reason)
         else:

@@ -26,7 +26,7 @@ class _MLP(nn.Module):
 
 
 class CompressedAdapter(HashedModule):
-    """Gather a picture's vision tokens into a few tokens by learnable queries.
+    """Gather an image's vision tokens into a few tokens by learnable queries.
 
     Args:
         num_tokens: `m`, the number of queries.

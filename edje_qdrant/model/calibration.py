@@ -1,7 +1,7 @@
 """What a model's logits mean: how likely a match is, and when scoring may stop early.
 
 A logit ranks the candidates of one query. Whether the best of them is right at all, and whether a
-picture that the first stage puts far behind could still win, is learned from labelled pairs, and
+image that the first stage puts far behind could still win, is learned from labelled pairs, and
 kept beside the model's weights.
 """
 
@@ -54,7 +54,7 @@ class Calibration:
         margin: Spreads that the best must lead the expectation by for scoring to stop; None where
             no margin keeps the promised share of winners.
         queries: Queries it was fitted to.
-        pairs: Pairs of text and picture it was fitted to.
+        pairs: Pairs of text and image it was fitted to.
         data: What they were.
     """
 
@@ -75,10 +75,10 @@ class Calibration:
         return _sigmoid(linear)
 
     def settled(self, best: float, gap: float) -> bool:
-        """Return whether pictures `gap` or more cosine behind the first can be left unscored.
+        """Return whether images `gap` or more cosine behind the first can be left unscored.
 
         Args:
-            best: Logit of the last picture that would be returned, as far as scored.
+            best: Logit of the last image that would be returned, as far as scored.
             gap: Cosine of the first candidate less that of the next one to score.
         """
         if self.margin is None:
@@ -142,19 +142,19 @@ def fit_calibration(
 ) -> Calibration:
     """Fit a calibration to the candidates of `q` queries, `n` each, best of the first stage first.
 
-    For the probability every other query is taken without its right pictures, as if the collection
+    For the probability every other query is taken without its right images, as if the collection
     held none. Platt's method: a logistic curve by maximum likelihood, targets drawn in a little.
 
     The rule to stop early is fitted to the winners: of all margins, the smallest with which the
-    best picture of at most the share `winners_lost` of queries would not have been scored.
+    best image of at most the share `winners_lost` of queries would not have been scored.
 
     Args:
         cosines: `(q, n)` scores of the first stage, falling along each row.
         logits: `(q, n)` scores of the joint encoder.
         right: `(q, n)` bool: whether a candidate is a right answer.
-        data: What the queries and pictures are, to be kept.
+        data: What the queries and images are, to be kept.
         cutoff_probability: Where `min_score="auto"` cuts.
-        winners_lost: Share of queries whose best picture may be missed by stopping early.
+        winners_lost: Share of queries whose best image may be missed by stopping early.
 
     Raises:
         ConfigError: There are too few queries, or none or all of the candidates are right, or an
@@ -180,7 +180,7 @@ def fit_calibration(
     slope, intercept = _logistic(said, labels)
     if slope <= 0:
         raise ConfigError(
-            "right pictures score no higher than wrong ones, so there is nothing to calibrate: "
+            "right images score no higher than wrong ones, so there is nothing to calibrate: "
             "the model does not know these pictures"
         )
     odds = math.log(cutoff_probability / (1 - cutoff_probability))

@@ -23,7 +23,7 @@ class EDJEConfig:
     Attributes:
         encoder: Name of the stage-1 encoder.
         adapter: `compressed` (learnable queries) or `local` (one token a patch).
-        num_tokens: `m`, tokens a picture.
+        num_tokens: `m`, tokens an image.
         vision_hidden_size: `d_v`, width of a vision token.
         token_dim: `d_text`, width of a token and of the joint encoder.
         embedding_dim: `d`, width of the stage-1 vector.

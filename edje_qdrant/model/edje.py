@@ -32,7 +32,7 @@ Tokens = NDArray[np.floating[Any]] | Tensor
 
 
 class EDJEModel(nn.Module):
-    """Encode pictures and texts for search, and score texts against pictures' tokens.
+    """Encode images and texts for search, and score texts against pictures' tokens.
 
     Build one with `from_pretrained`, `from_official_checkpoint` or, to train one, `build`.
 
@@ -87,7 +87,7 @@ class EDJEModel(nn.Module):
             language_model: BERT with its masked-word head.
             tokenizer: The language model's.
             adapter: `compressed` or `local`.
-            num_tokens: Tokens a picture; the local adapter ignores it and keeps one a patch.
+            num_tokens: Tokens an image; the local adapter ignores it and keeps one a patch.
             adapter_hidden_size: Width of the adapter's MLP.
             max_caption_tokens: Word pieces of a caption that are read.
         """
@@ -217,10 +217,10 @@ class EDJEModel(nn.Module):
         )
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Turn pictures of any mode into `(n, 3, H, W)` float32; safe in worker threads.
+        """Turn images of any mode into `(n, 3, H, W)` float32; safe in worker threads.
 
         Raises:
-            ImageReadError: A picture's data cannot be decoded.
+            ImageReadError: An image's data cannot be decoded.
         """
         return self.encoder.preprocess(images)
 
@@ -236,17 +236,17 @@ class EDJEModel(nn.Module):
     def encode_images(
         self, images: Sequence[Image.Image], *, batch_size: int = 32
     ) -> ImageEncoding:
-        """Encode pictures of any mode.
+        """Encode images of any mode.
 
         Args:
-            images: Pictures.
-            batch_size: Pictures encoded at a time.
+            images: Images.
+            batch_size: Images encoded at a time.
 
         Returns:
             `(n, d)` embeddings and `(n, m, d_text)` tokens.
 
         Raises:
-            ImageReadError: A picture's data cannot be decoded.
+            ImageReadError: An image's data cannot be decoded.
         """
         c = self.config
         embeddings = np.empty((len(images), c.embedding_dim), np.float32)
@@ -290,7 +290,7 @@ class EDJEModel(nn.Module):
         return encoded["input_ids"].to(self.device), encoded["attention_mask"].to(self.device)
 
     def score(self, text: str, tokens: Tokens, *, batch_size: int = 128) -> NDArray[np.float32]:
-        """Score one text against many pictures.
+        """Score one text against many images.
 
         Args:
             text: The query.
@@ -310,7 +310,7 @@ class EDJEModel(nn.Module):
     def score_pairs(
         self, texts: Sequence[str], tokens: Tokens, *, batch_size: int = 128
     ) -> NDArray[np.float32]:
-        """Score the i-th text against the i-th picture.
+        """Score the i-th text against the i-th image.
 
         Args:
             texts: `n` texts.
@@ -322,7 +322,7 @@ class EDJEModel(nn.Module):
 
         Raises:
             ConfigError: A text is empty once cleaned up, the tokens have a wrong shape, or there
-                are not as many texts as pictures.
+                are not as many texts as images.
         """
         if len(texts) != len(tokens):
             raise ConfigError(f"{len(texts)} texts and the tokens of {len(tokens)} pictures")

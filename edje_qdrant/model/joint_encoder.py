@@ -1,4 +1,4 @@
-"""The joint encoder: one caption and one picture's tokens in, one logit out."""
+"""The joint encoder: one caption and one image's tokens in, one logit out."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class JointEncoder(nn.Module):
         tokens: Tensor,
         where: Tensor | None = None,
     ) -> Tensor:
-        """Predict a caption's words with the picture's tokens in view.
+        """Predict a caption's words with the image's tokens in view.
 
         Args:
             input_ids: `(B, t)`, some of them masked.

@@ -1,4 +1,4 @@
-"""What people ask with, pictures and texts in the forms they come in: checked, and encoded."""
+"""What people ask with, images and texts in the forms they come in: checked, and encoded."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = [
 
 _TEXTS = 256
 
-#: A picture: opened by Pillow, a file's path, or one that was encoded already.
+#: An image: opened by Pillow, a file's path, or one that was encoded already.
 ImageQuery: TypeAlias = "Image.Image | str | Path | ImageEncoding"
 
 
 def encode_query(model: EDJEModel, image: ImageQuery) -> ImageEncoding:
-    """Return what a model makes of one picture: one row.
+    """Return what a model makes of one image: one row.
 
     Args:
         model: Which encodes; it must have made an encoding that is given.
-        image: The picture. Of files and Pillow's pictures the EXIF orientation is followed.
+        image: The image. Of files and Pillow's images the EXIF orientation is followed.
 
     Raises:
-        ConfigError: It is no picture, or an encoding of none, of several, or of another shape.
+        ConfigError: It is no image, or an encoding of none, of several, or of another shape.
         ImageReadError: It cannot be read.
     """
     if isinstance(image, ImageEncoding):
@@ -47,7 +47,7 @@ def encode_query(model: EDJEModel, image: ImageQuery) -> ImageEncoding:
         expected = ((1, c.embedding_dim), (1, c.num_tokens, c.token_dim))
         if shapes != expected:
             raise ConfigError(
-                f"an encoding of one picture by this model has the shapes {expected[0]} and "
+                f"an encoding of one image by this model has the shapes {expected[0]} and "
                 f"{expected[1]}, not {shapes[0]} and {shapes[1]}; pass one row, as this model "
                 "made it"
             )
@@ -57,14 +57,14 @@ def encode_query(model: EDJEModel, image: ImageQuery) -> ImageEncoding:
         return model.encode_pixels(model.preprocess([open_upright(image, name)]))
     if not isinstance(image, str | os.PathLike):
         raise ConfigError(
-            f"a picture is a path, one that Pillow opened or an ImageEncoding, not a "
+            f"an image is a path, one that Pillow opened or an ImageEncoding, not a "
             f"{type(image).__name__}"
         )
     return model.encode_pixels(read_pixels(model, os.fspath(image)))
 
 
 def read_pixels(model: EDJEModel, path: str) -> Tensor:
-    """Read a picture's file: `(1, 3, H, W)` float32; safe in worker threads.
+    """Read an image's file: `(1, 3, H, W)` float32; safe in worker threads.
 
     Raises:
         ImageReadError: It cannot be read, or the image processor cannot take it.

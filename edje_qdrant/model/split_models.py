@@ -93,7 +93,7 @@ class EDJEModelForIndexing(nn.Module):
         num_tokens = sizes.num_tokens or int(embeddings.num_patches)
         if num_tokens != self._config.num_tokens:
             raise CheckpointError(
-                f"the checkpoint {_PATH} makes {num_tokens} tokens a picture; build this half with "
+                f"the checkpoint {_PATH} makes {num_tokens} tokens an image; build this half with "
                 f"num_compressed_tokens={num_tokens}, not {self._config.num_tokens}",
                 path=_PATH,
             )
@@ -120,7 +120,7 @@ class EDJEModelForRanking(nn.Module):
 
     Args:
         language_model_path: Folder or hub id with the language model's settings.
-        num_compressed_tokens: `m`, tokens a picture.
+        num_compressed_tokens: `m`, tokens an image.
 
     Raises:
         CheckpointError: The settings cannot be read.

@@ -57,7 +57,7 @@ class PairReport:
         seconds: Wall-clock time of this part.
         out: Where the scores are.
         kept_out: Where they are with `keep` set for a share, if one was asked for.
-        failures: The first 20 pictures that could not be scored, and why.
+        failures: The first 20 images that could not be scored, and why.
     """
 
     pairs: int
@@ -103,29 +103,29 @@ def score_pairs_file(
     workers: int = 2,
     progress: bool = True,
 ) -> PairReport:
-    """Score every caption of a file against its picture, and tell which to keep.
+    """Score every caption of a file against its image, and tell which to keep.
 
     The input is a `.jsonl` annotation file: `{"image": path, "caption": text or list of texts}`.
     The output has one JSON line a pair, in order: `image` (absolute path), `caption`, `score` (the
-    joint encoder's logit), `cosine` (of the embeddings), `keep`, and `error` where a picture could
+    joint encoder's logit), `cosine` (of the embeddings), `keep`, and `error` where an image could
     not be read or a caption has no word in it; such pairs have no score and are not kept.
 
     All of the input is checked before anything is scored. A run that was interrupted, or killed,
     goes on where it stopped when it is called again, and then gives what it would have given
-    uninterrupted; `out.run.json` says what it was begun with. A picture is encoded once for all of
+    uninterrupted; `out.run.json` says what it was begun with. An image is encoded once for all of
     its captions that follow each other. Memory does not grow with the input.
 
     Args:
         pairs: The input.
         out: The output; made, or appended to.
         model: Encodes and scores.
-        images: Folder that relative picture paths start from; the input's own by default.
+        images: Folder that relative image paths start from; the input's own by default.
         threshold: Keep pairs with this logit or more. Without one `keep` is null.
         keep_top: Keep this share of the pairs that have a score, the best. As that is known only
             when all are scored, `keep` goes into a second file, `scores.top0.3.jsonl` for 0.3 of
             `scores.jsonl`, which is otherwise the same. The scores may be there already, from a run
             without a threshold or with another share.
-        batch_size: Pictures encoded at a time.
+        batch_size: Images encoded at a time.
         workers: Threads that read and decode beside the encoding.
         progress: Show a bar on stderr.
 
@@ -235,7 +235,7 @@ class _Scorer:
     def _encoded(
         self, paths: Sequence[str], pool: ThreadPoolExecutor
     ) -> tuple[dict[str, int], dict[str, str], ImageEncoding]:
-        """Return path -> row of pictures that could be read, path -> error of others, and rows."""
+        """Return path -> row of images that could be read, path -> error of others, and rows."""
         errors: dict[str, str] = {}
         rows: dict[str, int] = {}
         c = self._model.config
@@ -255,7 +255,7 @@ class _Scorer:
                 encoding = self._model.encode_pixels(torch.cat(batch))
             except torch.OutOfMemoryError as error:
                 raise ConfigError(
-                    f"the device has no memory for {len(batch)} pictures at a time; lower "
+                    f"the device has no memory for {len(batch)} images at a time; lower "
                     "batch_size and run again: what was scored is kept"
                 ) from error
             embeddings.append(encoding.embeddings)

@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 _FORMAT = 1
-# A chunk may grow to as many times its size, to keep a picture's captions together.
+# A chunk may grow to as many times its size, to keep an image's captions together.
 _STRETCH = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Hold a picture's absolute path and one caption."""
+    """Hold an image's absolute path and one caption."""
 
     image: str
     caption: str
@@ -46,7 +46,7 @@ class ScoredPair:
         image: Absolute path.
         caption: As it was read.
         score: The joint encoder's logit; None where there is an error.
-        cosine: Of the picture's and the caption's embedding; None where there is an error.
+        cosine: Of the image's and the caption's embedding; None where there is an error.
         keep: Whether the score reaches the threshold; None where there is none.
         error: Why the pair could not be scored.
     """
@@ -101,7 +101,7 @@ def survey(pairs: Iterable[Pair]) -> tuple[int, str]:
 
 
 def chunked(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
-    """Yield runs of about `size` pairs, cut between two pictures where that is near.
+    """Yield runs of about `size` pairs, cut between two images where that is near.
 
     Where they are cut depends on the pairs alone, so that a run that goes on cuts as the one that
     was interrupted, and what is encoded together is the same.

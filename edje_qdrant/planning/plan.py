@@ -30,11 +30,11 @@ class Workload:
     """Hold what is to be stored and asked, and on what.
 
     Attributes:
-        images: Pictures.
+        images: Images.
         qps: Searches a second, at the peak.
         codec: How tokens are stored.
-        candidates: Pictures reranked a search.
-        num_tokens: Tokens a picture.
+        candidates: Images reranked a search.
+        num_tokens: Tokens an image.
         token_dim: Width of a token.
         embedding_dim: Width of a vector.
         replicas: Copies of everything stored.
@@ -159,7 +159,7 @@ def plan(workload: Workload, constants: Mapping[str, Mapping[str, Any]] | None =
     ]  # fmt: skip
     notes.append(
         "the first stage was measured with vectors in memory, narrower than large encoders' are, "
-        "and scaled by the logarithm of a shard's size; measure with your own pictures before "
+        "and scaled by the logarithm of a shard's size; measure with your own images before "
         "buying"
     )
     if (w.num_tokens, w.token_dim) != (64, 384):
@@ -169,7 +169,7 @@ def plan(workload: Workload, constants: Mapping[str, Mapping[str, Any]] | None =
     if token_bytes > ram:
         notes.append(
             "side files are larger than the memory planned: count on random reads from SSDs, or "
-            "add memory for the pictures asked for most (DeviceTokenCache)"
+            "add memory for the images asked for most (DeviceTokenCache)"
         )
     total_cores = cores + joint_cores
     return Plan(
@@ -197,7 +197,7 @@ def _disk(
     each = _FLOAT_BYTES * w.embedding_dim
     besides = known["index_bytes_besides_vectors"]["value"]
     tokens = w.images * codec_bytes
-    sums.add("tokens of a picture", f"{w.num_tokens} tokens as {w.codec}", codec_bytes, "bytes")
+    sums.add("tokens of an image", f"{w.num_tokens} tokens as {w.codec}", codec_bytes, "bytes")
     sums.add("side files", f"{w.images:,} x {codec_bytes:,} bytes", tokens, "bytes")
     vectors = w.images * each
     sums.add("vectors", f"{w.images:,} x {w.embedding_dim} x 4 bytes", vectors, "bytes")
@@ -312,7 +312,7 @@ def _ingest(w: Workload, known: Mapping[str, Mapping[str, Any]], sums: _Sums) ->
     sums.section = "ingest"
     rate = known["images_per_second_two_cores"]["value"] / 2
     sums.add(
-        "encoding all pictures on CPUs",
+        "encoding all images on CPUs",
         f"{w.images:,} / ({rate:g} a second and core) / 86,400",
         w.images / rate / 86_400,
         "core-days",

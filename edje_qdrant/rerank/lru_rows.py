@@ -16,11 +16,11 @@ __all__ = ["Key", "Rows"]
 
 
 class Key(NamedTuple):
-    """Tell a picture's tokens from all others', earlier ones of the same picture among them.
+    """Tell an image's tokens from all others', earlier ones of the same image among them.
 
     Attributes:
         scope: The collection's.
-        image_id: The picture's.
+        image_id: The image's.
         where: What its point says of where they are, and in which codec.
         checksum: What its point says of the bytes; None where it does not.
     """

@@ -19,9 +19,9 @@ __all__ = ["Reranker"]
 
 
 class Reranker:
-    """Judge pictures against texts with a model's joint encoder.
+    """Judge images against texts with a model's joint encoder.
 
-    Unlike `EDJEModel.score_pairs`, this cleans and tokenizes a text once however many pictures it
+    Unlike `EDJEModel.score_pairs`, this cleans and tokenizes a text once however many images it
     meets, puts captions of like length into one batch, and runs the joint encoder's inference form
     (`FastJointEncoder`), which follows the model's weights. Where memory runs out, a batch is
     halved until it fits.
@@ -79,14 +79,14 @@ class Reranker:
 
         Raises:
             ConfigError: A text is empty once cleaned up, the tokens have a wrong shape, or there
-                are not as many texts as pictures.
+                are not as many texts as images.
             CheckpointError: A score is not a number.
             RuntimeError: Memory does not suffice for a single pair, or the device failed.
         """
         expected = (self._model.config.num_tokens, self._model.config.token_dim)
         if tuple(tokens.shape) != (len(texts), *expected):
             raise ConfigError(
-                f"tokens of {len(texts)} pictures have the shape {(len(texts), *expected)} with "
+                f"tokens of {len(texts)} images have the shape {(len(texts), *expected)} with "
                 f"this model, not {tuple(tokens.shape)}"
             )
         scores = np.empty(len(texts), np.float32)

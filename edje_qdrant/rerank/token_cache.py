@@ -1,4 +1,4 @@
-"""Keep the tokens of hot pictures where they are scored, within a number of bytes."""
+"""Keep the tokens of hot images where they are scored, within a number of bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["CacheStats", "DeviceTokenCache", "Kept"]
 #: Tokens as they are stored, decoded at every use, or decoded once.
 Kept = Literal["codes", "tokens"]
 
-# Pictures read at a time by `preload`.
+# Images read at a time by `preload`.
 _PAGE = 512
 
 # Fetches after which a codec that none of them met makes way for those that are met.
@@ -39,9 +39,9 @@ class CacheStats:
     """Count what a cache did.
 
     Attributes:
-        hits: Pictures that were there when they were asked for.
-        misses: Pictures that had to be read.
-        pictures: Pictures held now.
+        hits: Images that were there when they were asked for.
+        misses: Images that had to be read.
+        images: Images held now.
         bytes: Bytes set aside for them, held or free; never more than the budget.
     """
 
@@ -52,10 +52,10 @@ class CacheStats:
 
 
 class DeviceTokenCache:
-    """Keep tokens of the pictures asked for last in a GPU's memory, or in the CPU's.
+    """Keep tokens of the images asked for last in a GPU's memory, or in the CPU's.
 
-    A picture is known by what its point says of its tokens (side file, record, codec, checksum),
-    not by its id alone, and what is read is kept only if it has that checksum: tokens of a picture
+    An image is known by what its point says of its tokens (side file, record, codec, checksum),
+    not by its id alone, and what is read is kept only if it has that checksum: tokens of an image
     that was replaced are never returned for the new one. What was replaced, deleted or moved is
     never asked for again, and goes as the least recently used.
 
@@ -66,7 +66,7 @@ class DeviceTokenCache:
             on the CPU as they are filled.
         device: Where: `"cuda"`, `"cpu"`. On the CPU, before a model on a GPU, it saves reading and
             checking; on the model's own device also the copy.
-        keep: `"codes"` holds many more pictures where the codec is small; `"tokens"` saves decoding
+        keep: `"codes"` holds many more images where the codec is small; `"tokens"` saves decoding
             them.
 
     Raises:
@@ -113,7 +113,7 @@ class DeviceTokenCache:
             return CacheStats(self._hits, self._misses, pictures, nbytes)
 
     def require(self, collection: ImageCollection) -> None:
-        """Check that a picture of a collection fits in.
+        """Check that an image of a collection fits in.
 
         Raises:
             ConfigError: The budget does not suffice for one.
@@ -121,7 +121,7 @@ class DeviceTokenCache:
         width = self._width(collection.codec)
         if width > self._budget:
             raise ConfigError(
-                f"budget_bytes is {self._budget:,}, and one picture of the collection "
+                f"budget_bytes is {self._budget:,}, and one image of the collection "
                 f"{collection.name!r} takes {width:,}; give more"
             )
 
@@ -136,7 +136,7 @@ class DeviceTokenCache:
 
         Args:
             collection: Where the candidates were found.
-            candidates: As the first stage found them, the same picture as often as you like.
+            candidates: As the first stage found them, the same image as often as you like.
             device: Where the tokens are needed; the cache's own by default.
 
         Returns:
@@ -166,7 +166,7 @@ class DeviceTokenCache:
         return tokens[torch.tensor([place[key] for key in keys], device=target)]
 
     def preload(self, collection: ImageCollection, image_ids: Sequence[str] | None = None) -> int:
-        """Read pictures into the cache until it is full; what else it held makes way.
+        """Read images into the cache until it is full; what else it held makes way.
 
         Args:
             collection: Where they are.
@@ -176,9 +176,9 @@ class DeviceTokenCache:
             How many of them were read.
 
         Raises:
-            TokensNotFoundError: A picture or its tokens are not there; names the ids.
+            TokensNotFoundError: An image or its tokens are not there; names the ids.
             TokensCorruptError: Tokens are damaged; names the ids.
-            ConfigError: The budget does not suffice for a picture, or cannot be set aside.
+            ConfigError: The budget does not suffice for an image, or cannot be set aside.
         """
         self.require(collection)
         if isinstance(image_ids, str):
@@ -239,7 +239,7 @@ class DeviceTokenCache:
 
     def _keep_rows(self, part: DeviceCodes, kept: Tensor, keys: Sequence[Key]) -> None:
         own = [keys[row] for row in part.rows]
-        # A picture that was written again between search and reading is read as it is by now.
+        # An image that was written again between search and reading is read as it is by now.
         same = [
             at
             for at, checksum in enumerate(checksums(part.stored))
@@ -299,7 +299,7 @@ class DeviceTokenCache:
         return self._readers.setdefault(device, TokenReader(device))
 
     def _width(self, codec: Codec) -> int:
-        """Return the bytes of a picture, as it is kept."""
+        """Return the bytes of an image, as it is kept."""
         if self._keep == "tokens":
             return 2 * codec.num_tokens * codec.token_dim
         return codec.nbytes
@@ -336,7 +336,7 @@ def _keys(collection: ImageCollection, candidates: Sequence[Candidate]) -> list[
 
 
 def _pages(collection: ImageCollection, image_ids: Iterable[str] | None) -> Iterator[Candidate]:
-    """Yield pictures as if they had been found."""
+    """Yield images as if they had been found."""
     if image_ids is None:
         for page in collection.index.scroll(batch_size=_PAGE):
             for point in page:

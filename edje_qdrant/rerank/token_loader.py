@@ -20,11 +20,11 @@ __all__ = ["DeviceCodes", "TokenReader"]
 
 @dataclass(frozen=True, slots=True)
 class DeviceCodes:
-    """Hold encoded tokens of pictures on a device, all of one codec.
+    """Hold encoded tokens of images on a device, all of one codec.
 
     Attributes:
         codec: What decodes them.
-        rows: `(k,)` places of these pictures among those asked for, ascending.
+        rows: `(k,)` places of these images among those asked for, ascending.
         stored: `(k, codec.nbytes)` uint8 as read, in host memory.
         codes: The same on the device.
     """
@@ -50,7 +50,7 @@ class TokenReader:
         self._decoders: dict[tuple[str, str, int, int], TokenDecoder] = {}
 
     def tokens(self, collection: ImageCollection, candidates: Sequence[Candidate]) -> Tensor:
-        """Return `(n, m, d_text)` float16 tokens, in order, the same picture as often as named.
+        """Return `(n, m, d_text)` float16 tokens, in order, the same image as often as named.
 
         Raises:
             TokensNotFoundError: Some have none; names the ids.

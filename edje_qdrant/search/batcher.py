@@ -143,7 +143,7 @@ class SearchBatcher:
         """Ask for a search and return at once.
 
         Args:
-            text: What the picture shows.
+            text: What the image shows.
             options: As `TwoStageRetriever.search`.
 
         Returns:
@@ -176,7 +176,7 @@ class SearchBatcher:
         """Let other work take its turn in the thread that searches.
 
         Args:
-            work: Takes nothing; such as `lambda: retriever.search_by_image(picture)`.
+            work: Takes nothing; such as `lambda: retriever.search_by_image(image)`.
 
         Returns:
             What will hold what it returns or raises; it can be cancelled until the work begins.

@@ -28,12 +28,12 @@ _ROW = np.dtype(
         ("retrieval_rank", "<u4"),
     ]
 )
-# What a text of this package's can unfold to, at most: 100,000 pictures and their scores.
+# What a text of this package's can unfold to, at most: 100,000 images and their scores.
 _LARGEST = 8 << 20
 
 
 class Place(NamedTuple):
-    """Hold what a ranking says of one picture; see `SearchHit`."""
+    """Hold what a ranking says of one image; see `SearchHit`."""
 
     image_id: str
     score: float | None
@@ -50,12 +50,12 @@ class Cursor:
     Attributes:
         source: The collection that was searched, as `ImageCollection.identity` has it.
         query: What was asked.
-        rank: Place of the first picture of the rest, from 1.
+        rank: Place of the first image of the rest, from 1.
         places: The rest, best first.
-        group_by: The field that groups pictures, where one does.
+        group_by: The field that groups images, where one does.
         degraded: Whether the ranking is less than was asked for.
         reason: Why, when it is.
-        candidates: Pictures that the first stage had found.
+        candidates: Images that the first stage had found.
         scored: Those of them that were scored.
     """
 
@@ -71,7 +71,7 @@ class Cursor:
 
 
 def encode_cursor(cursor: Cursor) -> str:
-    """Write a cursor as URL-safe text; some 65 characters a picture that is left."""
+    """Write a cursor as URL-safe text; some 65 characters an image that is left."""
     rows = np.zeros(len(cursor.places), _ROW)
     for row, place in zip(rows, cursor.places, strict=True):
         row["id"] = uuid.UUID(place.image_id).bytes

@@ -34,8 +34,8 @@ def grouped(
     """Return candidates of which no group takes more than its share, so that many groups show.
 
     A group's share is `num_candidates // groups`. Where a group has more than that, its others make
-    way for further pictures of the first stage, which is asked again without the groups that are
-    full, until there are enough candidates or no more pictures. Places that nobody else takes are
+    way for further images of the first stage, which is asked again without the groups that are
+    full, until there are enough candidates or no more images. Places that nobody else takes are
     given back.
 
     Args:

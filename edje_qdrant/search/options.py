@@ -22,7 +22,7 @@ __all__ = [
 #: What becomes of candidates whose tokens are missing or damaged.
 OnMissing = Literal["error", "first_stage"]
 
-#: What ranks pictures: the joint encoder alone, or both stages put together.
+#: What ranks images: the joint encoder alone, or both stages put together.
 Fusion = Literal["rerank", "rrf", "blend"]
 
 #: A logit, or the cutoff of the model's calibration.

@@ -14,7 +14,7 @@ from PIL import Image
 from edje_qdrant.collection.collection import ImageCollection, user_payload
 from edje_qdrant.collection.references import in_order
 from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
-from edje_qdrant.images import picture_id
+from edje_qdrant.images import image_file_id
 from edje_qdrant.index import Strategy, check_group_field, field_value
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.queries import ImageQuery, encode_query
@@ -39,7 +39,7 @@ class SearchSteps:
         collection: Where to search.
         model: Encodes.
         reranker: Scores candidates.
-        token_cache: Keeps tokens of hot pictures.
+        token_cache: Keeps tokens of hot images.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SearchSteps:
                     raise ConfigError(
                         f"{name} needs a calibration, and the model "
                         f"{self._model.name_or_path or ''} has none; run edje-qdrant calibrate "
-                        "with pictures and captions like those that will be searched"
+                        "with images and captions like those that will be searched"
                     )
         return settings
 
@@ -111,14 +111,14 @@ class SearchSteps:
         return result
 
     def search_by_image(self, image: ImageQuery, settings: SearchSettings) -> SearchResult:
-        """Search for what looks like a picture, by the first stage alone."""
+        """Search for what looks like an image, by the first stage alone."""
         began = time.perf_counter()
         embeddings = encode_query(self._model, image).embeddings
         encoded = time.perf_counter()
         found = self._collection.search(embeddings, settings.num_candidates, filter=settings.filter)
         candidates = self._grouped(embeddings, found[0], settings)
         spent = (encoded - began, time.perf_counter() - encoded)
-        name = str(image) if isinstance(image, str | Path) else "a picture"
+        name = str(image) if isinstance(image, str | Path) else "an image"
         return self._first_stage(name, candidates, settings, spent)
 
     def recommend(
@@ -129,7 +129,7 @@ class SearchSteps:
         strategy: Strategy,
         settings: SearchSettings,
     ) -> SearchResult:
-        """Search for what is like some pictures and unlike others, and rank it by a text."""
+        """Search for what is like some images and unlike others, and rank it by a text."""
         began = time.perf_counter()
         candidates = self._collection.recommend(
             liked, disliked, settings.num_candidates, filter=settings.filter, strategy=strategy
@@ -143,19 +143,19 @@ class SearchSteps:
         return self._result(text, candidates, scored[0], settings, (*spent, fetching, behind))
 
     def score(self, text: str, image_ids: Sequence[str]) -> NDArray[np.float32]:
-        """Score known pictures, `(n,)` logits."""
+        """Score known images, `(n,)` logits."""
         payloads = self._collection.index.retrieve([*dict.fromkeys(image_ids)], tokens=False)
         rows = zip(image_ids, in_order(image_ids, payloads), strict=True)
         candidates = [Candidate(image_id, 0.0, 1, payload) for image_id, payload in rows]
         scored, _ = self._score([text], [candidates], SearchSettings(), Deadline(None))
         if scored[0].cut is not None:
-            raise StoreError(f"not all pictures could be scored: {scored[0].cut}")
+            raise StoreError(f"not all images could be scored: {scored[0].cut}")
         return scored[0].logits
 
     def picture(
         self, image_id: str, image: Image.Image | str | Path | None
     ) -> Image.Image | str | Path:
-        """Return a picture of the collection, or where it is: what was given, or its own file."""
+        """Return an image of the collection, or where it is: what was given, or its own file."""
         payloads = self._collection.index.retrieve([image_id], tokens=False)
         (payload,) = in_order([image_id], payloads)
         if image is not None:
@@ -163,13 +163,13 @@ class SearchSteps:
         path = payload.get("path")
         if not isinstance(path, str):
             raise ImageReadError(
-                image_id, "its payload names no file under 'path'; pass the picture with image="
+                image_id, "its payload names no file under 'path'; pass the image with image="
             )
-        if picture_id(path) != image_id:
+        if image_file_id(path) != image_id:
             raise ImageReadError(
                 path,
-                f"the file holds another picture than {image_id} by now; ingest it again, or pass "
-                "the picture with image=",
+                f"the file holds another image than {image_id} by now; ingest it again, or pass "
+                "the image with image=",
             )
         return path
 

@@ -15,19 +15,19 @@ __all__ = ["SearchHit", "SearchResult"]
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """Hold one picture of a search result.
+    """Hold one image of a search result.
 
     Attributes:
-        image_id: UUID string, made from the picture's content.
+        image_id: UUID string, made from the image's content.
         score: The joint encoder's logit; higher is better. Comparable within one query. None where
-            the picture was not scored.
+            the image was not scored.
         rank: Place in the result, from 1; pages count on.
         retrieval_score: The first stage's cosine (no cosine after `recommend` with `best_score`).
         retrieval_rank: Place among the candidates of the first stage, from 1.
-        payload: What was stored with the picture (`path` and the user's fields).
-        probability: That text and picture match; None where the model holds no calibration.
-        fusion_score: What ranked the picture, where the stages' scores were put together.
-        group: Value of the field that groups pictures, where one does and the picture has it.
+        payload: What was stored with the image (`path` and the user's fields).
+        probability: That text and image match; None where the model holds no calibration.
+        fusion_score: What ranked the image, where the stages' scores were put together.
+        group: Value of the field that groups images, where one does and the image has it.
     """
 
     image_id: str
@@ -46,18 +46,18 @@ class SearchResult(Sequence[SearchHit]):
     """Hold the answer to one query: a sequence of hits, best first.
 
     The ranking goes on where the hits end: `next` and `cursor` give further pages of it. It is made
-    of the candidates of one search, so pages never repeat a picture, nor leave one out.
+    of the candidates of one search, so pages never repeat an image, nor leave one out.
 
     Attributes:
-        query: The text as asked; for a picture, its path.
+        query: The text as asked; for an image, its path.
         hits: Best first.
         timings: Milliseconds by stage.
         degraded: Whether the ranking is less than was asked for.
         reason: Why, when it is.
-        candidates: Pictures that the first stage found.
+        candidates: Images that the first stage found.
         scored: Those of them that the joint encoder scored.
         remaining: What ranks behind the hits, best first.
-        group_by: The field that groups pictures, where one does.
+        group_by: The field that groups images, where one does.
         source: The collection searched, for cursors.
     """
 
@@ -84,7 +84,7 @@ class SearchResult(Sequence[SearchHit]):
             ConfigError: `count` is below 1.
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError(f"count is {count!r}; ask for 1 picture or more")
+            raise ConfigError(f"count is {count!r}; ask for 1 image or more")
         hits, remaining = self.remaining[:count], self.remaining[count:]
         return replace(self, hits=hits, remaining=remaining, timings=Timings(0, 0, 0, 0))
 

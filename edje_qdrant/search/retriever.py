@@ -35,22 +35,22 @@ __all__ = ["OnMissing", "TwoStageRetriever"]
 # Texts encoded and searched for at a time.
 _QUERIES = 256
 
-# Pictures that a search by picture finds at least, for further pages.
+# Images that a search by image finds at least, for further pages.
 _BEHIND = 100
 
 
 class TwoStageRetriever:
-    """Find pictures by text.
+    """Find images by text.
 
     Args:
         collection: Where to search; `close` closes it.
         model: The one that wrote the collection.
         reranker: Scores candidates; one of the model's with default settings where none is given.
-        token_cache: Keeps tokens of hot pictures in memory, of this collection and others.
+        token_cache: Keeps tokens of hot images in memory, of this collection and others.
 
     Raises:
         ContractMismatchError: Another model wrote the collection.
-        ConfigError: The cache is too small for a picture of the collection.
+        ConfigError: The cache is too small for an image of the collection.
 
     Examples:
         >>> with TwoStageRetriever.open("photos") as retriever:
@@ -93,7 +93,7 @@ class TwoStageRetriever:
             model: A model, or what `EDJEModel.from_pretrained` takes; by default what the
                 collection's contract names.
             device: Where a model that is loaded here goes; CUDA where there is one, by default.
-            token_cache: Keeps tokens of hot pictures in memory.
+            token_cache: Keeps tokens of hot images in memory.
             tokens_folder: Where side files outside the collection's folder have moved to.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
@@ -148,23 +148,23 @@ class TwoStageRetriever:
         min_score: MinScore | None = None,
         on_missing: OnMissing = "error",
     ) -> SearchResult:
-        """Find the pictures that a text fits best.
+        """Find the images that a text fits best.
 
         Where the reranker fails, or memory does not suffice for a single pair, the result is
         `degraded`: what was not scored follows what was, in the first stage's order.
 
         Args:
-            text: What the picture shows.
-            top_k: Hits to return; fewer where the collection holds fewer pictures. The result's
+            text: What the image shows.
+            top_k: Hits to return; fewer where the collection holds fewer images. The result's
                 `next` and `cursor` go on to the other candidates.
-            num_candidates: Pictures of the first stage to rerank.
-            filter: Which pictures to look among: `{"album": "2024", "year": [2023, 2024]}`, or a
+            num_candidates: Images of the first stage to rerank.
+            filter: Which images to look among: `{"album": "2024", "year": [2023, 2024]}`, or a
                 `qdrant_client.models.Filter`.
-            fusion: What ranks pictures: `"rerank"`, the joint encoder's score alone; `"rrf"`, the
+            fusion: What ranks images: `"rerank"`, the joint encoder's score alone; `"rrf"`, the
                 reciprocal ranks of both stages; `"blend"`, the mean of both stages' standardised
                 scores.
             fusion_weights: Of the first stage and of the joint encoder, for `"rrf"` and `"blend"`.
-            group_by: A payload field, such as a video's or a book's name: of the pictures that
+            group_by: A payload field, such as a video's or a book's name: of the images that
                 share its value only the best is returned, and no group crowds out the others.
             budget_ms: Milliseconds for the whole search. Candidates are scored best first until
                 they end; what was not scored by then follows in the first stage's order, and the
@@ -246,7 +246,7 @@ class TwoStageRetriever:
         embedded engine holds the interpreter's lock for the milliseconds that it takes.
 
         Args:
-            text: What the picture shows.
+            text: What the image shows.
             options: As `search`.
 
         Raises:
@@ -266,10 +266,10 @@ class TwoStageRetriever:
         filter: Filter | None = None,
         group_by: str | None = None,
     ) -> SearchResult:
-        """Find the pictures that look most like one, by the first stage alone.
+        """Find the images that look most like one, by the first stage alone.
 
         Args:
-            image: A picture that Pillow opened, a path, or an `ImageEncoding` of one picture; it
+            image: An image that Pillow opened, a path, or an `ImageEncoding` of one image; it
                 need not be in the collection.
             top_k: Hits to return.
             filter: As `search`.
@@ -279,7 +279,7 @@ class TwoStageRetriever:
             Hits with no `score`, by cosine.
 
         Raises:
-            ImageReadError: The file is no picture that can be read.
+            ImageReadError: The file is no image that can be read.
             ConfigError: An option cannot be used.
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
@@ -301,15 +301,15 @@ class TwoStageRetriever:
         strategy: Strategy = "average_vector",
         on_missing: OnMissing = "error",
     ) -> SearchResult:
-        """Find more pictures like some of the collection's, and unlike others.
+        """Find more images like some of the collection's, and unlike others.
 
         Args:
-            liked: Ids to come near to; more like one picture is `recommend([image_id])`.
+            liked: Ids to come near to; more like one image is `recommend([image_id])`.
             disliked: Ids to keep away from.
-            text: What the pictures should show as well: the joint encoder ranks the candidates by
+            text: What the images should show as well: the joint encoder ranks the candidates by
                 it. Without it the first stage ranks them, and they have no `score`.
             top_k: Hits to return; the examples are not among them.
-            num_candidates: Pictures of the first stage to take, and to rerank by the text.
+            num_candidates: Images of the first stage to take, and to rerank by the text.
             filter: As `search`.
             strategy: `"average_vector"` looks near the average of what is liked, pushed away from
                 what is disliked; `"best_score"` compares with each example, and takes disliked ones
@@ -330,10 +330,10 @@ class TwoStageRetriever:
         return self._steps.recommend(liked, disliked, text, strategy, settings)
 
     def score(self, text: str, image_ids: Sequence[str]) -> NDArray[np.float32]:
-        """Score a text against pictures of the collection, whatever the first stage thinks of them.
+        """Score a text against images of the collection, whatever the first stage thinks of them.
 
         Args:
-            text: What the pictures may show.
+            text: What the images may show.
             image_ids: `n` ids.
 
         Returns:
@@ -341,7 +341,7 @@ class TwoStageRetriever:
 
         Raises:
             ConfigError: The text has no word in it, or an id is none.
-            TokensNotFoundError: Pictures are not in the collection, or have no tokens; names them.
+            TokensNotFoundError: Images are not in the collection, or have no tokens; names them.
             TokensCorruptError: Pictures' tokens are damaged; names the ids.
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
@@ -354,22 +354,22 @@ class TwoStageRetriever:
     def explain(
         self, text: str, image_id: str, *, image: Image.Image | str | Path | None = None
     ) -> Explanation:
-        """Say which regions of a picture, and which words of the text, carry their match.
+        """Say which regions of an image, and which words of the text, carry their match.
 
-        The picture itself is needed, as stored tokens do not say where in it they come from.
+        The image itself is needed, as stored tokens do not say where in it they come from.
 
         Args:
             text: What was searched for.
-            image_id: A picture of the collection.
-            image: The picture; by default the file that its payload's `path` names.
+            image_id: An image of the collection.
+            image: The image; by default the file that its payload's `path` names.
 
         Returns:
-            Heat over the picture, for the whole text and for each word; see `Explanation`. Its
+            Heat over the image, for the whole text and for each word; see `Explanation`. Its
             `score` is that of exact tokens, which a codec may have rounded in the collection.
 
         Raises:
-            TokensNotFoundError: The picture is not in the collection.
-            ImageReadError: Its file is gone, cannot be read, or holds another picture by now.
+            TokensNotFoundError: The image is not in the collection.
+            ImageReadError: Its file is gone, cannot be read, or holds another image by now.
             ConfigError: The text has no word in it, or the encoder cannot be explained.
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
@@ -380,7 +380,7 @@ class TwoStageRetriever:
     def resume(self, cursor: str, *, top_k: int = 10) -> SearchResult:
         """Return the next page of an earlier search, perhaps another process's.
 
-        Nothing is searched or scored again. Pictures deleted since are left out.
+        Nothing is searched or scored again. Images deleted since are left out.
 
         Args:
             cursor: The `cursor` of that search's result, or of its last page.

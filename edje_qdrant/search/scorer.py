@@ -61,10 +61,10 @@ class CandidateScorer:
         collection: Where tokens are.
         model: Decides device and sizes.
         reranker: Scores.
-        token_cache: Keeps tokens of hot pictures.
+        token_cache: Keeps tokens of hot images.
 
     Raises:
-        ConfigError: The cache is too small for a picture.
+        ConfigError: The cache is too small for an image.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class CandidateScorer:
             deadline: When to end; what is not scored by then stays without a score.
             on_missing: What becomes of candidates without readable tokens.
             stop_early: Ends a query once nothing further back can matter.
-            top_k: How many pictures of each query will be shown.
+            top_k: How many images of each query will be shown.
 
         Returns:
             What became of each query's candidates, and the seconds that fetching took.
@@ -178,7 +178,7 @@ class CandidateScorer:
     ) -> float:
         """Score pairs of query and candidate in place; return the seconds that fetching took."""
         began = time.perf_counter()
-        # A picture that one query could not read, none can.
+        # An image that one query could not read, none can.
         failed = {image_id: error for query in queries for image_id, error in query.failed.items()}
         wanted = pairs
         if failed:

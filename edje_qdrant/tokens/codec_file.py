@@ -46,7 +46,7 @@ def read_codec(
 
     Args:
         path: What `write_codec` wrote.
-        num_tokens: Tokens a picture, `m`.
+        num_tokens: Tokens an image, `m`.
         token_dim: Width of a token, `d_text`.
         adapter_hash: Of the adapter that makes the tokens; a codec fitted to another's is refused.
             One that does not say what it was fitted to is not.

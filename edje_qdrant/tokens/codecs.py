@@ -20,7 +20,7 @@ S = TypeVar("S", bound="_NothingToFit")
 
 
 class Codec(Protocol):
-    """Turn a picture's `(m, d_text)` tokens into a fixed number of bytes, and back."""
+    """Turn an image's `(m, d_text)` tokens into a fixed number of bytes, and back."""
 
     @property
     def name(self) -> str:
@@ -36,11 +36,11 @@ class Codec(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes one picture takes."""
+        """Return the bytes one image takes."""
 
     @property
     def num_tokens(self) -> int:
-        """Return the tokens of a picture, `m`."""
+        """Return the tokens of an image, `m`."""
 
     @property
     def token_dim(self) -> int:
@@ -103,7 +103,7 @@ class Float16Codec(_NothingToFit):
     """Keep tokens exactly: two little-endian bytes a number.
 
     Attributes:
-        num_tokens: Tokens a picture, `m`.
+        num_tokens: Tokens an image, `m`.
         token_dim: Width of a token, `d_text`.
     """
 
@@ -122,7 +122,7 @@ class Float16Codec(_NothingToFit):
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes one picture takes."""
+        """Return the bytes one image takes."""
         return self.num_tokens * self.token_dim * 2
 
     def encode(self, tokens: NDArray[np.float16]) -> NDArray[np.uint8]:
@@ -145,12 +145,12 @@ class Float16Codec(_NothingToFit):
 class ScaledCodec(_NothingToFit):
     """Keep each number as a small integer, and a scale for each token.
 
-    A picture's record holds its `m` scales, little-endian float16, then the integers: one a byte
+    An image's record holds its `m` scales, little-endian float16, then the integers: one a byte
     for 8 bits, two a byte for 4, the first in the lower half. A number is off by at most half the
     token's largest divided by 127, or by 7.
 
     Attributes:
-        num_tokens: Tokens a picture, `m`.
+        num_tokens: Tokens an image, `m`.
         token_dim: Width of a token, `d_text`.
         bits: 8 or 4.
     """
@@ -171,7 +171,7 @@ class ScaledCodec(_NothingToFit):
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes one picture takes."""
+        """Return the bytes one image takes."""
         return self.num_tokens * (2 + self._width)
 
     def encode(self, tokens: NDArray[np.float16]) -> NDArray[np.uint8]:
@@ -241,7 +241,7 @@ def codec_for(name: str, num_tokens: int, token_dim: int, parameters: bytes | No
 
     Args:
         name: One of `CODECS`.
-        num_tokens: Tokens a picture, `m`.
+        num_tokens: Tokens an image, `m`.
         token_dim: Width of a token, `d_text`.
         parameters: What `Codec.parameters` returned. A codec that needs some and is given none has
             to be fitted before use.

@@ -174,7 +174,7 @@ class FileTokenStore:
         return self._manifest.store_id
 
     def put(self, image_ids: Sequence[str], tokens: NDArray[np.float16]) -> list[TokenReference]:
-        """Append `(n, m, d_text)` tokens; return one reference a picture, in order.
+        """Append `(n, m, d_text)` tokens; return one reference an image, in order.
 
         Raises:
             ConfigError: The tokens do not fit the contract, or the ids' number the tokens'.
@@ -231,10 +231,10 @@ class FileTokenStore:
         references: Sequence[TokenReference],
         empty: EmptyCodes | None = None,
     ) -> list[StoredCodes]:
-        """Read tokens as they are stored, each picture in exactly one of the results.
+        """Read tokens as they are stored, each image in exactly one of the results.
 
         Args:
-            image_ids: `n` pictures.
+            image_ids: `n` images.
             references: Theirs.
             empty: Makes the arrays that records are copied to, where they are to be pinned.
 

@@ -57,7 +57,7 @@ class PayloadTokenStore:
         return self._codec
 
     def put(self, image_ids: Sequence[str], tokens: NDArray[np.float16]) -> list[TokenReference]:
-        """Encode `(n, m, d_text)` tokens; return one reference a picture, in order.
+        """Encode `(n, m, d_text)` tokens; return one reference an image, in order.
 
         Raises:
             ConfigError: The tokens do not fit the contract, or the ids' number the tokens'.
@@ -84,7 +84,7 @@ class PayloadTokenStore:
     def codes(
         self, image_ids: Sequence[str], references: Sequence[TokenReference]
     ) -> list[StoredCodes]:
-        """Read tokens as they are stored, each picture in exactly one of the results.
+        """Read tokens as they are stored, each image in exactly one of the results.
 
         Raises:
             TokensNotFoundError: A reference carries no tokens; names the ids.
@@ -130,7 +130,7 @@ class PayloadTokenStore:
         return decoded(self.codes(image_ids, references), shape)
 
     def nbytes_per_image(self) -> int:
-        """Return the characters of base64 text one picture's tokens take."""
+        """Return the characters of base64 text one image's tokens take."""
         return 4 * ((self._codec.nbytes + 2) // 3)
 
     def close(self) -> None:

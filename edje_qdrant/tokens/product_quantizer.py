@@ -25,13 +25,13 @@ class ProductCodec:
     """Keep each token as `M` bytes: the nearest of 256 whole tokens, then pieces of the rest.
 
     The first byte names one of 256 whole tokens; the others name, for each of `M - 1` pieces of
-    what that leaves, the nearest of 256 pieces. A picture's record is `m * M` bytes, token after
+    what that leaves, the nearest of 256 pieces. An image's record is `m * M` bytes, token after
     token. Where the width is no multiple of `M - 1`, the first pieces are one number wider. `fit`
     makes both tables with k-means (faiss); encoding and decoding need numpy alone. Codes mean
     nothing without them.
 
     Attributes:
-        num_tokens: Tokens a picture, `m`.
+        num_tokens: Tokens an image, `m`.
         token_dim: Width of a token, `d_text`.
         token_bytes: Bytes a token, `M`, 2 or more.
         codebook: The tables; nothing before the codec is fitted.
@@ -64,7 +64,7 @@ class ProductCodec:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes one picture takes."""
+        """Return the bytes one image takes."""
         return self.num_tokens * self.token_bytes
 
     @property
@@ -79,7 +79,7 @@ class ProductCodec:
         as many are drawn.
 
         Args:
-            tokens: `(n, m, d_text)` float16, of pictures like those to be stored.
+            tokens: `(n, m, d_text)` float16, of images like those to be stored.
             seed: Of the draw and of k-means.
 
         Raises:
@@ -91,8 +91,8 @@ class ProductCodec:
         vectors = tokens.reshape(-1, self.token_dim)
         if len(vectors) < _CENTROIDS:
             raise ConfigError(
-                f"{self.name} is fitted to {_CENTROIDS} tokens or more, and {len(tokens)} pictures "
-                f"have {len(vectors)}; give {-(-_CENTROIDS // self.num_tokens)} pictures or more, "
+                f"{self.name} is fitted to {_CENTROIDS} tokens or more, and {len(tokens)} images "
+                f"have {len(vectors)}; give {-(-_CENTROIDS // self.num_tokens)} images or more, "
                 "a few thousand if you can"
             )
         if len(vectors) > _SAMPLE:
@@ -136,7 +136,7 @@ class ProductCodec:
     def encode(self, tokens: NDArray[np.float16]) -> NDArray[np.uint8]:
         """Turn `(n, m, d_text)` float16 into `(n, nbytes)` uint8.
 
-        A picture's codes do not depend on which others come with it.
+        An image's codes do not depend on which others come with it.
 
         Raises:
             ConfigError: The tokens have another shape or dtype, or are not all finite, or the codec

@@ -13,17 +13,17 @@ from edje_qdrant.tokens.codecs import Codec
 
 __all__ = ["StoredCodes", "TokenReference", "TokenStore", "decoded"]
 
-#: What a point's payload keeps under `_edje`: enough to find a picture's tokens and to check them.
+#: What a point's payload keeps under `_edje`: enough to find an image's tokens and to check them.
 TokenReference = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCodes:
-    """Hold encoded tokens of pictures, as they are stored, all of one codec.
+    """Hold encoded tokens of images, as they are stored, all of one codec.
 
     Attributes:
         codec: What decodes them.
-        rows: `(k,)` places of these pictures among those asked for, ascending.
+        rows: `(k,)` places of these images among those asked for, ascending.
         codes: `(k, codec.nbytes)` uint8, checked against their references.
     """
 
@@ -33,7 +33,7 @@ class StoredCodes:
 
 
 class TokenStore(Protocol):
-    """Keep `(m, d_text)` float16 tokens for each picture."""
+    """Keep `(m, d_text)` float16 tokens for each image."""
 
     #: Whether the tokens travel in the reference itself, so that reading needs the whole payload.
     in_payload: bool
@@ -43,7 +43,7 @@ class TokenStore(Protocol):
         """Return what new tokens are encoded with."""
 
     def put(self, image_ids: Sequence[str], tokens: NDArray[np.float16]) -> list[TokenReference]:
-        """Write `(n, m, d_text)` tokens; return one reference a picture, in order."""
+        """Write `(n, m, d_text)` tokens; return one reference an image, in order."""
 
     def put_codes(self, codes: NDArray[np.uint8]) -> list[TokenReference]:
         """Write `(n, codec.nbytes)` uint8 that `codec` made; return references, in order."""
@@ -54,7 +54,7 @@ class TokenStore(Protocol):
     def codes(
         self, image_ids: Sequence[str], references: Sequence[TokenReference]
     ) -> list[StoredCodes]:
-        """Read tokens as they are stored, each picture in exactly one of the results.
+        """Read tokens as they are stored, each image in exactly one of the results.
 
         Raises:
             TokensNotFoundError: A reference points outside the store; names the ids.
@@ -67,7 +67,7 @@ class TokenStore(Protocol):
         """Read tokens back as `(n, m, d_text)`, in order; raises what `codes` does."""
 
     def nbytes_per_image(self) -> int:
-        """Return the bytes one picture's tokens take, as stored."""
+        """Return the bytes one image's tokens take, as stored."""
 
     def close(self) -> None:
         """Let go of the files; a second call does nothing."""

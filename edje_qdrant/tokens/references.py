@@ -27,14 +27,14 @@ _MAX_RECORDS = 2**40
 
 @dataclass(slots=True)
 class Problems:
-    """Collect what was wrong, so that one error names every picture it concerns.
+    """Collect what was wrong, so that one error names every image it concerns.
 
     Attributes:
         where: What errors call the place.
-        unknown: Pictures whose reference does not say where their tokens are.
-        foreign: Pictures whose reference cannot be.
-        lost: Pictures whose record lies past the end of its file.
-        damaged: Pictures whose bytes differ from what was written.
+        unknown: Images whose reference does not say where their tokens are.
+        foreign: Images whose reference cannot be.
+        lost: Images whose record lies past the end of its file.
+        damaged: Images whose bytes differ from what was written.
     """
 
     where: Path | str
@@ -45,10 +45,10 @@ class Problems:
     errors: list[StoreError] = field(default_factory=list)
 
     def unreadable(self, error: StoreError, image_ids: list[str]) -> None:
-        """Add pictures whose whole file cannot be read.
+        """Add images whose whole file cannot be read.
 
         Raises:
-            StoreError: The error is about the store, not about these pictures.
+            StoreError: The error is about the store, not about these images.
         """
         if not isinstance(error, TokensNotFoundError | TokensCorruptError):
             raise error
@@ -61,7 +61,7 @@ class Problems:
         rows: Sequence[int],
         codes: NDArray[np.uint8],
     ) -> None:
-        """Compare `(k, nbytes)` codes of the pictures at `rows` with their references."""
+        """Compare `(k, nbytes)` codes of the images at `rows` with their references."""
         for row, checksum in zip(rows, checksums(codes), strict=True):
             if references[row].get("checksum") != checksum:
                 self.damaged.append(image_ids[row])
@@ -70,8 +70,8 @@ class Problems:
         """Raise the first kind of problem there is.
 
         Raises:
-            TokensNotFoundError: Tokens are not there; names the pictures.
-            TokensCorruptError: Tokens are not what was written; names the pictures.
+            TokensNotFoundError: Tokens are not there; names the images.
+            TokensCorruptError: Tokens are not what was written; names the images.
         """
         if self.unknown:
             raise TokensNotFoundError(

@@ -31,7 +31,7 @@ class Batches:
 
     Args:
         model: Its encoder embeds the captions, its tokenizer splits them.
-        sources: Pictures and captions.
+        sources: Images and captions.
         mixture: Which of them come up when.
         vision: The frozen encoder's output for them.
         recipe: Batch size, shares and seed.
@@ -58,7 +58,7 @@ class Batches:
         """Return the batch of this number.
 
         Raises:
-            ImageReadError: None of its pictures can be read.
+            ImageReadError: None of its images can be read.
         """
         seen = self._vision.batch(self._drawn(number), number)
         if number < self._last:
@@ -86,7 +86,7 @@ class Batches:
         return self._mixture.batch(number, self._size)[self._rows]
 
     def _captions(self, rows: NDArray[np.int64], number: int) -> list[str]:
-        """Choose one caption of each picture."""
+        """Choose one caption of each image."""
         draws = np.random.default_rng([self._seed, number]).random(self._size)[self._rows]
         chosen = []
         for (source, row), draw in zip(rows.tolist(), draws, strict=True):

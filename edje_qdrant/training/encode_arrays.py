@@ -1,4 +1,4 @@
-"""Encode pictures once: the vision encoder is frozen, so its output never changes."""
+"""Encode images once: the vision encoder is frozen, so its output never changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["VisionCache"]
 
 
 class VisionCache:
-    """Hold the frozen encoder's output for `n` pictures, memory-mapped from a folder.
+    """Hold the frozen encoder's output for `n` images, memory-mapped from a folder.
 
     Attributes:
         tokens: `(n, patches, d_v)` float16.
@@ -40,15 +40,15 @@ class VisionCache:
         device: torch.device,
         batch_size: int = 250,
     ) -> VisionCache:
-        """Encode `count` pictures; what the same encoder left in `folder` is reused.
+        """Encode `count` images; what the same encoder left in `folder` is reused.
 
         Args:
             encoder: Frozen.
-            pixels: Range of pictures -> `(b, 3, H, W)`, as the encoder's `preprocess` gives them.
-            count: Pictures.
-            folder: Of this set of pictures.
+            pixels: Range of images -> `(b, 3, H, W)`, as the encoder's `preprocess` gives them.
+            count: Images.
+            folder: Of this set of images.
             device: Where the encoder is.
-            batch_size: Pictures encoded at a time.
+            batch_size: Images encoded at a time.
         """
         paths = [
             folder / f"{kind}-{encoder.revision[:12]}.npy" for kind in ("tokens", "embeddings")

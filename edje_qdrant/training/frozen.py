@@ -24,13 +24,13 @@ def read_pixels(
     row: int,
     change: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Tensor | FailedImage:
-    """Return a picture as `(1, 3, H, W)` float32, or why there is none; runs in any thread.
+    """Return an image as `(1, 3, H, W)` float32, or why there is none; runs in any thread.
 
     Args:
         encoder: Whose `preprocess` is used.
         source: Where from.
-        row: Which picture.
-        change: Applied to the upright RGB picture before `preprocess`.
+        row: Which image.
+        change: Applied to the upright RGB image before `preprocess`.
     """
     try:
         image = source.open(row)
@@ -45,7 +45,7 @@ def encode_frozen(encoder: Encoder, pixels: Tensor, device: torch.device) -> tup
     """Return vision tokens `(b, n, d_v)` and embeddings `(b, d)` float32, in inference mode.
 
     Raises:
-        ConfigError: The device has no memory for so many pictures at a time.
+        ConfigError: The device has no memory for so many images at a time.
     """
     try:
         with torch.inference_mode(), autocast(device):
@@ -53,7 +53,7 @@ def encode_frozen(encoder: Encoder, pixels: Tensor, device: torch.device) -> tup
             return tokens, embeddings.float()
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"the device has no memory to encode {len(pixels)} pictures at a time; "
+            f"the device has no memory to encode {len(pixels)} images at a time; "
             "lower the batch size and run again"
         ) from error
 

@@ -18,7 +18,7 @@ def look_at_regions(
 ) -> None:
     """Let each query of an untrained adapter begin by looking at a region of its own, in place.
 
-    With random queries the attention starts out even over the whole picture, and stays so for a
+    With random queries the attention starts out even over the whole image, and stays so for a
     long time: every token is the same average. Here each query starts at the mean vision token of
     one region of the grid, less the mean of all. Every head compares queries and keys in the same
     directions, those in which the places of the grid differ most, so that all heads look at the
@@ -27,7 +27,7 @@ def look_at_regions(
 
     Args:
         adapter: Its query, key, value and attention are overwritten.
-        vision_tokens: `(b, n, d_v)` of some hundreds of pictures; `n` is a square.
+        vision_tokens: `(b, n, d_v)` of some hundreds of images; `n` is a square.
         entropy: Of a query's attention over the patches, in nats; `log n` is even.
 
     Raises:

@@ -48,7 +48,7 @@ def image_text_matching(positive: Tensor, *negatives: Tensor) -> Tensor:
 
     Args:
         positive: `(b,)` logits of the true pairs.
-        negatives: `(b, k)` logits, one tensor a kind (pictures, captions); `-inf` where a pair has
+        negatives: `(b, k)` logits, one tensor a kind (images, captions); `-inf` where a pair has
             no such negative.
 
     Returns:
@@ -77,7 +77,7 @@ def distillation(logits: Tensor, targets: Tensor) -> Tensor:
     """Give pairs the scores a teacher gives them.
 
     Args:
-        logits: `(n,)` of pairs, and of pairs with wrong pictures and wrong captions.
+        logits: `(n,)` of pairs, and of pairs with wrong images and wrong captions.
         targets: `(n,)` the teacher's scores in [0, 1], sigmoid of its logits.
 
     Returns:

@@ -59,7 +59,7 @@ class Mixture:
         )
         if self.rows_per_epoch == 0:
             raise ConfigError(
-                f"an epoch holds no picture: the sources have {list(counts)} that can be read, "
+                f"an epoch holds no image: the sources have {list(counts)} that can be read, "
                 f"with weights {list(weights)}"
             )
         self._shuffled: dict[int, NDArray[np.int32 | np.int64]] = {}

@@ -16,10 +16,10 @@ def forbidden_pairs(
     all_image_ids: Tensor | None = None,
     all_caption_ids: Tensor | None = None,
 ) -> Tensor:
-    """Mark pairs that are no negatives: same picture or same caption.
+    """Mark pairs that are no negatives: same image or same caption.
 
     Args:
-        image_ids: `(b,)` int; equal pictures have equal ids.
+        image_ids: `(b,)` int; equal images have equal ids.
         caption_ids: `(b,)` int; equal captions have equal ids.
         all_image_ids: `(B,)`, what the `b` are compared with; with each other by default.
         all_caption_ids: `(B,)`.
@@ -36,7 +36,7 @@ def mine_negatives(similarity: Tensor, forbidden: Tensor, *, count: int = 1) -> 
     """Choose each row's most similar columns among those that are allowed.
 
     Args:
-        similarity: `(b, B)`: captions by pictures to find wrong pictures, pictures by captions to
+        similarity: `(b, B)`: captions by images to find wrong images, images by captions to
             find wrong captions; first-stage scores, or noise to choose at random.
         forbidden: `(b, B)` bool, pairs that must not be chosen.
         count: Negatives a row.

@@ -27,7 +27,7 @@ class Objectives:
         words: Of masked words.
         recovery: Of text recovery.
         distillation: Of the teacher's scores as soft targets; 0 without a teacher.
-        num_negatives: Wrong pictures, and as many wrong captions, for each pair.
+        num_negatives: Wrong images, and as many wrong captions, for each pair.
         masked_share: Of a caption's word pieces.
     """
 
@@ -58,15 +58,15 @@ class Batch:
         text_embeddings: `(b, d)` unit length, likewise.
         input_ids: `(b, t)` captions, `[CLS] ... [SEP]`, padded on the right.
         attention_mask: `(b, t)`.
-        image_ids: `(b,)` int64; equal pictures have equal ids, which are no negatives.
+        image_ids: `(b,)` int64; equal images have equal ids, which are no negatives.
         caption_ids: `(b,)` int64; equal captions have equal ids, likewise.
         seed: Of what is drawn at random in this step; equal in all processes.
         matching: Whether this step matches (or distils) at all.
         hard: Whether negatives are those most alike to the first stage, or drawn evenly.
-        true_pairs: `(b, b)` bool, captions by pictures, where data can tell: pairs that hold
+        true_pairs: `(b, b)` bool, captions by images, where data can tell: pairs that hold
             though neither is the same; for one process alone.
         contradictions: `(b * c, t)` ids of captions that say something false of the same
-            pictures, `c` for each pair in turn: a third kind of negatives, where data can give it.
+            images, `c` for each pair in turn: a third kind of negatives, where data can give it.
         contradictions_mask: `(b * c, t)`.
         contradicted: `(b, c)` bool, whether they are false indeed.
     """
@@ -97,7 +97,7 @@ class _Pairs:
     Attributes:
         input_ids: `(p, t)`.
         attention_mask: `(p, t)`.
-        pictures: `(p,)` rows of the global batch.
+        images: `(p,)` rows of the global batch.
         allowed: By kind of negatives `(b, k)` bool: which of them are negatives indeed.
     """
 
@@ -187,7 +187,7 @@ class TrainedParts(nn.Module):
         }
 
     def _matching(self, batch: Batch, tokens: Tensor) -> dict[str, Tensor]:
-        """Score pairs, pairs with wrong pictures and pairs with wrong captions in one go."""
+        """Score pairs, pairs with wrong images and pairs with wrong captions in one go."""
         pairs = self._pairs(batch)
         everyone = gather(tokens)
         logits = self.joint_encoder(

@@ -56,7 +56,7 @@ class ModelSection(Section):
         joint_encoder_from: An EDJE model, a trained local one say, whose joint encoder the new
             model begins with.
         look_at_regions: Begin with each query of a compressed adapter looking at a region of its
-            own, instead of evenly at the whole picture.
+            own, instead of evenly at the whole image.
         freeze_language_model: Train adapter and heads alone.
     """
 
@@ -80,12 +80,12 @@ class ModelSection(Section):
 
 
 class Pairs(Section):
-    """Name a file of pictures and captions.
+    """Name a file of images and captions.
 
     Attributes:
         path: `.json` or `.jsonl` annotations, Karpathy's files, WebDataset shards
             (`cc3m-{00000..00331}.tar`), or a folder that `datasets` saved.
-        images: Folder that relative picture paths start from.
+        images: Folder that relative image paths start from.
         split: Of a Karpathy file or a saved data set.
         weight: How often an epoch passes through the file.
     """
@@ -103,11 +103,11 @@ class DataSection(Section):
         train: One file or more.
         validation: Picks the weights; never trained on.
         validation_pictures: At most so many of it.
-        num_candidates: Pictures reranked a validation query.
-        cache_vision: Folder for the encoder's output: each picture is encoded once, and never
-            augmented. Without one, pictures are read and encoded each time they come up.
-        augment: Crop pictures at random where they are not cached.
-        workers: Threads that read pictures.
+        num_candidates: Images reranked a validation query.
+        cache_vision: Folder for the encoder's output: each image is encoded once, and never
+            augmented. Without one, images are read and encoded each time they come up.
+        augment: Crop images at random where they are not cached.
+        workers: Threads that read images.
     """
 
     train: list[Pairs] = Field(min_length=1)
@@ -127,7 +127,7 @@ class WeightsSection(Section):
         words: Of masked words.
         recovery: Of text recovery.
         distillation: Of the teacher's scores.
-        num_negatives: Wrong pictures, and as many wrong captions, for each pair.
+        num_negatives: Wrong images, and as many wrong captions, for each pair.
         masked_share: Of a caption's word pieces.
     """
 

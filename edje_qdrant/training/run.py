@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-_SAMPLE = 256  # pictures that a new adapter's first attention is fitted to
+_SAMPLE = 256  # images that a new adapter's first attention is fitted to
 
 
 def train(
@@ -60,7 +60,7 @@ def train(
         progress: Show bars on stderr.
 
     Returns:
-        The best validation's figures, `seconds`, pictures that could not be read, and `model`.
+        The best validation's figures, `seconds`, images that could not be read, and `model`.
 
     Raises:
         CheckpointError: A model cannot be loaded, or `out` holds another recipe's run.
@@ -180,7 +180,7 @@ def _cached(
 
 
 def _look(model: EDJEModel, vision: VisionSource) -> None:
-    """Fit a new compressed adapter's first attention to a sample of the pictures."""
+    """Fit a new compressed adapter's first attention to a sample of the images."""
     if not isinstance(model.adapter, CompressedAdapter):
         return
     usable = vision.usable[0]
@@ -195,7 +195,7 @@ def _validation(
     usable = vision.usable[0][: recipe.data.validation_pictures]
     if len(usable) < 2:
         raise ConfigError(
-            f"{source.name} has {len(usable)} readable pictures; validation needs 2 or more"
+            f"{source.name} has {len(usable)} readable images; validation needs 2 or more"
         )
     rows = np.stack([np.zeros(len(usable), np.int64), usable], axis=1)
     queries = [(c, n) for n, row in enumerate(usable) for c in source.captions(int(row))]

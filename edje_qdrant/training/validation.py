@@ -26,16 +26,16 @@ def search_validation(
     *,
     num_candidates: int,
 ) -> Callable[[], dict[str, float]]:
-    """Return what measures a model in training on held-out pictures, by exact search.
+    """Return what measures a model in training on held-out images, by exact search.
 
     Args:
         model: In training; its first stage is frozen, and asked only once.
         texts: `q` captions.
-        right: `(q,)` the picture each belongs to.
-        embeddings: `(n, d)` of the pictures, unit length.
+        right: `(q,)` the image each belongs to.
+        embeddings: `(n, d)` of the images, unit length.
         vision_tokens: Gives the pictures' vision tokens, `(b, patches, d_v)` float32 each, in
             order; asked at each validation.
-        num_candidates: Pictures reranked a caption; all where there are fewer.
+        num_candidates: Images reranked a caption; all where there are fewer.
 
     Returns:
         A function of nothing -> `first R@1`, `first R@10`, and `R@1`, `R@5`, `R@10` after

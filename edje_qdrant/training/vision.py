@@ -37,12 +37,12 @@ _TRIES = 10
 
 @dataclass(frozen=True, slots=True)
 class VisionBatch:
-    """Hold what the frozen encoder makes of `b` pictures.
+    """Hold what the frozen encoder makes of `b` images.
 
     Attributes:
         tokens: `(b, n, d_v)` float32, on the encoder's device.
         embeddings: `(b, d)` float32, unit length, there too.
-        rows: `(b, 2)` int64, source and row of each picture, as they were really used.
+        rows: `(b, 2)` int64, source and row of each image, as they were really used.
     """
 
     tokens: Tensor
@@ -54,7 +54,7 @@ class VisionSource(Protocol):
     """Give the frozen encoder's output for rows of sources.
 
     Attributes:
-        failed: Pictures that could not be read so far.
+        failed: Images that could not be read so far.
         usable: By source, the rows known to be good; all of them where that is not known.
     """
 
@@ -68,28 +68,28 @@ class VisionSource(Protocol):
         """Return the output for `rows`, `(b, 2)` int64 source and row, at a step.
 
         Raises:
-            ImageReadError: None of the pictures can be read.
+            ImageReadError: None of the images can be read.
         """
 
 
 class CachedVision:
-    """Encode each picture once, and read its tokens from disk ever after.
+    """Encode each image once, and read its tokens from disk ever after.
 
-    What was encoded before, by whatever run, is reused without opening a picture. Broken pictures
+    What was encoded before, by whatever run, is reused without opening an image. Broken images
     are listed in `failed` and not in `usable`.
 
     Args:
         encoder: Frozen, on `device`.
-        sources: Where the pictures are.
+        sources: Where the images are.
         folder: Of all caches; each source's lies in one named by its fingerprint and the encoder.
         device: Where batches go.
-        batch_size: Pictures encoded at a time.
+        batch_size: Images encoded at a time.
         workers: Threads that read and decode beside the encoding.
         progress: Show a bar on stderr.
         main: Whether this process encodes. The others wait until it is done and call `open`.
 
     Attributes:
-        failed: Pictures that cannot be read.
+        failed: Images that cannot be read.
         usable: By source, the rows of those that can.
 
     Raises:
@@ -140,7 +140,7 @@ class CachedVision:
             if found is None:
                 here = encoded_folder(self._encoder, source, self._folder)
                 raise EdjeError(
-                    f"the pictures of {source.name} are not all encoded in {here}; the main "
+                    f"the images of {source.name} are not all encoded in {here}; the main "
                     "process does that, from the same files, before the others open them"
                 )
             encoded.append(found)
@@ -177,23 +177,23 @@ class CachedVision:
 
 
 class LiveVision:
-    """Read and encode pictures as they are asked for, each time cropped in another way.
+    """Read and encode images as they are asked for, each time cropped in another way.
 
-    The crop is drawn from seed, step and row alone. Pictures are never mirrored, for captions say
+    The crop is drawn from seed, step and row alone. Images are never mirrored, for captions say
     left and right. One that cannot be read is replaced by the next good one of its batch: equal
-    pictures are no negatives of each other, so nothing wrong is learnt. Pillow's warnings are
+    images are no negatives of each other, so nothing wrong is learnt. Pillow's warnings are
     hidden from here on.
 
     Args:
         encoder: Frozen, on `device`.
-        sources: Where the pictures are.
+        sources: Where the images are.
         device: Where batches go.
         workers: Threads that read and decode.
         augment: Crop a random part: 0.5 to 1 of the area, 3:4 to 4:3.
         seed: Of the crops.
 
     Attributes:
-        failed: Pictures that could not be read so far, each once.
+        failed: Images that could not be read so far, each once.
         usable: By source, all rows.
     """
 
@@ -233,7 +233,7 @@ class LiveVision:
         """Read and encode `rows`, `(b, 2)` int64, or wait for those that are prefetched.
 
         Raises:
-            ImageReadError: None of the pictures can be read; the error is the first one's.
+            ImageReadError: None of the images can be read; the error is the first one's.
             ConfigError: The device has too little memory.
         """
         self.prefetch(rows, step)
@@ -246,11 +246,11 @@ class LiveVision:
         if not good:
             first = next(item for item in read if isinstance(item, FailedImage))
             raise ImageReadError(
-                first.path, f"{first.reason}; nor can any of the {len(rows)} pictures of its batch"
+                first.path, f"{first.reason}; nor can any of the {len(rows)} images of its batch"
             )
         pixels = torch.cat([item for item in read if isinstance(item, Tensor)])
         tokens, embeddings = encode_frozen(self._encoder, pixels, self._device)
-        # Each picture itself, or the next good one; indexing copies out of inference mode.
+        # Each image itself, or the next good one; indexing copies out of inference mode.
         chosen = np.searchsorted(good, np.arange(len(rows))) % len(good)
         index = torch.from_numpy(chosen).to(tokens.device)
         return VisionBatch(tokens[index].float(), embeddings[index], rows[np.array(good)[chosen]])

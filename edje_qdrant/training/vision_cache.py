@@ -1,4 +1,4 @@
-"""Encode a source's pictures once, into files; a run that was stopped goes on where it was."""
+"""Encode a source's images once, into files; a run that was stopped goes on where it was."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class EncodedSource:
     """Hold a source's vision tokens and embeddings.
 
     Attributes:
-        cache: Both, by row; zeros where a picture could not be read.
-        failures: By row, the pictures that could not be read.
+        cache: Both, by row; zeros where an image could not be read.
+        failures: By row, the images that could not be read.
     """
 
     cache: VisionCache
@@ -54,7 +54,7 @@ class EncodedSource:
 
     @property
     def usable(self) -> NDArray[np.int64]:
-        """Return the rows of the pictures that were read."""
+        """Return the rows of the images that were read."""
         good = np.ones(len(self.cache.embeddings), bool)
         good[list(self.failures)] = False
         return np.flatnonzero(good)
@@ -67,7 +67,7 @@ class _Progress:
     Attributes:
         facts: Of encoder and source; files of other facts are not gone on with.
         done: Rows whose output is in the files.
-        failures: Row, picture and reason of those that could not be read.
+        failures: Row, image and reason of those that could not be read.
     """
 
     facts: dict[str, Any]
@@ -113,7 +113,7 @@ def encode_source(
     workers: int,
     progress: bool,
 ) -> None:
-    """Encode every picture of a source that is not in the files yet.
+    """Encode every image of a source that is not in the files yet.
 
     Raises:
         ConfigError: Another process is at it, the files belong to other settings, or the device
@@ -227,7 +227,7 @@ def _read_progress(path: Path, facts: dict[str, Any]) -> _Progress | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"cannot read {path} ({error}); delete {path.parent} to encode its pictures anew"
+            f"cannot read {path} ({error}); delete {path.parent} to encode its images anew"
         ) from error
     if found.facts != facts:
         raise ConfigError(
@@ -248,7 +248,7 @@ def _files(here: Path, encoder: Encoder, count: int, *, fresh: bool) -> tuple[in
         free = shutil.disk_usage(here).free
         if needed > free:
             raise StoreError(
-                f"the vision cache of {count} pictures takes {needed / 1e9:.1f} GB, and {here} has "
+                f"the vision cache of {count} images takes {needed / 1e9:.1f} GB, and {here} has "
                 f"{free / 1e9:.1f} GB left; free some space, choose another folder, or train "
                 "without a cache"
             )
@@ -269,7 +269,7 @@ def _locked(here: Path) -> Iterator[None]:
         lock = lock_file(here / "lock", f"{here}")
     except CollectionLockedError as error:
         raise ConfigError(
-            f"another process is encoding pictures into {here}; wait until it is done"
+            f"another process is encoding images into {here}; wait until it is done"
         ) from error
     with closing(lock):
         yield

@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.version import __version__
 from edje_qdrant.web.errors import Refusal, add_fault_handlers
-from edje_qdrant.web.image_routes import picture_routes
+from edje_qdrant.web.image_routes import image_routes
 from edje_qdrant.web.middleware import Guard
 from edje_qdrant.web.schemas import CollectionInfo, ErrorBody, HealthBody
 from edje_qdrant.web.search_routes import search_routes
@@ -32,9 +32,9 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     for status, what in {
         400: "An option cannot be used.",
         401: "The key is missing or wrong.",
-        404: "There is no such picture.",
+        404: "There is no such image.",
         413: "Too large.",
-        422: "The request is not of the form asked for, or a picture cannot be read.",
+        422: "The request is not of the form asked for, or an image cannot be read.",
         500: "The collection or the model is damaged.",
         501: "The model cannot do this, or a part is not installed.",
         503: "Too busy, or the engine is away.",
@@ -63,7 +63,7 @@ def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = 
     app = FastAPI(
         title="edje-qdrant",
         version=__version__,
-        summary="Text in, the right picture out: two-stage picture search on Qdrant.",
+        summary="Text in, the right image out: two-stage image search on Qdrant.",
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         lifespan=life,
@@ -72,7 +72,7 @@ def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = 
     app.state.service = service
     add_fault_handlers(app)
     app.include_router(search_routes(service, _REFUSALS))
-    app.include_router(picture_routes(service, _REFUSALS))
+    app.include_router(image_routes(service, _REFUSALS))
     app.include_router(_other_routes(service))
     app.mount("/static", StaticFiles(directory=_STATIC))
     app.add_middleware(Guard, settings=settings, measures=service.measures)

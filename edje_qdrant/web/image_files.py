@@ -1,4 +1,4 @@
-"""Serve pictures of the collection from under one folder, and nothing else from anywhere."""
+"""Serve images of the collection from under one folder, and nothing else from anywhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import open_upright
 
-__all__ = ["PictureFolder", "ServedFile", "Thumbnails"]
+__all__ = ["ImageFolder", "ServedFile", "Thumbnails"]
 
 # Formats that browsers show, and that cannot hold a script.
 _SHOWN = {
@@ -32,25 +32,25 @@ _SHOWN = {
 # Where a system knows them: links are not followed, pipes not waited on.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _FLAGS |= getattr(os, "O_BINARY", 0)
-_ROOM = 4096  # bytes that an entry of the cache takes beside its picture, at most
+_ROOM = 4096  # bytes that an entry of the cache takes beside its image, at most
 
 
 @dataclass(frozen=True, slots=True)
 class ServedFile:
-    """Hold a picture's bytes and what they are."""
+    """Hold an image's bytes and what they are."""
 
     data: bytes
     media_type: str
 
 
-class PictureFolder:
-    """Open pictures that the collection names, if they lie in a folder.
+class ImageFolder:
+    """Open images that the collection names, if they lie in a folder.
 
     Paths are followed to where they end, links included, and what ends outside is not there.
 
     Args:
-        root: The folder; None for none, so that no picture is served.
-        max_pixels: Of a picture that is shown.
+        root: The folder; None for none, so that no image is served.
+        max_pixels: Of an image that is shown.
         max_bytes: Of a file that is sent as it is.
     """
 
@@ -66,11 +66,11 @@ class PictureFolder:
         return {**payload, "path": self._relative(path) or os.path.basename(path)}
 
     def has(self, payload: Mapping[str, Any]) -> bool:
-        """Return whether there is a picture to serve; its content is not looked at."""
+        """Return whether there is an image to serve; its content is not looked at."""
         return self._real(payload) is not None
 
     def open(self, payload: Mapping[str, Any]) -> BinaryIO | None:
-        """Open the picture's file for reading; None where it is not served."""
+        """Open the image's file for reading; None where it is not served."""
         path = self._real(payload)
         if path is None:
             return None
@@ -86,7 +86,7 @@ class PictureFolder:
         return os.fdopen(number, "rb")
 
     def read(self, payload: Mapping[str, Any]) -> ServedFile | None:
-        """Return the picture as it is, if browsers show its format; None where it is not served."""
+        """Return the image as it is, if browsers show its format; None where it is not served."""
         file = self.open(payload)
         if file is None:
             return None
@@ -103,7 +103,7 @@ class PictureFolder:
         return ServedFile(data, media_type)
 
     def picture(self, payload: Mapping[str, Any]) -> Image.Image | None:
-        """Decode the picture, upright; None where it is not served or cannot be read."""
+        """Decode the image, upright; None where it is not served or cannot be read."""
         file = self.open(payload)
         if file is None:
             return None
@@ -135,21 +135,21 @@ class PictureFolder:
 
 
 class Thumbnails:
-    """Make small pictures, and keep those that were asked for last.
+    """Make small images, and keep those that were asked for last.
 
     Args:
-        folder: Where the pictures come from.
+        folder: Where the images come from.
         max_bytes: Of memory for those that are kept.
     """
 
-    def __init__(self, folder: PictureFolder, max_bytes: int) -> None:
+    def __init__(self, folder: ImageFolder, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._size = 0
         self._turn = threading.Lock()
 
     def get(self, image_id: str, payload: Mapping[str, Any], side: int) -> bytes | None:
-        """Return a WebP picture of at most `side` pixels a side; None where it is not served."""
+        """Return a WebP image of at most `side` pixels a side; None where it is not served."""
         if not self._folder.has(payload):  # it may have been taken away since
             return None
         key = (image_id, side)

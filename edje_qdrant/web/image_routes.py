@@ -1,4 +1,4 @@
-"""Routes that show pictures, and that take new ones."""
+"""Routes that show images, and that take new ones."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from edje_qdrant.web.service import Service, not_found
 from edje_qdrant.web.settings import UPLOADS
 from edje_qdrant.web.uploads import Upload, ingest_uploads, payload_fields
 
-__all__ = ["picture_routes"]
+__all__ = ["image_routes"]
 
-# An id names a picture's content, so what it stands for does not change.
+# An id names an image's content, so what it stands for does not change.
 _CACHE = "private, max-age=3600"
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody}}
 
 
-def picture_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
+def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
     """Return the routes of a service."""
     router = APIRouter(prefix="/v1", tags=["pictures"], responses={**responses, **_MISSING})
 
     @router.get("/images")
     async def images(limit: Annotated[int, Query(ge=1, le=100)] = 24) -> PictureList:
-        """Return some pictures of the collection, in no order that means anything."""
+        """Return some images of the collection, in no order that means anything."""
         index = service.retriever.collection.index
         points = await service.read(lambda: next(iter(index.scroll(batch_size=limit)), []))
         shown = [service.picture(point.id, user_payload(point.payload)) for point in points]
@@ -34,17 +34,17 @@ def picture_routes(service: Service, responses: dict[int | str, dict[str, Any]])
 
     @router.get("/images/{image_id}")
     async def image(image_id: str) -> Picture:
-        """Return what is known of a picture."""
+        """Return what is known of an image."""
         payload = await service.read(lambda: service.payload(image_id))
         return service.picture(image_id, payload)
 
     @router.get(
         "/images/{image_id}/file",
         response_class=Response,
-        responses={200: {"content": {"image/*": {}}, "description": "The picture as it is."}},
+        responses={200: {"content": {"image/*": {}}, "description": "The image as it is."}},
     )
     async def file(image_id: str, request: Request) -> Response:
-        """Return the picture itself."""
+        """Return the image itself."""
         served = await service.read(lambda: service.folder.read(service.payload(image_id)))
         if served is None:
             raise not_found()
@@ -53,14 +53,14 @@ def picture_routes(service: Service, responses: dict[int | str, dict[str, Any]])
     @router.get(
         "/images/{image_id}/thumbnail",
         response_class=Response,
-        responses={200: {"content": {"image/webp": {}}, "description": "A small picture."}},
+        responses={200: {"content": {"image/webp": {}}, "description": "A small image."}},
     )
     async def thumbnail(
         image_id: str,
         request: Request,
         size: Annotated[Literal["160", "320", "640"], Query(description="Longest side.")] = "320",
     ) -> Response:
-        """Return a small version of the picture."""
+        """Return a small version of the image."""
         side = int(size)
         data = await service.read(
             lambda: service.thumbnails.get(image_id, service.payload(image_id), side)
@@ -76,14 +76,12 @@ def picture_routes(service: Service, responses: dict[int | str, dict[str, Any]])
             str | None, Form(description="A JSON object: further fields of the payload.")
         ] = None,
     ) -> Ingested:
-        """Add pictures to the collection; those that are there already are skipped."""
+        """Add images to the collection; those that are there already are skipped."""
         settings = service.settings
         if not settings.ingest or settings.pictures is None:
-            raise Refusal(
-                403, "IngestOff", "this service takes no pictures; start it with --ingest"
-            )
+            raise Refusal(403, "IngestOff", "this service takes no images; start it with --ingest")
         if len(files) > settings.max_files:
-            message = f"{settings.max_files} pictures at a time at most; send the rest after these"
+            message = f"{settings.max_files} images at a time at most; send the rest after these"
             raise Refusal(413, "TooLarge", message)
         chosen = payload_fields(fields)
         uploads = [Upload(file.filename or "a file", await file.read()) for file in files]

@@ -47,7 +47,7 @@ class Measures:
             "edje_degraded_total", "Searches answered with less than was asked.", registry=registry
         )
         self._scored = Counter(
-            "edje_scored_pairs_total", "Pairs of text and picture scored.", registry=registry
+            "edje_scored_pairs_total", "Pairs of text and image scored.", registry=registry
         )
         self._batches = Histogram(
             "edje_batch_searches",
@@ -84,7 +84,7 @@ class Measures:
         self._batches.observe(size)
 
     def ingested(self, added: int, skipped: int, failed: int) -> None:
-        """Count uploaded pictures."""
+        """Count uploaded images."""
         for outcome, count in (("added", added), ("skipped", skipped), ("failed", failed)):
             self._ingested.labels(outcome).inc(count)
 

@@ -24,7 +24,7 @@ __all__ = ["UPLOAD_PATHS", "Guard"]
 
 _log = logging.getLogger("edje_qdrant.web")
 
-#: Where bodies may hold pictures.
+#: Where bodies may hold images.
 UPLOAD_PATHS = frozenset({"/v1/search/image", "/v1/ingest"})
 
 # Nothing of the collection is told there.

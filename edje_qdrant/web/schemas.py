@@ -53,7 +53,7 @@ class _Filtered(_Model):
 
 
 class SearchRequest(_Filtered):
-    """Ask for the pictures that a text fits best."""
+    """Ask for the images that a text fits best."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -64,7 +64,7 @@ class SearchRequest(_Filtered):
         }
     )
 
-    text: Text = Field(description="What the picture shows.")
+    text: Text = Field(description="What the image shows.")
     top_k: Count = Field(10, description="Hits to return.")
     num_candidates: Count | None = Field(
         None, description="Pictures of the first stage to rerank; 100 by default, or top_k if more."
@@ -76,7 +76,7 @@ class SearchRequest(_Filtered):
         None, description="Of the first stage and of the joint encoder, for rrf and blend."
     )
     group_by: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
-        None, description="A payload field; of the pictures that share its value, only the best."
+        None, description="A payload field; of the images that share its value, only the best."
     )
     budget_ms: Annotated[float, Field(gt=0, le=600_000)] | None = Field(
         None, description="Milliseconds for the search, waiting included."
@@ -101,7 +101,7 @@ class NextRequest(_Model):
 
 
 class RecommendRequest(_Filtered):
-    """Ask for more pictures like some, and unlike others."""
+    """Ask for more images like some, and unlike others."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"liked": [_ID], "text": "a red star", "top_k": 5}]}
@@ -109,7 +109,7 @@ class RecommendRequest(_Filtered):
 
     liked: list[ImageId] = Field(max_length=100, description="Ids to come near to.")
     disliked: list[ImageId] = Field([], max_length=100, description="Ids to keep away from.")
-    text: Text | None = Field(None, description="What the pictures should show as well.")
+    text: Text | None = Field(None, description="What the images should show as well.")
     top_k: Count = 10
     num_candidates: Count | None = None
     strategy: Literal["average_vector", "best_score"] = "average_vector"
@@ -117,7 +117,7 @@ class RecommendRequest(_Filtered):
 
 
 class RerankRequest(_Model):
-    """Rank pictures of the collection by a text, as rerank services do."""
+    """Rank images of the collection by a text, as rerank services do."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -128,16 +128,16 @@ class RerankRequest(_Model):
     model: str | None = Field(
         None, max_length=200, description="Taken for likeness; the service has one model."
     )
-    query: Text = Field(description="What the pictures may show.")
+    query: Text = Field(description="What the images may show.")
     documents: list[ImageId] = Field(
-        min_length=1, max_length=10_000, description="Ids of pictures in the collection."
+        min_length=1, max_length=10_000, description="Ids of images in the collection."
     )
     top_n: Count | None = Field(None, description="Results to return; all by default.")
     return_documents: bool = Field(False, description="Return the ids beside the scores.")
 
 
 class ExplainRequest(_Model):
-    """Ask where in a picture a text is seen."""
+    """Ask where in an image a text is seen."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"image_id": _ID, "text": "a red star"}]}
@@ -148,18 +148,18 @@ class ExplainRequest(_Model):
 
 
 class Hit(BaseModel):
-    """A picture that was found."""
+    """An image that was found."""
 
     image_id: str = Field(examples=[_ID])
     rank: int = Field(description="Place in the answer, from 1; pages count on.")
     score: float | None = Field(description="The joint encoder's logit; null if not scored.")
-    probability: float | None = Field(description="That text and picture match, if calibrated.")
+    probability: float | None = Field(description="That text and image match, if calibrated.")
     retrieval_score: float = Field(description="The first stage's cosine.")
     retrieval_rank: int = Field(description="Place in the first stage, from 1.")
     fusion_score: float | None = None
     group: Any = None
     payload: dict[str, Any] = Field(
-        description="What was stored with the picture; `path` below the pictures' folder."
+        description="What was stored with the image; `path` below the pictures' folder."
     )
 
 
@@ -185,7 +185,7 @@ class Answer(BaseModel):
 
 
 class RerankResult(BaseModel):
-    """One picture's place."""
+    """One image's place."""
 
     index: int = Field(description="Place in `documents`, from 0.")
     relevance_score: float = Field(
@@ -211,7 +211,7 @@ class FailedUpload(BaseModel):
 
 
 class Ingested(BaseModel):
-    """What became of uploaded pictures."""
+    """What became of uploaded images."""
 
     added: int
     skipped: int = Field(description="Those that were there already.")
@@ -220,16 +220,16 @@ class Ingested(BaseModel):
 
 
 class Picture(BaseModel):
-    """A picture of the collection."""
+    """An image of the collection."""
 
     image_id: str
     payload: dict[str, Any]
-    file: str | None = Field(description="Where the picture is; null if it is not served.")
+    file: str | None = Field(description="Where the image is; null if it is not served.")
     thumbnail: str | None
 
 
 class PictureList(BaseModel):
-    """Some pictures of the collection."""
+    """Some images of the collection."""
 
     pictures: list[Picture]
 
@@ -251,10 +251,10 @@ class CollectionInfo(BaseModel):
 
 
 class Word(BaseModel):
-    """One word of a text, and where the picture speaks for it."""
+    """One word of a text, and where the image speaks for it."""
 
     word: str
-    weight: float = Field(description="How much likelier the picture makes it, in nats.")
+    weight: float = Field(description="How much likelier the image makes it, in nats.")
     heat: list[list[float]] = Field(description="Rows of cells; they sum to 1, or are all 0.")
 
 
@@ -267,7 +267,7 @@ class Explained(BaseModel):
     heat: list[list[float]]
     words: list[Word]
     area: tuple[float, float, float, float] = Field(
-        description="What the maps cover: left, top, right, bottom, as shares of the picture."
+        description="What the maps cover: left, top, right, bottom, as shares of the image."
     )
 
 

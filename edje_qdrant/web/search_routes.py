@@ -1,4 +1,4 @@
-"""Routes that search: by text, by picture, by example, on from a cursor; and that rank."""
+"""Routes that search: by text, by image, by example, on from a cursor; and that rank."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edje_qdrant.web.schemas import (
     SearchRequest,
 )
 from edje_qdrant.web.service import Service
-from edje_qdrant.web.uploads import Upload, uploaded_picture
+from edje_qdrant.web.uploads import Upload, uploaded_image
 
 __all__ = ["search_routes"]
 
@@ -38,7 +38,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
 
     @router.post("/search")
     async def search(request: SearchRequest) -> Answer:
-        """Find the pictures that a text fits best, in two stages."""
+        """Find the images that a text fits best, in two stages."""
         return await service.search(request)
 
     @router.post("/search/next")
@@ -50,17 +50,17 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
 
     @router.post("/search/image")
     async def search_image(
-        file: Annotated[UploadFile, File(description="A picture to look for the like of.")],
+        file: Annotated[UploadFile, File(description="An image to look for the like of.")],
         top_k: Annotated[int, Form(ge=1)] = 10,
         filter: Annotated[str | None, Form(description="As in /v1/search, as JSON.")] = None,
         group_by: Annotated[str | None, Form(min_length=1, max_length=200)] = None,
     ) -> Answer:
-        """Find the pictures that look most like one, by the first stage."""
+        """Find the images that look most like one, by the first stage."""
         service.check_top_k(top_k)
         chosen = _read_filter(filter)
         upload = Upload(file.filename or "the picture", await file.read())
         picture = await service.read(
-            lambda: uploaded_picture(upload, max_pixels=service.settings.max_pixels)
+            lambda: uploaded_image(upload, max_pixels=service.settings.max_pixels)
         )
         result = await service.score(
             lambda: retriever.search_by_image(
@@ -72,7 +72,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
 
     @router.post("/recommend")
     async def recommend(request: RecommendRequest) -> Answer:
-        """Find more pictures like some of the collection's, and unlike others."""
+        """Find more images like some of the collection's, and unlike others."""
         top_k, number = service.counts(request.top_k, request.num_candidates)
         if request.text is not None:
             service.check_text(request.text)
@@ -94,7 +94,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
 
     @router.post("/rerank")
     async def rerank(body: RerankRequest, request: Request) -> Reranked:
-        """Rank pictures of the collection by a text, whatever the first stage thinks of them."""
+        """Rank images of the collection by a text, whatever the first stage thinks of them."""
         service.check_text(body.query)
         if len(body.documents) > service.settings.max_candidates:
             most = service.settings.max_candidates
@@ -121,7 +121,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
 
     @router.post("/explain")
     async def explain(request: ExplainRequest) -> Explained:
-        """Tell where in a picture each word of a text is seen."""
+        """Tell where in an image each word of a text is seen."""
         return await service.score(lambda: service.explain(request.image_id, request.text))
 
     return router

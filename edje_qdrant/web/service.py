@@ -1,4 +1,4 @@
-"""What the routes share: the retriever, its thread, the pictures, the measures."""
+"""What the routes share: the retriever, its thread, the images, the measures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edje_qdrant.search.options import SearchOptions
 from edje_qdrant.search.results import SearchHit, SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.web.errors import Refusal
-from edje_qdrant.web.image_files import PictureFolder, Thumbnails
+from edje_qdrant.web.image_files import ImageFolder, Thumbnails
 from edje_qdrant.web.metrics import Measures
 from edje_qdrant.web.schemas import Answer, Explained, Hit, Picture, SearchRequest, Word
 from edje_qdrant.web.settings import ServiceSettings
@@ -46,7 +46,7 @@ class Service:
     def __init__(self, retriever: TwoStageRetriever, settings: ServiceSettings) -> None:
         self.retriever = retriever
         self.settings = settings
-        self.folder = PictureFolder(settings.pictures, max_pixels=settings.max_pixels)
+        self.folder = ImageFolder(settings.pictures, max_pixels=settings.max_pixels)
         self.thumbnails = Thumbnails(self.folder, settings.thumbnail_bytes)
         self.measures = Measures(lambda: self.batcher.waiting)
         self.batcher = SearchBatcher(
@@ -214,7 +214,7 @@ class Service:
         ]
 
     def picture(self, image_id: str, payload: Mapping[str, Any]) -> Picture:
-        """Return what is told of a picture."""
+        """Return what is told of an image."""
         served = self.folder.has(payload)
         place = f"/v1/images/{image_id}"
         return Picture(
@@ -225,10 +225,10 @@ class Service:
         )
 
     def payload(self, image_id: str) -> dict[str, Any]:
-        """Return a picture's payload.
+        """Return an image's payload.
 
         Raises:
-            Refusal: There is no such picture, whatever the reason.
+            Refusal: There is no such image, whatever the reason.
         """
         with_dashes = _as_uuid(image_id)
         if with_dashes is None:
@@ -239,10 +239,10 @@ class Service:
         return dict(user_payload(found[with_dashes]))
 
     def explain(self, image_id: str, text: str) -> Explained:
-        """Tell where in a picture a text is seen; for the thread that searches.
+        """Tell where in an image a text is seen; for the thread that searches.
 
         Raises:
-            Refusal: There is no such picture, or the model's matches cannot be explained.
+            Refusal: There is no such image, or the model's matches cannot be explained.
         """
         if not can_explain(self.retriever.model):
             raise Refusal(
@@ -270,8 +270,8 @@ class Service:
 
 
 def not_found() -> Refusal:
-    """Return the answer to whoever asks for a picture that is not served, whatever the reason."""
-    return Refusal(404, "NotFound", "there is no such picture here")
+    """Return the answer to whoever asks for an image that is not served, whatever the reason."""
+    return Refusal(404, "NotFound", "there is no such image here")
 
 
 def _as_uuid(text: str) -> str | None:

@@ -10,7 +10,7 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = ["UPLOADS", "ServiceSettings", "allowed_hosts", "check_exposure"]
 
-#: Folder below the pictures' one where uploaded pictures are kept.
+#: Folder below the pictures' one where uploaded images are kept.
 UPLOADS = "uploads"
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -21,17 +21,17 @@ class ServiceSettings:
     """Hold the limits of a service; the defaults suit a small machine.
 
     Attributes:
-        pictures: The folder whose pictures may be served; None serves none.
-        ingest: Whether pictures may be added; they are kept in `uploads` below `pictures`.
+        images: The folder whose images may be served; None serves none.
+        ingest: Whether images may be added; they are kept in `uploads` below `images`.
         api_keys: Keys of which a request must bring one; none asks for no key.
         cors_origins: Origins whose pages may call the service; none by default.
         allowed_hosts: Names by which the service may be called; None for any.
         max_body_bytes: Of a JSON body.
-        max_upload_bytes: Of a body with pictures.
-        max_files: Pictures in one ingest.
-        max_pixels: Of an uploaded picture, and of one to be shown.
+        max_upload_bytes: Of a body with images.
+        max_files: Images in one ingest.
+        max_pixels: Of an uploaded image, and of one to be shown.
         max_top_k: Hits of one page.
-        max_candidates: Pictures of the first stage that one search may rerank.
+        max_candidates: Images of the first stage that one search may rerank.
         max_text: Characters of a query.
         timeout: Seconds until a request is answered, one way or the other.
         max_batch: Searches done together.
@@ -70,7 +70,7 @@ class ServiceSettings:
         if self.pictures is not None and not self.pictures.is_dir():
             raise ConfigError(f"--pictures {self.pictures} is no folder; give the pictures' folder")
         if self.ingest and self.pictures is None:
-            raise ConfigError("uploaded pictures need a place: say --pictures FOLDER with --ingest")
+            raise ConfigError("uploaded images need a place: say --pictures FOLDER with --ingest")
 
 
 def check_exposure(host: str, api_keys: Sequence[str], *, without_key: bool) -> None:

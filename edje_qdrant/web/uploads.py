@@ -1,4 +1,4 @@
-"""Take pictures that were uploaded: look at them, keep them, add them to the collection."""
+"""Take images that were uploaded: look at them, keep them, add them to the collection."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import open_upright, picture_id
+from edje_qdrant.images import image_file_id, open_upright
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.types import IngestReport
 from edje_qdrant.web.schemas import FailedUpload, Ingested
 
-__all__ = ["Upload", "ingest_uploads", "payload_fields", "uploaded_picture"]
+__all__ = ["Upload", "ingest_uploads", "payload_fields", "uploaded_image"]
 
 _SUFFIXES = {
     "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png",
@@ -41,8 +41,8 @@ class Upload:
     data: bytes
 
 
-def uploaded_picture(upload: Upload, *, max_pixels: int) -> Image.Image:
-    """Decode an uploaded picture, upright.
+def uploaded_image(upload: Upload, *, max_pixels: int) -> Image.Image:
+    """Decode an uploaded image, upright.
 
     Raises:
         ImageReadError: It is none, or too large.
@@ -53,7 +53,7 @@ def uploaded_picture(upload: Upload, *, max_pixels: int) -> Image.Image:
 
 
 def payload_fields(text: str | None) -> dict[str, Any]:
-    """Read the fields that uploaded pictures shall have.
+    """Read the fields that uploaded images shall have.
 
     Raises:
         ConfigError: It is no JSON object, or names a field that is the service's own.
@@ -81,7 +81,7 @@ def ingest_uploads(
     fields: Mapping[str, Any],
     max_pixels: int,
 ) -> Ingested:
-    """Keep pictures in a folder, named by their content, and add them to the collection.
+    """Keep images in a folder, named by their content, and add them to the collection.
 
     What cannot be decoded is not kept.
 
@@ -90,8 +90,8 @@ def ingest_uploads(
         folder: Where to.
         collection: Likewise.
         model: The collection's.
-        fields: For the payload of every picture that is new.
-        max_pixels: Pictures with more are refused.
+        fields: For the payload of every image that is new.
+        max_pixels: Images with more are refused.
 
     Raises:
         StoreError: The collection cannot be written.
@@ -150,8 +150,8 @@ def _ingest(
 
 
 def _written(upload: Upload, folder: Path, max_pixels: int) -> tuple[str, str, Path]:
-    """Write a picture beside its place; return its id, its suffix, and where it is."""
-    uploaded_picture(upload, max_pixels=max_pixels)
+    """Write an image beside its place; return its id, its suffix, and where it is."""
+    uploaded_image(upload, max_pixels=max_pixels)
     with Image.open(io.BytesIO(upload.data)) as image:
         suffix = _SUFFIXES.get(image.format or "")
     if suffix is None:
@@ -163,7 +163,7 @@ def _written(upload: Upload, folder: Path, max_pixels: int) -> tuple[str, str, P
             file.write(upload.data)
             file.flush()
             os.fsync(file.fileno())
-        return picture_id(name), suffix, part
+        return image_file_id(name), suffix, part
     except BaseException:
         part.unlink(missing_ok=True)
         raise

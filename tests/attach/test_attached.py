@@ -31,7 +31,7 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.model import EDJEModel
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 
 NAME = "products"
 TEXT = "two dogs on a boat"
@@ -64,10 +64,10 @@ def point_id(number: int) -> int | str:
 
 @pytest.fixture(params=["memory", "http"])
 def shop(
-    request: pytest.FixtureRequest, tmp_path: Path, write_pictures: WritePictures
+    request: pytest.FixtureRequest, tmp_path: Path, write_images: WriteImages
 ) -> Iterator[Shop]:
     server = StandIn()
-    paths = write_pictures(tmp_path / "pictures", COUNT)
+    paths = write_images(tmp_path / "pictures", COUNT)
     client = server.client
     client.create_collection(
         NAME,
@@ -96,7 +96,7 @@ def shop(
 
 @pytest.fixture
 def expected(shop: Shop, tiny_model: EDJEModel) -> dict[int | str, float]:
-    """What the model says of each picture, asked without any collection."""
+    """What the model says of each image, asked without any collection."""
     tokens = tiny_model.encode_images([Image.open(path) for path in shop.paths]).tokens
     scores = tiny_model.score(TEXT, tokens)
     return {point_id(number): float(score) for number, score in enumerate(scores)}
@@ -171,7 +171,7 @@ def test_broken_pictures_are_listed_and_are_no_end(shop: Shop, tiny_model: EDJEM
     assert report.added == COUNT - 3
     reasons = {failure.path: failure.reason for failure in report.failed}
     assert len(reasons) == 4
-    assert "not a picture" in reasons[f"{shop.paths[3].name} (point 3)"]
+    assert "not an image" in reasons[f"{shop.paths[3].name} (point 3)"]
     assert "No such file" in reasons[f"{shop.paths[4].name} (point {point_id(4)})"]
     assert reasons["5 (point 5)"] == "5 is no path"
     assert reasons["point 77"] == "its payload has no 'picture.file'"
@@ -297,7 +297,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     shop: Shop, tiny_model: EDJEModel, tmp_path: Path
 ) -> None:
     for options, message in (
-        ({"path_field": "file"}, "no payload field 'file'.*picture, price"),
+        ({"path_field": "file"}, "no payload field 'file'.*image, price"),
         ({"path_field": "_edje"}, "reserved"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"images": tmp_path / "none"}, "no folder"),
@@ -345,11 +345,11 @@ def test_damaged_notes_are_refused(shop: Shop, tiny_model: EDJEModel) -> None:
 
 
 def test_a_server_that_goes_away_loses_nothing(
-    tmp_path: Path, write_pictures: WritePictures, tiny_model: EDJEModel,
+    tmp_path: Path, write_images: WriteImages, tiny_model: EDJEModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("time.sleep", lambda _: None)
-    paths = write_pictures(tmp_path, 6)
+    paths = write_images(tmp_path, 6)
     with StandIn() as server:
         server.client.create_collection(
             NAME, vectors_config=models.VectorParams(size=1, distance=models.Distance.DOT)
@@ -384,9 +384,9 @@ def run(*arguments: object) -> Any:
 
 
 def test_the_commands(
-    tmp_path: Path, write_pictures: WritePictures, tiny_folder: Path, tiny_model: EDJEModel
+    tmp_path: Path, write_images: WriteImages, tiny_folder: Path, tiny_model: EDJEModel
 ) -> None:
-    paths = write_pictures(tmp_path, 3)
+    paths = write_images(tmp_path, 3)
     paths[2].write_bytes(b"x")
     with StandIn() as server:
         server.client.create_collection(
@@ -406,7 +406,7 @@ def test_the_commands(
         assert (data["added"], data["skipped"], data["name"]) == (2, 0, NAME)
         assert data["failed"][0]["path"] == f"{paths[2].name} (point 2)"
         lines = run(*attach).stdout.splitlines()
-        assert lines[0].startswith("0 pictures have tokens now, 2 had them already, 1 failed")
+        assert lines[0].startswith("0 images have tokens now, 2 had them already, 1 failed")
         assert lines[1].startswith(f"  {paths[2].name} (point 2): ")
         with AttachedCollection.open(server.url, NAME, model=tiny_model) as opened:
             assert opened.contract.codec == "int8"

@@ -24,7 +24,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.checkpoints.published import published_names
 from edje_qdrant.search.retriever import TwoStageRetriever
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 COMMANDS = [
     "attach", "calibrate", "classify", "compact", "convert", "copy", "delete", "demo", "detach",
     "eval", "export", "export-onnx", "fit-codec", "import", "info", "ingest", "match", "plan",
@@ -39,9 +39,9 @@ def no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, 12)
+    write_images(folder, 12)
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
 
@@ -173,7 +173,7 @@ def test_what_a_person_reads(index: str, pictures: Path) -> None:
 
     text = run("ingest", pictures, "--index", index).stdout
     assert text.startswith("0 added, 12 there already, 1 failed")
-    assert f"{pictures / 'broken.png'}: not a picture" in text
+    assert f"{pictures / 'broken.png'}: not an image" in text
 
     text = run("info", "--index", index).stdout
     assert "4 x 16, float16" in text
@@ -184,15 +184,15 @@ def test_long_lists_of_failures_are_cut(tmp_path: Path, tiny_folder: Path) -> No
         (tmp_path / f"{number:02d}.png").write_bytes(b"x")
     result = run("ingest", tmp_path, "--index", tmp_path / "index", "--model", tiny_folder)
     assert result.exit_code == 0
-    assert result.stdout.count("not a picture") == 20
+    assert result.stdout.count("not an image") == 20
     assert "and 3 more" in result.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_a_file_name_that_is_no_text_can_be_printed(
-    tmp_path: Path, tiny_folder: Path, write_pictures: WritePictures
+    tmp_path: Path, tiny_folder: Path, write_images: WriteImages
 ) -> None:
-    (picture,) = write_pictures(tmp_path / "pictures", 1)
+    (picture,) = write_images(tmp_path / "pictures", 1)
     picture.rename(picture.with_name("caf\udce9.png"))
     place = [tmp_path / "pictures", "--index", tmp_path / "index", "--model", tiny_folder]
     assert "caf\\udce9.png: " in run("ingest", *place).stdout

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from edje_qdrant.cli import app as cli
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 OPTIONS = ["--shards", "6", "--replicas", "2", "--quantization", "int8"]
 
 
@@ -23,9 +23,9 @@ def no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_collection_is_made_as_asked_for_and_a_rerun_goes_on(
-    tmp_path: Path, tiny_folder: Path, write_pictures: WritePictures
+    tmp_path: Path, tiny_folder: Path, write_images: WriteImages
 ) -> None:
-    write_pictures(tmp_path / "pictures", 3)
+    write_images(tmp_path / "pictures", 3)
     command = ["ingest", str(tmp_path / "pictures"), "--model", str(tiny_folder), "--json"]
     command += [*OPTIONS, "--on-disk", "payload, vectors"]
     with StandIn() as server:
@@ -52,9 +52,9 @@ def test_the_collection_is_made_as_asked_for_and_a_rerun_goes_on(
     ],
 )
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(
-    tmp_path: Path, write_pictures: WritePictures, options: list[str], says: str
+    tmp_path: Path, write_images: WriteImages, options: list[str], says: str
 ) -> None:
-    write_pictures(tmp_path / "pictures", 1)
+    write_images(tmp_path / "pictures", 1)
     command = ["ingest", str(tmp_path / "pictures"), "--model", "no such model", *options]
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 2

@@ -12,7 +12,7 @@ import pytest
 from test_cli import child, json_of, no_server_in_the_environment, refused, run, stand_in
 
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.images import picture_id
+from edje_qdrant.images import image_file_id
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.tokens.codec_file import write_codec
 from edje_qdrant.tokens.codecs import codec_for
@@ -21,16 +21,16 @@ from edje_qdrant.tokens.segment import HEADER_BYTES
 
 __all__ = ["no_server_in_the_environment", "stand_in"]  # fixtures
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 COUNT = 70
 RECORD = 4 * 16 * 2
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Path:
     """Pictures, 4 tokens each: enough to fit a codebook to."""
     folder = tmp_path_factory.mktemp("source")
-    write_pictures(folder, COUNT)
+    write_images(folder, COUNT)
     return folder
 
 
@@ -49,7 +49,7 @@ def index(tmp_path: Path, ingested: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path, source: Path, tiny_folder: Path) -> tuple[Path, Path]:
-    """Eight pictures of one's own, and an index of them."""
+    """Eight images of one's own, and an index of them."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for path in sorted(source.iterdir())[:8]:
@@ -90,7 +90,7 @@ def points(index: Path, *more: object) -> int:
 
 def test_verify_where_all_is_well(index: Path) -> None:
     result = run("verify", "--index", index)
-    assert (result.exit_code, result.stdout) == (0, f"{COUNT} pictures: all is well\n")
+    assert (result.exit_code, result.stdout) == (0, f"{COUNT} images: all is well\n")
     data = json_of(run("verify", "--index", index, "--pictures", "--json"))
     assert data == {
         "clean": True,
@@ -110,7 +110,7 @@ def test_verify_where_something_is_wrong(index: Path) -> None:
     result = run("verify", "--index", index)
     assert result.exit_code == 1
     head, *lines = result.stdout.splitlines()
-    assert head == f"{COUNT} pictures: NOT all is well"
+    assert head == f"{COUNT} images: NOT all is well"
     assert {"  2 tokens missing", "  1 tokens damaged"} <= set(lines)
     assert sum("picture-0003.png: tokens damaged: " in line for line in lines) == 1
     as_json = run("verify", "--index", index, "--json")
@@ -161,7 +161,7 @@ def test_repair_and_the_search_goes_on(index: Path) -> None:
     assert "edje-qdrant repair" in line
     result = run("repair", "--index", index)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[0] == "1 pictures encoded again, 0 could not be mended"
+    assert result.stdout.splitlines()[0] == "1 images encoded again, 0 could not be mended"
     assert run("verify", "--index", index).exit_code == 0
     assert [i for i, _ in found(index)] == [i for i, _ in before]
     again = json_of(run("repair", "--index", index, "--json"))
@@ -200,7 +200,7 @@ def test_repair_of_what_cannot_be_mended_and_the_way_out(pictures: tuple[Path, P
     lost = gone[str(folder / "picture-0002.png")]
     result = run("repair", "--index", index)
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[0] == "7 pictures encoded again, 1 could not be mended"
+    assert result.stdout.splitlines()[0] == "7 images encoded again, 1 could not be mended"
     assert lost in result.stdout
     assert "edje-qdrant delete --id ID" in result.stdout
     data = json.loads(run("repair", "--index", index, "--json").stdout)
@@ -252,7 +252,7 @@ def test_transcode_by_name(index: Path) -> None:
     exact = found(index)
     result = run("transcode", "int8", "--index", index)
     assert (result.exit_code, result.stdout) == (
-        0, f"{COUNT} pictures now in int8, {4 * 18} bytes each\n",
+        0, f"{COUNT} images now in int8, {4 * 18} bytes each\n",
     )  # fmt: skip
     about = json_of(run("info", "--index", index, "--json"))
     assert (about["contract"]["codec"], about["bytes_per_image"]) == ("int8", 72)
@@ -275,7 +275,7 @@ def test_transcode_names_what_cannot_be_read(index: Path) -> None:
     result = run("transcode", "int8", "--index", index)
     assert result.exit_code == 1
     assert result.stdout == (
-        f"{COUNT - 1} pictures now in int8, 72 bytes each; 1 cannot be read: run "
+        f"{COUNT - 1} images now in int8, 72 bytes each; 1 cannot be read: run "
         "`edje-qdrant repair`\n"
     )
     as_json = run("transcode", "int4", "--index", index, "--json")
@@ -293,7 +293,7 @@ def test_a_codec_is_fitted_once_and_used_for_several(
     assert data == {"codec": data["codec"], "path": str(codec), "bytes_per_image": 64}
     again = tmp_path / "again.safetensors"
     text = run("fit-codec", "pq16", again, "--index", index).stdout
-    assert text == f"wrote {again}: {data['codec']}, 64 bytes a picture; use it with --codec\n"
+    assert text == f"wrote {again}: {data['codec']}, 64 bytes an image; use it with --codec\n"
     assert again.read_bytes() == codec.read_bytes()
 
     assert json_of(run("transcode", codec, "--index", index, "--json"))["codec"] == data["codec"]
@@ -354,7 +354,7 @@ def test_codec_files_that_cannot_be_used(index: Path, tmp_path: Path) -> None:
         (["zip", "OUT.safetensors"], "known: float16"),
         (["pq16", "OUT.bin"], "something.safetensors"),
         (["pq16", "nowhere/OUT.safetensors"], "there is no folder"),
-        (["pq16", "OUT.safetensors", "--sample", "63"], "64 pictures or more"),
+        (["pq16", "OUT.safetensors", "--sample", "63"], "64 images or more"),
         (["pq16", "OUT.safetensors", "--sample", "-1"], "sample is -1"),
         (["pq16", "OUT.safetensors", "--pictures", "NOWHERE"], "does not exist"),
         (["pq16"], "OUT"),
@@ -405,7 +405,7 @@ def test_ingest_fits_a_codec_where_it_needs_one(
     shutil.copy(source / "picture-0000.png", few)
     none = ["--index", tmp_path / "none", "--model", tiny_folder]
     line = refused(run("ingest", few, *none, "--codec", "pq32"))
-    assert "64 pictures or more" in line
+    assert "64 images or more" in line
     assert not (tmp_path / "none").exists()
 
 
@@ -425,12 +425,12 @@ def test_export_and_import(index: Path, tmp_path: Path) -> None:
     }
     assert "already" in refused(run("export", archive, "--index", index))
     text = run("export", tmp_path / "again.tar", "--index", index).stdout
-    assert text == f"wrote {COUNT} pictures to {tmp_path / 'again.tar'}\n"
+    assert text == f"wrote {COUNT} images to {tmp_path / 'again.tar'}\n"
     assert (tmp_path / "again.tar").read_bytes() == archive.read_bytes()
 
     place = ["--index", tmp_path / "new"]
     text = run("import", archive, *place, "--collection", "photos").stdout
-    assert text == f"{COUNT} pictures copied to {tmp_path / 'new'}, 0 were there already\n"
+    assert text == f"{COUNT} images copied to {tmp_path / 'new'}, 0 were there already\n"
     assert json_of(run("import", archive, *place, "--collection", "photos", "--json")) == {
         "copied": 0, "skipped": COUNT, "nbytes": COUNT * 64,
     }  # fmt: skip
@@ -460,7 +460,7 @@ def test_copy(index: Path, tmp_path: Path) -> None:
     assert found(tmp_path / "new") == found(index)
     # Under a new name, beside the other.
     text = run("copy", index, index, "--new-name", "twin").stdout
-    assert text == f"{COUNT} pictures copied to {index}, 0 were there already\n"
+    assert text == f"{COUNT} images copied to {index}, 0 were there already\n"
     assert found(index, "--collection", "twin") == found(index)
     twin = ["copy", index, index, "--new-name", "twin", "--json"]
     assert json_of(run(*twin))["skipped"] == COUNT
@@ -545,8 +545,8 @@ def test_update_and_delete(index: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["delete"], "which pictures to delete"),
-        (["update", "a=1"], "which pictures to update"),
+        (["delete"], "which images to delete"),
+        (["update", "a=1"], "which images to update"),
         (["update", "--id", "ID"], "FIELD=VALUE"),
         (["update", "a", "--id", "ID"], "FIELD=VALUE"),
         (["update", "=1", "--id", "ID"], "FIELD=VALUE"),
@@ -566,7 +566,7 @@ def test_update_and_delete(index: Path) -> None:
 def test_what_delete_and_update_refuse(
     ingested: Path, source: Path, arguments: list[str], words: str
 ) -> None:
-    image_id = picture_id(str(source / "picture-0000.png"))
+    image_id = image_file_id(str(source / "picture-0000.png"))
     given = [image_id if a == "ID" else a for a in arguments]
     assert words in refused(run(*given, "--index", ingested))
     assert points(ingested) == COUNT

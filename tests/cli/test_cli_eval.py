@@ -16,7 +16,7 @@ from edje_qdrant.cli.eval import gather_numbers
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.model import EDJEModel
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +26,10 @@ def no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def karpathy(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> Path:
-    """A file as Karpathy's for COCO: 24 pictures, of which 12 are the test split."""
+def karpathy(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Path:
+    """A file as Karpathy's for COCO: 24 images, of which 12 are the test split."""
     folder = tmp_path_factory.mktemp("coco")
-    paths = write_pictures(folder / "images" / "val2014", 24)
+    paths = write_images(folder / "images" / "val2014", 24)
     (folder / "images" / "val2014" / "broken.jpg").write_bytes(b"no picture")
     items = [
         {
@@ -90,7 +90,7 @@ def test_a_karpathy_file_runs_end_to_end(tmp_path: Path, karpathy: Path, tiny_fo
             found = system[stage]
             assert 0 <= found["R@1"] <= found["R@5"] <= found["R@10"] <= found["R@20"] <= 1
             assert found["R@1"] <= found["MRR@20"] <= found["R@20"]
-    # Twelve pictures: all are among the first twenty, in any order.
+    # Twelve images: all are among the first twenty, in any order.
     assert systems[0]["reranked"]["R@20"] == 1
     files = data["files"]
     assert json.loads(Path(files["json"]).read_text()) == data
@@ -102,7 +102,7 @@ def test_a_karpathy_file_runs_end_to_end(tmp_path: Path, karpathy: Path, tiny_fo
 
     text = run(*options).stdout
     assert "Text to image: 60 captions asked of 12 pictures" in text
-    assert "Image to text: 12 pictures asked of 60 captions" in text
+    assert "Image to text: 12 images asked of 60 captions" in text
     assert "10 reranked" in text
     assert f"{systems[2]['reranked']['R@1']:.1%}" in text
 
@@ -224,11 +224,11 @@ def test_wrong_annotations_are_refused_with_file_and_line(
 def test_refusals_take_one_line(
     tmp_path: Path,
     tiny_folder: Path,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     arguments: list[str],
     words: str,
 ) -> None:
-    write_pictures(tmp_path, 1)
+    write_images(tmp_path, 1)
     data = tmp_path / "data.jsonl"
     data.write_text('{"image": "picture-0000.png", "caption": "x"}')
     place = ["--out", tmp_path / "out"]

@@ -14,13 +14,13 @@ from edje_qdrant.demo.scenes import SHAPES, draw_scenes
 from edje_qdrant.image_to_text.classify import classify, match_texts
 from edje_qdrant.model import EDJEModel
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 TEXTS = ["a red square", "two dogs", "kites"]
 
 
 @pytest.fixture
-def picture(tmp_path: Path, write_pictures: WritePictures) -> Path:
-    return write_pictures(tmp_path / "pictures", 1)[0]
+def picture(tmp_path: Path, write_images: WriteImages) -> Path:
+    return write_images(tmp_path / "pictures", 1)[0]
 
 
 def run(*arguments: object) -> Result:

@@ -17,7 +17,7 @@ from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import CALIBRATION_FILE, Calibration
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 COUNT = 12
 
 
@@ -35,11 +35,11 @@ def refused(*args: Any) -> str:
 
 @pytest.fixture(scope="module")
 def folder(
-    tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures, tiny_folder: Path
+    tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages, tiny_folder: Path
 ) -> Path:
     """Pictures, a manifest with fields, a model of their own with a calibration, an index."""
     folder = tmp_path_factory.mktemp("cli-search")
-    paths = write_pictures(folder / "pictures", COUNT)
+    paths = write_images(folder / "pictures", COUNT)
     lines = [
         json.dumps({"path": str(path), "album": ["a", "b"][n % 2], "page": n, "book": f"b{n // 4}"})
         for n, path in enumerate(paths)

@@ -421,15 +421,15 @@ def spoilt(array: np.ndarray, value: float) -> np.ndarray:
         ),
         (
             lambda i, e, p: (i, replace(e, tokens=spoilt(e.tokens, np.inf)), p),
-            f"tokens of picture {ids_of(2)[1]} hold NaN",
+            f"tokens of image {ids_of(2)[1]} hold NaN",
         ),
         (
             lambda i, e, p: (i, replace(e, tokens=spoilt(e.tokens, np.nan)), p),
-            f"tokens of picture {ids_of(2)[1]} hold NaN",
+            f"tokens of image {ids_of(2)[1]} hold NaN",
         ),
         (
             lambda i, e, p: (i, replace(e, embeddings=spoilt(e.embeddings, np.nan)), p),
-            f"embeddings of picture {ids_of(2)[1]} hold NaN",
+            f"embeddings of image {ids_of(2)[1]} hold NaN",
         ),
         (lambda i, e, p: (i, replace(e, embeddings=e.embeddings * 0), p), "zero"),
         (lambda i, e, p: (i, e, p[:2]), "2 payloads for 3 ids"),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from edje_qdrant.cli.app import app
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.demo.run import draw_pictures
+from edje_qdrant.demo.run import draw_images
 from edje_qdrant.errors import (
     CollectionLockedError,
     CollectionNotFoundError,
@@ -156,9 +156,9 @@ def test_compact_transcode_and_verify(tmp_path: Path, tokens: Any) -> None:
 
 
 def test_pictures_in_answers_out_and_lost_tokens_mended(
-    tmp_path: Path, tiny_model: Any, write_pictures: Any
+    tmp_path: Path, tiny_model: Any, write_images: Any
 ) -> None:
-    write_pictures(tmp_path / "pictures", 12)
+    write_images(tmp_path / "pictures", 12)
     answers = []
     for engine in ("edge", "faiss"):
         collection = ImageCollection.create(
@@ -188,15 +188,15 @@ def test_the_pages_python_runs_as_it_stands(
 ) -> None:
     page = Path(__file__).parents[2] / "docs" / "first-stages.md"
     (snippet,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    draw_pictures(tmp_path / "pictures", 20, 5, progress=False)
+    draw_images(tmp_path / "pictures", 20, 5, progress=False)
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, str(page), "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3"]
 
 
-def test_commands(tmp_path: Path, tiny_folder: Path, write_pictures: Any) -> None:
-    write_pictures(tmp_path / "pictures", 4)
+def test_commands(tmp_path: Path, tiny_folder: Path, write_images: Any) -> None:
+    write_images(tmp_path / "pictures", 4)
     run = CliRunner().invoke
     index = str(tmp_path / "index")
     ingest = ["ingest", str(tmp_path / "pictures"), "--index", index, "--model", str(tiny_folder)]

@@ -255,7 +255,7 @@ def test_what_is_no_tar_file_is_refused(tmp_path, content):
 
 def test_a_shard_without_samples_is_refused(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"x.txt": "a"})
-    with pytest.raises(ConfigError, match=r"no picture with a caption .* no picture among"):
+    with pytest.raises(ConfigError, match=r"no image with a caption .* no image among"):
         TarPairs(path)
 
 
@@ -298,7 +298,7 @@ def datasets(monkeypatch, tmp_path):
 
 
 def hugging(datasets, rows):
-    """Make a data set of encoded pictures and captions."""
+    """Make a data set of encoded images and captions."""
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -324,7 +324,7 @@ def test_rows_of_a_data_set_are_read(datasets):
     ]
     assert same(source.open(0), 0)
     assert same(source.open(2), 3)
-    with pytest.raises(ImageReadError, match="not a picture") as caught:
+    with pytest.raises(ImageReadError, match="not an image") as caught:
         source.open(1)
     assert caught.value.path == "small, row 2"
     assert [failure.path for failure in source.skipped] == ["small, row 1"]

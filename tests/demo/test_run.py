@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from edje_qdrant.demo.run import draw_pictures, run_demo
+from edje_qdrant.demo.run import draw_images, run_demo
 from edje_qdrant.errors import ConfigError
 
 
@@ -66,8 +66,8 @@ def test_a_second_run_reuses_everything_and_finds_the_same(demo):
 
 
 def test_fewer_pictures_next_time_leave_none_of_the_old_ones(tmp_path):
-    draw_pictures(tmp_path, 30, 1, progress=False)
-    captions = draw_pictures(tmp_path, 20, 1, progress=False)
+    draw_images(tmp_path, 30, 1, progress=False)
+    captions = draw_images(tmp_path, 20, 1, progress=False)
     assert len(captions) == len(list(tmp_path.iterdir())) == 20
 
 

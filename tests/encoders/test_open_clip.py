@@ -149,7 +149,7 @@ def test_a_match_is_explained(kind: str, encoder: OpenClipEncoder) -> None:
     explanation = explain_match(edje(encoder), "a red circle", pictures(1)[0])  # 61 x 40
     sides = {"siglip": 10, "resnet": 2}
     assert explanation.heat.shape == (sides.get(kind, 4),) * 2
-    # With random weights a picture may speak against a text everywhere, but not against each word.
+    # With random weights an image may speak against a text everywhere, but not against each word.
     sums = explanation.word_heat.sum((1, 2)).round(4).tolist()
     assert 1 in sums
     assert set(sums) <= {0, 1}
@@ -287,12 +287,12 @@ def test_half_precision_keeps_the_revision_and_comes_close(vocabulary: Path) -> 
 
 
 def test_pictures_are_ingested_and_found(
-    vocabulary: Path, tmp_path: Path, write_pictures: Any
+    vocabulary: Path, tmp_path: Path, write_images: Any
 ) -> None:
     model = edje(build("clip", vocabulary))
     model.save_pretrained(tmp_path / "model")
     model = EDJEModel.from_pretrained(tmp_path / "model", device="cpu")
-    write_pictures(tmp_path / "pictures", 5)
+    write_images(tmp_path / "pictures", 5)
     with ImageCollection.create(tmp_path / "place", "images", model.contract()) as collection:
         report = ingest_images(tmp_path / "pictures", collection, model)
         assert report.added == 5

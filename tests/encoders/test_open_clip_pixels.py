@@ -140,12 +140,12 @@ def test_the_seen_area_is_where_the_pixels_come_from(
     picture = np.stack([across, down, 255 + 0 * across], axis=-1).astype(np.uint8)
     pixels = (settings.pixels([Image.fromarray(picture)])[0].numpy() + 1) / 2
     left, top, right, bottom = settings.seen_area(width, height)
-    filled = pixels[2] < 0.5  # the third channel is white wherever there is picture
+    filled = pixels[2] < 0.5  # the third channel is white wherever there is image
     x = left + (right - left) * (np.arange(size[1]) + 0.5) / size[1]
     y = top + (bottom - top) * (np.arange(size[0]) + 0.5) / size[0]
     outside = (x < 0) | (x > 1) | ((y < 0) | (y > 1))[:, None]
     np.testing.assert_array_equal(filled, outside)
-    # A pixel says where in the picture it lies, to a pixel of the smaller of the two.
+    # A pixel says where in the image it lies, to a pixel of the smaller of the two.
     wanted_x, wanted_y = np.broadcast_arrays(x, y[:, None])
     close = 1 / min(width, size[1]) + 1 / 255, 1 / min(height, size[0]) + 1 / 255
     np.testing.assert_allclose(pixels[0][~filled], wanted_x[~filled], rtol=0, atol=close[0])

@@ -40,15 +40,15 @@ def evaluation() -> Evaluation:
 
 def test_the_text_has_every_system_and_what_was_left_out(evaluation: Evaluation) -> None:
     text = evaluation.text()
-    assert "flickr.json, split test: 40 pictures, 200 captions, Karpathy protocol" in text
-    assert "12 pictures cannot be read; they and their 60 captions are left out" in text
+    assert "flickr.json, split test: 40 images, 200 captions, Karpathy protocol" in text
+    assert "12 images cannot be read; they and their 60 captions are left out" in text
     assert "/x/9.jpg: no such file" in text
     assert "/x/10.jpg" not in text
     assert "and 2 more" in text
     assert "2 files have the bytes of another" in text
-    assert "3 pictures that no annotation names; they take part as wrong answers" in text
+    assert "3 images that no annotation names; they take part as wrong answers" in text
     assert "Text to image: 30 captions asked of 40 pictures" in text
-    assert "Image to text: 30 pictures asked of 40 captions" in text
+    assert "Image to text: 30 images asked of 40 captions" in text
     for system in evaluation.systems:
         (low, high) = system.intervals["reranked"]["R@1"]
         assert f"{system.reranked['R@1']:.1%} [{100 * low:.1f}, {100 * high:.1f}]" in text

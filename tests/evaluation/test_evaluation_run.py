@@ -21,17 +21,17 @@ from edje_qdrant.evaluation.run import Settings, evaluate
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 WORDS = ["red", "green", "blue", "small", "large", "round", "kite", "boat", "dog", "lake"]
 QUICK = Settings(resamples=50)
 
 
 @pytest.fixture(scope="module")
 def annotations(
-    tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures
+    tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages
 ) -> list[Annotation]:
-    """Thirty pictures with one to three captions each."""
-    paths = write_pictures(tmp_path_factory.mktemp("pictures"), 30)
+    """Thirty images with one to three captions each."""
+    paths = write_images(tmp_path_factory.mktemp("pictures"), 30)
     rng = np.random.default_rng(0)
     return [
         Annotation(
@@ -155,9 +155,9 @@ def test_two_models_get_a_collection_each_and_are_compared(
 
 
 def test_a_codec_that_needs_it_is_fitted_to_the_gallery(
-    tmp_path: Path, write_pictures: WritePictures, tiny_model: EDJEModel
+    tmp_path: Path, write_images: WriteImages, tiny_model: EDJEModel
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 70)  # of four tokens each
+    paths = write_images(tmp_path / "pictures", 70)  # of four tokens each
     some = [Annotation(str(path), ("red kite",), "d.jsonl") for path in paths]
     contenders = [
         Contender("exact", tiny_model),
@@ -181,7 +181,7 @@ def test_a_codec_that_needs_it_is_fitted_to_the_gallery(
     # The next run finds the collection and fits nothing.
     (again,) = evaluate(some, contenders[1:], tmp_path, settings).systems
     assert again.reranked == coded.reranked
-    with pytest.raises(ConfigError, match="give 64 pictures or more"):
+    with pytest.raises(ConfigError, match="give 64 images or more"):
         evaluate(some[:63], contenders, tmp_path / "few", settings)
 
 
@@ -208,7 +208,7 @@ def test_pictures_that_nobody_annotated_take_part_and_are_counted(
         assert collection.count() == 30  # still open
     assert (report.pictures, report.strangers) == (9, 21)
     assert [system.pool for system in report.systems] == [30, report.captions]
-    assert "21 pictures that no annotation names" in report.text()
+    assert "21 images that no annotation names" in report.text()
 
 
 def test_broken_pictures_leave_with_their_captions_and_are_listed(

@@ -10,15 +10,15 @@ import pytest
 from edje_qdrant.data.annotations import Annotation
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.evaluation.gallery import build_gallery
-from edje_qdrant.images import picture_id
+from edje_qdrant.images import image_file_id
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 
 
 @pytest.fixture
-def annotations(tmp_path: Path, write_pictures: WritePictures) -> list[Annotation]:
-    """Four pictures; the last is the first one's bytes, the third does not exist."""
-    paths = [str(path) for path in write_pictures(tmp_path, 2)]
+def annotations(tmp_path: Path, write_images: WriteImages) -> list[Annotation]:
+    """Four images; the last is the first one's bytes, the third does not exist."""
+    paths = [str(path) for path in write_images(tmp_path, 2)]
     paths += [str(tmp_path / "gone.png"), str(tmp_path / "copy.png")]
     shutil.copy(paths[0], paths[3])
     captions = [("one", "two"), ("three",), ("four", "five"), ("six",)]
@@ -31,7 +31,7 @@ def annotations(tmp_path: Path, write_pictures: WritePictures) -> list[Annotatio
 def test_equal_bytes_are_one_picture_with_all_captions(annotations: list[Annotation]) -> None:
     gallery = build_gallery(annotations)
     assert gallery.paths == (annotations[0].image, annotations[1].image)
-    assert gallery.image_ids == tuple(picture_id(path) for path in gallery.paths)
+    assert gallery.image_ids == tuple(image_file_id(path) for path in gallery.paths)
     assert gallery.captions == ("one", "two", "six", "three")
     assert gallery.owner.tolist() == [0, 0, 0, 1]
     assert gallery.twins == 1
@@ -53,7 +53,7 @@ def test_pictures_that_fail_later_leave_with_their_captions(annotations: list[An
     assert fewer.lost_captions == 5
     assert gallery.without({}) is gallery
     assert fewer.digest() != gallery.digest()
-    with pytest.raises(ConfigError, match="no picture to ask about"):
+    with pytest.raises(ConfigError, match="no image to ask about"):
         gallery.without(dict.fromkeys(gallery.paths, "broken"))
 
 

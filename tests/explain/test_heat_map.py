@@ -61,7 +61,7 @@ def test_a_word_s_heat_is_resized_alone() -> None:
 
 
 def test_a_crop_s_heat_lies_in_the_middle() -> None:
-    # A picture twice as wide as high, of which the middle square was seen.
+    # An image twice as wide as high, of which the middle square was seen.
     cropped = replace(explanation(), area=(0.25, 0.0, 0.75, 1.0))
     large = cropped.resize(200, 100)
     assert not large[:, :50].any()

@@ -125,7 +125,7 @@ def test_the_score_is_the_model_s(demo: EDJEModel) -> None:
     tokens = demo.encode_images([picture]).tokens
     explanation = explain_match(demo, text, picture)
     assert explanation.score == demo.score(text, tokens)[0]
-    # What the tokens add is the score less that of the picture's mean colour alone.
+    # What the tokens add is the score less that of the image's mean colour alone.
     mean = tuple(np.asarray(picture).mean((0, 1)).round().astype(int).tolist())
     plain = demo.encode_images([Image.new("RGB", picture.size, mean)]).tokens
     gained = explanation.score - float(demo.score(text, plain)[0])

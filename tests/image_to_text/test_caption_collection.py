@@ -127,9 +127,9 @@ def test_what_cannot_be_added_is_refused_and_nothing_is_written(place: Place) ->
 def test_captions_and_pictures_are_not_taken_for_each_other(place: Place) -> None:
     place.create("captions").close()
     ImageCollection.create(place.location, "images", CONTRACT, tokens="payload").close()
-    with pytest.raises(StoreError, match=r"'images' at .* holds pictures, not captions; .*Image"):
+    with pytest.raises(StoreError, match=r"'images' at .* holds images, not captions; .*Image"):
         place.open("images")
-    with pytest.raises(StoreError, match=r"'captions' at .* holds captions, not pictures; .*Capt"):
+    with pytest.raises(StoreError, match=r"'captions' at .* holds captions, not images; .*Capt"):
         ImageCollection.open(place.location, "captions")
     # Neither refusal keeps anything locked.
     place.open("captions").close()

@@ -20,13 +20,13 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.types import ImageEncoding, Point
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 TEXTS = [f"caption {number} of {word}" for number in range(10) for word in ("dogs", "kites", "b")]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> list[Path]:
-    return write_pictures(tmp_path_factory.mktemp("asked"), 2)
+def pictures(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> list[Path]:
+    return write_images(tmp_path_factory.mktemp("asked"), 2)
 
 
 @pytest.fixture(scope="module", params=["edge", "memory"])

@@ -16,13 +16,13 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.types import ImageEncoding
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 TEXTS = ["a red square", "two dogs on a boat", "Kites over the lake!", "b", "a dog", "cats"]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> list[Path]:
-    return write_pictures(tmp_path_factory.mktemp("matching"), 3)
+def pictures(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> list[Path]:
+    return write_images(tmp_path_factory.mktemp("matching"), 3)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_what_cannot_be_matched_is_refused(
     foreign = ImageEncoding(two.embeddings[:1], np.zeros((1, 3, 16), np.float16))
     refused(r"\(1, 4, 16\), not \(1, 24\) and \(1, 3, 16\)", image=foreign)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    for path, reason in (("gone.png", "No such file"), ("broken.png", "not a picture")):
+    for path, reason in (("gone.png", "No such file"), ("broken.png", "not an image")):
         with pytest.raises(ImageReadError, match=f"{path}: {reason}"):
             match_texts(tiny_model, tmp_path / path, TEXTS)
 
@@ -161,7 +161,7 @@ def test_a_batch_agrees_with_single_pictures_whatever_its_steps(
             np.testing.assert_allclose(*scores, atol=1e-4)
 
     agrees()
-    # Room for the tokens of two pictures with each label.
+    # Room for the tokens of two images with each label.
     monkeypatch.setattr(
         "edje_qdrant.image_to_text.classify._TOKEN_BYTES", 2 * len(TEXTS) * 4 * 16 * 2
     )

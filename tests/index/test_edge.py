@@ -288,7 +288,7 @@ def test_graph_finds_nearly_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     index.optimize()
     assert list(tmp_path.glob("shard/segments/*/vector_index/graph.bin"))
     index.upsert(make_points(vectors[3000:], 3000))  # found beside the graph
-    # Captions lie apart from pictures: queries off to one side are what the graph must bear.
+    # Captions lie apart from images: queries off to one side are what the graph must bear.
     queries = unit_vectors(40, 128, seed=1) + 0.3
     for _ in range(2):
         truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]

@@ -169,7 +169,7 @@ def test_truth_needs_a_numpy_whose_truth_is_no_number(monkeypatch: pytest.Monkey
 def test_checks_load_no_engine(function: str) -> None:
     code = f"""
 import sys
-from edje_qdrant.index import filters
+from edje_qdrant.index.filters import filter as filters
 filters.{function}({{"album": ["2024", 1, True]}})
 assert not {{"qdrant_client", "qdrant_edge"}} & set(sys.modules)
 """

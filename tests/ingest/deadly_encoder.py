@@ -14,7 +14,7 @@ from torch import Tensor
 from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.model import EDJEModel
 
-#: Pictures of this size end the process.
+#: Images of this size end the process.
 DEADLY = (13, 17)
 
 

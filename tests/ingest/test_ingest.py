@@ -25,7 +25,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.types import ImageEncoding, IngestReport
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 ORIENTATION = 274
 
 
@@ -50,16 +50,16 @@ def stored(collection: ImageCollection, model: EDJEModel) -> dict[str, dict[str,
 
 
 def one_embedding(collection: ImageCollection, model: EDJEModel, picture: Image.Image) -> float:
-    """Return the cosine of the only picture in the collection with `picture`."""
+    """Return the cosine of the only image in the collection with `image`."""
     ((candidate,),) = collection.search(model.encode_images([picture]).embeddings, 1)
     return candidate.score
 
 
 def break_pictures(folder: Path, template: bytes) -> list[Path]:
-    """Write 20 files that are no pictures, of several kinds, several with the same content."""
+    """Write 20 files that are no images, of several kinds, several with the same content."""
     contents = {
         **{f"empty-{i}.png": b"" for i in range(3)},
-        **{f"text-{i}.jpg": b"this is not a picture" for i in range(4)},
+        **{f"text-{i}.jpg": b"this is not an image" for i in range(4)},
         **{f"truncated-{i}.png": template[: len(template) // 2 + i] for i in range(5)},
         **{f"header-{i}.png": template[: 8 + i] for i in range(3)},
         "noise.webp": np.random.default_rng(0).bytes(4000),
@@ -81,11 +81,11 @@ def test_a_folder_with_broken_files_gives_the_whole_ones_and_lists_the_rest(
     tmp_path: Path,
     collection: ImageCollection,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
 ) -> None:
     folder = tmp_path / "pictures"
-    write_pictures(folder, 90)
-    write_pictures(folder / "more", 90, seed=1, suffix=".jpg")
+    write_images(folder, 90)
+    write_images(folder / "more", 90, seed=1, suffix=".jpg")
     large = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(large).save(tmp_path / "template.png")
     broken = break_pictures(folder, (tmp_path / "template.png").read_bytes())
@@ -97,7 +97,7 @@ def test_a_folder_with_broken_files_gives_the_whole_ones_and_lists_the_rest(
     assert {failure.path for failure in report.failed} == {str(path) for path in broken}
     reasons = {Path(failure.path).stem: failure.reason for failure in report.failed}
     assert reasons["empty-0"] == "the file is empty"
-    assert reasons["text-3"].startswith("not a picture")
+    assert reasons["text-3"].startswith("not an image")
     assert reasons["dangling"] == "No such file or directory"
     assert all(reason and "\n" not in reason for reason in reasons.values())
     assert collection.count() == 180
@@ -112,10 +112,10 @@ def test_a_rerun_decodes_nothing(
     tmp_path: Path,
     collection: ImageCollection,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 5)
+    paths = write_images(tmp_path / "pictures", 5)
     ingest(paths, collection, tiny_model)
 
     def refuse(*_: Any) -> Any:
@@ -129,9 +129,9 @@ def test_the_same_content_is_added_once_wherever_it_lies(
     tmp_path: Path,
     collection: ImageCollection,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 6)
+    paths = write_images(tmp_path / "pictures", 6)
     for path in paths[:3]:
         (tmp_path / "pictures" / f"copy-{path.name}").write_bytes(path.read_bytes())
     report = ingest(tmp_path / "pictures", collection, tiny_model, batch_size=2)
@@ -179,9 +179,9 @@ def test_fields_that_are_no_json_fail_alone(
     tmp_path: Path,
     collection: ImageCollection,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
 ) -> None:
-    write_pictures(tmp_path, 2)
+    write_images(tmp_path, 2)
     lines = ['{"path": "picture-0000.png", "weight": NaN}', '{"path": "picture-0001.png"}']
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
     report = ingest(tmp_path / "list.jsonl", collection, tiny_model)
@@ -194,9 +194,9 @@ def test_a_file_name_that_is_no_text_fails_alone(
     tmp_path: Path,
     collection: ImageCollection,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
 ) -> None:
-    first, _ = write_pictures(tmp_path / "pictures", 2)
+    first, _ = write_images(tmp_path / "pictures", 2)
     first.rename(first.with_name("caf\udce9.png"))
     report = ingest(tmp_path / "pictures", collection, tiny_model)
     assert report.added == 1
@@ -327,9 +327,9 @@ def test_pictures_are_encoded_as_the_model_encodes_them(
     tmp_path: Path,
     collection: ImageCollection,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 7)
+    paths = write_images(tmp_path / "pictures", 7)
     ingest(paths, collection, tiny_model, batch_size=3)
     expected = tiny_model.encode_images([Image.open(path) for path in paths])
     for row, path in enumerate(paths):
@@ -368,9 +368,9 @@ def test_another_model_is_refused(
     tmp_path: Path,
     collection: ImageCollection,
     other_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 1)
+    paths = write_images(tmp_path / "pictures", 1)
     with pytest.raises(ContractMismatchError, match="encoder_revision"):
         ingest(paths, collection, other_model)
     assert collection.count() == 0
@@ -380,10 +380,10 @@ def test_the_bar_counts_every_picture_on_stderr(
     tmp_path: Path,
     collection: ImageCollection,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    write_pictures(tmp_path / "pictures", 5)
+    write_images(tmp_path / "pictures", 5)
     (tmp_path / "pictures" / "broken.png").write_bytes(b"x")
     ingest(tmp_path / "pictures", collection, tiny_model)
     assert capfd.readouterr() == ("", "")
@@ -411,10 +411,10 @@ class Faulty(ImageCollection):
 def test_an_interrupted_run_keeps_what_was_written_and_ends_its_threads(
     tmp_path: Path,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     error: BaseException,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 100)
+    paths = write_images(tmp_path / "pictures", 100)
     ImageCollection.create(tmp_path / "index", "images", tiny_model.contract()).close()
     threads = threading.active_count()
     with Faulty.open(tmp_path / "index", "images") as faulty:
@@ -433,7 +433,7 @@ def test_too_large_a_batch_is_named(
     tmp_path: Path,
     collection: ImageCollection,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def exhaust(_: torch.Tensor) -> ImageEncoding:
@@ -441,7 +441,7 @@ def test_too_large_a_batch_is_named(
 
     monkeypatch.setattr(tiny_model, "encode_pixels", exhaust)
     with pytest.raises(ConfigError, match="lower batch_size"):
-        ingest(write_pictures(tmp_path / "pictures", 3), collection, tiny_model)
+        ingest(write_images(tmp_path / "pictures", 3), collection, tiny_model)
 
 
 _CHILD = """
@@ -468,9 +468,9 @@ with ImageCollection.create(sys.argv[3], "images", model.contract()) as collecti
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_run_is_completed_by_the_next(
-    tmp_path: Path, tiny_folder: Path, tiny_model: EDJEModel, write_pictures: WritePictures
+    tmp_path: Path, tiny_folder: Path, tiny_model: EDJEModel, write_images: WriteImages
 ) -> None:
-    write_pictures(tmp_path / "pictures", 200)
+    write_images(tmp_path / "pictures", 200)
     command = [sys.executable, "-c", _CHILD]
     command += [str(p) for p in (tiny_folder, tmp_path / "pictures", tmp_path / "index")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -494,10 +494,10 @@ def test_memory_holds_a_window_of_the_source_only(
     tmp_path: Path,
     collection: ImageCollection,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 80)
+    paths = write_images(tmp_path / "pictures", 80)
     decoded = added = most = 0
     preprocess, lock = tiny_model.encoder.preprocess, threading.Lock()
 
@@ -527,9 +527,9 @@ def test_both_engines_hold_the_same_after_an_ingest(
     tmp_path: Path,
     collection: ImageCollection,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
 ) -> None:
-    write_pictures(tmp_path / "pictures", 30)
+    write_images(tmp_path / "pictures", 30)
     client = QdrantClient(":memory:")
     with ImageCollection.create(client, "images", tiny_model.contract()) as other:
         for each in (collection, other):
@@ -541,10 +541,10 @@ def test_both_engines_hold_the_same_after_an_ingest(
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> Path:
-    """A folder of 70 pictures, 4 tokens each, and what is none."""
+def many(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Path:
+    """A folder of 70 images, 4 tokens each, and what is none."""
     folder = tmp_path_factory.mktemp("many")
-    write_pictures(folder, 70)
+    write_images(folder, 70)
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
 
@@ -573,7 +573,7 @@ def test_an_ingest_with_a_fitted_codec(many: Path, tmp_path: Path, tiny_model: E
 @pytest.mark.parametrize(
     ("name", "more", "words"),
     [
-        ("pq16", {"sample": 60}, "64 pictures or more"),
+        ("pq16", {"sample": 60}, "64 images or more"),
         ("pq16", {"sample": 0}, "sample 0"),
         ("pq16", {"batch_size": 0}, "batch_size 0"),
         ("zip", {}, "known: float16"),
@@ -587,14 +587,14 @@ def test_a_codec_that_cannot_be_fitted(
 
 
 def test_fitting_to_too_few_pictures(
-    tmp_path: Path, tiny_model: EDJEModel, write_pictures: WritePictures
+    tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages
 ) -> None:
-    write_pictures(tmp_path, 3)
-    with pytest.raises(ConfigError, match="3 pictures have 12; give 64 pictures or more"):
+    write_images(tmp_path, 3)
+    with pytest.raises(ConfigError, match="3 images have 12; give 64 images or more"):
         fit_codec_to_source(tmp_path, tiny_model, "pq16", progress=False)
     for path in tmp_path.iterdir():
         path.write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match="0 pictures have 0; give 64"):
+    with pytest.raises(ConfigError, match="0 images have 0; give 64"):
         fit_codec_to_source(tmp_path, tiny_model, "pq16", progress=False)
     with pytest.raises(ConfigError, match="does not exist"):
         fit_codec_to_source(tmp_path / "nowhere", tiny_model, "pq16", progress=False)

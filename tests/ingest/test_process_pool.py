@@ -31,14 +31,14 @@ from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.errors import ConfigError, WorkerDiedError
 from edje_qdrant.ingest import process_pool as encoding_pool
-from edje_qdrant.ingest.decode import KnownPicture, identify_picture
+from edje_qdrant.ingest.decode import KnownImage, identify_image
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
-from edje_qdrant.ingest.sources import ListedPicture
+from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.types import ImageEncoding, IngestReport
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 Stored = dict[str, tuple[dict[str, Any], NDArray[np.float32], NDArray[np.float16]]]
 
 
@@ -124,10 +124,10 @@ def watched(action: Callable[[], None]) -> type[Watched]:
 
 
 def test_two_processes_give_the_collection_that_none_gives(
-    tmp_path: Path, tiny_model: EDJEModel, write_pictures: WritePictures
+    tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages
 ) -> None:
     pictures = tmp_path / "pictures"
-    paths = write_pictures(pictures, 40)
+    paths = write_images(pictures, 40)
     (pictures / "copy.png").write_bytes(paths[3].read_bytes())
     (pictures / "empty.png").write_bytes(b"")
     (pictures / "cut.png").write_bytes(paths[5].read_bytes()[:60])
@@ -142,12 +142,12 @@ def test_two_processes_give_the_collection_that_none_gives(
 def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(
     tmp_path: Path,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     pictures = tmp_path / "pictures"
-    write_pictures(pictures, 60)
+    write_images(pictures, 60)
     killed = []
 
     def kill() -> None:
@@ -171,10 +171,10 @@ def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(
     [(1, "the-last.png"), pytest.param(4, "picture-0005b.png", marks=pytest.mark.slow)],
 )
 def test_a_picture_that_kills_who_reads_it_is_listed_and_the_others_are_there(
-    tmp_path: Path, tiny_model: EDJEModel, write_pictures: WritePictures, batch_size: int, name: str
+    tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages, batch_size: int, name: str
 ) -> None:
     pictures = tmp_path / "pictures"
-    write_pictures(pictures, 12)
+    write_images(pictures, 12)
     Image.new("RGB", DEADLY, "red").save(pictures / name)
     model = with_encoder(tiny_model, DeadlyEncoder)
     report, found = ingest(pictures, tmp_path / "index", model, batch_size=batch_size, processes=2)
@@ -187,11 +187,11 @@ def test_a_picture_that_kills_who_reads_it_is_listed_and_the_others_are_there(
 def test_an_interrupt_leaves_no_process_and_keeps_what_was_written(
     tmp_path: Path,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    write_pictures(tmp_path / "pictures", 60)
+    write_images(tmp_path / "pictures", 60)
     during = set()
 
     def interrupt() -> None:
@@ -215,9 +215,9 @@ def test_an_interrupt_leaves_no_process_and_keeps_what_was_written(
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_a_command_that_is_ended(
-    tmp_path: Path, tiny_folder: Path, write_pictures: WritePictures, number: signal.Signals
+    tmp_path: Path, tiny_folder: Path, write_images: WriteImages, number: signal.Signals
 ) -> None:
-    write_pictures(tmp_path / "pictures", 400)
+    write_images(tmp_path / "pictures", 400)
     command = [sys.executable, "-m", "edje_qdrant", "ingest", str(tmp_path / "pictures")]
     command += ["--index", str(tmp_path / "index"), "--model", str(tiny_folder)]
     command += ["--processes", "2", "--batch-size", "1"]
@@ -253,7 +253,7 @@ def test_workers_end_with_a_command_that_is_ended(
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            GreedyEncoder, ConfigError, "cpu has no memory for 3 pictures.*lower batch_size",
+            GreedyEncoder, ConfigError, "cpu has no memory for 3 images.*lower batch_size",
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -269,12 +269,12 @@ def test_workers_end_with_a_command_that_is_ended(
 def test_what_goes_wrong_in_a_process_is_told(
     tmp_path: Path,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     kind: type[SiglipEncoder],
     error: type[Exception],
     words: str,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 3)
+    paths = write_images(tmp_path / "pictures", 3)
     with pytest.raises(error, match=words):
         ingest(paths, tmp_path / "index", with_encoder(tiny_model, kind), processes=1)
     assert children() == set()
@@ -284,11 +284,11 @@ def test_what_goes_wrong_in_a_process_is_told(
 def test_processes_that_die_one_after_another_end_the_run(
     tmp_path: Path,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(encoding_pool, "_MOST_LOST", 2)
-    paths = write_pictures(tmp_path / "pictures", 4)
+    paths = write_images(tmp_path / "pictures", 4)
     Image.new("RGB", DEADLY, "red").save(tmp_path / "deadly.png")
     model = with_encoder(tiny_model, DeadlyEncoder)
     with ImageCollection.create(tmp_path / "index", "images", model.contract()) as collection:
@@ -301,16 +301,16 @@ def test_processes_that_die_one_after_another_end_the_run(
 
 @pytest.mark.slow
 def test_few_batches_are_under_way_at_a_time_and_they_come_in_order(
-    tmp_path: Path, tiny_model: EDJEModel, write_pictures: WritePictures
+    tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages
 ) -> None:
-    paths = [str(path) for path in write_pictures(tmp_path, 30)]
+    paths = [str(path) for path in write_images(tmp_path, 30)]
     asked_for = 0
 
-    def batches() -> Iterator[list[KnownPicture]]:
+    def batches() -> Iterator[list[KnownImage]]:
         nonlocal asked_for
         for path in paths:
-            known = identify_picture(ListedPicture(path, {}))
-            assert isinstance(known, KnownPicture)
+            known = identify_image(ListedImage(path, {}))
+            assert isinstance(known, KnownImage)
             asked_for += 1
             yield [known]
 
@@ -325,10 +325,10 @@ def test_few_batches_are_under_way_at_a_time_and_they_come_in_order(
 def test_a_rerun_starts_no_process(
     tmp_path: Path,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 3)
+    paths = write_images(tmp_path / "pictures", 3)
     ingest(paths, tmp_path / "index", tiny_model)
     monkeypatch.setattr(torch, "save", None)
     with ImageCollection.open(tmp_path / "index", "images") as collection:
@@ -339,10 +339,10 @@ def test_a_rerun_starts_no_process(
 def test_a_model_that_cannot_be_handed_over_is_refused(
     tmp_path: Path,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 3)
+    paths = write_images(tmp_path / "pictures", 3)
     monkeypatch.setattr(tiny_model, "encode_pixels", lambda pixels: None)
     with pytest.raises(ConfigError, match="cannot be handed to other processes"):
         ingest(paths, tmp_path / "index", tiny_model, processes=1)

@@ -19,7 +19,7 @@ from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.types import ImageEncoding, IngestReport, Point
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 
 
 @pytest.fixture(params=["edge", "memory"])
@@ -32,10 +32,10 @@ def collection(
 
 
 @pytest.fixture
-def folder(tmp_path: Path, write_pictures: WritePictures) -> Path:
-    """Two pictures in a folder, and two in one below."""
-    write_pictures(tmp_path / "pictures", 2)
-    write_pictures(tmp_path / "pictures" / "below", 2, seed=1)
+def folder(tmp_path: Path, write_images: WriteImages) -> Path:
+    """Two images in a folder, and two in one below."""
+    write_images(tmp_path / "pictures", 2)
+    write_images(tmp_path / "pictures" / "below", 2, seed=1)
     return tmp_path / "pictures"
 
 
@@ -83,12 +83,12 @@ def test_pictures_elsewhere_stay(
     collection: ImageCollection,
     folder: Path,
     tmp_path: Path,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     follow: Callable[..., IngestReport],
 ) -> None:
     # A folder whose name begins like the other's is another folder.
-    others = write_pictures(tmp_path / "pictures-2", 2, seed=7)
-    others += write_pictures(tmp_path / "elsewhere", 2, seed=8)
+    others = write_images(tmp_path / "pictures-2", 2, seed=7)
+    others += write_images(tmp_path / "elsewhere", 2, seed=8)
     follow(tmp_path / "pictures-2")
     follow(tmp_path / "elsewhere")
     follow(folder)
@@ -133,10 +133,10 @@ def test_a_manifest_names_all_that_stay(
     collection: ImageCollection,
     folder: Path,
     tmp_path: Path,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     follow: Callable[..., IngestReport],
 ) -> None:
-    (other,) = write_pictures(tmp_path / "elsewhere", 1, seed=9)
+    (other,) = write_images(tmp_path / "elsewhere", 1, seed=9)
     follow(folder)
     follow(other, prune=False)
     source = manifest(
@@ -214,7 +214,7 @@ def test_pictures_that_cannot_be_read_this_time_stay(
     report = follow(folder)
     assert counts(report) == (0, 2, 0, 2)
     assert named(cut, gone) < paths(collection)
-    # One that is no picture any more, but was read, is another content: the old one goes.
+    # One that is no image any more, but was read, is another content: the old one goes.
     cut.write_bytes(b"no picture")
     report = follow(folder)
     assert [Path(f.path).name for f in report.failed] == ["picture-0000.png", "picture-0000.png"]
@@ -347,10 +347,10 @@ def test_a_picture_that_moved_to_a_folder_that_is_followed_is_not_lost(
     collection: ImageCollection,
     folder: Path,
     tmp_path: Path,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     follow: Callable[..., IngestReport],
 ) -> None:
-    write_pictures(tmp_path / "elsewhere", 1, seed=9)
+    write_images(tmp_path / "elsewhere", 1, seed=9)
     follow(folder)
     follow(tmp_path / "elsewhere")
     (folder / "picture-0000.png").rename(tmp_path / "elsewhere" / "moved.png")
@@ -363,12 +363,12 @@ def test_of_a_changed_picture_the_old_goes_and_the_new_comes(
     collection: ImageCollection,
     folder: Path,
     tmp_path: Path,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     follow: Callable[..., IngestReport],
 ) -> None:
     follow(folder)
     before = {p.id for page in collection.index.scroll() for p in page}
-    (new,) = write_pictures(tmp_path / "new", 1, seed=5)
+    (new,) = write_images(tmp_path / "new", 1, seed=5)
     (folder / "picture-0000.png").write_bytes(new.read_bytes())
     assert counts(follow(folder, prune=False)) == (1, 3, 0, 0)
     assert len(collection) == 5
@@ -413,10 +413,10 @@ def test_many_pages(
     tmp_path: Path,
     tiny_model: EDJEModel,
     follow: Callable[..., IngestReport],
-    write_pictures: WritePictures,
+    write_images: WriteImages,
 ) -> None:
     """Points are deleted while they are gone through."""
-    (kept,) = write_pictures(tmp_path / "pictures", 1)
+    (kept,) = write_images(tmp_path / "pictures", 1)
     rng = np.random.default_rng(0)
     ids = [str(uuid.UUID(int=int(n) + 1)) for n in rng.permutation(600)]
     embeddings = rng.standard_normal((600, tiny_model.config.embedding_dim)).astype(np.float32)
@@ -431,14 +431,14 @@ def test_an_interrupted_run_prunes_nothing(
     collection: ImageCollection,
     folder: Path,
     tmp_path: Path,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     tiny_model: EDJEModel,
     follow: Callable[..., IngestReport],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     follow(folder)
     (folder / "picture-0000.png").unlink()
-    write_pictures(folder / "more", 3, seed=4)
+    write_images(folder / "more", 3, seed=4)
 
     def stop(*_: Any) -> Any:
         raise KeyboardInterrupt

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.ingest.sources import ListedPicture, Source, check_source, list_pictures
+from edje_qdrant.ingest.sources import ListedImage, Source, check_source, list_images
 from edje_qdrant.types import FailedImage
 
 
 def listed(source: Source) -> list[str]:
-    return [item.path for item in list_pictures(source)()]
+    return [item.path for item in list_images(source)()]
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -49,7 +49,7 @@ def test_paths_are_absolute_whatever_the_source(
 
 def test_a_listing_can_be_begun_anew(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
-    listing = list_pictures(tmp_path)
+    listing = list_images(tmp_path)
     assert list(listing()) == list(listing())
     assert len(list(listing())) == 2
 
@@ -90,11 +90,11 @@ def test_a_manifest_gives_fields_and_paths_beside_it(tmp_path: Path) -> None:
         "",
         json.dumps({"path": "/elsewhere/b.png"}),
     )
-    assert list(list_pictures(path)()) == [
-        ListedPicture(
+    assert list(list_images(path)()) == [
+        ListedImage(
             str(tmp_path / "a.png"), {"path": "../a.png", "title": "Ä", "tags": [1, {"x": None}]}
         ),
-        ListedPicture("/elsewhere/b.png", {"path": "/elsewhere/b.png"}),
+        ListedImage("/elsewhere/b.png", {"path": "/elsewhere/b.png"}),
     ]
 
 
@@ -115,9 +115,9 @@ def test_a_broken_manifest_line_is_listed_by_its_number(
     tmp_path: Path, line: str | bytes, reason: str
 ) -> None:
     path = manifest(tmp_path, '{"path": "a.png"}', "", line, '{"path": "b.png"}')
-    first, failed, last = list_pictures(path)()
-    assert isinstance(first, ListedPicture)
-    assert isinstance(last, ListedPicture)
+    first, failed, last = list_images(path)()
+    assert isinstance(first, ListedImage)
+    assert isinstance(last, ListedImage)
     assert isinstance(failed, FailedImage)
     assert failed.path == f"{path}:3"
     assert reason in failed.reason
@@ -134,7 +134,7 @@ def test_what_may_not_be_read_is_refused_or_listed(tmp_path: Path) -> None:
     try:
         with pytest.raises(ConfigError, match="cannot read the folder"):
             check_source(closed)
-        picture, failed = list_pictures(tmp_path)()
+        picture, failed = list_images(tmp_path)()
     finally:
         closed.chmod(0o755)
     assert picture.path == str(tmp_path / "a.png")
@@ -145,7 +145,7 @@ def test_a_folder_that_vanishes_while_it_is_walked_is_listed(
     tmp_path: Path,
 ) -> None:
     touch(tmp_path, "a.png", "gone/b.png", "kept/c.png")
-    walk = list_pictures(tmp_path)()
+    walk = list_images(tmp_path)()
     first = next(walk)
     (tmp_path / "gone" / "b.png").unlink()
     (tmp_path / "gone").rmdir()

@@ -1,4 +1,4 @@
-"""A collection of pictures that several plugs search."""
+"""A collection of images that several plugs search."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from edje_qdrant.search.retriever import TwoStageRetriever
 # Before haystack is imported: it reports its use over the network where nobody says no.
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 
 
 @pytest.fixture
-def gallery(tmp_path: Path, write_pictures: WritePictures, tiny_model: EDJEModel) -> Gallery:
-    paths = write_pictures(tmp_path / "pictures", 12)
+def gallery(tmp_path: Path, write_images: WriteImages, tiny_model: EDJEModel) -> Gallery:
+    paths = write_images(tmp_path / "pictures", 12)
     with ImageCollection.create(tmp_path / "index", "images", tiny_model.contract()) as made:
         ingest_images(tmp_path / "pictures", made, tiny_model, progress=False, batch_size=12)
     return Gallery(tmp_path / "index", paths, tiny_model)

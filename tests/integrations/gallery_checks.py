@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass
 class Gallery:
-    """A collection of twelve pictures in a folder, not open."""
+    """A collection of twelve images in a folder, not open."""
 
     folder: Path
     paths: list[Path]

@@ -20,14 +20,14 @@ from ray_cluster import WARNINGS, local_cluster
 
 from edje_qdrant import errors
 from edje_qdrant.collection.collection import ImageCollection, user_payload
-from edje_qdrant.images import picture_id
+from edje_qdrant.images import image_file_id
 from edje_qdrant.index.qdrant import connection
-from edje_qdrant.ingest.sources import ListedPicture
+from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.integrations import ray as plug
 from edje_qdrant.integrations.ray import ingest_dataset
 from edje_qdrant.model import EDJEModel
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 
 pytestmark = pytest.mark.filterwarnings(WARNINGS)
 
@@ -50,7 +50,7 @@ def job_for(url: str, model: Path | str, max_retries: int = 3) -> plug._Job:
 
 
 def dying(flag: Path | None, word: str) -> type[plug._Worker]:
-    """Return a worker that kills its process once it has written a batch with a certain picture.
+    """Return a worker that kills its process once it has written a batch with a certain image.
 
     With a flag it does so until the flag is there.
     """
@@ -82,7 +82,7 @@ def check_a_killed_worker(
     try:
         report = ingest_dataset(dataset, url, name, model, batch_size=4, create=True)
         assert flag.exists()
-        ids = {picture_id(str(path)): (str(path), n) for n, path in enumerate(paths)}
+        ids = {image_file_id(str(path)): (str(path), n) for n, path in enumerate(paths)}
         with ImageCollection.open(url, name) as collection:
             points = [point for page in collection.index.scroll() for point in page]
             stored = collection.encodings([*ids])
@@ -95,7 +95,7 @@ def check_a_killed_worker(
                 assert (point.payload["path"], point.payload["shelf"]) == (path, shelf)
         # What had been written by the one that died was there already.
         assert [failure.path for failure in report.failed] == [str(broken)]
-        assert "not a picture" in report.failed[0].reason
+        assert "not an image" in report.failed[0].reason
         assert report.added + report.skipped == len(paths) + 1
         assert report.added >= len(paths) - 4
 
@@ -115,10 +115,10 @@ def test_every_picture_is_there_once_though_a_worker_was_killed(
     stand_in: StandIn,
     tmp_path: Path,
     tiny_folder: Path,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 24)
+    paths = write_images(tmp_path / "pictures", 24)
     check_a_killed_worker(stand_in.url, tmp_path, tiny_folder, paths, monkeypatch)
 
 
@@ -127,13 +127,13 @@ def test_the_same_on_a_server(
     cluster: None,
     tmp_path: Path,
     tiny_folder: Path,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url = os.environ.get("EDJE_QDRANT_URL")
     if not url:
         pytest.skip("EDJE_QDRANT_URL names no server")
-    paths = write_pictures(tmp_path / "pictures", 24)
+    paths = write_images(tmp_path / "pictures", 24)
     check_a_killed_worker(url, tmp_path, tiny_folder, paths, monkeypatch)
 
 
@@ -143,10 +143,10 @@ def test_a_batch_that_kills_every_worker_ends_the_run(
     stand_in: StandIn,
     tmp_path: Path,
     tiny_folder: Path,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths = write_pictures(tmp_path / "pictures", 6)
+    paths = write_images(tmp_path / "pictures", 6)
     dataset = ray.data.from_items([{"path": str(path)} for path in paths], override_num_blocks=1)
     monkeypatch.setattr(plug, "_Worker", dying(None, paths[2].name))
     with pytest.raises(errors.WorkerDiedError, match=r"2 actors died of a batch of 2.*0002\.png"):
@@ -198,9 +198,9 @@ def test_what_cannot_be_used_is_refused_before_anything_is_done(
 
 
 def test_calls_that_fail_are_done_again_so_many_times(
-    stand_in: StandIn, tmp_path: Path, tiny_folder: Path, write_pictures: WritePictures
+    stand_in: StandIn, tmp_path: Path, tiny_folder: Path, write_images: WriteImages
 ) -> None:
-    pictures = [ListedPicture(str(path), {}) for path in write_pictures(tmp_path / "p", 3)]
+    pictures = [ListedImage(str(path), {}) for path in write_images(tmp_path / "p", 3)]
     plug._prepare(job_for(stand_in.url, tiny_folder), {"codec": "int8"})
     worker = plug._Worker(job_for(stand_in.url, tiny_folder, max_retries=2), None)
     worker._add([])  # the model is loaded, and the collection is open
@@ -236,27 +236,27 @@ def test_rows_that_say_too_little_are_listed() -> None:
     paths, contents = ["/a.png", "b.png", None, "s3://b/c.png"], [None, None, b"x", b"y"]
     rows = pa.table({"path": paths, "bytes": contents})
     first, relative, nameless, read = plug._listed(rows)
-    assert first == ListedPicture("/a.png", {"path": "/a.png"})
+    assert first == ListedImage("/a.png", {"path": "/a.png"})
     assert "relative" in relative.reason
     assert "path" in nameless.reason
     assert (read.path, read.content) == ("s3://b/c.png", b"y")
 
 
 def test_bytes_have_the_id_of_their_file(
-    stand_in: StandIn, tmp_path: Path, tiny_folder: Path, write_pictures: WritePictures
+    stand_in: StandIn, tmp_path: Path, tiny_folder: Path, write_images: WriteImages
 ) -> None:
-    (path,) = write_pictures(tmp_path / "p", 1)
+    (path,) = write_images(tmp_path / "p", 1)
     plug._prepare(job_for(stand_in.url, tiny_folder), {})
     worker = plug._Worker(job_for(stand_in.url, tiny_folder), None)
-    read = ListedPicture("s3://bucket/a.png", {"shelf": 1}, path.read_bytes())
-    empty = ListedPicture("s3://bucket/b.png", {}, b"")
+    read = ListedImage("s3://bucket/a.png", {"shelf": 1}, path.read_bytes())
+    empty = ListedImage("s3://bucket/b.png", {}, b"")
     added, skipped, failed = worker._add([read, empty])
     assert (added, skipped, [(f.path, f.reason) for f in failed]) == (
         1, 0, [("s3://bucket/b.png", "the file is empty")],
     )  # fmt: skip
-    assert worker._add([ListedPicture(str(path), {})])[:2] == (0, 1)
+    assert worker._add([ListedImage(str(path), {})])[:2] == (0, 1)
     with ImageCollection.open(stand_in.url, "images") as collection:
-        (stored,) = collection.index.retrieve([picture_id(str(path))]).values()
+        (stored,) = collection.index.retrieve([image_file_id(str(path))]).values()
     with Image.open(path) as picture:
         width, height = picture.size
     assert user_payload(stored) == {

@@ -39,7 +39,7 @@ def closed_after(place):
 
 @pytest.fixture(scope="session")
 def fitted() -> Callable[..., Codec]:
-    """Return a codec fitted to pictures like those of `test_collection`."""
+    """Return a codec fitted to images like those of `test_collection`."""
 
     @cache
     def fit(name: str, seed: int = 0) -> Codec:
@@ -50,5 +50,5 @@ def fitted() -> Callable[..., Codec]:
 
 @pytest.fixture
 def small_pages(monkeypatch):
-    """Let maintenance look at eight pictures at a time."""
+    """Let maintenance look at eight images at a time."""
     monkeypatch.setattr("edje_qdrant.maintenance.scan.PAGE", 8)

@@ -32,7 +32,7 @@ def make(
     contract: TokenContract = CONTRACT,
     name: str = "images",
 ) -> ImageCollection:
-    """Make a collection of `n` pictures, `per_file` of them in each side file."""
+    """Make a collection of `n` images, `per_file` of them in each side file."""
     collection = ImageCollection.create(
         place.location,
         name,
@@ -95,7 +95,7 @@ def side_files(collection: ImageCollection) -> dict[str, bytes]:
 
 
 def segment_of(collection: ImageCollection, image_id: str) -> Path:
-    """Return the side file that holds a picture's tokens."""
+    """Return the side file that holds an image's tokens."""
     segment = references(collection, [image_id])[image_id]["segment"]
     return segment_path(tokens_folder(collection), segment)
 
@@ -109,7 +109,7 @@ def flip(path: Path, offset: int) -> None:
 
 
 def damage(collection: ImageCollection, image_id: str) -> None:
-    """Change a byte of a picture's tokens, wherever they are."""
+    """Change a byte of an image's tokens, wherever they are."""
     if not collection.store.in_payload:
         record = references(collection, [image_id])[image_id]["record"]
         offset = HEADER_BYTES + record * collection.codec.nbytes + 5

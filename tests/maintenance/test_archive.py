@@ -62,7 +62,7 @@ def bring(path, place, name="images", **more):
 
 @pytest.fixture
 def archive(tmp_path):
-    """An archive of 20 pictures."""
+    """An archive of 20 images."""
     with make(make_place("edge-file", tmp_path / "source"), 20) as collection:
         export_collection(collection, tmp_path / "pictures.tar")
     return tmp_path / "pictures.tar"
@@ -286,7 +286,7 @@ def test_a_codec_that_changes_while_exporting(place, tmp_path, monkeypatch, smal
 def test_pictures_deleted_and_files_compacted_while_exporting(
     file_place, tmp_path, monkeypatch, small_pages
 ):
-    """What a page said of its pictures may have changed by the time they are read."""
+    """What a page said of its images may have changed by the time they are read."""
     ids = ids_of(40)
     with make(file_place, 40, per_file=10) as source:
         source.delete(ids[:1])

@@ -43,7 +43,7 @@ def disk_bytes(collection):
 
 
 def with_every_kind_of_hole(place):
-    """Make 30 pictures in side files of 10; 9 of the first and third are left where they were."""
+    """Make 30 images in side files of 10; 9 of the first and third are left where they were."""
     ids = ids_of(30)
     collection = make(place, 30, per_file=10)
     collection.delete([ids[0]])  # a hole in the first
@@ -170,9 +170,9 @@ def test_who_opened_the_files_before_reads_on(shared_file):
 
 
 @pytest.mark.parametrize("kind", ["edge-file", "memory-file"])
-def test_searches_go_on_and_give_the_same(tmp_path, tiny_model, write_pictures, kind, small_pages):
+def test_searches_go_on_and_give_the_same(tmp_path, tiny_model, write_images, kind, small_pages):
     place = make_place(kind, tmp_path)
-    paths = write_pictures(tmp_path / "pictures", 40)
+    paths = write_images(tmp_path / "pictures", 40)
     collection = make(place, per_file=7, contract=tiny_model.contract())
     ingest_images(paths, collection, tiny_model, progress=False)
     before = held(collection)
@@ -340,7 +340,7 @@ def test_a_folder_that_cannot_be_written(file_place):
 
 
 def test_adding_waits_and_finds_its_place(file_place, monkeypatch, small_pages):
-    """A picture added by another thread half way is neither lost nor in a file that goes."""
+    """An image added by another thread half way is neither lost nor in a file that goes."""
     ids = ids_of(40)
     with make(file_place, 30, per_file=10) as collection:
         collection.delete(ids[:30:10])

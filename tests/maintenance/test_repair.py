@@ -25,7 +25,7 @@ from edje_qdrant.errors import (
     TokensCorruptError,
     TokensNotFoundError,
 )
-from edje_qdrant.images import open_upright, picture_id
+from edje_qdrant.images import image_file_id, open_upright
 from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
 from edje_qdrant.maintenance import repair as repair_module
 from edje_qdrant.maintenance import verify
@@ -69,20 +69,20 @@ def rotten(collection, ids):
 
 
 @pytest.fixture
-def pictures(tmp_path, write_pictures):
-    return write_pictures(tmp_path / "pictures", COUNT)
+def pictures(tmp_path, write_images):
+    return write_images(tmp_path / "pictures", COUNT)
 
 
 _ENCODED = {}
 
 
 def filled(place, model, pictures, **more):
-    """Make a collection of the pictures; return their ids, in the order in which they came.
+    """Make a collection of the images; return their ids, in the order in which they came.
 
     As an ingest does, but each content is encoded once for all tests.
     """
     collection = make(place, per_file=PER_FILE, contract=model.contract(), **more)
-    ids = [picture_id(str(path)) for path in pictures]
+    ids = [image_file_id(str(path)) for path in pictures]
     if (*ids,) not in _ENCODED:
         _ENCODED[(*ids,)] = model.encode_images([open_upright(str(p), p.name) for p in pictures])
     collection.add(ids, _ENCODED[(*ids,)], [{"path": str(path), "n": 1} for path in pictures])
@@ -116,7 +116,7 @@ def rankings(collection, model):
     "manifest damaged", "manifest and last gone", "manifest gone and last cut",
 ])  # fmt: skip
 def test_damage_is_mended_and_the_collection_goes_on(
-    file_place, tiny_model, pictures, write_pictures, tmp_path, what
+    file_place, tiny_model, pictures, write_images, tmp_path, what
 ):
     collection, ids = filled(file_place, tiny_model, pictures)
     before, ranked = held(collection), rankings(collection, tiny_model)
@@ -137,7 +137,7 @@ def test_damage_is_mended_and_the_collection_goes_on(
     with file_place.open() as collection:  # nothing has to be overlooked any more
         assert nearly(held(collection), before)
         assert rankings(collection, tiny_model) == ranked
-        more = write_pictures(tmp_path / "more", 7, seed=3)
+        more = write_images(tmp_path / "more", 7, seed=3)
         assert ingest_images(more, collection, tiny_model, progress=False).added == 7
         assert verify(collection).clean
     with file_place.open() as collection:
@@ -182,8 +182,8 @@ def test_a_record_used_twice_is_mended(file_place, tiny_model, pictures):
             assert nearly(held(collection), before)
 
 
-def test_pictures_in_a_codec_with_a_codebook(file_place, tiny_model, write_pictures, tmp_path):
-    pictures = write_pictures(tmp_path / "pictures", 70)
+def test_pictures_in_a_codec_with_a_codebook(file_place, tiny_model, write_images, tmp_path):
+    pictures = write_images(tmp_path / "pictures", 70)
     codec = fit_codec_to_source(pictures, tiny_model, "pq16", progress=False)
     collection, ids = filled(file_place, tiny_model, pictures, codec=codec)
     with collection:
@@ -246,16 +246,16 @@ def test_put_back_what_was_gone_and_it_is_mended(file_place, tiny_model, picture
 
 @pytest.mark.parametrize("what", ["last cut", "last header", "last gone", "last emptied"])
 def test_behind_a_loss_that_stays_nothing_is_written(
-    file_place, tiny_model, pictures, write_pictures, tmp_path, what
+    file_place, tiny_model, pictures, write_images, tmp_path, what
 ):
-    """The last side file is damaged, and the pictures it held are gone: new ones still come in."""
+    """The last side file is damaged, and the images it held are gone: new ones still come in."""
     collection, ids = filled(file_place, tiny_model, pictures)
     damages = rotten(collection, ids)
     collection.close()
     damages[what]()
     for path in pictures:
         path.unlink()
-    more = write_pictures(tmp_path / "more", 7, seed=3)
+    more = write_images(tmp_path / "more", 7, seed=3)
     with mended(file_place) as collection:
         with pytest.raises(TokensCorruptError, match="edje-qdrant repair"):
             ingest_images(more, collection, tiny_model, progress=False)
@@ -273,14 +273,14 @@ def test_behind_a_loss_that_stays_nothing_is_written(
 
 
 def test_a_loss_that_concerned_no_picture_does_not_end_writing(
-    file_place, tiny_model, pictures, write_pictures, tmp_path
+    file_place, tiny_model, pictures, write_images, tmp_path
 ):
     collection, ids = filled(file_place, tiny_model, pictures)
     damages = rotten(collection, ids)
     collection.delete(ids[PER_FILE * 2 :])
     collection.close()
     damages["last cut"]()
-    more = write_pictures(tmp_path / "more", 7, seed=3)
+    more = write_images(tmp_path / "more", 7, seed=3)
     repair_first = pytest.raises(TokensCorruptError, match="edje-qdrant repair")
     with file_place.open() as collection, repair_first:
         ingest_images(more, collection, tiny_model, progress=False)

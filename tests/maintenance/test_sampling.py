@@ -24,7 +24,7 @@ def test_the_same_seed_gives_the_same_codebook(collection, tmp_path):
     assert first.key != fit_codec(collection, "pq16", sample=70, seed=1).key
     assert first.key != fit_codec(collection, "pq16", sample=64).key
     assert first.fitted
-    # The order in which pictures came, and where they lie, makes no difference.
+    # The order in which images came, and where they lie, makes no difference.
     ids = ids_of(90)
     with make(make_place("memory-payload", tmp_path)) as other:
         for start in (60, 0, 30):
@@ -59,7 +59,7 @@ def test_a_codec_without_a_codebook_is_returned_as_it_is(collection):
 @pytest.mark.parametrize(
     ("name", "more", "words"),
     [
-        ("pq16", {"sample": 63}, "64 pictures or more"),
+        ("pq16", {"sample": 63}, "64 images or more"),
         ("pq16", {"sample": 0}, "sample is 0"),
         ("pq16", {"sample": -1}, "sample is -1"),
         ("pq17", {}, "known: float16"),
@@ -75,7 +75,7 @@ def test_too_few_pictures(tmp_path):
         with pytest.raises(ConfigError, match="is empty; ingest"):
             fit_codec(collection, "pq16")
         fill(collection, ids_of(63))
-        with pytest.raises(ConfigError, match="64 pictures or more"):
+        with pytest.raises(ConfigError, match="64 images or more"):
             fit_codec(collection, "pq16")
         fill(collection, ids_of(1, start=80))
         assert fit_codec(collection, "pq16").fitted

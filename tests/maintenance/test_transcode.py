@@ -107,9 +107,9 @@ def test_an_empty_collection(place):
 
 
 def test_a_codec_that_loses_nothing_leaves_rankings_as_they_were(
-    tmp_path, tiny_model, write_pictures
+    tmp_path, tiny_model, write_images
 ):
-    paths = write_pictures(tmp_path / "pictures", 25)
+    paths = write_images(tmp_path / "pictures", 25)
     contract = tiny_model.contract()
     shape = contract.num_tokens, contract.token_dim
     for kind in ("edge-file", "memory-payload"):
@@ -174,9 +174,9 @@ def test_half_way_every_picture_is_read_by_what_encoded_it(
 
 
 def test_half_way_scores_are_those_of_each_pictures_own_codec(
-    tmp_path, tiny_model, write_pictures, monkeypatch, small_pages
+    tmp_path, tiny_model, write_images, monkeypatch, small_pages
 ):
-    paths = write_pictures(tmp_path / "pictures", 20)
+    paths = write_images(tmp_path / "pictures", 20)
     contract = tiny_model.contract()
     int4 = codec_for("int4", contract.num_tokens, contract.token_dim)
     collection = make(make_place("edge-file", tmp_path), contract=contract)
@@ -251,9 +251,9 @@ def test_a_picture_added_by_another_thread_meanwhile_is_of_the_new_codec(
 
 
 def test_searches_go_on_and_each_score_is_of_one_codec_or_the_other(
-    tmp_path, tiny_model, write_pictures, small_pages
+    tmp_path, tiny_model, write_images, small_pages
 ):
-    paths = write_pictures(tmp_path / "pictures", 30)
+    paths = write_images(tmp_path / "pictures", 30)
     contract = tiny_model.contract()
     int4 = codec_for("int4", contract.num_tokens, contract.token_dim)
     for kind in ("edge-file", "edge-payload", "memory-payload"):

@@ -19,7 +19,7 @@ from test_collection import encoding_of, fill, ids_of, make_place
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
-from edje_qdrant.images import picture_id
+from edje_qdrant.images import image_file_id
 from edje_qdrant.maintenance import (
     Finding,
     VerifyReport,
@@ -315,7 +315,7 @@ def with_files(tmp_path):
     for number in range(4):
         paths.append(folder / f"{number}.png")
         Image.new("RGB", (8, 8), (number, 0, 0)).save(paths[-1])
-    ids = [picture_id(str(path)) for path in paths]
+    ids = [image_file_id(str(path)) for path in paths]
     with make(make_place("edge-file", tmp_path)) as collection:
         encoding = encoding_of(ids_of(4))
         collection.add(ids, encoding, [{"path": str(path)} for path in paths])

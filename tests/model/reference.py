@@ -1,4 +1,4 @@
-"""EDJE written out plainly on the published state dict: one picture, one caption, no padding."""
+"""EDJE written out plainly on the published state dict: one image, one caption, no padding."""
 
 from __future__ import annotations
 

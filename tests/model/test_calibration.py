@@ -34,7 +34,7 @@ def made_up(queries: int = 600, count: int = 40, *, slope: float = 1.5, seed: in
 
 def test_the_probability_is_that_of_what_was_seen() -> None:
     cosines, logits, right = made_up()
-    # Every other query counts without its right pictures: as if there were none anywhere.
+    # Every other query counts without its right images: as if there were none anywhere.
     logits[1::2] = np.where(right[1::2], -50, logits[1::2])
     right[1::2] = False
     kept = replace(fit_calibration(cosines[::2], logits[::2], right[::2], data="x"), margin=None)

@@ -13,7 +13,7 @@ import warnings
 import torch
 
 with warnings.catch_warnings():
-    # torchvision warns of its compiled picture readers, which nothing here reads with.
+    # torchvision warns of its compiled image readers, which nothing here reads with.
     warnings.simplefilter("ignore")
     try:
         import torchvision

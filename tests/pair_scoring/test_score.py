@@ -24,14 +24,14 @@ from edje_qdrant.pair_scoring import keep_top as pair_keeping
 from edje_qdrant.pair_scoring import score as pair_scoring
 from edje_qdrant.pair_scoring.score import score_pairs_file
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> Path:
-    """Twelve pictures with 30 captions, one that is damaged and one that is missing."""
+def data(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Path:
+    """Twelve images with 30 captions, one that is damaged and one that is missing."""
     folder = tmp_path_factory.mktemp("pairs")
-    names = [path.name for path in write_pictures(folder / "images", 12)]
+    names = [path.name for path in write_images(folder / "images", 12)]
     (folder / "images" / "broken.png").write_bytes(b"no picture")
     lines: list[dict[str, Any]] = [
         {"image": name, "caption": [f"Caption {row} of {name}.", "the same for all"]}
@@ -77,7 +77,7 @@ def test_every_pair_gets_a_line_with_what_both_stages_say(
         name = Path(line["image"]).name
         if name in ("broken.png", "gone.png") or line["caption"] == "?!":
             assert line["score"] is line["cosine"] is None
-            assert {"broken.png": "not a picture", "gone.png": "No such file"}.get(
+            assert {"broken.png": "not an image", "gone.png": "No such file"}.get(
                 name, "the caption has no word"
             ) in line["error"]
             continue

@@ -26,7 +26,7 @@ HEADER = {"pairs": 3, "digest": "d", "threshold": None, "encoder": "tiny"}
 
 
 def pairs_of(*counts: int) -> list[Pair]:
-    """Give the n-th picture as many captions as the n-th number."""
+    """Give the n-th image as many captions as the n-th number."""
     return [
         Pair(f"/{picture}.png", f"caption {number}")
         for picture, count in enumerate(counts)

@@ -44,7 +44,7 @@ def test_the_arithmetic_is_that_of_a_pencil() -> None:
     assert found.cores == math.ceil(500 * 40 * per_shard / 1000 / 0.5 + reading)
     assert found.gpus == 1  # 50,000 pairs a second of 100,000, half of the time
     assert value(found, "bytes of them") == 50_000 * 2048
-    assert value(found, "encoding all pictures on CPUs") == pytest.approx(1e9 / 0.2 / 86_400)
+    assert value(found, "encoding all images on CPUs") == pytest.approx(1e9 / 0.2 / 86_400)
 
 
 def test_without_gpus_cores_decode_and_score() -> None:

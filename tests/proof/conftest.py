@@ -1,4 +1,4 @@
-"""What the proofs share: a server that forks, pictures, and a tally for the last line."""
+"""What the proofs share: a server that forks, images, and a tally for the last line."""
 
 from __future__ import annotations
 

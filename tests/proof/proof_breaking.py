@@ -91,7 +91,7 @@ TEMPLATES = ("plain", "pq", "mixed", "books", "payload")
 
 
 def make_templates(pipe: int, root: str, ours: list[str], others: list[str]) -> dict[str, Any]:
-    """Make collections to damage, and one of other pictures for each; return their states."""
+    """Make collections to damage, and one of other images for each; return their states."""
     books = [str(Path(root) / name) for name in ("book.safetensors", "other-book.safetensors")]
     for folder, pictures, (book, other_book) in (
         (Path(root), ours, books),
@@ -140,7 +140,7 @@ class Case:
     """One damage: which file of which template, how, and what the collection was before.
 
     Attributes:
-        hit: Ids of the pictures whose records are not what they were, where a side file was hit.
+        hit: Ids of the images whose records are not what they were, where a side file was hit.
         header: Whether a side file's header was.
     """
 
@@ -334,7 +334,7 @@ def _first_stage(case: Case) -> str:
 
 
 def _mend(case: Case, random: Random) -> str:
-    """Repair, once in a while with a picture's file away; what cannot be mended must be named."""
+    """Repair, once in a while with an image's file away; what cannot be mended must be named."""
     away: Path | None = None
     paths = {i: Path(p["path"]) for i, p in case.states[case.template]["payloads"].items()}
     if case.hit and random.random() < 0.2:
@@ -383,7 +383,7 @@ def _mend(case: Case, random: Random) -> str:
 
 
 def _write_on(case: Case) -> None:
-    """Add a picture and delete it again: with an older manifest, nothing may be written over."""
+    """Add an image and delete it again: with an older manifest, nothing may be written over."""
     added = str(uuid.UUID(int=1))
     with ImageCollection.open(case.folder, "images") as collection:
         collection.add([added], model().encode_images(_blank(1)), [{}])

@@ -96,7 +96,7 @@ class Faults:
             Path.open = opening  # type: ignore[method-assign]
 
     def _inside(self, path: Any) -> bool:
-        # An open file is one of these here: pictures are read by path.
+        # An open file is one of these here: images are read by path.
         return isinstance(path, int) or os.fspath(path).startswith(self._below)
 
     def _checked(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -286,7 +286,7 @@ def full_disk(
     Args:
         pipe: To the server.
         mount: A folder, where the disk appears to this process alone.
-        pictures: To ingest.
+        images: To ingest.
         kilobytes: The disk's size at first.
         spare: Whether the embedded index keeps away from the end of the disk, as it does.
 

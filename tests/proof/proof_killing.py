@@ -220,7 +220,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
 
 
 def with_holes(pipe: int, folder: str, pictures: str, more: list[str]) -> None:
-    """Make a collection whose side files have holes: some pictures came, went, and came again."""
+    """Make a collection whose side files have holes: some images came, went, and came again."""
     ingest(folder, pictures)
     ingest(folder, more)
     with opened(folder) as collection:
@@ -233,7 +233,7 @@ def with_holes(pipe: int, folder: str, pictures: str, more: list[str]) -> None:
 
 
 def in_two_files(pipe: int, folder: str) -> list[str]:
-    """The ids of all pictures whose tokens are in two of the side files."""
+    """The ids of all images whose tokens are in two of the side files."""
     with opened(folder) as collection:
         places = {
             point.id: reference_of(point.payload)["segment"]
@@ -262,7 +262,7 @@ def created(pipe: int, folder: str, tokens: str) -> None:
 
 
 def found_now(pipe: int, folder: str) -> dict[str, Any]:
-    """What is wrong with the collection as a kill left it, and how many pictures a search finds."""
+    """What is wrong with the collection as a kill left it, and how many images a search finds."""
     try:
         collection = ImageCollection.open(folder, "images")
     except CollectionNotFoundError:

@@ -1,4 +1,4 @@
-"""A small world to break: pictures, a model, collections, and what searches of them must say."""
+"""A small world to break: images, a model, collections, and what searches of them must say."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from edje_qdrant.types import ImageEncoding
 
 QUERIES = ("a red cat on a mat", "two boats at sea", "blue")
 NUM_TOKENS, TOKEN_DIM = 4, 16
-#: Four float16 records a side file, so that a handful of pictures fills several.
+#: Four float16 records a side file, so that a handful of images fills several.
 SEGMENT_BYTES = 4 * NUM_TOKENS * TOKEN_DIM * 2
 
 
 def shrink() -> None:
-    """Let a handful of pictures fill several side files, and several pages of maintenance.
+    """Let a handful of images fill several side files, and several pages of maintenance.
 
     For the server alone: this lasts as long as the process.
     """
@@ -45,9 +45,9 @@ def shrink() -> None:
 
 @cache
 def model() -> EDJEModel:
-    """The small model, which encodes pictures one at a time.
+    """The small model, which encodes images one at a time.
 
-    How many pictures are encoded together moves an embedding's last bits, and runs that were
+    How many images are encoded together moves an embedding's last bits, and runs that were
     killed meet other batches than runs that were not.
     """
     tiny = build_tiny_model().place("cpu", None)
@@ -64,8 +64,8 @@ def model() -> EDJEModel:
     return tiny
 
 
-def draw_pictures(folder: Path, n: int, seed: int = 0) -> list[Path]:
-    """Draw `n` different pictures of a few bright shapes."""
+def draw_images(folder: Path, n: int, seed: int = 0) -> list[Path]:
+    """Draw `n` different images of a few bright shapes."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     paths = []
@@ -82,7 +82,7 @@ def draw_pictures(folder: Path, n: int, seed: int = 0) -> list[Path]:
 
 
 def write_codebook(pipe: int, path: str, seed: int = 0) -> None:
-    """Fit a codebook to tokens of drawn pictures and keep it."""
+    """Fit a codebook to tokens of drawn images and keep it."""
     pictures = [
         Image.fromarray(p)
         for p in np.random.default_rng(seed).integers(0, 256, (80, 32, 32, 3), dtype=np.uint8)
@@ -114,7 +114,7 @@ def opened(folder: str, tokens: str = "file", codec: str = "float16") -> ImageCo
 
 
 def ingest(folder: str, pictures: Any, tokens: str = "file", codec: str = "float16") -> None:
-    """Bring pictures into a collection, made if it is missing, four at a time."""
+    """Bring images into a collection, made if it is missing, four at a time."""
     with opened(folder, tokens, codec) as collection:
         ingest_images(
             pictures, collection, model(), batch_size=4, checkpoint_every=8, progress=False
@@ -122,7 +122,7 @@ def ingest(folder: str, pictures: Any, tokens: str = "file", codec: str = "float
 
 
 def searched(collection: ImageCollection, **options: Any) -> list[SearchResult]:
-    """Every query's ranking of all pictures, each pair scored by itself."""
+    """Every query's ranking of all images, each pair scored by itself."""
     everything = max(1, collection.count())
     retriever = TwoStageRetriever(collection, model(), reranker=Reranker(model(), batch_size=1))
     return retriever.search_batch(QUERIES, top_k=everything, num_candidates=everything, **options)

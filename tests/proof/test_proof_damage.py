@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from proof_server import Server
-from proof_world import draw_pictures
+from proof_world import draw_images
 
 AT_A_TIME, DEFAULT, ALL = 10, 150, 1000
 
@@ -16,7 +16,7 @@ AT_A_TIME, DEFAULT, ALL = 10, 150, 1000
 @pytest.fixture(scope="module")
 def templates(server: Server, root: Path) -> tuple[Path, Any]:
     ours, others = (
-        [str(path) for path in draw_pictures(root / "pictures", 12, seed)] for seed in (0, 1)
+        [str(path) for path in draw_images(root / "pictures", 12, seed)] for seed in (0, 1)
     )
     for seed, name in enumerate(("book", "other-book")):
         path = str(root / f"{name}.safetensors")

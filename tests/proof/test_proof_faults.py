@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from proof_faulting import OPERATIONS
 from proof_server import Server
-from proof_world import copy_folder, draw_pictures
+from proof_world import copy_folder, draw_images
 
 DEFAULT, ALL = 4, 24
 PARTS = [pytest.param(0, id="few"), pytest.param(1, id="many", marks=pytest.mark.slow)]
@@ -28,8 +28,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(server: Server, root: Path) -> World:
     """Collections to start from."""
-    pictures = [str(path) for path in draw_pictures(root / "pictures", 14)]
-    more = [str(path) for path in draw_pictures(root / "more", 5, seed=1)]
+    pictures = [str(path) for path in draw_images(root / "pictures", 14)]
+    more = [str(path) for path in draw_images(root / "more", 5, seed=1)]
     book = str(root / "book.safetensors")
     server.ask("proof_world:write_codebook", path=book)
     for name, given in (("plain", pictures), ("half", pictures[:7])):
@@ -77,7 +77,7 @@ def test_a_refused_call_is_said_and_survived(
 @pytest.mark.parametrize(
     ("kilobytes", "spare", "ends"),
     [
-        # Nearly full from the start, and after some pictures: the index says so in time.
+        # Nearly full from the start, and after some images: the index says so in time.
         (60 << 10, True, {3}),
         (65 << 10, True, {3}),
         *[((64 << 10) + kb, True, {0, 3}) for kb in (300, 600, 900, 1100)],

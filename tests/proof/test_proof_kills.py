@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from proof_server import Ended, Server
-from proof_world import copy_folder, draw_pictures
+from proof_world import copy_folder, draw_images
 
 # Of so many cases, how many are of which kind.
 SHARES = {
@@ -61,8 +61,8 @@ class Job:
 def jobs(server: Server, root: Path) -> dict[str, Job]:
     """Every kind of operation, run once without a kill."""
     pictures = str(root / "pictures")
-    paths = draw_pictures(root / "pictures", 18)
-    more = [str(path) for path in draw_pictures(root / "more", 5, seed=1)]
+    paths = draw_images(root / "pictures", 18)
+    more = [str(path) for path in draw_images(root / "more", 5, seed=1)]
     book = str(root / "book.safetensors")
     server.ask("proof_world:write_codebook", path=book)
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from proof_server import Server
-from proof_world import draw_pictures
+from proof_world import draw_images
 
 FEW_OR_MANY = [pytest.param(1, id="few"), pytest.param(6, id="many", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
 def pictures(root: Path) -> list[str]:
-    return [str(path) for path in draw_pictures(root / "pictures", 12)]
+    return [str(path) for path in draw_images(root / "pictures", 12)]
 
 
 def two(server: Server, one: str, other: str, one_has: Any, other_has: Any) -> tuple[Any, Any]:

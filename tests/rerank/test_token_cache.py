@@ -23,7 +23,7 @@ from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.types import Candidate
 
-BYTES = 4 * 6 * 2  # of a picture's tokens
+BYTES = 4 * 6 * 2  # of an image's tokens
 
 
 @pytest.fixture(params=KINDS)

@@ -1,4 +1,4 @@
-"""What fewer bits change of the order of pictures: the bundled model on held-out scenes."""
+"""What fewer bits change of the order of images: the bundled model on held-out scenes."""
 
 from __future__ import annotations
 

@@ -31,14 +31,14 @@ from edje_qdrant.search import scorer as scorer_module
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 TEXTS = ["a red square", "two dogs on a boat", "Kites over the lake!", "b"]
 COUNT = 40
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> list[Path]:
-    return write_pictures(tmp_path_factory.mktemp("pictures"), COUNT)
+def pictures(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> list[Path]:
+    return write_images(tmp_path_factory.mktemp("pictures"), COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_tokens_that_are_gone_end_the_search(
         ingest_images(pictures[:10], collection, tiny_model, progress=False)
     (side_file,) = (p for p in (tmp_path / "images" / "tokens").iterdir() if p.stat().st_size > 999)
     with side_file.open("r+b") as file:
-        file.truncate(side_file.stat().st_size - 5 * 4 * 16 * 2)  # five of ten pictures
+        file.truncate(side_file.stat().st_size - 5 * 4 * 16 * 2)  # five of ten images
     with (
         TwoStageRetriever.open(tmp_path, model=tiny_model) as retriever,
         pytest.raises(TokensNotFoundError) as caught,
@@ -269,7 +269,7 @@ def test_both_engines_and_both_token_places_give_the_same_ranking(
 def spoilt(
     request: pytest.FixtureRequest, tmp_path: Path, tiny_model: EDJEModel, index: Path
 ) -> Iterator[TwoStageRetriever]:
-    """A collection of twenty pictures of its own, for tests to damage."""
+    """A collection of twenty images of its own, for tests to damage."""
     engine, tokens = request.param.split("-")
     place = tmp_path / "index" if engine == "edge" else ":memory:"
     contract = tiny_model.contract()

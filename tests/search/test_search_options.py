@@ -18,7 +18,7 @@ from searching import (
     numbered_id,
     numbers,
     payload_of,
-    random_pictures,
+    random_images,
 )
 
 from edje_qdrant.errors import ConfigError, ImageReadError, TokensNotFoundError
@@ -149,7 +149,7 @@ def test_pictures_without_the_field_stand_for_themselves(retriever: TwoStageRetr
 def test_one_long_video_does_not_crowd_out_the_others(
     retriever: TwoStageRetriever, tiny_model: EDJEModel
 ) -> None:
-    # Half of all pictures are frames of one video; of 8 candidates it may have 8 // 4.
+    # Half of all images are frames of one video; of 8 candidates it may have 8 // 4.
     for text in TEXTS:
         cosines, _ = full_scores(tiny_model, text)
         ranked = np.argsort(-cosines).tolist()
@@ -265,7 +265,7 @@ def test_adaptive_scores_no_more_than_it_must(
 def test_a_picture_finds_itself_and_its_like(
     retriever: TwoStageRetriever, tiny_model: EDJEModel, tmp_path: Path
 ) -> None:
-    pictures = random_pictures()
+    pictures = random_images()
     embeddings = tiny_model.encode_images(pictures).embeddings
     expected = np.argsort(-(embeddings @ embeddings[7]))[:6].tolist()
     path = tmp_path / "seven.png"
@@ -282,7 +282,7 @@ def test_a_picture_finds_itself_and_its_like(
     assert all(number % 2 == 1 for number in numbers(odd))
     makers = retriever.search_by_image(path, top_k=6, group_by="camera.maker")
     assert sorted(hit.group for hit in makers) == ["a", "b", "c"]
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     for wrong in (tmp_path / "broken.png", tmp_path / "none.png"):
         with pytest.raises(ImageReadError):
             retriever.search_by_image(wrong)
@@ -291,7 +291,7 @@ def test_a_picture_finds_itself_and_its_like(
 def test_more_like_these_and_less_like_those(
     retriever: TwoStageRetriever, tiny_model: EDJEModel
 ) -> None:
-    embeddings = tiny_model.encode_images(random_pictures()).embeddings
+    embeddings = tiny_model.encode_images(random_images()).embeddings
     liked, disliked = [3, 8], [11]
     middle = 2 * embeddings[liked].mean(axis=0) - embeddings[disliked].mean(axis=0)
     near = [n for n in np.argsort(-(embeddings @ middle)).tolist() if n not in (3, 8, 11)]
@@ -380,12 +380,12 @@ def test_unknown_options_are_refused(retriever: TwoStageRetriever) -> None:
 
 
 def test_a_found_picture_is_explained(
-    tmp_path: Path, tiny_model: EDJEModel, write_pictures: Any
+    tmp_path: Path, tiny_model: EDJEModel, write_images: Any
 ) -> None:
     from edje_qdrant.collection.collection import ImageCollection
     from edje_qdrant.ingest.ingest import ingest_images
 
-    paths = write_pictures(tmp_path / "pictures", 3)
+    paths = write_images(tmp_path / "pictures", 3)
     with TwoStageRetriever(
         ImageCollection.create(tmp_path, "images", tiny_model.contract()), tiny_model
     ) as retriever:

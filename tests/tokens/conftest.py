@@ -21,7 +21,7 @@ def contract() -> TokenContract:
         embedding_dim=8,
         adapter_hash="a0",
         num_tokens=3,
-        token_dim=7,  # 42 bytes a picture: not a whole number of 8-byte words
+        token_dim=7,  # 42 bytes an image: not a whole number of 8-byte words
     )
 
 

@@ -219,7 +219,7 @@ def test_fitting_says_nothing(capfd):
 def test_tokens_too_few_to_fit_to_are_refused():
     codec = codec_for("pq16", 10, 8)
     codec.fit(token_like(26, m=10, d=8))
-    with pytest.raises(ConfigError, match="25 pictures have 250; give 26 pictures or more"):
+    with pytest.raises(ConfigError, match="25 images have 250; give 26 images or more"):
         codec.fit(token_like(25, m=10, d=8))
     with pytest.raises(ConfigError, match=r"\(n, 10, 8\)"):
         codec.fit(token_like(26, m=10, d=9))

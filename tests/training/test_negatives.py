@@ -10,7 +10,7 @@ from edje_qdrant.training.negatives import forbidden_pairs, mine_negatives
 def test_equal_pictures_and_equal_captions_are_forbidden():
     forbidden = forbidden_pairs(torch.tensor([1, 1, 2, 3]), torch.tensor([7, 8, 9, 7]))
     expected = torch.eye(4, dtype=torch.bool)
-    expected[0, 1] = expected[1, 0] = True  # the same picture
+    expected[0, 1] = expected[1, 0] = True  # the same image
     expected[0, 3] = expected[3, 0] = True  # the same caption
     assert torch.equal(forbidden, expected)
 
@@ -31,7 +31,7 @@ def test_forbidden_pairs_are_passed_over_and_nothing_left_is_minus_one():
     images = mine_negatives(similarity, forbidden)
     captions = mine_negatives(similarity.T, forbidden.T)
     assert images.ravel().tolist() == [2, 0, -1]
-    # Picture 0 may only take caption 1, picture 1 none, picture 2 caption 1 before caption 0.
+    # Image 0 may only take caption 1, image 1 none, image 2 caption 1 before caption 0.
     assert captions.ravel().tolist() == [1, -1, 1]
 
 

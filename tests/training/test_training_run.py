@@ -27,7 +27,7 @@ class StoppedError(Exception):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Folders a SigLIP and a language model are loaded from, and pictures with captions."""
+    """Folders a SigLIP and a language model are loaded from, and images with captions."""
     folder = tmp_path_factory.mktemp("parts")
     model = build_tiny_model(dropout=0.1)
     model.encoder.save(folder / "siglip")

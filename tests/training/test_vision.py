@@ -29,12 +29,12 @@ def encoder(tiny_model):
 
 
 @pytest.fixture
-def sources(tmp_path, write_pictures):
-    """Two sources of 7 and 5 pictures; the first's third is broken."""
+def sources(tmp_path, write_images):
+    """Two sources of 7 and 5 images; the first's third is broken."""
     made = []
     for number, count in enumerate((7, 5)):
         folder = tmp_path / f"pictures-{number}"
-        paths = write_pictures(folder, count, seed=number)
+        paths = write_images(folder, count, seed=number)
         items = [{"image": path.name, "caption": path.stem} for path in paths]
         (folder / "pairs.json").write_text(json.dumps(items))
         if number == 0:
@@ -85,8 +85,8 @@ def test_broken_pictures_are_counted_and_not_usable(tmp_path, encoder, sources):
     assert [usable.tolist() for usable in vision.usable] == [[0, 1, 3, 4, 5, 6], [0, 1, 2, 3, 4]]
     (failure,) = vision.failed
     assert failure.path == sources[0].key(2)
-    assert failure.reason.startswith("not a picture")
-    with pytest.raises(ImageReadError, match="not a picture"):
+    assert failure.reason.startswith("not an image")
+    with pytest.raises(ImageReadError, match="not an image"):
         vision.batch(rows((0, 1), (0, 2)), step=0)
 
 
@@ -108,9 +108,9 @@ def test_a_second_run_opens_no_picture(tmp_path, encoder, sources):
     assert len(vision.failed) == 1
 
 
-def test_a_changed_picture_is_encoded_anew(tmp_path, encoder, sources, write_pictures):
+def test_a_changed_picture_is_encoded_anew(tmp_path, encoder, sources, write_images):
     before = cached(encoder, sources[1:], tmp_path / "cache").batch(rows((0, 0)), 0)
-    write_pictures(tmp_path / "pictures-1", 5, seed=9)
+    write_images(tmp_path / "pictures-1", 5, seed=9)
     again = [AnnotatedPairs(tmp_path / "pictures-1" / "pairs.json")]
     after = cached(encoder, again, tmp_path / "cache").batch(rows((0, 0)), 0)
     assert not torch.equal(before.tokens, after.tokens)

@@ -40,7 +40,7 @@ def global_batch(model: EDJEModel, step: int) -> Batch:
         text_embeddings=unit(),
         input_ids=ids,
         attention_mask=mask,
-        image_ids=torch.tensor([0, 1, 2, 1, 4, 5, 6, 0]),  # equal pictures in unlike processes
+        image_ids=torch.tensor([0, 1, 2, 1, 4, 5, 6, 0]),  # equal images in unlike processes
         caption_ids=torch.tensor([0, 1, 2, 3, 4, 5, 1, 7]),
         seed=step,
         hard=step != 1,

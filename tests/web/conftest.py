@@ -16,14 +16,14 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.images import picture_id
+from edje_qdrant.images import image_file_id
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.types import ImageEncoding
 from edje_qdrant.web.app import create_app
 from edje_qdrant.web.settings import ServiceSettings
 
-WritePictures = Callable[..., list[Path]]
+WriteImages = Callable[..., list[Path]]
 COUNT = 12
 
 
@@ -31,12 +31,12 @@ COUNT = 12
 def encoded(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_model: EDJEModel,
-    write_pictures: WritePictures,
+    write_images: WriteImages,
 ) -> tuple[list[Path], list[str], ImageEncoding]:
     """Pictures, their ids, and what the model makes of them."""
-    paths = write_pictures(tmp_path_factory.mktemp("web") / "pictures", COUNT)
+    paths = write_images(tmp_path_factory.mktemp("web") / "pictures", COUNT)
     pictures = [Image.open(path) for path in paths]
-    return paths, [picture_id(str(path)) for path in paths], tiny_model.encode_images(pictures)
+    return paths, [image_file_id(str(path)) for path in paths], tiny_model.encode_images(pictures)
 
 
 Start = Callable[..., TestClient]
@@ -44,7 +44,7 @@ Start = Callable[..., TestClient]
 
 @pytest.fixture(scope="session")
 def start(tiny_model: EDJEModel, encoded: tuple[list[Path], list[str], ImageEncoding]) -> Start:
-    """Start a service in a folder, until a stack ends; `client.ids` are its pictures, by page."""
+    """Start a service in a folder, until a stack ends; `client.ids` are its images, by page."""
     paths, ids, encoding = encoded
 
     def started(stack: ExitStack, folder: Path, **options: Any) -> TestClient:
@@ -89,5 +89,5 @@ def client(serve: Callable[..., TestClient]) -> TestClient:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the service's pictures and index are."""
+    """Where the service's images and index are."""
     return tmp_path

@@ -68,7 +68,7 @@ class ServiceProcess:
 
 
 def folder_of_scenes(folder: Path, count: int) -> list[str]:
-    """Draw scenes and ingest them with the bundled model; return the captions, one a picture."""
+    """Draw scenes and ingest them with the bundled model; return the captions, one an image."""
     from edje_qdrant.collection.collection import ImageCollection
     from edje_qdrant.demo.annotated import write_scenes
     from edje_qdrant.ingest.ingest import ingest_images

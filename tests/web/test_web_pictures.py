@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edje_qdrant.web.image_files import PictureFolder, Thumbnails
+from edje_qdrant.web.image_files import ImageFolder, Thumbnails
 
 
 def payload(client, n=0):
@@ -16,16 +16,16 @@ def payload(client, n=0):
 
 
 def move(client, path, n=0):
-    """Let the collection say that a picture lies elsewhere."""
+    """Let the collection say that an image lies elsewhere."""
     client.retriever.collection.update_payload({client.ids[n]: {"path": str(path)}})
 
 
 def gone(client, n=0):
-    """Check that a picture is answered for as one that never was."""
+    """Check that an image is answered for as one that never was."""
     for kind in ("file", "thumbnail"):
         answer = client.get(f"/v1/images/{client.ids[n]}/{kind}")
         assert answer.status_code == 404
-        assert answer.json()["message"] == "there is no such picture here"
+        assert answer.json()["message"] == "there is no such image here"
     return True
 
 
@@ -136,7 +136,7 @@ def test_the_pages_files_alone_are_sent(client, path):
 
 
 def test_thumbnails_are_kept_within_bounds_and_not_longer_than_their_picture(tmp_path):
-    folder = PictureFolder(tmp_path, max_pixels=10_000)
+    folder = ImageFolder(tmp_path, max_pixels=10_000)
     thumbnails = Thumbnails(folder, max_bytes=3 * 4096 + 1000)
     for n in range(6):
         Image.new("RGB", (20, 20), (n, 0, 0)).save(tmp_path / f"{n}.png")
@@ -148,6 +148,6 @@ def test_thumbnails_are_kept_within_bounds_and_not_longer_than_their_picture(tmp
 
 def test_pictures_too_large_to_show_are_not_decoded(tmp_path):
     Image.new("L", (101, 100)).save(tmp_path / "a.png")
-    folder = PictureFolder(tmp_path, max_pixels=10_000)
+    folder = ImageFolder(tmp_path, max_pixels=10_000)
     assert folder.picture({"path": "a.png"}) is None
     assert folder.read({"path": "a.png"}) is not None

@@ -159,7 +159,7 @@ def _check_value(key: str, value: Any) -> None:
     elif isinstance(value, float | np.floating):
         raise ConfigError(
             f"{where} asks for {value!r}, but floats cannot be compared for equality; store a "
-            "whole number or text with the pictures, and filter by that"
+            "whole number or text with the images, and filter by that"
         )
     elif value is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Fields that group pictures: their values, and filters that leave groups out."""
+"""Fields that group images: their values, and filters that leave groups out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["beyond_groups", "check_group_field", "field_value", "is_group"]
 
 
 def check_group_field(field: str) -> str:
-    """Return a field that can group pictures, a name or names joined by dots.
+    """Return a field that can group images, a name or names joined by dots.
 
     Raises:
         ConfigError: It is no such name, or the reserved key.
@@ -40,7 +40,7 @@ def is_group(value: Any) -> TypeGuard[str | int]:
 def beyond_groups(
     filter: Filter | None, field: str, groups: Sequence[str | int], seen: Sequence[str]
 ) -> models.Filter:
-    """Return a filter that lets through what `filter` does, less some groups and some pictures.
+    """Return a filter that lets through what `filter` does, less some groups and some images.
 
     Raises:
         ConfigError: The filter or the field cannot be used.

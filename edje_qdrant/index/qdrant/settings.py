@@ -22,7 +22,7 @@ _PRODUCT = "product-"
 
 # Candidates that a search takes by their quantized vectors for each one wanted, before it compares
 # the vectors themselves: the more, the coarser the quantization; benchmarks/quantization.py shows
-# what each finds. A query is text and what is searched are pictures: harder than usual.
+# what each finds. A query is text and what is searched are images: harder than usual.
 _OVERSAMPLING = {"scalar": 2.0, "binary": 4.0, "product": 4.0}
 
 
@@ -31,7 +31,7 @@ class QdrantSettings:
     """Say how a Qdrant server is to keep a new collection; None leaves it to the server.
 
     Attributes:
-        shards: Parts that the pictures are spread over; fixed once the collection is there. A
+        shards: Parts that the images are spread over; fixed once the collection is there. A
             multiple of the number of nodes, so that all do the same work.
         replicas: Copies of each shard, on as many nodes.
         write_consistency: Copies that must have a write before it counts; at most `replicas`.

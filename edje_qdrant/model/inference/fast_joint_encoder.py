@@ -180,7 +180,7 @@ def _embed(packed: PackedWeights, captions: Sequence[Tensor], tokens: Tensor) ->
     for ids in captions:
         n, t = ids.shape
         words = functional.embedding(ids, packed.words) + packed.caption_places[:t]
-        places = packed.picture_places[t : t + m + 1]
+        places = packed.image_places[t : t + m + 1]
         picture = tokens[start : start + n].to(words.dtype) + places[:m]
         sep = (packed.sep + places[m]).expand(n, 1, -1)
         embedded.append(torch.cat([words, picture, sep], dim=1).view(n * (t + m + 1), -1))

@@ -59,7 +59,7 @@ class PackedWeights:
     Attributes:
         words: Live word embeddings, `(vocabulary, d)`.
         caption_places: `(positions, d)`, position and token type of captions, summed.
-        picture_places: `(positions, d)`, likewise of tokens and the last separator.
+        image_places: `(positions, d)`, likewise of tokens and the last separator.
         sep: `(d,)`, the separator's word embedding.
     """
 
@@ -69,7 +69,7 @@ class PackedWeights:
     activation: Activation
     words: Tensor
     caption_places: Tensor
-    picture_places: Tensor
+    image_places: Tensor
     sep: Tensor
     embedding_norm: Norm
     layers: tuple[Layer, ...]
@@ -156,7 +156,7 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel) -> PackedWeights:
     ]
     end = bert.encoder.layer[-1]
     query, key, value = split(end)
-    # One row a picture: integers would save nothing there.
+    # One row an image: integers would save nothing there.
     small: Kernel = "bfloat16" if kernel == "int8" else kernel
     last = LastLayer(
         key_value=joined([key, value], [1, 1]),
@@ -176,7 +176,7 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel) -> PackedWeights:
         activation=_activation(config.hidden_act),
         words=words,
         caption_places=places + kinds[0],
-        picture_places=places + kinds[1],
+        image_places=places + kinds[1],
         sep=words[joint_encoder.sep_token_id].clone(),
         embedding_norm=Norm(
             embeddings.LayerNorm.weight, embeddings.LayerNorm.bias, embeddings.LayerNorm.eps
