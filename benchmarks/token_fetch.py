@@ -143,7 +143,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--records", type=int, default=2000, help="pictures in each collection")
+    parser.add_argument("--records", type=int, default=2000, help="images in each collection")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()
 

@@ -135,7 +135,7 @@ class TokensNotFoundError(StoreError):
     """Report images whose tokens are not in the store.
 
     Attributes:
-        image_ids: The pictures' ids.
+        image_ids: The images' ids.
     """
 
     def __init__(self, message: str, image_ids: Sequence[str] = ()) -> None:
@@ -147,7 +147,7 @@ class TokensCorruptError(StoreError):
     """Report stored tokens whose bytes are not what was written; they are never scored.
 
     Attributes:
-        image_ids: The pictures' ids, where known.
+        image_ids: The images' ids, where known.
     """
 
     def __init__(self, message: str, image_ids: Sequence[str] = ()) -> None:

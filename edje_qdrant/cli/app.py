@@ -142,7 +142,7 @@ def ingest(
     quantization: Quantization = None,
     on_disk: OnDisk = None,
     device: Device = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 32,
     workers: Annotated[
         int, typer.Option(help="Threads that read and decode, of each process.")
     ] = 2,
@@ -297,7 +297,7 @@ def demo(
     ] = Path("edje-demo"),
     pictures: Annotated[int, typer.Option(help="Scenes to draw, 20 or more.")] = 1000,
     candidates: Annotated[
-        int, typer.Option(help="Pictures of the first stage to rerank, 10 or more.")
+        int, typer.Option(help="Images of the first stage to rerank, 10 or more.")
     ] = 50,
     progress: Progress = None,
     as_json: Json = False,

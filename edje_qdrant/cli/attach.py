@@ -67,7 +67,7 @@ def attach(
         ),
     ] = None,
     device: Device = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that read and decode.")] = 2,
     progress: Progress = None,
     as_json: Json = False,

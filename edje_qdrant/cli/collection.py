@@ -168,7 +168,7 @@ def fit_codec(
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
-    sample: Annotated[int, typer.Option(help="Pictures drawn at random.")] = 2048,
+    sample: Annotated[int, typer.Option(help="Images drawn at random.")] = 2048,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -313,7 +313,7 @@ def update(
     collection: Collection = "images",
     as_json: Json = False,
 ) -> None:
-    """Set fields of pictures' payloads."""
+    """Set fields of images' payloads."""
     if not ids and not where:
         raise ConfigError("say which images to update: --id ID, or --where FIELD=VALUE")
     payload = dict(field_of(text) for text in fields)
@@ -348,7 +348,7 @@ def _findings(findings: tuple[Finding, ...]) -> list[str]:
 
 def _compacted(report: CompactReport) -> str:
     return (
-        f"{report.moved} pictures' tokens moved; side files took {report.bytes_before:,} bytes, "
+        f"{report.moved} images' tokens moved; side files took {report.bytes_before:,} bytes, "
         f"now {report.bytes_after:,}"
     )
 

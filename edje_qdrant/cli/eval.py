@@ -78,7 +78,7 @@ def evaluate(
     images: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where pictures' paths start from; the file's own by default."
+            metavar="FOLDER", help="Where images' paths start from; the file's own by default."
         ),
     ] = None,
     split: Annotated[
@@ -124,7 +124,7 @@ def evaluate(
         typer.Option(
             metavar="URL",
             help="Address of a Qdrant server, which is never taken from the environment here: "
-            "pictures are added. An API key is read from EDJE_QDRANT_API_KEY.",
+            "images are added. An API key is read from EDJE_QDRANT_API_KEY.",
         ),
     ] = None,
     collection: Collection = "images",
@@ -180,7 +180,7 @@ def calibrate(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Pictures and captions like those to be searched, as for eval, or 'scenes': drawn "
+            help="Images and captions like those to be searched, as for eval, or 'scenes': drawn "
             "ones.",
         ),
     ],
@@ -198,11 +198,11 @@ def calibrate(
     images: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where pictures' paths start from; the file's own by default."
+            metavar="FOLDER", help="Where images' paths start from; the file's own by default."
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Of a Karpathy file; 'val' by default.")] = None,
-    candidates: Annotated[int, typer.Option(help="Pictures of the first stage to score.")] = 50,
+    candidates: Annotated[int, typer.Option(help="Images of the first stage to score.")] = 50,
     limit: Annotated[int, typer.Option(help="Take only the first images.")] = 2000,
     cutoff: Annotated[
         float, typer.Option(help='Probability of a match that min_score="auto" asks for.')

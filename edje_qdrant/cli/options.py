@@ -84,7 +84,7 @@ Where = Annotated[
     typer.Option(
         "--where",
         metavar="FIELD=VALUE",
-        help="Pictures whose payload has this; repeat it for more values of a field, or more "
+        help="Images whose payload has this; repeat it for more values of a field, or more "
         "fields, all of which must hold. VALUE is JSON where it can be read so, or else text.",
     ),
 ]

@@ -113,7 +113,7 @@ def score_pairs(
             help="Where relative image paths start; the folder of PAIRS by default.",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures encoded at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that read and decode.")] = 2,
     progress: Progress = None,
     as_json: Json = False,

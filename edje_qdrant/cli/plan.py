@@ -21,10 +21,10 @@ __all__ = ["plan"]
 
 
 def plan(
-    images: Annotated[float, typer.Option(help="Pictures: 1000000 or 1e6.", show_default=False)],
+    images: Annotated[float, typer.Option(help="Images: 1000000 or 1e6.", show_default=False)],
     qps: Annotated[float, typer.Option(help="Searches a second at the peak.", show_default=False)],
     codec: Annotated[str, typer.Option(help="How tokens are stored.")] = "float16",
-    candidates: Annotated[int, typer.Option(help="Pictures reranked a search.")] = 100,
+    candidates: Annotated[int, typer.Option(help="Images reranked a search.")] = 100,
     num_tokens: Annotated[int, typer.Option(help="Tokens an image.")] = 64,
     token_dim: Annotated[int, typer.Option(help="Width of a token.")] = 384,
     embedding_dim: Annotated[int, typer.Option(help="Width of a vector.")] = 1024,

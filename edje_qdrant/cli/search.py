@@ -64,11 +64,11 @@ def search(
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
-    top_k: Annotated[int, typer.Option("--top-k", help="Pictures to return.")] = 10,
+    top_k: Annotated[int, typer.Option("--top-k", help="Images to return.")] = 10,
     candidates: Annotated[
         int | None,
         typer.Option(
-            help="Pictures of the first stage to rerank; 100 by default, or --top-k if it is more."
+            help="Images of the first stage to rerank; 100 by default, or --top-k if it is more."
         ),
     ] = None,
     where: Where = None,
@@ -235,7 +235,7 @@ def _as_text(result: SearchResult) -> str:
         return "nothing found"
     sure = any(hit.probability is not None for hit in result)
     head = f"{'rank':>4}  {'score':>8}  {'match':>6}  " if sure else f"{'rank':>4}  {'score':>8}  "
-    lines = [f"{head}{'first stage':>11}  picture"]
+    lines = [f"{head}{'first stage':>11}  image"]
     for hit in result:
         moved = hit.retrieval_rank - hit.rank
         arrow = "↑" if moved > 0 else "↓" if moved < 0 else "="

@@ -58,7 +58,7 @@ def serve(
         int, typer.Option(min=1, help="Megabytes of one request with images.")
     ] = 32,
     max_candidates: Annotated[
-        int, typer.Option(min=1, help="Pictures that one search may rerank.")
+        int, typer.Option(min=1, help="Images that one search may rerank.")
     ] = 1000,
     timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 30.0,
     batch: Annotated[int, typer.Option(min=1, help="Searches done together, at most.")] = 16,

@@ -37,7 +37,7 @@ __all__ = ["ImageCollection", "user_payload"]
 
 
 class ImageCollection(CollectionReader):
-    """Keep pictures' embeddings, payloads and tokens, all written by one model.
+    """Keep images' embeddings, payloads and tokens, all written by one model.
 
     This is the only place that knows the order of writes: tokens are put and flushed before the
     points that refer to them are written, and points are deleted before their tokens. A crash can
@@ -208,7 +208,7 @@ class ImageCollection(CollectionReader):
                 self._write(image_ids, embeddings, payloads, self._store.put_codes(codes))
 
     def update_payload(self, payloads: Mapping[str, Payload]) -> None:
-        """Set fields of pictures' payloads; other fields, vectors and tokens stay.
+        """Set fields of images' payloads; other fields, vectors and tokens stay.
 
         Args:
             payloads: Id -> fields to set, each replaced whole. Unknown ids are ignored.

@@ -41,7 +41,7 @@ def in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
     gone = [image_id for image_id in image_ids if image_id not in found]
     if gone:
         raise TokensNotFoundError(
-            f"pictures {', '.join(gone[:3])} ({len(gone)} in all) are not in the collection; "
+            f"images {', '.join(gone[:3])} ({len(gone)} in all) are not in the collection; "
             "if they were found before, they have been deleted since: search again",
             gone,
         )

@@ -1,4 +1,4 @@
-"""Pictures and captions in a Hugging Face `datasets.Dataset`, which is never imported here."""
+"""Images and captions in a Hugging Face `datasets.Dataset`, which is never imported here."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class DatasetPairs:
             value = value.get("bytes") or value.get("path")
         file = io.BytesIO(value) if isinstance(value, bytes) else value
         if not isinstance(file, str | io.BytesIO | Image.Image):
-            raise ImageReadError(where, f"{type(value).__name__} is no picture")
+            raise ImageReadError(where, f"{type(value).__name__} is no image")
         return to_rgb(open_upright(file, where, max_pixels=self._max_pixels))
 
 

@@ -1,4 +1,4 @@
-"""Pictures with captions, wherever they lie: annotation files, tar shards, Hugging Face data."""
+"""Images with captions, wherever they lie: annotation files, tar shards, Hugging Face data."""
 
 from __future__ import annotations
 

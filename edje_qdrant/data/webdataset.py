@@ -1,4 +1,4 @@
-"""Pictures and captions in WebDataset shards: plain tar files, read by seek."""
+"""Images and captions in WebDataset shards: plain tar files, read by seek."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TarPairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a digest of the shards' paths, sizes and times, and of the pictures' places."""
+        """Return a digest of the shards' paths, sizes and times, and of the images' places."""
         digest = blake2b(digest_size=16)
         for shard in self._shards:
             status = os.stat(shard)

@@ -143,7 +143,7 @@ def draw_images(folder: Path, count: int, seed: int, *, progress: bool = True) -
         for stale in set(folder.glob("scene-*.png")) - set(paths):
             stale.unlink()
         missing = [n for n, path in enumerate(paths) if not path.exists()]
-        for number in tqdm(missing, desc="drawing", unit=" pictures", disable=not progress):
+        for number in tqdm(missing, desc="drawing", unit=" images", disable=not progress):
             temporary = paths[number].with_suffix(".part")
             draw(scenes[number]).save(temporary, format="png", compress_level=1)
             temporary.replace(paths[number])

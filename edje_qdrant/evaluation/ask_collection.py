@@ -61,7 +61,7 @@ def text_to_image(
 
 
 def stored_encodings(gallery: Gallery, collection: ImageCollection) -> Encodings:
-    """Return what reads pictures' embeddings and tokens out of the collection."""
+    """Return what reads images' embeddings and tokens out of the collection."""
 
     def read(rows: NDArray[np.int64]) -> ImageEncoding:
         return collection.encodings([gallery.image_ids[row] for row in rows])

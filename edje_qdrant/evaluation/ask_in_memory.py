@@ -70,7 +70,7 @@ def text_to_image(
 
 
 def array_encodings(pictures: ImageEncoding) -> Encodings:
-    """Return what reads pictures' embeddings and tokens out of arrays."""
+    """Return what reads images' embeddings and tokens out of arrays."""
 
     def read(rows: NDArray[np.int64]) -> ImageEncoding:
         return ImageEncoding(pictures.embeddings[rows], pictures.tokens[rows])

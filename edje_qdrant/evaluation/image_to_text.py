@@ -35,7 +35,7 @@ def image_to_text(
     Args:
         gallery: Images and captions.
         model: Encodes captions and scores pairs.
-        encodings: Reads pictures' embeddings and tokens.
+        encodings: Reads images' embeddings and tokens.
         depth: Candidates an image.
         progress: Show a bar on stderr.
     """

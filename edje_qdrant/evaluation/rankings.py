@@ -34,8 +34,8 @@ class Rankings:
 
     Attributes:
         direction: `t2i` or `i2t`.
-        queries: `q` texts or pictures' paths.
-        answers: Texts or pictures' paths, by row; those that candidates point to.
+        queries: `q` texts or images' paths.
+        answers: Texts or images' paths, by row; those that candidates point to.
         candidates: `(q, depth)` int64 rows of `answers`, best of the first stage first; -1 where
             the pool holds fewer.
         first: `(q, depth)` float32 cosines; -inf where there is no candidate.
@@ -102,7 +102,7 @@ def caption_rankings(
     Args:
         gallery: Images and captions.
         asked: `(q,)` the captions' rows.
-        answers: Pictures' paths; the gallery's come first.
+        answers: Images' paths; the gallery's come first.
         candidates: `(q, depth)`, as `Rankings` holds them.
         first: `(q, depth)` cosines.
         joint: `(q, depth)` logits.

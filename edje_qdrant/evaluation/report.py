@@ -15,7 +15,7 @@ from edje_qdrant.types import FailedImage
 __all__ = ["Evaluation"]
 
 _TITLES = {
-    "t2i": "Text to image: {queries:,} captions asked of {pool:,} pictures",
+    "t2i": "Text to image: {queries:,} captions asked of {pool:,} images",
     "i2t": "Image to text: {queries:,} images asked of {pool:,} captions",
 }
 _FAILED_SHOWN = 10
@@ -96,9 +96,7 @@ class Evaluation:
             if len(self.failed) > _FAILED_SHOWN:
                 notes.append(f"  and {len(self.failed) - _FAILED_SHOWN:,} more, all in the JSON")
         if self.twins:
-            notes.append(
-                f"{self.twins:,} files have the bytes of another; each pair is one picture"
-            )
+            notes.append(f"{self.twins:,} files have the bytes of another; each pair is one image")
         if self.strangers:
             role = "are left out in memory" if self.in_memory else "take part as wrong answers"
             notes.append(

@@ -89,7 +89,7 @@ def draw_explanation(image: Image.Image | str | Path, explanation: Explanation) 
     sheet.paste(large, (_MARGIN + indent, _HEAD))
     sheet.paste(_heated(large, explanation, None, strength=1.0), (at + indent, _HEAD))
     under = _HEAD + large.height + 6
-    pen.text((_MARGIN, under), "the picture", _SOFT, fine)
+    pen.text((_MARGIN, under), "the image", _SOFT, fine)
     pen.text((at, under), "what the match rests on", _SOFT, fine)
     _legend(sheet, pen, at + _LARGE, under, fine)
 

@@ -251,7 +251,7 @@ class CaptionCollection:
         num_candidates: int,
         filter: Filter | None = None,
     ) -> list[list[Candidate]]:
-        """Find the captions nearest to each of `(q, d)` pictures' embeddings, best first.
+        """Find the captions nearest to each of `(q, d)` images' embeddings, best first.
 
         Args:
             embeddings: Of images, by the model that wrote the collection.

@@ -189,7 +189,7 @@ def fit_codec_to_source(
     with (
         warnings.catch_warnings(),
         tqdm(
-            total=len(chosen), desc=f"fitting {name}", unit=" pictures", disable=not progress
+            total=len(chosen), desc=f"fitting {name}", unit=" images", disable=not progress
         ) as bar,
     ):
         ignore_decoder_warnings()

@@ -51,7 +51,7 @@ class IngestRun:
         self._model = model
         self._max_pixels = max_pixels
         self.bar: tqdm[Any] = tqdm(
-            total=total, desc="ingesting", unit=" pictures", disable=not progress
+            total=total, desc="ingesting", unit=" images", disable=not progress
         )
         self.added = 0
         self.skipped = 0

@@ -15,7 +15,7 @@ from edje_qdrant.types import FailedImage, Payload
 
 __all__ = ["IMAGE_SUFFIXES", "ListedImage", "Source", "check_source", "list_images"]
 
-#: A folder, an image, a JSONL manifest, or a list of pictures' paths.
+#: A folder, an image, a JSONL manifest, or a list of images' paths.
 Source = str | Path | Sequence[str | Path]
 
 #: Files in a folder that count as images.
@@ -72,7 +72,7 @@ def list_images(source: Source) -> Callable[[], Listing]:
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
     if path.is_dir():
-        return _not_empty(lambda: _folder(path), f"the folder {path} holds no picture")
+        return _not_empty(lambda: _folder(path), f"the folder {path} holds no image")
     if path.is_file() and suffix in _MANIFEST_SUFFIXES:
         return _not_empty(lambda: _manifest(path), f"the manifest {path} holds no line")
     if path.is_file() and suffix in IMAGE_SUFFIXES:

@@ -228,7 +228,7 @@ class _Worker:
             if ray.get(self._tally.begin.remote(batch)) > self._job.max_retries + 1:
                 raise WorkerDiedError(
                     f"{self._job.max_retries + 1} actors died of a batch of {len(pictures)} "
-                    f"pictures, {pictures[0].path} to {pictures[-1].path}; what was added before "
+                    f"images, {pictures[0].path} to {pictures[-1].path}; what was added before "
                     "is kept. Look at the actors' logs: an image that kills the process that "
                     "decodes it must be taken out, and where memory ran out, lower batch_size or "
                     "raise num_cpus"

@@ -257,7 +257,7 @@ def _parts(
         TokensCorruptError: One is damaged or missing.
     """
     parts = pictures = 0
-    with tqdm(desc="importing", unit=" pictures", disable=not progress) as shown:
+    with tqdm(desc="importing", unit=" images", disable=not progress) as shown:
         for stem, data in members:
             if stem == "end":
                 if _object(data, path) != {"parts": parts, "pictures": pictures}:

@@ -48,7 +48,7 @@ def stored_parts(
 
     Raises:
         TokensNotFoundError: Some images have no tokens; names the ids.
-        TokensCorruptError: Some pictures' tokens are damaged; names the ids.
+        TokensCorruptError: Some images' tokens are damaged; names the ids.
         StoreError: The collection cannot be read.
     """
     for page in pages(collection, "reading", vectors=True, progress=progress):

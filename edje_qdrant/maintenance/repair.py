@@ -1,4 +1,4 @@
-"""Mend what can be mended in a collection: tokens from the pictures' files, side files' holes."""
+"""Mend what can be mended in a collection: tokens from the images' files, side files' holes."""
 
 from __future__ import annotations
 

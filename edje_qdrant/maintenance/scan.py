@@ -30,7 +30,7 @@ def pages(
     Points that are rewritten or deleted while their page is looked at do no harm.
     """
     collection.reload()
-    with tqdm(total=collection.count(), desc=what, unit=" pictures", disable=not progress) as shown:
+    with tqdm(total=collection.count(), desc=what, unit=" images", disable=not progress) as shown:
         for page in collection.index.scroll(
             batch_size=PAGE, tokens=collection.store.in_payload, vectors=vectors
         ):

@@ -175,13 +175,13 @@ def fit_calibration(
     if labels.all() or not labels.any():
         raise ConfigError(
             f"{int(labels.sum())} of {labels.size} candidates are right; to tell right from wrong, "
-            "both must be there: check that captions belong to their pictures"
+            "both must be there: check that captions belong to their images"
         )
     slope, intercept = _logistic(said, labels)
     if slope <= 0:
         raise ConfigError(
             "right images score no higher than wrong ones, so there is nothing to calibrate: "
-            "the model does not know these pictures"
+            "the model does not know these images"
         )
     odds = math.log(cutoff_probability / (1 - cutoff_probability))
     gaps = cosines[:, :1] - cosines

@@ -32,7 +32,7 @@ Tokens = NDArray[np.floating[Any]] | Tensor
 
 
 class EDJEModel(nn.Module):
-    """Encode images and texts for search, and score texts against pictures' tokens.
+    """Encode images and texts for search, and score texts against images' tokens.
 
     Build one with `from_pretrained`, `from_official_checkpoint` or, to train one, `build`.
 
@@ -325,7 +325,7 @@ class EDJEModel(nn.Module):
                 are not as many texts as images.
         """
         if len(texts) != len(tokens):
-            raise ConfigError(f"{len(texts)} texts and the tokens of {len(tokens)} pictures")
+            raise ConfigError(f"{len(texts)} texts and the tokens of {len(tokens)} images")
         if not len(texts):
             return np.empty(0, np.float32)
         return self._score(*self.tokenize(texts), tokens, batch_size)

@@ -342,7 +342,7 @@ class TwoStageRetriever:
         Raises:
             ConfigError: The text has no word in it, or an id is none.
             TokensNotFoundError: Images are not in the collection, or have no tokens; names them.
-            TokensCorruptError: Pictures' tokens are damaged; names the ids.
+            TokensCorruptError: Images' tokens are damaged; names the ids.
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """

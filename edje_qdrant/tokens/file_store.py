@@ -185,7 +185,7 @@ class FileTokenStore:
         """
         codes = self.codec.encode(tokens)
         if len(image_ids) != len(codes):
-            raise ConfigError(f"{len(image_ids)} ids for the tokens of {len(codes)} pictures")
+            raise ConfigError(f"{len(image_ids)} ids for the tokens of {len(codes)} images")
         return self.put_codes(codes)
 
     def put_codes(self, codes: NDArray[np.uint8]) -> list[TokenReference]:

@@ -135,7 +135,7 @@ class SegmentReader:
             except FileNotFoundError as error:
                 raise TokensNotFoundError(
                     f"the side file {path} is gone; if the collection was compacted since these "
-                    "pictures were found, search again, or else restore it from a copy"
+                    "images were found, search again, or else restore it from a copy"
                 ) from error
         try:
             with os_errors_as_store_errors("read", path):

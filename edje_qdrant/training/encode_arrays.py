@@ -59,7 +59,7 @@ class VisionCache:
             tokens = np.lib.format.open_memmap(paths[0], "w+", np.float16, shape)
             embeddings = np.empty((count, encoder.embedding_dim), np.float32)
             starts = range(0, count, batch_size)
-            for start in tqdm(starts, desc="encoding pictures", unit="batch"):
+            for start in tqdm(starts, desc="encoding images", unit="batch"):
                 rows = slice(start, min(start + batch_size, count))
                 states, unit = encode_frozen(encoder, pixels(rows), device)
                 tokens[rows] = states.to("cpu", torch.float16).numpy()

@@ -1,4 +1,4 @@
-"""Pictures and captions that are wrong, but look right to the first stage."""
+"""Images and captions that are wrong, but look right to the first stage."""
 
 from __future__ import annotations
 

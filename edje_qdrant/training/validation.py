@@ -33,7 +33,7 @@ def search_validation(
         texts: `q` captions.
         right: `(q,)` the image each belongs to.
         embeddings: `(n, d)` of the images, unit length.
-        vision_tokens: Gives the pictures' vision tokens, `(b, patches, d_v)` float32 each, in
+        vision_tokens: Gives the images' vision tokens, `(b, patches, d_v)` float32 each, in
             order; asked at each validation.
         num_candidates: Images reranked a caption; all where there are fewer.
 

@@ -138,7 +138,7 @@ def encode_source(
                     total=len(source),
                     initial=state.done,
                     desc=f"encoding {source.name}",
-                    unit=" pictures",
+                    unit=" images",
                     disable=not progress,
                 ) as bar,
             ):

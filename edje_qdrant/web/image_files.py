@@ -59,7 +59,7 @@ class ImageFolder:
         self._max_pixels, self._max_bytes = max_pixels, max_bytes
 
     def shown(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a payload whose `path` tells nothing of the folders above the pictures' one."""
+        """Return a payload whose `path` tells nothing of the folders above the images' one."""
         path = payload.get("path")
         if not isinstance(path, str):
             return dict(payload)

@@ -56,7 +56,7 @@ class Measures:
             registry=registry,
         )
         self._ingested = Counter(
-            "edje_ingested_pictures_total", "Pictures uploaded.", ["outcome"], registry=registry
+            "edje_ingested_pictures_total", "Images uploaded.", ["outcome"], registry=registry
         )
         self.under_way = Gauge(
             "edje_requests_under_way", "Requests being answered.", registry=registry

@@ -67,7 +67,7 @@ class SearchRequest(_Filtered):
     text: Text = Field(description="What the image shows.")
     top_k: Count = Field(10, description="Hits to return.")
     num_candidates: Count | None = Field(
-        None, description="Pictures of the first stage to rerank; 100 by default, or top_k if more."
+        None, description="Images of the first stage to rerank; 100 by default, or top_k if more."
     )
     fusion: Literal["rerank", "rrf", "blend"] = Field(
         "rerank", description="What ranks: the joint encoder alone, or both stages together."
@@ -159,7 +159,7 @@ class Hit(BaseModel):
     fusion_score: float | None = None
     group: Any = None
     payload: dict[str, Any] = Field(
-        description="What was stored with the image; `path` below the pictures' folder."
+        description="What was stored with the image; `path` below the images' folder."
     )
 
 
@@ -196,7 +196,7 @@ class RerankResult(BaseModel):
 
 
 class Reranked(BaseModel):
-    """Pictures by relevance, best first."""
+    """Images by relevance, best first."""
 
     id: str = Field(description="The request's.")
     model: str

@@ -58,7 +58,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         """Find the images that look most like one, by the first stage."""
         service.check_top_k(top_k)
         chosen = _read_filter(filter)
-        upload = Upload(file.filename or "the picture", await file.read())
+        upload = Upload(file.filename or "the image", await file.read())
         picture = await service.read(
             lambda: uploaded_image(upload, max_pixels=service.settings.max_pixels)
         )

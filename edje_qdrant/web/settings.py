@@ -10,7 +10,7 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = ["UPLOADS", "ServiceSettings", "allowed_hosts", "check_exposure"]
 
-#: Folder below the pictures' one where uploaded images are kept.
+#: Folder below the images' one where uploaded images are kept.
 UPLOADS = "uploads"
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -68,7 +68,7 @@ class ServiceSettings:
         if any(len(key) < 16 for key in self.api_keys):
             raise ConfigError("an API key has fewer than 16 characters; make a longer one")
         if self.pictures is not None and not self.pictures.is_dir():
-            raise ConfigError(f"--pictures {self.pictures} is no folder; give the pictures' folder")
+            raise ConfigError(f"--pictures {self.pictures} is no folder; give the images' folder")
         if self.ingest and self.pictures is None:
             raise ConfigError("uploaded images need a place: say --pictures FOLDER with --ingest")
 

@@ -155,7 +155,7 @@ def _written(upload: Upload, folder: Path, max_pixels: int) -> tuple[str, str, P
     with Image.open(io.BytesIO(upload.data)) as image:
         suffix = _SUFFIXES.get(image.format or "")
     if suffix is None:
-        raise ImageReadError(upload.name, "pictures of this kind are not taken")
+        raise ImageReadError(upload.name, "images of this kind are not taken")
     number, name = tempfile.mkstemp(prefix=".part-", dir=folder)
     part = Path(name)
     try:

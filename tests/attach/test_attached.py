@@ -161,7 +161,7 @@ def test_vectors_payload_and_metadata_of_others_are_not_touched(
 
 
 def test_broken_pictures_are_listed_and_are_no_end(shop: Shop, tiny_model: EDJEModel) -> None:
-    shop.paths[3].write_bytes(b"no picture")
+    shop.paths[3].write_bytes(b"no image")
     shop.paths[4].unlink()
     shop.client.upsert(
         NAME, [models.PointStruct(id=77, vector={"clip": [9.0, 0, 0]}, payload={"price": 1})]
@@ -226,7 +226,7 @@ def test_a_point_that_names_another_picture_is_not_scored_by_the_old_one(
     shop.attach(tiny_model)
     shop.client.set_payload(NAME, {"picture": {"file": shop.paths[0].name}}, points=[1])
     with attached(shop, tiny_model) as opened:
-        with pytest.raises(TokensNotFoundError, match="another picture") as error:
+        with pytest.raises(TokensNotFoundError, match="another image") as error:
             opened.rerank_points(TEXT, shop.search())
         assert error.value.image_ids == ("1",)
         report = shop.attach(tiny_model)

@@ -42,7 +42,7 @@ def no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def pictures(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_images(folder, 12)
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     return folder
 
 
@@ -238,7 +238,7 @@ def refused(result: Result) -> str:
         (["search", "x", "--index", "INDEX", "--top-k", "many"], "--top-k"),
         (["search"], "TEXT"),
         (["ingest", "/nowhere", "--index", "NEW"], "does not exist"),
-        (["ingest", "EMPTY", "--index", "NEW"], "holds no picture"),
+        (["ingest", "EMPTY", "--index", "NEW"], "holds no image"),
         (["ingest", "EMPTY", "--index", "NEW", "--workers", "x"], "--workers"),
         (["convert", "/nowhere.pth", "NEW", "--siglip", "a", "--language-model", "b"], "/nowhere"),
         (["train", "--out", "NEW", "--recipe", "cake"], "'cake'"),

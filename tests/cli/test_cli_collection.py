@@ -28,7 +28,7 @@ RECORD = 4 * 16 * 2
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Path:
-    """Pictures, 4 tokens each: enough to fit a codebook to."""
+    """Images, 4 tokens each: enough to fit a codebook to."""
     folder = tmp_path_factory.mktemp("source")
     write_images(folder, COUNT)
     return folder
@@ -129,7 +129,7 @@ def test_verify_compares_pictures_where_it_is_asked_to(pictures: tuple[Path, Pat
     assert run("verify", "--index", index).exit_code == 0
     result = run("verify", "--index", index, "--pictures", "--json")
     assert result.exit_code == 1
-    assert json.loads(result.stdout)["counts"] == {"picture gone": 1, "picture changed": 1}
+    assert json.loads(result.stdout)["counts"] == {"image gone": 1, "image changed": 1}
 
 
 def test_verify_lists_the_first_and_counts_the_rest(index: Path) -> None:
@@ -242,7 +242,7 @@ def test_compact(index: Path) -> None:
     assert side_file(index).stat().st_size == data["bytes_after"]
     assert found(index) == before
     text = run("compact", "--index", index).stdout
-    assert text == "0 pictures' tokens moved; side files took 5,376 bytes, now 5,376\n"
+    assert text == "0 images' tokens moved; side files took 5,376 bytes, now 5,376\n"
 
 
 # transcode and fit-codec

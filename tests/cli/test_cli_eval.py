@@ -30,7 +30,7 @@ def karpathy(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages
     """A file as Karpathy's for COCO: 24 images, of which 12 are the test split."""
     folder = tmp_path_factory.mktemp("coco")
     paths = write_images(folder / "images" / "val2014", 24)
-    (folder / "images" / "val2014" / "broken.jpg").write_bytes(b"no picture")
+    (folder / "images" / "val2014" / "broken.jpg").write_bytes(b"no image")
     items = [
         {
             "filepath": "val2014",
@@ -38,7 +38,7 @@ def karpathy(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages
             "imgid": number,
             "split": "test" if number % 2 == 0 else "restval",
             "sentences": [
-                {"raw": f"Picture {number}, view {view}.", "tokens": [], "sentid": 5 * number}
+                {"raw": f"Image {number}, view {view}.", "tokens": [], "sentid": 5 * number}
                 for view in range(5)
             ],
         }
@@ -101,7 +101,7 @@ def test_a_karpathy_file_runs_end_to_end(tmp_path: Path, karpathy: Path, tiny_fo
     assert len(lines) == 60
 
     text = run(*options).stdout
-    assert "Text to image: 60 captions asked of 12 pictures" in text
+    assert "Text to image: 60 captions asked of 12 images" in text
     assert "Image to text: 12 images asked of 60 captions" in text
     assert "10 reranked" in text
     assert f"{systems[2]['reranked']['R@1']:.1%}" in text

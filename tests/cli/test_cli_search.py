@@ -37,7 +37,7 @@ def refused(*args: Any) -> str:
 def folder(
     tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages, tiny_folder: Path
 ) -> Path:
-    """Pictures, a manifest with fields, a model of their own with a calibration, an index."""
+    """Images, a manifest with fields, a model of their own with a calibration, an index."""
     folder = tmp_path_factory.mktemp("cli-search")
     paths = write_images(folder / "pictures", COUNT)
     lines = [

@@ -109,13 +109,13 @@ def test_the_fingerprint_follows_the_pictures_and_not_their_captions(tmp_path):
 
 def test_a_karpathy_split_is_chosen(tmp_path):
     images = [
-        {"filename": f"{i}.png", "split": split, "sentences": [{"raw": f"picture {i}"}]}
+        {"filename": f"{i}.png", "split": split, "sentences": [{"raw": f"image {i}"}]}
         for i, split in enumerate(["train", "val", "restval", "test"])
     ]
     path = tmp_path / "dataset_coco.json"
     path.write_text(json.dumps({"images": images}))
     source = open_pairs(path, split="train", images=tmp_path / "pictures")
-    assert [source.captions(row) for row in range(len(source))] == [("picture 0",), ("picture 2",)]
+    assert [source.captions(row) for row in range(len(source))] == [("image 0",), ("image 2",)]
     assert source.key(0) == str(tmp_path / "pictures" / "0.png")
     assert "train" in source.name
     assert len(open_pairs(path, split="val")) == 1
@@ -364,7 +364,7 @@ def test_decoded_pictures_paths_and_formats_are_read_too(datasets, tmp_path):
         )
     )
     assert same(plain.open(0), 1)
-    with pytest.raises(ImageReadError, match="int is no picture"):
+    with pytest.raises(ImageReadError, match="int is no image"):
         plain.open(1)
     assert int(plain.fingerprint, 16) >= 0
 

@@ -33,7 +33,7 @@ def test_the_whole_picture_is_seen_unless_the_processor_crops(
 ) -> None:
     assert siglip.seen_area(640, 480) == (0, 0, 1, 1)
     monkeypatch.setattr(siglip.image_processor, "do_center_crop", True, raising=False)
-    with pytest.raises(ConfigError, match="image processor of tiny crops pictures"):
+    with pytest.raises(ConfigError, match="image processor of tiny crops images"):
         siglip.seen_area(640, 480)
 
 

@@ -47,7 +47,7 @@ def test_the_text_has_every_system_and_what_was_left_out(evaluation: Evaluation)
     assert "and 2 more" in text
     assert "2 files have the bytes of another" in text
     assert "3 images that no annotation names; they take part as wrong answers" in text
-    assert "Text to image: 30 captions asked of 40 pictures" in text
+    assert "Text to image: 30 captions asked of 40 images" in text
     assert "Image to text: 30 images asked of 40 captions" in text
     for system in evaluation.systems:
         (low, high) = system.intervals["reranked"]["R@1"]
@@ -63,7 +63,7 @@ def test_the_full_pools_table_shows_other_cuts(evaluation: Evaluation) -> None:
     text = replace(evaluation, protocol=PROTOCOLS["full"], split=None).text()
     assert "R@20" in text
     assert "R@1 " not in text
-    assert "flickr.json: 40 pictures" in text
+    assert "flickr.json: 40 images" in text
 
 
 def test_without_plots_it_says_what_to_install(evaluation: Evaluation) -> None:

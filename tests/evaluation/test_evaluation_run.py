@@ -214,7 +214,7 @@ def test_pictures_that_nobody_annotated_take_part_and_are_counted(
 def test_broken_pictures_leave_with_their_captions_and_are_listed(
     tmp_path: Path, annotations: list[Annotation], tiny_model: EDJEModel
 ) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     shutil.copy(annotations[0].image, tmp_path / "twin.png")
     more = [
         Annotation(str(tmp_path / "broken.png"), ("a", "b"), "d.jsonl:31"),

@@ -120,7 +120,7 @@ def test_what_cannot_be_matched_is_refused(
     refused(r"pass one row", image=two)
     foreign = ImageEncoding(two.embeddings[:1], np.zeros((1, 3, 16), np.float16))
     refused(r"\(1, 4, 16\), not \(1, 24\) and \(1, 3, 16\)", image=foreign)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     for path, reason in (("gone.png", "No such file"), ("broken.png", "not an image")):
         with pytest.raises(ImageReadError, match=f"{path}: {reason}"):
             match_texts(tiny_model, tmp_path / path, TEXTS)

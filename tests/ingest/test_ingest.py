@@ -545,7 +545,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) ->
     """A folder of 70 images, 4 tokens each, and what is none."""
     folder = tmp_path_factory.mktemp("many")
     write_images(folder, 70)
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     return folder
 
 
@@ -593,7 +593,7 @@ def test_fitting_to_too_few_pictures(
     with pytest.raises(ConfigError, match="3 images have 12; give 64 images or more"):
         fit_codec_to_source(tmp_path, tiny_model, "pq16", progress=False)
     for path in tmp_path.iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     with pytest.raises(ConfigError, match="0 images have 0; give 64"):
         fit_codec_to_source(tmp_path, tiny_model, "pq16", progress=False)
     with pytest.raises(ConfigError, match="does not exist"):

@@ -197,7 +197,7 @@ def test_a_folder_that_is_empty_or_gone_deletes_nothing(
     with pytest.raises(ConfigError, match="does not exist"):
         follow(folder)
     folder.mkdir()
-    with pytest.raises(ConfigError, match="holds no picture"):
+    with pytest.raises(ConfigError, match="holds no image"):
         follow(folder)
     assert len(collection) == 4
 
@@ -215,7 +215,7 @@ def test_pictures_that_cannot_be_read_this_time_stay(
     assert counts(report) == (0, 2, 0, 2)
     assert named(cut, gone) < paths(collection)
     # One that is no image any more, but was read, is another content: the old one goes.
-    cut.write_bytes(b"no picture")
+    cut.write_bytes(b"no image")
     report = follow(folder)
     assert [Path(f.path).name for f in report.failed] == ["picture-0000.png", "picture-0000.png"]
     assert report.pruned == 0  # its path is among those that failed

@@ -73,7 +73,7 @@ def check_a_killed_worker(
 ) -> None:
     name = f"edje-ray-{uuid.uuid4().hex[:8]}"
     broken, copy = paths[0].with_name("broken.png"), paths[0].with_name("copy.png")
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     copy.write_bytes(paths[0].read_bytes())
     rows = [{"path": str(p), "shelf": n, "note": None} for n, p in enumerate([*paths, copy])]
     dataset = ray.data.from_items([*rows, {"path": str(broken)}], override_num_blocks=6)

@@ -134,7 +134,7 @@ def test_payloads_of_every_shape(tmp_path):
 
 
 def test_a_codec_changed_since_some_were_written(tmp_path, monkeypatch, small_pages, fitted):
-    """Pictures still in an old codec are carried over in the new one."""
+    """Images still in an old codec are carried over in the new one."""
     codec = fitted("pq16")
     with make(make_place("edge-file", tmp_path), 20) as source:
         with monkeypatch.context() as patch:

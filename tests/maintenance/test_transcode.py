@@ -40,7 +40,7 @@ GONE = EngineUnavailableError("gone", location="here")
 
 
 def coded(codec, ids, tokens=None):
-    """Return what a codec makes of pictures' tokens, as bytes."""
+    """Return what a codec makes of images' tokens, as bytes."""
     tokens = encoding_of(ids).tokens if tokens is None else tokens
     return codec.decode(codec.encode(tokens))
 

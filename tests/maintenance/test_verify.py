@@ -308,7 +308,7 @@ def test_what_is_compacted_deleted_or_transcoded_meanwhile_is_no_finding(
 
 @pytest.fixture
 def with_files(tmp_path):
-    """A collection of four pictures' files; their content is their id."""
+    """A collection of four images' files; their content is their id."""
     folder = tmp_path / "files"
     folder.mkdir()
     paths = []
@@ -332,9 +332,9 @@ def test_the_pictures_files_are_compared_where_that_is_asked_for(with_files):
     report = verify(collection, pictures=True)
     found = {f.image_id: f for f in report.findings}
     assert found == {
-        ids[0]: Finding("picture gone", ids[0], str(paths[0]), "No such file or directory"),
+        ids[0]: Finding("image gone", ids[0], str(paths[0]), "No such file or directory"),
         ids[1]: Finding(
-            "picture changed", ids[1], str(paths[1]), "its content is another one's by now"
+            "image changed", ids[1], str(paths[1]), "its content is another one's by now"
         ),
     }
     assert not report.clean

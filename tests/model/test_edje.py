@@ -85,7 +85,7 @@ def test_tokens_of_a_wrong_shape_are_refused(model: EDJEModel, shape: tuple[int,
 
 
 def test_one_text_for_each_picture(model: EDJEModel) -> None:
-    with pytest.raises(ConfigError, match="1 texts and the tokens of 2 pictures"):
+    with pytest.raises(ConfigError, match="1 texts and the tokens of 2 images"):
         model.score_pairs(["red"], np.zeros((2, 5, 36), np.float16))
     with pytest.raises(ConfigError, match="list of texts"):
         model.encode_texts("red")

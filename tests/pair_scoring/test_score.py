@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) ->
     """Twelve images with 30 captions, one that is damaged and one that is missing."""
     folder = tmp_path_factory.mktemp("pairs")
     names = [path.name for path in write_images(folder / "images", 12)]
-    (folder / "images" / "broken.png").write_bytes(b"no picture")
+    (folder / "images" / "broken.png").write_bytes(b"no image")
     lines: list[dict[str, Any]] = [
         {"image": name, "caption": [f"Caption {row} of {name}.", "the same for all"]}
         for row, name in enumerate(names)

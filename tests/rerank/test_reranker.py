@@ -101,7 +101,7 @@ def test_no_pairs_give_no_scores(tiny_model: EDJEModel, tokens: NDArray[np.float
 
 def test_what_does_not_fit_is_refused(tiny_model: EDJEModel, tokens: NDArray[np.float16]) -> None:
     reranker = Reranker(tiny_model)
-    with pytest.raises(ConfigError, match="2 pictures"):
+    with pytest.raises(ConfigError, match="2 images"):
         reranker.score_pairs(["a", "b"], tokens[:3])
     with pytest.raises(ConfigError, match=r"\(1, 4, 16\)"):
         reranker.score("a", np.zeros((1, 4, 8), np.float16))
@@ -134,7 +134,7 @@ def test_tokens_that_are_on_the_device_already_score_the_same(
     np.testing.assert_array_equal(reranker.score("b", there), reranker.score("b", tokens))
     np.testing.assert_array_equal(tokens, before)
     assert reranker.score_pairs([], there[:0]).shape == (0,)
-    with pytest.raises(ConfigError, match="2 pictures"):
+    with pytest.raises(ConfigError, match="2 images"):
         reranker.score_pairs(["a", "b"], there[:3])
 
 

@@ -287,11 +287,11 @@ def test_other_arguments_that_cannot_be_used_are_refused(
     with pytest.raises(ConfigError, match="list of ids"):
         DeviceTokenCache(1000).preload(collection, "abc")
     small = DeviceTokenCache(BYTES - 1)
-    with pytest.raises(ConfigError, match="one picture"):
+    with pytest.raises(ConfigError, match="one image"):
         small.preload(collection)
     with (
         make_collection(tmp_path / "more", tiny_model) as other,
-        pytest.raises(ConfigError, match="one picture"),
+        pytest.raises(ConfigError, match="one image"),
     ):
         TwoStageRetriever(other, tiny_model, token_cache=DeviceTokenCache(1))
     with pytest.raises(ConfigError, match="does not have"):

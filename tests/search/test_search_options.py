@@ -405,7 +405,7 @@ def test_a_found_picture_is_explained(
         content = path.read_bytes()
         other = next(p for p in paths if p != path)
         path.write_bytes(other.read_bytes())
-        with pytest.raises(ImageReadError, match="another picture"):
+        with pytest.raises(ImageReadError, match="another image"):
             retriever.explain("a cat", hit.image_id)
         path.unlink()
         with pytest.raises(ImageReadError):

@@ -11,7 +11,7 @@ def test_it_measures_what_scoring_every_candidate_by_itself_gives():
     model = build_tiny_model(dropout=0.0).eval()
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(12, 16, 24, generator=generator)
-    texts = [f"picture {letter}" for letter in "abcdefghijkl"]
+    texts = [f"image {letter}" for letter in "abcdefghijkl"]
     embeddings = torch.nn.functional.normalize(torch.randn(12, 24, generator=generator), dim=-1)
     right = np.arange(12)
     found = search_validation(

@@ -196,7 +196,7 @@ def test_what_was_encoded_before_an_error_is_kept(tmp_path, encoder, sources, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(encoder, "encode_pixels", exhaust)
-        with pytest.raises(ConfigError, match="no memory to encode 2 pictures"):
+        with pytest.raises(ConfigError, match="no memory to encode 2 images"):
             cached(encoder, sources[:1], tmp_path / "cache", batch_size=2)
     assert kept_rows(tmp_path / "cache") == 4
     opened: list[int] = []

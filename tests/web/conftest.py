@@ -33,7 +33,7 @@ def encoded(
     tiny_model: EDJEModel,
     write_images: WriteImages,
 ) -> tuple[list[Path], list[str], ImageEncoding]:
-    """Pictures, their ids, and what the model makes of them."""
+    """Images, their ids, and what the model makes of them."""
     paths = write_images(tmp_path_factory.mktemp("web") / "pictures", COUNT)
     pictures = [Image.open(path) for path in paths]
     return paths, [image_file_id(str(path)) for path in paths], tiny_model.encode_images(pictures)
