@@ -78,7 +78,7 @@ def decode_image(
     """Decode an image for a model; safe in worker threads.
 
     Args:
-        image: Which.
+        picture: Which.
         model: Whose `preprocess` makes the pixels.
         max_pixels: Images with more are refused before they are decoded.
     """
