@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, SiglipConfig, SiglipModel
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from edje_qdrant import EDJEModel, ImageCollection
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.run import scene_captions
 from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 
 BATCH = 50
 
@@ -55,7 +55,7 @@ def untrained_model(**vision: int) -> EDJEModel:
             "eos_token_id": 3}  # fmt: skip
     siglip = SiglipModel(SiglipConfig(text_config=text, vision_config={**vision}))
     size = {"height": vision["image_size"], "width": vision["image_size"]}
-    processor = SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    processor = SiglipPixels(size=size)
     language_model = BertForMaskedLM(
         BertConfig(
             vocab_size=64, hidden_size=384, num_hidden_layers=12, num_attention_heads=12,

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import BertConfig, BertForMaskedLM, SiglipConfig, SiglipModel
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from edje_qdrant.data.pairs import open_pairs
 from edje_qdrant.demo.annotated import write_scenes
 from edje_qdrant.demo.tower import scene_tokenizer
 from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.training.batches import Batches
 from edje_qdrant.training.loop import accelerator_for, autocast
@@ -108,7 +108,7 @@ def _model(size: str) -> EDJEModel:
     siglip = SiglipModel(
         SiglipConfig(text_config=text, vision_config={**shape, "image_size": side})
     )
-    processor = SiglipImageProcessorPil(size={"height": side, "width": side})
+    processor = SiglipPixels(size={"height": side, "width": side})
     bert = BertConfig(
         vocab_size=30522, hidden_size=384, num_hidden_layers=12, num_attention_heads=12,
         intermediate_size=1536,

@@ -6,9 +6,9 @@ import string
 
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, SiglipConfig, SiglipModel
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.config import AdapterKind
 
@@ -47,9 +47,7 @@ def build_tiny_model(
             attention_probs_dropout_prob=dropout,
         )
     )  # fmt: skip
-    processor = SiglipImageProcessorPil(
-        size={"height": _SIDE, "width": _SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
+    processor = SiglipPixels(size={"height": _SIDE, "width": _SIDE})
     model = EDJEModel.build(
         SiglipEncoder(siglip, processor, tokenizer, name="tiny"),
         language_model,

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from pydantic import Field
 from transformers import BertTokenizer, SiglipModel
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from edje_qdrant.demo.joint import JointSettings, train_joint
 from edje_qdrant.demo.tower import SIDE, train_tower
 from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.model.config import AdapterKind
 from edje_qdrant.training.recipe import Section, WeightsSection, read_settings, validated
 from edje_qdrant.version import __version__
@@ -90,9 +90,7 @@ def read_demo_recipe(
 
 def scene_encoder(siglip: SiglipModel, tokenizer: BertTokenizer) -> SiglipEncoder:
     """Wrap a trained tower with the image processor it was trained behind."""
-    processor = SiglipImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
+    processor = SiglipPixels(size={"height": SIDE, "width": SIDE})
     return SiglipEncoder(siglip, processor, tokenizer, name="edje-scenes-siglip")
 
 

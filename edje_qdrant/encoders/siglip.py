@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +10,16 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoImageProcessor, AutoTokenizer, SiglipConfig, SiglipModel
+from transformers import AutoTokenizer, SiglipConfig, SiglipModel
 from transformers.initialization import no_init_weights
 
 from edje_qdrant.encoders.settings import settings_folder
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.encoders.weights import HashedModule
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.images import to_rgb
 
 __all__ = ["SiglipEncoder"]
-
-# The settings that decide the pixels; the others vary between versions of transformers.
-_PIXEL_SETTINGS = (
-    "do_resize", "size", "resample", "do_center_crop", "crop_size",
-    "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
-)  # fmt: skip
 
 
 class SiglipEncoder(HashedModule):
@@ -34,7 +27,7 @@ class SiglipEncoder(HashedModule):
 
     Args:
         siglip: Both towers.
-        image_processor: transformers' image processor.
+        image_processor: How images become pixels.
         tokenizer: transformers' tokenizer of the text tower.
         name: What contracts call this encoder.
         token_tower: A second vision tower the vision tokens come from, where it differs from the
@@ -44,7 +37,7 @@ class SiglipEncoder(HashedModule):
     def __init__(
         self,
         siglip: SiglipModel,
-        image_processor: Any,
+        image_processor: SiglipPixels,
         tokenizer: Any,
         *,
         name: str,
@@ -73,12 +66,10 @@ class SiglipEncoder(HashedModule):
             CheckpointError: A file is missing or unreadable.
         """
         folder = settings_folder(name_or_path, model_type="siglip", image_processor=True)
+        image_processor = SiglipPixels.from_folder(folder)
         try:
             # from_pretrained would warn of token ids that transformers itself has by default.
             config = SiglipConfig.from_json_file(folder / "config.json")
-            image_processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                folder, backend="pil"
-            )
             tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
             with no_init_weights():  # random numbers for 900M weights take a minute
                 siglip = SiglipModel(config)
@@ -114,7 +105,7 @@ class SiglipEncoder(HashedModule):
         """Write everything but the weights: settings, image processor, tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
         self.siglip.config.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+        self.image_processor.save(folder)
         self.tokenizer.save_pretrained(folder)
 
     @property
@@ -130,10 +121,7 @@ class SiglipEncoder(HashedModule):
     @property
     def preprocessing(self) -> str:
         """Return the hash of the image processor's settings that decide the pixels."""
-        settings = self.image_processor.to_dict()
-        chosen = {k: settings[k] for k in _PIXEL_SETTINGS if settings.get(k) is not None}
-        text = json.dumps(chosen, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return self.image_processor.hash()
 
     @property
     def embedding_dim(self) -> int:
@@ -173,17 +161,15 @@ class SiglipEncoder(HashedModule):
         Raises:
             ImageReadError: An image's data cannot be decoded.
         """
-        rgb = [to_rgb(image) for image in images]
-        pixels: Tensor = self.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
-        return pixels.float()
+        return self.image_processor.process([to_rgb(image) for image in images])
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:  # noqa: ARG002
         """Return `(0, 0, 1, 1)`: images are squashed to a square, so the grid covers them.
 
         Raises:
-            ConfigError: The image processor crops, and does not say what.
+            ConfigError: The image processor crops images.
         """
-        if getattr(self.image_processor, "do_center_crop", False):
+        if self.image_processor.do_center_crop:
             raise ConfigError(
                 f"the image processor of {self.name} crops images, so it is not known which part "
                 "of one its patches show; a SigLIP that resizes alone can be laid over it"

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BertTokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
+from transformers import BertTokenizer, SiglipConfig, SiglipModel
 
 from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circle"]
 
@@ -21,6 +22,6 @@ def siglip() -> SiglipEncoder:
         },
         vision_config={**shared, "hidden_size": 32, "image_size": 32, "patch_size": 8},
     )  # fmt: skip
-    processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    processor = SiglipPixels(size={"height": 32, "width": 32})
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
     return SiglipEncoder(SiglipModel(config).eval(), processor, tokenizer, name="tiny")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
+from transformers import PreTrainedTokenizerFast
 
 from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.errors import CheckpointError, ConfigError
 
 
@@ -32,7 +33,10 @@ def test_the_whole_picture_is_seen_unless_the_processor_crops(
     siglip: SiglipEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert siglip.seen_area(640, 480) == (0, 0, 1, 1)
-    monkeypatch.setattr(siglip.image_processor, "do_center_crop", True, raising=False)
+    side = {"height": 32, "width": 32}
+    monkeypatch.setattr(
+        siglip, "image_processor", SiglipPixels(side, do_center_crop=True, crop_size=side)
+    )
     with pytest.raises(ConfigError, match="image processor of tiny crops images"):
         siglip.seen_area(640, 480)
 
@@ -90,7 +94,7 @@ def test_preprocessing_hash_follows_the_settings(siglip: SiglipEncoder, tmp_path
     before = siglip.preprocessing
     siglip.save(tmp_path)
     assert SiglipEncoder.from_config(tmp_path, name="again").preprocessing == before
-    siglip.image_processor = SiglipImageProcessorPil(size={"height": 32, "width": 32}, resample=2)
+    siglip.image_processor = SiglipPixels(size={"height": 32, "width": 32}, resample=2)
     assert siglip.preprocessing != before
 
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 from tiny import Published, bert_config, publish, siglip_config, tokenizer
-from transformers import BertForMaskedLM, SiglipImageProcessorPil, SiglipModel
+from transformers import BertForMaskedLM, SiglipModel
 
 from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.model import EDJEModel
 
 
@@ -16,7 +17,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 @pytest.fixture
 def model() -> EDJEModel:
     """Build a fresh, untrained model."""
-    processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    processor = SiglipPixels(size={"height": 32, "width": 32})
     encoder = SiglipEncoder(SiglipModel(siglip_config()), processor, tokenizer(), name="tiny")
     return EDJEModel.build(
         encoder,

@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 from tiny import bert_config, pictures, siglip_config, tokenizer
-from transformers import BertForMaskedLM, SiglipImageProcessorPil, SiglipModel
+from transformers import BertForMaskedLM, SiglipModel
 
 from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model import EDJEModel
 
@@ -116,7 +117,7 @@ def test_training_reaches_the_adapter_through_the_joint_encoder(model: EDJEModel
 
 def test_local_model_has_one_token_a_patch_and_room_for_them() -> None:
     config = siglip_config(image_size=96, patch_size=4)
-    processor = SiglipImageProcessorPil(size={"height": 96, "width": 96})
+    processor = SiglipPixels(size={"height": 96, "width": 96})
     encoder = SiglipEncoder(SiglipModel(config), processor, tokenizer(), name="tiny")
     model = EDJEModel.build(
         encoder, BertForMaskedLM(bert_config()), tokenizer(), adapter="local", num_tokens=3

@@ -6,9 +6,9 @@ import pytest
 import reference
 import torch
 from tiny import CAPTIONS, CLS, SEP, Published, pictures, publish, tokenizer
-from transformers import AutoImageProcessor
 
 from edje_qdrant.encoders import clean_caption
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModelForIndexing, EDJEModelForRanking
 
@@ -43,8 +43,7 @@ def halves(published: Published) -> tuple[EDJEModelForIndexing, EDJEModelForRank
 def test_the_card_s_snippet_gives_the_reference_s_scores(tmp_path, kind) -> None:
     published = publish(tmp_path, **kind)
     indexing, ranking = halves(published)
-    processor = AutoImageProcessor.from_pretrained(published.siglip, backend="pil")
-    pixels = processor(images=pictures(1), return_tensors="pt")["pixel_values"]
+    pixels = SiglipPixels.from_folder(published.siglip).process(pictures(1))
     captions = [clean_caption(c) for c in CAPTIONS]
     inputs = tokenizer()(
         captions, padding=True, truncation=True, max_length=64, return_tensors="pt"

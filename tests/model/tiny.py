@@ -16,9 +16,10 @@ from transformers import (
     BertForMaskedLM,
     BertTokenizer,
     SiglipConfig,
-    SiglipImageProcessorPil,
     SiglipModel,
 )
+
+from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 
 # fmt: off
 WORDS = (
@@ -64,7 +65,7 @@ def write_siglip(folder: Path, config: SiglipConfig) -> None:
     """Write what a hub repository of SigLIP holds beside its weights."""
     config.save_pretrained(folder)
     size = config.vision_config.image_size
-    SiglipImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+    SiglipPixels(size={"height": size, "width": size}).save(folder)
     tokenizer().save_pretrained(folder)
 
 
