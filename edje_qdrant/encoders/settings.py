@@ -73,7 +73,7 @@ def _fetch(name: str) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise CheckpointError(
-            f"no settings {name!r}: not a folder here, and the hub does not give it ({error}); "
+            f"no settings {name!r}: not a local folder, and the hub does not provide it ({error}); "
             "pass a folder with config.json and the tokenizer's and image processor's files",
             path=name,
         ) from error

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.encoders import Encoder, clean_captions
+from edje_qdrant.encoders.protocol import Encoder
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.model.adapter import CompressedAdapter, LocalAdapter, build_adapter
+from edje_qdrant.model.adapter import CompressedAdapter, LocalAdapter
 from edje_qdrant.model.calibration import Calibration
-from edje_qdrant.model.checkpoints.folder import load_model, save_model
-from edje_qdrant.model.checkpoints.published import load_official
-from edje_qdrant.model.config import IMAGE_TOKEN, AdapterKind, EDJEConfig
-from edje_qdrant.model.joint_encoder import JointEncoder, extend_positions
+from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
+from edje_qdrant.model.checkpoints.folder import read_checkpoint, write_checkpoint
+from edje_qdrant.model.checkpoints.published import read_published
+from edje_qdrant.model.config import AdapterKind, EDJEConfig
+from edje_qdrant.model.joint_encoder import JointEncoder
+from edje_qdrant.text import clean_captions
 from edje_qdrant.types import ImageEncoding
 from edje_qdrant.version import __version__
 
@@ -91,38 +93,16 @@ class EDJEModel(nn.Module):
             adapter_hidden_size: Width of the adapter's MLP.
             max_caption_tokens: Word pieces of a caption that are read.
         """
-        bert = language_model.config
-        config = EDJEConfig(
-            encoder=encoder.name,
-            adapter=adapter,
-            num_tokens=encoder.num_patches if adapter == "local" else num_tokens,
-            vision_hidden_size=encoder.hidden_size,
-            token_dim=bert.hidden_size,
-            embedding_dim=encoder.embedding_dim,
-            adapter_hidden_size=adapter_hidden_size,
-            max_caption_tokens=max_caption_tokens,
-            separate_token_tower=getattr(encoder, "token_tower", None) is not None,
-        )
-        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-        if bert.vocab_size < len(tokenizer):
-            language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        extend_positions(language_model, config.max_positions)
-        return cls(
-            encoder,
-            build_adapter(
-                config,
-                num_heads=encoder.num_heads,
-                activation=bert.hidden_act,
-                layer_norm_eps=encoder.layer_norm_eps,
-            ),
-            JointEncoder(
+        return cls._assemble(
+            new_checkpoint(
+                encoder,
                 language_model,
-                sep_token_id=tokenizer.sep_token_id,
-                embedding_dim=encoder.embedding_dim,
+                tokenizer,
+                adapter=adapter,
+                num_tokens=num_tokens,
+                adapter_hidden_size=adapter_hidden_size,
                 max_caption_tokens=max_caption_tokens,
-            ),
-            tokenizer,
-            config,
+            )
         )
 
     @classmethod
@@ -144,7 +124,7 @@ class EDJEModel(nn.Module):
         Raises:
             CheckpointError: There is no such model, or it is unreadable or incomplete.
         """
-        return load_model(cls.build, str(name_or_path)).place(device, dtype)
+        return cls._assemble(read_checkpoint(str(name_or_path))).place(device, dtype)
 
     @classmethod
     def from_official_checkpoint(
@@ -169,13 +149,23 @@ class EDJEModel(nn.Module):
         Raises:
             CheckpointError: The file is unreadable, lacks a key or has a tensor of a wrong shape.
         """
-        model = load_official(
-            cls.build,
-            path,
-            siglip_path=str(siglip_path),
-            language_model_path=str(language_model_path),
+        checkpoint = read_published(
+            path, siglip_path=str(siglip_path), language_model_path=str(language_model_path)
         )
-        return model.place(device, dtype)
+        return cls._assemble(checkpoint).place(device, dtype)
+
+    @classmethod
+    def _assemble(cls, checkpoint: Checkpoint) -> EDJEModel:
+        model = cls(
+            checkpoint.encoder,
+            checkpoint.adapter,
+            checkpoint.joint_encoder,
+            checkpoint.tokenizer,
+            checkpoint.config,
+            name_or_path=checkpoint.source,
+        )
+        model.calibration = checkpoint.calibration
+        return model
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the model into one folder that needs nothing else to be loaded back.
@@ -187,7 +177,16 @@ class EDJEModel(nn.Module):
         Raises:
             CheckpointError: The folder cannot be written.
         """
-        save_model(self, Path(folder), dtype)
+        checkpoint = Checkpoint(
+            self.encoder,
+            self.adapter,
+            self.joint_encoder,
+            self.tokenizer,
+            self.config,
+            self.calibration,
+        )
+        write_checkpoint(checkpoint, Path(folder), dtype)
+        self.name_or_path = str(Path(folder).resolve())
 
     def place(self, device: str | torch.device | None, dtype: torch.dtype | None) -> EDJEModel:
         """Move to a device and a precision (defaults as in `from_pretrained`), ready to infer."""

@@ -9,7 +9,7 @@ import torch
 
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import CheckpointError, ConfigError
-from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.edje import EDJEModel
 
 __all__ = ["WrittenByModel", "load_named_model", "model_for"]
 

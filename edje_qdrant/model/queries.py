@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import open_upright, words
-from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.edje import EDJEModel
 from edje_qdrant.types import ImageEncoding
 
 __all__ = [

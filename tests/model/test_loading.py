@@ -171,7 +171,7 @@ def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_names_the_hub_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     # No request is made: such a name can be no repository's.
-    with pytest.raises(CheckpointError, match="not a folder here"):
+    with pytest.raises(CheckpointError, match="not a local folder"):
         EDJEModel.from_pretrained("a/b/c/d", **CPU)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from edje_qdrant.errors import CheckpointError
 
-__all__ = ["match_tensors", "needed_keys"]
+__all__ = ["fill", "match_tensors", "needed_keys"]
 
 # The masked-word head's output layer shares its weight and bias with other parameters.
 _TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
@@ -60,6 +60,22 @@ def match_tensors(
             mismatched=mismatched,
         )
     return {key: state[name] for key, name in names.items()}
+
+
+def fill(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    path: str,
+    name_of: Callable[[str], str] = lambda key: key,
+) -> None:
+    """Load every tensor the module needs from a checkpoint; arguments as for `match_tensors`.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape.
+    """
+    matched = match_tensors(module, state, path=path, name_of=name_of)
+    module.load_state_dict(matched, strict=False)  # not strict: tied copies are not in `matched`
 
 
 def _listed(items: list[str]) -> str:

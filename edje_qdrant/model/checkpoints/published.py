@@ -8,21 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.encoders.settings import settings_folder
+from edje_qdrant.encoders.siglip import SiglipEncoder
 from edje_qdrant.errors import CheckpointError
-from edje_qdrant.model.checkpoints.match_tensors import match_tensors
+from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
+from edje_qdrant.model.checkpoints.match_tensors import fill
 from edje_qdrant.model.config import IMAGE_TOKEN, AdapterKind
 from edje_qdrant.model.joint_encoder import repeat_last_row
-
-if TYPE_CHECKING:
-    from edje_qdrant.model.edje import EDJEModel
 
 __all__ = [
     "CAPTION_ROOM",
@@ -31,9 +29,8 @@ __all__ = [
     "adapter_sizes",
     "fit_tables",
     "language_settings",
-    "load_official",
-    "load_published",
     "published_names",
+    "read_published",
     "tidy",
 ]
 
@@ -63,19 +60,18 @@ _MLM_BIAS = "language_model.cls.predictions.bias"
 _MLM_BIAS_COPY = "language_model.cls.predictions.decoder.bias"
 
 
-def load_published(build: Callable[..., EDJEModel], path: str) -> EDJEModel:
-    """Read the published file with the settings of the towers it was trained with."""
-    return load_official(
-        build, path, siglip_path=_PUBLISHED_SIGLIP, language_model_path=_PUBLISHED_LANGUAGE_MODEL
-    )
-
-
-def load_official(
-    build: Callable[..., EDJEModel], path: str | Path, *, siglip_path: str, language_model_path: str
-) -> EDJEModel:
+def read_published(
+    path: str | Path,
+    *,
+    siglip_path: str = _PUBLISHED_SIGLIP,
+    language_model_path: str = _PUBLISHED_LANGUAGE_MODEL,
+) -> Checkpoint:
     """Read a checkpoint in the published layout, in float32 on the CPU.
 
-    The model is put together with `EDJEModel.build`.
+    Args:
+        path: The file.
+        siglip_path: Folder or hub id with SigLIP's settings; the published model's by default.
+        language_model_path: Folder or hub id with the language model's settings; likewise.
 
     Raises:
         CheckpointError: The file is unreadable, lacks a key or has a tensor of a wrong shape.
@@ -90,7 +86,7 @@ def load_official(
     )
     num_tokens = sizes.num_tokens or encoder.num_patches
     fit_tables(bert, tokenizer, state, CAPTION_ROOM + num_tokens, path=str(path))
-    model = build(
+    checkpoint = new_checkpoint(
         encoder,
         BertForMaskedLM(bert),
         tokenizer,
@@ -98,10 +94,10 @@ def load_official(
         num_tokens=num_tokens,
         adapter_hidden_size=sizes.hidden_size,
     )
-    matched = match_tensors(model, state, path=str(path), name_of=published_names(state))
-    model.load_state_dict(matched, strict=False)  # tied copies follow
-    model.contract()  # takes the weights' hashes before any cast
-    return model
+    fill(checkpoint.modules(), state, path=str(path), name_of=published_names(state))
+    # A contract names the weights as they are stored: hash them before any cast.
+    _ = encoder.weights_hash, checkpoint.adapter.weights_hash
+    return checkpoint
 
 
 @dataclass(frozen=True, slots=True)
