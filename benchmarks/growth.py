@@ -145,12 +145,12 @@ def _measured(folder: Path) -> dict[str, Any]:
     queries = _queries(FIRST + WARM + QUERIES, len(collection))
     first, steady = queries[:FIRST], queries[FIRST + WARM :]
     with collection:
-        cold = _medians(lambda n: collection.search(first[n : n + 1], CANDIDATES), FIRST)
+        cold = _medians(lambda n: collection.nearest(first[n : n + 1], CANDIDATES), FIRST)
         for query in queries[FIRST : FIRST + WARM]:
-            reader.tokens(collection, collection.search(query[None], CANDIDATES)[0])
+            reader.tokens(collection, collection.nearest(query[None], CANDIDATES)[0])
         found = []
         search = _medians(
-            lambda n: found.append(collection.search(steady[n : n + 1], CANDIDATES)[0])
+            lambda n: found.append(collection.nearest(steady[n : n + 1], CANDIDATES)[0])
         )
         fetch = _medians(lambda n: collection.codes(found[n]))
         decode = _medians(lambda n: reader.tokens(collection, found[n]))
@@ -167,7 +167,7 @@ def _measured(folder: Path) -> dict[str, Any]:
         )
 
         def whole(n: int) -> None:
-            candidates = collection.search(steady[n : n + 1], CANDIDATES)[0]
+            candidates = collection.nearest(steady[n : n + 1], CANDIDATES)[0]
             reranker.score("a word or two of every query", reader.tokens(collection, candidates))
 
         whole(0)

@@ -85,7 +85,7 @@ def _measure(
         collection.flush()
         collection.optimize()
         queries = rng.standard_normal((60, EMBEDDING_DIM)).astype(np.float32)
-        found = collection.search(queries, CANDIDATES)
+        found = collection.nearest(queries, CANDIDATES)
         decoder = TokenDecoder(codec, "cpu")
         codes = [collection.codes(candidates)[0].codes for candidates in found]
         source = np.concatenate(codes[:20])

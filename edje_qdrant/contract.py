@@ -103,3 +103,11 @@ class TokenContract:
             expected,
             other,
         )
+
+    def require_same_model(self, found: TokenContract, *, where: str) -> None:
+        """Check that `found`, read at `where`, agrees with this contract in all but the codec.
+
+        Raises:
+            ContractMismatchError: It does not; names each field that differs on both sides.
+        """
+        self.with_codec(found.codec, found.codec_hash).require_match(found, where=where)

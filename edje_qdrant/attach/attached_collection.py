@@ -316,9 +316,7 @@ def require(contract: TokenContract, record: CollectionRecord, name: str, addres
     Raises:
         ContractMismatchError: It may not; names each field that differs on both sides.
     """
-    theirs = record.contract
-    ours = contract.with_codec(theirs.codec, theirs.codec_hash)
-    ours.require_match(theirs, where=f"what is attached to {name!r} at {address}")
+    contract.require_same_model(record.contract, where=f"what is attached to {name!r} at {address}")
 
 
 def is_attached(point: ForeignPoint | None) -> bool:

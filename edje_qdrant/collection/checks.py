@@ -51,7 +51,7 @@ def check_points(
     embeddings: NDArray[np.float32],
     payloads: Sequence[Payload],
     *,
-    of: str = "picture",
+    of: str = "image",
 ) -> None:
     """Refuse what the index would refuse later.
 
@@ -103,7 +103,7 @@ def check_tokens(
         ConfigError: Shape or dtype do not fit the contract, or a token is not finite.
     """
     shape = (len(image_ids), contract.num_tokens, contract.token_dim)
-    _check_numbers("tokens", image_ids, tokens, shape, np.dtype(np.float16), "picture")
+    _check_numbers("tokens", image_ids, tokens, shape, np.dtype(np.float16), "image")
 
 
 def _check_numbers(

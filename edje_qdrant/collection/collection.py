@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.collection.base import BaseCollection
 from edje_qdrant.collection.checks import check_points, check_reserved, check_tokens, fitted_codec
-from edje_qdrant.collection.metadata import TokenPlace
+from edje_qdrant.collection.metadata import CollectionRecord, TokenPlace
 from edje_qdrant.collection.opening import Parts, create_parts, open_parts
-from edje_qdrant.collection.reader import CollectionReader
-from edje_qdrant.collection.references import user_payload
+from edje_qdrant.collection.references import in_order, reference_of, repeated, user_payload
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, TokensCorruptError, TokensNotFoundError
 from edje_qdrant.index import (
     TOKENS_KEY,
     Engine,
@@ -25,18 +24,20 @@ from edje_qdrant.index import (
     PayloadKind,
     QdrantOptions,
     QdrantSettings,
+    Strategy,
     check_indexes,
 )
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
-from edje_qdrant.tokens.protocol import TokenReference
-from edje_qdrant.types import ImageEncoding, Payload, Point
+from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
+from edje_qdrant.tokens.references import EmptyCodes
+from edje_qdrant.types import Candidate, ImageEncoding, Payload, Point
 
 __all__ = ["ImageCollection", "user_payload"]
 
 
-class ImageCollection(CollectionReader):
+class ImageCollection(BaseCollection):
     """Keep images' embeddings, payloads and tokens, all written by one model.
 
     This is the only place that knows the order of writes: tokens are put and flushed before the
@@ -55,8 +56,9 @@ class ImageCollection(CollectionReader):
 
     def __init__(self, parts: Parts, name: str) -> None:
         """Put together what is open already; use `create` or `open`."""
-        super().__init__(parts, name)
-        self._turn = RLock()
+        super().__init__(parts.index, name, parts.location)
+        self._store, self._record = parts.store, parts.record
+        self._codec_lock = RLock()
 
     @classmethod
     def create(
@@ -155,6 +157,134 @@ class ImageCollection(CollectionReader):
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
         return cls(open_parts(location, name, tokens_folder, options, mend=mend), name)
 
+    @property
+    def contract(self) -> TokenContract:
+        """Return the contract of the model that wrote the collection, codec included."""
+        return self._record.contract
+
+    @property
+    def codec(self) -> Codec:
+        """Return how tokens that are added become bytes."""
+        return self._store.codec
+
+    @property
+    def store(self) -> FileTokenStore | PayloadTokenStore:
+        """Return where tokens are kept, for maintenance."""
+        return self._store
+
+    @property
+    def identity(self) -> str:
+        """Return what tells the collection's rankings from others', for cursors."""
+        return f"{self._name} {self.contract.adapter_hash[:12]}"
+
+    @property
+    def token_place(self) -> TokenPlace:
+        """Return where the tokens are: in a side file, or in the points' payload."""
+        return "payload" if self._store.in_payload else "file"
+
+    def reload(self) -> None:
+        """Learn of codecs that another process has chosen since, for tokens in the payload.
+
+        Side files say themselves what encoded them.
+
+        Raises:
+            ContractMismatchError: Another model's collection has taken this one's place.
+            StoreError: The collection cannot be read.
+        """
+        with self._codec_lock:
+            if self._store.in_payload:
+                record = CollectionRecord.read(self._index.reload_metadata(), self._name)
+                self.require(record.contract)
+                self._store = PayloadTokenStore(record.contract, record.codebooks)
+                self._record = record
+
+    def recommend(
+        self,
+        liked: Sequence[str],
+        disliked: Sequence[str],
+        num_candidates: int,
+        *,
+        filter: Filter | None = None,
+        strategy: Strategy = "average_vector",
+    ) -> list[Candidate]:
+        """Find images like some and unlike others, none of them among those found.
+
+        Args:
+            liked: Ids of images to come near to; `best_score` can do without.
+            disliked: Ids of images to keep away from.
+            num_candidates: Images to find, at most.
+            filter: Which images to look among; None or `{}` for all.
+            strategy: How examples are put together, `average_vector` or `best_score`.
+
+        Raises:
+            ConfigError: An id is unknown, or an argument cannot be used.
+            StoreError: The engine failed.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        return self._index.recommend(
+            liked, disliked, num_candidates, filter=filter, strategy=strategy
+        )
+
+    def payload_indexes(self) -> dict[str, str]:
+        """Return field -> kind of every payload index; none where the engine keeps none."""
+        return self._index.payload_indexes()
+
+    def tokens(self, candidates: Sequence[Candidate]) -> NDArray[np.float16]:
+        """Read the candidates' tokens, `(n, m, d_text)` float16, in order; see `codes`."""
+        contract = self.contract
+        shape = (len(candidates), contract.num_tokens, contract.token_dim)
+        return decoded(self.codes(candidates), shape)
+
+    def codes(
+        self, candidates: Sequence[Candidate], *, empty: EmptyCodes | None = None
+    ) -> list[StoredCodes]:
+        """Read the candidates' tokens as they are stored, one part for each codec.
+
+        Candidates of several queries may be read in one call, the same image more than once.
+
+        Args:
+            candidates: As the first stage found them.
+            empty: Makes the arrays that records of side files are copied to; pinned ones, say.
+
+        Raises:
+            TokensNotFoundError: Some have none; names the ids.
+            TokensCorruptError: Stored bytes are not what was written; names the ids.
+        """
+        found = {candidate.image_id: candidate.payload for candidate in candidates}
+        parts = self._codes(found, empty)
+        if len(found) == len(candidates):
+            return parts
+        return repeated(parts, [*found], [candidate.image_id for candidate in candidates])
+
+    def encodings(self, image_ids: Sequence[str]) -> ImageEncoding:
+        """Read images back as the model encoded them, in order, each as often as it is named.
+
+        Raises:
+            TokensNotFoundError: Some are not in the collection; names the ids.
+            TokensCorruptError: Stored bytes are not what was written; names the ids.
+        """
+        payloads = in_order(image_ids, self._index.retrieve(image_ids, tokens=False))
+        vectors = in_order(image_ids, self._index.vectors(image_ids))
+        embeddings = np.empty((len(image_ids), self.contract.embedding_dim), np.float32)
+        for row, vector in enumerate(vectors):
+            embeddings[row] = vector
+        rows = zip(image_ids, payloads, strict=True)
+        return ImageEncoding(
+            embeddings,
+            self.tokens([Candidate(image_id, 0, 0, payload) for image_id, payload in rows]),
+        )
+
+    def bytes_per_image(self) -> int:
+        """Return the bytes one image's tokens take as stored, the vector not counted."""
+        return self._store.nbytes_per_image()
+
+    def close(self) -> None:
+        """Flush and let go of files and connections; a second call does nothing."""
+        try:
+            self._index.close()
+        finally:
+            self._store.close()
+
     def add(
         self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
     ) -> None:
@@ -175,7 +305,7 @@ class ImageCollection(CollectionReader):
         check_points(self.contract, image_ids, encoding.embeddings, payloads)
         check_tokens(self.contract, image_ids, encoding.tokens)
         if image_ids:
-            with self._turn:
+            with self.write_lock:
                 references = self._store.put(image_ids, encoding.tokens)
                 self._write(image_ids, encoding.embeddings, payloads, references)
 
@@ -204,7 +334,7 @@ class ImageCollection(CollectionReader):
             )
         check_points(self.contract, image_ids, embeddings, payloads)
         if image_ids:
-            with self._turn:
+            with self.write_lock:
                 self._write(image_ids, embeddings, payloads, self._store.put_codes(codes))
 
     def update_payload(self, payloads: Mapping[str, Payload]) -> None:
@@ -219,14 +349,8 @@ class ImageCollection(CollectionReader):
             EngineUnavailableError: The server went away; earlier images may have been changed.
         """
         check_reserved(payloads)
-        with self._turn:
+        with self.write_lock:
             self._index.set_payload(payloads)
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep this process's other threads from writing; searches go on."""
-        with self._turn:
-            yield
 
     def set_codec(self, codec: Codec) -> None:
         """Encode tokens that are added from now on with another codec; what is there stays.
@@ -239,7 +363,7 @@ class ImageCollection(CollectionReader):
             StoreError: It cannot be kept.
         """
         codec = fitted_codec(self.contract, codec)
-        with self._turn, self._codec_turn:
+        with self.write_lock, self._codec_lock:
             self.reload()  # or codebooks that another process has added would be lost
             record = self._record.with_codec(codec)
             # Kept before it is used: whoever reads a point finds the codebook.
@@ -257,10 +381,6 @@ class ImageCollection(CollectionReader):
         self._store.flush()
         self._index.flush()
 
-    def optimize(self) -> None:
-        """Build the search graph where the engine does so on request; call it after an ingest."""
-        self._index.optimize()
-
     def create_payload_index(self, field: str, kind: PayloadKind) -> None:
         """Index a payload field, so that filters on it need not read every payload.
 
@@ -273,16 +393,8 @@ class ImageCollection(CollectionReader):
             StoreError: The engine failed.
             EngineUnavailableError: The server cannot be reached.
         """
-        with self._turn:
+        with self.write_lock:
             self._index.create_payload_index(field, kind)
-
-    def delete(self, image_ids: Sequence[str]) -> None:
-        """Remove images; unknown ids are ignored.
-
-        Their tokens in side files are dead weight until `maintenance.compact`.
-        """
-        with self._turn:
-            self._index.delete(image_ids)
 
     def delete_matching(self, filter: Filter) -> None:
         """Remove the images whose payload matches, as `delete` does.
@@ -294,14 +406,8 @@ class ImageCollection(CollectionReader):
         Raises:
             ConfigError: The filter is empty, or has what a filter cannot have.
         """
-        with self._turn:
+        with self.write_lock:
             self._index.delete_matching(filter)
-
-    def __enter__(self) -> ImageCollection:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _write(
         self,
@@ -313,3 +419,21 @@ class ImageCollection(CollectionReader):
         self._store.flush()
         rows = zip(image_ids, embeddings, payloads, references, strict=True)
         self._index.upsert([Point(i, e, {**p, TOKENS_KEY: dict(r)}) for i, e, p, r in rows])
+
+    def _codes(self, found: Mapping[str, Payload], empty: EmptyCodes | None) -> list[StoredCodes]:
+        """Read the tokens of images that were found with these payloads, in their order."""
+        image_ids = [*found]
+        in_payload = self._store.in_payload
+        try:
+            if in_payload:
+                found = self._index.retrieve(image_ids)
+            references = [reference_of(payload) for payload in in_order(image_ids, found)]
+            if empty is not None and isinstance(self._store, FileTokenStore):
+                return self._store.codes(image_ids, references, empty)
+            return self._store.codes(image_ids, references)
+        except (TokensNotFoundError, TokensCorruptError):
+            # Compacted or transcoded since they were found, perhaps: look where the points say
+            # their tokens are by now, and with the codecs that there are by now.
+            self.reload()
+            again = in_order(image_ids, self._index.retrieve(image_ids))
+            return self._store.codes(image_ids, [reference_of(payload) for payload in again])

@@ -44,10 +44,10 @@ __all__ = [
 TokenPlace = Literal["file", "payload"]
 
 #: What a collection's points stand for.
-Holds = Literal["pictures", "captions"]
+Holds = Literal["images", "captions"]
 
 _FORMAT = 1
-_OPENED_WITH: dict[Holds, str] = {"pictures": "ImageCollection", "captions": "CaptionCollection"}
+_OPENED_WITH: dict[Holds, str] = {"images": "ImageCollection", "captions": "CaptionCollection"}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 
@@ -96,7 +96,7 @@ class CollectionRecord:
     def as_metadata(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
         return {
-            **new_record(self.contract, "pictures"),
+            **new_record(self.contract, "images"),
             "tokens": self.tokens,
             "store_id": self.store_id,
             "tokens_folder": self.tokens_folder,
@@ -113,7 +113,7 @@ class CollectionRecord:
         Raises:
             StoreError: It is not there, damaged, or of another version.
         """
-        contract = read_contract(metadata, what, "pictures")
+        contract = read_contract(metadata, what, "images")
         try:
             tokens, store_id = metadata["tokens"], metadata["store_id"]
             tokens_folder = metadata["tokens_folder"]
@@ -157,9 +157,8 @@ class CollectionRecord:
             FileTokenStore.rebuild(folder, self.contract, self.store_id or "")
             store = FileTokenStore.open(folder, store_id=self.store_id, lenient=True)
         try:
-            # A crash while the codec is changed can leave the index's word for it behind.
-            theirs = store.contract.with_codec(self.contract.codec, self.contract.codec_hash)
-            self.contract.require_match(theirs, where=f"the token store at {folder}")
+            # After a crash while the codec was changed, the index may name the earlier codec.
+            self.contract.require_same_model(store.contract, where=f"the token store at {folder}")
         except BaseException:
             store.close()
             raise
@@ -170,7 +169,7 @@ def new_record(contract: TokenContract, holds: Holds) -> dict[str, Any]:
     """Return what every collection's metadata says: its format, what wrote it, what it holds."""
     record: dict[str, Any] = {"format": _FORMAT, "contract": contract.as_dict()}
     # Of images nothing is said: such collections are older than the word.
-    return record if holds == "pictures" else {**record, "holds": holds}
+    return record if holds == "images" else {**record, "holds": holds}
 
 
 def read_contract(metadata: Mapping[str, Any], what: str, holds: Holds) -> TokenContract:
@@ -181,7 +180,7 @@ def read_contract(metadata: Mapping[str, Any], what: str, holds: Holds) -> Token
             version.
     """
     try:
-        version, found = metadata["format"], metadata.get("holds", "pictures")
+        version, found = metadata["format"], metadata.get("holds", "images")
         if found != holds and found in _OPENED_WITH:
             raise StoreError(
                 f"collection {what} holds {found}, not {holds}; open it with "

@@ -5,12 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.collection.base import BaseCollection
 from edje_qdrant.collection.checks import check_points
 from edje_qdrant.collection.metadata import (
     check_name,
@@ -25,7 +25,6 @@ from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import sync_folder
 from edje_qdrant.index import (
     EdgeIndex,
-    Filter,
     QdrantIndex,
     QdrantOptions,
     QdrantSettings,
@@ -33,7 +32,7 @@ from edje_qdrant.index import (
 )
 from edje_qdrant.index.qdrant.settings import check_settings
 from edje_qdrant.text import clean_captions
-from edje_qdrant.types import Candidate, Payload, Point
+from edje_qdrant.types import Payload, Point
 
 __all__ = ["TEXT_KEY", "CaptionCollection", "caption_ids"]
 
@@ -58,7 +57,7 @@ def caption_ids(texts: Sequence[str]) -> list[str]:
     return [str(uuid.uuid5(_NAMESPACE, cleaned)) for cleaned in clean_captions(texts)]
 
 
-class CaptionCollection:
+class CaptionCollection(BaseCollection):
     """Keep captions' embeddings, texts and payloads, all written by one model.
 
     `location` is a folder (the embedded engine; one process at a time), `"http://..."` or
@@ -76,9 +75,8 @@ class CaptionCollection:
         self, index: VectorIndex, contract: TokenContract, name: str, location: str
     ) -> None:
         """Put together what is open already; use `create` or `open`."""
-        self._index, self._contract = index, contract
-        self._name, self._location = name, location
-        self._turn = RLock()
+        super().__init__(index, name, location)
+        self._contract = contract
 
     @classmethod
     def create(
@@ -171,32 +169,6 @@ class CaptionCollection:
         """Return the contract of the model that wrote the collection."""
         return self._contract
 
-    @property
-    def index(self) -> VectorIndex:
-        """Return the first stage, for payload indexes and maintenance."""
-        return self._index
-
-    @property
-    def location(self) -> str:
-        """Return the folder or address."""
-        return self._location
-
-    @property
-    def name(self) -> str:
-        """Return the collection's name."""
-        return self._name
-
-    def require(self, contract: TokenContract) -> None:
-        """Check that a model with this contract may read and write here.
-
-        Raises:
-            ContractMismatchError: It may not; names each field that differs on both sides.
-        """
-        ours = contract.with_codec(self._contract.codec, self._contract.codec_hash)
-        ours.require_match(
-            self._contract, where=f"the collection {self._name!r} at {self._location}"
-        )
-
     def add(
         self,
         texts: Sequence[str],
@@ -226,70 +198,12 @@ class CaptionCollection:
         ids = caption_ids(texts)
         stored = with_texts(texts, payloads)
         check_points(self._contract, ids, embeddings, stored, of="caption")
-        with self._turn:
+        with self.write_lock:
             there = self.existing(ids)
             rows = {ids[row]: row for row in reversed(range(len(ids)))}  # the first of each
             fresh = sorted(row for image_id, row in rows.items() if image_id not in there)
             self._index.upsert([Point(ids[r], embeddings[r], stored[r]) for r in fresh])
         return ids
-
-    def flush(self) -> None:
-        """Make everything added so far survive a killed process; call it at checkpoints."""
-        self._index.flush()
-
-    def optimize(self) -> None:
-        """Build the search graph where the engine does so on request; call it after adding."""
-        self._index.optimize()
-
-    def existing(self, caption_ids: Sequence[str]) -> set[str]:
-        """Return those of the ids that are in the collection."""
-        return self._index.existing(caption_ids)
-
-    def search(
-        self,
-        embeddings: NDArray[np.float32],
-        num_candidates: int,
-        filter: Filter | None = None,
-    ) -> list[list[Candidate]]:
-        """Find the captions nearest to each of `(q, d)` images' embeddings, best first.
-
-        Args:
-            embeddings: Of images, by the model that wrote the collection.
-            num_candidates: Captions to find for each.
-            filter: Which captions to look among, by their payload; None for all.
-
-        Returns:
-            Candidates whose `image_id` is the caption's id, and whose payload has its `text`.
-
-        Raises:
-            ConfigError: The embeddings do not fit the contract, `num_candidates` is below 1, or the
-                filter cannot be used.
-            StoreError: The engine failed.
-            EngineUnavailableError: The server cannot be reached.
-        """
-        return self._index.search(embeddings, num_candidates, filter=filter)
-
-    def delete(self, caption_ids: Sequence[str]) -> None:
-        """Remove captions; unknown ids are ignored."""
-        with self._turn:
-            self._index.delete(caption_ids)
-
-    def count(self, filter: Filter | None = None) -> int:
-        """Return the number of captions, of those that match where a filter is given."""
-        return self._index.count(filter)
-
-    def __len__(self) -> int:
-        return self.count()
-
-    def close(self) -> None:
-        """Flush and let go of files and connections; a second call does nothing."""
-        self._index.close()
-
-    def __enter__(self) -> CaptionCollection:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def with_texts(texts: Sequence[str], payloads: Sequence[Payload] | None) -> list[dict[str, Any]]:

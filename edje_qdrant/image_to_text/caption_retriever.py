@@ -228,7 +228,7 @@ class CaptionRetriever:
         began = time.perf_counter()
         picture = encode_query(self._model, image)
         encoded = time.perf_counter()
-        found = self._collection.search(picture.embeddings, num_candidates, filter)[0]
+        found = self._collection.nearest(picture.embeddings, num_candidates, filter=filter)[0]
         retrieved = time.perf_counter()
         texts = [self._text(candidate) for candidate in found]
         tokens = np.broadcast_to(picture.tokens, (len(found), *picture.tokens.shape[1:]))

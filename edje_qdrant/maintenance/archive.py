@@ -124,7 +124,7 @@ def import_collection(
 
 
 def _write(collection: ImageCollection, file: BinaryIO, *, progress: bool) -> CopyReport:
-    with collection.alone():
+    with collection.write_lock:
         collection.reload()
         contract, codec = collection.contract, collection.codec
     head = {"magic": _MAGIC, "format": _FORMAT, "contract": contract.as_dict()}

@@ -42,7 +42,7 @@ def compact(collection: ImageCollection, *, progress: bool = False) -> CompactRe
     if not isinstance(store, FileTokenStore):
         collection.optimize()
         return CompactReport(0, (), 0, 0)
-    with collection.alone():
+    with collection.write_lock:
         store.begin_writing()  # before looking, or another process may write to what is to go
         before = store.disk_bytes()
         used: Counter[str] = Counter()
@@ -86,7 +86,7 @@ def transcode(
         StoreError: The disk or the engine refused; run it again.
         EngineUnavailableError: The server went away; run it again.
     """
-    with collection.alone():
+    with collection.write_lock:
         store = collection.store
         before = 0
         if isinstance(store, FileTokenStore):

@@ -72,7 +72,7 @@ def add_part(target: ImageCollection, part: Part) -> int:
     Raises:
         StoreError: The target's codec was changed meanwhile, or it cannot be written.
     """
-    with target.alone():
+    with target.write_lock:
         if target.codec.key != part.codec:
             raise StoreError(
                 f"the codec of the collection {target.name!r} was changed to {target.codec.key} "

@@ -82,7 +82,7 @@ class SearchSteps:
         began = time.perf_counter()
         embeddings = self._model.encode_texts(texts)
         encoded = time.perf_counter()
-        found = self._collection.search(
+        found = self._collection.nearest(
             embeddings,
             settings.num_candidates,
             filter=settings.filter,
@@ -98,7 +98,7 @@ class SearchSteps:
         began = time.perf_counter()
         embeddings = await asyncio.to_thread(self._model.encode_texts, [text])
         encoded = time.perf_counter()
-        found = await self._collection.search_async(
+        found = await self._collection.nearest_async(
             embeddings,
             settings.num_candidates,
             filter=settings.filter,
@@ -115,7 +115,9 @@ class SearchSteps:
         began = time.perf_counter()
         embeddings = encode_query(self._model, image).embeddings
         encoded = time.perf_counter()
-        found = self._collection.search(embeddings, settings.num_candidates, filter=settings.filter)
+        found = self._collection.nearest(
+            embeddings, settings.num_candidates, filter=settings.filter
+        )
         candidates = self._grouped(embeddings, found[0], settings)
         spent = (encoded - began, time.perf_counter() - encoded)
         name = str(image) if isinstance(image, str | Path) else "an image"
@@ -284,7 +286,9 @@ class SearchSteps:
             groups=settings.top_k,
             num_candidates=settings.num_candidates,
             filter=settings.filter,
-            again=lambda filter, count: self._collection.search(embedding, count, filter=filter)[0],
+            again=lambda filter, count: self._collection.nearest(embedding, count, filter=filter)[
+                0
+            ],
         )
 
     def _result(

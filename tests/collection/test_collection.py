@@ -128,7 +128,7 @@ def test_what_goes_in_comes_out(place):
         assert collection.contract == CONTRACT
         assert collection.name == "images"
 
-        (found,) = collection.search(embeddings[7:8], 30)
+        (found,) = collection.nearest(embeddings[7:8], 30)
         assert found[0].image_id == ids[7]
         assert found[0].score == pytest.approx(1, abs=1e-5)
         assert [c.rank for c in found] == list(range(1, 31))
@@ -149,7 +149,7 @@ def test_a_smaller_codec_is_kept_with_the_collection(place, codec):
     with place.open() as collection:
         assert collection.contract == CONTRACT.with_codec(codec)
         collection.require(CONTRACT)  # the model's contract does not say how tokens are stored
-        (found,) = collection.search(encoding.embeddings[:1], 9)
+        (found,) = collection.nearest(encoding.embeddings[:1], 9)
         order = [ids.index(c.image_id) for c in found]
         exact = codec_for(codec, 4, 6)
         expected = exact.decode(exact.encode(encoding.tokens[order]))
@@ -168,7 +168,7 @@ def test_survives_reopening_and_goes_on(place):
         assert len(collection) == 8
         fill(collection, ids[8:])
     with place.open() as collection:
-        (found,) = collection.search(encoding_of(ids[:1]).embeddings, 100)
+        (found,) = collection.nearest(encoding_of(ids[:1]).embeddings, 100)
         assert {c.image_id for c in found} == set(ids)
         expected = encoding_of([c.image_id for c in found]).tokens
         assert collection.tokens(found).tobytes() == expected.tobytes()
@@ -178,7 +178,7 @@ def test_candidates_of_several_queries_are_read_at_once(place):
     ids = ids_of(10)
     with place.create() as collection:
         encoding = fill(collection, ids)
-        lists = collection.search(encoding.embeddings[:3], 6)
+        lists = collection.nearest(encoding.embeddings[:3], 6)
         flat = [candidate for found in lists for candidate in found]
         assert len({c.image_id for c in flat}) < len(flat) == 18
         expected = encoding_of([c.image_id for c in flat]).tokens
@@ -209,7 +209,7 @@ def test_engines_and_stores_give_the_same_candidates_and_tokens(tmp_path):
     for kind in KINDS:
         with make_place(kind, tmp_path / kind).create() as collection:
             fill(collection, ids)
-            lists = collection.search(queries, 15)
+            lists = collection.nearest(queries, 15)
             found = [candidate for each in lists for candidate in each]
             answers.append(
                 (
@@ -228,7 +228,7 @@ def test_adding_again_replaces(place):
         fill(collection, ids)
         new = fill(collection, ids[1:2], seed=9)
         assert len(collection) == 4
-        (found,) = collection.search(new.embeddings, 1)
+        (found,) = collection.nearest(new.embeddings, 1)
         assert found[0].image_id == ids[1]
         assert collection.tokens(found).tobytes() == new.tokens.tobytes()
 
@@ -239,7 +239,7 @@ def test_deleting(place):
         encoding = fill(collection, ids)
         collection.delete([ids[2], ids_of(1, start=50)[0]])
         assert collection.existing(ids) == {*ids} - {ids[2]}
-        (found,) = collection.search(encoding.embeddings[2:3], 10)
+        (found,) = collection.nearest(encoding.embeddings[2:3], 10)
         assert ids[2] not in {c.image_id for c in found}
         expected = encoding_of([c.image_id for c in found]).tokens
         assert collection.tokens(found).tobytes() == expected.tobytes()
@@ -267,7 +267,7 @@ def test_deleting_by_payload(place):
         collection.flush()
     with place.open() as collection:
         assert collection.count() == collection.count({}) == collection.count(None) == 6
-        (found,) = collection.search(encoding.embeddings[:1], 10)
+        (found,) = collection.nearest(encoding.embeddings[:1], 10)
         order = [ids.index(c.image_id) for c in found]
         assert collection.tokens(found).tobytes() == encoding.tokens[order].tobytes()
 
@@ -366,7 +366,7 @@ def test_another_codec_from_now_on(place):
         exact = encoding_of(ids).tokens
         expected = np.concatenate([exact[:3], int8.decode(int8.encode(exact[3:]))])
         assert collection.encodings(ids).tokens.tobytes() == expected.tobytes()
-        parts = collection.codes(collection.search(encoding_of(ids).embeddings[:1], 6)[0])
+        parts = collection.codes(collection.nearest(encoding_of(ids).embeddings[:1], 6)[0])
         assert {part.codec.name: len(part.rows) for part in parts} == {"float16": 3, "int8": 3}
         with pytest.raises(ConfigError, match="has to be fitted"):
             collection.set_codec(codec_for("pq32", 4, 6))
@@ -391,7 +391,7 @@ def test_the_reserved_key_stays_inside(place):
     ids = ids_of(1)
     with place.create() as collection:
         encoding = fill(collection, ids)
-        ((candidate,),) = collection.search(encoding.embeddings, 1)
+        ((candidate,),) = collection.nearest(encoding.embeddings, 1)
         assert "tokens" not in candidate.payload["_edje"]
         assert user_payload(candidate.payload) == payloads_of(ids)[0]
 
@@ -485,7 +485,7 @@ def test_an_upsert_that_fails_leaves_tokens_without_points_only(place, monkeypat
         fill(collection, ids[4:])
         fill(collection, ids[2:4])
     with place.open() as collection:
-        (found,) = collection.search(encoding_of(ids[:1]).embeddings, 10)
+        (found,) = collection.nearest(encoding_of(ids[:1]).embeddings, 10)
         assert {c.image_id for c in found} == {*ids}
         expected = encoding_of([c.image_id for c in found]).tokens
         assert collection.tokens(found).tobytes() == expected.tobytes()
@@ -537,7 +537,7 @@ def test_after_a_kill_every_point_has_its_tokens(tmp_path, kind):
         with place.open() as collection:
             points = collection.count()
             assert points >= flushed
-            (found,) = collection.search(encoding_of(ids_of(1)).embeddings, points)
+            (found,) = collection.nearest(encoding_of(ids_of(1)).embeddings, points)
             assert len(found) == points
             expected = encoding_of([c.image_id for c in found]).tokens
             assert collection.tokens(found).tobytes() == expected.tobytes()
@@ -554,7 +554,7 @@ def test_flipped_bytes_raise_and_name_the_picture(edge_file):
         with side_file(edge_file.location).open("r+b") as file:
             file.seek(4096 + 3 * 48 + 11)
             file.write(b"\x5a\xa5")
-        (found,) = collection.search(encoding.embeddings[:1], 5)
+        (found,) = collection.nearest(encoding.embeddings[:1], 5)
         with pytest.raises(TokensCorruptError) as caught:
             collection.tokens(found)
         assert caught.value.image_ids == (ids[3],)
@@ -571,7 +571,7 @@ def test_payload_tokens_changed_on_the_server_raise(tmp_path):
         text = record.payload["_edje"]["tokens"]
         changed = ("A" if text[0] != "A" else "B") + text[1:]
         place.location.set_payload("images", {"tokens": changed}, [ids[1]], key="_edje")
-        (found,) = collection.search(encoding.embeddings[:1], 5)
+        (found,) = collection.nearest(encoding.embeddings[:1], 5)
         with pytest.raises(TokensCorruptError) as caught:
             collection.tokens(found)
         assert caught.value.image_ids == (ids[1],)
@@ -581,7 +581,7 @@ def test_a_picture_deleted_since_it_was_found_is_named(tmp_path):
     ids = ids_of(3)
     with make_place("edge-payload", tmp_path).create() as collection:
         encoding = fill(collection, ids)
-        (found,) = collection.search(encoding.embeddings[:1], 5)
+        (found,) = collection.nearest(encoding.embeddings[:1], 5)
         collection.delete([ids[2]])
         with pytest.raises(TokensNotFoundError, match="deleted since") as caught:
             collection.tokens(found)
@@ -593,7 +593,7 @@ def test_a_candidate_without_a_reference_is_named(place, payload):
     ids = ids_of(1)
     with place.create() as collection:
         collection._index.upsert([Point(ids[0], encoding_of(ids).embeddings[0], payload)])
-        (found,) = collection.search(encoding_of(ids).embeddings, 1)
+        (found,) = collection.nearest(encoding_of(ids).embeddings, 1)
         with pytest.raises(TokensNotFoundError) as caught:
             collection.tokens(found)
         assert caught.value.image_ids == (ids[0],)
@@ -603,7 +603,7 @@ def test_a_candidate_of_another_collection_raises(tmp_path):
     place = make_place("edge-file", tmp_path)
     with place.create(name="a") as collection:
         encoding = fill(collection, ids_of(2))
-        (found,) = collection.search(encoding.embeddings[:1], 2)
+        (found,) = collection.nearest(encoding.embeddings[:1], 2)
     with place.create(name="b") as collection:
         fill(collection, ids_of(2, start=9))
         with pytest.raises(TokensNotFoundError, match="not in the collection") as caught:
@@ -688,7 +688,7 @@ def test_create_refuses_a_second_time_and_spares_the_first(place):
     with pytest.raises(StoreError, match="open"):
         place.create()
     with place.open() as collection:
-        (found,) = collection.search(encoding_of(ids[:1]).embeddings, 3)
+        (found,) = collection.nearest(encoding_of(ids[:1]).embeddings, 3)
         assert len(collection.tokens(found)) == 3
 
 
@@ -767,7 +767,7 @@ def test_a_collection_may_be_moved(tmp_path, edge_file):
         fill(collection, ids)
     edge_file.location.rename(tmp_path / "moved")
     with ImageCollection.open(tmp_path / "moved", "images") as collection:
-        (found,) = collection.search(encoding_of(ids[:1]).embeddings, 2)
+        (found,) = collection.nearest(encoding_of(ids[:1]).embeddings, 2)
         assert len(collection.tokens(found)) == 2
 
 
@@ -785,7 +785,7 @@ def test_tokens_kept_elsewhere_may_be_moved(tmp_path, engine):
     with ImageCollection.open(
         place.location, "images", tokens_folder=tmp_path / "other"
     ) as collection:
-        (found,) = collection.search(encoding_of(ids[:1]).embeddings, 2)
+        (found,) = collection.nearest(encoding_of(ids[:1]).embeddings, 2)
         assert len(collection.tokens(found)) == 2
 
 
@@ -826,12 +826,12 @@ def test_many_read_a_servers_side_file_and_one_writes(tmp_path):
     ids = ids_of(6)
     with place.create() as writer, place.open() as reader:
         fill(writer, ids[:3])
-        (found,) = reader.search(encoding_of(ids[:1]).embeddings, 10)
+        (found,) = reader.nearest(encoding_of(ids[:1]).embeddings, 10)
         assert len(reader.tokens(found)) == 3
         with pytest.raises(CollectionLockedError):
             fill(reader, ids[3:])
         fill(writer, ids[3:])
-        (found,) = reader.search(encoding_of(ids[:1]).embeddings, 10)
+        (found,) = reader.nearest(encoding_of(ids[:1]).embeddings, 10)
         expected = encoding_of([c.image_id for c in found]).tokens
         assert reader.tokens(found).tobytes() == expected.tobytes()
         assert len(found) == 6
@@ -841,12 +841,12 @@ def test_a_closed_collection_says_so(place):
     ids = ids_of(1)
     collection = place.create()
     encoding = fill(collection, ids)
-    (found,) = collection.search(encoding.embeddings, 1)
+    (found,) = collection.nearest(encoding.embeddings, 1)
     collection.close()
     collection.close()
     for use in (
         collection.count,
-        lambda: collection.search(encoding.embeddings, 1),
+        lambda: collection.nearest(encoding.embeddings, 1),
         lambda: collection.tokens(found),
         lambda: fill(collection, ids),
     ):

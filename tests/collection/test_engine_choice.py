@@ -71,7 +71,7 @@ def test_open_finds_out_by_itself(tmp_path: Path, engine: Engine, tokens: Any) -
     created.close()
     with ImageCollection.open(tmp_path, "images") as opened:
         assert engine_of(opened.index) == engine
-        found = opened.search(encoding.embeddings[:5], 3)
+        found = opened.nearest(encoding.embeddings[:5], 3)
         assert [hits[0].image_id for hits in found] == ids_of(5)
         np.testing.assert_array_equal(
             opened.tokens([hits[0] for hits in found]), encoding.tokens[:5]
@@ -151,7 +151,7 @@ def test_compact_transcode_and_verify(tmp_path: Path, tokens: Any) -> None:
         assert collection.count({"album": "2024"}) == 1
         assert verify(collection).clean
         wanted = encoding_of(ids_of(79, 20)).embeddings
-        found = collection.search(wanted, 1)
+        found = collection.nearest(wanted, 1)
         assert [hits[0].image_id for hits in found] == ids_of(79, 20)
 
 

@@ -61,12 +61,12 @@ def test_captions_are_found_by_a_pictures_embedding(place: Place) -> None:
         assert (collection.count(), len(collection)) == (5, 5)
         assert collection.contract == CONTRACT
         asked = embeddings_of(2, seed=1)
-        for query, found in zip(asked, collection.search(asked, 3), strict=True):
+        for query, found in zip(asked, collection.nearest(asked, 3), strict=True):
             order = np.argsort(-(vectors @ query))[:3].tolist()
             assert [candidate.image_id for candidate in found] == [ids[row] for row in order]
             assert [c.payload for c in found] == [{**payloads[r], "text": TEXTS[r]} for r in order]
             assert [candidate.rank for candidate in found] == [1, 2, 3]
-        (found,) = collection.search(asked[:1], 5, {"language": "en"})
+        (found,) = collection.nearest(asked[:1], 5, filter={"language": "en"})
         assert {candidate.payload["text"] for candidate in found} == {TEXTS[1], TEXTS[3]}
         assert collection.count({"language": "de"}) == 3
 

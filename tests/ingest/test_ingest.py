@@ -45,13 +45,13 @@ def stored(collection: ImageCollection, model: EDJEModel) -> dict[str, dict[str,
     if count == 0:
         return {}
     query = np.eye(1, model.config.embedding_dim, dtype=np.float32)
-    (found,) = collection.search(query, count)
+    (found,) = collection.nearest(query, count)
     return {Path(c.payload["path"]).name: dict(c.payload) for c in found}
 
 
 def one_embedding(collection: ImageCollection, model: EDJEModel, picture: Image.Image) -> float:
     """Return the cosine of the only image in the collection with `image`."""
-    ((candidate,),) = collection.search(model.encode_images([picture]).embeddings, 1)
+    ((candidate,),) = collection.nearest(model.encode_images([picture]).embeddings, 1)
     return candidate.score
 
 
@@ -333,7 +333,7 @@ def test_pictures_are_encoded_as_the_model_encodes_them(
     ingest(paths, collection, tiny_model, batch_size=3)
     expected = tiny_model.encode_images([Image.open(path) for path in paths])
     for row, path in enumerate(paths):
-        ((candidate,),) = collection.search(expected.embeddings[row : row + 1], 1)
+        ((candidate,),) = collection.nearest(expected.embeddings[row : row + 1], 1)
         assert candidate.payload["path"] == str(path)
         tokens = collection.tokens([candidate])[0]
         np.testing.assert_allclose(tokens, expected.tokens[row], atol=2e-2)
@@ -485,7 +485,7 @@ def test_a_killed_run_is_completed_by_the_next(
         assert 40 - 8 <= kept < 200
         report = ingest(tmp_path / "pictures", collection, tiny_model)
         assert (report.added, report.skipped, report.failed) == (200 - kept, kept, ())
-        found = collection.search(np.eye(1, 24, dtype=np.float32), 200)[0]
+        found = collection.nearest(np.eye(1, 24, dtype=np.float32), 200)[0]
         assert len(found) == 200
         assert collection.tokens(found).shape == (200, 4, 16)  # none torn, none missing
 
@@ -535,7 +535,9 @@ def test_both_engines_hold_the_same_after_an_ingest(
         for each in (collection, other):
             assert ingest(tmp_path / "pictures", each, tiny_model).added == 30
         query = tiny_model.encode_texts(["a red square", "dogs"])
-        for ours, theirs in zip(collection.search(query, 30), other.search(query, 30), strict=True):
+        for ours, theirs in zip(
+            collection.nearest(query, 30), other.nearest(query, 30), strict=True
+        ):
             assert [c.image_id for c in ours] == [c.image_id for c in theirs]
             np.testing.assert_array_equal(collection.tokens(ours), other.tokens(theirs))
 

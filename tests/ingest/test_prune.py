@@ -311,7 +311,7 @@ def test_moved_pictures_get_their_new_path(
     follow(source)
     follow(folder)
     query = np.eye(1, tiny_model.config.embedding_dim, dtype=np.float32)
-    before = {c.image_id: c.score for c in collection.search(query, 4)[0]}
+    before = {c.image_id: c.score for c in collection.nearest(query, 4)[0]}
     (folder / "picture-0000.png").rename(folder / "below" / "renamed.png")
     assert counts(follow(folder, prune=False)) == (0, 4, 0, 0)
     assert str(folder / "picture-0000.png") in paths(collection)  # as it was added
@@ -324,8 +324,8 @@ def test_moved_pictures_get_their_new_path(
         "width": 50,
         "height": 40,
     }
-    assert {c.image_id: c.score for c in collection.search(query, 4)[0]} == before
-    assert len(collection.tokens(collection.search(query, 4)[0])) == 4
+    assert {c.image_id: c.score for c in collection.nearest(query, 4)[0]} == before
+    assert len(collection.tokens(collection.nearest(query, 4)[0])) == 4
 
 
 def test_copies_do_not_make_a_picture_move(

@@ -99,7 +99,7 @@ def test_what_was_exported_is_imported_bit_for_bit(tmp_path, fitted, kind, name,
                 assert held(collection) == before
             else:
                 assert same_but_rounded(held(collection), before)
-            (found,) = collection.search(encoding_of(ids_of(1)).embeddings, 20)
+            (found,) = collection.nearest(encoding_of(ids_of(1)).embeddings, 20)
             assert found[0].image_id == ids_of(1)[0]
             fill(collection, ids_of(2, start=50))
 
@@ -235,7 +235,7 @@ def test_searches_and_new_pictures_while_exporting(place, tmp_path, small_pages)
         before = held(source)
 
         def search():
-            (found,) = source.search(encoding_of(ids[:1]).embeddings, 20)
+            (found,) = source.nearest(encoding_of(ids[:1]).embeddings, 20)
             expected = encoding_of([c.image_id for c in found]).tokens
             assert source.tokens(found).tobytes() == expected.tobytes()
 

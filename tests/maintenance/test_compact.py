@@ -151,7 +151,7 @@ def test_who_opened_the_files_before_reads_on(shared_file):
         old = [references(collection, kept)[image_id] for image_id in kept]
         expected = encoding_of(kept).tokens.tobytes()
         assert early.get(kept, old).tobytes() == expected
-        (found,) = reader.search(encoding_of(kept[:1]).embeddings, 30)
+        (found,) = reader.nearest(encoding_of(kept[:1]).embeddings, 30)
         whole = reader.tokens(found).tobytes()
 
         compact(collection)

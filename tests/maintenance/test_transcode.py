@@ -152,7 +152,7 @@ def test_half_way_every_picture_is_read_by_what_encoded_it(
         assert collection.codec.key == codec.key
         assert tokens_of(collection, done).tobytes() == coded(codec, done).tobytes()
         assert tokens_of(collection, left).tobytes() == encoding_of(left).tokens.tobytes()
-        (found,) = collection.search(encoding_of(ids[:1]).embeddings, 30)
+        (found,) = collection.nearest(encoding_of(ids[:1]).embeddings, 30)
         expected = np.concatenate([coded(codec, done), encoding_of(left).tokens])
         order = [ids.index(c.image_id) for c in found]
         assert collection.tokens(found).tobytes() == expected[order].tobytes()
@@ -358,7 +358,7 @@ def test_a_process_that_opened_the_payload_before_reads_on(shared_payload, fitte
     with make(shared_payload, 20) as writer, shared_payload.open() as early:
         transcode(writer, a)
         expected = coded(a, ids)
-        (found,) = early.search(encoding_of(ids[:1]).embeddings, 20)
+        (found,) = early.nearest(encoding_of(ids[:1]).embeddings, 20)
         order = [ids.index(c.image_id) for c in found]
         assert early.tokens(found).tobytes() == expected[order].tobytes()
         transcode(writer, b)
@@ -395,7 +395,7 @@ def test_a_collection_that_took_anothers_place_is_noticed(shared_payload, fitted
     """A search that looks again must not go on with another model's tokens."""
     ids = ids_of(3)
     with make(shared_payload, 3) as early:
-        (found,) = early.search(encoding_of(ids[:1]).embeddings, 3)
+        (found,) = early.nearest(encoding_of(ids[:1]).embeddings, 3)
         shared_payload.location.delete_collection("images")
         other = replace(CONTRACT, adapter_hash="a9")
         with (
@@ -409,7 +409,7 @@ def test_a_process_that_opened_the_side_files_before_reads_on(shared_file, fitte
     ids = ids_of(20)
     codec = fitted("pq32")
     with make(shared_file, 20, per_file=8) as writer, shared_file.open() as early:
-        (found,) = early.search(encoding_of(ids[:1]).embeddings, 20)
+        (found,) = early.nearest(encoding_of(ids[:1]).embeddings, 20)
         transcode(writer, codec)
         order = [ids.index(c.image_id) for c in found]
         # It has the files open that were found in, and looks into the new ones when told of them.

@@ -148,7 +148,7 @@ def test_the_error_of_one_search_is_its_callers_alone(
     collection, texts = retriever.collection, queries(12)
     # The fewest candidates of which some queries have one that others have not.
     for count in range(1, 40):
-        found = collection.search(retriever.model.encode_texts(texts), count)
+        found = collection.nearest(retriever.model.encode_texts(texts), count)
         ids = [{candidate.image_id for candidate in candidates} for candidates in found]
         if some := set.union(*ids) - set.intersection(*ids):
             break

@@ -111,13 +111,13 @@ def test_a_budget_that_is_over_before_scoring_leaves_the_first_stage(
     clock = Clock(monkeypatch)
     collection = make_collection(place, tiny_model)
     reranker = SlowReranker(tiny_model, clock, 0.001)
-    search = collection.search
+    nearest = collection.nearest
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         clock.now += 0.5
-        return search(*args, **kwargs)
+        return nearest(*args, **kwargs)
 
-    monkeypatch.setattr(collection, "search", slow)
+    monkeypatch.setattr(collection, "nearest", slow)
     with TwoStageRetriever(collection, tiny_model, reranker=reranker) as retriever:
         result = retriever.search(TEXTS[1], num_candidates=40, budget_ms=100)
         assert result.degraded

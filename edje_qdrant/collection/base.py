@@ -1,0 +1,142 @@
+"""Base class of image and caption collections."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from threading import RLock
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from edje_qdrant.contract import TokenContract
+from edje_qdrant.index import Filter, QdrantIndex, VectorIndex
+from edje_qdrant.types import Candidate
+
+__all__ = ["BaseCollection"]
+
+
+class BaseCollection(ABC):
+    """Hold a vector index, its name and its location; close it at the end of a `with` block.
+
+    Attributes:
+        write_lock: Keeps other threads of this process from writing; searches continue.
+    """
+
+    def __init__(self, index: VectorIndex, name: str, location: str) -> None:
+        self._index, self._name, self._location = index, name, location
+        self.write_lock = RLock()
+
+    @property
+    @abstractmethod
+    def contract(self) -> TokenContract:
+        """Return the contract of the model that wrote the collection, codec included."""
+
+    @property
+    def index(self) -> VectorIndex:
+        """Return the vector index, for maintenance and payload indexes."""
+        return self._index
+
+    @property
+    def location(self) -> str:
+        """Return the folder or address."""
+        return self._location
+
+    @property
+    def name(self) -> str:
+        """Return the collection's name."""
+        return self._name
+
+    def require(self, contract: TokenContract) -> None:
+        """Check that a model with this contract may read and write here, whatever the codec.
+
+        Raises:
+            ContractMismatchError: It may not; names each field that differs, with both values.
+        """
+        contract.require_same_model(
+            self.contract, where=f"the collection {self._name!r} at {self._location}"
+        )
+
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        """Return the ids that are in the collection."""
+        return self._index.existing(ids)
+
+    def nearest(
+        self,
+        embeddings: NDArray[np.float32],
+        num_candidates: int,
+        *,
+        filter: Filter | None = None,
+        timeout: float | None = None,
+    ) -> list[list[Candidate]]:
+        """Find the points nearest to each of `(q, d)` embeddings, best first.
+
+        Args:
+            embeddings: `(q, d)` float32, by the model that wrote the collection.
+            num_candidates: Maximum number of candidates for each embedding.
+            filter: Search only points whose payload matches; None or `{}` for all.
+            timeout: Seconds after which a request to a server is not repeated.
+
+        Returns:
+            One list of candidates for each embedding.
+
+        Raises:
+            ConfigError: The embeddings do not fit the contract, `num_candidates` is below 1, or the
+                filter cannot be used.
+            StoreError: The engine failed.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        return self._index.search(embeddings, num_candidates, filter=filter, timeout=timeout)
+
+    async def nearest_async(
+        self,
+        embeddings: NDArray[np.float32],
+        num_candidates: int,
+        *,
+        filter: Filter | None = None,
+        timeout: float | None = None,
+    ) -> list[list[Candidate]]:
+        """Find the same as `nearest` without blocking the event loop; raises the same errors.
+
+        A server is queried through `AsyncQdrantClient`; an embedded engine runs in another thread,
+        but holds the interpreter's lock for the milliseconds that a query takes.
+        """
+        if isinstance(self._index, QdrantIndex):
+            return await self._index.search_async(
+                embeddings, num_candidates, filter=filter, timeout=timeout
+            )
+        return await asyncio.to_thread(
+            self.nearest, embeddings, num_candidates, filter=filter, timeout=timeout
+        )
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete points; unknown ids are ignored."""
+        with self.write_lock:
+            self._index.delete(ids)
+
+    def count(self, filter: Filter | None = None) -> int:
+        """Return the number of points; with a filter, of those that match."""
+        return self._index.count(filter)
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def flush(self) -> None:
+        """Make everything added so far survive a killed process; call it at checkpoints."""
+        self._index.flush()
+
+    def optimize(self) -> None:
+        """Build the search graph if the engine does so on request; call it after adding."""
+        self._index.optimize()
+
+    def close(self) -> None:
+        """Flush, and close files and connections; a second call does nothing."""
+        self._index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
