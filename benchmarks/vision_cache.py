@@ -30,7 +30,8 @@ from edje_qdrant.training.loop import accelerator_for, autocast
 from edje_qdrant.training.mixture import Mixture
 from edje_qdrant.training.objectives import Objectives, TrainedParts
 from edje_qdrant.training.recipe import Recipe
-from edje_qdrant.training.vision import CachedVision, LiveVision, VisionSource
+from edje_qdrant.training.vision import LiveVision, VisionSource
+from edje_qdrant.training.vision_cache import CachedVision
 
 SIZES = {"base": (768, 12, 12, 224), "large": (1024, 24, 16, 384)}
 BATCH = 16

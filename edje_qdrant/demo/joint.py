@@ -19,18 +19,18 @@ from transformers import BertConfig, BertForMaskedLM
 
 from edje_qdrant.demo.captions import Caption, contradict, describe, truth_matrix
 from edje_qdrant.demo.data import captions_for, render
-from edje_qdrant.demo.scenes import Scene
+from edje_qdrant.demo.scenes import Scene, Split
 from edje_qdrant.demo.tower import SIDE, scene_tokenizer, to_pixels
 from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.adapter import CompressedAdapter
 from edje_qdrant.model.config import AdapterKind
 from edje_qdrant.training.build import attention_for_training
-from edje_qdrant.training.encode_arrays import VisionCache
 from edje_qdrant.training.initialise import look_at_regions
 from edje_qdrant.training.loop import LoopConfig, fit
 from edje_qdrant.training.objectives import Batch, Objectives, TrainedParts
 from edje_qdrant.training.validation import search_validation
+from edje_qdrant.training.vision_cache import VisionCache, encode_source, open_cache
 
 __all__ = ["JointSettings", "new_model", "train_joint"]
 
@@ -188,18 +188,36 @@ def _contradictions(
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Describe one split's scenes to the vision cache."""
+
+    name: str
+    fingerprint: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
 def _encoded(
-    split: str, encoder: SiglipEncoder, folder: Path, count: int, seed: int, device: torch.device
+    split: Split, encoder: SiglipEncoder, folder: Path, count: int, seed: int, device: torch.device
 ) -> tuple[list[Scene], VisionCache]:
     """Draw and encode one split's scenes."""
-    scenes, images = render(split, seed, count, SIDE, folder / "data")  # type: ignore[arg-type]
-    cache = VisionCache.build(
+    scenes, images = render(split, seed, count, SIDE, folder / "data")
+    drawn = _Drawn(f"{split} scenes", f"{split}-{seed}-{count}", count)
+    encode_source(
         encoder,
-        lambda rows: to_pixels(images[rows]),
-        count,
-        folder / "vision" / f"{split}-{seed}-{count}",
+        drawn,
+        folder / "vision",
+        lambda row: to_pixels(images[row : row + 1]),
         device=device,
+        batch_size=250,
+        workers=1,
+        progress=True,
     )
+    cache = open_cache(encoder, drawn, folder / "vision")
+    assert cache is not None  # it was just encoded
     return scenes, cache
 
 

@@ -24,7 +24,8 @@ from edje_qdrant.training.mixture import Mixture
 from edje_qdrant.training.objectives import TrainedParts
 from edje_qdrant.training.recipe import Pairs, Recipe
 from edje_qdrant.training.validation import search_validation
-from edje_qdrant.training.vision import CachedVision, LiveVision, VisionSource
+from edje_qdrant.training.vision import LiveVision, VisionSource
+from edje_qdrant.training.vision_cache import CachedVision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -1,12 +1,11 @@
-"""Where a training step's vision tokens come from: a cache on disk, or the encoder at work."""
+"""Vision tokens for a training step from the frozen encoder, encoded when they are asked for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,19 +15,20 @@ from PIL import Image
 from torch import Tensor
 
 from edje_qdrant.data.pairs import PairSource
-from edje_qdrant.encoders import Encoder
-from edje_qdrant.errors import EdjeError, ImageReadError
-from edje_qdrant.images import ignore_decoder_warnings
-from edje_qdrant.training.frozen import check_counts, encode_frozen, read_pixels
-from edje_qdrant.training.vision_cache import (
-    EncodedSource,
-    encode_source,
-    encoded_folder,
-    open_encoded,
-)
+from edje_qdrant.encoders.protocol import Encoder
+from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.images import ignore_decoder_warnings, words
+from edje_qdrant.training.loop import autocast
 from edje_qdrant.types import FailedImage
 
-__all__ = ["CachedVision", "LiveVision", "VisionBatch", "VisionSource"]
+__all__ = [
+    "LiveVision",
+    "VisionBatch",
+    "VisionSource",
+    "check_counts",
+    "encode_frozen",
+    "read_pixels",
+]
 
 _AHEAD = 2  # batches prefetched and not asked for yet; older ones are dropped
 _AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
@@ -70,110 +70,6 @@ class VisionSource(Protocol):
         Raises:
             ImageReadError: None of the images can be read.
         """
-
-
-class CachedVision:
-    """Encode each image once, and read its tokens from disk ever after.
-
-    What was encoded before, by whatever run, is reused without opening an image. Broken images
-    are listed in `failed` and not in `usable`.
-
-    Args:
-        encoder: Frozen, on `device`.
-        sources: Where the images are.
-        folder: Of all caches; each source's lies in one named by its fingerprint and the encoder.
-        device: Where batches go.
-        batch_size: Images encoded at a time.
-        workers: Threads that read and decode beside the encoding.
-        progress: Show a bar on stderr.
-        main: Whether this process encodes. The others wait until it is done and call `open`.
-
-    Attributes:
-        failed: Images that cannot be read.
-        usable: By source, the rows of those that can.
-
-    Raises:
-        ConfigError: The folder holds something else, or another process is encoding into it.
-        StoreError: The folder cannot be written; what was encoded is kept.
-    """
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        sources: Sequence[PairSource],
-        folder: str | Path,
-        *,
-        device: torch.device,
-        batch_size: int = 64,
-        workers: int = 4,
-        progress: bool = True,
-        main: bool = True,
-    ) -> None:
-        check_counts(batch_size=batch_size, workers=workers)
-        self._encoder, self._sources, self._folder = encoder, list(sources), Path(folder)
-        self._device = device
-        self._encoded: list[EncodedSource] = []
-        self.failed: list[FailedImage] = []
-        self.usable: list[NDArray[np.int64]] = []
-        if main:
-            for source in self._sources:
-                encode_source(
-                    encoder,
-                    source,
-                    self._folder,
-                    device=device,
-                    batch_size=batch_size,
-                    workers=workers,
-                    progress=progress,
-                )
-            self.open()
-
-    def open(self) -> None:
-        """Open the caches that the main process made.
-
-        Raises:
-            EdjeError: They are not whole.
-        """
-        encoded = []
-        for source in self._sources:
-            found = open_encoded(self._encoder, source, self._folder)
-            if found is None:
-                here = encoded_folder(self._encoder, source, self._folder)
-                raise EdjeError(
-                    f"the images of {source.name} are not all encoded in {here}; the main "
-                    "process does that, from the same files, before the others open them"
-                )
-            encoded.append(found)
-        self._encoded = encoded
-        self.usable = [found.usable for found in encoded]
-        self.failed = [failure for found in encoded for failure in found.failures.values()]
-
-    def prefetch(self, rows: NDArray[np.int64], step: int) -> None:
-        """Do nothing: the system reads the files ahead."""
-
-    def batch(self, rows: NDArray[np.int64], step: int) -> VisionBatch:  # noqa: ARG002
-        """Return what was encoded of `rows`, `(b, 2)` int64; `step` does not matter.
-
-        Raises:
-            ImageReadError: A row is not among the usable ones.
-        """
-        shape = (len(rows), self._encoder.num_patches, self._encoder.hidden_size)
-        tokens = np.empty(shape, np.float16)
-        embeddings = np.empty((len(rows), self._encoder.embedding_dim), np.float32)
-        for number in np.unique(rows[:, 0]):
-            mine = np.flatnonzero(rows[:, 0] == number)
-            mine = mine[np.argsort(rows[mine, 1])]  # in the order of the file
-            found, wanted = self._encoded[number], rows[mine, 1]
-            for row in wanted:
-                if failure := found.failures.get(int(row)):
-                    raise ImageReadError(failure.path, failure.reason)
-            tokens[mine] = found.cache.tokens[wanted]
-            embeddings[mine] = found.cache.embeddings[wanted]
-        return VisionBatch(
-            torch.from_numpy(tokens).to(self._device).float(),
-            torch.from_numpy(embeddings).to(self._device),
-            rows.copy(),
-        )
 
 
 class LiveVision:
@@ -279,3 +175,54 @@ def _crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, i
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return left, top, left + w, top + h
     return 0, 0, width, height
+
+
+def read_pixels(
+    encoder: Encoder,
+    source: PairSource,
+    row: int,
+    change: Callable[[Image.Image], Image.Image] | None = None,
+) -> Tensor | FailedImage:
+    """Return an image as `(1, 3, H, W)` float32, or why there is none; runs in any thread.
+
+    Args:
+        encoder: Whose `preprocess` is used.
+        source: Where from.
+        row: Which image.
+        change: Applied to the upright RGB image before `preprocess`.
+    """
+    try:
+        image = source.open(row)
+        return encoder.preprocess([image if change is None else change(image)])
+    except ImageReadError as error:
+        return FailedImage(error.path, error.reason)
+    except Exception as error:  # image processors refuse odd shapes in their own ways
+        return FailedImage(source.key(row), words(error))
+
+
+def encode_frozen(encoder: Encoder, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return vision tokens `(b, n, d_v)` and embeddings `(b, d)` float32, in inference mode.
+
+    Raises:
+        ConfigError: The device has no memory for so many images at a time.
+    """
+    try:
+        with torch.inference_mode(), autocast(device):
+            embeddings, tokens = encoder.encode_pixels(pixels.to(device))
+            return tokens, embeddings.float()
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the device has no memory to encode {len(pixels)} images at a time; "
+            "lower the batch size and run again"
+        ) from error
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse settings that are no whole numbers from 1 on.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} is {value!r}; give a whole number, 1 or more")

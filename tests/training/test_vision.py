@@ -17,8 +17,9 @@ from PIL import Image
 
 from edje_qdrant.data.pairs import AnnotatedPairs
 from edje_qdrant.errors import ConfigError, EdjeError, ImageReadError, StoreError
-from edje_qdrant.training import vision_cache as encode_once
-from edje_qdrant.training.vision import CachedVision, LiveVision, _crop_box
+from edje_qdrant.training import vision_cache
+from edje_qdrant.training.vision import LiveVision, _crop_box
+from edje_qdrant.training.vision_cache import CachedVision
 
 CPU = torch.device("cpu")
 
@@ -127,9 +128,9 @@ STOPPED = """
 import sys, time, torch
 from pathlib import Path
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.training import encode_once
 from edje_qdrant.data.pairs import AnnotatedPairs
-from edje_qdrant.training.vision import CachedVision
+from edje_qdrant.training import vision_cache
+from edje_qdrant.training.vision_cache import CachedVision
 
 class Stopping(AnnotatedPairs):
     def open(self, row):
@@ -139,7 +140,7 @@ class Stopping(AnnotatedPairs):
         return super().open(row)
 
 model, pairs, cache = sys.argv[1:]
-encode_once.SAVE_EVERY = 0.0
+vision_cache.SAVE_EVERY = 0.0
 encoder = EDJEModel.from_pretrained(model, device="cpu").encoder
 CachedVision(encoder, [Stopping(pairs)], cache, device=torch.device("cpu"), batch_size=2,
              workers=1, progress=False)
@@ -225,9 +226,12 @@ def test_other_processes_open_what_the_main_one_made(tmp_path, encoder, sources)
 
 
 def test_two_processes_do_not_encode_into_one_folder(tmp_path, encoder, sources):
-    here = encode_once.encoded_folder(encoder, sources[0], tmp_path / "cache")
+    here = vision_cache.cache_folder(encoder, sources[0], tmp_path / "cache")
     here.mkdir(parents=True)
-    with encode_once._locked(here), pytest.raises(ConfigError, match="another process is encoding"):
+    with (
+        vision_cache._locked(here),
+        pytest.raises(ConfigError, match="another process is encoding"),
+    ):
         cached(encoder, sources[:1], tmp_path / "cache")
 
 
@@ -248,7 +252,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded(
     tmp_path, encoder, sources, monkeypatch
 ):
     usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(encode_once.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(vision_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StoreError, match="GB left"):
         cached(encoder, sources, tmp_path / "cache")
 
