@@ -14,7 +14,6 @@ from index_engines import Engine, image_id, unit_vectors
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import Filter, VectorIndex
 from edje_qdrant.index.edge import filter as edge_conditions
-from edje_qdrant.index.filters import filter as filters
 from edje_qdrant.types import Point
 
 PAYLOADS: list[dict[str, Any]] = [
@@ -162,7 +161,7 @@ def test_truth_needs_a_numpy_whose_truth_is_no_number(monkeypatch: pytest.Monkey
     # NumPy 1's own passes for a number, as Python's does.
     monkeypatch.setattr(edge_conditions.np, "bool_", bool)
     with pytest.raises(ConfigError, match="NumPy 2"):
-        filters.edge_filter({"ok": True})
+        edge_conditions.edge_filter({"ok": True})
 
 
 @pytest.mark.parametrize("function", ["check_filter", "require_filter"])

@@ -1,4 +1,4 @@
-"""Filters in the words of Qdrant's client, turned into the embedded engine's."""
+"""Conversion of filters into Qdrant Edge's own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.index.filters.filter import Filter, check_filter, given_filter
 from edje_qdrant.index.filters.validate import KINDS, clauses
 
 if TYPE_CHECKING:
     import qdrant_edge
     from qdrant_client import models
 
-__all__ = ["edge_conditions", "edge_value"]
+__all__ = ["edge_filter"]
 
 # Degrees of a box, at most, and by which boxes overlap.
 _BOX_WIDTH = 120.0
@@ -28,7 +29,28 @@ _POLYGON_WIDTH = 359.9
 _POLYGON_HEIGHT = 179.9
 
 
-def edge_value(value: str | int) -> qdrant_edge.MatchValue:
+def edge_filter(filter: Filter | None) -> qdrant_edge.Filter | None:
+    """Return the embedded engine's filter, None for every point.
+
+    Raises:
+        ConfigError: It is neither, or holds what cannot be filtered by; names the place.
+    """
+    from qdrant_edge import FieldCondition, Filter, MatchAny
+
+    given = given_filter(filter)
+    if given is not None:
+        return _edge_conditions(given)
+    must: list[Any] = []
+    for path, matches in check_filter(filter).items():
+        either = [
+            FieldCondition(path, match=MatchAny(m) if isinstance(m, list) else _edge_value(m))
+            for m in matches
+        ]
+        must.append(either[0] if len(either) == 1 else Filter(should=[*either]))
+    return Filter(must=must) if must else None
+
+
+def _edge_value(value: str | int) -> qdrant_edge.MatchValue:
     """Return the condition that a value is equal.
 
     Raises:
@@ -48,7 +70,7 @@ def edge_value(value: str | int) -> qdrant_edge.MatchValue:
     return match
 
 
-def edge_conditions(filter: models.Filter, where: str = "filter") -> qdrant_edge.Filter:
+def _edge_conditions(filter: models.Filter, where: str = "filter") -> qdrant_edge.Filter:
     """Return the same filter for the embedded engine; `check_conditions` must have passed it.
 
     Raises:
@@ -67,7 +89,7 @@ def edge_conditions(filter: models.Filter, where: str = "filter") -> qdrant_edge
 def _condition(condition: Any, where: str) -> Any:
     kind = type(condition).__name__
     if kind == "Filter":
-        return edge_conditions(condition, where)
+        return _edge_conditions(condition, where)
     if kind not in _CONDITIONS:
         raise ConfigError(
             f"{where} is a {kind}, which an embedded collection cannot filter by; leave it out, "
@@ -130,7 +152,7 @@ def _nested(condition: Any, where: str) -> Any:
     from qdrant_edge import NestedCondition
 
     nested = condition.nested
-    return NestedCondition(nested.key, edge_conditions(nested.filter, f"{where}.nested.filter"))
+    return NestedCondition(nested.key, _edge_conditions(nested.filter, f"{where}.nested.filter"))
 
 
 def _match(match: Any) -> Any:
@@ -138,7 +160,7 @@ def _match(match: Any) -> Any:
 
     kind = type(match).__name__
     if kind == "MatchValue":
-        return edge_value(match.value)
+        return _edge_value(match.value)
     (given,) = match.model_dump().values()
     return getattr(qdrant_edge, kind)(given)
 

@@ -12,8 +12,9 @@ from typing import IO, TYPE_CHECKING, Any
 from edje_qdrant.files import sync_folder
 from edje_qdrant.index.batches import by_payload, in_batches
 from edje_qdrant.index.edge import requests as edge_requests
+from edje_qdrant.index.edge.filter import edge_filter
 from edje_qdrant.index.edge.reader import EdgeReader
-from edje_qdrant.index.filters.filter import Filter, edge_filter, require_filter
+from edje_qdrant.index.filters.filter import Filter, require_filter
 from edje_qdrant.index.folder import (
     SHARD,
     lock_folder,

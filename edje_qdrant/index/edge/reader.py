@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from edje_qdrant.errors import StoreError
 from edje_qdrant.index.edge import requests as edge_requests
-from edje_qdrant.index.filters.filter import Filter, edge_filter
+from edje_qdrant.index.edge.filter import edge_filter
+from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.folder import reporting
 from edje_qdrant.index.hnsw import Reach, reach_of
 from edje_qdrant.index.pages import pages

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index.edge.filter import edge_conditions, edge_value
 from edje_qdrant.index.filters.field_paths import nested_path, require_text
 from edje_qdrant.index.filters.validate import check_conditions, has_condition
 
 if TYPE_CHECKING:
-    import qdrant_edge
     from qdrant_client import models
 
-__all__ = ["Filter", "check_filter", "edge_filter", "qdrant_filter", "require_filter"]
+__all__ = ["Filter", "check_filter", "given_filter", "qdrant_filter", "require_filter"]
 
 #: Payload field -> the value it must equal, or a list of which it must equal any; all keys must
 #: hold. Dots name nested fields: `{"album": "2024", "camera.year": [2023, 2024], "ok": True}`.
@@ -62,27 +60,6 @@ def require_filter(filter: Filter | None) -> None:
         )
 
 
-def edge_filter(filter: Filter | None) -> qdrant_edge.Filter | None:
-    """Return the embedded engine's filter, None for every point.
-
-    Raises:
-        ConfigError: It is neither, or holds what cannot be filtered by; names the place.
-    """
-    from qdrant_edge import FieldCondition, Filter, MatchAny
-
-    given = _given_filter(filter)
-    if given is not None:
-        return edge_conditions(given)
-    must: list[Any] = []
-    for path, matches in check_filter(filter).items():
-        either = [
-            FieldCondition(path, match=MatchAny(m) if isinstance(m, list) else edge_value(m))
-            for m in matches
-        ]
-        must.append(either[0] if len(either) == 1 else Filter(should=[*either]))
-    return Filter(must=must) if must else None
-
-
 def qdrant_filter(filter: Filter | None) -> models.Filter | None:
     """Return the client's filter, None for every point.
 
@@ -91,7 +68,7 @@ def qdrant_filter(filter: Filter | None) -> models.Filter | None:
     """
     from qdrant_client.models import FieldCondition, Filter, MatchAny, MatchValue
 
-    given = _given_filter(filter)
+    given = given_filter(filter)
     if given is not None:
         return given
     must: list[Any] = []
@@ -106,7 +83,7 @@ def qdrant_filter(filter: Filter | None) -> models.Filter | None:
     return Filter(must=must) if must else None
 
 
-def _given_filter(filter: Filter | None) -> models.Filter | None:
+def given_filter(filter: Filter | None) -> models.Filter | None:
     """Return the client's filter, checked, if it is one.
 
     Raises:
