@@ -66,7 +66,7 @@ def _measure(
     folder: Path, paths: list[Path], model: EDJEModel, options: argparse.Namespace
 ) -> dict[str, Any]:
     size = options.batch_size
-    pixels = [model.preprocess([open_upright(str(path), str(path))]) for path in paths]
+    pixels = [model.preprocess([open_upright(path)]) for path in paths]
     batches = [torch.cat(pixels[i : i + size]) for i in range(0, len(pixels), size)]
     encodings = [model.encode_pixels(batch) for batch in batches]
     made = 0
@@ -95,7 +95,7 @@ def _measure(
                 ids = [image_file_id(str(path)) for path in part]
                 target.existing(ids)
                 for path in part:
-                    model.preprocess([open_upright(str(path), str(path))])
+                    model.preprocess([open_upright(path)])
                 target.add(ids, encoding, [{"path": str(path)} for path in part])
             target.flush()
 

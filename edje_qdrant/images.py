@@ -1,4 +1,4 @@
-"""Name images by content, and open them: upright, and never too large for memory."""
+"""Open images upright and within a size limit, convert them to RGB, name them by content."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import stat
 import uuid
 import warnings
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -16,22 +17,25 @@ from edje_qdrant.errors import ImageReadError
 
 __all__ = [
     "MAX_PIXELS",
-    "content_id",
+    "error_reason",
     "ignore_decoder_warnings",
+    "image_bytes_id",
     "image_file_id",
+    "image_name",
     "open_upright",
     "to_rgb",
-    "words",
 ]
 
-#: Pillow opens nothing larger, whatever limit is given here.
+#: Pillow refuses larger images, so a higher limit has no effect.
 MAX_PIXELS = 178_956_970
 
-# Ids must stay the same for ever, or a rerun would add every image again.
+# Never change this: ids are derived from it, and a rerun would add every image a second time.
 _NAMESPACE = uuid.UUID("6b1f4a52-93a6-5f0e-8d0c-2f5a7c1de4b9")
 _READ_BYTES = 1 << 20
 
-# EXIF orientation -> what brings the image upright (CIPA DC-008, tag 274).
+_EMPTY = "the file is empty"
+
+# EXIF orientation -> the operation that turns the image upright (CIPA DC-008, tag 274).
 _ORIENTATION_TAG = 274
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,23 +49,28 @@ _UPRIGHT = {
 
 
 def open_upright(
-    file: str | BinaryIO | Image.Image, name: str, *, max_pixels: int = MAX_PIXELS
+    file: str | Path | BinaryIO | Image.Image,
+    name: str | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Decode an image and turn it as its EXIF data says; its mode stays as it is.
+    """Decode an image and apply its EXIF orientation; the mode is not changed.
 
     Args:
         file: A path, a file opened for reading bytes, or an image that Pillow opened.
-        name: What errors call it.
-        max_pixels: Images with more are refused before they are decoded; more than
+        name: Names the image in errors; by default its path, where it has one.
+        max_pixels: Larger images are refused before they are decoded; a limit above
             `MAX_PIXELS` has no effect.
 
     Raises:
-        ImageReadError: It is missing, no image, damaged, or too large.
+        ImageReadError: The file is missing, not an image, damaged, or too large.
     """
+    name = name or image_name(file)
+    if isinstance(file, Path):
+        file = str(file)
     try:
-        # A pipe would be waited on for ever.
-        if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
-            raise ImageReadError(name, "not a file")
+        if isinstance(file, str):
+            _require_file(file, name)
         if isinstance(file, Image.Image):
             return _upright(file, name, max_pixels)
         with Image.open(file) as image:
@@ -69,14 +78,14 @@ def open_upright(
     except ImageReadError:
         raise
     except UnidentifiedImageError as error:
-        reason = "not an image, or of a kind that cannot be read here"
+        reason = "not an image, or in a format that cannot be read here"
         raise ImageReadError(name, reason) from error
-    except Exception as error:  # on damaged files decoders raise anything
-        raise ImageReadError(name, words(error)) from error
+    except Exception as error:  # decoders raise any type of error for damaged files
+        raise ImageReadError(name, error_reason(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in RGB; transparency is dropped, 16 bits a channel become 8.
+    """Convert an image to RGB: drop transparency, reduce 16 bits a channel to 8.
 
     Raises:
         ImageReadError: The image's data cannot be decoded.
@@ -86,7 +95,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             image.load()
             return image
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            # Pillow clips these at 255, which turns a 16-bit image white.
+            # Pillow clips these values at 255, which turns a 16-bit image white.
             values = np.asarray(image, dtype=np.float32)
             scale = 257.0 if values.size and values.max() > 255 else 1.0
             image = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
@@ -98,59 +107,71 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_file_id(path: str) -> str:
-    """Return the id an image has in every collection; it is made from its file's bytes alone.
+    """Return the id of an image file, derived from its bytes alone: the same in every collection.
 
     Raises:
-        ImageReadError: The file cannot be read or is empty; whether it holds an image is not seen.
+        ImageReadError: The file cannot be read or is empty. Whether it holds an image is not
+            checked.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited on for ever
-            raise ImageReadError(path, "not a file")
+        _require_file(path, path)
         digest = hashlib.sha256()
         with open(path, "rb") as file:
             while block := file.read(_READ_BYTES):
                 digest.update(block)
             if file.tell() == 0:
-                raise ImageReadError(path, "the file is empty")
+                raise ImageReadError(path, _EMPTY)
     except (OSError, ValueError) as error:
-        raise ImageReadError(path, words(error)) from error
+        raise ImageReadError(path, error_reason(error)) from error
     return str(uuid.uuid5(_NAMESPACE, digest.hexdigest()))
 
 
-def content_id(content: bytes, name: str) -> str:
-    """Return `image_file_id` of a file whose bytes were read already.
+def image_bytes_id(content: bytes, name: str) -> str:
+    """Return what `image_file_id` returns for a file with these bytes.
 
     Args:
         content: The file's bytes.
-        name: What errors call it.
+        name: Names the image in errors.
 
     Raises:
-        ImageReadError: There are none.
+        ImageReadError: There are no bytes.
     """
     if not content:
-        raise ImageReadError(name, "the file is empty")
+        raise ImageReadError(name, _EMPTY)
     return str(uuid.uuid5(_NAMESPACE, hashlib.sha256(content).hexdigest()))
 
 
+def image_name(image: str | Path | BinaryIO | Image.Image) -> str:
+    """Return how errors name an image: by its path, where it has one."""
+    if isinstance(image, str | Path):
+        return str(image)
+    return str(getattr(image, "filename", "") or "that was passed")
+
+
 def ignore_decoder_warnings() -> None:
-    """Hide what Pillow warns of and reads nevertheless; what it does not read raises."""
+    """Silence Pillow's warnings about images that it reads all the same."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def words(error: Exception) -> str:
-    """Return an error's text in one line, without the path, which its readers see beside it."""
+def error_reason(error: Exception) -> str:
+    """Return an error's message in one line, without the path, which is reported beside it."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def _require_file(path: str, name: str) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would block
+        raise ImageReadError(name, "not a file")
 
 
 def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         size = f"{image.width} x {image.height} pixels"
-        raise ImageReadError(name, f"{size}, and no more than {max_pixels} are read")
-    image.load()  # first, as loading a TIFF turns it
+        raise ImageReadError(name, f"{size}; no more than {max_pixels} are allowed")
+    image.load()  # before the EXIF data are read: loading a TIFF applies its orientation
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # damaged EXIF data is no reason to lose an image
+    except Exception:  # damaged EXIF data do not make the image unusable
         return image
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)

@@ -50,7 +50,7 @@ def test_what_is_no_picture_is_refused_by_name(content: bytes, reason: str) -> N
 
 def test_too_many_pixels_are_refused_before_decoding() -> None:
     assert open_upright(io.BytesIO(encoded()), "a", max_pixels=54).size == (9, 6)
-    with pytest.raises(ImageReadError, match="9 x 6 pixels, and no more than 53"):
+    with pytest.raises(ImageReadError, match="9 x 6 pixels; no more than 53"):
         open_upright(io.BytesIO(encoded()), "a", max_pixels=53)
 
 

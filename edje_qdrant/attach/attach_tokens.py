@@ -22,7 +22,7 @@ from edje_qdrant.checks import check_number
 from edje_qdrant.collection.checks import check_tokens, fitted_codec
 from edje_qdrant.collection.metadata import CollectionRecord, absolute, new_store, resolve
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import ignore_decoder_warnings, open_upright, words
+from edje_qdrant.images import error_reason, ignore_decoder_warnings, open_upright
 from edje_qdrant.index import QdrantOptions
 from edje_qdrant.ingest.decode import readable_ones
 from edje_qdrant.model import EDJEModel
@@ -270,7 +270,7 @@ class _Run:
         except ImageReadError as error:
             return FailedImage(shown, error.reason)
         except Exception as error:  # image processors, and what was passed in, raise anything
-            return FailedImage(shown, words(error))
+            return FailedImage(shown, error_reason(error))
 
 
 def _files(images: str | Path | None) -> Locate:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from edje_qdrant.data.caption_filter import captions_of
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import MAX_PIXELS, open_upright, to_rgb, words
+from edje_qdrant.images import MAX_PIXELS, error_reason, open_upright, to_rgb
 from edje_qdrant.types import FailedImage
 
 __all__ = ["DatasetPairs"]
@@ -119,7 +119,7 @@ class DatasetPairs:
         try:
             value = self._images[number][self._image_column]
         except Exception as error:  # what decodes on access raises whatever its decoder raises
-            raise ImageReadError(where, words(error)) from error
+            raise ImageReadError(where, error_reason(error)) from error
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         file = io.BytesIO(value) if isinstance(value, bytes) else value

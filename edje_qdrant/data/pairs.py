@@ -109,7 +109,7 @@ class AnnotatedPairs:
             ImageReadError: It cannot be read.
         """
         path = self._rows[row].image
-        return to_rgb(open_upright(path, path, max_pixels=self._max_pixels))
+        return to_rgb(open_upright(path, max_pixels=self._max_pixels))
 
 
 def open_pairs(

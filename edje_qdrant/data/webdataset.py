@@ -19,7 +19,7 @@ from PIL import Image
 
 from edje_qdrant.data.caption_filter import captions_of
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import MAX_PIXELS, open_upright, to_rgb, words
+from edje_qdrant.images import MAX_PIXELS, error_reason, open_upright, to_rgb
 from edje_qdrant.types import FailedImage
 
 __all__ = ["TarPairs", "expand_shards"]
@@ -131,7 +131,7 @@ class TarPairs:
             with open(sample.shard, "rb") as file:
                 data = _read(file, sample.picture)
         except OSError as error:
-            raise ImageReadError(where, words(error)) from error
+            raise ImageReadError(where, error_reason(error)) from error
         return to_rgb(open_upright(io.BytesIO(data), where, max_pixels=self._max_pixels))
 
 
@@ -185,7 +185,7 @@ def _index(shard: str) -> Iterator[_Sample | FailedImage]:
     except tarfile.TarError as error:
         raise ConfigError(f"{shard} is no tar file: {error}") from error
     except OSError as error:
-        raise ConfigError(f"cannot read the shard {shard}: {words(error)}") from error
+        raise ConfigError(f"cannot read the shard {shard}: {error_reason(error)}") from error
     if damage is not None:
         yield FailedImage(shard, f"damaged, and what follows is lost: {damage}")
 
@@ -227,7 +227,7 @@ def _sample(
             fields = json.loads(_read(file, members["json"]).decode("utf-8-sig"))
             captions = captions_of(fields.get("caption") if isinstance(fields, dict) else None)
     except (ValueError, RecursionError) as error:
-        return FailedImage(where, f"its caption cannot be read: {words(error)}")
+        return FailedImage(where, f"its caption cannot be read: {error_reason(error)}")
     if not captions:
         return FailedImage(where, 'no caption: neither a .txt nor a "caption" in a .json')
     return _Sample(shard, key, picture, captions)

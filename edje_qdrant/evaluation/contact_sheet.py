@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import open_upright
+from edje_qdrant.images import open_upright, to_rgb
 
 __all__ = ["SheetRow", "draw_contact_sheet"]
 
@@ -79,10 +79,10 @@ def draw_contact_sheet(rows: Sequence[SheetRow], title: str, path: Path) -> None
 def _thumb(picture: Path) -> Image.Image:
     """Return the upright image, cut to a square; grey where it cannot be read any more."""
     try:
-        upright = open_upright(str(picture), str(picture))
+        upright = to_rgb(open_upright(picture))
     except ImageReadError:
         return Image.new("RGB", (_THUMB, _THUMB), _GONE)
-    return ImageOps.fit(upright.convert("RGB"), (_THUMB, _THUMB))
+    return ImageOps.fit(upright, (_THUMB, _THUMB))
 
 
 def _shortened(text: str, pen: ImageDraw.ImageDraw, font: Any, room: float) -> str:

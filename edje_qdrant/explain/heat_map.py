@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from edje_qdrant.errors import ImageReadError
 from edje_qdrant.explain.explanation import Explanation
-from edje_qdrant.images import open_upright
+from edje_qdrant.images import open_upright, to_rgb
 
 __all__ = ["draw_explanation", "draw_heat"]
 
@@ -112,14 +111,7 @@ def draw_explanation(image: Image.Image | str | Path, explanation: Explanation) 
 
 
 def _rgb(image: Image.Image | str | Path) -> Image.Image:
-    name = str(image)
-    try:
-        if isinstance(image, Image.Image):
-            name = str(getattr(image, "filename", "") or image)
-            return image.convert("RGB")
-        return open_upright(name, name).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageReadError(name, str(error)) from error
+    return to_rgb(image if isinstance(image, Image.Image) else open_upright(image))
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:

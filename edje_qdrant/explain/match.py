@@ -51,7 +51,7 @@ def explain_match(model: EDJEModel, text: str, image: Image.Image | str | Path) 
     """
     with torch.inference_mode(False):  # even if the caller infers: gradients go past the ids
         words = _Words(model, text)
-    picture = image if isinstance(image, Image.Image) else open_upright(str(image), str(image))
+    picture = image if isinstance(image, Image.Image) else open_upright(image)
     rows, columns = _grid(model)
     pixels = model.preprocess([picture])
     area = model.encoder.seen_area(*picture.size)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import content_id, image_file_id, open_upright, words
+from edje_qdrant.images import error_reason, image_bytes_id, image_file_id, open_upright
 from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.types import FailedImage, Payload
 
@@ -62,13 +62,13 @@ def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
         if item.content is None:
             image_id = image_file_id(item.path)
         else:
-            image_id = content_id(item.content, item.path)
+            image_id = image_bytes_id(item.content, item.path)
     except ImageReadError as error:
         return FailedImage(item.path, error.reason)
     try:
         json.dumps([item.path, item.fields], allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        return FailedImage(item.path, f"its payload cannot be stored: {words(error)}")
+        return FailedImage(item.path, f"its payload cannot be stored: {error_reason(error)}")
     return KnownImage(image_id, item)
 
 
@@ -96,7 +96,7 @@ def decode_image(
     except ImageReadError as error:
         return FailedImage(path, error.reason)
     except Exception as error:  # image processors refuse odd shapes in their own ways
-        return FailedImage(path, words(error))
+        return FailedImage(path, error_reason(error))
 
 
 def readable_ones(

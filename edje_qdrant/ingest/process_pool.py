@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edje_qdrant.errors import ConfigError, WorkerDiedError
-from edje_qdrant.images import words
+from edje_qdrant.images import error_reason
 from edje_qdrant.ingest.decode import KnownImage
 from edje_qdrant.ingest.worker import (
     EncodedBatch,
@@ -274,8 +274,8 @@ class EncodingPool:
                 torch.save(self._model, Path(self._folder.name) / "model.pt")
             except Exception as error:  # pickle raises what the pickled objects raise
                 raise ConfigError(
-                    f"the model cannot be handed to other processes ({words(error)}); leave out "
-                    "processes and devices"
+                    f"the model cannot be sent to other processes ({error_reason(error)}); leave "
+                    "out processes and devices"
                 ) from error
         return str(Path(self._folder.name) / "model.pt")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.images import words
+from edje_qdrant.images import error_reason
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.types import FailedImage, Payload
 
@@ -94,14 +94,14 @@ def _folder(folder: Path) -> Listing:
     try:
         os.scandir(folder).close()
     except OSError as error:
-        raise ConfigError(f"cannot read the folder {folder}: {words(error)}") from error
+        raise ConfigError(f"cannot read the folder {folder}: {error_reason(error)}") from error
     unreadable: list[OSError] = []
     for here, folders, names in os.walk(os.path.abspath(folder), onerror=unreadable.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield ListedImage(os.path.join(here, name), {})
-    yield from (FailedImage(str(error.filename), words(error)) for error in unreadable)
+    yield from (FailedImage(str(error.filename), error_reason(error)) for error in unreadable)
 
 
 def _manifest(path: Path) -> Listing:
@@ -111,14 +111,14 @@ def _manifest(path: Path) -> Listing:
                 if line.strip():
                     yield _manifest_line(line, f"{path}:{number}", path.parent)
     except OSError as error:
-        raise ConfigError(f"cannot read the manifest {path}: {words(error)}") from error
+        raise ConfigError(f"cannot read the manifest {path}: {error_reason(error)}") from error
 
 
 def _manifest_line(line: bytes, where: str, folder: Path) -> ListedImage | FailedImage:
     try:
         fields = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return FailedImage(where, f"no JSON: {words(error)}")
+        return FailedImage(where, f"no JSON: {error_reason(error)}")
     if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
         return FailedImage(where, 'not an object with "path": text')
     if not fields["path"]:

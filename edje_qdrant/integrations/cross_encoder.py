@@ -1,11 +1,10 @@
-"""Rank images by a text with the calls of sentence-transformers' cross-encoders.
+"""A class with the methods of sentence-transformers' `CrossEncoder` that ranks images by a text.
 
-Nothing but this package is needed.
+sentence-transformers itself is not needed.
 """
 
 from __future__ import annotations
 
-import os
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -16,37 +15,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from edje_qdrant.checks import check_number, check_texts
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.images import ignore_decoder_warnings, open_upright
+from edje_qdrant.images import ignore_decoder_warnings
 from edje_qdrant.integrations.hits import ImageScorer
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.queries import read_pixels
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.threads import batches
 
-__all__ = ["EDJECrossEncoder", "Picture"]
+__all__ = ["EDJECrossEncoder", "RankableImage"]
 
-# Pairs whose tokens are in memory at a time.
+# Pairs scored at a time, to bound the memory for their tokens.
 _PAIRS = 1024
 
-#: A file's path, an image that Pillow opened, or the id of an image in a collection.
-Picture: TypeAlias = "str | Path | Image.Image | int"
+#: A file path, an image opened with Pillow, or the id of an image in a collection.
+RankableImage: TypeAlias = "str | Path | Image.Image | int"
 
 
 class EDJECrossEncoder:
-    """Score texts against images that need not be in any collection.
+    """Score texts against images, which need not be in a collection.
 
-    Images that are not in a collection go through the vision tower at every call, which takes
-    most of the time; those of a collection have their tokens already.
+    Images that are not in a collection are encoded at every call, which takes most of the time;
+    the tokens of those in a collection are read from it.
 
     Args:
-        model: A model, or what `EDJEModel.from_pretrained` takes.
-        collection: `TwoStageRetriever` or `AttachedCollection`, where images may be given by
-            their ids: UUIDs as text, or whole numbers. Its model must be `model`.
-        device: Where a model that is loaded here goes; CUDA where there is one, by default.
+        model: A model, or the argument of `EDJEModel.from_pretrained`.
+        collection: A `TwoStageRetriever` or `AttachedCollection` with the same model; images may
+            then be given by their ids: UUIDs as text, or integers.
+        device: The device for a model that is loaded here; by default CUDA if available.
 
     Examples:
         >>> encoder = EDJECrossEncoder("demo")
@@ -70,31 +68,31 @@ class EDJECrossEncoder:
     def rank(
         self,
         query: str,
-        documents: Sequence[Picture],
+        documents: Sequence[RankableImage],
         top_k: int | None = None,
         return_documents: bool = False,
         batch_size: int = 32,
     ) -> list[dict[str, Any]]:
-        """Rank images by how well they fit a text.
+        """Rank images by how well they match a text.
 
         Args:
             query: The text.
             documents: `n` images.
-            top_k: How many to return; all by default.
+            top_k: Number of images to return; all by default.
             return_documents: Also return the images themselves.
             batch_size: Images encoded at a time.
 
         Returns:
-            `{"corpus_id": place in documents, "score": logit}`, best first, with `"document"` where
-            that was asked for.
+            `{"corpus_id": index in documents, "score": logit}`, best first, with `"document"` if
+            `return_documents` is set.
 
         Raises:
-            ConfigError: The text has no word in it, or an argument cannot be used.
+            ConfigError: The text contains no word, or an argument is invalid.
             ImageReadError: An image cannot be read.
-            TokensNotFoundError: The collection has no such image.
+            TokensNotFoundError: The collection does not contain an image.
         """
         check_number("top_k", top_k, optional=True)
-        scores = self._scores([(query, picture) for picture in documents], batch_size)
+        scores = self._scores([(query, image) for image in documents], batch_size)
         order = np.argsort(-scores, kind="stable")[:top_k]
         ranked: list[dict[str, Any]] = []
         for place in map(int, order):
@@ -104,16 +102,16 @@ class EDJECrossEncoder:
         return ranked
 
     def predict(
-        self, pairs: Sequence[tuple[str, Picture]], batch_size: int = 32
+        self, pairs: Sequence[tuple[str, RankableImage]], batch_size: int = 32
     ) -> NDArray[np.float32]:
         """Score pairs of a text and an image.
 
         Args:
-            pairs: `n` pairs; an image that comes several times is encoded once.
+            pairs: `n` pairs; an image that occurs several times is encoded once.
             batch_size: Images encoded at a time.
 
         Returns:
-            `(n,)` logits, in order; higher is better.
+            `(n,)` logits, in the order of `pairs`; higher is better.
 
         Raises:
             ConfigError: As `rank`.
@@ -122,64 +120,57 @@ class EDJECrossEncoder:
         """
         return self._scores(pairs, batch_size)
 
-    def _scores(self, pairs: Sequence[tuple[str, Picture]], batch_size: int) -> NDArray[np.float32]:
+    def _scores(
+        self, pairs: Sequence[tuple[str, RankableImage]], batch_size: int
+    ) -> NDArray[np.float32]:
         check_number("batch_size", batch_size)
         check_texts("pairs", list(dict.fromkeys(text for text, _ in pairs)))
         scores = np.empty(len(pairs), np.float32)
-        stored: dict[str, list[int]] = {}  # text -> rows
-        fresh: dict[Any, list[int]] = {}  # image -> rows
-        for row, (text, picture) in enumerate(pairs):
-            if self._is_id(picture):
+        stored: dict[str, list[int]] = {}  # text -> rows of pairs
+        unstored: dict[Any, list[int]] = {}  # image -> rows of pairs
+        for row, (text, image) in enumerate(pairs):
+            if self._is_id(image):
                 stored.setdefault(text, []).append(row)
             else:
-                key = id(picture) if isinstance(picture, Image.Image) else str(picture)
-                fresh.setdefault(key, []).append(row)
+                key = id(image) if isinstance(image, Image.Image) else str(image)
+                unstored.setdefault(key, []).append(row)
         for text, rows in stored.items():
             assert self._collection is not None
             scores[rows] = self._collection.score(text, [pairs[row][1] for row in rows])
-        pictures = [*fresh.values()]
-        for start in range(0, len(pictures), batch_size):
-            self._score_pictures(pairs, pictures[start : start + batch_size], scores)
+        for batch in batches(unstored.values(), batch_size):
+            self._score_unstored(pairs, batch, scores)
         return scores
 
-    def _score_pictures(
+    def _score_unstored(
         self,
-        pairs: Sequence[tuple[str, Picture]],
-        pictures: Sequence[Sequence[int]],
+        pairs: Sequence[tuple[str, Any]],
+        images: Sequence[Sequence[int]],
         scores: NDArray[np.float32],
     ) -> None:
-        """Encode images, each given by the rows of its pairs, and score these in place."""
+        """Encode images, each given by the rows of its pairs, and fill in the scores of these."""
         with warnings.catch_warnings():
             ignore_decoder_warnings()
-            pixels = [self._pixels(pairs[rows[0]][1]) for rows in pictures]
-        tokens = self._model.encode_pixels(torch.cat(pixels)).tokens
-        todo = [(place, row) for place, rows in enumerate(pictures) for row in rows]
-        for part in batches(todo, _PAIRS):
+            pixels = [read_pixels(self._model, pairs[rows[0]][1]) for rows in images]
+        tokens = self._model.encode_pixels(torch.cat(pixels)).tokens  # (images, m, d_text)
+        places_and_rows = [(place, row) for place, rows in enumerate(images) for row in rows]
+        for part in batches(places_and_rows, _PAIRS):
             places, rows = zip(*part, strict=True)
             texts = [pairs[row][0] for row in rows]
             scores[[*rows]] = self._reranker.score_pairs(texts, tokens[[*places]])
 
-    def _pixels(self, picture: Picture) -> Tensor:
-        if isinstance(picture, Image.Image):
-            name = str(getattr(picture, "filename", "") or "that was passed")
-            return self._model.preprocess([open_upright(picture, name)])
-        assert isinstance(picture, str | Path)
-        return read_pixels(self._model, os.fspath(picture))
-
-    def _is_id(self, picture: Picture) -> bool:
-        if isinstance(picture, int) and not isinstance(picture, bool):
+    def _is_id(self, image: RankableImage) -> bool:
+        if isinstance(image, int) and not isinstance(image, bool):
             if self._collection is None:
                 raise ConfigError(
-                    f"{picture!r} is an id, and there is no collection to look it up in; pass "
+                    f"{image!r} is an id, but there is no collection to look it up in; pass "
                     "collection="
                 )
             return True
-        if not isinstance(picture, str | Path | Image.Image):
+        if not isinstance(image, str | Path | Image.Image):
             raise ConfigError(
-                f"an image is a path, one that Pillow opened or an id, not a "
-                f"{type(picture).__name__}"
+                f"an image must be a path, a Pillow image or an id, not a {type(image).__name__}"
             )
-        return self._collection is not None and isinstance(picture, str) and _is_uuid(picture)
+        return self._collection is not None and isinstance(image, str) and _is_uuid(image)
 
 
 def _is_uuid(text: str) -> bool:

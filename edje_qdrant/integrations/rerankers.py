@@ -1,4 +1,4 @@
-"""A ranker for the library `rerankers`, whose documents are images."""
+"""Ranker of images for the library `rerankers`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from edje_qdrant.errors import ConfigError, ImageReadError, MissingExtraError
-from edje_qdrant.images import words
-from edje_qdrant.integrations.cross_encoder import EDJECrossEncoder, Picture
+from edje_qdrant.images import error_reason
+from edje_qdrant.integrations.cross_encoder import EDJECrossEncoder, RankableImage
 from edje_qdrant.integrations.hits import ImageScorer
 from edje_qdrant.model import EDJEModel
 
@@ -29,14 +29,14 @@ __all__ = ["EDJERanker"]
 
 
 class EDJERanker(BaseRanker):
-    """Rank images by a text, with the calls of the library `rerankers`.
+    """Rank images by a text, with the interface of the library `rerankers`.
 
     Args:
-        model_name_or_path: A model, or what `EDJEModel.from_pretrained` takes.
-        verbose: Of no effect: nothing is printed.
-        collection: `TwoStageRetriever` or `AttachedCollection`, where images may be given by
-            their ids.
-        device: Where a model that is loaded here goes; CUDA where there is one, by default.
+        model_name_or_path: A model, or the argument of `EDJEModel.from_pretrained`.
+        verbose: Ignored: nothing is printed.
+        collection: A `TwoStageRetriever` or `AttachedCollection` with the same model; images may
+            then be given by their ids.
+        device: The device for a model that is loaded here; by default CUDA if available.
         batch_size: Images encoded at a time.
     """
 
@@ -53,14 +53,14 @@ class EDJERanker(BaseRanker):
         self.batch_size = batch_size
         self._encoder = EDJECrossEncoder(model_name_or_path, collection=collection, device=device)
 
-    def score(self, query: str, doc: Picture | Document) -> float:
+    def score(self, query: str, doc: RankableImage | Document) -> float:
         """Return the logit of a text and an image.
 
         Raises:
-            ConfigError: The text has no word in it, or the document is no image.
+            ConfigError: The text contains no word, or the document is not an image.
             ImageReadError: The image cannot be read.
         """
-        return float(self._encoder.predict([(query, _picture(doc))])[0])
+        return float(self._encoder.predict([(query, _image_of(doc))])[0])
 
     def rank(
         self,
@@ -69,21 +69,21 @@ class EDJERanker(BaseRanker):
         doc_ids: Sequence[str | int] | None = None,
         metadata: Sequence[dict[str, Any]] | None = None,
     ) -> RankedResults:
-        """Rank images by how well they fit a text.
+        """Rank images by how well they match a text.
 
         Args:
             query: The text.
-            docs: One or several: paths, images that Pillow opened, ids of the collection, or
-                documents of `rerankers` with an `image_path`, with `base64`, or with a `doc_id` of
-                the collection.
-            doc_ids: What to call them, where documents do not say it; numbers from 0 by default.
-            metadata: Of each, where documents do not say it.
+            docs: One or several: paths, Pillow images, ids in the collection, or documents of
+                `rerankers` with an `image_path`, with `base64`, or with a `doc_id` in the
+                collection.
+            doc_ids: The ids of documents that have none; by default numbers from 0.
+            metadata: The metadata of documents that have none.
 
         Raises:
-            ConfigError: The text has no word in it, a document is no image, or there are not as
-                many ids or metadata as documents.
+            ConfigError: The text contains no word, a document is not an image, or the number of
+                ids or metadata differs from the number of documents.
             ImageReadError: An image cannot be read.
-            TokensNotFoundError: The collection has no such image.
+            TokensNotFoundError: The collection does not contain an image.
         """
         given = list(docs) if isinstance(docs, list | tuple) else [docs]
         for what, values in (("doc_ids", doc_ids), ("metadata", metadata)):
@@ -91,7 +91,7 @@ class EDJERanker(BaseRanker):
                 raise ConfigError(
                     f"{len(values)} {what} for {len(given)} documents; give one for each"
                 )
-        pictures = [_picture(doc) for doc in given]
+        images = [_image_of(doc) for doc in given]
         documents = [
             _document(
                 doc,
@@ -100,7 +100,7 @@ class EDJERanker(BaseRanker):
             )
             for place, doc in enumerate(given)
         ]
-        ranked = self._encoder.rank(query, pictures, batch_size=self.batch_size)
+        ranked = self._encoder.rank(query, images, batch_size=self.batch_size)
         results = [
             Result(document=documents[found["corpus_id"]], score=found["score"], rank=rank)
             for rank, found in enumerate(ranked, start=1)
@@ -108,12 +108,12 @@ class EDJERanker(BaseRanker):
         return RankedResults(results=results, query=query, has_scores=True)
 
 
-def _picture(doc: Picture | Document) -> Picture:
-    """Return the image that a document is.
+def _image_of(doc: RankableImage | Document) -> RankableImage:
+    """Return the image that a document refers to.
 
     Raises:
-        ConfigError: It is none.
-        ImageReadError: It cannot be decoded.
+        ConfigError: The document is not an image.
+        ImageReadError: The image cannot be decoded.
     """
     if not isinstance(doc, Document):
         return doc
@@ -123,21 +123,21 @@ def _picture(doc: Picture | Document) -> Picture:
                 io.BytesIO(base64.b64decode(doc.base64, validate=True))
             )
         except (binascii.Error, OSError) as error:
-            raise ImageReadError(f"of document {doc.doc_id!r}", words(error)) from error
+            raise ImageReadError(f"of document {doc.doc_id!r}", error_reason(error)) from error
         return opened
-    picture: Picture | None = doc.image_path if doc.image_path is not None else doc.doc_id
-    if doc.document_type != "image" or picture is None:
+    image: RankableImage | None = doc.image_path if doc.image_path is not None else doc.doc_id
+    if doc.document_type != "image" or image is None:
         raise ConfigError(
-            f"document {doc.doc_id!r} is no image; pass document_type='image' with image_path, "
+            f"document {doc.doc_id!r} is not an image; pass document_type='image' with image_path, "
             "base64, or the id of an image in the collection as doc_id"
         )
-    return picture
+    return image
 
 
 def _document(
-    doc: Picture | Document, doc_id: str | int, metadata: dict[str, Any] | None
+    doc: RankableImage | Document, doc_id: str | int, metadata: dict[str, Any] | None
 ) -> Document:
-    """Return a document, as it was passed in or made of an image."""
+    """Return the document as passed in, or make one from an image."""
     if isinstance(doc, Document):
         if doc.doc_id is None:
             doc.doc_id = doc_id

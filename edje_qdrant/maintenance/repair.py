@@ -10,7 +10,7 @@ from PIL import Image
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import MAX_PIXELS, image_file_id, open_upright
+from edje_qdrant.images import image_file_id, open_upright
 from edje_qdrant.maintenance.compact import compact
 from edje_qdrant.maintenance.reports import Finding, RepairReport
 from edje_qdrant.maintenance.verify import verify
@@ -103,6 +103,6 @@ def _encode_again(
 
 def _opened(path: str) -> Image.Image | None:
     try:
-        return open_upright(path, path, max_pixels=MAX_PIXELS)
+        return open_upright(path)
     except ImageReadError:
         return None

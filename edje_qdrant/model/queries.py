@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import open_upright, words
+from edje_qdrant.images import error_reason, image_name, open_upright
 from edje_qdrant.model.edje import EDJEModel
 from edje_qdrant.types import ImageEncoding
 
@@ -52,29 +51,26 @@ def encode_query(model: EDJEModel, image: ImageQuery) -> ImageEncoding:
                 "made it"
             )
         return image
-    if isinstance(image, Image.Image):
-        name = str(getattr(image, "filename", "") or "that was passed")
-        return model.encode_pixels(model.preprocess([open_upright(image, name)]))
-    if not isinstance(image, str | os.PathLike):
+    if not isinstance(image, Image.Image | str | Path):
         raise ConfigError(
             f"an image is a path, one that Pillow opened or an ImageEncoding, not a "
             f"{type(image).__name__}"
         )
-    return model.encode_pixels(read_pixels(model, os.fspath(image)))
+    return model.encode_pixels(read_pixels(model, image))
 
 
-def read_pixels(model: EDJEModel, path: str) -> Tensor:
-    """Read an image's file: `(1, 3, H, W)` float32; safe in worker threads.
+def read_pixels(model: EDJEModel, image: Image.Image | str | Path) -> Tensor:
+    """Read an image as `(1, 3, H, W)` float32; safe in worker threads.
 
     Raises:
-        ImageReadError: It cannot be read, or the image processor cannot take it.
+        ImageReadError: The file cannot be read, or the image processor refuses the image.
     """
+    upright = open_upright(image)
     try:
-        return model.preprocess([open_upright(path, path)])
-    except ImageReadError as error:
-        raise ImageReadError(path, error.reason) from error
-    except Exception as error:  # image processors refuse odd shapes in their own ways
-        raise ImageReadError(path, words(error)) from error
+        return model.preprocess([upright])
+    except Exception as error:  # image processors raise any type of error for odd shapes
+        reason = error.reason if isinstance(error, ImageReadError) else error_reason(error)
+        raise ImageReadError(image_name(image), reason) from error
 
 
 def encode_all(model: EDJEModel, texts: Sequence[str]) -> NDArray[np.float32]:

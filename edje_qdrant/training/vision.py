@@ -17,7 +17,7 @@ from torch import Tensor
 from edje_qdrant.data.pairs import PairSource
 from edje_qdrant.encoders.protocol import Encoder
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import ignore_decoder_warnings, words
+from edje_qdrant.images import error_reason, ignore_decoder_warnings
 from edje_qdrant.training.loop import autocast
 from edje_qdrant.types import FailedImage
 
@@ -197,7 +197,7 @@ def read_pixels(
     except ImageReadError as error:
         return FailedImage(error.path, error.reason)
     except Exception as error:  # image processors refuse odd shapes in their own ways
-        return FailedImage(source.key(row), words(error))
+        return FailedImage(source.key(row), error_reason(error))
 
 
 def encode_frozen(encoder: Encoder, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -67,9 +67,9 @@ def test_documents_of_all_kinds(
 
 def test_what_is_no_picture_is_refused(gallery: Gallery, tmp_path: Path) -> None:
     ranker = EDJERanker(gallery.model)
-    with pytest.raises(ConfigError, match="no image"):
+    with pytest.raises(ConfigError, match="not an image"):
         ranker.rank(TEXT, [Document("a text", doc_id=1)])
-    with pytest.raises(ConfigError, match="no image"):
+    with pytest.raises(ConfigError, match="not an image"):
         ranker.score(TEXT, Document(document_type="image"))
     with pytest.raises(ConfigError, match="1 doc_ids for 2 documents"):
         ranker.rank(TEXT, gallery.paths[:2], doc_ids=[1])
