@@ -10,6 +10,8 @@ import torch
 #: Roundings one after another in a forward pass of the small models of these tests: a few layers
 #: of some ten operations, each a sum of up to a hundred terms.
 FORWARD = 1024
+#: Roundings one after another in a cosine or a normalisation of the short vectors of these tests.
+DOT = 64
 
 
 def float32_slack(*values: Any, roundings: int = FORWARD) -> float:
@@ -32,7 +34,7 @@ def float32_slack(*values: Any, roundings: int = FORWARD) -> float:
 
     Args:
         values: What is compared; numbers, sequences, arrays or tensors.
-        roundings: Steps one after another: 1024 for a model's forward pass, fewer for less work.
+        roundings: Steps one after another.
     """
     return 2 * roundings**0.5 * float(np.finfo(np.float32).eps) * _magnitude(values)
 
