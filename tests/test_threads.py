@@ -29,7 +29,7 @@ def test_results_come_in_order_and_no_more_are_begun_than_allowed() -> None:
 
 
 def test_items_are_worked_on_at_the_same_time() -> None:
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=60)
     with ThreadPoolExecutor(2) as pool:
         assert len(list(in_threads(pool, lambda _: together.wait(), range(2), ahead=2))) == 2
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient
+from rounding import DOT, float32_slack
 
 from edje_qdrant.collection.collection import ImageCollection, user_payload
 from edje_qdrant.contract import TokenContract
@@ -130,7 +131,7 @@ def test_what_goes_in_comes_out(place):
 
         (found,) = collection.nearest(embeddings[7:8], 30)
         assert found[0].image_id == ids[7]
-        assert found[0].score == pytest.approx(1, abs=1e-5)
+        assert found[0].score == pytest.approx(1, abs=float32_slack(1, roundings=DOT))
         assert [c.rank for c in found] == list(range(1, 31))
         back = collection.tokens(found)
         assert back.dtype == np.float16
@@ -191,7 +192,11 @@ def test_embeddings_and_tokens_are_read_back_by_id(place):
         encoding = fill(collection, ids_of(5))
         a, b, c, _, e = ids_of(5)
         back = collection.encodings([e, b, b, a])
-        np.testing.assert_allclose(back.embeddings, encoding.embeddings[[4, 1, 1, 0]], atol=1e-6)
+        np.testing.assert_allclose(
+            back.embeddings,
+            encoding.embeddings[[4, 1, 1, 0]],
+            atol=float32_slack(1, roundings=DOT),
+        )
         assert (back.tokens == encoding.tokens[[4, 1, 1, 0]]).all()
         assert (back.embeddings.dtype, back.tokens.dtype) == (np.float32, np.float16)
         none = collection.encodings([])

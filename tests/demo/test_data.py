@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from rounding import DOT, float32_slack
 
 from edje_qdrant.demo.data import patch_labels, render
 from edje_qdrant.demo.drawing import draw
@@ -15,7 +16,9 @@ def test_training_sees_exactly_what_the_image_processor_gives(tmp_path):
     tokenizer = scene_tokenizer()
     encoder = scene_encoder(new_tower(len(tokenizer)), tokenizer)
     expected = encoder.preprocess([draw(s) for s in scenes])
-    assert np.abs(to_pixels(images).numpy() - expected.numpy()).max() < 1e-5
+    assert np.abs(to_pixels(images).numpy() - expected.numpy()).max() < float32_slack(
+        1, roundings=DOT
+    )
 
 
 def test_rendered_scenes_are_reused(tmp_path):
@@ -45,4 +48,6 @@ def test_bicubic_is_what_the_processor_uses():
     encoder = scene_encoder(new_tower(len(tokenizer)), tokenizer)
     shrunk = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     expected = encoder.preprocess([picture]).numpy()
-    assert np.abs(to_pixels(shrunk[None]).numpy() - expected).max() < 1e-5
+    assert np.abs(to_pixels(shrunk[None]).numpy() - expected).max() < float32_slack(
+        1, roundings=DOT
+    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from rounding import DOT, float32_slack
 
 from edje_qdrant.evaluation import nearest as module
 from edje_qdrant.evaluation.nearest import nearest
@@ -20,7 +21,11 @@ def test_it_is_a_full_sort(monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     truth = queries @ answers.T
     expected = np.argsort(-truth, axis=1)[:, :depth]
     assert (rows == expected).all()
-    np.testing.assert_allclose(cosines, np.take_along_axis(truth, expected, axis=1), atol=1e-6)
+    np.testing.assert_allclose(
+        cosines,
+        np.take_along_axis(truth, expected, axis=1),
+        atol=float32_slack(1, roundings=DOT),
+    )
 
 
 def test_equal_answers_are_in_order_of_row_or_name() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rounding import DOT, float32_slack
 from tiny_edje import build_tiny_model
 
 from edje_qdrant import EDJEModel, explain_match
@@ -105,8 +106,10 @@ def test_shapes_and_sums(adapter, picture: Image.Image) -> None:
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
     assert all(np.isfinite(array).all() for array in arrays)
     assert explanation.heat.min() >= 0
-    assert explanation.heat.sum() == pytest.approx(1, abs=1e-5)
-    np.testing.assert_allclose(explanation.word_heat.sum((1, 2)), 1, atol=1e-5)
+    assert explanation.heat.sum() == pytest.approx(1, abs=float32_slack(1, roundings=DOT))
+    np.testing.assert_allclose(
+        explanation.word_heat.sum((1, 2)), 1, atol=float32_slack(1, roundings=DOT)
+    )
 
 
 def test_the_local_adapter_s_tokens_are_its_patches(picture: Image.Image) -> None:
@@ -195,7 +198,9 @@ def test_words_past_what_the_model_reads_have_no_weight(
     assert len(explanation.words) == 6
     assert explanation.word_weights[5] == 0
     assert not explanation.word_heat[5].any()
-    np.testing.assert_allclose(explanation.word_heat[:5].sum((1, 2)), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        explanation.word_heat[:5].sum((1, 2)), 1, atol=float32_slack(1, roundings=DOT)
+    )
 
 
 @pytest.mark.parametrize("text", ["", "  ", "?!", "&nbsp;"])

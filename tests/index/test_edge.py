@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from index_engines import image_id, make_points, unit_vectors
+from rounding import DOT, float32_slack
 
 from edje_qdrant.errors import (
     CollectionLockedError,
@@ -101,7 +102,7 @@ while True:
     vectors = unit_vectors(1000)
     for number in (1, 250, 399):
         (found,) = index.search(vectors[number][None], 1)
-        assert found[0].score == pytest.approx(1, abs=1e-5)
+        assert found[0].score == pytest.approx(1, abs=float32_slack(1, roundings=DOT))
         assert found[0].payload["_edje"] == {"record": number % 1000}
     index.upsert(make_points(unit_vectors(10, seed=1), 5000))
     index.flush()

@@ -10,6 +10,7 @@ import pytest
 from index_engines import Engine, edge_engine, image_id, make_points, qdrant_engine, unit_vectors
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient
+from rounding import DOT, float32_slack
 
 from edje_qdrant.errors import CollectionNotFoundError, ConfigError, StoreError
 from edje_qdrant.types import Candidate, Point
@@ -76,7 +77,9 @@ def test_search_is_exact_and_ordered(engine: Engine) -> None:
         best = np.argsort(-cosines)[:20]
         assert [c.image_id for c in found] == [image_id(int(n)) for n in best]
         assert [c.rank for c in found] == list(range(1, 21))
-        np.testing.assert_allclose([c.score for c in found], cosines[best], atol=1e-5)
+        np.testing.assert_allclose(
+            [c.score for c in found], cosines[best], atol=float32_slack(1, roundings=DOT)
+        )
 
 
 def test_scores_are_cosines_whatever_the_length(engine: Engine) -> None:
@@ -88,7 +91,9 @@ def test_scores_are_cosines_whatever_the_length(engine: Engine) -> None:
     (found,) = index.search(query * np.float32(1e-3), 20)
     truth = {image_id(n): cosine for n, cosine in enumerate(vectors @ query[0])}
     np.testing.assert_allclose(
-        [c.score for c in found], [truth[c.image_id] for c in found], atol=1e-5
+        [c.score for c in found],
+        [truth[c.image_id] for c in found],
+        atol=float32_slack(1, roundings=DOT),
     )
     assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
 
@@ -174,7 +179,7 @@ def test_upsert_replaces(engine: Engine) -> None:
     index.upsert([Point(image_id(0), new, {"path": "new.png"})])
     assert index.count() == 1
     (found,) = index.search(new[None], 1)
-    assert found[0].score == pytest.approx(1, abs=1e-5)
+    assert found[0].score == pytest.approx(1, abs=float32_slack(1, roundings=DOT))
     assert found[0].payload == {"path": "new.png"}
 
 
@@ -183,7 +188,8 @@ def test_the_last_of_equal_ids_stands(engine: Engine) -> None:
     first, last = unit_vectors(2)
     index.upsert([Point(image_id(0), first, {"n": 1}), Point(image_id(0), last, {"n": 2})])
     assert index.retrieve([image_id(0)]) == {image_id(0): {"n": 2}}
-    assert index.search(last[None], 1)[0][0].score == pytest.approx(1, abs=1e-5)
+    found = index.search(last[None], 1)[0]
+    assert found[0].score == pytest.approx(1, abs=float32_slack(1, roundings=DOT))
 
 
 def test_empty_calls_do_nothing(engine: Engine) -> None:
@@ -239,7 +245,9 @@ def test_vectors_come_back_at_unit_length(engine: Engine) -> None:
     assert back.keys() == {image_id(119), image_id(3)}
     for number in (119, 3):
         assert back[image_id(number)].dtype == np.float32
-        np.testing.assert_allclose(back[image_id(number)], vectors[number], atol=1e-6)
+        np.testing.assert_allclose(
+            back[image_id(number)], vectors[number], atol=float32_slack(1, roundings=DOT)
+        )
     assert index.vectors([]) == {}
 
 
@@ -359,5 +367,7 @@ def test_engines_rank_alike(tmp_path: Path, memory: QdrantClient, stand_in: Stan
                 (c.image_id, c.rank, c.payload) for c in theirs
             ]
             np.testing.assert_allclose(
-                [c.score for c in ours], [c.score for c in theirs], atol=1e-5
+                [c.score for c in ours],
+                [c.score for c in theirs],
+                atol=float32_slack(1, roundings=DOT),
             )

@@ -26,6 +26,7 @@ from index_engines import (
 )
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
+from rounding import DOT, float32_slack
 
 from edje_qdrant.errors import (
     CollectionLockedError,
@@ -97,7 +98,9 @@ def recall(
         assert len(found) == len(best)
         scores = dict(zip(ids, row, strict=True))
         np.testing.assert_allclose(
-            [c.score for c in found], [scores[c.image_id] for c in found], atol=1e-5
+            [c.score for c in found],
+            [scores[c.image_id] for c in found],
+            atol=float32_slack(1, roundings=DOT),
         )
         hits += len(best & {c.image_id for c in found})
     return hits / (len(queries) * limit)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from index_engines import image_id, make_points, unit_vectors
+from rounding import DOT, float32_slack
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.batches import by_payload, in_batches, in_runs, vectors_per_request
@@ -20,7 +21,9 @@ from edje_qdrant.types import Point
 def test_vectors_come_out_unit_length(dtype: type[np.floating]) -> None:
     unit = check_vectors((unit_vectors(10) * 3).astype(dtype), 8)
     assert unit.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(unit, axis=1), 1, atol=float32_slack(1, roundings=DOT)
+    )
 
 
 def test_the_largest_floats_have_a_direction() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from index_engines import Engine, image_id, unit_vectors
+from rounding import DOT, float32_slack
 
 from edje_qdrant.types import Point
 
@@ -108,5 +109,7 @@ def test_random_calls(engine: Engine, seed: int) -> None:
             for point in page:
                 vector, payload = model[point.id]
                 assert point.payload == without_tokens(payload)
-                np.testing.assert_allclose(point.vector, vectors[vector], atol=1e-6)
+                np.testing.assert_allclose(
+                    point.vector, vectors[vector], atol=float32_slack(1, roundings=DOT)
+                )
     assert index.count() == len(model)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from index_engines import Engine, image_id, make_points, unit_vectors
 from qdrant_client import models
+from rounding import DOT, float32_slack
 
 from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.index import VectorIndex
@@ -55,7 +56,9 @@ def test_near_the_average(engine: Engine, positive: list[int], negative: list[in
     assert [c.rank for c in found] == [*range(1, 13)]
     scores = {image_id(n): cosine for n, cosine in enumerate(cosines)}
     np.testing.assert_allclose(
-        [c.score for c in found], [scores[c.image_id] for c in found], atol=1e-5
+        [c.score for c in found],
+        [scores[c.image_id] for c in found],
+        atol=float32_slack(1, roundings=DOT),
     )
     assert found[0].payload["path"].endswith(".png")
     assert "tokens" not in found[0].payload["_edje"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 from index_engines import Engine, image_id, make_points, unit_vectors
+from rounding import DOT, float32_slack
 
 from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.index import VectorIndex
@@ -58,12 +59,16 @@ def test_what_points_come_with(engine: Engine) -> None:
     for point in page:
         assert point.payload == written[point.id].payload
         assert point.vector.dtype == np.float32
-        np.testing.assert_allclose(point.vector, written[point.id].vector, atol=1e-6)
+        np.testing.assert_allclose(
+            point.vector, written[point.id].vector, atol=float32_slack(1, roundings=DOT)
+        )
     for tokens in (False, True):
         (page,) = index.scroll(payload=False, tokens=tokens, vectors=True)
         for point in page:
             assert point.payload == {}
-            np.testing.assert_allclose(point.vector, written[point.id].vector, atol=1e-6)
+            np.testing.assert_allclose(
+                point.vector, written[point.id].vector, atol=float32_slack(1, roundings=DOT)
+            )
 
 
 def test_scroll_by_filter(engine: Engine) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from qdrant_client import QdrantClient
+from rounding import float16_slack
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, ContractMismatchError, MissingExtraError, StoreError
@@ -336,7 +337,9 @@ def test_pictures_are_encoded_as_the_model_encodes_them(
         ((candidate,),) = collection.nearest(expected.embeddings[row : row + 1], 1)
         assert candidate.payload["path"] == str(path)
         tokens = collection.tokens([candidate])[0]
-        np.testing.assert_allclose(tokens, expected.tokens[row], atol=2e-2)
+        np.testing.assert_allclose(
+            tokens, expected.tokens[row], atol=float16_slack(expected.tokens)
+        )
 
 
 @pytest.mark.parametrize(
@@ -459,6 +462,8 @@ with ImageCollection.create(sys.argv[3], "images", model.contract()) as collecti
     def announced(image_ids, encoding, payloads):
         add(image_ids, encoding, payloads)
         print(collection.count(), flush=True)
+        if collection.count() >= 120:
+            time.sleep(600)  # until it is killed
     collection.add = announced
     ingest_images(
         sys.argv[2], collection, model, batch_size=4, checkpoint_every=8, progress=False
@@ -482,7 +487,7 @@ def test_a_killed_run_is_completed_by_the_next(
         child.wait()
     with ImageCollection.open(tmp_path / "index", "images") as collection:
         kept = collection.count()
-        assert 40 - 8 <= kept < 200
+        assert 40 - 8 <= kept <= 120
         report = ingest(tmp_path / "pictures", collection, tiny_model)
         assert (report.added, report.skipped, report.failed) == (200 - kept, kept, ())
         found = collection.nearest(np.eye(1, 24, dtype=np.float32), 200)[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from rounding import float32_slack
 
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.search.results import SearchHit
@@ -33,7 +34,7 @@ class Gallery:
 def check_fields(fields: Mapping[str, Any], hit: SearchHit) -> None:
     assert fields["image_id"] == hit.image_id
     assert fields["path"] == hit.payload["path"]
-    assert fields["score"] == pytest.approx(hit.score, abs=1e-4)
+    assert fields["score"] == pytest.approx(hit.score, abs=float32_slack(hit.score))
     assert fields["retrieval_score"] == pytest.approx(hit.retrieval_score)
     assert (fields["rank"], fields["retrieval_rank"]) == (hit.rank, hit.retrieval_rank)
     assert fields["payload"] == hit.payload

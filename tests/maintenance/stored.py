@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rounding import DOT, float32_slack
 from test_collection import CONTRACT, Place, fill, ids_of
 
 from edje_qdrant.collection.collection import ImageCollection, user_payload
@@ -69,10 +70,11 @@ def held(collection: ImageCollection) -> Snapshot:
 
 
 def same_but_rounded(ours: Snapshot, theirs: Snapshot) -> bool:
-    """Compare exactly, but for the embeddings' last bit, which the client in memory changes."""
+    """Compare exactly, but for embeddings, which the client in memory normalises once more."""
+    last_digits = float32_slack(1, roundings=DOT)
     rows = zip(ours.values(), theirs.values(), strict=True)
     return [*ours] == [*theirs] and all(
-        np.allclose(np.frombuffer(a, "f4"), np.frombuffer(b, "f4"), rtol=0, atol=1.2e-7)
+        np.allclose(np.frombuffer(a, "f4"), np.frombuffer(b, "f4"), rtol=0, atol=last_digits)
         and rest == other
         for (a, *rest), (b, *other) in rows
     )

@@ -5,6 +5,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 from PIL import Image
+from rounding import float16_slack, float32_slack
 from stored import (
     damage,
     flip,
@@ -96,10 +97,14 @@ def mended(place):
 
 def nearly(ours, theirs):
     """Compare what was encoded in other batches."""
+
+    def close(one, other, slack):
+        return np.allclose(one, other, rtol=0, atol=slack(other))
+
     rows = zip(ours.values(), theirs.values(), strict=True)
     return [*ours] == [*theirs] and all(
-        np.allclose(np.frombuffer(a, "f4"), np.frombuffer(b, "f4"), atol=1e-6)
-        and np.allclose(np.frombuffer(t, "f2"), np.frombuffer(u, "f2"), atol=2e-2)
+        close(np.frombuffer(a, "f4"), np.frombuffer(b, "f4"), float32_slack)
+        and close(np.frombuffer(t, "f2"), np.frombuffer(u, "f2"), float16_slack)
         and p == q
         for (a, t, p), (b, u, q) in rows
     )

@@ -167,8 +167,11 @@ def kill_and_write(pipe: int, folder: str, meet: str) -> None:
         assert verify(collection).clean
 
 
-def write_on(pipe: int, folder: str, meet: str, book: str, rounds: int) -> int:
-    """Add, delete, compact and change codecs, and hand references out after each step."""
+def write_on(pipe: int, folder: str, meet: str, book: str, rounds: int, readers: int) -> int:
+    """Add, delete, compact and change codecs, and hand references out after each step.
+
+    It waits until each reader has read once.
+    """
     store_folder = Path(folder) / "images" / "tokens"
     pq = codec_of(book)
     handed = 0
@@ -188,6 +191,8 @@ def write_on(pipe: int, folder: str, meet: str, book: str, rounds: int) -> int:
             ids = ids_of(10, 10 * turn)
             collection.add(ids, encoding_of(ids), [{} for _ in ids])
             hand_out(collection)
+            for number in range(readers):
+                wait_for(Path(meet) / f"reader-{number}")
             collection.delete(ids[::3])
             if turn == rounds // 3:
                 transcode(collection, codec_of("int8"))
@@ -235,6 +240,7 @@ def read_on(pipe: int, meet: str, book: str, seed: int) -> dict[str, int]:
                 ways = _as_written(encoding_of(rows).tokens, part.codec.key, book)
                 for row, found in enumerate(part.codec.decode(part.codes)):
                     assert any(found.tobytes() == way[row].tobytes() for way in ways)
+        (Path(meet) / f"reader-{seed}").touch()
     assert store is not None
     store.close()
     return dict(came)

@@ -76,7 +76,12 @@ def test_readers_in_other_processes_see_what_was_written_or_that_it_moved(
     writer, *readers = server.run_all(
         {
             "task": "proof_reading:write_on",
-            "arguments": {**shared, "folder": str(scratch / "c"), "rounds": 9 * times},
+            "arguments": {
+                **shared,
+                "folder": str(scratch / "c"),
+                "rounds": 9 * times,
+                "readers": 3,
+            },
         },
         *(
             {"task": "proof_reading:read_on", "arguments": {**shared, "seed": seed}}

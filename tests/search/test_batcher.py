@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rounding import float32_slack
 from searching import TEXTS, make_collection, numbers
 
 from edje_qdrant.errors import (
@@ -63,8 +64,9 @@ def queries(count: int) -> list[str]:
 
 
 def same(one: SearchResult, other: SearchResult) -> bool:
+    scores = [[hit.score for hit in result] for result in (one, other)]
     return numbers(one) == numbers(other) and np.allclose(
-        [hit.score for hit in one], [hit.score for hit in other], atol=1e-4
+        *scores, rtol=0, atol=float32_slack(*scores)
     )
 
 

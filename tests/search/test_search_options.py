@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from qdrant_client import models
-from rounding import float32_slack
+from rounding import float16_slack, float32_slack
 from searching import (
     COUNT,
     TEXTS,
@@ -397,7 +397,7 @@ def test_a_found_picture_is_explained(
         ingest_images(paths, retriever.collection, tiny_model, progress=False)
         hit = retriever.search("a cat")[0]
         found = retriever.explain("a cat", hit.image_id)
-        assert found.score == pytest.approx(hit.score, abs=1e-3)
+        assert found.score == pytest.approx(hit.score, abs=float16_slack(hit.score))
         assert found.words == ("a", "cat")
         path = Path(hit.payload["path"])
         same = retriever.explain("a cat", hit.image_id, image=path)

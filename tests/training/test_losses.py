@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from rounding import DOT, float32_slack
 
 from edje_qdrant.training.losses import (
     image_text_matching,
@@ -64,5 +65,7 @@ def test_word_loss_is_cross_entropy_in_float32():
 
 def test_text_recovery_is_one_less_the_cosine():
     target = unit(4, 8, seed=1)
-    assert text_recovery(3 * target, target).item() == pytest.approx(0, abs=1e-6)
+    assert text_recovery(3 * target, target).item() == pytest.approx(
+        0, abs=float32_slack(1, roundings=DOT)
+    )
     assert text_recovery(-target, target).item() == pytest.approx(2)

@@ -357,7 +357,7 @@ def test_what_is_prefetched_and_not_asked_for_is_dropped(encoder, sources):
 
     def wait(row):
         opened.append(row)
-        assert release.wait(10)
+        assert release.wait(60)
         return open_row(row)
 
     sources[1].open = wait

@@ -195,7 +195,7 @@ def test_a_search_that_takes_too_long_is_given_up(serve, monkeypatch):
     go_on, search_batch = threading.Event(), client.retriever.search_batch
 
     def slow(*args, **options):
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return search_batch(*args, **options)
 
     monkeypatch.setattr(client.retriever, "search_batch", slow)
