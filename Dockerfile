@@ -20,4 +20,4 @@ VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=3)"]
 ENTRYPOINT ["edje-qdrant"]
-CMD ["serve", "--host", "0.0.0.0", "--index", "/data/index", "--pictures", "/data/pictures"]
+CMD ["serve", "--host", "0.0.0.0", "--index", "/data/index", "--images", "/data/pictures"]

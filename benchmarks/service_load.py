@@ -197,7 +197,7 @@ def _start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     process = subprocess.Popen(
         [
             sys.executable, "-m", "edje_qdrant", "serve", "--index", str(folder / "index"),
-            "--pictures", str(folder / "scenes"), "--ingest", "--port", str(port),
+            "--images", str(folder / "scenes"), "--ingest", "--port", str(port),
         ],
         stderr=subprocess.DEVNULL,
     )  # fmt: skip

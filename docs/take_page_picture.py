@@ -30,7 +30,7 @@ def take(out: Path, *, scenes: int = 300) -> None:
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         folder_of_scenes(folder, scenes)
-        service = ServiceProcess("--index", folder / "index", "--pictures", folder / "scenes")
+        service = ServiceProcess("--index", folder / "index", "--images", folder / "scenes")
         service.wait()
         try:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -27,9 +27,10 @@ HEAD = """# Command line
 
 Written by `python docs/write_cli.py` from the commands' own help.
 
-Every command has `--json`: it prints one JSON object, as the last line of standard output. Errors
-are one line on standard error, with exit code 2; a check that found something ends with 1.
-`EDJE_QDRANT_URL` and `EDJE_QDRANT_API_KEY` name a server and its key.
+Every command but `serve` has `--json`: it prints one JSON object as the last line of standard
+output. Errors are one line on standard error, with exit code 2; a check that finds damage exits
+with 1. `EDJE_QDRANT_URL` and `EDJE_QDRANT_API_KEY` name a server and its key. `--pictures`, the
+earlier spelling of `--images`, is still accepted.
 """
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-TARGET = Path(__file__).parent.parent / "edje_qdrant" / "planning_constants.json"
+TARGET = Path(__file__).parent.parent / "edje_qdrant" / "planning" / "constants.json"
 
 BY_HAND = "measured by hand before the first version; no command of this repository repeats it"
 TWO_CORES = "x86_64 with AVX-512 and bf16, 2 cores, no GPU"

@@ -1,1 +1,4 @@
-"""Command line: one module per group of commands."""
+"""Command line: one module per group of commands.
+
+Torch and the engines are imported inside the commands, so that `--help` stays fast.
+"""

@@ -1,18 +1,16 @@
-"""Commands on Qdrant collections that something else made: attach, detach.
-
-Nothing heavy is imported before a command runs.
-"""
+"""Commands on Qdrant collections that other programs made: `attach`, `detach`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from edje_qdrant.cli.loading import (
     bar_shown,
+    failure_lines,
     load_model,
     named_codec,
     note_demo_model,
@@ -20,12 +18,7 @@ from edje_qdrant.cli.loading import (
 )
 from edje_qdrant.cli.options import Device, Json, Progress, Url, api_key, where_is
 
-if TYPE_CHECKING:
-    from edje_qdrant.types import IngestReport
-
-__all__ = ["add_attach_commands"]
-
-_FAILED_SHOWN = 20
+__all__ = ["attach", "detach"]
 
 Collection = Annotated[
     str, typer.Option("--collection", metavar="NAME", help="Name of your own collection.")
@@ -38,7 +31,7 @@ def attach(
         str,
         typer.Option(
             metavar="FIELD",
-            help="Payload field with the path of the image; dots part nested ones.",
+            help="Payload field with the image's path; dots separate nested fields.",
         ),
     ],
     url: Url = None,
@@ -46,7 +39,7 @@ def attach(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where relative paths start; the working folder by default.",
+            help="Folder that relative paths start from; the working folder by default.",
         ),
     ] = None,
     model: Annotated[
@@ -56,14 +49,15 @@ def attach(
         str | None,
         typer.Option(
             "--codec",
-            help="How tokens are stored: float16 (by default), int8, int4, or a file of fit-codec.",
+            help="How tokens are stored: float16 (default), int8, int4, or a file that "
+            "fit-codec wrote.",
         ),
     ] = None,
     tokens_folder: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Keep tokens in side files here, not in the points' payload.",
+            help="Keep tokens in side files in this folder, not in the points' payload.",
         ),
     ] = None,
     device: Device = None,
@@ -72,9 +66,9 @@ def attach(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Add tokens to a Qdrant collection of your own, to rerank what your searches find.
+    """Add tokens to your own Qdrant collection, to rerank the hits of your searches.
 
-    Vectors and payload stay as they are, but for the payload key _edje.
+    Vectors and payload do not change, except for the new payload key _edje.
     """
     where = where_is(None, url)
     loaded = load_model(model, device, None)
@@ -103,32 +97,20 @@ def attach(
         "name": collection,
         "model": model,
     }
-    print_result(data, _report_text(report), as_json)
+    lines = [
+        f"{report.added} images have tokens now, {report.skipped} had them already, "
+        f"{len(report.failed)} failed in {report.seconds:.1f} s "
+        f"({report.images_per_second:.1f} images/s)",
+        *failure_lines(report.failed),
+    ]
+    print_result(data, "\n".join(lines), as_json)
 
 
 def detach(collection: Collection, url: Url = None, as_json: Json = False) -> None:
-    """Remove what attach wrote to a collection; side files stay."""
+    """Remove what attach wrote to a collection; side files are kept."""
     from edje_qdrant.attach.attach_tokens import detach_tokens
 
     where = where_is(None, url)
     detach_tokens(where, collection, api_key=api_key())
-    text = f"nothing is attached to {collection} any more"
+    text = f"removed the tokens of {collection}"
     print_result({"location": where, "name": collection, "detached": True}, text, as_json)
-
-
-def add_attach_commands(app: typer.Typer) -> None:
-    """Put the commands of this module under the program."""
-    app.command("attach")(attach)
-    app.command("detach")(detach)
-
-
-def _report_text(report: IngestReport) -> str:
-    lines = [
-        f"{report.added} images have tokens now, {report.skipped} had them already, "
-        f"{len(report.failed)} failed in {report.seconds:.1f} s "
-        f"({report.images_per_second:.1f} pictures/s)"
-    ]
-    lines += [f"  {failure.path}: {failure.reason}" for failure in report.failed[:_FAILED_SHOWN]]
-    if len(report.failed) > _FAILED_SHOWN:
-        lines.append(f"  and {len(report.failed) - _FAILED_SHOWN} more, all listed by --json")
-    return "\n".join(lines)

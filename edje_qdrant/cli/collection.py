@@ -1,7 +1,4 @@
-"""Commands on a collection's life: checks, copies, other codecs, what is deleted.
-
-Nothing heavy is imported before a command runs.
-"""
+"""Commands on a collection: describe, check, repair, copy, recode, delete, update."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from edje_qdrant.cli.loading import (
     named_codec,
     open_collection,
     print_result,
+    shortened,
 )
 from edje_qdrant.cli.options import (
     Collection,
@@ -40,37 +38,77 @@ if TYPE_CHECKING:
     from edje_qdrant.index import Engine as EngineName
     from edje_qdrant.maintenance import CompactReport, CopyReport, Finding
 
-__all__ = ["add_collection_commands"]
-
-_SHOWN = 20
+__all__ = [
+    "compact",
+    "copy",
+    "delete",
+    "export",
+    "fit_codec",
+    "import_",
+    "info",
+    "repair",
+    "transcode",
+    "update",
+    "verify",
+]
 
 Ids = Annotated[
-    list[str] | None, typer.Option("--id", metavar="ID", help="An image's id; repeat it for more.")
+    list[str] | None, typer.Option("--id", metavar="ID", help="Id of an image; repeat it for more.")
 ]
+
+
+def info(
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    as_json: Json = False,
+) -> None:
+    """Show what a collection holds and which model wrote it."""
+    from edje_qdrant.index.engines import engine_of
+
+    where = where_is(index, url)
+    with open_collection(where, collection) as opened:
+        contract = opened.contract
+        data = {
+            "points": opened.count(),
+            "location": where,
+            "name": opened.name,
+            "engine": engine_of(opened.index),
+            "model": contract.model,
+            "tokens": f"{contract.num_tokens} x {contract.token_dim}, {contract.codec}, "
+            f"in the {'side file' if opened.token_place == 'file' else 'payload'}",
+            "bytes_per_image": opened.bytes_per_image(),
+            "payload_indexes": (opened_indexes := opened.payload_indexes()),
+            "contract": contract.as_dict(),
+        }
+    shown = {key: value for key, value in data.items() if key != "contract"}
+    listed = [f"{field} ({kind})" for field, kind in opened_indexes.items()]
+    shown["payload_indexes"] = ", ".join(listed) or "none"
+    print_result(data, "\n".join(f"{key:<16} {value}" for key, value in shown.items()), as_json)
 
 
 def verify(
     index: Index = None,
     url: Url = None,
     collection: Collection = "images",
-    pictures: Annotated[
-        bool, typer.Option("--pictures", help="Read the image files too, and compare them.")
+    images: Annotated[
+        bool, typer.Option("--images", help="Read the image files too, and compare them.")
     ] = False,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Check that every image can be ranked by what was written for it; 1 if some cannot."""
+    """Check that the tokens of every image can be read; exit with 1 if some cannot."""
     from edje_qdrant.maintenance import verify as verify_collection
 
     with open_collection(where_is(index, url), collection, mend=True) as opened:
-        report = verify_collection(opened, pictures=pictures, progress=bar_shown(progress))
+        report = verify_collection(opened, pictures=images, progress=bar_shown(progress))
     lines = [f"{report.points} images: {'all is well' if report.clean else 'NOT all is well'}"]
     lines += [f"  {count} {kind}" for kind, count in report.counts().items()]
     lines += _findings(report.findings)
     if report.orphan_records or report.unlisted_files:
         lines.append(
-            f"  {report.orphan_records} records that nothing refers to take "
-            f"{report.orphan_bytes:,} bytes; `edje-qdrant compact` frees them"
+            f"  {report.orphan_records} records without a point take {report.orphan_bytes:,} "
+            "bytes; `edje-qdrant compact` frees them"
         )
     print_result(report.as_dict(), "\n".join(lines), as_json)
     if not report.clean:
@@ -86,22 +124,22 @@ def repair(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Encode again images whose tokens are lost, and drop orphans; 1 if something is left."""
+    """Encode images again whose tokens are lost, and drop orphans; 1 if some cannot be repaired."""
     from edje_qdrant.maintenance.repair import repair as repair_collection
 
     with open_collection(where_is(index, url), collection, mend=True) as opened:
         loaded = load_model(model, device, opened)
         report = repair_collection(opened, loaded, progress=bar_shown(progress))
     lines = [
-        f"{len(report.encoded)} images encoded again, {len(report.left)} could not be mended",
+        f"{len(report.encoded)} images encoded again, {len(report.left)} could not be repaired",
         *_findings(report.left),
     ]
     if report.compacted.bytes_before:
         lines.append(_compacted(report.compacted))
     if report.left:
         lines.append(
-            "put their files back and run this again, or delete them, edje-qdrant delete --id ID, "
-            "and then run this again"
+            "put their files back, or delete the images with `edje-qdrant delete --id ID`; "
+            "then run this again"
         )
     print_result(asdict(report), "\n".join(lines), as_json)
     if report.left:
@@ -115,20 +153,24 @@ def compact(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Rewrite side files without the holes that deleted images leave."""
+    """Rewrite side files without the space that deleted images took."""
     from edje_qdrant.maintenance import compact as compact_collection
 
-    # Damaged side files are no reason: what cannot be read stays where it is.
+    # Damaged side files may be compacted: records that cannot be read stay in place.
     with open_collection(where_is(index, url), collection, mend=True) as opened:
         report = compact_collection(opened, progress=bar_shown(progress))
         in_files = opened.token_place == "file"
-    text = _compacted(report) if in_files else "tokens are in the payload, which has no holes"
+    text = (
+        _compacted(report)
+        if in_files
+        else "tokens are in the payload; there are no side files to compact"
+    )
     print_result(asdict(report), text, as_json)
 
 
 def transcode(
     codec: Annotated[
-        str, typer.Argument(metavar="CODEC", help="A codec's name, or a file of fit-codec.")
+        str, typer.Argument(metavar="CODEC", help="A codec's name, or a file that fit-codec wrote.")
     ],
     index: Index = None,
     url: Url = None,
@@ -136,14 +178,14 @@ def transcode(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Store a collection's tokens in another codec, without encoding an image again."""
+    """Store a collection's tokens with another codec, without encoding images again."""
     from edje_qdrant.maintenance import fit_codec as fit
     from edje_qdrant.maintenance import transcode as transcode_collection
 
     with open_collection(where_is(index, url), collection) as opened:
         found = named_codec(codec, opened.contract)
         if not found.fitted:
-            # A run that was stopped goes on with the codebook it had.
+            # An interrupted run continues with the codebook that it had fitted.
             found = opened.codec if opened.codec.name == found.name else fit(opened, found.name)
         report = transcode_collection(opened, found, progress=bar_shown(progress))
         nbytes = opened.bytes_per_image()
@@ -159,30 +201,30 @@ def transcode(
 def fit_codec(
     codec: Annotated[str, typer.Argument(metavar="CODEC", help="pq16, pq24, pq32 or pq48.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, .safetensors.")],
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
-        typer.Option(metavar="SOURCE", help="Fit to images of a folder or manifest."),
+        typer.Option(metavar="SOURCE", help="Fit to the images of a folder or manifest."),
     ] = None,
     index: Index = None,
     url: Url = None,
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
-    sample: Annotated[int, typer.Option(help="Images drawn at random.")] = 2048,
+    sample: Annotated[int, typer.Option(help="Number of images, drawn at random.")] = 2048,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Fit a codec's codebook to images or to a collection, for --codec of other commands."""
+    """Fit a codec's codebook to images or to a collection, for other commands' --codec."""
     from edje_qdrant.tokens.codec_file import write_codec
 
     check_codec_file(codec, out)
-    if pictures is not None:
+    if images is not None:
         from edje_qdrant.ingest.ingest import fit_codec_to_source
 
         loaded = load_model(model, device, None)
         contract = loaded.contract()
         fitted = fit_codec_to_source(
-            pictures, loaded, codec, sample=sample, progress=bar_shown(progress)
+            images, loaded, codec, sample=sample, progress=bar_shown(progress)
         )
     else:
         from edje_qdrant.maintenance import fit_codec as fit
@@ -206,7 +248,7 @@ def export(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Write a collection to one file: points, tokens, contract."""
+    """Write a collection to one file: points, tokens and contract."""
     from edje_qdrant.maintenance import export_collection
 
     with open_collection(where_is(index, url), collection) as opened:
@@ -217,14 +259,14 @@ def export(
 
 
 def import_(
-    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="What export wrote.")],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="File that export wrote.")],
     index: Index = None,
     url: Url = None,
     collection: Collection = "images",
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Make a collection from a file of export, or go on where an import stopped."""
+    """Create a collection from an exported file, or continue an import that stopped."""
     from edje_qdrant.maintenance import import_collection
 
     where = where_is(index, url)
@@ -245,14 +287,15 @@ def copy(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Keep the copy's tokens in side files in this folder, not in a server's payload.",
+            help="Keep the copy's tokens in side files in this folder, not in the server's "
+            "payload.",
         ),
     ] = None,
     engine: Engine = None,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Copy a collection, from a folder to a server for example, without encoding again."""
+    """Copy a collection, for example from a folder to a server, without encoding again."""
     from edje_qdrant.collection.collection import ImageCollection
     from edje_qdrant.index.engines import check_engine
     from edje_qdrant.maintenance import copy_collection
@@ -285,10 +328,10 @@ def delete(
     collection: Collection = "images",
     as_json: Json = False,
 ) -> None:
-    """Delete images by id or by payload; `compact` frees what their tokens took."""
+    """Delete images by id or by payload; `compact` frees the space of their tokens."""
     if not ids and not where:
         raise ConfigError("say which images to delete: --id ID, or --where FIELD=VALUE")
-    # Also where damaged side files keep the collection from being opened otherwise.
+    # mend=True opens collections with damaged side files too.
     with open_collection(where_is(index, url), collection, mend=True) as opened:
         before = opened.count()
         if ids:
@@ -304,7 +347,7 @@ def delete(
 def update(
     fields: Annotated[
         list[str],
-        typer.Argument(metavar="FIELD=VALUE...", help="VALUE is JSON, or else text."),
+        typer.Argument(metavar="FIELD=VALUE...", help="VALUE is read as JSON, else as text."),
     ],
     ids: Ids = None,
     where: Where = None,
@@ -313,7 +356,7 @@ def update(
     collection: Collection = "images",
     as_json: Json = False,
 ) -> None:
-    """Set fields of images' payloads."""
+    """Set payload fields of images."""
     if not ids and not where:
         raise ConfigError("say which images to update: --id ID, or --where FIELD=VALUE")
     payload = dict(field_of(text) for text in fields)
@@ -327,23 +370,12 @@ def update(
     print_result({"updated": len(chosen)}, f"{len(chosen)} updated", as_json)
 
 
-def add_collection_commands(app: typer.Typer) -> None:
-    """Put this module's commands into an application."""
-    for command in (verify, repair, compact, transcode, export, copy, delete, update):
-        app.command(command.__name__)(command)
-    app.command("fit-codec")(fit_codec)
-    app.command("import")(import_)
-
-
 def _place(location: str) -> str:
     return location if "://" in location else str(Path(location).expanduser().resolve())
 
 
 def _findings(findings: tuple[Finding, ...]) -> list[str]:
-    lines = [f"  {f.image_id} {f.path or ''}: {f.kind}: {f.detail}" for f in findings[:_SHOWN]]
-    if len(findings) > _SHOWN:
-        lines.append(f"  and {len(findings) - _SHOWN} more, all listed by --json")
-    return lines
+    return shortened(f"{f.image_id} {f.path or ''}: {f.kind}: {f.detail}" for f in findings)
 
 
 def _compacted(report: CompactReport) -> str:

@@ -1,7 +1,4 @@
-"""The command `eval`: measure models on annotated images.
-
-Nothing heavy is imported before the command runs.
-"""
+"""Commands `eval` and `calibrate`: measure models on annotated images."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ _NUMBERS = "--num-candidates"
 
 
 class EvalCommand(TyperCommand):
-    """Take several numbers after `--num-candidates`, which options cannot."""
+    """Command that accepts several numbers after `--num-candidates`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         parsed: list[str] = super().parse_args(ctx, gather_numbers(args))
@@ -43,7 +40,7 @@ class EvalCommand(TyperCommand):
 
 
 def gather_numbers(args: Sequence[str]) -> list[str]:
-    """Turn `--num-candidates 5 10 20` into `--num-candidates=5,10,20`, wherever it stands."""
+    """Rewrite `--num-candidates 5 10 20` as `--num-candidates=5,10,20`, in any position."""
     rest: list[str] = []
     numbers: list[str] = []
     waiting = [*args]
@@ -58,7 +55,7 @@ def gather_numbers(args: Sequence[str]) -> list[str]:
         elif equals:
             numbers.append(value)
         elif not waiting or waiting[0].startswith("--"):
-            rest.append(argument)  # its value is missing, as the parser will say
+            rest.append(argument)  # the parser reports the missing value
         else:
             numbers.append(waiting.pop(0))
             while waiting and re.fullmatch(r"[0-9,]+", waiting[0]):
@@ -72,21 +69,24 @@ def evaluate(
         typer.Argument(
             metavar="DATA",
             help="Annotations: .jsonl or .json with image and caption, or a Karpathy file; "
-            "'scenes' draws the demo's.",
+            "'scenes' draws the demo's images.",
         ),
     ],
     images: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where images' paths start from; the file's own by default."
+            metavar="FOLDER",
+            help="Folder that image paths start from; the annotation file's own by default.",
         ),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Of a Karpathy file; 'test' under the Karpathy protocol, by default."),
+        typer.Option(
+            help="Split of a Karpathy file; 'test' by default under the Karpathy protocol."
+        ),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="karpathy: one split is the pool; full: all splits are.")
+        str, typer.Option(help="karpathy: the pool is one split; full: the pool is all splits.")
     ] = "karpathy",
     direction: Annotated[
         str, typer.Option(help="t2i (text to image), i2t (image to text) or both.")
@@ -96,8 +96,8 @@ def evaluate(
         typer.Option(
             _NUMBERS,
             metavar="N...",
-            help="Candidates reranked, one number or several, as in 5 10 20 50 100; "
-            "by default 10 under the Karpathy protocol and 50 with the full pool.",
+            help="Number of candidates to rerank, or several: 5 10 20 50 100. By default 10 under "
+            "the Karpathy protocol and 50 with the full pool.",
         ),
     ] = None,
     model: Annotated[
@@ -105,8 +105,8 @@ def evaluate(
         typer.Option(
             "--model",
             metavar="NAME_OR_PATH",
-            help="Model; several are compared with the first. By default the one that wrote the "
-            "collection, or else 'demo'.",
+            help="Model; repeat it to compare more with the first. By default the model that wrote "
+            "the collection, else 'demo'.",
         ),
     ] = None,
     codec: Annotated[
@@ -114,8 +114,8 @@ def evaluate(
         typer.Option(
             "--codec",
             metavar="NAME",
-            help="Codec of the collections made here; each model is measured with each. float16 "
-            "by default; int8, int4, pq16, pq24, pq32, pq48 (fitted to these images).",
+            help="Codec of the collections that are created here: float16 (default), int8, int4, "
+            "pq16, pq24, pq32 or pq48 (fitted to these images). Each model is measured with each.",
         ),
     ] = None,
     index: Index = None,
@@ -123,8 +123,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Address of a Qdrant server, which is never taken from the environment here: "
-            "images are added. An API key is read from EDJE_QDRANT_API_KEY.",
+            help="Address of a Qdrant server. Images are added to it, so the address is never "
+            "taken from the environment. An API key is read from EDJE_QDRANT_API_KEY.",
         ),
     ] = None,
     collection: Collection = "images",
@@ -132,21 +132,24 @@ def evaluate(
         Path,
         typer.Option(
             metavar="FOLDER",
-            help="Where results go, and collections too without --index or --url.",
+            help="Folder for results, and for collections if neither --index nor --url is given.",
         ),
     ] = Path("edje-eval"),
     in_memory: Annotated[
         bool,
-        typer.Option("--in-memory", help="Exact cosines in memory instead of the vector engine."),
+        typer.Option(
+            "--in-memory",
+            help="Compute exact cosines in memory instead of using the vector engine.",
+        ),
     ] = False,
-    limit: Annotated[int | None, typer.Option(help="Take only the first images.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N images.")] = None,
     device: Device = None,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Measure on annotated images how often the right answer comes first.
+    """Measure on annotated images how often the right answer is ranked first.
 
-    Images that the collection lacks are added to it.
+    Images that are not in the collection are added to it.
     """
     numbers = _parsed(num_candidates)
     silence_libraries()
@@ -180,8 +183,8 @@ def calibrate(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Images and captions like those to be searched, as for eval, or 'scenes': drawn "
-            "ones.",
+            help="Images and captions like those to be searched, in the formats of eval, or "
+            "'scenes' for drawn ones.",
         ),
     ],
     model: Annotated[
@@ -191,21 +194,24 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where the model goes, calibration and all; by default the calibration is written "
+            help="Folder for the model with its calibration; by default the calibration is written "
             "into the model's own folder.",
         ),
     ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where images' paths start from; the file's own by default."
+            metavar="FOLDER",
+            help="Folder that image paths start from; the annotation file's own by default.",
         ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of a Karpathy file; 'val' by default.")] = None,
-    candidates: Annotated[int, typer.Option(help="Images of the first stage to score.")] = 50,
-    limit: Annotated[int, typer.Option(help="Take only the first images.")] = 2000,
+    split: Annotated[
+        str | None, typer.Option(help="Split of a Karpathy file; 'val' by default.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(help="First-stage images to score.")] = 50,
+    limit: Annotated[int, typer.Option(help="Use only the first N images.")] = 2000,
     cutoff: Annotated[
-        float, typer.Option(help='Probability of a match that min_score="auto" asks for.')
+        float, typer.Option(help='Least probability of a match for min_score="auto".')
     ] = 0.5,
     winners_lost: Annotated[
         float, typer.Option(help="Share of queries whose best image adaptive=True may miss.")
@@ -214,7 +220,7 @@ def calibrate(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Learn what a model's scores mean, for --min-score auto, --adaptive and probabilities."""
+    """Fit a model's calibration: needed by --min-score auto, --adaptive and probabilities."""
     silence_libraries()
     import tempfile
 
@@ -230,7 +236,7 @@ def calibrate(
     folder = Path(loaded.name_or_path or "")
     if out is None and not folder.is_dir():
         raise ConfigError(
-            f"the model {model!r} has no folder of its own here to write to; name one with --out"
+            f"the model {model!r} is not a local folder that can be written to; give --out FOLDER"
         )
     shown = bar_shown(progress)
     with tempfile.TemporaryDirectory() as scratch:
@@ -257,7 +263,7 @@ def calibrate(
     if out is None:
         report.calibration.save(folder)
     else:
-        # Loaded again, as the weights in use may be of another precision than those stored.
+        # Load again: the weights in use may have another precision than the stored ones.
         stored = EDJEModel.from_pretrained(model, device="cpu", dtype=torch.float32)
         stored.calibration = report.calibration
         stored.save_pretrained(out)
@@ -280,8 +286,10 @@ def _scenes(out: Path, limit: int | None, images: Path | None, progress: bool) -
     from edje_qdrant.demo.annotated import SCENES, write_scenes
 
     if images is not None:
-        raise ConfigError("the data 'scenes' is drawn into --out; leave --images out")
-    # The demo draws no fewer than twenty; of those, the first are taken.
+        raise ConfigError(
+            "--images does not apply to 'scenes', which are drawn into --out; leave it out"
+        )
+    # The demo draws at least 20; `limit` is applied to them later.
     return write_scenes(out, count=max(20, limit or SCENES), progress=progress)
 
 
@@ -307,12 +315,13 @@ def _contenders(
     where = where_is(index, url)
     if codecs:
         raise ConfigError(
-            "--codec is for collections made here, and with --index or --url there is one already"
+            "--codec applies to collections that are created here; with --index or --url, "
+            "leave it out"
         )
     if len(models) > 1:
         raise ConfigError(
-            "one collection holds one model's images; to compare several, leave --index and "
-            "--url out, and each gets a collection of its own in --out"
+            "a collection belongs to one model; to compare several models, leave out --index and "
+            "--url: each model then gets its own collection in --out"
         )
     name = models[0] if models else None
     opened, loaded = open_or_create(where, collection, name, device)

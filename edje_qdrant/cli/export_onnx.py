@@ -1,7 +1,4 @@
-"""The command `export-onnx`: the joint encoder for other runtimes and languages.
-
-Nothing heavy is imported before the command runs.
-"""
+"""Command `export-onnx`: write the joint encoder for other runtimes and languages."""
 
 from __future__ import annotations
 
@@ -23,11 +20,11 @@ def export_model(
         str | None, typer.Option(metavar="NAME_OR_PATH", help="Model; 'demo' by default.")
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Quantize: smaller, and not quite as exact.")
+        bool, typer.Option("--int8", help="Quantize: a smaller file, slightly less exact.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the joint encoder as an ONNX file, its tokenizer.json beside it (extra: onnx)."""
+    """Write the joint encoder as an ONNX file, with its tokenizer.json beside it (extra: onnx)."""
     from edje_qdrant.model.onnx.export import export_onnx
 
     written = export_onnx(load_model(model, "cpu", None), out, int8=int8)

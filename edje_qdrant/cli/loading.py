@@ -1,14 +1,11 @@
-"""What several commands do: open a collection, load a model, print a result.
-
-Nothing heavy is imported before a function is called.
-"""
+"""Steps that several commands share: open a collection, load a model, print a result."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,23 +20,28 @@ if TYPE_CHECKING:
     from edje_qdrant.index import Engine, QdrantSettings
     from edje_qdrant.model import EDJEModel
     from edje_qdrant.tokens.codecs import Codec as FittedCodec
+    from edje_qdrant.types import FailedImage
 
 __all__ = [
     "bar_shown",
     "check_codec_file",
     "check_device",
+    "failure_lines",
     "load_model",
     "named_codec",
     "note_demo_model",
     "open_collection",
     "open_or_create",
     "print_result",
+    "shortened",
     "silence_libraries",
 ]
 
+_LINES_SHOWN = 20
+
 
 def open_collection(where: str, name: str, *, mend: bool = False) -> ImageCollection:
-    """Open a collection, with the key that the environment has for a server."""
+    """Open a collection; a server's API key comes from the environment."""
     from edje_qdrant.collection.collection import ImageCollection
 
     return ImageCollection.open(where, name, api_key=api_key(), mend=mend)
@@ -55,26 +57,26 @@ def open_or_create(
     engine: str | None = None,
     qdrant: QdrantSettings | None = None,
 ) -> tuple[ImageCollection, EDJEModel]:
-    """Open a collection, or create it for the model asked for; load its model.
+    """Open a collection, or create it for the given model; load the model.
 
     Args:
         where: Folder or address.
-        name: The collection's.
-        model: Name or path of a model.
-        device: Where the model goes.
-        codec: A codec's name, or a file of fit-codec.
-        fit: Fits a codec of a name, where that is needed, for a collection that is created.
-        engine: What is to keep the vectors in a folder.
-        qdrant: How a server is to keep a collection that is created.
+        name: The collection's name.
+        model: The model's name or path.
+        device: The model's device.
+        codec: A codec's name, or a file that fit-codec wrote.
+        fit: Fits the named codec for a new collection, if the codec needs it.
+        engine: Engine for a new collection in a folder.
+        qdrant: Settings for a new collection on a server.
 
     Raises:
-        ConfigError: The collection is there, with another codec or engine than the one asked for.
+        ConfigError: The collection exists with another codec or engine than the given one.
     """
     from edje_qdrant.collection.collection import ImageCollection
     from edje_qdrant.index.engines import check_engine, engine_of
     from edje_qdrant.index.qdrant.settings import check_settings
 
-    check_engine(engine, folder="://" not in where)  # before a model is loaded for nothing
+    check_engine(engine, folder="://" not in where)  # before a model is loaded
     check_settings(qdrant, folder="://" not in where)
 
     try:
@@ -112,7 +114,7 @@ def open_or_create(
 def load_model(
     name: str | None, device: str | None, collection: ImageCollection | None
 ) -> EDJEModel:
-    """Load the model asked for, or else the collection's own, or else the bundled one."""
+    """Load the given model, else the collection's own, else the bundled one."""
     check_device(device)
     silence_libraries()
     from edje_qdrant.model import EDJEModel
@@ -124,7 +126,7 @@ def load_model(
 
 
 def named_codec(name: str, contract: TokenContract) -> FittedCodec:
-    """Return the codec of a name, or of a file that fit-codec wrote."""
+    """Return the codec with this name, or read it from a file that fit-codec wrote."""
     from edje_qdrant.tokens.codec_file import read_codec
     from edje_qdrant.tokens.codecs import codec_for
 
@@ -135,28 +137,28 @@ def named_codec(name: str, contract: TokenContract) -> FittedCodec:
 
 
 def check_codec_file(name: str, path: Path) -> None:
-    """Check, before anything is fitted, that a codec of that name can be written to a file.
+    """Check, before fitting starts, that the named codec can be written to a file.
 
     Raises:
-        ConfigError: There is nothing to write, or the file's name would not be known for one.
+        ConfigError: The codec has no codebook, or the path cannot hold one.
     """
     from edje_qdrant.tokens.codecs import codec_for
 
     if codec_for(name, 1, 1).fitted:
         raise ConfigError(f"{name} has no codebook to fit; use its name with --codec")
     if path.suffix != ".safetensors":
-        raise ConfigError(f"name the file something.safetensors, not {path.name}")
+        raise ConfigError(f"{path.name} does not end in .safetensors; rename it so")
     if not path.parent.is_dir():
-        raise ConfigError(f"there is no folder {path.parent}; make it, or choose another")
+        raise ConfigError(f"the folder {path.parent} does not exist; create it, or choose another")
 
 
 def bar_shown(progress: bool | None) -> bool:
-    """Return whether to show a bar: as asked for, or else on a terminal."""
+    """Return whether to show a progress bar: as given, else only on a terminal."""
     return sys.stderr.isatty() if progress is None else progress
 
 
 def note_demo_model(model: EDJEModel) -> None:
-    """Say on stderr what the bundled model is not for."""
+    """Warn on stderr that the bundled model knows only drawn shapes."""
     if model.name_or_path == "demo":
         typer.echo(
             "note: the model 'demo' knows only drawn shapes; for photographs, say --model "
@@ -167,20 +169,20 @@ def note_demo_model(model: EDJEModel) -> None:
 
 
 def check_device(device: str | None) -> None:
-    """Refuse a device that torch cannot use here."""
+    """Raise ConfigError for a device that torch cannot use here."""
     if device is None:
         return
     import torch
 
     try:
         torch.empty(0, device=device)
-    except Exception as error:  # torch raises this or that, depending on how it was built
+    except Exception as error:  # the class depends on how torch was built
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device {device} cannot be used here: {reason}") from error
 
 
 def silence_libraries() -> None:
-    """Keep the libraries' bars and advice out of the output."""
+    """Hide progress bars and advice of transformers and huggingface_hub."""
     import transformers
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -191,5 +193,18 @@ def silence_libraries() -> None:
 
 
 def print_result(data: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print one JSON object in one line, or the text."""
+    """Print the data as one line of JSON, or the text."""
     typer.echo(json.dumps(data) if as_json else text)
+
+
+def failure_lines(failures: Iterable[FailedImage]) -> list[str]:
+    """Return a line for each image that failed, shortened."""
+    return shortened(f"{failure.path}: {failure.reason}" for failure in failures)
+
+
+def shortened(lines: Iterable[str]) -> list[str]:
+    """Indent lines; past the twentieth, return only how many more there are."""
+    given = [*lines]
+    more = len(given) - _LINES_SHOWN
+    rest = [f"and {more} more, all listed by --json"] if more > 0 else []
+    return [f"  {line}" for line in [*given[:_LINES_SHOWN], *rest]]

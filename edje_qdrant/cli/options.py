@@ -1,4 +1,4 @@
-"""Options that commands share, and the only place where environment variables are read."""
+"""Options that commands share; the only module that reads environment variables."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ _SERVICE_KEY = "EDJE_QDRANT_SERVICE_KEY"
 
 Index = Annotated[
     str | None,
-    typer.Option("--index", metavar="FOLDER", help="Folder of the embedded engine."),
+    typer.Option(
+        "--index", metavar="FOLDER", help="Folder of a collection on the embedded engine."
+    ),
 ]
 Url = Annotated[
     str | None,
@@ -63,55 +65,55 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="NAME_OR_PATH",
-        help="Model; the one that wrote the collection by default, or else 'demo'.",
+        help="Model; by default the one that wrote the collection, else 'demo'.",
     ),
 ]
 Codec = Annotated[
     str | None,
     typer.Option(
         "--codec",
-        help="How a collection that is created stores tokens: float16 (exact, by default), int8 "
-        "(half the bytes), int4 (a quarter), pq16 to pq48 (16 to 48 bytes a token), or a file of "
-        "fit-codec.",
+        help="How a new collection stores tokens: float16 (default, exact), int8 (half the bytes), "
+        "int4 (a quarter), pq16 to pq48 (16 to 48 bytes per token), or a file that fit-codec "
+        "wrote.",
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:1 ...; CUDA where there is one, by default."),
+    typer.Option("--device", help="cpu, cuda, cuda:1 ...; by default CUDA if available."),
 ]
 Where = Annotated[
     list[str] | None,
     typer.Option(
         "--where",
         metavar="FIELD=VALUE",
-        help="Images whose payload has this; repeat it for more values of a field, or more "
-        "fields, all of which must hold. VALUE is JSON where it can be read so, or else text.",
+        help="Only images with this payload value. Repeat it for more values of a field (any may "
+        "match) or for more fields (all must match). VALUE is read as JSON, else as text.",
     ),
 ]
 Engine = Annotated[
     str | None,
     typer.Option(
         "--engine",
-        help="What keeps the vectors of a collection that is created in a folder: edge (by "
-        "default), or, with the extra faiss, faiss (compares all), faiss-ivf, faiss-hnsw.",
+        help="Vector engine of a new collection in a folder: edge (default), or with the extra "
+        "faiss: faiss (exact), faiss-ivf, faiss-hnsw.",
     ),
 ]
 Shards = Annotated[
     int | None,
     typer.Option(
         "--shards",
-        help="Parts that a collection is spread over, if it is created on a server; like "
-        "--replicas, --quantization and --on-disk of no effect on one that is there.",
+        help="Shards of a new collection on a server. --shards, --replicas, --quantization and "
+        "--on-disk do not change an existing collection.",
     ),
 ]
 Replicas = Annotated[
-    int | None, typer.Option("--replicas", help="Copies of each shard, on as many nodes.")
+    int | None, typer.Option("--replicas", help="Copies of each shard, each on another node.")
 ]
 Quantization = Annotated[
     str | None,
     typer.Option(
         "--quantization",
-        help="What searches read in place of the vectors: int8, binary, product-x4 to product-x64.",
+        help="Quantized vectors that searches read: int8, binary, product-x4 to product-x64.",
     ),
 ]
 OnDisk = Annotated[
@@ -119,28 +121,28 @@ OnDisk = Annotated[
     typer.Option(
         "--on-disk",
         metavar="WHAT",
-        help="What the server reads from disk where it is needed: payload (tokens with it), "
-        "vectors, or both: payload,vectors.",
+        help="What the server keeps on disk, not in memory: payload (with the tokens), vectors, "
+        "or payload,vectors.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Progress = Annotated[
     bool | None,
-    typer.Option("--progress/--no-progress", help="Show a bar; by default on a terminal."),
+    typer.Option("--progress/--no-progress", help="Show a progress bar; by default on a terminal."),
 ]
 
 
 def where_is(index: str | None, url: str | None) -> str:
-    """Return the folder or address that the options or the environment name.
+    """Return the folder or address given by the options or the environment.
 
     Raises:
-        ConfigError: They name none, or two, or something else.
+        ConfigError: Neither or both are given, or the value is not valid.
     """
     if index is not None and url is not None:
         raise ConfigError("give --index or --url, not both")
     if index is not None:
         if not index or "://" in index or index == ":memory:":
-            raise ConfigError(f"--index takes a folder, not {index!r}; an address goes to --url")
+            raise ConfigError(f"--index takes a folder, not {index!r}; give an address with --url")
         return index
     url = url if url is not None else os.environ.get(_URL)
     if not url:
@@ -151,12 +153,12 @@ def where_is(index: str | None, url: str | None) -> str:
 
 
 def api_key() -> str | None:
-    """Return the server's API key; it is no option, as options show in lists of processes."""
+    """Return the server's API key; not an option, as process lists show options."""
     return os.environ.get(_API_KEY) or None
 
 
 def service_keys() -> tuple[str, ...]:
-    """Return the keys that callers of the service must send one of; several, to change them."""
+    """Return the accepted keys of the service; several allow a change of keys without a break."""
     keys = (key.strip() for key in os.environ.get(_SERVICE_KEY, "").split(","))
     return tuple(key for key in keys if key)
 
@@ -165,19 +167,19 @@ def field_of(text: str) -> tuple[str, Any]:
     """Read FIELD=VALUE.
 
     Raises:
-        ConfigError: It is not of that form.
+        ConfigError: The text has another form.
     """
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise ConfigError(f"{text!r} is not of the form FIELD=VALUE")
     try:
-        return name, json.loads(value, parse_constant=str)  # NaN is no JSON
+        return name, json.loads(value, parse_constant=str)  # NaN is not JSON
     except (ValueError, RecursionError):
         return name, value
 
 
 def filter_of(where: list[str]) -> dict[str, Any]:
-    """Return the filter that several FIELD=VALUE say, any of the values of each field."""
+    """Return the filter of several FIELD=VALUE: all fields, any of the values of each."""
     values: dict[str, list[Any]] = {}
     for text in where:
         name, value = field_of(text)
@@ -188,10 +190,10 @@ def filter_of(where: list[str]) -> dict[str, Any]:
 def settings_of(
     shards: int | None, replicas: int | None, quantization: str | None, on_disk: str | None
 ) -> QdrantSettings | None:
-    """Return how a server is to keep a collection that is created; None where nothing is said.
+    """Return a server's settings for a new collection; None if no option is given.
 
     Raises:
-        ConfigError: A value cannot be used.
+        ConfigError: A value is not valid.
     """
     if (shards, replicas, quantization, on_disk) == (None,) * 4:
         return None
@@ -210,10 +212,10 @@ def settings_of(
 
 
 def indexes_of(texts: list[str]) -> dict[str, str]:
-    """Read payload indexes, FIELD=KIND.
+    """Read payload indexes from FIELD=KIND.
 
     Raises:
-        ConfigError: One is not of that form, or cannot be made.
+        ConfigError: A text has another form, or the index cannot be created.
     """
     from edje_qdrant.index import check_indexes
 

@@ -1,7 +1,4 @@
-"""Commands on images and the texts that go with them: match, classify, score-pairs.
-
-Nothing heavy is imported before a command runs.
-"""
+"""Commands on images and texts without a collection: `match`, `classify`, `score-pairs`."""
 
 from __future__ import annotations
 
@@ -17,18 +14,18 @@ from edje_qdrant.cli.options import Device, Json, Progress
 if TYPE_CHECKING:
     from edje_qdrant.pair_scoring.score import PairReport
 
-__all__ = ["add_pair_commands"]
+__all__ = ["classify", "match", "score_pairs"]
 
 _TEMPLATE = "a photo of {}"
 
 Model = Annotated[
     str, typer.Option("--model", metavar="NAME_OR_PATH", help="A name, a folder or a hub id.")
 ]
-Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image's file.")]
+ImagePath = Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")]
 
 
 def match(
-    image: Picture,
+    image: ImagePath,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts to rank.")],
     model: Model = "demo",
     device: Device = None,
@@ -37,7 +34,7 @@ def match(
     ] = None,
     candidates: Annotated[
         int | None,
-        typer.Option(help="Texts of the first stage to rerank; all by default."),
+        typer.Option(help="First-stage texts to rerank; all by default."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +53,7 @@ def match(
 
 
 def classify(
-    image: Picture,
+    image: ImagePath,
     labels: Annotated[list[str], typer.Argument(metavar="LABEL", help="Labels to choose from.")],
     model: Model = "demo",
     device: Device = None,
@@ -64,18 +61,18 @@ def classify(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help=f"Sentence with {{}} where the label goes, '{_TEMPLATE}' by default; repeat it "
-            "for more, whose scores are averaged.",
+            help=f"Sentence with {{}} in place of the label, '{_TEMPLATE}' by default; repeat it "
+            "to average the scores of several.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell which of some labels fits an image best, without training for them."""
+    """Classify an image by labels, without training for them."""
     loaded = load_model(model, device, None)
-    from edje_qdrant.image_to_text.classify import classify as classify_picture
+    from edje_qdrant.image_to_text.classify import classify as classify_image
 
     note_demo_model(loaded)
-    found = classify_picture(loaded, image, labels, template=template or _TEMPLATE)
+    found = classify_image(loaded, image, labels, template=template or _TEMPLATE)
     lines = [f"{'probability':>11}  {'score':>8}  label"]
     lines += [f"{label.probability:>11.1%}  {label.score:>8.3f}  {label.label}" for label in found]
     data = {"image": str(image), "model": model, "labels": [asdict(label) for label in found]}
@@ -91,26 +88,28 @@ def score_pairs(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="Where scores go; a run that was stopped goes on there."),
+        typer.Option(
+            metavar="FILE", help="File for the scores; an interrupted run continues from it."
+        ),
     ],
     model: Model = "demo",
     device: Device = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Keep pairs whose score, a logit, is this or more.")
+        float | None, typer.Option(help="Keep pairs with this score (a logit) or more.")
     ] = None,
     keep_top: Annotated[
         float | None,
         typer.Option(
             "--keep-top",
             metavar="SHARE",
-            help="Keep this share of the pairs, the best, such as 0.3; written to a second file.",
+            help="Keep this share of the pairs, best first, such as 0.3; written to a second file.",
         ),
     ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where relative image paths start; the folder of PAIRS by default.",
+            help="Folder that relative image paths start from; the folder of PAIRS by default.",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 32,
@@ -118,7 +117,7 @@ def score_pairs(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Score each caption of a data set against its image, and tell which pairs to keep."""
+    """Score each caption of a data set against its image, and select the pairs to keep."""
     loaded = load_model(model, device, None)
     from edje_qdrant.pair_scoring.score import score_pairs_file
 
@@ -135,13 +134,6 @@ def score_pairs(
         progress=bar_shown(progress),
     )
     print_result({**report.as_dict(), "model": model}, _report_text(report), as_json)
-
-
-def add_pair_commands(app: typer.Typer) -> None:
-    """Put the commands of this module under the program."""
-    app.command("match")(match)
-    app.command("classify")(classify)
-    app.command("score-pairs")(score_pairs)
 
 
 def _report_text(report: PairReport) -> str:

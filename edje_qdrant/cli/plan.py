@@ -1,12 +1,9 @@
-"""The command `plan`: what a collection of a given size and load takes.
-
-Nothing heavy is imported before the command runs.
-"""
+"""Command `plan`: disk, memory and machines for a collection of a given size and load."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -21,15 +18,17 @@ __all__ = ["plan"]
 
 
 def plan(
-    images: Annotated[float, typer.Option(help="Images: 1000000 or 1e6.", show_default=False)],
-    qps: Annotated[float, typer.Option(help="Searches a second at the peak.", show_default=False)],
+    images: Annotated[
+        float, typer.Option(help="Number of images: 1000000 or 1e6.", show_default=False)
+    ],
+    qps: Annotated[float, typer.Option(help="Searches per second at peak.", show_default=False)],
     codec: Annotated[str, typer.Option(help="How tokens are stored.")] = "float16",
-    candidates: Annotated[int, typer.Option(help="Images reranked a search.")] = 100,
-    num_tokens: Annotated[int, typer.Option(help="Tokens an image.")] = 64,
+    candidates: Annotated[int, typer.Option(help="Images reranked per search.")] = 100,
+    num_tokens: Annotated[int, typer.Option(help="Tokens per image.")] = 64,
     token_dim: Annotated[int, typer.Option(help="Width of a token.")] = 384,
     embedding_dim: Annotated[int, typer.Option(help="Width of a vector.")] = 1024,
-    replicas: Annotated[int, typer.Option(help="Copies of everything stored.")] = 1,
-    machine_ram_gb: Annotated[float, typer.Option(help="Memory of a machine, GB.")] = 256,
+    replicas: Annotated[int, typer.Option(help="Copies of all stored data.")] = 1,
+    machine_ram_gb: Annotated[float, typer.Option(help="Memory of one machine, in GB.")] = 256,
     accelerator: Annotated[
         str, typer.Option(metavar="gpu|cpu", help="What runs the joint encoder.")
     ] = "gpu",
@@ -39,12 +38,10 @@ def plan(
     cpu_pairs_per_second: Annotated[
         float | None, typer.Option(help="Your core's rate, in place of the shipped constant.")
     ] = None,
-    load: Annotated[
-        float, typer.Option(help="Share of processors' time and of memory to plan with.")
-    ] = 0.7,
+    load: Annotated[float, typer.Option(help="Share of processor time and memory to use.")] = 0.7,
     as_json: Json = False,
 ) -> None:
-    """Count the disk, memory, shards and GPUs or CPUs that a collection takes."""
+    """Estimate the disk, memory, shards and GPUs or CPUs that a collection needs."""
     from edje_qdrant.planning import plan as planning
 
     if not images.is_integer():
@@ -66,11 +63,7 @@ def plan(
             load=load,
         )
     )
-    print_result(_as_dict(found), _as_text(found), as_json)
-
-
-def _as_dict(found: Plan) -> dict[str, Any]:
-    return asdict(found)
+    print_result(asdict(found), _as_text(found), as_json)
 
 
 def _as_text(found: Plan) -> str:

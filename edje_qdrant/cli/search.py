@@ -1,7 +1,4 @@
-"""The command `search`: by text, by image, by example, or on from a cursor.
-
-Nothing heavy is imported before the command runs.
-"""
+"""Command `search`: by text, image, example or cursor."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The command `serve`: a collection over HTTP, with a page.
-
-Nothing heavy is imported before the command runs.
-"""
+"""Command `serve`: a collection over HTTP, with a search page."""
 
 from __future__ import annotations
 
@@ -22,24 +19,24 @@ def serve(
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Show images of the collection that lie in this folder, and no others.",
+            help="Folder of image files; only images of the collection in this folder are shown.",
         ),
     ] = None,
     ingest: Annotated[
         bool,
         typer.Option(
-            "--ingest", help="Take images over HTTP too; they go to `uploads` in that folder."
+            "--ingest", help="Accept images over HTTP; they are stored in `uploads` in that folder."
         ),
     ] = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
     without_key: Annotated[
         bool,
-        typer.Option("--without-key", help="Serve a network though no key is set."),
+        typer.Option("--without-key", help="Listen on a network address without a key."),
     ] = False,
     cors: Annotated[
         list[str] | None,
@@ -50,25 +47,26 @@ def serve(
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Answer only to this name; repeat it for more. Any, by default, "
-            "except on 127.0.0.1, where only the machine's own names are known.",
+            metavar="NAME",
+            help="Host name by which the service may be called; repeat it for "
+            "more. Any by default; on 127.0.0.1 only the machine's own names.",
         ),
     ] = None,
     max_upload_mb: Annotated[
-        int, typer.Option(min=1, help="Megabytes of one request with images.")
+        int, typer.Option(min=1, help="Largest request with images, in megabytes.")
     ] = 32,
     max_candidates: Annotated[
-        int, typer.Option(min=1, help="Images that one search may rerank.")
+        int, typer.Option(min=1, help="Most images that one search may rerank.")
     ] = 1000,
-    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 30.0,
-    batch: Annotated[int, typer.Option(min=1, help="Searches done together, at most.")] = 16,
+    timeout: Annotated[float, typer.Option(help="Time limit of one request, in seconds.")] = 30.0,
+    batch: Annotated[int, typer.Option(min=1, help="Most searches in one batch.")] = 16,
     batch_wait_ms: Annotated[
-        float, typer.Option(min=0, help="How long the first of them waits for others.")
+        float, typer.Option(min=0, help="How long the first search of a batch waits for others.")
     ] = 2.0,
-) -> None:  # fmt: skip
+) -> None:
     """Serve a collection over HTTP: a page, search, rerank, ingest, metrics.
 
-    Keys that callers must send are read from EDJE_QDRANT_SERVICE_KEY, separated by commas.
+    EDJE_QDRANT_SERVICE_KEY holds the keys of which callers must send one, separated by commas.
     """
     from edje_qdrant.web.serve import check_installed
     from edje_qdrant.web.serve import serve as run
@@ -78,7 +76,7 @@ def serve(
     keys = service_keys()
     check_exposure(host, keys, without_key=without_key)
     settings = ServiceSettings(
-        pictures=pictures,
+        pictures=images,
         ingest=ingest,
         api_keys=keys,
         cors_origins=tuple(cors or ()),

@@ -1,7 +1,4 @@
-"""The command `train`: make a model as a recipe says.
-
-Nothing heavy is imported before the command runs.
-"""
+"""Command `train`: train a model by a recipe."""
 
 from __future__ import annotations
 
@@ -20,13 +17,13 @@ __all__ = ["train"]
 
 
 def train(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the model goes.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the model.")],
     recipe: Annotated[
         str,
         typer.Option(
             metavar="FILE",
-            help="A recipe, .toml, or the recipe.json of an earlier run (see examples/recipes); "
-            "'demo' is the bundled model's.",
+            help="Recipe (.toml), or recipe.json of an earlier run; see examples/recipes. "
+            "'demo' is the recipe of the bundled model.",
         ),
     ] = "demo",
     changes: Annotated[
@@ -34,28 +31,29 @@ def train(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Change a setting of the recipe: --set optimisation.steps=500. May be repeated.",
+            help="Change a setting of the recipe: --set optimisation.steps=500; repeat it for "
+            "more.",
         ),
     ] = None,
     cache_vision: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Encode each image once, into this folder, and train from there.",
+            help="Encode each image once into this folder, and train from there.",
         ),
     ] = None,
     work: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Recipes with scenes: where drawings and checkpoints go; OUT.work by default.",
+            help="Folder for drawings and checkpoints of recipes with scenes; OUT.work by default.",
         ),
     ] = None,
     device: Device = None,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Train a model; a run that was stopped goes on where it was."""
+    """Train a model; an interrupted run continues where it stopped."""
     check_device(device)
     silence_libraries()
     from edje_qdrant.demo.recipe import DEMO_RECIPE, read_demo_recipe, train_demo
@@ -67,13 +65,17 @@ def train(
     changed = dict(_change(text) for text in changes or [])
     if "scenes" in read_settings(path):
         if cache_vision is not None:
-            raise ConfigError("a recipe with scenes keeps its cache in --work, not --cache-vision")
+            raise ConfigError(
+                "a recipe with scenes keeps its vision cache in --work; leave out --cache-vision"
+            )
         place = work or out.with_name(f"{out.name}.work")
         report = train_demo(out, place, read_demo_recipe(path, changed), device=device)
         model = out
     else:
         if work is not None:
-            raise ConfigError("--work is for recipes with scenes; all of this run goes to --out")
+            raise ConfigError(
+                "--work is only for recipes with scenes; leave it out, this run writes to --out"
+            )
         if cache_vision is not None:
             changed["data.cache_vision"] = str(cache_vision)
         shown = sys.stderr.isatty() if progress is None else progress
@@ -84,7 +86,7 @@ def train(
 
 
 def _change(text: str) -> tuple[str, Any]:
-    """Read `name=value`; the value is JSON where it can be, else text."""
+    """Read `name=value`; the value is read as JSON, else as text."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ConfigError(f"--set takes NAME=VALUE, not {text!r}")

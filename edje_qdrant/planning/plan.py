@@ -132,7 +132,7 @@ class Plan:
 
 def load_constants() -> dict[str, dict[str, Any]]:
     """Return what was measured: name -> value, what it is, date, machine and command."""
-    path = Path(__file__).with_name("planning_constants.json")
+    path = Path(__file__).with_name("constants.json")
     found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -68,9 +68,9 @@ class ServiceSettings:
         if any(len(key) < 16 for key in self.api_keys):
             raise ConfigError("an API key has fewer than 16 characters; make a longer one")
         if self.pictures is not None and not self.pictures.is_dir():
-            raise ConfigError(f"--pictures {self.pictures} is no folder; give the images' folder")
+            raise ConfigError(f"--images {self.pictures} is no folder; give the images' folder")
         if self.ingest and self.pictures is None:
-            raise ConfigError("uploaded images need a place: say --pictures FOLDER with --ingest")
+            raise ConfigError("uploaded images need a place: say --images FOLDER with --ingest")
 
 
 def check_exposure(host: str, api_keys: Sequence[str], *, without_key: bool) -> None:

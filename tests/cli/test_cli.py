@@ -157,7 +157,7 @@ def test_a_codec_is_chosen_once(tmp_path: Path, pictures: Path, tiny_folder: Pat
 def test_what_a_person_reads(index: str, pictures: Path) -> None:
     result = run("search", "a red square", "--index", index, "--top-k", 12)
     head, *rows, timings = result.stdout.splitlines()
-    assert head.split() == ["rank", "score", "first", "stage", "picture"]
+    assert head.split() == ["rank", "score", "first", "stage", "image"]
     assert len(rows) == 12
     arrows = set()
     for rank, row in enumerate(rows, start=1):

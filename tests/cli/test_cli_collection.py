@@ -91,7 +91,7 @@ def points(index: Path, *more: object) -> int:
 def test_verify_where_all_is_well(index: Path) -> None:
     result = run("verify", "--index", index)
     assert (result.exit_code, result.stdout) == (0, f"{COUNT} images: all is well\n")
-    data = json_of(run("verify", "--index", index, "--pictures", "--json"))
+    data = json_of(run("verify", "--index", index, "--images", "--json"))
     assert data == {
         "clean": True,
         "points": COUNT,
@@ -127,9 +127,14 @@ def test_verify_compares_pictures_where_it_is_asked_to(pictures: tuple[Path, Pat
     (folder / "picture-0000.png").unlink()
     shutil.copy(folder / "picture-0002.png", folder / "picture-0001.png")
     assert run("verify", "--index", index).exit_code == 0
-    result = run("verify", "--index", index, "--pictures", "--json")
+    result = run("verify", "--index", index, "--images", "--json")
     assert result.exit_code == 1
-    assert json.loads(result.stdout)["counts"] == {"image gone": 1, "image changed": 1}
+    assert json.loads(result.stdout)["counts"] == {"picture gone": 1, "picture changed": 1}
+
+
+def test_the_earlier_spelling_of_an_option_is_accepted_and_not_shown(index: Path) -> None:
+    assert run("verify", "--index", index, "--pictures").exit_code == 0
+    assert "--pictures" not in run("verify", "--help").stdout
 
 
 def test_verify_lists_the_first_and_counts_the_rest(index: Path) -> None:
@@ -148,7 +153,7 @@ def test_verify_speaks_of_orphans_which_are_no_fault(index: Path) -> None:
     json_of(run("delete", "--index", index, "--id", hits[0]["image_id"], "--json"))
     result = run("verify", "--index", index)
     assert result.exit_code == 0
-    assert "1 records that nothing refers to take 128 bytes; `edje-qdrant compact`" in result.stdout
+    assert "1 records without a point take 128 bytes; `edje-qdrant compact`" in result.stdout
 
 
 # repair
@@ -161,7 +166,7 @@ def test_repair_and_the_search_goes_on(index: Path) -> None:
     assert "edje-qdrant repair" in line
     result = run("repair", "--index", index)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[0] == "1 images encoded again, 0 could not be mended"
+    assert result.stdout.splitlines()[0] == "1 images encoded again, 0 could not be repaired"
     assert run("verify", "--index", index).exit_code == 0
     assert [i for i, _ in found(index)] == [i for i, _ in before]
     again = json_of(run("repair", "--index", index, "--json"))
@@ -200,7 +205,7 @@ def test_repair_of_what_cannot_be_mended_and_the_way_out(pictures: tuple[Path, P
     lost = gone[str(folder / "picture-0002.png")]
     result = run("repair", "--index", index)
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[0] == "7 images encoded again, 1 could not be mended"
+    assert result.stdout.splitlines()[0] == "7 images encoded again, 1 could not be repaired"
     assert lost in result.stdout
     assert "edje-qdrant delete --id ID" in result.stdout
     data = json.loads(run("repair", "--index", index, "--json").stdout)
@@ -312,7 +317,7 @@ def test_a_codec_is_fitted_once_and_used_for_several(
 
 def test_a_codec_fitted_to_pictures(tmp_path: Path, source: Path, tiny_folder: Path) -> None:
     codec = tmp_path / "codec.safetensors"
-    fit = ["fit-codec", "pq32", codec, "--pictures", source, "--model", tiny_folder]
+    fit = ["fit-codec", "pq32", codec, "--images", source, "--model", tiny_folder]
     key = json_of(run(*fit, "--json"))["codec"]
     place = ["--index", tmp_path / "new", "--json"]
     json_of(run("ingest", source, *place, "--model", tiny_folder, "--codec", codec))
@@ -324,7 +329,7 @@ def test_a_codec_of_another_models_tokens_is_refused(
 ) -> None:
     other_model.save_pretrained(tmp_path / "model")
     codec = tmp_path / "codec.safetensors"
-    fit = ["fit-codec", "pq16", codec, "--pictures", source, "--model", tmp_path / "model"]
+    fit = ["fit-codec", "pq16", codec, "--images", source, "--model", tmp_path / "model"]
     json_of(run(*fit, "--json"))
     before = found(index)
     assert "another adapter" in refused(run("transcode", codec, "--index", index))
@@ -352,11 +357,11 @@ def test_codec_files_that_cannot_be_used(index: Path, tmp_path: Path) -> None:
     [
         (["int8", "OUT.safetensors"], "int8 has no codebook to fit"),
         (["zip", "OUT.safetensors"], "known: float16"),
-        (["pq16", "OUT.bin"], "something.safetensors"),
-        (["pq16", "nowhere/OUT.safetensors"], "there is no folder"),
+        (["pq16", "OUT.bin"], "does not end in .safetensors"),
+        (["pq16", "nowhere/OUT.safetensors"], "does not exist"),
         (["pq16", "OUT.safetensors", "--sample", "63"], "64 images or more"),
         (["pq16", "OUT.safetensors", "--sample", "-1"], "sample is -1"),
-        (["pq16", "OUT.safetensors", "--pictures", "NOWHERE"], "does not exist"),
+        (["pq16", "OUT.safetensors", "--images", "NOWHERE"], "does not exist"),
         (["pq16"], "OUT"),
     ],
 )
@@ -500,7 +505,7 @@ def test_to_a_server_and_back(
     assert [hit["image_id"] for hit in hits] == [image_id for image_id, _ in before]
     assert json_of(run("verify", *there))["clean"]
     text = run("compact", "--url", stand_in.url).stdout
-    assert text == "tokens are in the payload, which has no holes\n"
+    assert text == "tokens are in the payload; there are no side files to compact\n"
     archive = tmp_path / "a.tar"
     json_of(run("export", archive, *there))
     json_of(run("import", archive, "--index", tmp_path / "back", "--json"))

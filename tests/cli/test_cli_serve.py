@@ -14,8 +14,8 @@ pytest.importorskip("fastapi", reason="needs the extra web")
     ("args", "match"),
     [
         (["--host", "0.0.0.0"], "EDJE_QDRANT_SERVICE_KEY"),
-        (["--pictures", "nowhere"], "no folder"),
-        (["--ingest"], "--pictures"),
+        (["--images", "nowhere"], "no folder"),
+        (["--ingest"], "--images"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_is_loaded(args, match, monkeypatch):

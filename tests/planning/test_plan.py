@@ -117,7 +117,7 @@ def test_the_shipped_constants_are_those_of_the_results() -> None:
     assert spec.loader is not None
     writer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(writer)
-    shipped = (ROOT / "edje_qdrant" / "planning_constants.json").read_text(encoding="utf-8")
+    shipped = (ROOT / "edje_qdrant" / "planning" / "constants.json").read_text(encoding="utf-8")
     assert shipped == writer.text(), "run python docs/write_planning_constants.py"
 
 

@@ -255,7 +255,7 @@ def test_a_network_is_not_served_by_mistake():
         ({"api_keys": ("short",)}, "16 characters"),
         ({"timeout": 0}, "timeout"),
         ({"max_top_k": 0}, "max_top_k"),
-        ({"ingest": True}, "--pictures"),
+        ({"ingest": True}, "--images"),
     ],
 )
 def test_settings_that_cannot_be(options, match):

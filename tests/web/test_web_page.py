@@ -44,7 +44,7 @@ def captions(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(captions, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "scenes"
-    service = ServiceProcess("--index", folder / "index", "--pictures", folder / "scenes")
+    service = ServiceProcess("--index", folder / "index", "--images", folder / "scenes")
     service.wait()
     yield service.url
     service.end()
@@ -250,7 +250,7 @@ def test_a_key_is_asked_for_and_pictures_that_are_not_served_leave_words(browser
         page.fill("#key-input", KEY)
         page.press("#key-input", "Enter")
         page.wait_for_selector(".note.warn")
-        assert "--pictures" in page.inner_text(".note.warn")
+        assert "--images" in page.inner_text(".note.warn")
         page.wait_for_selector(".wall .noimage")
         page.locator(".wall button").first.click()
         page.wait_for_selector("#unshown")

@@ -21,7 +21,7 @@ def service(start, tmp_path_factory, tiny_folder):
     with ExitStack() as stack:
         start(stack, folder)
     service = ServiceProcess(
-        "--index", folder / "index", "--model", tiny_folder, "--pictures", folder / "pictures",
+        "--index", folder / "index", "--model", tiny_folder, "--images", folder / "pictures",
         environment={"EDJE_QDRANT_SERVICE_KEY": f"{KEY}, another-key-of-length"},
     )  # fmt: skip
     service.wait()

@@ -249,7 +249,7 @@ function wall() {
       return empty("The collection is empty", "Add pictures with edje-qdrant ingest, or over HTTP with /v1/ingest.");
     }
     if (!pictures.some((picture) => picture.thumbnail)) {
-      say("warn", make("b", {}, "No pictures to show:"), "the service shows those in the folder that edje-qdrant serve --pictures names.");
+      say("warn", make("b", {}, "No pictures to show:"), "the service shows those in the folder that edje-qdrant serve --images names.");
     }
     const tiles = pictures.map((picture) => {
       const tile = make("button", { type: "button", title: nameOf(picture), "aria-label": altOf(picture) }, thumbnail(picture, 320));

@@ -1,0 +1,151 @@
+"""Command `ingest`: add images to a collection."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edje_qdrant.cli.loading import (
+    bar_shown,
+    failure_lines,
+    note_demo_model,
+    open_or_create,
+    print_result,
+)
+from edje_qdrant.cli.options import (
+    Codec,
+    Collection,
+    Device,
+    Engine,
+    Index,
+    Json,
+    Model,
+    OnDisk,
+    Progress,
+    Quantization,
+    Replicas,
+    Shards,
+    Url,
+    indexes_of,
+    settings_of,
+    where_is,
+)
+from edje_qdrant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edje_qdrant.model import EDJEModel
+    from edje_qdrant.tokens.codecs import Codec as FittedCodec
+
+__all__ = ["ingest"]
+
+
+def ingest(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="Folder of images, or a .jsonl manifest."),
+    ],
+    index: Index = None,
+    url: Url = None,
+    collection: Collection = "images",
+    model: Model = None,
+    codec: Codec = None,
+    engine: Engine = None,
+    shards: Shards = None,
+    replicas: Replicas = None,
+    quantization: Quantization = None,
+    on_disk: OnDisk = None,
+    device: Device = None,
+    batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 32,
+    workers: Annotated[
+        int, typer.Option(help="Threads that read and decode, in each process.")
+    ] = 2,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Worker processes that decode and encode, each with its own copy of the model; "
+            "0: all work in this process.",
+        ),
+    ] = 0,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE,...",
+            help="Devices of the worker processes, in turn: cuda:0,cuda:1. Without --processes, "
+            "one process per device.",
+        ),
+    ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Delete images that are no longer in the source."),
+    ] = False,
+    payload_index: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=KIND",
+            help="Index a payload field for fast filters; KIND is keyword, integer, float, bool, "
+            "datetime, geo, text or uuid. Repeat it for more fields.",
+        ),
+    ] = None,
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Add images to a collection; create the collection if it does not exist."""
+    from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
+    from edje_qdrant.ingest.process_pool import check_devices
+    from edje_qdrant.ingest.sources import check_source
+    from edje_qdrant.maintenance.copy import add_indexes
+
+    where = where_is(index, url)
+    check_source(source)  # before a collection is created
+    indexes = indexes_of(payload_index or [])
+    qdrant = settings_of(shards, replicas, quantization, on_disk)
+    shown = bar_shown(progress)
+    places = None if devices is None else [name.strip() for name in devices.split(",")]
+    if device is not None and places is not None:
+        raise ConfigError("give --device or --devices, not both")
+    check_devices(processes, places, "cpu")
+    device = places[0] if places is not None else device
+
+    def fit(loaded: EDJEModel, name: str) -> FittedCodec:
+        return fit_codec_to_source(source, loaded, name, batch_size=batch_size, progress=shown)
+
+    target, loaded = open_or_create(where, collection, model, device, codec, fit, engine, qdrant)
+    with target:
+        note_demo_model(loaded)
+        add_indexes(target, indexes)
+        report = ingest_images(
+            source,
+            target,
+            loaded,
+            batch_size=batch_size,
+            workers=workers,
+            progress=shown,
+            prune=prune,
+            processes=processes,
+            devices=places,
+        )
+        points = target.count()
+    data = {
+        "added": report.added,
+        "skipped": report.skipped,
+        "failed": [asdict(failure) for failure in report.failed],
+        "pruned": report.pruned,
+        "seconds": round(report.seconds, 3),
+        "images_per_second": round(report.images_per_second, 2),
+        "points": points,
+        "location": where,
+        "name": collection,
+        "model": loaded.name_or_path,
+    }
+    pruned = f"{report.pruned} pruned, " if prune else ""
+    lines = [
+        f"{report.added} added, {report.skipped} there already, {pruned}"
+        f"{len(report.failed)} failed in {report.seconds:.1f} s "
+        f"({report.images_per_second:.1f} images/s); the collection holds {points}",
+        *failure_lines(report.failed),
+    ]
+    print_result(data, "\n".join(lines), as_json)
