@@ -11,7 +11,16 @@ from torch import Tensor
 from edje_qdrant.model.inference.packed_linear import Activation, Kernel, Linear, pack_linear
 from edje_qdrant.model.joint_encoder import JointEncoder
 
-__all__ = ["AfterAttention", "LastLayer", "Layer", "Norm", "PackedWeights", "is_supported", "pack", "signature"]
+__all__ = [
+    "AfterAttention",
+    "LastLayer",
+    "Layer",
+    "Norm",
+    "PackedWeights",
+    "is_supported",
+    "pack",
+    "signature",
+]
 
 
 @dataclass(frozen=True, slots=True)
