@@ -28,8 +28,7 @@ from edje_qdrant.ingest.decode import readable_ones
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.tokens.codecs import Codec
-from edje_qdrant.tokens.file_store import FileTokenStore
-from edje_qdrant.tokens.payload_store import PayloadTokenStore
+from edje_qdrant.tokens.protocol import TokenStore
 from edje_qdrant.types import FailedImage, IngestReport
 
 __all__ = ["Locate", "attach_tokens", "detach_tokens"]
@@ -167,7 +166,7 @@ def _store(
     path_field: str,
     codec: str | Codec | None,
     tokens_folder: str | Path | None,
-) -> FileTokenStore | PayloadTokenStore:
+) -> TokenStore:
     """Open the store of an earlier run, or note what this one attaches and make its store."""
     found = read_attachment(points, name)
     if found is None:
@@ -208,7 +207,7 @@ class _Run:
     def __init__(
         self,
         points: ForeignPoints,
-        store: FileTokenStore | PayloadTokenStore,
+        store: TokenStore,
         model: EDJEModel,
         path_field: str,
         locate: Locate,

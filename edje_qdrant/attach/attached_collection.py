@@ -24,9 +24,7 @@ from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.token_decoder import TokenDecoder
 from edje_qdrant.search.options import OnMissing
 from edje_qdrant.search.ranking import best_first
-from edje_qdrant.tokens.file_store import FileTokenStore
-from edje_qdrant.tokens.payload_store import PayloadTokenStore
-from edje_qdrant.tokens.protocol import StoredCodes
+from edje_qdrant.tokens.protocol import StoredCodes, TokenStore
 
 if TYPE_CHECKING:
     from edje_qdrant.attach.points import ScoredPoint
@@ -72,7 +70,7 @@ class AttachedCollection:
     def __init__(
         self,
         points: ForeignPoints,
-        store: FileTokenStore | PayloadTokenStore,
+        store: TokenStore,
         record: CollectionRecord,
         name: str,
         model: EDJEModel,

@@ -28,10 +28,15 @@ from edje_qdrant.index import (
     check_indexes,
 )
 from edje_qdrant.tokens.codecs import Codec
-from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
-from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
-from edje_qdrant.tokens.references import EmptyCodes
+from edje_qdrant.tokens.protocol import (
+    EmptyCodes,
+    StoredCodes,
+    TokenReference,
+    TokenStore,
+    decoded,
+    empty_codes,
+)
 from edje_qdrant.types import Candidate, ImageEncoding, Payload, Point
 
 __all__ = ["ImageCollection", "user_payload"]
@@ -168,7 +173,7 @@ class ImageCollection(BaseCollection):
         return self._store.codec
 
     @property
-    def store(self) -> FileTokenStore | PayloadTokenStore:
+    def store(self) -> TokenStore:
         """Return where tokens are kept, for maintenance."""
         return self._store
 
@@ -236,7 +241,7 @@ class ImageCollection(BaseCollection):
         return decoded(self.codes(candidates), shape)
 
     def codes(
-        self, candidates: Sequence[Candidate], *, empty: EmptyCodes | None = None
+        self, candidates: Sequence[Candidate], *, empty: EmptyCodes = empty_codes
     ) -> list[StoredCodes]:
         """Read the candidates' tokens as they are stored, one part for each codec.
 
@@ -366,15 +371,10 @@ class ImageCollection(BaseCollection):
         with self.write_lock, self._codec_lock:
             self.reload()  # or codebooks that another process has added would be lost
             record = self._record.with_codec(codec)
-            # Kept before it is used: whoever reads a point finds the codebook.
-            if isinstance(self._store, FileTokenStore):
-                if codec.key != self._store.codec.key:
-                    self._store.begin_segment(codec)
-                self._index.set_metadata(record.as_metadata())
-            else:
-                self._index.set_metadata(record.as_metadata())
-                self._store = PayloadTokenStore(record.contract, record.codebooks)
-            self._record = record
+            # Stored before it is used, so that readers of new points find the codebook.
+            store = self._store.with_codec(codec)
+            self._index.set_metadata(record.as_metadata())
+            self._store, self._record = store, record
 
     def flush(self) -> None:
         """Make everything added so far survive a killed process; call it at checkpoints."""
@@ -420,17 +420,14 @@ class ImageCollection(BaseCollection):
         rows = zip(image_ids, embeddings, payloads, references, strict=True)
         self._index.upsert([Point(i, e, {**p, TOKENS_KEY: dict(r)}) for i, e, p, r in rows])
 
-    def _codes(self, found: Mapping[str, Payload], empty: EmptyCodes | None) -> list[StoredCodes]:
+    def _codes(self, found: Mapping[str, Payload], empty: EmptyCodes) -> list[StoredCodes]:
         """Read the tokens of images that were found with these payloads, in their order."""
         image_ids = [*found]
-        in_payload = self._store.in_payload
         try:
-            if in_payload:
+            if self._store.in_payload:
                 found = self._index.retrieve(image_ids)
             references = [reference_of(payload) for payload in in_order(image_ids, found)]
-            if empty is not None and isinstance(self._store, FileTokenStore):
-                return self._store.codes(image_ids, references, empty)
-            return self._store.codes(image_ids, references)
+            return self._store.codes(image_ids, references, empty)
         except (TokensNotFoundError, TokensCorruptError):
             # Compacted or transcoded since they were found, perhaps: look where the points say
             # their tokens are by now, and with the codecs that there are by now.

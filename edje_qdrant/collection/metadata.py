@@ -25,6 +25,7 @@ from edje_qdrant.files import os_errors_as_store_errors
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
+from edje_qdrant.tokens.protocol import TokenStore
 
 __all__ = [
     "CollectionRecord",
@@ -73,15 +74,15 @@ class CollectionRecord:
     @classmethod
     def of(
         cls,
-        store: FileTokenStore | PayloadTokenStore,
+        store: TokenStore,
         contract: TokenContract,
         tokens_folder: str | Path | None,
     ) -> CollectionRecord:
         """Describe a collection that is being made."""
-        if isinstance(store, PayloadTokenStore):
+        if store.files is None:
             return cls(contract, "payload").with_codec(store.codec)
         outside = None if tokens_folder is None else str(absolute(tokens_folder))
-        return cls(contract, "file", store.store_id, outside)
+        return cls(contract, "file", store.files.store_id, outside)
 
     def with_codec(self, codec: Codec) -> CollectionRecord:
         """Return the record of the same collection, whose new tokens another codec encodes."""
@@ -128,7 +129,7 @@ class CollectionRecord:
 
     def open_store(
         self, where: Any, name: str, moved_to: str | Path | None, *, mend: bool = False
-    ) -> FileTokenStore | PayloadTokenStore:
+    ) -> TokenStore:
         """Open the collection's token store, and check that it is this collection's.
 
         Args:
@@ -267,9 +268,7 @@ def scratch_folder(final: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_store(
-    folder: Path | None, contract: TokenContract, codec: Codec
-) -> Iterator[FileTokenStore | PayloadTokenStore]:
+def new_store(folder: Path | None, contract: TokenContract, codec: Codec) -> Iterator[TokenStore]:
     """Make a store, in the payload where there is no folder; unmake it if what follows fails.
 
     It stays where a server went away, which may have made the collection that refers to it.

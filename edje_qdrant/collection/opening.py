@@ -34,8 +34,7 @@ from edje_qdrant.index.qdrant.connection import Connection
 from edje_qdrant.index.qdrant.metadata import require_absent
 from edje_qdrant.index.qdrant.settings import check_settings
 from edje_qdrant.tokens.codecs import Codec
-from edje_qdrant.tokens.file_store import FileTokenStore
-from edje_qdrant.tokens.payload_store import PayloadTokenStore
+from edje_qdrant.tokens.protocol import TokenStore
 
 __all__ = ["Parts", "create_parts", "open_parts"]
 
@@ -45,7 +44,7 @@ class Parts:
     """Hold what a collection is made of, open."""
 
     index: VectorIndex
-    store: FileTokenStore | PayloadTokenStore
+    store: TokenStore
     record: CollectionRecord
     location: str
 

@@ -35,7 +35,7 @@ from edje_qdrant.errors import (
     TokensCorruptError,
 )
 from edje_qdrant.files import os_errors_as_store_errors, sync_folder
-from edje_qdrant.maintenance.copy import Part, add_indexes, add_part, stored_parts
+from edje_qdrant.maintenance.copy import Part, add_indexes, add_parts, stored_parts
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.tokens.codecs import Codec, codec_for
 
@@ -106,21 +106,13 @@ def import_collection(
     path = Path(path).expanduser()
     if not path.is_file():
         raise ConfigError(f"there is no archive {path}; give what `edje-qdrant export` wrote")
-    copied = skipped = nbytes = 0
     with os_errors_as_store_errors("read", path), _opened(path) as archive:
         members = _members(archive, path)
         contract, indexes = _head(members, path)
         codec = _codec(members, contract, path)
         with _target(location, name, contract, codec, options) as target:
             add_indexes(target, indexes)
-            for part in _parts(members, codec.key, path, progress=progress):
-                fresh = add_part(target, part)
-                copied += fresh
-                skipped += len(part.image_ids) - fresh
-                nbytes += part.codes.nbytes
-            target.flush()
-            target.optimize()
-    return CopyReport(copied, skipped, nbytes)
+            return add_parts(target, _parts(members, codec.key, path, progress=progress))
 
 
 def _write(collection: ImageCollection, file: BinaryIO, *, progress: bool) -> CopyReport:

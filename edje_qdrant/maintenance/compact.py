@@ -1,23 +1,21 @@
-"""Write tokens anew: side files without holes, or in another codec, while readers go on.
+"""Rewriting of stored tokens: side files without holes, or another codec, while searches continue.
 
-Both copy what points refer to behind everything else, repoint the points page by page, and delete
-old side files last, when nothing refers to them. So at any moment every point refers to tokens that
-are on the disk: a killed run costs space until the next one, and readers never wait.
+Both functions copy tokens to new side files, update the points page by page, and delete the old
+side files last. So every point refers to tokens on the disk at any moment: a killed run only takes
+disk space until the next run, and readers never wait.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
+from dataclasses import replace
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import reference_of
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.maintenance.reports import CompactReport
-from edje_qdrant.maintenance.scan import pages, recoded, records_in_use, stored_codes
+from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.types import Point
@@ -26,138 +24,129 @@ __all__ = ["compact", "transcode"]
 
 
 def compact(collection: ImageCollection, *, progress: bool = False) -> CompactReport:
-    """Rewrite side files that have holes, and delete those that nothing refers to.
+    """Rewrite side files that have unused records, and delete those that no point refers to.
 
-    Holes are what deleted and replaced images, and crashed ingests, leave. Disk space for the
-    records that are moved is needed once more while it runs; they are stored in the collection's
-    codec, whatever they were in. Tokens in the payload have no holes: there the engine is asked to
-    tidy up.
+    Deleted and replaced images and crashed ingests leave unused records. While it runs, the records
+    that are moved take their disk space twice; they are stored in the collection's codec. Tokens in
+    the payload have no unused records: `compact` then calls `collection.optimize`.
 
     Raises:
         CollectionLockedError: Another process is writing tokens.
         StoreError: The disk or the engine refused; run it again.
-        EngineUnavailableError: The server went away; run it again.
+        EngineUnavailableError: The connection to the server was lost; run it again.
     """
-    store = collection.store
-    if not isinstance(store, FileTokenStore):
+    files = collection.store.files
+    report = CompactReport(0, ())
+    if files is None:
         collection.optimize()
-        return CompactReport(0, (), 0, 0)
+        return report
     with collection.write_lock:
-        store.begin_writing()  # before looking, or another process may write to what is to go
-        before = store.disk_bytes()
+        # Before the scan, or another process could write to a file that is to be deleted.
+        files.begin_writing()
+        before = files.disk_bytes()
         used: Counter[str] = Counter()
-        for page in pages(collection, "looking", progress=progress):
-            used.update(segment for _, segment, _ in records_in_use(page))
-        listed = store.segments()
-        holed = {s.id for s in listed if used[s.id] < s.num_records}
-        # An empty one at the end is where writing goes on behind a damaged one.
-        holed |= {s.id for s in listed[:-1] if not s.num_records}
-        holed |= {s.id for s in store.unlisted()}
-        moved = 0
-        unreadable: tuple[str, ...] = ()
-        if any(used[segment] for segment in holed):
-            moved, unreadable = _move(
+        for page in pages(collection, "scanning", progress=progress):
+            used.update(record.segment for record in records_in_use(page))
+        listed = files.segments()
+        with_holes = {s.id for s in listed if used[s.id] < s.num_records}
+        # An empty last segment stays: the writer appends to it, behind a damaged one.
+        with_holes |= {s.id for s in listed[:-1] if not s.num_records}
+        with_holes |= {s.id for s in files.unlisted()}
+        if any(used[segment] for segment in with_holes):
+            report = _move(
                 collection,
-                lambda point: reference_of(point.payload).get("segment") in holed,
-                begin=store.begin_segment,
+                lambda point: reference_of(point.payload).get("segment") in with_holes,
+                before_first=files.begin_segment,
                 progress=progress,
             )
-        _drop_unused(collection, store, holed)
-        return CompactReport(moved, unreadable, before, store.disk_bytes())
+        _drop_unused(collection, files, with_holes)
+        return replace(report, bytes_before=before, bytes_after=files.disk_bytes())
 
 
 def transcode(
     collection: ImageCollection, codec: Codec, *, progress: bool = False
 ) -> CompactReport:
-    """Store all tokens in another codec, without encoding an image again.
+    """Convert all stored tokens to another codec, without encoding an image again.
 
-    What a lossy codec left out does not come back: from `int4` to `float16` makes files larger and
-    rankings no better. A run that was stopped is taken up by the next one to the same codec;
-    meanwhile the collection is searched as ever, each image decoded by what encoded it.
+    Information that a lossy codec dropped cannot be recovered: from `int4` to `float16` files grow
+    and rankings do not improve. The next run with the same codec continues an interrupted one;
+    until then the collection can be searched, each image decoded with the codec that encoded it.
 
     Args:
-        collection: Open, with nothing else writing.
-        codec: The new one, fitted.
+        collection: An open collection; nothing else writes to it.
+        codec: The new codec, fitted.
         progress: Show a bar on stderr.
 
     Raises:
         ConfigError: The codec is not fitted, or does not fit the contract.
         CollectionLockedError: Another process is writing tokens.
         StoreError: The disk or the engine refused; run it again.
-        EngineUnavailableError: The server went away; run it again.
+        EngineUnavailableError: The connection to the server was lost; run it again.
     """
     with collection.write_lock:
-        store = collection.store
-        before = 0
-        if isinstance(store, FileTokenStore):
-            store.begin_writing()
-            before = store.disk_bytes()
-        # Also where it is the codec by now: a killed run may have told the side file alone.
-        collection.set_codec(codec)
-        store = collection.store
-        if not isinstance(store, FileTokenStore):
-            moved, unreadable = _move(
+        files = collection.store.files
+        if files is None:
+            collection.set_codec(codec)
+            return _move(
                 collection,
                 lambda point: reference_of(point.payload).get("codec") != codec.key,
                 progress=progress,
             )
-            return CompactReport(moved, unreadable, 0, 0)
-        found = [*store.segments(), *store.unlisted()]
+        files.begin_writing()
+        before = files.disk_bytes()
+        # Even if it is the codec already: a killed run may have changed the side file alone.
+        collection.set_codec(codec)
+        found = [*files.segments(), *files.unlisted()]
         done = {s.id for s in found if s.codec == codec.key}
-        moved, unreadable = _move(
+        report = _move(
             collection,
             lambda point: reference_of(point.payload).get("segment") not in done,
             progress=progress,
         )
-        _drop_unused(collection, store, {s.id for s in found} - done)
-        return CompactReport(moved, unreadable, before, store.disk_bytes())
+        _drop_unused(collection, files, {s.id for s in found} - done)
+        return replace(report, bytes_before=before, bytes_after=files.disk_bytes())
 
 
 def _move(
     collection: ImageCollection,
-    concerned: Callable[[Point], bool],
+    selected: Callable[[Point], bool],
     *,
-    begin: Callable[[], None] | None = None,
+    before_first: Callable[[], None] | None = None,
     progress: bool,
-) -> tuple[int, tuple[str, ...]]:
-    """Write the tokens of the points concerned anew; return how many, and which cannot be read.
+) -> CompactReport:
+    """Write the tokens of the selected points again, and update their references.
 
-    `begin` is called once, before the first are written.
+    `before_first` is called once, before the first tokens are written.
     """
     moved = 0
     unreadable: list[str] = []
     for page in pages(collection, "moving", progress=progress):
-        points, parts, failed = stored_codes(collection, [p for p in page if concerned(p)])
-        unreadable += failed
-        if points:
-            if begin is not None and not moved:
-                begin()
-            _repoint(collection, points, recoded(collection.codec, parts, len(points)))
-            moved += len(points)
+        found = stored_codes(collection, [point for point in page if selected(point)])
+        unreadable += found.failed
+        if not found.points:
+            continue
+        if before_first is not None and not moved:
+            before_first()
+        references = collection.store.put_codes(found.encoded_with(collection.codec))
+        collection.store.flush()
+        collection.index.set_payload(
+            {
+                point.id: {TOKENS_KEY: dict(reference)}
+                for point, reference in zip(found.points, references, strict=True)
+            }
+        )
+        moved += len(found.points)
     collection.flush()
-    return moved, tuple(unreadable)
+    return CompactReport(moved, tuple(unreadable))
 
 
-def _repoint(
-    collection: ImageCollection, points: Sequence[Point], codes: NDArray[np.uint8]
-) -> None:
-    references = collection.store.put_codes(codes)
-    collection.store.flush()
-    collection.index.set_payload(
-        {
-            point.id: {TOKENS_KEY: dict(reference)}
-            for point, reference in zip(points, references, strict=True)
-        }
-    )
-
-
-def _drop_unused(collection: ImageCollection, store: FileTokenStore, segments: set[str]) -> None:
-    """Delete those of the side files that no point refers to, whoever wrote it meanwhile."""
+def _drop_unused(collection: ImageCollection, files: FileTokenStore, segments: set[str]) -> None:
+    """Delete those of the segments that no point refers to by now."""
     if not segments:
         return
     used = {
-        segment for page in pages(collection, "looking") for _, segment, _ in records_in_use(page)
+        record.segment for page in pages(collection, "scanning") for record in records_in_use(page)
     }
     if segments - used:
-        collection.flush()  # or a kill could bring back what was deleted, without its tokens
-        store.drop_segments(segments - used)
+        collection.flush()  # or a kill could restore deleted points, but not their tokens
+        files.drop_segments(segments - used)

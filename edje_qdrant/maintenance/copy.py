@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,10 +14,10 @@ from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import StoreError
 from edje_qdrant.index import PayloadKind
 from edje_qdrant.maintenance.reports import CopyReport
-from edje_qdrant.maintenance.scan import pages, recoded, stored_codes
+from edje_qdrant.maintenance.scan import pages, stored_codes
 from edje_qdrant.tokens.codecs import Codec
 
-__all__ = ["Part", "add_indexes", "add_part", "copy_collection", "stored_parts"]
+__all__ = ["Part", "add_indexes", "add_part", "add_parts", "copy_collection", "stored_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +52,17 @@ def stored_parts(
         StoreError: The collection cannot be read.
     """
     for page in pages(collection, "reading", vectors=True, progress=progress):
-        points, parts, failed = stored_codes(collection, page)
-        for error in failed.values():
-            raise error  # a copy that leaves images out would be no copy
-        if not points:
-            continue
-        yield Part(
-            codec.key,
-            [point.id for point in points],
-            np.stack([point.vector for point in points]),
-            recoded(codec, parts, len(points)),
-            [user_payload(point.payload) for point in points],
-        )
+        found = stored_codes(collection, page)
+        for error in found.failed.values():
+            raise error  # a copy without these images would be incomplete
+        if found.points:
+            yield Part(
+                codec.key,
+                [point.id for point in found.points],
+                np.stack([point.vector for point in found.points]),
+                found.encoded_with(codec),
+                [user_payload(point.payload) for point in found.points],
+            )
 
 
 def add_part(target: ImageCollection, part: Part) -> int:
@@ -87,6 +86,19 @@ def add_part(target: ImageCollection, part: Part) -> int:
             [part.payloads[row] for row in fresh],
         )
     return len(fresh)
+
+
+def add_parts(target: ImageCollection, parts: Iterable[Part]) -> CopyReport:
+    """Write the images of all parts that are not in the collection yet; raises as `add_part`."""
+    copied = skipped = nbytes = 0
+    for part in parts:
+        added = add_part(target, part)
+        copied += added
+        skipped += len(part.image_ids) - added
+        nbytes += part.codes.nbytes
+    target.flush()
+    target.optimize()
+    return CopyReport(copied, skipped, nbytes)
 
 
 def copy_collection(
@@ -113,15 +125,7 @@ def copy_collection(
         source.contract, where=f"the collection {source.name!r} at {source.location}"
     )
     add_indexes(target, source.payload_indexes())
-    copied = skipped = nbytes = 0
-    for part in stored_parts(source, target.codec, progress=progress):
-        fresh = add_part(target, part)
-        copied += fresh
-        skipped += len(part.image_ids) - fresh
-        nbytes += part.codes.nbytes
-    target.flush()
-    target.optimize()
-    return CopyReport(copied, skipped, nbytes)
+    return add_parts(target, stored_parts(source, target.codec, progress=progress))
 
 
 def add_indexes(target: ImageCollection, indexes: Mapping[str, str]) -> None:

@@ -15,7 +15,6 @@ from edje_qdrant.maintenance.compact import compact
 from edje_qdrant.maintenance.reports import Finding, RepairReport
 from edje_qdrant.maintenance.verify import verify
 from edje_qdrant.threads import batches
-from edje_qdrant.tokens.file_store import FileTokenStore
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
@@ -51,9 +50,8 @@ def repair(
     """
     if model is not None:
         collection.require(model.contract())
-    store = collection.store
-    if isinstance(store, FileTokenStore):
-        store.begin_writing(mend=True)
+    if collection.store.files is not None:
+        collection.store.files.begin_writing(mend=True)
     found = verify(collection, progress=progress).findings
     broken = {f.image_id: f for f in found if f.kind in _MENDED}.values()
     mendable: list[Finding] = []

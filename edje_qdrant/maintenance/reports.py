@@ -31,8 +31,8 @@ class CompactReport:
 
     moved: int
     unreadable: tuple[str, ...]
-    bytes_before: int
-    bytes_after: int
+    bytes_before: int = 0
+    bytes_after: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""Walk through a collection's points and read what can be read of their tokens."""
+"""Iteration over a collection's points, and reading of their stored tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,50 @@ from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.protocol import StoredCodes
 from edje_qdrant.types import Point
 
-__all__ = ["PAGE", "pages", "recoded", "records_in_use", "stored_codes"]
+__all__ = ["PAGE", "PointCodes", "RecordInUse", "pages", "records_in_use", "stored_codes"]
 
-#: Points read, and tokens held in memory, at a time.
+#: Number of points read, and of images whose tokens are in memory, at a time.
 PAGE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PointCodes:
+    """Hold the stored tokens of points.
+
+    Attributes:
+        points: The `n` points whose tokens can be read.
+        parts: These tokens; rows count `points`.
+        failed: Id -> error of the other points.
+    """
+
+    points: list[Point]
+    parts: list[StoredCodes]
+    failed: dict[str, StoreError]
+
+    def encoded_with(self, codec: Codec) -> NDArray[np.uint8]:
+        """Return `(n, codec.nbytes)` codes; those of another codec are decoded and encoded."""
+        codes = np.empty((len(self.points), codec.nbytes), np.uint8)
+        for part in self.parts:
+            same = part.codec.key == codec.key
+            codes[part.rows] = part.codes if same else codec.encode(part.codec.decode(part.codes))
+        return codes
+
+
+@dataclass(frozen=True, slots=True)
+class RecordInUse:
+    """Name the record of a side file that a point refers to."""
+
+    point: Point
+    segment: str
+    number: int
 
 
 def pages(
     collection: ImageCollection, what: str, *, vectors: bool = False, progress: bool = False
 ) -> Iterator[list[Point]]:
-    """Yield all points in pages, with references that carry tokens where the payload has them.
+    """Yield all points in pages; references contain tokens if the payload stores them.
 
-    Points that are rewritten or deleted while their page is looked at do no harm.
+    Points may be rewritten or deleted while their page is processed.
     """
     collection.reload()
     with tqdm(total=collection.count(), desc=what, unit=" images", disable=not progress) as shown:
@@ -38,55 +70,40 @@ def pages(
             shown.update(len(page))
 
 
-def stored_codes(
-    collection: ImageCollection, points: Sequence[Point]
-) -> tuple[list[Point], list[StoredCodes], dict[str, StoreError]]:
-    """Read the stored tokens of points.
-
-    Returns:
-        The points whose tokens can be read, these tokens (their rows count readable points), and
-        id -> error of the others. Points that were deleted meanwhile may be in neither.
+def stored_codes(collection: ImageCollection, points: Sequence[Point]) -> PointCodes:
+    """Read the stored tokens of points; points deleted since then may be left out.
 
     Raises:
         StoreError: The store itself cannot be read.
     """
     found = _read(collection, points)
-    if not found[2]:
+    if not found.failed:
         return found
-    # Compacted, transcoded or deleted since their page was read, perhaps.
+    # They may have been compacted, transcoded or deleted since their page was read.
     collection.reload()
-    now = collection.index.retrieve([*found[2]], tokens=collection.store.in_payload)
-    left = [point for point in points if point.id not in found[2] or point.id in now]
+    now = collection.index.retrieve([*found.failed], tokens=collection.store.in_payload)
+    left = [point for point in points if point.id not in found.failed or point.id in now]
     return _read(
         collection, [replace(point, payload=now.get(point.id, point.payload)) for point in left]
     )
 
 
-def _read(
-    collection: ImageCollection, points: Sequence[Point]
-) -> tuple[list[Point], list[StoredCodes], dict[str, StoreError]]:
-    return readable(
-        points,
-        lambda point: point.id,
-        lambda left: collection.store.codes(
-            [point.id for point in left], [reference_of(point.payload) for point in left]
-        ),
+def _read(collection: ImageCollection, points: Sequence[Point]) -> PointCodes:
+    return PointCodes(
+        *readable(
+            points,
+            lambda point: point.id,
+            lambda left: collection.store.codes(
+                [point.id for point in left], [reference_of(point.payload) for point in left]
+            ),
+        )
     )
 
 
-def recoded(codec: Codec, parts: Sequence[StoredCodes], count: int) -> NDArray[np.uint8]:
-    """Return `(count, nbytes)` codes of a codec; those that are its own are not touched."""
-    codes = np.empty((count, codec.nbytes), np.uint8)
-    for part in parts:
-        same = part.codec.key == codec.key
-        codes[part.rows] = part.codes if same else codec.encode(part.codec.decode(part.codes))
-    return codes
-
-
-def records_in_use(points: Sequence[Point]) -> Iterator[tuple[str, str, int]]:
-    """Yield id, segment and record number of each point that has them."""
+def records_in_use(points: Sequence[Point]) -> Iterator[RecordInUse]:
+    """Yield the record of each point that refers to one."""
     for point in points:
         reference = reference_of(point.payload)
-        segment, record = reference.get("segment"), reference.get("record")
-        if isinstance(segment, str) and type(record) is int:
-            yield point.id, segment, record
+        segment, number = reference.get("segment"), reference.get("record")
+        if isinstance(segment, str) and type(number) is int:
+            yield RecordInUse(point, segment, number)

@@ -11,7 +11,6 @@ from edje_qdrant.errors import ImageReadError, StoreError, TokensNotFoundError
 from edje_qdrant.images import image_file_id
 from edje_qdrant.maintenance.reports import Finding, FindingKind, VerifyReport
 from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
-from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.manifest import Segment
 from edje_qdrant.types import Point
 
@@ -36,59 +35,65 @@ def verify(
         EngineUnavailableError: The server cannot be reached.
     """
     findings: list[Finding] = []
-    store = collection.store
-    listed = store.segments() if isinstance(store, FileTokenStore) else []
-    unlisted = store.unlisted() if isinstance(store, FileTokenStore) else []
-    records = _Records([*listed, *unlisted])
+    files = collection.store.files
+    unlisted = [] if files is None else files.unlisted()
+    records = _Records([] if files is None else [*files.segments(), *unlisted])
     points = 0
     for page in pages(collection, "verifying", progress=progress):
         points += len(page)
-        read, parts, failed = stored_codes(collection, page)
+        found = stored_codes(collection, page)
+        failed = found.failed
         findings += [_unreadable(point, failed[point.id]) for point in page if point.id in failed]
-        findings += records.used_by(page, failed)
+        findings += records.mark_used(page, failed)
         key = collection.codec.key
         findings += [
-            _finding("other codec", read[row], f"{part.codec.key}, not {key}: transcode it")
-            for part in parts
+            _finding("other codec", found.points[row], f"{part.codec.key}, not {key}: transcode it")
+            for part in found.parts
             if part.codec.key != key
             for row in part.rows.tolist()
         ]
         if pictures:
-            findings += _pictures(page)
-    names = tuple(f"tokens-{segment.id}.bin" for segment in unlisted)
-    return VerifyReport(points, tuple(findings), *records.orphans(), names)
+            findings += _image_findings(page)
+    orphans = records.orphans()
+    return VerifyReport(
+        points,
+        tuple(findings),
+        sum(orphans.values()),
+        sum(count * segment.record_bytes for segment, count in orphans.items()),
+        tuple(f"tokens-{segment.id}.bin" for segment in unlisted),
+    )
 
 
 class _Records:
-    """Mark the records of side files that points refer to.
+    """Marks for the records of side files that points refer to.
 
-    Files and records that have come since are left out: their points may not be seen.
+    Files and records written after the start are ignored: their points may not be scanned.
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
-        # 1 where a point refers to the record, 2 where it is that point's tokens.
+        # 1 for a record that a point refers to, 2 if it holds that point's tokens.
         self._marks = {s.id: np.zeros(s.num_records, np.uint8) for s in segments}
 
-    def used_by(self, page: Sequence[Point], failed: Mapping[str, StoreError]) -> Iterator[Finding]:
-        """Mark what points refer to; yield those whose tokens are another point's too."""
-        points = {point.id: point for point in page}
-        for image_id, segment, record in records_in_use(page):
-            marks = self._marks.get(segment)
-            if marks is None or not 0 <= record < len(marks):
+    def mark_used(
+        self, page: Sequence[Point], failed: Mapping[str, StoreError]
+    ) -> Iterator[Finding]:
+        """Mark the records of points; yield points whose record belongs to another one too."""
+        for used in records_in_use(page):
+            marks = self._marks.get(used.segment)
+            if marks is None or not 0 <= used.number < len(marks):
                 continue
-            if image_id in failed:
-                marks[record] = max(marks[record], 1)
+            if used.point.id in failed:
+                marks[used.number] = max(marks[used.number], 1)
                 continue
-            if marks[record] == 2:
-                where = f"record {record} of tokens-{segment}.bin"
-                yield _finding("record used twice", points[image_id], where)
-            marks[record] = 2
+            if marks[used.number] == 2:
+                where = f"record {used.number} of tokens-{used.segment}.bin"
+                yield _finding("record used twice", used.point, where)
+            marks[used.number] = 2
 
-    def orphans(self) -> tuple[int, int]:
-        """Return how many records nothing refers to, and their bytes."""
-        counts = [(s, int((self._marks[s.id] == 0).sum())) for s in self._segments]
-        return sum(n for _, n in counts), sum(n * s.record_bytes for s, n in counts)
+    def orphans(self) -> dict[Segment, int]:
+        """Return the number of records in each segment that no point refers to."""
+        return {s: int((self._marks[s.id] == 0).sum()) for s in self._segments}
 
 
 def path_of(point: Point) -> str | None:
@@ -106,7 +111,7 @@ def _unreadable(point: Point, error: StoreError) -> Finding:
     return _finding("tokens missing" if missing else "tokens damaged", point, str(error))
 
 
-def _pictures(page: Sequence[Point]) -> Iterator[Finding]:
+def _image_findings(page: Sequence[Point]) -> Iterator[Finding]:
     for point in page:
         path = path_of(point)
         if path is None:

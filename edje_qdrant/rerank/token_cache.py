@@ -19,7 +19,6 @@ from edje_qdrant.rerank.lru_rows import Key, Rows
 from edje_qdrant.rerank.token_loader import DeviceCodes, TokenReader
 from edje_qdrant.tokens.checksum import checksums
 from edje_qdrant.tokens.codecs import Codec
-from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.types import Candidate
 
 __all__ = ["CacheStats", "DeviceTokenCache", "Kept"]
@@ -321,8 +320,8 @@ class DeviceTokenCache:
 
 def _keys(collection: ImageCollection, candidates: Sequence[Candidate]) -> list[Key]:
     """Return what tells each candidate's tokens from all others'."""
-    store = collection.store
-    home = store.store_id if isinstance(store, FileTokenStore) else collection.location
+    files = collection.store.files
+    home = collection.location if files is None else files.store_id
     scope = f"{home} {collection.identity}"
     keys = []
     for candidate in candidates:

@@ -21,8 +21,14 @@ from edje_qdrant.tokens.codebooks import drop_codebooks, keep_codebook, stored_c
 from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.tokens.file_writer import WRITER_LOCK, FileWriter, lock_store
 from edje_qdrant.tokens.manifest import MANIFEST_NAME, Manifest, Segment, another_stores
-from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
-from edje_qdrant.tokens.references import EmptyCodes, Located, Problems, gathered, located
+from edje_qdrant.tokens.protocol import (
+    EmptyCodes,
+    StoredCodes,
+    TokenReference,
+    TokenStore,
+    empty_codes,
+)
+from edje_qdrant.tokens.references import Problems, WantedRecords, gathered, located
 from edje_qdrant.tokens.segment import (
     HEADER_BYTES,
     SegmentReader,
@@ -38,15 +44,13 @@ _SEGMENT_BYTES = 1 << 30
 _OPEN_SEGMENTS = 128
 
 
-class FileTokenStore:
+class FileTokenStore(TokenStore):
     """Keep tokens in append-only files beside a manifest; one process writes, many read.
 
     References are `{"segment": id, "record": number, "checksum": text}`. A segment is a file of at
     most a gigabyte; when it is full, or the codec has changed, the next begins. The writer's lock
     is taken at the first `put` and held until `close`. Threads may share a store.
     """
-
-    in_payload = False
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Use `create` or `open`."""
@@ -164,6 +168,11 @@ class FileTokenStore:
         return self._codec_of(self.contract.codec_key)
 
     @property
+    def files(self) -> FileTokenStore:
+        """Return this store."""
+        return self
+
+    @property
     def folder(self) -> Path:
         """Return where the store lies."""
         return self._folder
@@ -172,21 +181,6 @@ class FileTokenStore:
     def store_id(self) -> str:
         """Return the store's random identity, 32 hexadecimal digits."""
         return self._manifest.store_id
-
-    def put(self, image_ids: Sequence[str], tokens: NDArray[np.float16]) -> list[TokenReference]:
-        """Append `(n, m, d_text)` tokens; return one reference an image, in order.
-
-        Raises:
-            ConfigError: The tokens do not fit the contract, or the ids' number the tokens'.
-            CollectionLockedError: Another process is writing.
-            TokensCorruptError: The last side file is damaged; nothing was written.
-            StoreError: The file cannot be written; no reference was given out. Or another process
-                has changed the codec since the store was opened.
-        """
-        codes = self.codec.encode(tokens)
-        if len(image_ids) != len(codes):
-            raise ConfigError(f"{len(image_ids)} ids for the tokens of {len(codes)} images")
-        return self.put_codes(codes)
 
     def put_codes(self, codes: NDArray[np.uint8]) -> list[TokenReference]:
         """Append `(n, codec.nbytes)` uint8 that `codec` made; return references, in order.
@@ -202,9 +196,15 @@ class FileTokenStore:
         with self._mutex, os_errors_as_store_errors("write to the side file in", self._folder):
             places = self._writing().append(codes, self.codec)
         return [
-            {"segment": segment, "record": record, "checksum": checksum}
-            for (segment, record), checksum in zip(places, checksums(codes), strict=True)
+            {**place, "checksum": checksum}
+            for place, checksum in zip(places, checksums(codes), strict=True)
         ]
+
+    def with_codec(self, codec: Codec) -> FileTokenStore:
+        """Return this store, which encodes with `codec` from now on, in a new side file."""
+        if codec.key != self.codec.key:
+            self.begin_segment(codec)
+        return self
 
     def flush(self) -> None:
         """Put what was appended on the disk, then the manifest that counts it.
@@ -229,54 +229,27 @@ class FileTokenStore:
         self,
         image_ids: Sequence[str],
         references: Sequence[TokenReference],
-        empty: EmptyCodes | None = None,
+        empty: EmptyCodes = empty_codes,
     ) -> list[StoredCodes]:
-        """Read tokens as they are stored, each image in exactly one of the results.
-
-        Args:
-            image_ids: `n` images.
-            references: Theirs.
-            empty: Makes the arrays that records are copied to, where they are to be pinned.
-
-        Raises:
-            TokensNotFoundError: A reference names no record, or one past a file's end.
-            TokensCorruptError: A reference cannot be, a side file is damaged, or bytes differ from
-                what was written; names the ids.
-            StoreError: The store is closed, or cannot be read.
-        """
+        """Read tokens as they are stored; see `TokenStore.codes`."""
         problems = Problems(self._folder)
-        groups = located(image_ids, references, problems)
-        found: dict[str, tuple[Codec, list[Located]]] = {}
-        for segment, (rows, numbers) in groups.items():
+        found: dict[str, list[WantedRecords]] = {}  # codec key -> records
+        for segment, wanted in located(image_ids, references, problems).items():
             try:
                 with self._mutex:
                     reader = self._reader(segment)
-                    records = reader.records(max(numbers) + 1)
+                    wanted.records = reader.records(max(wanted.numbers) + 1)
             except StoreError as error:
-                problems.unreadable(error, [image_ids[row] for row in rows])
+                problems.unreadable(error, [image_ids[row] for row in wanted.rows])
                 continue
-            inside = [i for i, number in enumerate(numbers) if number < len(records)]
-            if len(inside) < len(rows):
-                lost = set(rows) - {rows[i] for i in inside}
-                problems.lost += [image_ids[row] for row in sorted(lost)]
-                rows, numbers = [rows[i] for i in inside], [numbers[i] for i in inside]
-            _, parts = found.setdefault(reader.codec.key, (reader.codec, []))
-            parts.append((rows, records, numbers))
+            problems.lost += [image_ids[row] for row in wanted.drop_lost()]
+            found.setdefault(reader.codec.key, []).append(wanted)
         stored: list[StoredCodes] = []
-        for codec, parts in found.values():
-            order, codes = gathered(parts, codec.nbytes, empty)
-            problems.check(image_ids, references, order, codes)
-            stored.append(StoredCodes(codec, np.array(order, np.intp), codes))
+        for key, parts in found.items():
+            stored.append(gathered(self._codecs[key], parts, empty))
+            problems.check(image_ids, references, stored[-1])
         problems.raise_first()
         return stored
-
-    def get(
-        self, image_ids: Sequence[str], references: Sequence[TokenReference]
-    ) -> NDArray[np.float16]:
-        """Read tokens back as `(n, m, d_text)`, in order; raises what `codes` does."""
-        contract = self.contract
-        shape = (len(image_ids), contract.num_tokens, contract.token_dim)
-        return decoded(self.codes(image_ids, references), shape)
 
     def segments(self) -> list[Segment]:
         """Return the side files that are listed, with the whole records each holds by now.

@@ -17,6 +17,7 @@ from edje_qdrant.errors import StoreError, TokensCorruptError
 from edje_qdrant.files import lock_file, os_errors_as_store_errors
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.manifest import Manifest, Segment
+from edje_qdrant.tokens.protocol import TokenReference
 from edje_qdrant.tokens.segment import (
     HEADER_BYTES,
     drop_unfinished,
@@ -88,15 +89,15 @@ class FileWriter:
             return False
         return True
 
-    def append(self, codes: NDArray[np.uint8], codec: Codec) -> list[tuple[str, int]]:
-        """Append `(n, codec.nbytes)` records; return the segment and number of each.
+    def append(self, codes: NDArray[np.uint8], codec: Codec) -> list[TokenReference]:
+        """Append `(n, codec.nbytes)` records; return the segment and record number of each.
 
         Raises:
-            OSError: They cannot be written; no number was given out.
+            OSError: They cannot be written; no reference was returned.
             TokensCorruptError: The last side file has lost records; nothing was written.
         """
         self._find_the_end(codec)
-        places: list[tuple[str, int]] = []
+        places: list[TokenReference] = []
         full = max(1, self.manifest.segment_bytes // codec.nbytes)
         left = np.ascontiguousarray(codes)
         while len(left):
@@ -105,7 +106,9 @@ class FileWriter:
             last = self.segments[-1]
             part = left[: full - last.num_records]
             self._write(part, last)
-            places += [(last.id, last.num_records + i) for i in range(len(part))]
+            places += [
+                {"segment": last.id, "record": last.num_records + i} for i in range(len(part))
+            ]
             left = left[len(part) :]
         return places
 

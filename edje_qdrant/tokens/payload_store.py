@@ -12,20 +12,24 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.tokens.checksum import checksums
 from edje_qdrant.tokens.codecs import Codec, codec_for
-from edje_qdrant.tokens.protocol import StoredCodes, TokenReference, decoded
+from edje_qdrant.tokens.protocol import (
+    EmptyCodes,
+    StoredCodes,
+    TokenReference,
+    TokenStore,
+    empty_codes,
+)
 from edje_qdrant.tokens.references import Problems
 
 __all__ = ["PayloadTokenStore"]
 
 
-class PayloadTokenStore:
-    """Turn tokens into references that carry them.
+class PayloadTokenStore(TokenStore):
+    """Turn tokens into references that contain them.
 
-    References are `{"codec": key, "tokens": base64 text, "checksum": text}`. Nothing is kept here:
-    writing the point writes its tokens.
+    References are `{"codec": key, "tokens": base64 text, "checksum": text}`. This class stores
+    nothing: tokens are written with their point.
     """
-
-    in_payload = True
 
     def __init__(
         self, contract: TokenContract, parameters: Mapping[str, bytes] | None = None
@@ -33,11 +37,11 @@ class PayloadTokenStore:
         """Prepare for the contract's shape and codec.
 
         Args:
-            contract: Of what wrote the collection.
+            contract: Of the model that wrote the collection.
             parameters: Key -> codebook, for every codec of the collection that has one.
 
         Raises:
-            ConfigError: The codec is unknown, or its codebook is not there.
+            ConfigError: The codec is unknown, or its codebook is missing.
             TokensCorruptError: A codebook is damaged.
         """
         self._contract = contract
@@ -46,29 +50,31 @@ class PayloadTokenStore:
         codec = self._codec_of(contract.codec_key)
         if codec is None or codec.key != contract.codec_key:
             raise ConfigError(
-                f"the codebook of the codec {contract.codec_key} is not kept with the collection; "
-                "restore its metadata, or ingest into a new collection"
+                f"the codebook of the codec {contract.codec_key} is not stored with the "
+                "collection; restore its metadata, or ingest into a new collection"
             )
         self._codec = codec
 
     @property
+    def contract(self) -> TokenContract:
+        """Return the contract of the model that wrote the tokens, codec included."""
+        return self._contract
+
+    @property
     def codec(self) -> Codec:
-        """Return what new tokens are encoded with."""
+        """Return the codec that encodes new tokens."""
         return self._codec
 
-    def put(self, image_ids: Sequence[str], tokens: NDArray[np.float16]) -> list[TokenReference]:
-        """Encode `(n, m, d_text)` tokens; return one reference an image, in order.
-
-        Raises:
-            ConfigError: The tokens do not fit the contract, or the ids' number the tokens'.
-        """
-        codes = self._codec.encode(tokens)
-        if len(image_ids) != len(codes):
-            raise ConfigError(f"{len(image_ids)} ids for the tokens of {len(codes)} images")
-        return self.put_codes(codes)
+    def with_codec(self, codec: Codec) -> PayloadTokenStore:
+        """Return a store that encodes with `codec` and decodes what earlier codecs encoded."""
+        parameters = codec.parameters()
+        added = {} if parameters is None else {codec.key: parameters}
+        return PayloadTokenStore(
+            self._contract.with_codec(codec.name, codec.hash), {**self._parameters, **added}
+        )
 
     def put_codes(self, codes: NDArray[np.uint8]) -> list[TokenReference]:
-        """Turn `(n, codec.nbytes)` uint8 that `codec` made into references, in order."""
+        """Turn `(n, codec.nbytes)` uint8 encoded by `codec` into references, in order."""
         return [
             {
                 "codec": self._codec.key,
@@ -79,26 +85,23 @@ class PayloadTokenStore:
         ]
 
     def flush(self) -> None:
-        """Do nothing: the points carry the tokens."""
+        """Do nothing: the points contain the tokens."""
 
     def codes(
-        self, image_ids: Sequence[str], references: Sequence[TokenReference]
+        self,
+        image_ids: Sequence[str],
+        references: Sequence[TokenReference],
+        empty: EmptyCodes = empty_codes,
     ) -> list[StoredCodes]:
-        """Read tokens as they are stored, each image in exactly one of the results.
-
-        Raises:
-            TokensNotFoundError: A reference carries no tokens; names the ids.
-            TokensCorruptError: They are not what was written, or in a codec that is not known here;
-                names the ids.
-        """
+        """Read tokens as they are stored; see `TokenStore.codes`."""
         problems = Problems("the points' payload")
-        groups: dict[str, tuple[Codec, list[int], list[bytes]]] = {}
+        groups: dict[str, dict[int, bytes]] = {}  # codec key -> row -> code
         for row, (image_id, reference) in enumerate(zip(image_ids, references, strict=True)):
-            text = reference.get("tokens")
+            text, key = reference.get("tokens"), str(reference.get("codec"))
             if text is None:
                 problems.unknown.append(image_id)
                 continue
-            codec = self._codec_of(str(reference.get("codec")))
+            codec = self._codec_of(key)
             if codec is None:
                 problems.foreign.append(image_id)
                 continue
@@ -109,35 +112,27 @@ class PayloadTokenStore:
             if len(code) != codec.nbytes:
                 problems.damaged.append(image_id)
                 continue
-            _, rows, codes = groups.setdefault(codec.key, (codec, [], []))
-            rows.append(row)
-            codes.append(code)
+            groups.setdefault(key, {})[row] = code
         stored: list[StoredCodes] = []
-        for codec, rows, codes in groups.values():
-            # A bytearray, so that the result can be written to: torch warns of arrays that cannot.
-            joined = np.frombuffer(bytearray().join(codes), dtype=np.uint8)
-            joined = joined.reshape(len(rows), codec.nbytes)
-            problems.check(image_ids, references, rows, joined)
-            stored.append(StoredCodes(codec, np.array(rows, np.intp), joined))
+        for key, rows in groups.items():
+            codec = self._codecs[key]
+            codes = empty((len(rows), codec.nbytes))
+            for place, code in enumerate(rows.values()):
+                codes[place] = np.frombuffer(code, np.uint8)
+            stored.append(StoredCodes(codec, np.array([*rows], np.intp), codes))
+            problems.check(image_ids, references, stored[-1])
         problems.raise_first()
         return stored
 
-    def get(
-        self, image_ids: Sequence[str], references: Sequence[TokenReference]
-    ) -> NDArray[np.float16]:
-        """Read tokens back as `(n, m, d_text)`, in order; raises what `codes` does."""
-        shape = (len(image_ids), self._contract.num_tokens, self._contract.token_dim)
-        return decoded(self.codes(image_ids, references), shape)
-
     def nbytes_per_image(self) -> int:
-        """Return the characters of base64 text one image's tokens take."""
+        """Return the characters of base64 text that one image's tokens take."""
         return 4 * ((self._codec.nbytes + 2) // 3)
 
     def close(self) -> None:
         """Do nothing."""
 
     def _codec_of(self, key: str) -> Codec | None:
-        """Return the codec of a key, or None where this collection has none of it."""
+        """Return the codec of a key, or None if this collection has none of that key."""
         if key not in self._codecs:
             name, _, has_codebook = key.partition("-")
             parameters = self._parameters.get(key)

@@ -1,20 +1,34 @@
-"""Where tokens live, behind one protocol."""
+"""Interface of token stores, and the types that they return."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.contract import TokenContract
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.tokens.codecs import Codec
 
-__all__ = ["StoredCodes", "TokenReference", "TokenStore", "decoded"]
+if TYPE_CHECKING:
+    from edje_qdrant.tokens.file_store import FileTokenStore
 
-#: What a point's payload keeps under `_edje`: enough to find an image's tokens and to check them.
+__all__ = ["EmptyCodes", "StoredCodes", "TokenReference", "TokenStore", "decoded", "empty_codes"]
+
+#: Data in a point's payload under `_edje`: enough to find an image's tokens and to check them.
 TokenReference = Mapping[str, Any]
+
+#: Allocates a uint8 array of a shape.
+EmptyCodes = Callable[[tuple[int, int]], NDArray[np.uint8]]
+
+
+def empty_codes(shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Allocate a uint8 array in ordinary memory."""
+    return np.empty(shape, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +36,8 @@ class StoredCodes:
     """Hold encoded tokens of images, as they are stored, all of one codec.
 
     Attributes:
-        codec: What decodes them.
-        rows: `(k,)` places of these images among those asked for, ascending.
+        codec: Decodes them.
+        rows: `(k,)` rows of these images in the request, ascending.
         codes: `(k, codec.nbytes)` uint8, checked against their references.
     """
 
@@ -32,49 +46,99 @@ class StoredCodes:
     codes: NDArray[np.uint8]
 
 
-class TokenStore(Protocol):
-    """Keep `(m, d_text)` float16 tokens for each image."""
-
-    #: Whether the tokens travel in the reference itself, so that reading needs the whole payload.
-    in_payload: bool
+class TokenStore(ABC):
+    """Store `(m, d_text)` float16 tokens of images."""
 
     @property
+    @abstractmethod
+    def contract(self) -> TokenContract:
+        """Return the contract of the model that wrote the tokens, codec included."""
+
+    @property
+    @abstractmethod
     def codec(self) -> Codec:
-        """Return what new tokens are encoded with."""
+        """Return the codec that encodes new tokens."""
+
+    @property
+    def files(self) -> FileTokenStore | None:
+        """Return this store if its tokens are in side files, for maintenance of these files."""
+        return None
+
+    @property
+    def in_payload(self) -> bool:
+        """Return whether references contain the tokens, so that reading needs whole payloads."""
+        return self.files is None
+
+    @abstractmethod
+    def with_codec(self, codec: Codec) -> TokenStore:
+        """Return a store of the same tokens that encodes new tokens with `codec`.
+
+        Raises:
+            CollectionLockedError: Another process is writing.
+            StoreError: The codec cannot be stored.
+        """
 
     def put(self, image_ids: Sequence[str], tokens: NDArray[np.float16]) -> list[TokenReference]:
-        """Write `(n, m, d_text)` tokens; return one reference an image, in order."""
+        """Write `(n, m, d_text)` tokens; return one reference for each image, in order.
 
+        Raises:
+            ConfigError: The tokens do not fit the contract, or there are more or fewer ids than
+                images.
+            CollectionLockedError: As `put_codes`.
+            StoreError: As `put_codes`.
+        """
+        codes = self.codec.encode(tokens)
+        if len(image_ids) != len(codes):
+            raise ConfigError(f"{len(image_ids)} ids for the tokens of {len(codes)} images")
+        return self.put_codes(codes)
+
+    @abstractmethod
     def put_codes(self, codes: NDArray[np.uint8]) -> list[TokenReference]:
-        """Write `(n, codec.nbytes)` uint8 that `codec` made; return references, in order."""
+        """Write `(n, codec.nbytes)` uint8 encoded by `codec`; return references, in order."""
 
+    @abstractmethod
     def flush(self) -> None:
-        """Make everything put so far durable."""
+        """Make everything that was put durable."""
 
+    @abstractmethod
     def codes(
-        self, image_ids: Sequence[str], references: Sequence[TokenReference]
+        self,
+        image_ids: Sequence[str],
+        references: Sequence[TokenReference],
+        empty: EmptyCodes = empty_codes,
     ) -> list[StoredCodes]:
         """Read tokens as they are stored, each image in exactly one of the results.
 
+        Args:
+            image_ids: `n` ids.
+            references: `n` references.
+            empty: Allocates the arrays of the results, in pinned memory for example.
+
         Raises:
-            TokensNotFoundError: A reference points outside the store; names the ids.
-            TokensCorruptError: Bytes differ from what was written; names the ids.
+            TokensNotFoundError: A reference points to no tokens; names the ids.
+            TokensCorruptError: A reference is invalid, or bytes differ from those written; names
+                the ids.
+            StoreError: The store is closed, or cannot be read.
         """
 
     def get(
         self, image_ids: Sequence[str], references: Sequence[TokenReference]
     ) -> NDArray[np.float16]:
-        """Read tokens back as `(n, m, d_text)`, in order; raises what `codes` does."""
+        """Read tokens as `(n, m, d_text)`, in order; raises the errors of `codes`."""
+        shape = (len(image_ids), self.contract.num_tokens, self.contract.token_dim)
+        return decoded(self.codes(image_ids, references), shape)
 
+    @abstractmethod
     def nbytes_per_image(self) -> int:
-        """Return the bytes one image's tokens take, as stored."""
+        """Return the bytes that one image's tokens take, as stored."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Let go of the files; a second call does nothing."""
+        """Close the files; a second call does nothing."""
 
 
 def decoded(parts: Sequence[StoredCodes], shape: tuple[int, int, int]) -> NDArray[np.float16]:
-    """Return the tokens of parts that cover all rows, of `shape`, in the order asked for."""
+    """Decode parts that cover all rows into `(n, m, d_text)` tokens of `shape`, in row order."""
     if len(parts) == 1:
         return parts[0].codec.decode(parts[0].codes)
     tokens = np.empty(shape, np.float16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,16 +11,11 @@ from numpy.typing import NDArray
 
 from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
 from edje_qdrant.tokens.checksum import checksums, named
-from edje_qdrant.tokens.protocol import TokenReference
+from edje_qdrant.tokens.codecs import Codec
+from edje_qdrant.tokens.protocol import EmptyCodes, StoredCodes, TokenReference, empty_codes
 from edje_qdrant.tokens.segment import is_segment_id
 
-__all__ = ["EmptyCodes", "Located", "Problems", "gathered", "located"]
-
-#: Rows asked for, their segment's `(k, nbytes)` records, and the numbers of theirs among them.
-Located = tuple[list[int], NDArray[np.uint8], list[int]]
-
-#: Makes a uint8 array of a shape, to be filled.
-EmptyCodes = Callable[[tuple[int, int]], NDArray[np.uint8]]
+__all__ = ["Problems", "WantedRecords", "gathered", "located"]
 
 _MAX_RECORDS = 2**40
 
@@ -58,11 +53,10 @@ class Problems:
         self,
         image_ids: Sequence[str],
         references: Sequence[TokenReference],
-        rows: Sequence[int],
-        codes: NDArray[np.uint8],
+        stored: StoredCodes,
     ) -> None:
-        """Compare `(k, nbytes)` codes of the images at `rows` with their references."""
-        for row, checksum in zip(rows, checksums(codes), strict=True):
+        """Compare codes with the checksums in their references; add the images that differ."""
+        for row, checksum in zip(stored.rows.tolist(), checksums(stored.codes), strict=True):
             if references[row].get("checksum") != checksum:
                 self.damaged.append(image_ids[row])
 
@@ -101,54 +95,64 @@ class Problems:
             )
 
 
+@dataclass(slots=True)
+class WantedRecords:
+    """Hold the records of one segment that are to be read.
+
+    Attributes:
+        rows: Rows of the request, ascending.
+        numbers: Number of each row's record.
+        records: `(r, nbytes)` uint8, all records of the segment, once it is open.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    records: NDArray[np.uint8] = field(default_factory=lambda: empty_codes((0, 0)))
+
+    def drop_lost(self) -> list[int]:
+        """Drop the rows whose record is past the end of the segment, and return them."""
+        count = len(self.records)
+        lost = [r for r, n in zip(self.rows, self.numbers, strict=True) if n >= count]
+        if lost:
+            gone = set(lost)
+            self.rows = [row for row in self.rows if row not in gone]
+            self.numbers = [number for number in self.numbers if number < count]
+        return lost
+
+
 def located(
     image_ids: Sequence[str], references: Sequence[TokenReference], problems: Problems
-) -> dict[str, tuple[list[int], list[int]]]:
-    """Return segment -> (rows, record numbers); what cannot be located is put with the problems."""
-    groups: dict[str, tuple[list[int], list[int]]] = {}
+) -> dict[str, WantedRecords]:
+    """Group valid references by segment; add images with invalid ones to `problems`."""
+    groups: dict[str, WantedRecords] = {}
     for row, (image_id, reference) in enumerate(zip(image_ids, references, strict=True)):
         segment, number = reference.get("segment"), reference.get("record")
         if number is None:
             problems.unknown.append(image_id)
         elif (
-            type(number) is not int  # True is no number here
+            type(number) is not int  # True is not a number here
             or not 0 <= number < _MAX_RECORDS
             or not isinstance(segment, str)
             or (segment not in groups and not is_segment_id(segment))
         ):
             problems.foreign.append(image_id)
         else:
-            if segment not in groups:
-                groups[segment] = ([], [])
-            rows, numbers = groups[segment]
-            rows.append(row)
-            numbers.append(number)
+            wanted = groups.setdefault(segment, WantedRecords())
+            wanted.rows.append(row)
+            wanted.numbers.append(number)
     return groups
 
 
-def gathered(
-    parts: Sequence[Located], nbytes: int, empty: EmptyCodes | None = None
-) -> tuple[list[int], NDArray[np.uint8]]:
-    """Copy the records of all parts; return the rows, ascending, and their `(n, nbytes)` codes.
-
-    Args:
-        parts: What to copy.
-        nbytes: Bytes of a record.
-        empty: Makes the array that they are copied to, where it is to be of a memory of its own.
-    """
+def gathered(codec: Codec, parts: Sequence[WantedRecords], empty: EmptyCodes) -> StoredCodes:
+    """Copy the records of all parts, which `codec` encoded, in the order of their rows."""
     if len(parts) == 1:
-        rows, records, numbers = parts[0]
-        if empty is None:
-            return rows, records[numbers]
-        codes = empty((len(rows), nbytes))
-        # Any other mode than "raise" writes to `out` itself; the numbers have been checked.
-        np.take(records, numbers, axis=0, out=codes, mode="clip")
-        return rows, codes
-    order = sorted(row for rows, _, _ in parts for row in rows)
-    place = {row: at for at, row in enumerate(order)}
-    shape = (len(order), nbytes)
-    codes = np.empty(shape, np.uint8) if empty is None else empty(shape)
-    for rows, records, numbers in parts:
-        for row, number in zip(rows, numbers, strict=True):
-            codes[place[row]] = records[number]
-    return order, codes
+        part = parts[0]
+        codes = empty((len(part.rows), codec.nbytes))
+        # Modes other than "raise" write to `out` without a buffer; the numbers have been checked.
+        np.take(part.records, part.numbers, axis=0, out=codes, mode="clip")
+        return StoredCodes(codec, np.array(part.rows, np.intp), codes)
+    rows = np.sort(np.concatenate([np.array(part.rows, np.intp) for part in parts]))
+    codes = empty((len(rows), codec.nbytes))
+    for part in parts:
+        codes[np.searchsorted(rows, part.rows)] = part.records[part.numbers]
+    return StoredCodes(codec, rows, codes)

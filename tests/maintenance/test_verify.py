@@ -332,9 +332,9 @@ def test_the_pictures_files_are_compared_where_that_is_asked_for(with_files):
     report = verify(collection, pictures=True)
     found = {f.image_id: f for f in report.findings}
     assert found == {
-        ids[0]: Finding("image gone", ids[0], str(paths[0]), "No such file or directory"),
+        ids[0]: Finding("picture gone", ids[0], str(paths[0]), "No such file or directory"),
         ids[1]: Finding(
-            "image changed", ids[1], str(paths[1]), "its content is another one's by now"
+            "picture changed", ids[1], str(paths[1]), "its content is another one's by now"
         ),
     }
     assert not report.clean
