@@ -5,9 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from command_line import run
 
-from edje_qdrant.cli import app as cli
 from edje_qdrant.demo.run import draw_images
 
 PAGE = Path(__file__).parent.parent / "docs" / "picture-to-text.md"
@@ -44,7 +43,7 @@ def test_the_pages_commands_on_scenes_run_as_they_stand(demo_pictures):
     assert [command[1] for command in commands] == ["match", "classify"]
     answers = []
     for command in commands:
-        result = CliRunner().invoke(cli.app, [part for part in command[1:] if part != "\n"])
+        result = run(*(part for part in command[1:] if part != "\n"))
         assert result.exit_code == 0, result.output
         answers.append(result.stdout.splitlines()[1])
     assert answers[0].endswith("a red heart left of a purple arrow")

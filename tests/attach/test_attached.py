@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run
 from index_stand_in import StandIn
 from PIL import Image
 from qdrant_client import QdrantClient, models
 from rounding import float16_slack
-from typer.testing import CliRunner
 
 from edje_qdrant.attach.attach_tokens import attach_tokens, detach_tokens
 from edje_qdrant.attach.attached_collection import AttachedCollection, RankedPoint
-from edje_qdrant.cli import app as cli
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
     CollectionNotFoundError,
@@ -381,10 +380,6 @@ def test_a_server_that_goes_away_loses_nothing(
         assert answers >= 6  # places at which it hung up
         with AttachedCollection.open(server.url, NAME, model=tiny_model) as opened:
             assert len(opened.score(TEXT, [*range(6)])) == 6
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
 
 
 def test_the_commands(

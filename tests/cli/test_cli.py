@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import child, json_of, refused, run
 from rounding import float32_slack
-from typer.testing import CliRunner, Result
 
 from edje_qdrant import __version__
-from edje_qdrant.cli import app as cli
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.checkpoints.published import published_names
@@ -28,12 +27,6 @@ COMMANDS = [
     "eval", "export", "export-onnx", "fit-codec", "import", "info", "ingest", "match", "plan",
     "repair", "score-pairs", "search", "serve", "train", "transcode", "update", "verify",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EDJE_QDRANT_URL", raising=False)
-    monkeypatch.delenv("EDJE_QDRANT_API_KEY", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +43,6 @@ def index(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_folder:
     folder = str(tmp_path_factory.mktemp("cli") / "index")
     assert run("ingest", pictures, "--index", folder, "--model", tiny_folder).exit_code == 0
     return folder
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "index")
-    from index_stand_in import StandIn
-
-    with StandIn() as server:
-        yield server
-
-
-def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env=env)
-
-
-def json_of(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.output
-    data: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return data
 
 
 def test_ingest_search_and_info_as_json(
@@ -209,15 +183,6 @@ def test_candidates_follow_top_k(index: str) -> None:
     assert sorted(hit["retrieval_rank"] for hit in hits) == [1, 2, 3, 4]
 
 
-def refused(result: Result) -> str:
-    """Check that a command was refused as it should be and return the line."""
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -335,12 +300,6 @@ def test_every_command_has_help_and_json() -> None:
 
 def test_the_version_is_printed() -> None:
     assert run("--version").stdout == f"edje-qdrant {__version__}\n"
-
-
-def child(*arguments: object, **more: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "edje_qdrant", *(str(a) for a in arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **more)
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -7,19 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import run
 from index_stand_in import StandIn
-from typer.testing import CliRunner
-
-from edje_qdrant.cli import app as cli
 
 WriteImages = Callable[..., list[Path]]
 OPTIONS = ["--shards", "6", "--replicas", "2", "--quantization", "int8"]
-
-
-@pytest.fixture(autouse=True)
-def no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EDJE_QDRANT_URL", raising=False)
-    monkeypatch.delenv("EDJE_QDRANT_API_KEY", raising=False)
 
 
 def test_the_collection_is_made_as_asked_for_and_a_rerun_goes_on(
@@ -31,7 +23,7 @@ def test_the_collection_is_made_as_asked_for_and_a_rerun_goes_on(
     with StandIn() as server:
         counts = []
         for _ in range(2):
-            result = CliRunner().invoke(cli.app, [*command, "--url", server.url])
+            result = run(*command, "--url", server.url)
             assert result.exit_code == 0, result.output
             report = json.loads(result.stdout.splitlines()[-1])
             counts.append((report["added"], report["skipped"]))
@@ -56,7 +48,7 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
 ) -> None:
     write_images(tmp_path / "pictures", 1)
     command = ["ingest", str(tmp_path / "pictures"), "--model", "no such model", *options]
-    result = CliRunner().invoke(cli.app, command)
+    result = run(*command)
     assert result.exit_code == 2
     assert says in result.stderr
     assert not (tmp_path / "photos").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import child, json_of, no_server_in_the_environment, refused, run, stand_in
+from command_line import child, json_of, refused, run
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.images import image_file_id
@@ -18,8 +18,6 @@ from edje_qdrant.tokens.codec_file import write_codec
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.manifest import MANIFEST_NAME
 from edje_qdrant.tokens.segment import HEADER_BYTES
-
-__all__ = ["no_server_in_the_environment", "stand_in"]  # fixtures
 
 WriteImages = Callable[..., list[Path]]
 COUNT = 70

@@ -6,23 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import json_of, refused, run
 
-from edje_qdrant.cli import app as cli
 from edje_qdrant.cli.eval import gather_numbers
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.model import EDJEModel
 
 WriteImages = Callable[..., list[Path]]
-
-
-@pytest.fixture(autouse=True)
-def no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EDJE_QDRANT_URL", raising=False)
-    monkeypatch.delenv("EDJE_QDRANT_API_KEY", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -49,30 +41,12 @@ def karpathy(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages
     return path
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, ["eval", *(str(a) for a in arguments)])
-
-
-def json_of(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.output
-    data: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return data
-
-
-def refused(result: Result) -> str:
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
 def test_a_karpathy_file_runs_end_to_end(tmp_path: Path, karpathy: Path, tiny_folder: Path) -> None:
     options = [
         karpathy, "--images", karpathy.parent / "images", "--model", tiny_folder,
         "--out", tmp_path / "out", "--num-candidates", 2, 5, 10,
     ]  # fmt: skip
-    data = json_of(run(*options, "--json"))
+    data = json_of(run("eval", *options, "--json"))
     assert (data["data"], data["split"], data["protocol"]) == (str(karpathy), "test", "karpathy")
     assert (data["pictures"], data["captions"], data["lost_captions"]) == (12, 60, 5)
     assert [Path(failure["path"]).name for failure in data["failed"]] == ["broken.jpg"]
@@ -100,13 +74,13 @@ def test_a_karpathy_file_runs_end_to_end(tmp_path: Path, karpathy: Path, tiny_fo
     lines = (tmp_path / "out" / "cases-t2i.jsonl").read_text().splitlines()
     assert len(lines) == 60
 
-    text = run(*options).stdout
+    text = run("eval", *options).stdout
     assert "Text to image: 60 captions asked of 12 images" in text
     assert "Image to text: 12 images asked of 60 captions" in text
     assert "10 reranked" in text
     assert f"{systems[2]['reranked']['R@1']:.1%}" in text
 
-    fast = json_of(run(*options, "--in-memory", "--json"))
+    fast = json_of(run("eval", *options, "--in-memory", "--json"))
     assert fast["in_memory"] is True
     for ours, theirs in zip(systems, fast["systems"], strict=True):
         assert ours["first_stage"] == theirs["first_stage"]
@@ -116,7 +90,7 @@ def test_a_karpathy_file_runs_end_to_end(tmp_path: Path, karpathy: Path, tiny_fo
 def test_the_full_pool_is_every_split(tmp_path: Path, karpathy: Path, tiny_folder: Path) -> None:
     data = json_of(
         run(
-            karpathy, "--images", karpathy.parent / "images", "--model", tiny_folder,
+            "eval", karpathy, "--images", karpathy.parent / "images", "--model", tiny_folder,
             "--out", tmp_path, "--protocol", "full", "--direction", "i2t", "--in-memory", "--json",
         )
     )  # fmt: skip
@@ -131,7 +105,7 @@ def test_the_users_collection_is_measured_with_the_model_that_wrote_it(
     ImageCollection.create(tmp_path / "index", "photos", tiny_model.contract()).close()
     data = json_of(
         run(
-            karpathy, "--images", karpathy.parent / "images", "--index", tmp_path / "index",
+            "eval", karpathy, "--images", karpathy.parent / "images", "--index", tmp_path / "index",
             "--collection", "photos", "--out", tmp_path / "out", "--direction", "t2i",
             "--limit", 6, "--split", "train", "--json",
         )
@@ -149,37 +123,37 @@ def test_two_models_side_by_side(
     other_model.save_pretrained(tmp_path / "other")
     models = ["--model", tiny_folder, "--model", tmp_path / "other"]
     place = [karpathy, "--images", karpathy.parent / "images", "--out", tmp_path / "out"]
-    data = json_of(run(*place, *models, "--direction", "t2i", "--in-memory", "--json"))
+    data = json_of(run("eval", *place, *models, "--direction", "t2i", "--in-memory", "--json"))
     first, second = data["systems"]
     assert first["against"] == []
     (against,) = second["against"]
     assert against["model"] == str(tiny_folder)
     gap = second["reranked"]["R@1"] - first["reranked"]["R@1"]
     assert against["R@1"]["mean"] == pytest.approx(gap, abs=2e-5)
-    assert "compare several" in refused(run(*place, *models, "--index", tmp_path / "i"))
+    assert "compare several" in refused(run("eval", *place, *models, "--index", tmp_path / "i"))
 
 
 def test_codecs_side_by_side(tmp_path: Path, karpathy: Path, tiny_folder: Path) -> None:
     place = [karpathy, "--images", karpathy.parent / "images", "--out", tmp_path / "out"]
     options = ["--model", tiny_folder, "--direction", "t2i", "--in-memory", "--json"]
-    data = json_of(run(*place, *options, "--codec", "float16", "--codec", "int8"))
+    data = json_of(run("eval", *place, *options, "--codec", "float16", "--codec", "int8"))
     exact, smaller = data["systems"]
     assert smaller["model"] == f"{tiny_folder} int8"
     assert (exact["bytes_per_picture"], smaller["bytes_per_picture"]) == (4 * 32, 4 * 18)
     assert smaller["against"][0]["model"] == f"{tiny_folder} float16"
-    made = refused(run(*place, "--codec", "int8", "--index", tmp_path / "i"))
+    made = refused(run("eval", *place, "--codec", "int8", "--index", tmp_path / "i"))
     assert "--codec applies to collections that are created here" in made
 
 
 def test_scenes_are_drawn_and_measured(tmp_path: Path) -> None:
     options = ["scenes", "--limit", 12, "--out", tmp_path, "--in-memory", "--num-candidates=10"]
-    result = run(*options, "--json")
+    result = run("eval", *options, "--json")
     data = json_of(result)
     assert result.stderr == ""  # the bundled model is the right one here
     assert (data["data"], data["pictures"], data["captions"]) == ("scenes", 12, 12)
     assert data["systems"][0]["reranked"]["R@10"] >= 0.75
     assert (tmp_path / "scenes.jsonl").is_file()
-    drawn = run("scenes", "--images", tmp_path, "--out", tmp_path)
+    drawn = run("eval", "scenes", "--images", tmp_path, "--out", tmp_path)
     assert "--images does not apply" in refused(drawn)
 
 
@@ -199,7 +173,7 @@ def test_wrong_annotations_are_refused_with_file_and_line(
 ) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(lines))
-    line = refused(run(path, "--model", tiny_folder, "--out", tmp_path / "out"))
+    line = refused(run("eval", path, "--model", tiny_folder, "--out", tmp_path / "out"))
     assert words in line
     assert str(path) in line or words == "--images"
     assert not (tmp_path / "out").exists()
@@ -235,7 +209,7 @@ def test_refusals_take_one_line(
     place = ["--out", tmp_path / "out"]
     if "--model" not in arguments and "--index" not in arguments:
         place += ["--model", tiny_folder]
-    assert words in refused(run(*place, *(data if a == "DATA" else a for a in arguments)))
+    assert words in refused(run("eval", *place, *(data if a == "DATA" else a for a in arguments)))
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 

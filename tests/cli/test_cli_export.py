@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-from edje_qdrant.cli import app as cli
+from command_line import run
 
 
 def test_it_writes_both_files_and_says_so(tmp_path: Path, tiny_folder: Path) -> None:
     command = ["export-onnx", "--model", str(tiny_folder), "--out", str(tmp_path / "joint.onnx")]
-    result = CliRunner().invoke(cli.app, [*command, "--json"])
+    result = run(*command, "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout.splitlines()[-1])
     assert told["path"] == str(tmp_path / "joint.onnx")
@@ -24,7 +22,7 @@ def test_it_writes_both_files_and_says_so(tmp_path: Path, tiny_folder: Path) -> 
 
 
 def test_a_name_that_will_not_do_is_refused(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.app, ["export-onnx", "--out", str(tmp_path / "joint.pt")])
+    result = run("export-onnx", "--out", tmp_path / "joint.pt")
     assert result.exit_code == 2
     assert result.stderr == "error: name the file something.onnx, not joint.pt\n"
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import json_of, refused, run
 
-from edje_qdrant.cli import app as cli
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import SHAPES, draw_scenes
 from edje_qdrant.image_to_text.classify import classify, match_texts
@@ -21,24 +20,6 @@ TEXTS = ["a red square", "two dogs", "kites"]
 @pytest.fixture
 def picture(tmp_path: Path, write_images: WriteImages) -> Path:
     return write_images(tmp_path / "pictures", 1)[0]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def json_of(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.output
-    data: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return data
-
-
-def refused(result: Result) -> str:
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def test_match_prints_what_match_texts_finds(

@@ -9,28 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import refused, run
 from PIL import Image
-from typer.testing import CliRunner, Result
 
-from edje_qdrant.cli import app as cli
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import CALIBRATION_FILE, Calibration
 
 WriteImages = Callable[..., list[Path]]
 COUNT = 12
-
-
-def run(*args: Any) -> Result:
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args], prog_name="edje-qdrant")
-
-
-def refused(*args: Any) -> str:
-    result = run(*args)
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +71,8 @@ def test_payload_indexes_are_made_once_and_shown(folder: Path) -> None:
     assert info["payload_indexes"] == {"album": "keyword", "page": "integer"}
     assert "album (keyword), page (integer)" in run("info", "--index", folder / "index").stdout
     for wrong in ("album", "=keyword", "album=words", "_edje=keyword"):
-        refused(
-            "ingest", folder / "manifest.jsonl", "--index", folder / "other",
-            "--payload-index", wrong,
-        )  # fmt: skip
+        place = ("--index", folder / "other", "--payload-index", wrong)
+        refused(run("ingest", folder / "manifest.jsonl", *place))
     assert not (folder / "other").exists()
 
 
@@ -156,10 +141,10 @@ def test_explanations_are_drawn(search: Search, folder: Path, tmp_path: Path) ->
         assert drawn["words"] == ["a", "red", "square"]
         with Image.open(drawn["file"]) as image:
             assert image.format == "PNG"
-    refused("search", "--image", "x.png", "--explain", tmp_path, "--index", folder / "index")
+    refused(run("search", "--image", "x.png", "--explain", tmp_path, "--index", folder / "index"))
     (tmp_path / "file").write_text("")
     args = ("a cat", "--index", folder / "index", "--explain", tmp_path / "file" / "why")
-    assert "file" in refused("search", *args)
+    assert "file" in refused(run("search", *args))
 
 
 def test_refusals(folder: Path) -> None:
@@ -178,7 +163,7 @@ def test_refusals(folder: Path) -> None:
         ("a cat", "--where", "album"),
         ("a cat", "--budget-ms", "0"),
     ):
-        refused("search", *args, *where)
+        refused(run("search", *args, *where))
 
 
 def test_calibrate_writes_into_the_model(tmp_path: Path, folder: Path) -> None:
@@ -201,8 +186,8 @@ def test_calibrate_writes_into_the_model(tmp_path: Path, folder: Path) -> None:
     assert (
         found.contract().adapter_hash == EDJEModel.from_pretrained("demo").contract().adapter_hash
     )
-    assert "--out" in refused(*args, "--model", "demo")
-    refused("calibrate", tmp_path / "none.jsonl", "--model", model)
+    assert "--out" in refused(run(*args, "--model", "demo"))
+    refused(run("calibrate", tmp_path / "none.jsonl", "--model", model))
 
 
 def test_copies_take_payload_indexes_along(tmp_path: Path, folder: Path) -> None:

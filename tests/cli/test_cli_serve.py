@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from typer.testing import CliRunner
-
-from edje_qdrant.cli import app as cli
+from command_line import run
 
 pytest.importorskip("fastapi", reason="needs the extra web")
 
@@ -20,7 +18,7 @@ pytest.importorskip("fastapi", reason="needs the extra web")
 )
 def test_what_cannot_be_served_is_refused_before_anything_is_loaded(args, match, monkeypatch):
     monkeypatch.delenv("EDJE_QDRANT_SERVICE_KEY", raising=False)
-    result = CliRunner().invoke(cli.app, ["serve", "--index", "x", *args])
+    result = run("serve", "--index", "x", *args)
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     assert match in line

@@ -4,19 +4,27 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from collection_places import (
+    CONTRACT,
+    KINDS,
+    encoding_of,
+    fill,
+    ids_of,
+    make_place,
+    payloads_of,
+    side_file,
+)
 from qdrant_client import QdrantClient
 from rounding import DOT, float32_slack
 
 from edje_qdrant.collection.collection import ImageCollection, user_payload
-from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
     CollectionLockedError,
     CollectionNotFoundError,
@@ -30,72 +38,7 @@ from edje_qdrant.errors import (
 from edje_qdrant.index import EdgeIndex, QdrantIndex
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.manifest import Manifest
-from edje_qdrant.types import ImageEncoding, Point
-
-CONTRACT = TokenContract(
-    encoder="tiny",
-    encoder_revision="e0",
-    preprocessing="p0",
-    embedding_dim=8,
-    adapter_hash="a0",
-    num_tokens=4,
-    token_dim=6,
-    model="demo",
-    library_version="0.1.0",
-)
-
-
-def ids_of(n: int, start: int = 0) -> list[str]:
-    return [str(uuid.UUID(int=i + 1)) for i in range(start, start + n)]
-
-
-def encoding_of(ids: list[str], seed: int = 0) -> ImageEncoding:
-    """Make an encoding that depends on each id alone, so that any process can make it again."""
-    rngs = [np.random.default_rng([uuid.UUID(i).int, seed]) for i in ids]
-    embeddings = np.array([r.standard_normal(8) for r in rngs], np.float32).reshape(-1, 8)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    tokens = np.array([r.standard_normal((4, 6)) for r in rngs], np.float16).reshape(-1, 4, 6)
-    return ImageEncoding(embeddings, tokens)
-
-
-def payloads_of(ids: list[str]) -> list[dict[str, Any]]:
-    return [{"path": f"{i}.png", "nested": {"tags": ["a", "b"]}} for i in ids]
-
-
-def fill(collection: ImageCollection, ids: list[str], seed: int = 0) -> ImageEncoding:
-    encoding = encoding_of(ids, seed)
-    collection.add(ids, encoding, payloads_of(ids))
-    collection.flush()
-    return encoding
-
-
-@dataclass
-class Place:
-    location: Any
-    tokens: str
-    tokens_folder: Path | None
-
-    def create(self, contract: TokenContract = CONTRACT, name: str = "images") -> ImageCollection:
-        return ImageCollection.create(
-            self.location,
-            name,
-            contract,
-            tokens=self.tokens,
-            tokens_folder=self.tokens_folder,
-        )
-
-    def open(self, name: str = "images") -> ImageCollection:
-        return ImageCollection.open(self.location, name)
-
-
-def make_place(kind: str, folder: Path) -> Place:
-    engine, tokens = kind.split("-")
-    if engine == "edge":
-        return Place(folder / "pictures", tokens, None)
-    return Place(QdrantClient(":memory:"), tokens, folder / "side" if tokens == "file" else None)
-
-
-KINDS = ["edge-file", "edge-payload", "memory-file", "memory-payload"]
+from edje_qdrant.types import Point
 
 
 @pytest.fixture(params=KINDS)
@@ -109,11 +52,6 @@ def place(request, tmp_path):
 @pytest.fixture
 def edge_file(tmp_path):
     return make_place("edge-file", tmp_path)
-
-
-def side_file(folder: Path) -> Path:
-    (path,) = folder.rglob("tokens-*.bin")
-    return path
 
 
 def test_what_goes_in_comes_out(place):
@@ -515,7 +453,7 @@ _INGEST = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_collection import ids_of, make_place, encoding_of, payloads_of
+from collection_places import ids_of, make_place, encoding_of, payloads_of
 collection = make_place(sys.argv[2], Path(sys.argv[3])).open()
 for start in range(0, 20_000, 5):
     ids = ids_of(5, start)
@@ -723,7 +661,7 @@ _CREATE_AND_DIE = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_collection import make_place
+from collection_places import make_place
 Path.rename = lambda old, new: os._exit(9) if new.name == "images" else os.rename(old, new)
 make_place("edge-file", Path(sys.argv[2])).create()
 """

@@ -10,11 +10,10 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from collection_places import CONTRACT, encoding_of, fill, ids_of
+from command_line import run
 from qdrant_client import QdrantClient
-from test_collection import CONTRACT, encoding_of, fill, ids_of
-from typer.testing import CliRunner
 
-from edje_qdrant.cli.app import app
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.demo.run import draw_images
 from edje_qdrant.errors import (
@@ -197,27 +196,26 @@ def test_the_pages_python_runs_as_it_stands(
 
 def test_commands(tmp_path: Path, tiny_folder: Path, write_images: Any) -> None:
     write_images(tmp_path / "pictures", 4)
-    run = CliRunner().invoke
     index = str(tmp_path / "index")
     ingest = ["ingest", str(tmp_path / "pictures"), "--index", index, "--model", str(tiny_folder)]
 
-    refused = run(app, [*ingest, "--engine", "lucene"])
+    refused = run(*ingest, "--engine", "lucene")
     assert refused.exit_code == 2
     assert "give one of edge, faiss" in refused.stderr
     for _ in range(2):
-        done = run(app, [*ingest, "--engine", "faiss-hnsw", "--json"])
+        done = run(*ingest, "--engine", "faiss-hnsw", "--json")
         assert done.exit_code == 0, done.stderr
-    about = run(app, ["info", "--index", index, "--json"])
+    about = run("info", "--index", index, "--json")
     assert json.loads(about.stdout.splitlines()[-1])["engine"] == "faiss-hnsw"
-    assert run(app, ingest).exit_code == 0  # the engine need not be named again
-    refused = run(app, [*ingest, "--engine", "edge"])
+    assert run(*ingest).exit_code == 0  # the engine need not be named again
+    refused = run(*ingest, "--engine", "edge")
     assert refused.exit_code == 2
     assert "is kept by faiss-hnsw, not edge" in refused.stderr
-    copied = run(app, ["copy", index, str(tmp_path / "copy"), "--engine", "edge"])
+    copied = run("copy", index, str(tmp_path / "copy"), "--engine", "edge")
     assert copied.exit_code == 0, copied.stderr
-    about = run(app, ["info", "--index", str(tmp_path / "copy"), "--json"])
+    about = run("info", "--index", str(tmp_path / "copy"), "--json")
     data = json.loads(about.stdout.splitlines()[-1])
     assert (data["engine"], data["points"]) == ("edge", 4)
-    refused = run(app, ["copy", index, "http://localhost:1", "--engine", "faiss"])
+    refused = run("copy", index, "http://localhost:1", "--engine", "faiss")
     assert refused.exit_code == 2
     assert "is its own engine" in refused.stderr

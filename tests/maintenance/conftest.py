@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+from collection_places import KINDS, encoding_of, ids_of, make_place
 from qdrant_client import QdrantClient
-from test_collection import KINDS, encoding_of, ids_of, make_place
 
 from edje_qdrant.tokens.codecs import Codec, codec_for
 
@@ -39,7 +39,7 @@ def closed_after(place):
 
 @pytest.fixture(scope="session")
 def fitted() -> Callable[..., Codec]:
-    """Return a codec fitted to images like those of `test_collection`."""
+    """Return a codec fitted to images like those of `collection_places`."""
 
     @cache
     def fit(name: str, seed: int = 0) -> Codec:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from collection_places import CONTRACT, Place, fill, ids_of
 from rounding import DOT, float32_slack
-from test_collection import CONTRACT, Place, fill, ids_of
 
 from edje_qdrant.collection.collection import ImageCollection, user_payload
 from edje_qdrant.contract import TokenContract

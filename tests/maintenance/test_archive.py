@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xxhash
+from collection_places import CONTRACT, KINDS, Place, encoding_of, fill, ids_of, make_place
 from qdrant_client import QdrantClient
 from stored import damage, failing_after, held, make, meanwhile, same_but_rounded
-from test_collection import CONTRACT, KINDS, Place, encoding_of, fill, ids_of, make_place
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (

@@ -5,6 +5,7 @@ import threading
 from contextlib import closing
 
 import pytest
+from collection_places import encoding_of, fill, ids_of, make_place, payloads_of
 from stored import (
     damage,
     failing_after,
@@ -17,7 +18,6 @@ from stored import (
     side_files,
     tokens_folder,
 )
-from test_collection import encoding_of, fill, ids_of, make_place, payloads_of
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (

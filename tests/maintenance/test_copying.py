@@ -3,8 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from collection_places import CONTRACT, KINDS, encoding_of, fill, ids_of, make_place
 from stored import damage, failing_after, held, make, same_but_rounded
-from test_collection import CONTRACT, KINDS, encoding_of, fill, ids_of, make_place
 
 from edje_qdrant.errors import (
     ContractMismatchError,

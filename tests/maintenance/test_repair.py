@@ -4,6 +4,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from collection_places import make_place
 from PIL import Image
 from rounding import float16_slack, float32_slack
 from stored import (
@@ -16,7 +17,6 @@ from stored import (
     side_files,
     tokens_folder,
 )
-from test_collection import make_place
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (

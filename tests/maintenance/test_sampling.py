@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+from collection_places import encoding_of, fill, ids_of, make_place
 from stored import damage, make
-from test_collection import encoding_of, fill, ids_of, make_place
 
 from edje_qdrant.errors import ConfigError, MissingExtraError, TokensCorruptError
 from edje_qdrant.maintenance import fit_codec, transcode

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from collection_places import CONTRACT, encoding_of, fill, ids_of, make_place, payloads_of
 from PIL import Image
 from rounding import float32_slack
 from stored import (
@@ -18,7 +19,6 @@ from stored import (
     side_files,
     tokens_folder,
 )
-from test_collection import CONTRACT, encoding_of, fill, ids_of, make_place, payloads_of
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (

@@ -4,6 +4,7 @@ import json
 import tracemalloc
 
 import pytest
+from collection_places import encoding_of, fill, ids_of, make_place
 from PIL import Image
 from stored import (
     damage,
@@ -15,7 +16,6 @@ from stored import (
     side_files,
     tokens_folder,
 )
-from test_collection import encoding_of, fill, ids_of, make_place
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from command_line import run
 
-from edje_qdrant.cli.app import app
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.planning.plan import Plan, Workload, load_constants, plan
 
@@ -123,7 +122,7 @@ def test_the_shipped_constants_are_those_of_the_results() -> None:
 
 def test_the_command_shows_every_line_and_where_its_numbers_come_from() -> None:
     arguments = ["plan", "--images", "1e9", "--qps", "500", "--codec", "pq32"]
-    shown = CliRunner().invoke(app, arguments)
+    shown = run(*arguments)
     assert shown.exit_code == 0
     expected = plan(Workload(images=10**9, qps=500, codec="pq32"))
     for line in expected.lines:
@@ -132,7 +131,7 @@ def test_the_command_shows_every_line_and_where_its_numbers_come_from() -> None:
         assert entry["date"] in shown.output
         assert entry["machine"] in shown.output
     assert "a goal, not measured" in shown.output
-    as_json = CliRunner().invoke(app, [*arguments, "--json"])
+    as_json = run(*arguments, "--json")
     data = json.loads(as_json.output.splitlines()[-1])
     assert data["gpus"] == expected.gpus
     assert data["disk_bytes"] == expected.disk_bytes
@@ -152,6 +151,6 @@ def test_the_command_shows_every_line_and_where_its_numbers_come_from() -> None:
     ],
 )
 def test_the_command_refuses_what_cannot_be_planned(arguments: list[str], says: str) -> None:
-    done = CliRunner().invoke(app, ["plan", *arguments])
+    done = run("plan", *arguments)
     assert done.exit_code == 2
     assert says in done.stderr

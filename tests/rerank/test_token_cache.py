@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from collection_places import KINDS, Place, encoding_of, fill, ids_of, make_place, side_file
 from qdrant_client import QdrantClient
 from searching import TEXTS, make_collection
-from test_collection import KINDS, Place, encoding_of, fill, ids_of, make_place, side_file
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import in_order
