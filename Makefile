@@ -8,9 +8,16 @@ ONE := OMP_NUM_THREADS=1
 SIZES ?= 10000 100000
 OPEN_CLIP ?= .venv-open-clip
 OPEN_CLIP_PIP := $(OPEN_CLIP)/bin/python -m pip install --quiet --disable-pip-version-check
+LOWEST ?= .venv-lowest
+NEWEST ?= .venv-newest
+UV_VENV ?= .venv-uv
+UV_PIP := $(UV_VENV)/bin/uv pip install --quiet
+# Old and new packages warn of each other; warnings are errors with the versions of constraints.txt.
+VERSIONS_PYTEST := -m pytest -o filterwarnings=default
+TESTS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-browser test-open-clip lint check format docs train bench clean
+.PHONY: demo test test-slow test-browser test-open-clip test-lowest test-newest lint check format docs train bench clean
 
 demo: $(VENV)/.installed ## Draw, ingest, search and rerank a thousand pictures
 	$(BIN)/edje-qdrant demo
@@ -27,6 +34,12 @@ test-browser: $(VENV)/.dev ## Run the page's tests in Chromium, which EDJE_CHROM
 test-open-clip: $(OPEN_CLIP)/.installed ## Run the tests of the open_clip encoder
 	PYTHONPATH=tests/open_clip_environment $(OPEN_CLIP)/bin/python -m pytest -p torchvision_operators \
 	  -m open_clip tests/encoders/test_open_clip.py
+
+test-lowest: $(LOWEST)/.installed ## Run the suite with the lowest versions allowed (TESTS: some of it)
+	$(ONE) $(LOWEST)/bin/python $(VERSIONS_PYTEST) $(TESTS)
+
+test-newest: $(NEWEST)/.installed ## Run the suite with the newest versions (TESTS: some of it)
+	$(ONE) $(NEWEST)/bin/python $(VERSIONS_PYTEST) $(TESTS)
 
 lint: $(VENV)/.dev ## Check format, types and layers
 	$(BIN)/ruff format --check .
@@ -67,7 +80,7 @@ bench: $(VENV)/.dev ## Measure every speed that is aimed at (quiet machine, unde
 	$(BIN)/python docs/write_targets.py
 
 clean:
-	rm -rf $(VENV) $(OPEN_CLIP) edje-demo site dist
+	rm -rf $(VENV) $(OPEN_CLIP) $(LOWEST) $(NEWEST) $(UV_VENV) edje-demo site dist
 
 # torch first and alone, so that the pinned build is the one that everything else finds.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -94,4 +107,21 @@ $(OPEN_CLIP)/.installed: pyproject.toml constraints.txt Makefile
 	$(OPEN_CLIP_PIP) --constraint constraints.txt torch
 	$(OPEN_CLIP_PIP) --constraint constraints.txt --editable . pytest pytest-timeout regex
 	$(OPEN_CLIP_PIP) --no-deps torchvision==0.28.0 open_clip_torch==3.3.0 timm==1.0.31
+	touch $@
+
+$(UV_VENV)/.installed:
+	$(PYTHON) -m venv $(UV_VENV)
+	$(UV_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	touch $@
+
+# torch as everywhere: pip installs the pinned build, and uv keeps it.
+$(LOWEST)/.installed: RESOLUTION := lowest-direct
+$(NEWEST)/.installed: RESOLUTION := highest
+$(LOWEST)/.installed $(NEWEST)/.installed: pyproject.toml constraints.txt Makefile $(UV_VENV)/.installed
+	$(PYTHON) -m venv --clear $(@D)
+	@echo "installing torch and the package with the $(RESOLUTION) versions into $(@D)"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	grep '^torch==' constraints.txt > $(@D)/torch.txt
+	$(UV_PIP) --python $(@D)/bin/python --resolution $(RESOLUTION) --constraint $(@D)/torch.txt \
+	  --editable '.[dev]'
 	touch $@

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         StoreError,
         TokensCorruptError,
         TokensNotFoundError,
+        UnsupportedVersionError,
         WorkerDiedError,
     )
     from edje_qdrant.explain.explanation import Explanation
@@ -100,6 +101,7 @@ __all__ = [
     "TokensCorruptError",
     "TokensNotFoundError",
     "TwoStageRetriever",
+    "UnsupportedVersionError",
     "WorkerDiedError",
     "__version__",
     "attach_tokens",

@@ -15,6 +15,7 @@ The tree::
     ├── EngineUnavailableError
     ├── BusyError
     ├── MissingExtraError (also ImportError)
+    ├── UnsupportedVersionError (also ImportError)
     └── WorkerDiedError
 
 Each error carries its data as attributes, and its message says what to do next.
@@ -22,8 +23,11 @@ Each error carries its data as attributes, and its message says what to do next.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from edje_qdrant.version import LOWEST
 
 __all__ = [
     "BusyError",
@@ -39,6 +43,7 @@ __all__ = [
     "StoreError",
     "TokensCorruptError",
     "TokensNotFoundError",
+    "UnsupportedVersionError",
     "WorkerDiedError",
 ]
 
@@ -205,8 +210,45 @@ class MissingExtraError(EdjeError, ImportError):
         self.extra = extra
 
 
+class UnsupportedVersionError(EdjeError, ImportError):
+    """Report that an installed package is too old to work.
+
+    Attributes:
+        package: The package's name.
+        found: The installed version.
+        required: The lowest version that works.
+    """
+
+    def __init__(self, package: str, found: str, required: str) -> None:
+        super().__init__(
+            f"{package} {found} is installed, which is known to fail; "
+            f"run: pip install '{package}>={required}'"
+        )
+        self.package = package
+        self.found = found
+        self.required = required
+
+    @classmethod
+    def check(cls, package: str) -> None:
+        """Raise this error if the installed version of a package is lower than required."""
+        from importlib.metadata import PackageNotFoundError, version  # not at `import edje_qdrant`
+
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            return  # whatever imports it says so
+        required = LOWEST[package]
+        if _numbers(found) < _numbers(required):
+            raise cls(package, found, required)
+
+
 class WorkerDiedError(EdjeError):
     """Report processes of a run that died more often than was allowed; what they wrote is kept."""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return major and minor."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def _unpickled(kind: type[EdjeError], args: tuple[Any, ...]) -> EdjeError:

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import importlib.metadata
 import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from edje_qdrant import errors
-from edje_qdrant.errors import EdjeError
+from edje_qdrant.errors import EdjeError, UnsupportedVersionError
+from edje_qdrant.version import LOWEST
 
 EXAMPLES = [
     errors.ConfigError("no"),
@@ -19,6 +25,7 @@ EXAMPLES = [
     errors.ContractMismatchError("no", {"dim": 1}, {"dim": 2}),
     errors.EngineUnavailableError("no", location="http://q"),
     errors.MissingExtraError("ray", "ray"),
+    errors.UnsupportedVersionError("transformers", "5.0.0", "5.3"),
     errors.WorkerDiedError("no"),
     errors.BusyError(5),
 ]
@@ -34,3 +41,42 @@ def test_an_error_crosses_from_process_to_process(error: EdjeError) -> None:
     assert type(there) is type(error)
     assert str(there) == str(error)
     assert vars(there) == vars(error)
+
+
+@pytest.mark.parametrize("package", LOWEST)
+def test_a_version_known_to_fail_is_named_with_the_command_that_helps(package, monkeypatch) -> None:
+    UnsupportedVersionError.check(package)
+    major, minor = LOWEST[package].split(".")
+    found = f"{major}.{int(minor) - 1}.7"
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
+    message = f"{package} {found} is installed.*pip install '{package}>={LOWEST[package]}'"
+    with pytest.raises(ImportError, match=message):
+        UnsupportedVersionError.check(package)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{LOWEST[package]}rc1")
+    UnsupportedVersionError.check(package)
+
+
+@pytest.mark.parametrize("package", LOWEST)
+def test_bounds_are_those_of_the_project(package: str) -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert re.findall(rf'"{package}>=([0-9.]+)"', text) == [LOWEST[package]]
+
+
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [("transformers", "edje_qdrant.encoders"), ("qdrant-client", "edje_qdrant.index")],
+)
+def test_the_part_that_needs_a_package_checks_its_version(package: str, module: str) -> None:
+    code = f"""
+import importlib.metadata as metadata
+version = metadata.version
+metadata.version = lambda name: "1.2.3" if name == {package!r} else version(name)
+import edje_qdrant
+import edje_qdrant.errors
+try:
+    import {module}
+except edje_qdrant.errors.UnsupportedVersionError as error:
+    print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.startswith(f"{package} 1.2.3 is installed")

@@ -52,6 +52,7 @@ PUBLIC = {
     "TokensCorruptError",
     "TokensNotFoundError",
     "TwoStageRetriever",
+    "UnsupportedVersionError",
     "WorkerDiedError",
     "__version__",
     "attach_tokens",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from edje_qdrant.errors import UnsupportedVersionError
+
+UnsupportedVersionError.check("transformers")
+
 from edje_qdrant.encoders.loading import encoder_from_folder, pretrained_encoder
 from edje_qdrant.encoders.open_clip import OpenClipEncoder
 from edje_qdrant.encoders.protocol import Encoder

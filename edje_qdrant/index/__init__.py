@@ -5,6 +5,7 @@ Importing this package loads none of them; the first index made or opened does.
 
 from __future__ import annotations
 
+from edje_qdrant.errors import UnsupportedVersionError
 from edje_qdrant.index.edge.index import EdgeIndex
 from edje_qdrant.index.engines import Engine, create_embedded, open_embedded
 from edje_qdrant.index.faiss.built import FaissKind
@@ -40,3 +41,5 @@ __all__ = [
     "is_group",
     "open_embedded",
 ]
+
+UnsupportedVersionError.check("qdrant-client")

@@ -1,4 +1,4 @@
-"""Run the service with uvicorn until it is stopped."""
+"""Run the service until it is told to end."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _FIELDS = ("request_id", "method", "route", "status", "ms", "client")
 
 
 class JsonLines(logging.Formatter):
-    """Formatter that writes each log record as one line of JSON."""
+    """Write every log record as one JSON object in one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record."""
+        """Return the line."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(),
             "level": record.levelname.lower(),
@@ -39,10 +39,10 @@ class JsonLines(logging.Formatter):
 
 
 def check_installed() -> None:
-    """Check that the packages of the extra `web` are installed.
+    """Check that what the service is made of is there.
 
     Raises:
-        MissingExtraError: One is missing.
+        MissingExtraError: It is not.
     """
     try:
         import fastapi
@@ -62,14 +62,14 @@ def serve(
     port: int = 8000,
     grace: float = 10.0,
 ) -> None:
-    """Serve a collection until SIGTERM or SIGINT; finish the requests in progress first.
+    """Serve a collection until SIGTERM or SIGINT; requests under way are answered first.
 
     Args:
-        retriever: Answers the searches; closed at the end.
+        retriever: Which searches; it is closed at the end.
         settings: Keys and limits.
         host: Address to listen on.
-        port: Port to listen on.
-        grace: Seconds for requests in progress to finish.
+        port: Likewise.
+        grace: Seconds that requests under way have left when it is to end.
 
     Raises:
         MissingExtraError: The extra `web` is not installed.
@@ -90,19 +90,19 @@ def serve(
         host=host,
         port=port,
         log_config=None,
-        access_log=False,  # the middleware writes it
+        access_log=False,  # the guard writes it
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(grace)),
         ws="none",
     )
-    with _ignore_signals():
+    with _told_only_once():
         uvicorn.Server(config).run()
 
 
 @contextmanager
-def _ignore_signals() -> Iterator[None]:
-    """Ignore SIGTERM and SIGINT: uvicorn handles them, and raises them again when it ends."""
+def _told_only_once() -> Iterator[None]:
+    """Let a signal that the server has obeyed do no more: the server sends it again at its end."""
     signals = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, lambda *_: None) for number in signals]
     try:

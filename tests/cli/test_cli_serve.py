@@ -12,7 +12,7 @@ pytest.importorskip("fastapi", reason="needs the extra web")
     ("args", "match"),
     [
         (["--host", "0.0.0.0"], "EDJE_QDRANT_SERVICE_KEY"),
-        (["--images", "nowhere"], "is not a folder"),
+        (["--images", "nowhere"], "no folder"),
         (["--ingest"], "--images"),
     ],
 )
