@@ -90,7 +90,7 @@ def _train_and_measure(
         if not (work / shared).exists():
             (work / shared).symlink_to((options.work / shared).resolve())
     model, figures = train_joint(
-        encoder, work, steps=options.steps, pictures=options.pictures, seed=options.seed,
+        encoder, work, steps=options.steps, num_scenes=options.pictures, seed=options.seed,
         device=device, settings=settings, teacher=teacher,
     )  # fmt: skip
     model.save_pretrained(work / "model", dtype=torch.float16)

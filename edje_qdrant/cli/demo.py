@@ -29,6 +29,6 @@ def demo(
     from edje_qdrant.demo.run import run_demo
 
     report = run_demo(
-        folder, pictures=images, num_candidates=candidates, progress=bar_shown(progress)
+        folder, images=images, num_candidates=candidates, progress=bar_shown(progress)
     )
     print_result(report.as_dict(), report.text(), as_json)

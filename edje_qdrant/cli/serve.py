@@ -76,7 +76,7 @@ def serve(
     keys = service_keys()
     check_exposure(host, keys, without_key=without_key)
     settings = ServiceSettings(
-        pictures=images,
+        images=images,
         ingest=ingest,
         api_keys=keys,
         cors_origins=tuple(cors or ()),

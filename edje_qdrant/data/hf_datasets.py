@@ -66,7 +66,7 @@ class DatasetPairs:
         self._image_column = image_column
         self._max_pixels = max_pixels
         self._given = getattr(dataset, "_fingerprint", None)
-        self._images = _pictures_as_files(dataset, image_column)
+        self._images = _encoded_images(dataset, image_column)
         kept, skipped = [], []
         self._captions: list[tuple[str, ...]] = []
         for row, value in enumerate(_column(dataset, caption_column)):
@@ -128,7 +128,7 @@ class DatasetPairs:
         return to_rgb(open_upright(file, where, max_pixels=self._max_pixels))
 
 
-def _pictures_as_files(dataset: Any, column: str) -> Any:
+def _encoded_images(dataset: Any, column: str) -> Any:
     """Return the data set with its images still encoded, so that one place decodes them all."""
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)

@@ -24,7 +24,7 @@ from edje_qdrant.types import FailedImage
 
 __all__ = ["TarPairs", "expand_shards"]
 
-_PICTURES = ("jpg", "jpeg", "png", "webp")
+_IMAGES = ("jpg", "jpeg", "png", "webp")
 # WebDataset's rule: a sample's members share their path up to the first dot of its last part.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -53,7 +53,7 @@ class _Sample:
 
     shard: str
     key: str
-    picture: _Member
+    image: _Member
     captions: tuple[str, ...]
 
 
@@ -107,7 +107,7 @@ class TarPairs:
             status = os.stat(shard)
             digest.update(repr((shard, status.st_size, status.st_mtime_ns)).encode())
         for sample in self._samples:
-            place = (sample.key, sample.picture.offset, sample.picture.size)
+            place = (sample.key, sample.image.offset, sample.image.size)
             digest.update(repr(place).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
@@ -126,10 +126,10 @@ class TarPairs:
             ImageReadError: It cannot be read.
         """
         sample = self._samples[row]
-        where = f"{sample.shard}:{sample.picture.name}"
+        where = f"{sample.shard}:{sample.image.name}"
         try:
             with open(sample.shard, "rb") as file:
-                data = _read(file, sample.picture)
+                data = _read(file, sample.image)
         except OSError as error:
             raise ImageReadError(where, error_reason(error)) from error
         return to_rgb(open_upright(io.BytesIO(data), where, max_pixels=self._max_pixels))
@@ -216,8 +216,8 @@ def _sample(
     shard: str, key: str, members: dict[str, _Member], file: BinaryIO
 ) -> _Sample | FailedImage:
     where = f"{shard}:{key}"
-    picture = next((members[suffix] for suffix in _PICTURES if suffix in members), None)
-    if picture is None:
+    image = next((members[suffix] for suffix in _IMAGES if suffix in members), None)
+    if image is None:
         return FailedImage(where, f"no image among its members ({', '.join(members)})")
     captions: tuple[str, ...] = ()
     try:
@@ -230,7 +230,7 @@ def _sample(
         return FailedImage(where, f"its caption cannot be read: {error_reason(error)}")
     if not captions:
         return FailedImage(where, 'no caption: neither a .txt nor a "caption" in a .json')
-    return _Sample(shard, key, picture, captions)
+    return _Sample(shard, key, image, captions)
 
 
 def _read(file: BinaryIO, member: _Member) -> bytes:

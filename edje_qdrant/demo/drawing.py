@@ -23,20 +23,20 @@ _BACKGROUNDS = 64
 
 def draw(scene: Scene) -> Image.Image:
     """Draw one scene as a 256 x 256 RGB image; the same scene always gives the same pixels."""
-    picture = _background(scene.background % _BACKGROUNDS)
+    image = _background(scene.background % _BACKGROUNDS)
     turn = scene.background // _BACKGROUNDS % 4
-    picture = picture.transpose(Image.Transpose(turn)) if turn else picture.copy()
+    image = image.transpose(Image.Transpose(turn)) if turn else image.copy()
     for item in scene.objects:
         outline, body, sheen, shadow = _masks(item.shape, item.diameter, item.angle)
         left = round(item.x - outline.width / 2)
         top = round(item.y - outline.height / 2)
         base = np.array(_RGB[item.colour], dtype=float) + 14 * item.tint
         lit = base + (255 - base) * 0.55
-        picture.paste((0, 0, 0), (left + 3, top + 5), shadow)
-        picture.paste(_rgb(base * 0.55), (left, top), outline)
-        picture.paste(_rgb(base), (left, top), body)
-        picture.paste(_rgb(lit), (left, top), sheen)
-    return picture
+        image.paste((0, 0, 0), (left + 3, top + 5), shadow)
+        image.paste(_rgb(base * 0.55), (left, top), outline)
+        image.paste(_rgb(base), (left, top), body)
+        image.paste(_rgb(lit), (left, top), sheen)
+    return image
 
 
 def _rgb(colour: NDArray[np.float64]) -> tuple[int, int, int]:

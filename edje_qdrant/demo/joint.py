@@ -86,7 +86,7 @@ def new_model(encoder: SiglipEncoder, settings: JointSettings | None = None) -> 
 
 
 def train_joint(
-    encoder: SiglipEncoder, folder: Path, *, steps: int, pictures: int, seed: int,
+    encoder: SiglipEncoder, folder: Path, *, steps: int, num_scenes: int, seed: int,
     device: torch.device, settings: JointSettings | None = None, teacher: EDJEModel | None = None,
 ) -> tuple[EDJEModel, dict[str, float]]:  # fmt: skip
     """Train adapter and joint encoder on a frozen encoder; the best validation's are returned.
@@ -95,7 +95,7 @@ def train_joint(
         encoder: Trained; it stays as it is.
         folder: Where drawn scenes, vision tokens, logs and checkpoints go.
         steps: Optimiser steps.
-        pictures: Training scenes.
+        num_scenes: Training scenes.
         seed: Of weights, captions and batches.
         device: To train on.
         settings: The bundled model's by default.
@@ -109,7 +109,7 @@ def train_joint(
     encoder.to(device).eval()
     for parameter in encoder.parameters():
         parameter.requires_grad_(False)
-    scenes, cache = _encoded("train", encoder, folder, pictures, seed, device)
+    scenes, cache = _encoded("train", encoder, folder, num_scenes, seed, device)
     held, held_cache = _encoded("validation", encoder, folder, 1000, seed, device)
     model = new_model(encoder, settings).to(device)
     if isinstance(model.adapter, CompressedAdapter):

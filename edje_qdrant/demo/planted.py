@@ -20,7 +20,7 @@ class Aim:
 
     Attributes:
         share: Of the heat, inside their boxes.
-        area: Of the picture, inside their boxes: the share that even heat has, and what pointing
+        area: Of the image, inside their boxes: the share that even heat has, and what pointing
             at random hits.
         points: Whether the hottest patch's middle lies in one of the boxes.
         ahead: Whether each of them is hotter, in the mean of its box, than every other object.

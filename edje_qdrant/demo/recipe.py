@@ -32,7 +32,7 @@ class ScenesSection(Section):
     """Say what is drawn, and how long the tower learns from it.
 
     Attributes:
-        images: Training scenes.
+        pictures: Training scenes.
         tower_steps: Optimiser steps of 128 images.
     """
 
@@ -113,18 +113,18 @@ def train_demo(
         EdjeError: The loss is not finite, or the folder holds another run's state.
     """
     recipe = recipe or read_demo_recipe()
-    seed, pictures = recipe.seed, recipe.scenes.pictures
+    seed, num_scenes = recipe.seed, recipe.scenes.pictures
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     started = time.perf_counter()
     siglip, tokenizer, tower = train_tower(
-        work, steps=recipe.scenes.tower_steps, pictures=pictures, seed=seed, device=place
+        work, steps=recipe.scenes.tower_steps, num_scenes=num_scenes, seed=seed, device=place
     )
     encoder = scene_encoder(siglip, tokenizer)
     model, joint = train_joint(
         encoder,
         work,
         steps=recipe.joint.steps,
-        pictures=pictures,
+        num_scenes=num_scenes,
         seed=seed,
         device=place,
         settings=recipe.joint.settings(),

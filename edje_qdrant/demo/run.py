@@ -44,26 +44,26 @@ class DemoReport:
     """Hold what the demo found.
 
     Attributes:
-        pictures: In the collection.
+        images: In the collection.
         queries: Captions asked, one an image.
         num_candidates: Images reranked a query.
         first_stage: R@1, R@5 and R@10 of the vector search alone.
         reranked: The same after the joint encoder.
         examples: Queries drawn evenly from those whose right image moved.
-        bytes_per_picture: Stored tokens.
+        bytes_per_image: Stored tokens.
         timings_ms: Mean of one query, by stage.
         ingest: What this run added and skipped.
         contact_sheet: The image to look at.
         index: The collection's folder, for the commands to try next.
     """
 
-    pictures: int
+    images: int
     queries: int
     num_candidates: int
     first_stage: dict[str, float]
     reranked: dict[str, float]
     examples: tuple[Example, ...]
-    bytes_per_picture: int
+    bytes_per_image: int
     timings_ms: dict[str, float]
     ingest: IngestReport
     contact_sheet: Path
@@ -72,12 +72,12 @@ class DemoReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
         return {
-            "pictures": self.pictures,
+            "pictures": self.images,
             "queries": self.queries,
             "num_candidates": self.num_candidates,
             "first_stage": self.first_stage,
             "reranked": self.reranked,
-            "bytes_per_picture": self.bytes_per_picture,
+            "bytes_per_picture": self.bytes_per_image,
             "timings_ms": self.timings_ms,
             "examples": [
                 {"query": e.query, "first_rank": e.first_rank, "final_rank": e.final_rank}
@@ -96,7 +96,7 @@ class DemoReport:
         """Return the report as a person reads it."""
         cuts = ("R@1", "R@5", "R@10")
         lines = [
-            f"{self.queries} captions asked of {self.pictures} images, "
+            f"{self.queries} captions asked of {self.images} images, "
             f"{self.num_candidates} candidates reranked",
             "",
             "                 " + "".join(f"{k:>8}" for k in cuts),
@@ -112,7 +112,7 @@ class DemoReport:
         stages = ", ".join(f"{k} {self.timings_ms[k]:.1f}" for k in _STAGES)
         lines += [
             "",
-            f"Tokens: {self.bytes_per_picture:,} bytes an image. Milliseconds a query: {stages}.",
+            f"Tokens: {self.bytes_per_image:,} bytes an image. Milliseconds a query: {stages}.",
             f"Look at {self.contact_sheet}",
             "",
             "Try next:",
@@ -166,7 +166,7 @@ def scene_name(number: int) -> str:
 def run_demo(
     folder: Path,
     *,
-    pictures: int = 1000,
+    images: int = 1000,
     num_candidates: int = NUM_CANDIDATES,
     model: str = "demo",
     seed: int = 1,
@@ -178,7 +178,7 @@ def run_demo(
 
     Args:
         folder: Images, index and contact sheet go here.
-        pictures: Scenes to draw, none of whose content was in the bundled model's training.
+        images: Scenes to draw, none of whose content was in the bundled model's training.
         num_candidates: Images of the first stage to rerank for each query, at least 10.
         model: Name or folder of the model.
         seed: Of scenes and captions.
@@ -190,41 +190,41 @@ def run_demo(
     """
     if num_candidates < 10:
         raise ConfigError(f"R@10 needs at least 10 candidates, got {num_candidates}")
-    captions = draw_images(folder / "pictures", pictures, seed, progress=progress)
+    captions = draw_images(folder / "pictures", images, seed, progress=progress)
     edje = EDJEModel.from_pretrained(model)
     # Another number of images or another seed is another gallery, with an index of its own.
-    index = folder / f"index-{pictures}-{seed}"
+    index = folder / f"index-{images}-{seed}"
     with _collection(index, edje) as collection:
         ingest = ingest_images(folder / "pictures", collection, edje, progress=progress)
         retriever = TwoStageRetriever(collection, edje)
         asked = tqdm(captions, desc="asking", unit=" queries", disable=not progress)
-        count = min(num_candidates, pictures)
+        count = min(num_candidates, images)
         results = [retriever.search(c, top_k=count, num_candidates=count) for c in asked]
         size, nbytes = collection.count(), collection.bytes_per_image()
     rights = [
-        (folder / "pictures" / f"scene-{number:04d}.png").absolute() for number in range(pictures)
+        (folder / "pictures" / f"scene-{number:04d}.png").absolute() for number in range(images)
     ]
     first = [_find(r, right, final=False) for r, right in zip(results, rights, strict=True)]
     final = [_find(r, right, final=True) for r, right in zip(results, rights, strict=True)]
-    moved = [n for n in range(pictures) if first[n] != final[n]]
+    moved = [n for n in range(images) if first[n] != final[n]]
     shown = [moved[i * len(moved) // _EXAMPLES] for i in range(min(_EXAMPLES, len(moved)))]
     before, after = ({f"R@{k}": recall_at(r, k) for k in (1, 5, 10)} for r in (first, final))
     sheet = (folder / "results.png").absolute()
     draw_contact_sheet(
         [_row(results[n], rights[n], first[n], final[n]) for n in shown],
-        f"{pictures} drawn scenes never seen in training: R@1 {before['R@1']:.1%} -> "
+        f"{images} drawn scenes never seen in training: R@1 {before['R@1']:.1%} -> "
         f"{after['R@1']:.1%}",
         sheet,
     )
     timings = [r.timings.as_dict() for r in results]
     return DemoReport(
-        pictures=size,
+        images=size,
         queries=len(captions),
         num_candidates=count,
         first_stage=before,
         reranked=after,
         examples=tuple(Example(captions[n], first[n], final[n]) for n in shown),
-        bytes_per_picture=nbytes,
+        bytes_per_image=nbytes,
         timings_ms={k: round(float(np.mean([t[k] for t in timings])), 2) for k in _STAGES},
         ingest=ingest,
         contact_sheet=sheet,

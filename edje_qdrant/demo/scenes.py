@@ -80,7 +80,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Hold the objects of one picture and its background's number."""
+    """Hold the objects of one image and its background's number."""
 
     objects: tuple[SceneObject, ...]
     background: int

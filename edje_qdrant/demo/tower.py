@@ -159,19 +159,19 @@ def tokenize(tokenizer: BertTokenizer, texts: Sequence[str]) -> Tensor:
 
 
 def train_tower(
-    folder: Path, *, steps: int, pictures: int, seed: int, device: torch.device
+    folder: Path, *, steps: int, num_scenes: int, seed: int, device: torch.device
 ) -> tuple[SiglipModel, BertTokenizer, dict[str, float]]:
     """Train the small SigLIP on scenes; the best validation's weights are returned.
 
     Args:
         folder: Where drawn scenes, logs and checkpoints go.
         steps: Optimiser steps of 128 images.
-        pictures: Training scenes to draw; each gets a fresh caption whenever it comes up.
+        num_scenes: Training scenes to draw; each gets a fresh caption whenever it comes up.
         seed: Of weights, scenes and captions.
         device: To train on.
     """
     torch.manual_seed(seed)
-    scenes, images = render("train", seed, pictures, SIDE, folder / "data")
+    scenes, images = render("train", seed, num_scenes, SIDE, folder / "data")
     held, held_images = render("validation", seed, 1000, SIDE, folder / "data")
     held_captions = [c.text for c in captions_for(held, seed)]
     labels = torch.from_numpy(patch_labels(scenes, GRID))

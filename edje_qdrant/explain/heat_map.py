@@ -71,9 +71,9 @@ def draw_explanation(image: Image.Image | str | Path, explanation: Explanation) 
     Raises:
         ImageReadError: The image cannot be read.
     """
-    picture = _rgb(image)
+    rgb = _rgb(image)
     shown = _content_words(explanation)
-    large, small = _fitted(picture, _LARGE), _fitted(picture, _SMALL)
+    large, small = _fitted(rgb, _LARGE), _fitted(rgb, _SMALL)
     rows = -(-len(shown) // _ROW_WORDS)
     height = _HEAD + large.height + _CAPTION + rows * (small.height + _CAPTION + _GAP) + 2 * _MARGIN
     sheet = Image.new("RGB", (_INNER + 2 * _MARGIN, height), _PAPER)
@@ -114,20 +114,20 @@ def _rgb(image: Image.Image | str | Path) -> Image.Image:
     return to_rgb(image if isinstance(image, Image.Image) else open_upright(image))
 
 
-def _fitted(picture: Image.Image, side: int) -> Image.Image:
+def _fitted(image: Image.Image, side: int) -> Image.Image:
     """Return the image with its longer side `side` pixels long."""
-    scale = side / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _heated(
-    picture: Image.Image, explanation: Explanation, word: int | None, *, strength: float
+    image: Image.Image, explanation: Explanation, word: int | None, *, strength: float
 ) -> Image.Image:
-    heat = explanation.resize(*picture.size, word=word)
+    heat = explanation.resize(*image.size, word=word)
     level = np.sqrt(heat / heat.max()) if heat.max() > 0 else heat  # the root lifts what is warm
     level = level[..., None]
-    pixels = np.asarray(picture, dtype=np.float32)
+    pixels = np.asarray(image, dtype=np.float32)
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     cold = 0.6 * (0.5 * pixels + 0.5 * grey[..., None])
     # Where it is hot the image keeps its own colours under a thin veil.

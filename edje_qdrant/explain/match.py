@@ -51,10 +51,10 @@ def explain_match(model: EDJEModel, text: str, image: Image.Image | str | Path) 
     """
     with torch.inference_mode(False):  # even if the caller infers: gradients go past the ids
         words = _Words(model, text)
-    picture = image if isinstance(image, Image.Image) else open_upright(image)
+    opened = image if isinstance(image, Image.Image) else open_upright(image)
     rows, columns = _grid(model)
-    pixels = model.preprocess([picture])
-    area = model.encoder.seen_area(*picture.size)
+    pixels = model.preprocess([opened])
+    area = model.encoder.seen_area(*opened.size)
     with model.inference():
         vision_tokens = model.encoder.encode_pixels(pixels)[1]
         tokens = model.adapter(vision_tokens).to("cpu", torch.float16)

@@ -103,7 +103,7 @@ class _Pairs:
 
     input_ids: Tensor
     attention_mask: Tensor
-    pictures: Tensor
+    images: Tensor
     allowed: Sequence[Tensor] = field(default_factory=list)
 
     def split(self, logits: Tensor, size: int) -> tuple[Tensor, list[Tensor]]:
@@ -191,7 +191,7 @@ class TrainedParts(nn.Module):
         pairs = self._pairs(batch)
         everyone = gather(tokens)
         logits = self.joint_encoder(
-            pairs.input_ids, pairs.attention_mask, everyone[pairs.pictures]
+            pairs.input_ids, pairs.attention_mask, everyone[pairs.images]
         ).float()
         positive, wrong = pairs.split(logits, len(batch))
         masked = [w.masked_fill(~a, -torch.inf) for w, a in zip(wrong, pairs.allowed, strict=True)]
@@ -211,25 +211,25 @@ class TrainedParts(nn.Module):
             raise ConfigError("true_pairs can only be told within one process")
         image_ids, caption_ids = gather(batch.image_ids), gather(batch.caption_ids)
         forbidden = forbidden_pairs(batch.image_ids, batch.caption_ids, image_ids, caption_ids)
-        wrong_pictures = wrong_captions = ~forbidden
+        wrong_images = wrong_captions = ~forbidden
         if batch.true_pairs is not None:
-            wrong_pictures = wrong_pictures & ~batch.true_pairs
+            wrong_images = wrong_images & ~batch.true_pairs
             wrong_captions = wrong_captions & ~batch.true_pairs.T
         if batch.hard:
             by_caption = batch.text_embeddings @ gather(batch.image_embeddings).T  # (b, B)
-            by_picture = batch.image_embeddings @ gather(batch.text_embeddings).T
+            by_image = batch.image_embeddings @ gather(batch.text_embeddings).T
         else:
-            by_caption, by_picture = (_noise(batch, (len(image_ids),), n) for n in (2, 3))
-        pictures = mine_negatives(by_caption, ~wrong_pictures, count=count)  # (b, k)
-        captions = mine_negatives(by_picture, ~wrong_captions, count=count)
+            by_caption, by_image = (_noise(batch, (len(image_ids),), n) for n in (2, 3))
+        images = mine_negatives(by_caption, ~wrong_images, count=count)  # (b, k)
+        captions = mine_negatives(by_image, ~wrong_captions, count=count)
         ids = gather_padded(batch.input_ids, self._pad)
         mask = gather_padded(batch.attention_mask, 0)
         own = torch.arange(size, device=ids.device) + rank() * size
         repeated = own.repeat_interleave(count)
         text = torch.cat([own, repeated, captions.flatten().clamp(min=0)])
-        chosen = torch.cat([own, pictures.flatten().clamp(min=0), repeated])
+        chosen = torch.cat([own, images.flatten().clamp(min=0), repeated])
         input_ids, attention_mask = ids[text], mask[text]
-        allowed = [pictures >= 0, captions >= 0]
+        allowed = [images >= 0, captions >= 0]
         if batch.contradictions is not None:
             assert batch.contradictions_mask is not None
             assert batch.contradicted is not None
@@ -243,9 +243,7 @@ class TrainedParts(nn.Module):
     def _soft_targets(self, batch: Batch, pairs: _Pairs) -> Tensor:
         teacher = self._teacher[0]
         tokens = gather(teacher.adapter(batch.vision_tokens))
-        logits = teacher.joint_encoder(
-            pairs.input_ids, pairs.attention_mask, tokens[pairs.pictures]
-        )
+        logits = teacher.joint_encoder(pairs.input_ids, pairs.attention_mask, tokens[pairs.images])
         return torch.sigmoid(logits.float())
 
 

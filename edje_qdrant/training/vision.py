@@ -107,7 +107,7 @@ class LiveVision:
         ignore_decoder_warnings()
         self._encoder, self._sources, self._device = encoder, list(sources), device
         self._augment, self._seed = augment, seed
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
         self._waiting: dict[tuple[int, bytes], list[Future[Tensor | FailedImage]]] = {}
         self._seen_failures: set[tuple[int, int]] = set()
         self.failed: list[FailedImage] = []

@@ -1,1 +1,1 @@
-"""Serve a collection over HTTP, with a page to search it in; needs the extra `web`."""
+"""HTTP service for a collection, with a search page; needs the extra `web`."""

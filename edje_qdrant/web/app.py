@@ -1,4 +1,4 @@
-"""Put the service together: routes, guard, page."""
+"""ASGI application of the service: routes, middleware, error handlers, page."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from starlette.staticfiles import StaticFiles
 
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.version import __version__
-from edje_qdrant.web.errors import Refusal, add_fault_handlers
+from edje_qdrant.web.errors import RequestError, add_error_handlers
 from edje_qdrant.web.image_routes import image_routes
-from edje_qdrant.web.middleware import Guard
+from edje_qdrant.web.middleware import ServiceMiddleware
 from edje_qdrant.web.schemas import CollectionInfo, ErrorBody, HealthBody
 from edje_qdrant.web.search_routes import search_routes
 from edje_qdrant.web.service import Service
@@ -27,36 +27,36 @@ __all__ = ["create_app"]
 
 _STATIC = Path(__file__).parent / "static"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+_ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
     for status, what in {
-        400: "An option cannot be used.",
+        400: "An option is not valid.",
         401: "The key is missing or wrong.",
         404: "There is no such image.",
-        413: "Too large.",
-        422: "The request is not of the form asked for, or an image cannot be read.",
+        413: "The request is too large.",
+        422: "The request has another form than the schema, or an image cannot be read.",
         500: "The collection or the model is damaged.",
-        501: "The model cannot do this, or a part is not installed.",
-        503: "Too busy, or the engine is away.",
-        504: "Not done in time.",
+        501: "The model cannot do this, or an extra is not installed.",
+        503: "The service is too busy, or the vector engine cannot be reached.",
+        504: "The time limit was reached.",
     }.items()
 }
 
 
 def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = None) -> FastAPI:
-    """Make the ASGI application that serves a collection.
+    """Create the ASGI application that serves a collection.
 
-    The retriever is closed when the application ends.
+    The application closes the retriever when it ends.
 
     Args:
-        retriever: Which searches.
-        settings: Keys and limits; the defaults where none are given.
+        retriever: Answers the searches.
+        settings: Keys and limits; the defaults of `ServiceSettings` if None.
     """
     settings = settings or ServiceSettings()
     service = Service(retriever, settings)
 
     @asynccontextmanager
-    async def life(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         service.close()
 
@@ -64,18 +64,18 @@ def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = 
         title="edje-qdrant",
         version=__version__,
         summary="Text in, the right image out: two-stage image search on Qdrant.",
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # FastAPI's documentation pages load scripts from other hosts
         redoc_url=None,
-        lifespan=life,
+        lifespan=lifespan,
         dependencies=[Security(HTTPBearer(auto_error=False))] if settings.api_keys else [],
     )
     app.state.service = service
-    add_fault_handlers(app)
-    app.include_router(search_routes(service, _REFUSALS))
-    app.include_router(image_routes(service, _REFUSALS))
+    add_error_handlers(app)
+    app.include_router(search_routes(service, _ERRORS))
+    app.include_router(image_routes(service, _ERRORS))
     app.include_router(_other_routes(service))
     app.mount("/static", StaticFiles(directory=_STATIC))
-    app.add_middleware(Guard, settings=settings, measures=service.measures)
+    app.add_middleware(ServiceMiddleware, settings=settings, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -95,9 +95,9 @@ def _other_routes(service: Service) -> APIRouter:
     async def page() -> FileResponse:
         return FileResponse(_STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
-    @router.get("/v1/collection", tags=["service"], responses=_REFUSALS)
+    @router.get("/v1/collection", tags=["service"], responses=_ERRORS)
     async def info() -> CollectionInfo:
-        """Say what is served, and within which limits."""
+        """Describe the collection, the model and the service's limits."""
         settings, model = service.settings, service.retriever.model
         return CollectionInfo(
             name=collection.name,
@@ -115,21 +115,25 @@ def _other_routes(service: Service) -> APIRouter:
 
     @router.get("/healthz", tags=["service"])
     async def alive() -> HealthBody:
-        """Say that the process answers."""
+        """Report that the process is alive."""
         return HealthBody(status="ok")
 
     @router.get("/readyz", tags=["service"], responses={503: {"model": ErrorBody}})
     async def ready() -> HealthBody:
-        """Say whether searches can be answered."""
+        """Report whether the service can answer searches."""
         if not service.batcher.alive:
-            raise Refusal(503, "NotReady", "the service is ending, or its thread has died")
+            raise RequestError(
+                503,
+                "NotReady",
+                "the service is shutting down, or its search thread has failed; try again later",
+            )
         await service.read(collection.count)
         return HealthBody(status="ready")
 
     @router.get("/metrics", tags=["service"], response_class=Response, responses=_METRICS_RESPONSE)
     async def metrics() -> Response:
-        """Return counts and times for Prometheus."""
-        return Response(service.measures.text(), media_type=_METRICS)
+        """Return the service's metrics for Prometheus."""
+        return Response(service.metrics.text(), media_type=_METRICS)
 
     return router
 

@@ -1,4 +1,4 @@
-"""Turn what goes wrong into a status and a JSON body: `{error, message, request_id}`."""
+"""Error responses: a status and a JSON body `{error, message, request_id}`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from edje_qdrant.errors import (
     TokensNotFoundError,
 )
 
-__all__ = ["Refusal", "add_fault_handlers", "refusal_response"]
+__all__ = ["RequestError", "add_error_handlers", "error_response"]
 
 _log = logging.getLogger("edje_qdrant.web")
 
-# What is wrong on the server's side is told in these words; the log has the whole of it.
-_OURS = {
+# Server-side errors: the client gets these messages, the log gets the details.
+_SERVER_MESSAGES = {
     503: "the collection cannot be reached at the moment; try again later",
     500: "the collection or the model is damaged; the server's log says where",
 }
@@ -39,8 +39,8 @@ _HTTP_NAMES = {
 }
 
 
-class Refusal(HTTPException):
-    """Refuse a request with a status, a name that programs can compare, and a sentence."""
+class RequestError(HTTPException):
+    """Request that is refused: HTTP status, error name for programs, message for people."""
 
     def __init__(
         self, status: int, error: str, message: str, headers: Mapping[str, str] | None = None
@@ -49,22 +49,22 @@ class Refusal(HTTPException):
         self.error = error
 
 
-def refusal_response(
+def error_response(
     status: int,
     error: str,
     message: str,
     request_id: str,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """Return an error's response."""
+    """Build the response of an error."""
     body = {"error": error, "message": message, "request_id": request_id}
     return JSONResponse(body, status, headers=dict(headers or {}))
 
 
-def add_fault_handlers(app: FastAPI) -> None:
-    """Let every error of an app end in the same form."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Register handlers that give every error of an app the same JSON form."""
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(HTTPException, _request_error)
     app.add_exception_handler(EdjeError, _edje_error)
     app.add_exception_handler(BusyError, _busy)
 
@@ -78,9 +78,9 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     return _response(request, 422, "InvalidRequest", "; ".join(parts))
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
+async def _request_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    name = error.error if isinstance(error, Refusal) else None
+    name = error.error if isinstance(error, RequestError) else None
     name = name or _HTTP_NAMES.get(error.status_code, "HttpError")
     return _response(request, error.status_code, name, str(error.detail), error.headers)
 
@@ -88,9 +88,9 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 async def _edje_error(request: Request, error: Exception) -> JSONResponse:
     status = _status_of(error)
     headers = {"Retry-After": "5"} if status == 503 else {}
-    if status in _OURS:
+    if status in _SERVER_MESSAGES:
         _log.error("request failed", exc_info=error, extra={"request_id": _request_id(request)})
-        return _response(request, status, type(error).__name__, _OURS[status], headers)
+        return _response(request, status, type(error).__name__, _SERVER_MESSAGES[status], headers)
     return _response(request, status, type(error).__name__, str(error), headers)
 
 
@@ -120,7 +120,7 @@ def _response(
     message: str,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    return refusal_response(status, error, message, _request_id(request), headers)
+    return error_response(status, error, message, _request_id(request), headers)
 
 
 def _request_id(request: Request) -> str:

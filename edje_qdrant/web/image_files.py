@@ -1,4 +1,4 @@
-"""Serve images of the collection from under one folder, and nothing else from anywhere."""
+"""Image files and thumbnails of a collection, served from one folder only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edje_qdrant.images import open_upright
 
 __all__ = ["ImageFolder", "ServedFile", "Thumbnails"]
 
-# Formats that browsers show, and that cannot hold a script.
+# Formats that browsers display and that cannot contain scripts.
 _SHOWN = {
     "AVIF": "image/avif",
     "BMP": "image/bmp",
@@ -29,29 +29,29 @@ _SHOWN = {
     "PNG": "image/png",
     "WEBP": "image/webp",
 }
-# Where a system knows them: links are not followed, pipes not waited on.
+# Do not follow links or block on pipes, on systems that have these flags.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _FLAGS |= getattr(os, "O_BINARY", 0)
-_ROOM = 4096  # bytes that an entry of the cache takes beside its image, at most
+_ENTRY_OVERHEAD = 4096  # upper bound of a cache entry's bytes beside its image
 
 
 @dataclass(frozen=True, slots=True)
 class ServedFile:
-    """Hold an image's bytes and what they are."""
+    """Bytes of an image file and their media type."""
 
     data: bytes
     media_type: str
 
 
 class ImageFolder:
-    """Open images that the collection names, if they lie in a folder.
+    """Access to the image files of a collection that lie in one folder.
 
-    Paths are followed to where they end, links included, and what ends outside is not there.
+    Links are resolved; a path that leads outside the folder counts as missing.
 
     Args:
-        root: The folder; None for none, so that no image is served.
-        max_pixels: Of an image that is shown.
-        max_bytes: Of a file that is sent as it is.
+        root: The folder; None serves no images.
+        max_pixels: Pixel limit of a decoded image.
+        max_bytes: Size limit of a file that is sent unchanged.
     """
 
     def __init__(self, root: Path | None, *, max_pixels: int, max_bytes: int = 64 << 20) -> None:
@@ -59,23 +59,22 @@ class ImageFolder:
         self._max_pixels, self._max_bytes = max_pixels, max_bytes
 
     def shown(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a payload whose `path` tells nothing of the folders above the images' one."""
+        """Return a payload whose `path` is relative to the folder and hides its parents."""
         path = payload.get("path")
         if not isinstance(path, str):
             return dict(payload)
         return {**payload, "path": self._relative(path) or os.path.basename(path)}
 
     def has(self, payload: Mapping[str, Any]) -> bool:
-        """Return whether there is an image to serve; its content is not looked at."""
+        """Return whether the image's file can be served; its content is not read."""
         return self._real(payload) is not None
 
     def open(self, payload: Mapping[str, Any]) -> BinaryIO | None:
-        """Open the image's file for reading; None where it is not served."""
+        """Open the image's file for reading; return None if it is not served."""
         path = self._real(payload)
         if path is None:
             return None
-        # What lies there may have been changed since it was looked at: a link is not followed any
-        # more, and a pipe is not waited on.
+        # The file may have been replaced since the check: _FLAGS exclude links and pipes.
         try:
             number = os.open(path, _FLAGS)
         except OSError:
@@ -86,7 +85,7 @@ class ImageFolder:
         return os.fdopen(number, "rb")
 
     def read(self, payload: Mapping[str, Any]) -> ServedFile | None:
-        """Return the image as it is, if browsers show its format; None where it is not served."""
+        """Return the unchanged file if browsers display its format; None if it is not served."""
         file = self.open(payload)
         if file is None:
             return None
@@ -94,7 +93,7 @@ class ImageFolder:
             try:
                 with Image.open(file) as image:
                     media_type = _SHOWN.get(image.format or "")
-            except Exception:  # on damaged files decoders raise anything
+            except Exception:  # decoders raise any exception on damaged files
                 return None
             file.seek(0)
             data = file.read(self._max_bytes + 1)
@@ -102,14 +101,14 @@ class ImageFolder:
             return None
         return ServedFile(data, media_type)
 
-    def picture(self, payload: Mapping[str, Any]) -> Image.Image | None:
-        """Decode the image, upright; None where it is not served or cannot be read."""
+    def decode(self, payload: Mapping[str, Any]) -> Image.Image | None:
+        """Decode the image, upright; return None if it is not served or not readable."""
         file = self.open(payload)
         if file is None:
             return None
         with file:
             try:
-                return open_upright(file, "picture", max_pixels=self._max_pixels)
+                return open_upright(file, "image", max_pixels=self._max_pixels)
             except ImageReadError:
                 return None
 
@@ -135,45 +134,45 @@ class ImageFolder:
 
 
 class Thumbnails:
-    """Make small images, and keep those that were asked for last.
+    """Thumbnails, with an LRU cache in memory.
 
     Args:
-        folder: Where the images come from.
-        max_bytes: Of memory for those that are kept.
+        folder: Source of the images.
+        max_bytes: Memory limit of the cache.
     """
 
     def __init__(self, folder: ImageFolder, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
-        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._size = 0
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def get(self, image_id: str, payload: Mapping[str, Any], side: int) -> bytes | None:
-        """Return a WebP image of at most `side` pixels a side; None where it is not served."""
-        if not self._folder.has(payload):  # it may have been taken away since
+        """Return a WebP image with sides of at most `side` pixels; None if it is not served."""
+        if not self._folder.has(payload):  # the file may have been removed since it was cached
             return None
         key = (image_id, side)
-        with self._turn:
-            if (kept := self._kept.get(key)) is not None:
-                self._kept.move_to_end(key)
-                return kept
-        picture = self._folder.picture(payload)
-        if picture is None:
+        with self._lock:
+            if (cached := self._cache.get(key)) is not None:
+                self._cache.move_to_end(key)
+                return cached
+        image = self._folder.decode(payload)
+        if image is None:
             return None
-        data = _small(picture, side)
-        with self._turn:
-            if key not in self._kept:
-                self._kept[key] = data
-                self._size += len(data) + _ROOM
+        data = _thumbnail(image, side)
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = data
+                self._size += len(data) + _ENTRY_OVERHEAD
             while self._size > self._max_bytes:
-                _, dropped = self._kept.popitem(last=False)
-                self._size -= len(dropped) + _ROOM
+                _, dropped = self._cache.popitem(last=False)
+                self._size -= len(dropped) + _ENTRY_OVERHEAD
         return data
 
 
-def _small(picture: Image.Image, side: int) -> bytes:
-    has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
-    small = picture.convert("RGBA" if has_alpha else "RGB")
+def _thumbnail(image: Image.Image, side: int) -> bytes:
+    has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    small = image.convert("RGBA" if has_alpha else "RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     small.save(out, "WEBP", quality=85, method=2)

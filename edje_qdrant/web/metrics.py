@@ -1,4 +1,4 @@
-"""Counts and times that Prometheus reads from /metrics."""
+"""Prometheus metrics of the service, read from /metrics."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from edje_qdrant.search.results import SearchResult
 
-__all__ = ["Measures"]
+__all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
-class Measures:
-    """Keep one service's measures, in a registry of its own.
+class Metrics:
+    """Metrics of one service, in a registry of its own.
 
     Args:
-        waiting: Returns how many requests wait for the thread that searches.
+        waiting: Returns the number of requests that wait for the search thread.
     """
 
     def __init__(self, waiting: Callable[[], int]) -> None:
@@ -80,7 +80,7 @@ class Measures:
             self._degraded.inc()
 
     def batch(self, size: int) -> None:
-        """Count searches that are done together."""
+        """Record the size of a batch of searches."""
         self._batches.observe(size)
 
     def ingested(self, added: int, skipped: int, failed: int) -> None:
@@ -89,5 +89,5 @@ class Measures:
             self._ingested.labels(outcome).inc(count)
 
     def text(self) -> bytes:
-        """Return all of it in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)

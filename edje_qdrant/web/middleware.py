@@ -1,4 +1,4 @@
-"""Stand before the routes: who may ask, how much, how long; and write down what was asked."""
+"""ASGI middleware: authentication, request limits, timeouts, access log."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edje_qdrant.web.errors import Refusal, refusal_response
-from edje_qdrant.web.metrics import Measures
+from edje_qdrant.web.errors import RequestError, error_response
+from edje_qdrant.web.metrics import Metrics
 from edje_qdrant.web.settings import ServiceSettings
 
-__all__ = ["UPLOAD_PATHS", "Guard"]
+__all__ = ["UPLOAD_PATHS", "ServiceMiddleware"]
 
 _log = logging.getLogger("edje_qdrant.web")
 
-#: Where bodies may hold images.
+#: Paths whose request bodies may hold images.
 UPLOAD_PATHS = frozenset({"/v1/search/image", "/v1/ingest"})
 
-# Nothing of the collection is told there.
+# Paths without a key: they reveal nothing about the collection.
 _OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/openapi.json", "/favicon.ico"})
 _OPEN_FOLDER = "/static/"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -45,19 +45,19 @@ _HEADERS = {
 }
 
 
-class Guard:
-    """Let through what may pass, and answer the rest.
+class ServiceMiddleware:
+    """Check every request before the routes; log and count it.
 
     Args:
-        app: What stands behind.
+        app: The wrapped application.
         settings: Keys and limits.
-        measures: Counts every request.
+        metrics: Counts every request.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: ServiceSettings, measures: Measures) -> None:
+    def __init__(self, app: ASGIApp, *, settings: ServiceSettings, metrics: Metrics) -> None:
         self._app = app
         self._settings = settings
-        self._measures = measures
+        self._metrics = metrics
         self._keys = [_digest(key) for key in settings.api_keys]
         self._requests = self._uploads = 0
 
@@ -65,7 +65,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        started = time.perf_counter()
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -87,28 +87,30 @@ class Guard:
         upload = scope["path"] in UPLOAD_PATHS
         self._requests += 1
         self._uploads += upload
-        self._measures.under_way.inc()
+        self._metrics.under_way.inc()
         try:
-            refusal = self._refusal(scope, headers)
-            if refusal is None:
+            error = self._check(scope, headers)
+            if error is None:
                 body = _Body(receive, self._most_bytes(scope), self._settings.timeout)
                 await self._app(scope, body.receive, reply)
             else:
-                await _send_refusal(refusal, request_id, scope, receive, reply)
+                await _send_error(error, request_id, scope, receive, reply)
         except Exception:
             _log.exception("request failed", extra={"request_id": request_id})
             if status:
                 raise
-            refusal = Refusal(500, "InternalError", "something went wrong; the log says what")
-            await _send_refusal(refusal, request_id, scope, receive, reply)
+            error = RequestError(
+                500, "InternalError", "internal error; the server's log has the details"
+            )
+            await _send_error(error, request_id, scope, receive, reply)
         finally:
             self._requests -= 1
             self._uploads -= upload
-            self._measures.under_way.dec()
-            seconds = time.perf_counter() - began
+            self._metrics.under_way.dec()
+            seconds = time.perf_counter() - started
             route = _route(scope)
-            self._measures.request(_method(scope), route, status, seconds)
-            # Neither texts nor keys are written down.
+            self._metrics.request(_method(scope), route, status, seconds)
+            # Queries and keys are not logged.
             fields = {
                 "request_id": request_id,
                 "method": scope["method"],
@@ -119,27 +121,33 @@ class Guard:
             }
             _log.info("request", extra=fields)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
-        """Return why a request is not let through, as far as its head tells."""
+    def _check(self, scope: Scope, headers: Headers) -> RequestError | None:
+        """Return the error of a request whose head fails a check, else None."""
         if not self._known_host(headers):
-            return Refusal(421, "UnknownHost", "the service is not known by that name")
+            return RequestError(
+                421, "UnknownHost", "unknown host name; start the service with --allow-host NAME"
+            )
         if scope["method"] not in _SAFE_METHODS and not self._known_origin(headers):
-            return Refusal(403, "ForeignOrigin", "pages of other sites may not do this")
+            return RequestError(
+                403,
+                "ForeignOrigin",
+                "requests from pages of other origins are not allowed; see --cors",
+            )
         if self._keys and not _is_open(scope["path"]) and not self._knows_key(headers):
-            return Refusal(
+            return RequestError(
                 401,
                 "Unauthorized",
-                "give a key: Authorization: Bearer KEY",
+                "missing or wrong key; send Authorization: Bearer KEY",
                 {"WWW-Authenticate": "Bearer"},
             )
         too_many = self._requests > _MOST_REQUESTS or self._uploads > _MOST_UPLOADS
         if too_many and not _is_open(scope["path"]):
-            return Refusal(
+            return RequestError(
                 503, "Busy", "too many requests at once; try again", {"Retry-After": "1"}
             )
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
-            return Refusal(400, "BadRequest", "Content-Length is no number")
+            return RequestError(400, "BadRequest", "Content-Length is not a number")
         if int(length) > (most := self._most_bytes(scope)):
             return _too_large(most)
         return None
@@ -153,7 +161,7 @@ class Guard:
         return allowed is None or _host_name(headers.get("host", "")) in allowed
 
     def _known_origin(self, headers: Headers) -> bool:
-        """Return whether a browser sends this for a page of ours, or no browser does."""
+        """Return whether the request is from an allowed origin, or not from a browser."""
         origin = headers.get("origin")
         if origin is None or origin in self._settings.cors_origins:
             return True
@@ -166,11 +174,11 @@ class Guard:
         key = bearer if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         given = _digest(key.strip())
         matches = [hmac.compare_digest(given, known) for known in self._keys]
-        return any(matches)  # all were compared, each in the same time
+        return any(matches)  # all keys are compared, so the time reveals nothing
 
 
 class _Body:
-    """Hand a body on, as long as it is neither too large nor too slow."""
+    """Request body that raises once it is too large or too slow."""
 
     def __init__(self, receive: Receive, most: int, seconds: float) -> None:
         self._receive, self._most = receive, most
@@ -178,13 +186,15 @@ class _Body:
         self._size, self._whole = 0, False
 
     async def receive(self) -> Message:
-        if self._whole:  # only the end of the connection is still to come
+        if self._whole:  # only the disconnect message is left
             return await self._receive()
         try:
             left = self._until - time.monotonic()
             message = await asyncio.wait_for(self._receive(), max(left, 0.001))
         except asyncio.TimeoutError as error:
-            raise Refusal(408, "Timeout", "the request's body did not arrive in time") from error
+            raise RequestError(
+                408, "Timeout", "the request's body did not arrive in time"
+            ) from error
         if message["type"] != "http.request":
             self._whole = True
             return message
@@ -195,18 +205,18 @@ class _Body:
         return message
 
 
-def _too_large(most: int) -> Refusal:
-    # The connection is closed, as what is still to come would be read as the next request.
-    return Refusal(
+def _too_large(most: int) -> RequestError:
+    # Close the connection: the unread rest of the body would be read as the next request.
+    return RequestError(
         413, "TooLarge", f"the body has more than {most:,} bytes", {"Connection": "close"}
     )
 
 
-async def _send_refusal(
-    refusal: Refusal, request_id: str, scope: Scope, receive: Receive, send: Send
+async def _send_error(
+    error: RequestError, request_id: str, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    response = refusal_response(
-        refusal.status_code, refusal.error, str(refusal.detail), request_id, refusal.headers
+    response = error_response(
+        error.status_code, error.error, str(error.detail), request_id, error.headers
     )
     await response(scope, receive, send)
 
@@ -232,7 +242,7 @@ def _method(scope: Scope) -> str:
 
 
 def _route(scope: Scope) -> str:
-    """Return a request's route, one of a few; paths as they come are without number."""
+    """Return the route's template; raw paths would make an unbounded number of labels."""
     path: Any = getattr(scope.get("route"), "path", None)
     if isinstance(path, str):
         return path

@@ -10,7 +10,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from pydantic import TypeAdapter, ValidationError
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.web.errors import Refusal
+from edje_qdrant.web.errors import RequestError
 from edje_qdrant.web.schemas import (
     Answer,
     Explained,
@@ -67,7 +67,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
                 picture, top_k=top_k, filter=chosen, group_by=group_by
             )
         )
-        service.measures.search(result, 0.0)
+        service.metrics.search(result, 0.0)
         return service.answer(result)
 
     @router.post("/recommend")
@@ -89,7 +89,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
                 on_missing=request.on_missing,
             )
         )
-        service.measures.search(result, 0.0)
+        service.metrics.search(result, 0.0)
         return service.answer(result)
 
     @router.post("/rerank")
@@ -98,7 +98,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         service.check_text(body.query)
         if len(body.documents) > service.settings.max_candidates:
             most = service.settings.max_candidates
-            raise Refusal(400, "LimitExceeded", f"documents may be {most} at most")
+            raise RequestError(400, "LimitExceeded", f"documents may be {most} at most")
         logits = await service.score(lambda: retriever.score(body.query, body.documents))
         calibration = retriever.model.calibration
         relevance = 1 / (1 + np.exp(-logits.astype(np.float64)))

@@ -1,4 +1,4 @@
-"""Run the service until it is told to end."""
+"""Run the service with uvicorn until it is stopped."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _FIELDS = ("request_id", "method", "route", "status", "ms", "client")
 
 
 class JsonLines(logging.Formatter):
-    """Write every log record as one JSON object in one line."""
+    """Formatter that writes each log record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Format a record."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(),
             "level": record.levelname.lower(),
@@ -39,10 +39,10 @@ class JsonLines(logging.Formatter):
 
 
 def check_installed() -> None:
-    """Check that what the service is made of is there.
+    """Check that the packages of the extra `web` are installed.
 
     Raises:
-        MissingExtraError: It is not.
+        MissingExtraError: One is missing.
     """
     try:
         import fastapi
@@ -62,14 +62,14 @@ def serve(
     port: int = 8000,
     grace: float = 10.0,
 ) -> None:
-    """Serve a collection until SIGTERM or SIGINT; requests under way are answered first.
+    """Serve a collection until SIGTERM or SIGINT; finish the requests in progress first.
 
     Args:
-        retriever: Which searches; it is closed at the end.
+        retriever: Answers the searches; closed at the end.
         settings: Keys and limits.
         host: Address to listen on.
-        port: Likewise.
-        grace: Seconds that requests under way have left when it is to end.
+        port: Port to listen on.
+        grace: Seconds for requests in progress to finish.
 
     Raises:
         MissingExtraError: The extra `web` is not installed.
@@ -90,19 +90,19 @@ def serve(
         host=host,
         port=port,
         log_config=None,
-        access_log=False,  # the guard writes it
+        access_log=False,  # the middleware writes it
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(grace)),
         ws="none",
     )
-    with _told_only_once():
+    with _ignore_signals():
         uvicorn.Server(config).run()
 
 
 @contextmanager
-def _told_only_once() -> Iterator[None]:
-    """Let a signal that the server has obeyed do no more: the server sends it again at its end."""
+def _ignore_signals() -> Iterator[None]:
+    """Ignore SIGTERM and SIGINT: uvicorn handles them, and raises them again when it ends."""
     signals = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, lambda *_: None) for number in signals]
     try:

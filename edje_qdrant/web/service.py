@@ -1,4 +1,4 @@
-"""What the routes share: the retriever, its thread, the images, the measures."""
+"""State shared by the routes: retriever, threads, image files, metrics."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from edje_qdrant.search.batcher import SearchBatcher
 from edje_qdrant.search.options import SearchOptions
 from edje_qdrant.search.results import SearchHit, SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
-from edje_qdrant.web.errors import Refusal
+from edje_qdrant.web.errors import RequestError
 from edje_qdrant.web.image_files import ImageFolder, Thumbnails
-from edje_qdrant.web.metrics import Measures
+from edje_qdrant.web.metrics import Metrics
 from edje_qdrant.web.schemas import Answer, Explained, Hit, Picture, SearchRequest, Word
 from edje_qdrant.web.settings import ServiceSettings
 
@@ -36,80 +36,80 @@ _DEFAULT_CANDIDATES = 100
 
 
 class Service:
-    """Answer requests with one retriever.
+    """Service over one retriever.
 
     Args:
-        retriever: Which searches; `close` closes it.
+        retriever: Answers the searches; `close` closes it.
         settings: Limits.
     """
 
     def __init__(self, retriever: TwoStageRetriever, settings: ServiceSettings) -> None:
         self.retriever = retriever
         self.settings = settings
-        self.folder = ImageFolder(settings.pictures, max_pixels=settings.max_pixels)
+        self.folder = ImageFolder(settings.images, max_pixels=settings.max_pixels)
         self.thumbnails = Thumbnails(self.folder, settings.thumbnail_bytes)
-        self.measures = Measures(lambda: self.batcher.waiting)
+        self.metrics = Metrics(lambda: self.batcher.waiting)
         self.batcher = SearchBatcher(
             retriever,
             max_batch=settings.max_batch,
             max_wait_ms=settings.batch_wait_ms,
             max_waiting=settings.max_waiting,
-            observe=self.measures.batch,
+            observe=self.metrics.batch,
         )
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="edje-reading")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="edje-writing")
         self._writing = 0
-        self.can_explain = settings.pictures is not None and can_explain(retriever.model)
+        self.can_explain = settings.images is not None and can_explain(retriever.model)
 
     def close(self) -> None:
-        """Do what waits, then let go of the collection."""
+        """Finish waiting work, then close the collection."""
         self.batcher.close(self.settings.timeout)
         self._writer.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         self.retriever.close()
 
     async def wait(self, future: Future[T]) -> T:
-        """Wait for a job, within the time limit.
+        """Wait for a future, within the time limit.
 
         Raises:
-            Refusal: It took longer; if it has not begun, it is not done any more.
+            RequestError: The time limit was reached; a job that has not started is cancelled.
         """
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.timeout)
         except asyncio.TimeoutError as error:
             message = "no answer in time; ask for fewer candidates, or give a budget_ms"
-            raise Refusal(504, "Timeout", message) from error
+            raise RequestError(504, "Timeout", message) from error
 
     async def score(self, work: Callable[[], T]) -> T:
-        """Do what uses the model, when its turn comes.
+        """Run work that uses the model, on the search thread.
 
         Raises:
-            BusyError: Too many wait.
+            BusyError: Too many jobs wait.
         """
         self._check_open()
         return await self.wait(self.batcher.do(work))
 
     def _check_open(self) -> None:
-        # The event loop's thread alone closes the batcher, so it stays open for the next call.
+        # Only the event loop's thread closes the batcher, so it is still open at the next call.
         if not self.batcher.alive:
             raise BusyError(self.batcher.waiting)
 
     async def read(self, work: Callable[[], T]) -> T:
-        """Do what reads files or the engine, beside the event loop."""
+        """Run work that reads files or the engine, on a reader thread."""
         return await self.wait(self._readers.submit(work))
 
     async def write(self, work: Callable[[], T]) -> T:
-        """Do what writes to the collection, one after another.
+        """Run work that writes to the collection, one job at a time.
 
         Raises:
-            BusyError: Too many wait.
+            BusyError: Too many jobs wait.
         """
         if self._writing >= _MOST_INGESTS:
             raise BusyError(self._writing)
         self._writing += 1
         future = self._writer.submit(work)
         loop = asyncio.get_running_loop()
-        # Counted until it is done, though nobody may wait for it any more.
+        # Counted until it is done, even if its request has timed out.
         future.add_done_callback(lambda _: _in_loop(loop, self._written))
         return await self.wait(future)
 
@@ -117,7 +117,7 @@ class Service:
         self._writing -= 1
 
     async def search(self, request: SearchRequest) -> Answer:
-        """Search for a text, together with what others ask."""
+        """Search for a text, batched with other requests' searches."""
         top_k, number = self.counts(request.top_k, request.num_candidates)
         options: SearchOptions = {
             "top_k": top_k,
@@ -135,50 +135,50 @@ class Service:
         self._check_open()
         future = self.batcher.submit(request.text, **options)
         result = await self.wait(future)
-        self.measures.search(result, future.waited_ms)
+        self.metrics.search(result, future.waited_ms)
         return self.answer(result, future.waited_ms, first_stage=request.first_stage)
 
     def counts(self, top_k: int, num_candidates: int | None) -> tuple[int, int]:
-        """Return how many hits and candidates are asked for.
+        """Return the numbers of hits and candidates.
 
         Raises:
-            Refusal: More than the service gives.
+            RequestError: A number is above the service's limit.
         """
         self.check_top_k(top_k)
         most = self.settings.max_candidates
         if num_candidates is None:
             return top_k, min(most, max(_DEFAULT_CANDIDATES, top_k))
         if num_candidates > most:
-            raise Refusal(400, "LimitExceeded", f"num_candidates may be {most} at most")
+            raise RequestError(400, "LimitExceeded", f"num_candidates may be at most {most}")
         return top_k, num_candidates
 
     def check_top_k(self, top_k: int) -> None:
-        """Refuse pages that are too large."""
+        """Raise RequestError if a page is too large."""
         if top_k > self.settings.max_top_k:
-            raise Refusal(
+            raise RequestError(
                 400,
                 "LimitExceeded",
-                f"top_k may be {self.settings.max_top_k} at most; the cursor leads on",
+                f"top_k may be at most {self.settings.max_top_k}; use the cursor for more",
             )
 
     def check_text(self, text: str) -> None:
-        """Refuse texts that are too long."""
+        """Raise RequestError if a text is too long."""
         if len(text) > self.settings.max_text:
             most = self.settings.max_text
-            raise Refusal(400, "LimitExceeded", f"a text may have {most} characters at most")
+            raise RequestError(400, "LimitExceeded", f"a text may have at most {most} characters")
 
     def filter(
         self, plain: Mapping[str, Any] | None, qdrant: Mapping[str, Any] | None
     ) -> Filter | None:
-        """Return the filter of a request, in either form."""
+        """Return the filter of a request, from either form."""
         if plain and qdrant:
-            raise Refusal(400, "BadRequest", "give filter or qdrant_filter, not both")
+            raise RequestError(400, "BadRequest", "give filter or qdrant_filter, not both")
         return filter_from_json(qdrant) if qdrant else (plain or None)
 
     def answer(
         self, result: SearchResult, waited: float = 0.0, *, first_stage: bool = False
     ) -> Answer:
-        """Return a result as it is sent."""
+        """Build the response of a search."""
         timings = result.timings.as_dict()
         timings = {"queue": waited, **timings, "total": timings["total"] + waited}
         before = None
@@ -213,8 +213,8 @@ class Service:
             for hit in hits
         ]
 
-    def picture(self, image_id: str, payload: Mapping[str, Any]) -> Picture:
-        """Return what is told of an image."""
+    def image_info(self, image_id: str, payload: Mapping[str, Any]) -> Picture:
+        """Build the description of an image."""
         served = self.folder.has(payload)
         place = f"/v1/images/{image_id}"
         return Picture(
@@ -228,7 +228,7 @@ class Service:
         """Return an image's payload.
 
         Raises:
-            Refusal: There is no such image, whatever the reason.
+            RequestError: There is no such image.
         """
         with_dashes = _as_uuid(image_id)
         if with_dashes is None:
@@ -239,22 +239,23 @@ class Service:
         return dict(user_payload(found[with_dashes]))
 
     def explain(self, image_id: str, text: str) -> Explained:
-        """Tell where in an image a text is seen; for the thread that searches.
+        """Explain where in an image a text is seen; runs on the search thread.
 
         Raises:
-            Refusal: There is no such image, or the model's matches cannot be explained.
+            RequestError: There is no such image, or the model's matches cannot be explained.
         """
         if not can_explain(self.retriever.model):
-            raise Refusal(
+            raise RequestError(
                 501,
                 "NotExplained",
-                f"the encoder {self.retriever.model.encoder.name} does not say how its patches "
-                "lie, so its matches cannot be explained",
+                f"the encoder {self.retriever.model.encoder.name} has no patch grid, so its "
+                "matches "
+                "cannot be explained",
             )
-        picture = self.folder.picture(self.payload(image_id))
-        if picture is None:
+        image = self.folder.decode(self.payload(image_id))
+        if image is None:
             raise not_found()
-        found = explain_match(self.retriever.model, text, picture)
+        found = explain_match(self.retriever.model, text, image)
         rows = zip(found.words, found.word_weights, found.word_heat, strict=True)
         return Explained(
             image_id=image_id,
@@ -269,9 +270,9 @@ class Service:
         )
 
 
-def not_found() -> Refusal:
-    """Return the answer to whoever asks for an image that is not served, whatever the reason."""
-    return Refusal(404, "NotFound", "there is no such image here")
+def not_found() -> RequestError:
+    """Return the error for an image that is not served, the same for every reason."""
+    return RequestError(404, "NotFound", "there is no such image here")
 
 
 def _as_uuid(text: str) -> str | None:

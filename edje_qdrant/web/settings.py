@@ -1,4 +1,4 @@
-"""What the service may do, and how much of it."""
+"""Settings of the service: folder, keys, limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = ["UPLOADS", "ServiceSettings", "allowed_hosts", "check_exposure"]
 
-#: Folder below the images' one where uploaded images are kept.
+#: Subfolder of the image folder for uploaded images.
 UPLOADS = "uploads"
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -18,29 +18,29 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
-    """Hold the limits of a service; the defaults suit a small machine.
+    """Settings and limits of a service; the defaults suit a small machine.
 
     Attributes:
-        images: The folder whose images may be served; None serves none.
-        ingest: Whether images may be added; they are kept in `uploads` below `images`.
-        api_keys: Keys of which a request must bring one; none asks for no key.
-        cors_origins: Origins whose pages may call the service; none by default.
-        allowed_hosts: Names by which the service may be called; None for any.
-        max_body_bytes: Of a JSON body.
-        max_upload_bytes: Of a body with images.
-        max_files: Images in one ingest.
-        max_pixels: Of an uploaded image, and of one to be shown.
+        images: Folder whose images may be served; None serves none.
+        ingest: Whether images may be added; they are stored in `images`/uploads.
+        api_keys: Keys of which a request must send one; empty for no key.
+        cors_origins: Origins whose pages may call the service.
+        allowed_hosts: Host names by which the service may be called; None for any.
+        max_body_bytes: Size of a JSON body.
+        max_upload_bytes: Size of a body with images.
+        max_files: Images in one ingest request.
+        max_pixels: Pixels of an uploaded or displayed image.
         max_top_k: Hits of one page.
-        max_candidates: Images of the first stage that one search may rerank.
+        max_candidates: First-stage images that one search may rerank.
         max_text: Characters of a query.
-        timeout: Seconds until a request is answered, one way or the other.
-        max_batch: Searches done together.
-        batch_wait_ms: How long the first of them waits for others.
-        max_waiting: Searches that may wait; more are turned away.
-        thumbnail_bytes: Of memory for thumbnails.
+        timeout: Seconds until a request is answered or fails.
+        max_batch: Searches in one batch.
+        batch_wait_ms: How long the first search of a batch waits for others.
+        max_waiting: Searches that may wait; further ones are rejected.
+        thumbnail_bytes: Memory of the thumbnail cache.
     """
 
-    pictures: Path | None = None
+    images: Path | None = None
     ingest: bool = False
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
@@ -67,30 +67,35 @@ class ServiceSettings:
             raise ConfigError(f"timeout is {self.timeout!r}; give seconds above 0")
         if any(len(key) < 16 for key in self.api_keys):
             raise ConfigError("an API key has fewer than 16 characters; make a longer one")
-        if self.pictures is not None and not self.pictures.is_dir():
-            raise ConfigError(f"--images {self.pictures} is no folder; give the images' folder")
-        if self.ingest and self.pictures is None:
-            raise ConfigError("uploaded images need a place: say --images FOLDER with --ingest")
+        if self.images is not None and not self.images.is_dir():
+            raise ConfigError(
+                f"--images {self.images} is not a folder; give the folder of the images"
+            )
+        if self.ingest and self.images is None:
+            raise ConfigError(
+                "--ingest needs a folder for uploaded images; give --images FOLDER too"
+            )
 
 
 def check_exposure(host: str, api_keys: Sequence[str], *, without_key: bool) -> None:
-    """Refuse to serve a network without a key, unless that is asked for.
+    """Check that a service on a network address has a key, or that none is wanted.
 
     Raises:
-        ConfigError: Others could call the service, and there is no key.
+        ConfigError: The address is not local, and there is no key.
     """
     if host not in _LOOPBACK and not api_keys and not without_key:
         raise ConfigError(
-            f"on {host} others can reach the service; set a key in EDJE_QDRANT_SERVICE_KEY, or say "
+            f"on {host} others can reach the service; set a key in EDJE_QDRANT_SERVICE_KEY, or "
+            "give "
             "--without-key if everybody may use it"
         )
 
 
 def allowed_hosts(host: str, named: Sequence[str]) -> tuple[str, ...] | None:
-    """Return by which names the service may be called.
+    """Return the host names by which the service may be called; None for any.
 
-    On the machine itself only by the machine's own: else a page from elsewhere whose name is made
-    to point here could read what the service shows.
+    On a loopback address only the machine's own names: this prevents DNS rebinding, where a foreign
+    page's name is made to resolve to this machine.
     """
     if host in _LOOPBACK:
         return (*_LOOPBACK, *named)

@@ -1,4 +1,4 @@
-"""Take images that were uploaded: look at them, keep them, add them to the collection."""
+"""Uploaded images: check them, store them, add them to the collection."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _SUFFIXES = {
     "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png",
     "TIFF": ".tiff", "WEBP": ".webp",
 }  # fmt: skip
-_OURS = ("path", "width", "height", "name", TOKENS_KEY)
+_RESERVED = ("path", "width", "height", "name", TOKENS_KEY)
 _AT_ONCE = 8
 _NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Hold one uploaded file; its name is only shown, never used as a path."""
+    """One uploaded file; its name is only displayed, never used as a path."""
 
     name: str
     data: bytes
@@ -45,7 +45,7 @@ def uploaded_image(upload: Upload, *, max_pixels: int) -> Image.Image:
     """Decode an uploaded image, upright.
 
     Raises:
-        ImageReadError: It is none, or too large.
+        ImageReadError: The file is not an image, or too large.
     """
     if not upload.data:
         raise ImageReadError(upload.name, "the file is empty")
@@ -53,20 +53,20 @@ def uploaded_image(upload: Upload, *, max_pixels: int) -> Image.Image:
 
 
 def payload_fields(text: str | None) -> dict[str, Any]:
-    """Read the fields that uploaded images shall have.
+    """Parse the payload fields for uploaded images.
 
     Raises:
-        ConfigError: It is no JSON object, or names a field that is the service's own.
+        ConfigError: The text is not a JSON object, or has a field that the service sets.
     """
     if not text:
         return {}
     try:
         fields = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"fields is no JSON: {error}") from error
+        raise ConfigError(f"fields is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ConfigError('fields must be a JSON object, such as {"album": "winter"}')
-    for name in _OURS:
+    for name in _RESERVED:
         if name in fields:
             raise ConfigError(f"the field {name!r} is set by the service; choose another name")
     return fields
@@ -81,17 +81,17 @@ def ingest_uploads(
     fields: Mapping[str, Any],
     max_pixels: int,
 ) -> Ingested:
-    """Keep images in a folder, named by their content, and add them to the collection.
+    """Store images in a folder, named by content, and add them to the collection.
 
-    What cannot be decoded is not kept.
+    Files that cannot be decoded are not stored.
 
     Args:
-        uploads: Files.
-        folder: Where to.
-        collection: Likewise.
-        model: The collection's.
-        fields: For the payload of every image that is new.
-        max_pixels: Images with more are refused.
+        uploads: Uploaded files.
+        folder: Folder to store the images in.
+        collection: Collection to add the images to.
+        model: The collection's model.
+        fields: Payload fields of every new image.
+        max_pixels: Pixel limit of an image.
 
     Raises:
         StoreError: The collection cannot be written.
@@ -150,12 +150,12 @@ def _ingest(
 
 
 def _written(upload: Upload, folder: Path, max_pixels: int) -> tuple[str, str, Path]:
-    """Write an image beside its place; return its id, its suffix, and where it is."""
+    """Write an image to a temporary file; return its id, its suffix and the file's path."""
     uploaded_image(upload, max_pixels=max_pixels)
     with Image.open(io.BytesIO(upload.data)) as image:
         suffix = _SUFFIXES.get(image.format or "")
     if suffix is None:
-        raise ImageReadError(upload.name, "images of this kind are not taken")
+        raise ImageReadError(upload.name, "this image format is not accepted")
     number, name = tempfile.mkstemp(prefix=".part-", dir=folder)
     part = Path(name)
     try:
@@ -170,4 +170,4 @@ def _written(upload: Upload, folder: Path, max_pixels: int) -> tuple[str, str, P
 
 
 def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")

@@ -12,7 +12,7 @@ pytest.importorskip("fastapi", reason="needs the extra web")
     ("args", "match"),
     [
         (["--host", "0.0.0.0"], "EDJE_QDRANT_SERVICE_KEY"),
-        (["--images", "nowhere"], "no folder"),
+        (["--images", "nowhere"], "is not a folder"),
         (["--ingest"], "--images"),
     ],
 )

@@ -31,8 +31,8 @@ def test_the_recipe_trains_saves_and_goes_on(tmp_path):
     again = train_demo(out, work, recipe, device="cpu")
     assert [again[k] for k in STAGES] == [report[k] for k in STAGES]
     assert again["seconds_of_this_run"] <= report["seconds_of_this_run"]
-    found = run_demo(tmp_path / "demo", pictures=20, model=str(out), progress=False)
-    assert found.pictures == 20
+    found = run_demo(tmp_path / "demo", images=20, model=str(out), progress=False)
+    assert found.images == 20
 
 
 def test_the_recipe_is_the_bundled_models():

@@ -12,12 +12,12 @@ from edje_qdrant.errors import ConfigError
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return folder, run_demo(folder, pictures=60, progress=False)
+    return folder, run_demo(folder, images=60, progress=False)
 
 
 def test_reranking_lifts_the_right_picture_of_held_out_scenes(demo):
     _, report = demo
-    assert report.pictures == report.queries == 60
+    assert report.images == report.queries == 60
     assert report.reranked["R@1"] >= report.first_stage["R@1"]
     assert report.reranked["R@1"] >= 0.8
 
@@ -59,7 +59,7 @@ def test_the_sheet_is_a_picture_of_all_examples(demo):
 def test_a_second_run_reuses_everything_and_finds_the_same(demo):
     folder, report = demo
     written = {p: p.stat().st_mtime_ns for p in (folder / "pictures").iterdir()}
-    again = run_demo(folder, pictures=60, progress=False)
+    again = run_demo(folder, images=60, progress=False)
     assert (again.ingest.added, again.ingest.skipped) == (0, 60)
     assert written == {p: p.stat().st_mtime_ns for p in (folder / "pictures").iterdir()}
     assert (again.first_stage, again.reranked) == (report.first_stage, report.reranked)
@@ -73,10 +73,10 @@ def test_fewer_pictures_next_time_leave_none_of_the_old_ones(tmp_path):
 
 def test_too_few_pictures_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="at least 20"):
-        run_demo(tmp_path, pictures=3, progress=False)
+        run_demo(tmp_path, images=3, progress=False)
 
 
 def test_too_few_candidates_are_refused_before_anything_is_drawn(tmp_path):
     with pytest.raises(ConfigError, match="at least 10 candidates"):
-        run_demo(tmp_path, pictures=20, num_candidates=5, progress=False)
+        run_demo(tmp_path, images=20, num_candidates=5, progress=False)
     assert list(tmp_path.iterdir()) == []

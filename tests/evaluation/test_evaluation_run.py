@@ -69,7 +69,7 @@ def test_the_collection_and_memory_agree_on_scenes(tmp_path: Path) -> None:
 
 
 def test_it_reproduces_the_demos_figures(tmp_path: Path) -> None:
-    demo = run_demo(tmp_path / "demo", pictures=40, num_candidates=20, progress=False)
+    demo = run_demo(tmp_path / "demo", images=40, num_candidates=20, progress=False)
     scenes = read_annotations(write_scenes(tmp_path / "eval", count=40, progress=False))
     model = EDJEModel.from_pretrained("demo", device="cpu")
     settings = replace(QUICK, direction="t2i", num_candidates=(20,))
@@ -79,7 +79,7 @@ def test_it_reproduces_the_demos_figures(tmp_path: Path) -> None:
     for cut in ("R@1", "R@5", "R@10"):
         assert system.first_stage[cut] == pytest.approx(demo.first_stage[cut])
         assert system.reranked[cut] == pytest.approx(demo.reranked[cut])
-    assert system.bytes_per_picture == demo.bytes_per_picture
+    assert system.bytes_per_picture == demo.bytes_per_image
     assert system.ms_per_query is not None
     assert system.ms_per_query > 0
 

@@ -57,7 +57,7 @@ def start(tiny_model: EDJEModel, encoded: tuple[list[Path], list[str], ImageEnco
         with ImageCollection.create(folder / "index", "images", contract) as collection:
             collection.add(ids, encoding, payloads)
         retriever = TwoStageRetriever.open(folder / "index", model=tiny_model)
-        settings = ServiceSettings(**{"pictures": folder / "pictures", **options})
+        settings = ServiceSettings(**{"images": folder / "pictures", **options})
         client = TestClient(create_app(retriever, settings), raise_server_exceptions=False)
         stack.enter_context(client)
         client.ids = ids

@@ -111,7 +111,7 @@ def test_a_pipe_is_not_waited_on(client, folder):
 
 
 def test_without_a_folder_nothing_is_shown(serve):
-    client = serve(pictures=None)
+    client = serve(images=None)
     assert gone(client)
     assert client.get(f"/v1/images/{client.ids[0]}").json()["payload"]["path"] == "picture-0000.png"
 
@@ -141,7 +141,7 @@ def test_thumbnails_are_kept_within_bounds_and_not_longer_than_their_picture(tmp
     for n in range(6):
         Image.new("RGB", (20, 20), (n, 0, 0)).save(tmp_path / f"{n}.png")
         assert thumbnails.get(str(n), {"path": f"{n}.png"}, 160)
-    assert len(thumbnails._kept) <= 3
+    assert len(thumbnails._cache) <= 3
     (tmp_path / "5.png").unlink()
     assert thumbnails.get("5", {"path": "5.png"}, 160) is None
 
@@ -149,5 +149,5 @@ def test_thumbnails_are_kept_within_bounds_and_not_longer_than_their_picture(tmp
 def test_pictures_too_large_to_show_are_not_decoded(tmp_path):
     Image.new("L", (101, 100)).save(tmp_path / "a.png")
     folder = ImageFolder(tmp_path, max_pixels=10_000)
-    assert folder.picture({"path": "a.png"}) is None
+    assert folder.decode({"path": "a.png"}) is None
     assert folder.read({"path": "a.png"}) is not None

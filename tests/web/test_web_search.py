@@ -160,11 +160,11 @@ def test_an_explanation_says_when_it_cannot_be(client, monkeypatch):
     monkeypatch.setattr(client.retriever.model.encoder, "__class__", Gridless)
     answer = client.post("/v1/explain", json={"image_id": client.ids[0], "text": "a"})
     assert (answer.status_code, answer.json()["error"]) == (501, "NotExplained")
-    assert "encoder tiny does not say how its patches lie" in answer.json()["message"]
+    assert "encoder tiny has no patch grid" in answer.json()["message"]
 
 
 def test_a_service_without_pictures_explains_nothing(serve):
-    client = serve(pictures=None)
+    client = serve(images=None)
     assert client.get("/v1/collection").json()["explain"] is False
     answer = client.post("/v1/explain", json={"image_id": client.ids[0], "text": "a"})
     assert (answer.status_code, answer.json()["error"]) == (404, "NotFound")

@@ -142,14 +142,12 @@ class FastJointEncoder:
                 if len(shapes) > 1
                 else attend(qkv, shapes[0], packed.heads)
             )
-            x = layer.attention_norm(layer.out(mixed, add=x))
-            x = layer.norm(layer.down(layer.up(x, activation=packed.activation), add=x))
+            x = layer.after(mixed, x)  # (rows, d)
         last = packed.last
         firsts = [part.view(*shape, -1)[:, 0] for part, shape in _split(x, shapes)]
         first = firsts[0].contiguous() if len(firsts) == 1 else torch.cat(firsts)  # (n, d)
         mixed = _attention_of_first(last.query(first), last.key_value(x), shapes, packed.heads)
-        first = last.attention_norm(last.out(mixed, add=first))
-        first = last.norm(last.down(last.up(first, activation=packed.activation), add=first))
+        first = last.after(mixed, first)
         head = self._joint_encoder
         pooled = torch.tanh(head.pooler(first.to(head.pooler.weight.dtype)))
         return cast("Tensor", head.classifier(pooled)[:, 0])
@@ -181,9 +179,9 @@ def _embed(packed: PackedWeights, captions: Sequence[Tensor], tokens: Tensor) ->
         n, t = ids.shape
         words = functional.embedding(ids, packed.words) + packed.caption_places[:t]
         places = packed.image_places[t : t + m + 1]
-        picture = tokens[start : start + n].to(words.dtype) + places[:m]
+        image = tokens[start : start + n].to(words.dtype) + places[:m]
         sep = (packed.sep + places[m]).expand(n, 1, -1)
-        embedded.append(torch.cat([words, picture, sep], dim=1).view(n * (t + m + 1), -1))
+        embedded.append(torch.cat([words, image, sep], dim=1).view(n * (t + m + 1), -1))
         start += n
     x = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
     return packed.embedding_norm(x).to(packed.dtype)

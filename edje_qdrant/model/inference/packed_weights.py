@@ -11,7 +11,16 @@ from torch import Tensor
 from edje_qdrant.model.inference.packed_linear import Activation, Kernel, Linear, pack_linear
 from edje_qdrant.model.joint_encoder import JointEncoder
 
-__all__ = ["LastLayer", "Layer", "Norm", "PackedWeights", "is_supported", "pack", "signature"]
+__all__ = [
+    "AfterAttention",
+    "LastLayer",
+    "Layer",
+    "Norm",
+    "PackedWeights",
+    "is_supported",
+    "pack",
+    "signature",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +37,37 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """Hold a layer; `qkv` gives queries (scaled already), keys and values in one product."""
+class AfterAttention:
+    """The part of a layer after attention: output projection, MLP and both normalisations."""
 
-    qkv: Linear
     out: Linear
     attention_norm: Norm
     up: Linear
     down: Linear
     norm: Norm
+    activation: Activation
+
+    def __call__(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """Return the layer's output `(rows, d)` from attention's `mixed` and the layer's input."""
+        x = self.attention_norm(self.out(mixed, add=x))
+        return self.norm(self.down(self.up(x, activation=self.activation), add=x))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer; `qkv` gives scaled queries, keys and values in one product."""
+
+    qkv: Linear
+    after: AfterAttention
 
 
 @dataclass(frozen=True, slots=True)
 class LastLayer:
-    """Hold the last layer: keys and values of all places, a query of the first alone."""
+    """The last layer: keys and values at all positions, a query at the first alone."""
 
     key_value: Linear
     query: Linear
-    out: Linear
-    attention_norm: Norm
-    up: Linear
-    down: Linear
-    norm: Norm
+    after: AfterAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +84,6 @@ class PackedWeights:
     signature: tuple[Any, ...]
     dtype: torch.dtype
     heads: int
-    activation: Activation
     words: Tensor
     caption_places: Tensor
     image_places: Tensor
@@ -123,13 +140,14 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel) -> PackedWeights:
     dtype = torch.bfloat16 if kernel == "int8" else getattr(torch, kernel)
     heads = int(config.num_attention_heads)
     scale = (config.hidden_size // heads) ** -0.5
+    activation = _activation(config.hidden_act)
 
     def norm(module: Any) -> Norm:
         # Only the CPU takes weights of another precision than the input's.
         kept = torch.float32 if module.weight.device.type == "cpu" else dtype
         return Norm(module.weight.to(kept), module.bias.to(kept), module.eps)
 
-    def linear(module: Any, kernel: Kernel = kernel) -> Linear:
+    def linear(module: Any, kernel: Kernel) -> Linear:
         return pack_linear(module.weight, module.bias, kernel)
 
     def joined(modules: list[Any], factors: list[float]) -> Linear:
@@ -143,29 +161,28 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel) -> PackedWeights:
         attention = layer.attention.self
         return attention.query, attention.key, attention.value
 
-    layers = [
-        Layer(
-            qkv=joined([*split(layer)], [scale, 1, 1]),
-            out=linear(layer.attention.output.dense),
+    def after_attention(layer: Any, kernel: Kernel) -> AfterAttention:
+        return AfterAttention(
+            out=linear(layer.attention.output.dense, kernel),
             attention_norm=norm(layer.attention.output.LayerNorm),
-            up=linear(layer.intermediate.dense),
-            down=linear(layer.output.dense),
+            up=linear(layer.intermediate.dense, kernel),
+            down=linear(layer.output.dense, kernel),
             norm=norm(layer.output.LayerNorm),
+            activation=activation,
         )
+
+    layers = [
+        Layer(joined([*split(layer)], [scale, 1, 1]), after_attention(layer, kernel))
         for layer in bert.encoder.layer[:-1]
     ]
     end = bert.encoder.layer[-1]
     query, key, value = split(end)
-    # One row an image: integers would save nothing there.
+    # One row per image: 8-bit integers are not faster there.
     small: Kernel = "bfloat16" if kernel == "int8" else kernel
     last = LastLayer(
         key_value=joined([key, value], [1, 1]),
         query=pack_linear(query.weight.float() * scale, query.bias.float() * scale, small),
-        out=linear(end.attention.output.dense, small),
-        attention_norm=norm(end.attention.output.LayerNorm),
-        up=linear(end.intermediate.dense, small),
-        down=linear(end.output.dense, small),
-        norm=norm(end.output.LayerNorm),
+        after=after_attention(end, small),
     )
     places, kinds = embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight
     words = embeddings.word_embeddings.weight
@@ -173,7 +190,6 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel) -> PackedWeights:
         signature=sign,
         dtype=dtype,
         heads=heads,
-        activation=_activation(config.hidden_act),
         words=words,
         caption_places=places + kinds[0],
         image_places=places + kinds[1],

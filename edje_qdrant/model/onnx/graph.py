@@ -67,9 +67,9 @@ class PortableJointEncoder(nn.Module):
         places = attention_mask.sum(dim=1, keepdim=True) + torch.arange(m + 1)  # (B, m + 1)
         # Not len(), which would make the number of this one batch a constant of the graph.
         sep = cast("Tensor", self.sep).expand(tokens.shape[0], 1, -1)
-        picture = torch.cat([tokens, sep], dim=1) + kinds[1]
-        picture = picture + embeddings.position_embeddings(places)
-        x = embeddings.LayerNorm(torch.cat([caption, picture], dim=1))  # (B, t + m + 1, d)
+        image = torch.cat([tokens, sep], dim=1) + kinds[1]
+        image = image + embeddings.position_embeddings(places)
+        x = embeddings.LayerNorm(torch.cat([caption, image], dim=1))  # (B, t + m + 1, d)
         seen = torch.cat([attention_mask, torch.ones_like(places)], dim=1)
         unseen = torch.where(seen.bool(), 0.0, _UNSEEN)[:, None, None]  # (B, 1, 1, t + m + 1)
         for layer in layers[:-1]:

@@ -1,4 +1,4 @@
-// The page: what is asked, and what is shown for it.
+// The search page: form, filters, results.
 
 import { Detail } from "/static/detail.js";
 import { altOf, cross, decimal, make, nameOf, thumbnail } from "/static/parts.js";
@@ -22,7 +22,7 @@ const detail = new Detail({
   like: (picture) => moreLike(picture),
 });
 
-/* the dials: even steps of the slider are even factors */
+/* sliders with a logarithmic scale */
 
 const scale = (share, low, high) => Math.round(low * (high / low) ** share);
 
@@ -93,7 +93,7 @@ function addFilter() {
   again();
 }
 
-/* what is said */
+/* messages */
 
 function say(kind, ...parts) {
   at("notice").replaceChildren(...(kind ? [make("p", { class: `note ${kind}` }, ...parts)] : []));
@@ -116,7 +116,7 @@ function empty(title, words) {
   results.replaceChildren(make("div", { class: "empty" }, make("h2", {}, title), make("p", {}, words)));
 }
 
-/** Do one thing at a time; what is still under way is given up. */
+/** Run one task at a time; abort the previous one. */
 async function work(task) {
   running?.abort();
   const mine = (running = new AbortController());
@@ -144,7 +144,7 @@ function ghosts() {
   results.replaceChildren(make("div", { class: "took" }), board);
 }
 
-/* what is asked */
+/* searches */
 
 function body() {
   return {
@@ -195,7 +195,7 @@ function more(cursor) {
   results.append(make("div", { class: "more" }, button));
 }
 
-/** Pictures that the first stage alone has ranked. */
+/** Show images ranked by the first stage alone. */
 function gallery(head, answer) {
   const tiles = answer.hits.map((hit) => {
     const tile = make("button", { type: "button", title: nameOf(hit), "aria-label": `${hit.rank}. ${altOf(hit)}` }, thumbnail(hit, 320));
@@ -276,7 +276,7 @@ function wall() {
 
 const again = () => (asked ? search() : undefined);
 
-/* the address holds what was asked, so that it can be passed on */
+/* the address holds the search, so that it can be shared */
 
 function remember() {
   const parts = new URLSearchParams();

@@ -1,15 +1,15 @@
-// One picture: its scores, its payload, and where each word of the text is seen in it.
+// Details of one image: scores, payload, and a heat map for each word.
 
 import { drawHeat } from "/static/heat.js";
 import { altOf, decimal, make, nameOf, percent } from "/static/parts.js";
 import { hasKey, post, show } from "/static/service.js";
 
 const at = (id) => document.getElementById(id);
-// Below this (nats) the picture tells nothing of a word.
+// Words whose weight is nearer to 0 than this (nats) say nothing of the match.
 const TELLING = 0.5;
 
 export class Detail {
-  /** `asked` returns what was searched for; `explains` whether the service can explain. */
+  /** `asked` returns the search text; `explains` whether the service can explain. */
   constructor({ asked, explains, like }) {
     this.dialog = at("detail");
     this.asked = asked;
@@ -47,7 +47,7 @@ export class Detail {
     const shown = (is) => {
       large.hidden = !is;
       at("unshown").hidden = is;
-      at("original").hidden = !is || hasKey(); // an address cannot carry the key
+      at("original").hidden = !is || hasKey(); // a plain link cannot send the key
     };
     shown(true);
     large.onerror = () => shown(false);
@@ -108,10 +108,10 @@ export class Detail {
   }
 }
 
-/** Show a small picture larger, but not so large that it is nothing but pixels. */
+/** Enlarge a small image, within limits. */
 function fit(image) {
   const { naturalWidth: width, naturalHeight: height } = image;
-  const narrow = matchMedia("(max-width: 800px)").matches; // what is told of it stands below
+  const narrow = matchMedia("(max-width: 800px)").matches; // the details stand below the image
   const high = (narrow ? 0.46 : 0.8) * window.innerHeight;
   at("frame").style.width = `${Math.round(Math.min(2 * width, (high * width) / height))}px`;
 }

@@ -1,8 +1,8 @@
-// Lay a map of heat over a picture: what is cold fades, what is hot stays.
+// Heat map over an image: cold regions fade, hot regions stay.
 
 const SIDE = 192;
 
-/** Weights of a quadratic B-spline, as the library itself uses: smooth, and never below zero. */
+/** Weights of a quadratic B-spline, as in edje_qdrant.explain.heat_map: smooth and never negative. */
 function spread(pixels, cells, start, end) {
   const rows = [];
   for (let pixel = 0; pixel < pixels; pixel++) {
@@ -23,7 +23,7 @@ function spread(pixels, cells, start, end) {
   return rows;
 }
 
-/** Draw heat, an array of rows, on a canvas that covers the picture. */
+/** Draw heat, an array of rows, on a canvas that covers the image. */
 export function drawHeat(canvas, heat, area, strength = 1) {
   const down = spread(SIDE, heat.length, area[1], area[3]);
   const across = spread(SIDE, heat[0].length, area[0], area[2]);

@@ -1,8 +1,8 @@
-// Small parts of the page.
+// Helpers for elements and numbers.
 
 import { show } from "/static/service.js";
 
-/** Make an element: `make("p", {class: "hint"}, "text", child)`. Text is never read as HTML. */
+/** Create an element: `make("p", {class: "hint"}, "text", child)`. Text is never read as HTML. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -28,7 +28,7 @@ export function icon(...paths) {
 
 export const cross = () => icon("m7 7 10 10M17 7 7 17");
 
-/** What a picture is called: its own words if its payload has some, or else its file's name. */
+/** Name of an image: text of its payload, else its file name. */
 export function nameOf(picture) {
   const { title, name, path } = picture.payload;
   for (const text of [title, name]) if (typeof text === "string" && text.trim()) return text;
@@ -42,7 +42,7 @@ export function altOf(picture) {
   return `Picture ${nameOf(picture)}`;
 }
 
-/** A thumbnail, or a blank sheet where the service shows none. */
+/** A thumbnail, or an empty box if the service shows none. */
 export function thumbnail(picture, size = 160) {
   const image = make("img", { class: "thumb", alt: altOf(picture), loading: "lazy", decoding: "async" });
   image.addEventListener("error", () => {
@@ -61,7 +61,7 @@ export function moved(hit) {
   return { way: "same", text: "–", words: "where it was" };
 }
 
-/** A number with a minus sign that is as wide as its digits. */
+/** A number with a minus sign as wide as a digit. */
 export const decimal = (value, places) => value.toFixed(places).replace("-", "\u2212");
 
 export const percent = (share) =>

@@ -1,4 +1,4 @@
-// Two rankings side by side, what moved between them, and where the time went.
+// Both rankings side by side, with moves between them, and the timings.
 
 import { altOf, decimal, make, milliseconds, moved, nameOf, percent, thumbnail } from "/static/parts.js";
 
@@ -11,7 +11,7 @@ const STAGES = [
 ];
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Where the time of an answer went; `gallery` is one of the first stage alone. */
+/** Bar of an answer's time by stage; `gallery`: the first stage alone. */
 export function timeBar(answer, gallery = false) {
   const timings = answer.timings_ms;
   const bar = make("div", { class: "bar", "aria-hidden": "true" });
@@ -135,7 +135,7 @@ export class Rankings {
     target?.focus();
   }
 
-  /** Draw a line from where each picture was to where it is. */
+  /** Draw a line from each image's first-stage rank to its final rank. */
   connect() {
     const width = this.links.clientWidth;
     const top = this.links.getBoundingClientRect().top;

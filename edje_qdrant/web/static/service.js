@@ -1,4 +1,4 @@
-// Talk to the service, with the key of this tab where it asks for one.
+// Requests to the service, with this tab's key if there is one.
 
 const KEY = "edje-key";
 
@@ -34,7 +34,7 @@ async function send(url, options = {}) {
   try {
     body = await response.json();
   } catch {
-    // what stands between may answer in its own way
+    // a proxy may answer without JSON
   }
   throw new ServiceError(response.status, body);
 }
@@ -52,7 +52,7 @@ export async function upload(url, form, options) {
   return (await send(url, { ...options, method: "POST", body: form })).json();
 }
 
-/** Show a picture of the service; a key goes into a header, which `src` cannot send. */
+/** Show an image of the service; a key needs a header, which `src` cannot send. */
 export async function show(image, url) {
   if (!hasKey()) {
     image.src = url;
