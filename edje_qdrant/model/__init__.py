@@ -1,4 +1,4 @@
-"""The network: adapters, joint encoder, and the model that joins them to a stage-1 encoder."""
+"""EDJE: stage-1 encoder, adapter and joint encoder as one model."""
 
 from __future__ import annotations
 

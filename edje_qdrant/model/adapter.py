@@ -1,4 +1,4 @@
-"""The adapters: vision tokens in, tokens of the joint encoder's width out."""
+"""Adapters: vision tokens of an image in, tokens of the joint encoder's width out."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class _MLP(nn.Module):
 
 
 class CompressedAdapter(HashedModule):
-    """Gather an image's vision tokens into a few tokens by learnable queries.
+    """Compress an image's vision tokens into a few tokens with learnable queries.
 
     Args:
         num_tokens: `m`, the number of queries.
         vision_hidden_size: `d_v`.
         token_dim: `d_text`.
         hidden_size: Width of the MLP.
-        num_heads: Attention heads, the vision tower's.
-        activation: The language model's.
-        layer_norm_eps: The vision tower's.
+        num_heads: Attention heads, as in the vision tower.
+        activation: Name of the MLP's activation, as in the language model.
+        layer_norm_eps: Epsilon of the layer norm, as in the vision tower.
 
     Source: paper section 3, EDJE facts, the model, 2.
     """
@@ -65,16 +65,16 @@ class CompressedAdapter(HashedModule):
         return self._attend(vision_tokens, need_weights=False)[0]
 
     def attention_weights(self, vision_tokens: Tensor) -> Tensor:
-        """Return where the queries look: `(B, m, n)`, rows sum to one, averaged over heads."""
+        """Return the queries' attention `(B, m, n)`, averaged over heads; rows sum to one."""
         return cast("Tensor", self._attend(vision_tokens, need_weights=True)[1])
 
     def _attend(self, vision_tokens: Tensor, *, need_weights: bool) -> tuple[Tensor, Any]:
         query = self.query.expand(len(vision_tokens), -1, -1)  # (B, m, d_v)
         x, weights = self.attention(
             query, self.key(vision_tokens), self.value(vision_tokens), need_weights=need_weights
-        )
-        x = x + self.mlp(self.layernorm(x))
-        return self.projection(x), weights
+        )  # (B, m, d_v), (B, m, n)
+        x = x + self.mlp(self.layernorm(x))  # (B, m, d_v)
+        return self.projection(x), weights  # (B, m, d_text)
 
 
 class LocalAdapter(HashedModule):
@@ -84,7 +84,7 @@ class LocalAdapter(HashedModule):
         vision_hidden_size: `d_v`.
         token_dim: `d_text`.
         hidden_size: Width of the MLP.
-        activation: The language model's.
+        activation: Name of the MLP's activation, as in the language model.
 
     Source: paper section 3, EDJE facts, the model, 2.
     """
@@ -105,7 +105,7 @@ class LocalAdapter(HashedModule):
 def build_adapter(
     config: EDJEConfig, *, num_heads: int, activation: str, layer_norm_eps: float
 ) -> CompressedAdapter | LocalAdapter:
-    """Build the adapter a configuration asks for, with random weights."""
+    """Create the adapter of a configuration with random weights."""
     if config.adapter == "local":
         return LocalAdapter(
             vision_hidden_size=config.vision_hidden_size,

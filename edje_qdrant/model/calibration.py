@@ -1,8 +1,8 @@
-"""What a model's logits mean: how likely a match is, and when scoring may stop early.
+"""Calibration of logits: the probability of a match, and when scoring may stop early.
 
-A logit ranks the candidates of one query. Whether the best of them is right at all, and whether a
-image that the first stage puts far behind could still win, is learned from labelled pairs, and
-kept beside the model's weights.
+A logit only ranks the candidates of one query. Whether the best of them is right at all, and
+whether an image far down the first stage's ranking could still win, is fitted to labelled pairs and
+saved beside the model's weights.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ __all__ = [
 #: Name of the file in a model's folder.
 CALIBRATION_FILE = "calibration.json"
 
-#: Candidates scored before it is first asked whether to go on, and between further times.
+#: Candidates scored before the first check whether to stop, and between checks.
 FIRST_LOOK = STEP = 8
 
 _FORMAT = 1
 _ROUNDS = 100
-# Margins tried, in spreads; beyond the last one nothing is ever left out.
+# Margins to try, in spreads. If even the largest fails, scoring never stops early.
 _MARGINS = np.arange(-4.0, 8.01, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Say what one model's logits mean on data like that it was fitted to.
+    """What one model's logits mean on data like that of the fit.
 
     Attributes:
         slope: The probability of a match is sigmoid(slope * logit + intercept).
         intercept: See `slope`.
         cutoff: The logit that `min_score="auto"` cuts at.
-        gap_slope: A candidate that lies `gap` cosine behind the first is expected to have the logit
+        gap_slope: The expected logit of a candidate whose cosine is `gap` below the first's is
             gap_slope * gap + gap_intercept.
         gap_intercept: See `gap_slope`.
-        spread: Standard deviation of logits around that.
-        margin: Spreads that the best must lead the expectation by for scoring to stop; None where
-            no margin keeps the promised share of winners.
-        queries: Queries it was fitted to.
-        pairs: Pairs of text and image it was fitted to.
-        data: What they were.
+        spread: Standard deviation of logits around that expectation.
+        margin: Scoring stops when the best logit is this many spreads above the expectation; None
+            if no margin keeps the promised share of winners.
+        queries: Number of queries of the fit.
+        pairs: Number of text-image pairs of the fit.
+        data: Description of the data.
     """
 
     slope: float
@@ -70,23 +70,23 @@ class Calibration:
     data: str
 
     def probability(self, logits: NDArray[np.floating[Any]] | float) -> NDArray[np.float64]:
-        """Return how likely each pair with such a logit is a match, of the logits' shape."""
+        """Return the probability of a match for each logit, in the logits' shape."""
         linear = self.slope * np.asarray(logits, np.float64) + self.intercept
         return _sigmoid(linear)
 
     def settled(self, best: float, gap: float) -> bool:
-        """Return whether images `gap` or more cosine behind the first can be left unscored.
+        """Return whether candidates `gap` or more below the first in cosine need no scoring.
 
         Args:
-            best: Logit of the last image that would be returned, as far as scored.
-            gap: Cosine of the first candidate less that of the next one to score.
+            best: Lowest logit among the images that would be returned so far.
+            gap: Cosine of the first candidate minus that of the next one to score.
         """
         if self.margin is None:
             return False
         return best >= self.gap_slope * gap + self.gap_intercept + self.margin * self.spread
 
     def save(self, folder: Path) -> None:
-        """Write it into a model's folder.
+        """Save it in a model's folder.
 
         Raises:
             CheckpointError: The folder cannot be written.
@@ -104,10 +104,10 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path) -> Calibration | None:
-        """Read it from a model's folder; None where there is none.
+        """Read it from a model's folder; None if the folder has none.
 
         Raises:
-            CheckpointError: It is there, and damaged or of another version.
+            CheckpointError: The file is damaged or of another version.
         """
         path = folder / CALIBRATION_FILE
         if not path.exists():
@@ -120,9 +120,9 @@ class Calibration:
                 raise ValueError(f"format {version!r} with {sorted(data)}")
             numbers = [value for key, value in data.items() if key not in ("data", "margin")]
             if not all(math.isfinite(number) for number in numbers):
-                raise ValueError("a number that is none")
+                raise ValueError("a number is not finite")
             if data["margin"] is not None and not math.isfinite(data["margin"]):
-                raise ValueError("a margin that is none")
+                raise ValueError("the margin is not finite")
             return cls(**data)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
@@ -140,25 +140,25 @@ def fit_calibration(
     cutoff_probability: float = 0.5,
     winners_lost: float = 0.002,
 ) -> Calibration:
-    """Fit a calibration to the candidates of `q` queries, `n` each, best of the first stage first.
+    """Fit a calibration to `n` candidates of each of `q` queries, in first-stage order.
 
-    For the probability every other query is taken without its right images, as if the collection
-    held none. Platt's method: a logistic curve by maximum likelihood, targets drawn in a little.
+    Probability: Platt's method, a logistic curve fitted by maximum likelihood to smoothed targets.
+    Every second query is used without its right images, as if the collection had none.
 
-    The rule to stop early is fitted to the winners: of all margins, the smallest with which the
-    best image of at most the share `winners_lost` of queries would not have been scored.
+    Early stop: the smallest margin with which at most the share `winners_lost` of queries would
+    miss their best image.
 
     Args:
-        cosines: `(q, n)` scores of the first stage, falling along each row.
-        logits: `(q, n)` scores of the joint encoder.
+        cosines: `(q, n)` first-stage scores, descending in each row.
+        logits: `(q, n)` joint encoder scores.
         right: `(q, n)` bool: whether a candidate is a right answer.
-        data: What the queries and images are, to be kept.
-        cutoff_probability: Where `min_score="auto"` cuts.
+        data: Description of queries and images, saved with the fit.
+        cutoff_probability: Probability at which `min_score="auto"` cuts.
         winners_lost: Share of queries whose best image may be missed by stopping early.
 
     Raises:
-        ConfigError: There are too few queries, or none or all of the candidates are right, or an
-            argument is out of bounds.
+        ConfigError: There are too few queries, all candidates are right or all wrong, or an
+            argument is out of range.
 
     Source: Platt, Probabilistic Outputs for Support Vector Machines, 1999.
     """
@@ -174,8 +174,8 @@ def fit_calibration(
     labels, said = (right & ~absent[:, None])[kept], logits[kept].astype(np.float64)
     if labels.all() or not labels.any():
         raise ConfigError(
-            f"{int(labels.sum())} of {labels.size} candidates are right; to tell right from wrong, "
-            "both must be there: check that captions belong to their images"
+            f"{int(labels.sum())} of {labels.size} candidates are right; a fit needs right and "
+            "wrong ones: check that captions belong to their images"
         )
     slope, intercept = _logistic(said, labels)
     if slope <= 0:
@@ -208,19 +208,19 @@ def adaptive_stops(
     *,
     top_k: int = 1,
 ) -> NDArray[np.int64]:
-    """Return `(q,)`: how many of `(q, n)` candidates a search with `adaptive=True` scores.
+    """Return `(q,)`: how many of `n` candidates a search with `adaptive=True` would score.
 
     Args:
-        calibration: What decides.
-        cosines: `(q, n)` scores of the first stage, falling along each row.
-        logits: `(q, n)` scores of the joint encoder.
-        top_k: Hits that are returned.
+        calibration: The rule to stop.
+        cosines: `(q, n)` first-stage scores, descending in each row.
+        logits: `(q, n)` joint encoder scores.
+        top_k: Number of hits returned.
     """
     queries, count = logits.shape
     stops = np.full(queries, count)
     if calibration.margin is None:
         return stops
-    gaps = cosines[:, :1] - cosines
+    gaps = cosines[:, :1] - cosines  # (q, n)
     bounds = calibration.gap_slope * gaps + calibration.gap_intercept
     bounds = bounds + calibration.margin * calibration.spread
     for place in reversed(range(max(FIRST_LOOK, top_k), count, STEP)):
@@ -245,17 +245,17 @@ def _with_margin(
 
 
 def _line(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> tuple[float, float, float]:
-    """Return slope, intercept and the standard deviation around the line of least squares."""
+    """Fit a least-squares line; return slope, intercept and the residuals' standard deviation."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / max(((x - x.mean()) ** 2).sum(), 1e-12))
-    # Farther behind must never count as more likely.
+    # A larger gap must not count as more likely.
     slope = min(slope, 0.0)
     intercept = float(y.mean() - slope * x.mean())
     return slope, intercept, float((y - slope * x - intercept).std())
 
 
 def _logistic(x: NDArray[np.float64], labels: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return slope and intercept of the likeliest logistic curve, by Newton's method."""
+    """Fit a logistic curve by maximum likelihood with Newton's method; return slope, intercept."""
     positives, negatives = int(labels.sum()), int((~labels).sum())
     targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     centre, scale = x.mean(), max(float(x.std()), 1e-9)
@@ -268,7 +268,7 @@ def _logistic(x: NDArray[np.float64], labels: NDArray[np.bool_]) -> tuple[float,
         curvature = (design * (fitted * (1 - fitted))[:, None]).T @ design
         step = np.linalg.solve(curvature + 1e-9 * np.eye(2), gradient)
         size = 1.0
-        # A whole step can overshoot where the classes hardly overlap.
+        # A full step can overshoot if the classes hardly overlap: halve it until the loss falls.
         while (after := _log_loss(design @ (weights - size * step), targets)) > loss:
             size /= 2
             if size < 1e-6:

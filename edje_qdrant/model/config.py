@@ -1,4 +1,4 @@
-"""What a model's folder says about itself."""
+"""The configuration in a model's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = ["IMAGE_TOKEN", "AdapterKind", "EDJEConfig"]
 
-#: The special token that stands for a vision token in the joint encoder's vocabulary.
+#: The special token for images in the joint encoder's vocabulary.
 IMAGE_TOKEN = "<image>"
 AdapterKind = Literal["compressed", "local"]
 _FORMAT_VERSION = 1
@@ -18,18 +18,18 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class EDJEConfig:
-    """State the sizes of one model; the towers' own settings lie in their sub-folders.
+    """The sizes of one model; the settings of its encoder and language model are in sub-folders.
 
     Attributes:
         encoder: Name of the stage-1 encoder.
-        adapter: `compressed` (learnable queries) or `local` (one token a patch).
-        num_tokens: `m`, tokens an image.
+        adapter: `compressed` (learnable queries) or `local` (one token per patch).
+        num_tokens: `m`, tokens per image.
         vision_hidden_size: `d_v`, width of a vision token.
         token_dim: `d_text`, width of a token and of the joint encoder.
         embedding_dim: `d`, width of the stage-1 vector.
         adapter_hidden_size: Width of the adapter's MLP.
-        max_caption_tokens: Word pieces of a caption that are read; the rest is cut off.
-        separate_token_tower: Whether vision tokens come from a vision tower of their own.
+        max_caption_tokens: Word pieces read of a caption; longer captions are cut.
+        separate_token_tower: Whether vision tokens come from a second vision tower.
         encoder_revision: Hash of the encoder's weights as saved.
         adapter_hash: Hash of the adapter's weights as saved.
         format_version: Version of the folder's layout.
@@ -52,7 +52,7 @@ class EDJEConfig:
         """Check every field.
 
         Raises:
-            ConfigError: A field has the wrong type or a value that makes no sense.
+            ConfigError: A field has a wrong type or an invalid value.
         """
         if self.format_version != _FORMAT_VERSION:
             raise ConfigError(
@@ -70,7 +70,7 @@ class EDJEConfig:
 
     @property
     def max_positions(self) -> int:
-        """Return the length of the longest sequence: both ends, separator, caption, tokens."""
+        """Return the length of the longest sequence: caption, tokens, `[CLS]` and two `[SEP]`."""
         return self.max_caption_tokens + 3 + self.num_tokens
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,10 +79,10 @@ class EDJEConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EDJEConfig:
-        """Read a configuration back.
+        """Read a configuration from a JSON object.
 
         Raises:
-            ConfigError: A field is missing, unknown or makes no sense.
+            ConfigError: A field is missing, unknown or invalid.
         """
         known = {f.name for f in fields(cls)}
         required = {

@@ -1,4 +1,4 @@
-"""EDJEModel: the encoder, the adapter and the joint encoder under one roof."""
+"""`EDJEModel`: the stage-1 encoder, the adapter and the joint encoder in one module."""
 
 from __future__ import annotations
 
@@ -36,16 +36,30 @@ Tokens = NDArray[np.floating[Any]] | Tensor
 class EDJEModel(nn.Module):
     """Encode images and texts for search, and score texts against images' tokens.
 
-    Build one with `from_pretrained`, `from_official_checkpoint` or, to train one, `build`.
+    Load a model with `from_pretrained` or `from_official_checkpoint`; create one to train with
+    `build`.
 
     Attributes:
-        encoder: The stage-1 encoder; frozen while the rest is trained.
+        encoder: The stage-1 encoder; frozen during training.
         adapter: Vision tokens -> tokens.
         joint_encoder: Caption and tokens -> logit.
-        tokenizer: The joint encoder's.
+        tokenizer: The joint encoder's tokenizer.
         config: The model's sizes.
-        name_or_path: What `from_pretrained` takes to load the model again, where known.
-        calibration: What its logits mean, where that was fitted (`edje-qdrant calibrate`).
+        name_or_path: What `from_pretrained` takes to load this model again, if known.
+        calibration: What the logits mean, if that was fitted (`edje-qdrant calibrate`).
+
+    Example:
+        >>> from PIL import Image
+        >>> from edje_qdrant import EDJEModel
+        >>> model = EDJEModel.from_pretrained("demo", device="cpu")
+        >>> images = [Image.new("RGB", (256, 256), colour) for colour in ("red", "blue", "green")]
+        >>> encoding = model.encode_images(images)
+        >>> encoding.embeddings.shape, encoding.tokens.shape
+        ((3, 192), (3, 16, 128))
+        >>> model.encode_texts(["a red star above a blue ring"]).shape
+        (1, 192)
+        >>> model.score("a red star above a blue ring", encoding.tokens).shape
+        (3,)
     """
 
     def __init__(
@@ -79,19 +93,19 @@ class EDJEModel(nn.Module):
         adapter_hidden_size: int = 8192,
         max_caption_tokens: int = 61,
     ) -> EDJEModel:
-        """Put a new model together; the adapter and the joint encoder's heads are untrained.
+        """Create a new model with an untrained adapter and untrained joint encoder heads.
 
-        The language model and its tokenizer are grown in place by the `<image>` token and, where
-        the sequence needs it, by positions.
+        The `<image>` token is added to the language model and its tokenizer in place, and
+        positions to the language model if the longest sequence needs more.
 
         Args:
             encoder: The stage-1 encoder.
-            language_model: BERT with its masked-word head.
-            tokenizer: The language model's.
+            language_model: BERT with its masked-language-model head.
+            tokenizer: The language model's tokenizer.
             adapter: `compressed` or `local`.
-            num_tokens: Tokens an image; the local adapter ignores it and keeps one a patch.
+            num_tokens: Tokens per image; ignored for `local`, which makes one per patch.
             adapter_hidden_size: Width of the adapter's MLP.
-            max_caption_tokens: Word pieces of a caption that are read.
+            max_caption_tokens: Word pieces read of a caption; longer captions are cut.
         """
         return cls._assemble(
             new_checkpoint(
@@ -117,9 +131,9 @@ class EDJEModel(nn.Module):
 
         Args:
             name_or_path: `demo` for the bundled model, a folder written by `save_pretrained`, or a
-                hub id of one, or of the published checkpoint.
-            device: CUDA where there is one, by default.
-            dtype: bfloat16 on CUDA and float32 elsewhere, by default.
+                hub id of such a folder or of the published checkpoint.
+            device: Defaults to CUDA if available.
+            dtype: Defaults to bfloat16 on CUDA and float32 elsewhere.
 
         Raises:
             CheckpointError: There is no such model, or it is unreadable or incomplete.
@@ -140,14 +154,15 @@ class EDJEModel(nn.Module):
 
         Args:
             path: The file.
-            siglip_path: Folder or hub id of the SigLIP it was trained on; only settings, image
-                processor and tokenizer are read from it.
-            language_model_path: Folder or hub id of the language model; likewise.
-            device: CUDA where there is one, by default.
-            dtype: bfloat16 on CUDA and float32 elsewhere, by default.
+            siglip_path: Folder or hub id of the SigLIP it was trained on; only its settings, image
+                processor and tokenizer are read.
+            language_model_path: Folder or hub id of the language model; only its settings and
+                tokenizer are read.
+            device: Defaults to CUDA if available.
+            dtype: Defaults to bfloat16 on CUDA and float32 elsewhere.
 
         Raises:
-            CheckpointError: The file is unreadable, lacks a key or has a tensor of a wrong shape.
+            CheckpointError: The file is unreadable, or a tensor is missing or has a wrong shape.
         """
         checkpoint = read_published(
             path, siglip_path=str(siglip_path), language_model_path=str(language_model_path)
@@ -168,11 +183,11 @@ class EDJEModel(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the model into one folder that needs nothing else to be loaded back.
+        """Save the model into one self-contained folder.
 
         Args:
-            folder: Made where missing; a model that lies there is replaced.
-            dtype: Store the weights in this precision; as they are, by default.
+            folder: Created if missing; a model in it is replaced.
+            dtype: Precision of the stored weights; defaults to each weight's own.
 
         Raises:
             CheckpointError: The folder cannot be written.
@@ -189,7 +204,7 @@ class EDJEModel(nn.Module):
         self.name_or_path = str(Path(folder).resolve())
 
     def place(self, device: str | torch.device | None, dtype: torch.dtype | None) -> EDJEModel:
-        """Move to a device and a precision (defaults as in `from_pretrained`), ready to infer."""
+        """Move to a device and a precision (defaults as in `from_pretrained`); set eval mode."""
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if chosen.type == "cuda" else torch.float32)
         self.to(chosen, dtype)
@@ -198,11 +213,11 @@ class EDJEModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Return where the weights are."""
+        """Return the device of the weights."""
         return self.joint_encoder.classifier.weight.device
 
     def contract(self) -> TokenContract:
-        """Return what a collection must be written with for this model to read it."""
+        """Return the contract of collections that this model writes and can read."""
         return TokenContract(
             encoder=self.encoder.name,
             encoder_revision=self.encoder.revision,
@@ -216,7 +231,7 @@ class EDJEModel(nn.Module):
         )
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Turn images of any mode into `(n, 3, H, W)` float32; safe in worker threads.
+        """Preprocess images of any mode to `(n, 3, H, W)` float32; thread-safe.
 
         Raises:
             ImageReadError: An image's data cannot be decoded.
@@ -224,10 +239,11 @@ class EDJEModel(nn.Module):
         return self.encoder.preprocess(images)
 
     def encode_pixels(self, pixel_values: Tensor) -> ImageEncoding:
-        """Encode what `preprocess` returned, in one batch."""
+        """Encode the output of `preprocess` in one batch."""
         with self.inference():
+            # (B, d) and (B, n, d_v)
             embeddings, vision_tokens = self.encoder.encode_pixels(pixel_values)
-            tokens = self.adapter(vision_tokens)
+            tokens = self.adapter(vision_tokens)  # (B, m, d_text)
         return ImageEncoding(
             embeddings.float().cpu().numpy(), tokens.to("cpu", torch.float16).numpy()
         )
@@ -238,7 +254,7 @@ class EDJEModel(nn.Module):
         """Encode images of any mode.
 
         Args:
-            images: Images.
+            images: Pillow images.
             batch_size: Images encoded at a time.
 
         Returns:
@@ -257,10 +273,10 @@ class EDJEModel(nn.Module):
         return ImageEncoding(embeddings, tokens)
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Encode texts for the first stage: `(n, d)`, unit length.
+        """Encode texts for the first stage: `(n, d)` float32, unit length.
 
         Raises:
-            ConfigError: A text is empty once cleaned up.
+            ConfigError: A text is empty after clean-up.
         """
         if isinstance(texts, str):
             raise ConfigError("encode_texts takes a list of texts, not one text")
@@ -271,12 +287,13 @@ class EDJEModel(nn.Module):
             return self.encoder.encode_texts(cleaned).float().cpu().numpy()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Clean texts up and return the joint encoder's `input_ids` and `attention_mask`.
+        """Clean texts and return the joint encoder's `input_ids` and `attention_mask`.
 
-        Both `(n, t)` on the model's device: `[CLS] ... [SEP]`, padded on the right to the longest.
+        Both are `(n, t)` on the model's device: `[CLS] ... [SEP]`, padded on the right to the
+        longest text.
 
         Raises:
-            ConfigError: A text is empty once cleaned up.
+            ConfigError: A text is empty after clean-up.
         """
         encoded = self.tokenizer(
             clean_captions(texts),
@@ -293,14 +310,14 @@ class EDJEModel(nn.Module):
 
         Args:
             text: The query.
-            tokens: `(n, m, d_text)`, as `encode_images` gives them.
+            tokens: `(n, m, d_text)`, as `encode_images` returns them.
             batch_size: Pairs scored at a time.
 
         Returns:
             `(n,)` logits; higher is better.
 
         Raises:
-            ConfigError: The text is empty once cleaned up, or the tokens have a wrong shape.
+            ConfigError: The text is empty after clean-up, or the tokens have a wrong shape.
         """
         ids, mask = self.tokenize([text])
         n = len(tokens)
@@ -320,8 +337,8 @@ class EDJEModel(nn.Module):
             `(n,)` logits; higher is better.
 
         Raises:
-            ConfigError: A text is empty once cleaned up, the tokens have a wrong shape, or there
-                are not as many texts as images.
+            ConfigError: A text is empty after clean-up, the tokens have a wrong shape, or the
+                numbers of texts and images differ.
         """
         if len(texts) != len(tokens):
             raise ConfigError(f"{len(texts)} texts and the tokens of {len(tokens)} images")
@@ -347,13 +364,13 @@ class EDJEModel(nn.Module):
                     part = torch.tensor(part)
                 logits = self.joint_encoder(
                     input_ids[rows], attention_mask[rows], part.to(self.device)
-                )
+                )  # (b,)
                 scores[rows] = logits.float().cpu().numpy()
         return scores
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Infer without gradients and dropout, whatever mode the modules are in."""
+        """Switch off gradients and dropout; each module's mode is restored afterwards."""
         training = [module for module in self.modules() if module.training]
         for module in training:
             module.training = False

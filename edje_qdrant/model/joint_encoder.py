@@ -1,4 +1,4 @@
-"""The joint encoder: one caption and one image's tokens in, one logit out."""
+"""Joint encoder: a caption and an image's tokens in, one logit out."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ __all__ = ["JointEncoder", "extend_positions", "repeat_last_row"]
 
 
 class JointEncoder(nn.Module):
-    """Read `[CLS] caption [SEP] tokens [SEP]` with BERT and judge whether they match.
+    """Score whether a caption and an image match, from `[CLS] caption [SEP] tokens [SEP]`.
 
-    Captions come as `input_ids`, `[CLS] ... [SEP]` padded on the right, with their
-    `attention_mask`. The tokens follow each caption's own `[SEP]` at once, and padding comes after.
+    Captions are given as `input_ids`, `[CLS] ... [SEP]` padded on the right, with their
+    `attention_mask`. In the sequence the tokens follow each caption's own `[SEP]` directly, and
+    the padding comes last.
 
     Args:
-        language_model: BERT with its masked-word head.
-        sep_token_id: The tokenizer's.
-        embedding_dim: Width of the stage-1 vectors that `caption_features` learns to recover.
-        max_caption_tokens: Word pieces of a caption that are read.
+        language_model: BERT with its masked-language-model head.
+        sep_token_id: Id of `[SEP]`.
+        embedding_dim: Width of the stage-1 embeddings that `caption_features` learns to predict.
+        max_caption_tokens: Word pieces read of a caption; longer captions are cut.
 
     Source: paper section 3, EDJE facts, the model, 3.
     """
@@ -52,32 +53,35 @@ class JointEncoder(nn.Module):
         """Score pairs.
 
         Args:
-            input_ids: `(B, t)` int64, captions alone.
+            input_ids: `(B, t)` int64, captions without the tokens.
             attention_mask: `(B, t)`.
             tokens: `(B, m, d_text)`.
 
         Returns:
             `(B,)` logits; higher is better.
         """
-        first = self.hidden_states(input_ids, attention_mask, tokens)[:, 0]
+        first = self.hidden_states(input_ids, attention_mask, tokens)[:, 0]  # (B, d_text)
         return cast("Tensor", self.classifier(torch.tanh(self.pooler(first)))[:, 0])
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Tensor:
-        """Return the last layer, `(B, t + m + 1, d_text)`; caption positions come first.
+        """Return the last layer's states, `(B, t + m + 1, d_text)`; caption positions come first.
 
-        `t` is at most `max_caption_length`. Positions past a row's own pair hold nothing of use.
+        `t` is at most `max_caption_length`. States at padded positions are meaningless.
         """
         input_ids, attention_mask = self._truncate(input_ids, attention_mask)
         t, m = input_ids.shape[1], tokens.shape[1]
         words = self.language_model.bert.embeddings.word_embeddings
         sep = input_ids.new_full((len(input_ids), 1), self.sep_token_id)
         captions = words(input_ids)  # (B, t, d)
-        source = torch.cat([captions, tokens.to(captions.dtype), words(sep)], dim=1)
+        source = torch.cat(
+            [captions, tokens.to(captions.dtype), words(sep)], dim=1
+        )  # (B, t + m + 1, d)
 
-        # How far each place of the pair lies behind its caption's end: 0 is the first token.
+        # Move each row's padding from between caption and tokens to the end. `behind` counts
+        # positions from the end of the row's caption: 0 is the first token.
         place = torch.arange(t + m + 1, device=input_ids.device)
         behind = place - attention_mask.sum(dim=1, keepdim=True)  # (B, t + m + 1)
-        index = torch.where(behind < 0, place, t + behind.clamp(max=m))
+        index = torch.where(behind < 0, place, t + behind.clamp(max=m))  # (B, t + m + 1)
         pair = source.gather(1, index.unsqueeze(-1).expand(-1, -1, source.shape[-1]))
         output = self.language_model.bert(
             inputs_embeds=pair,
@@ -93,13 +97,13 @@ class JointEncoder(nn.Module):
         tokens: Tensor,
         where: Tensor | None = None,
     ) -> Tensor:
-        """Predict a caption's words with the image's tokens in view.
+        """Predict a caption's masked words from the rest of the caption and the image's tokens.
 
         Args:
             input_ids: `(B, t)`, some of them masked.
             attention_mask: `(B, t)`.
             tokens: `(B, m, d_text)`.
-            where: `(B, t)` bool, the positions asked for; all of them by default.
+            where: `(B, t)` bool, the positions to predict; all of them by default.
 
         Returns:
             `(B, t, vocabulary)`, or `(where.sum(), vocabulary)`; `t` is cut to
@@ -112,13 +116,13 @@ class JointEncoder(nn.Module):
         return cast("Tensor", self.language_model.cls(hidden))
 
     def caption_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return `(B, d)`: what the captions alone say, in the stage-1 space, not normalised."""
+        """Return `(B, d)`: captions alone, projected to the stage-1 space, not normalised."""
         input_ids, attention_mask = self._truncate(input_ids, attention_mask)
         output = self.language_model.bert(input_ids=input_ids, attention_mask=attention_mask)
         return cast("Tensor", self.text_projection(output.last_hidden_state[:, 0]))
 
     def _truncate(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut over-long captions, so that the last place that is left holds `[SEP]`."""
+        """Cut captions that are too long; their last position becomes `[SEP]`."""
         limit = self.max_caption_length
         if input_ids.shape[1] <= limit:
             return input_ids, attention_mask
@@ -129,7 +133,7 @@ class JointEncoder(nn.Module):
 
 
 def extend_positions(language_model: BertForMaskedLM, count: int) -> None:
-    """Give BERT at least `count` positions, in place, by repeating its last position embedding."""
+    """Extend BERT to at least `count` positions in place, repeating its last position embedding."""
     embeddings = language_model.bert.embeddings
     weight = repeat_last_row(embeddings.position_embeddings.weight.detach(), count)
     if len(weight) == len(embeddings.position_embeddings.weight):

@@ -1,4 +1,4 @@
-"""The model that a collection's contract names."""
+"""Load the model that a collection's contract names."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["WrittenByModel", "load_named_model", "model_for"]
 
 
 class WrittenByModel(Protocol):
-    """Say which model wrote something, and where that is."""
+    """A collection, as far as it says which model wrote it."""
 
     @property
     def contract(self) -> TokenContract:
-        """Return the model's contract."""
+        """Return the contract it was written with."""
 
     @property
     def location(self) -> str:
-        """Return the folder or address."""
+        """Return its folder or server address."""
 
     @property
     def name(self) -> str:
-        """Return what it is called there."""
+        """Return its name."""
 
 
 def model_for(
@@ -36,15 +36,15 @@ def model_for(
     *,
     device: str | torch.device | None = None,
 ) -> EDJEModel:
-    """Return the model asked for, or else the one that a collection's contract names.
+    """Return the given model, or else the one that a collection's contract names.
 
     Args:
-        collection: What the model is for.
+        collection: The collection to use the model with.
         model: A model, or what `EDJEModel.from_pretrained` takes.
-        device: Where a model that is loaded here goes; CUDA where there is one, by default.
+        device: For a model that is loaded here; defaults to CUDA if available.
 
     Raises:
-        ConfigError: None is asked for, and the contract names none.
+        ConfigError: No model is given, and the contract names none.
         CheckpointError: The model cannot be loaded.
     """
     if isinstance(model, EDJEModel):
@@ -60,21 +60,21 @@ def load_named_model(
     """Load the model that a collection's contract names.
 
     Raises:
-        ConfigError: It names none.
+        ConfigError: The contract names none.
         CheckpointError: The model cannot be loaded.
     """
     name = collection.contract.model
     what = f"the collection {collection.name!r} at {collection.location}"
     if name is None:
         raise ConfigError(
-            f"{what} does not say where the model that wrote it is; pass it with model= (--model)"
+            f"{what} does not name the model that wrote it; pass it with model= (--model)"
         )
     try:
         return EDJEModel.from_pretrained(name, device=device)
     except CheckpointError as error:
         raise CheckpointError(
             f"{what} was written with the model {name!r}, which cannot be loaded ({error}); "
-            "if it has moved, say where it is with model= (--model)",
+            "if it has moved, pass its place with model= (--model)",
             path=error.path,
             missing=error.missing,
             mismatched=error.mismatched,

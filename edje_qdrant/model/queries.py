@@ -1,4 +1,4 @@
-"""What people ask with, images and texts in the forms they come in: checked, and encoded."""
+"""Queries: images and texts in every accepted form, checked and encoded."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ __all__ = [
 
 _TEXTS = 256
 
-#: An image: opened by Pillow, a file's path, or one that was encoded already.
+#: An image: a Pillow image, a path, or the encoding of one image.
 ImageQuery: TypeAlias = "Image.Image | str | Path | ImageEncoding"
 
 
 def encode_query(model: EDJEModel, image: ImageQuery) -> ImageEncoding:
-    """Return what a model makes of one image: one row.
+    """Encode one image: one row.
 
     Args:
-        model: Which encodes; it must have made an encoding that is given.
-        image: The image. Of files and Pillow's images the EXIF orientation is followed.
+        model: Encodes the image; an encoding that is passed must come from this model.
+        image: The image. Files and Pillow images are rotated by their EXIF orientation.
 
     Raises:
-        ConfigError: It is no image, or an encoding of none, of several, or of another shape.
+        ConfigError: It is not an image, or not an encoding of exactly one image by this model.
         ImageReadError: It cannot be read.
     """
     if isinstance(image, ImageEncoding):
@@ -74,10 +74,10 @@ def read_pixels(model: EDJEModel, image: Image.Image | str | Path) -> Tensor:
 
 
 def encode_all(model: EDJEModel, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Encode any number of texts for the first stage: `(n, d)`, unit length, in bounded steps.
+    """Encode any number of texts for the first stage in batches: `(n, d)`, unit length.
 
     Raises:
-        ConfigError: A text is empty once cleaned up.
+        ConfigError: A text is empty after clean-up.
     """
     parts = [np.empty((0, model.config.embedding_dim), np.float32)]
     parts += [model.encode_texts(texts[i : i + _TEXTS]) for i in range(0, len(texts), _TEXTS)]

@@ -1,7 +1,7 @@
-"""The published card's two halves: one for building an index, one for ranking with it.
+"""The two models of the published model card: one for indexing, one for ranking.
 
-Both take the whole published state, `half.load_state_dict(checkpoint["model"], strict=False)`, and
-keep what they need of it.
+Both load the whole published state with `load_state_dict(checkpoint["model"], strict=False)` and
+keep only the tensors they need.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PATH = "passed to load_state_dict"
 
 
 class EDJEModelForIndexing(nn.Module):
-    """Turn pixels into the tokens to store.
+    """Encode pixels to the tokens that are stored.
 
     Args:
         siglip_path: Folder or hub id with SigLIP's settings.
@@ -73,17 +73,17 @@ class EDJEModelForIndexing(nn.Module):
         self.adapter = self._build_adapter()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Turn `(B, 3, H, W)` float32 pixels into tokens `(B, m, d_text)`."""
-        vision_tokens = self.token_tower(pixel_values=pixel_values).last_hidden_state
+        """Encode pixels `(B, 3, H, W)` float32 to tokens `(B, m, d_text)`."""
+        vision_tokens = self.token_tower(pixel_values=pixel_values).last_hidden_state  # (B, n, d_v)
         return cast("Tensor", self.adapter(vision_tokens))
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load the published state, or this module's own; `strict` changes nothing.
+        """Load the published state, or this module's own; `strict` is ignored.
 
         Raises:
-            CheckpointError: A tensor this half needs is missing or has another shape.
+            CheckpointError: A tensor that this model needs is missing or has another shape.
         """
         if set(state_dict) == set(self.state_dict()):
             return super().load_state_dict(state_dict, strict, assign)
@@ -93,8 +93,8 @@ class EDJEModelForIndexing(nn.Module):
         num_tokens = sizes.num_tokens or int(embeddings.num_patches)
         if num_tokens != self._config.num_tokens:
             raise CheckpointError(
-                f"the checkpoint {_PATH} makes {num_tokens} tokens an image; build this half with "
-                f"num_compressed_tokens={num_tokens}, not {self._config.num_tokens}",
+                f"the checkpoint {_PATH} makes {num_tokens} tokens per image; build this model "
+                f"with num_compressed_tokens={num_tokens}, not {self._config.num_tokens}",
                 path=_PATH,
             )
         self._config = replace(
@@ -116,11 +116,11 @@ class EDJEModelForIndexing(nn.Module):
 
 
 class EDJEModelForRanking(nn.Module):
-    """Score captions against stored tokens.
+    """Score captions against stored tokens with the joint encoder.
 
     Args:
         language_model_path: Folder or hub id with the language model's settings.
-        num_compressed_tokens: `m`, tokens an image.
+        num_compressed_tokens: `m`, tokens per image.
 
     Raises:
         CheckpointError: The settings cannot be read.
@@ -139,7 +139,7 @@ class EDJEModelForRanking(nn.Module):
 
         Args:
             compressed_tokens: `(B, m, d_text)`.
-            input_ids: `(B, t)` int64, captions alone: `[CLS] ... [SEP]`, padded on the right.
+            input_ids: `(B, t)` int64, captions: `[CLS] ... [SEP]`, padded on the right.
             attention_mask: `(B, t)`.
 
         Returns:
@@ -159,10 +159,10 @@ class EDJEModelForRanking(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load the published state, or this module's own; `strict` changes nothing.
+        """Load the published state, or this module's own; `strict` is ignored.
 
         Raises:
-            CheckpointError: A tensor this half needs is missing or has another shape.
+            CheckpointError: A tensor that this model needs is missing or has another shape.
         """
         if set(state_dict) == set(self.state_dict()):
             return super().load_state_dict(state_dict, strict, assign)
@@ -183,7 +183,7 @@ class EDJEModelForRanking(nn.Module):
         joint_encoder = JointEncoder(
             language_model, sep_token_id=self._tokenizer.sep_token_id, embedding_dim=1
         )
-        # Ranking needs neither head; without them their tensors need not be in the state.
+        # Ranking uses neither head. Without them, their tensors may be missing from the state.
         joint_encoder.text_projection = nn.Identity()  # type: ignore[assignment]
         language_model.cls = nn.Identity()  # type: ignore[assignment]
         return joint_encoder

@@ -234,7 +234,7 @@ def test_files_that_are_no_checkpoints_are_refused(published: Published, tmp_pat
             load(published, bad)
     for content in ([1, 2], {"state_dict": {}}, {"model": {"a": 1}}):
         torch.save(content, bad)
-        with pytest.raises(CheckpointError, match="no table of tensors under 'model'"):
+        with pytest.raises(CheckpointError, match="no dictionary of tensors under 'model'"):
             load(published, bad)
     torch.save({"model": {"a": torch.zeros(1)}}, bad)
     with pytest.raises(CheckpointError, match="published layout"):

@@ -1,4 +1,4 @@
-"""Match a checkpoint's tensors with the ones a module needs, or say exactly why not."""
+"""Match a checkpoint's tensors to a module's, and report every one that does not fit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from edje_qdrant.errors import CheckpointError
 
 __all__ = ["fill", "match_tensors", "needed_keys"]
 
-# The masked-word head's output layer shares its weight and bias with other parameters.
+# The masked-language-model head's output layer shares weight and bias with other parameters.
 _TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 
 
 def needed_keys(module: nn.Module) -> list[str]:
-    """Return the keys of the module's state that a checkpoint must hold, tied copies left out."""
+    """Return the keys of the module's state that a checkpoint must hold, without tied copies."""
     return [key for key in module.state_dict() if not key.endswith(_TIED)]
 
 
@@ -26,16 +26,16 @@ def match_tensors(
     path: str,
     name_of: Callable[[str], str] = lambda key: key,
 ) -> dict[str, Tensor]:
-    """Return every tensor the module needs, by the module's own keys; surplus ones are left out.
+    """Return the tensors that the module needs, by the module's keys; others are ignored.
 
     Args:
-        module: What is to be filled.
+        module: The module to load into.
         state: The checkpoint.
-        path: Where the checkpoint was read, for the error.
-        name_of: A key of the module -> its name in the checkpoint.
+        path: The checkpoint's path, for the error.
+        name_of: Maps a key of the module to its name in the checkpoint.
 
     Raises:
-        CheckpointError: A tensor is missing or has another shape; names each with both shapes.
+        CheckpointError: A tensor is missing or has another shape; lists each with both shapes.
     """
     own = module.state_dict()
     names = {key: name_of(key) for key in needed_keys(module)}

@@ -1,4 +1,4 @@
-"""The published checkpoint's layout, translated to ours.
+"""Read the published checkpoint: its layout translated to this package's.
 
 Source: EDJE facts, the published checkpoint.
 """
@@ -34,14 +34,14 @@ __all__ = [
     "tidy",
 ]
 
-#: Places of a sequence beside the tokens: 61 word pieces, `[CLS]` and two `[SEP]`.
+#: Positions of a sequence besides the tokens: 61 word pieces, `[CLS]` and two `[SEP]`.
 CAPTION_ROOM = 64
 PUBLISHED_ID = "shahafw/edje-vl-image-retrieval-reranker"
 _PUBLISHED_SIGLIP = "google/siglip2-large-patch16-384"
 _PUBLISHED_LANGUAGE_MODEL = "microsoft/MiniLM-L12-H384-uncased"
 
 _VISION = "vision_encoder."
-# Ours -> theirs; the first that fits counts.
+# This package's prefix -> the published one; the first match counts.
 _PREFIXES = {
     "encoder.siglip.": "clip.",
     "encoder.token_tower.": _VISION,
@@ -102,11 +102,11 @@ def read_published(
 
 @dataclass(frozen=True, slots=True)
 class AdapterSizes:
-    """Hold what only the adapter's tensors tell.
+    """The adapter's sizes, which only the shapes of its tensors tell.
 
     Attributes:
         kind: Which of the two adapters.
-        num_tokens: `m`, or None for the local adapter, which has as many as the encoder patches.
+        num_tokens: `m`; None for the local adapter, which has one token per patch.
         hidden_size: Width of the MLP.
     """
 
@@ -116,7 +116,7 @@ class AdapterSizes:
 
 
 def adapter_sizes(state: Mapping[str, Tensor], *, path: str) -> AdapterSizes:
-    """Read the adapter's sizes off its tensors' shapes.
+    """Return the adapter's sizes, from the shapes of its tensors.
 
     Raises:
         CheckpointError: A tensor is missing or has a wrong number of axes.
@@ -131,17 +131,17 @@ def adapter_sizes(state: Mapping[str, Tensor], *, path: str) -> AdapterSizes:
 def fit_tables(
     bert: BertConfig, tokenizer: Any, state: dict[str, Tensor], longest: int, *, path: str
 ) -> None:
-    """Set the numbers of word pieces and positions, which only the tensors' shapes tell.
+    """Set the vocabulary size and number of positions from the shapes of the tensors.
 
-    Neither is set below what the settings ask for, so that a table that was cut short will not
-    match. Positions saved before they were extended are extended here, in place.
+    Neither becomes smaller than the settings say, so that a truncated table does not match later.
+    A position table from before its extension is extended in `state`.
 
     Args:
         bert: The configuration to change.
-        tokenizer: The language model's, with or without the `<image>` token.
+        tokenizer: The language model's tokenizer, with or without the `<image>` token.
         state: The checkpoint.
-        longest: Positions the longest sequence takes.
-        path: Where the checkpoint was read, for the error.
+        longest: Positions of the longest sequence.
+        path: The checkpoint's path, for the error.
 
     Raises:
         CheckpointError: A tensor is missing or has a wrong number of axes.
@@ -171,7 +171,7 @@ def _shape(state: Mapping[str, Tensor], name: str, axes: int, path: str) -> tupl
 
 
 def published_names(state: Mapping[str, Tensor]) -> Callable[[str], str]:
-    """Return the function from a key of ours to what this checkpoint calls it.
+    """Return the function that maps this package's keys to the checkpoint's names.
 
     transformers 4 saved the vision tower one level deeper than transformers 5 does.
     """
@@ -190,7 +190,7 @@ def published_names(state: Mapping[str, Tensor]) -> Callable[[str], str]:
 
 
 def tidy(state: Mapping[str, Tensor], *, path: str) -> dict[str, Tensor]:
-    """Return the state with its redundant copies checked and the one that is used in place.
+    """Check the state's redundant copies and return the state under the names that are used.
 
     Raises:
         CheckpointError: The second copy of the word embeddings differs from the first.
@@ -200,7 +200,8 @@ def tidy(state: Mapping[str, Tensor], *, path: str) -> dict[str, Tensor]:
     if words is not None and again is not None and not torch.equal(words, again):
         raise CheckpointError(
             f"in {path}, text_embeddings.weight {tuple(again.shape)} is not the same as {_WORDS} "
-            f"{tuple(words.shape)}, though the model has one table; the file is damaged",
+            f"{tuple(words.shape)}, although both are the model's one table; the file is damaged, "
+            "download it again",
             path=path,
         )
     if _MLM_BIAS not in state and _MLM_BIAS_COPY in state:
@@ -241,7 +242,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(
-            f"{path} holds no table of tensors under 'model'; pass the published "
+            f"{path} has no dictionary of tensors under 'model'; pass the published "
             "pytorch_model.pth or a checkpoint in its layout",
             path=str(path),
         )
@@ -249,7 +250,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _separate_towers(state: Mapping[str, Tensor]) -> bool:
-    """Return whether the tower of the vision tokens differs from that of the embedding."""
+    """Return whether the vision tokens' tower differs from the embedding's."""
     name_of = published_names(state)
     inner = "clip.vision_model."
     pairs = [

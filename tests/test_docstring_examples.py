@@ -1,0 +1,21 @@
+"""Run the examples in the docstrings of the classes and functions that users call first."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = [
+    "edje_qdrant.model.edje",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    found = doctest.testmod(
+        importlib.import_module(name), optionflags=doctest.ELLIPSIS, raise_on_error=False
+    )
+    assert found.attempted > 0
+    assert found.failed == 0
