@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-import torch
 from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
 
 from edje_qdrant.attach.attached_collection import is_attached, read_attachment, require
-from edje_qdrant.attach.points import ForeignPoint, ForeignPoints, PointId
+from edje_qdrant.attach.points import ForeignPoint, ForeignPoints
 from edje_qdrant.checks import check_number
 from edje_qdrant.collection.checks import check_tokens, fitted_codec
 from edje_qdrant.collection.metadata import CollectionRecord, absolute, new_store, resolve
+from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import error_reason, ignore_decoder_warnings, open_upright
 from edje_qdrant.index import QdrantOptions
-from edje_qdrant.ingest.decode import readable_ones
+from edje_qdrant.ingest.decode import DecodedImage
+from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.protocol import TokenStore
-from edje_qdrant.types import FailedImage, IngestReport
+from edje_qdrant.types import FailedImage, ImageEncoding, IngestReport, Payload
 
 __all__ = ["Locate", "attach_tokens", "detach_tokens"]
 
 #: Turns a payload field's value into an image: a path, an open file, or an image of Pillow's.
 Locate: TypeAlias = "Callable[[Any], str | Path | BinaryIO | Image.Image]"
-
-
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    """Hold an image ready to be encoded: `pixels` is `(1, 3, H, W)` float32."""
-
-    point: ForeignPoint
-    pixels: Tensor
 
 
 def attach_tokens(
@@ -109,12 +98,17 @@ def attach_tokens(
     try:
         store = _store(points, where, name, model, path_field, codec, tokens_folder)
         try:
-            run = _Run(points, store, model, path_field, locate, progress)
+            run = IngestRun(
+                _Target(points, store, model.contract()), model, total=points.count(),
+                progress=progress, action="attaching", unit="points",
+            )  # fmt: skip
+            decode = partial(_decode, model=model, path_field=path_field, locate=locate)
             with warnings.catch_warnings(), run.bar, ThreadPoolExecutor(workers) as pool:
                 ignore_decoder_warnings()
                 try:
-                    for batch in batches(run.decoded(pool, 2 * batch_size), batch_size):
-                        run.write(batch)
+                    missing = _without_tokens(points, run)
+                    for _ in run.decode_and_write(missing, decode, pool, batch_size):
+                        pass
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
@@ -201,75 +195,56 @@ def _store(
     return record.open_store(where, name, tokens_folder)
 
 
-class _Run:
-    """Do the steps of one run and count what comes of them."""
+class _Target:
+    """Add tokens to points: first to the store, then references to them at the points."""
 
     def __init__(
         self,
         points: ForeignPoints,
         store: TokenStore,
-        model: EDJEModel,
-        path_field: str,
-        locate: Locate,
-        progress: bool,
+        contract: TokenContract,
     ) -> None:
-        self._points, self._store, self._model = points, store, model
-        self._path_field, self._locate = path_field, locate
-        self.bar: tqdm[Any] = tqdm(
-            total=points.count(), desc="attaching", unit=" points", disable=not progress
-        )
-        self.added = self.skipped = 0
-        self.failed: list[FailedImage] = []
+        self._points, self._store, self._contract = points, store, contract
 
-    def decoded(self, pool: ThreadPoolExecutor, ahead: int) -> Iterator[_Decoded]:
-        """Yield the images of points without tokens, `ahead` of them decoded before use."""
-        return readable_ones(
-            in_threads(pool, self._decode, self._without_tokens(), ahead), self.failed, self.bar
-        )
+    def existing(self, image_ids: Sequence[str]) -> set[str]:  # noqa: ARG002 - IngestTarget's
+        return set()  # points with tokens were skipped when they were listed
 
-    def write(self, pictures: Sequence[_Decoded]) -> None:
-        """Encode a batch; put its tokens into the store, then say at the points where they are."""
-        pixels = torch.cat([picture.pixels for picture in pictures])
-        try:
-            tokens = self._model.encode_pixels(pixels).tokens
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"the device has no memory for {len(pixels)} images at a time; "
-                "lower batch_size and run again: what was attached is kept"
-            ) from error
-        named = [str(picture.point.id) for picture in pictures]
-        check_tokens(self._model.contract(), named, tokens)
-        references = self._store.put(named, tokens)
+    def add(
+        self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
+    ) -> None:
+        check_tokens(self._contract, image_ids, encoding.tokens)
+        references = self._store.put(image_ids, encoding.tokens)
         self._store.flush()
-        marks: dict[PointId, dict[str, Any]] = {
-            picture.point.id: {**reference, "path": picture.point.field}
-            for picture, reference in zip(pictures, references, strict=True)
-        }
-        self._points.mark(marks)
-        self.added += len(pictures)
-        self.bar.update(len(pictures))
+        self._points.mark(
+            {
+                payload["id"]: {**reference, "path": payload["path"]}
+                for payload, reference in zip(payloads, references, strict=True)
+            }
+        )
 
-    def _without_tokens(self) -> Iterator[ForeignPoint]:
-        for page in self._points.scroll():
-            for point in page:
-                if is_attached(point):
-                    self.skipped += 1
-                    self.bar.update()
-                else:
-                    yield point
 
-    def _decode(self, point: ForeignPoint) -> _Decoded | FailedImage:
-        if point.field is None:
-            return FailedImage(f"point {point.id}", f"its payload has no {self._path_field!r}")
-        shown = f"{point.field} (point {point.id})"
-        try:
-            picture = self._locate(point.field)
-            file = os.fspath(picture) if isinstance(picture, str | Path) else picture
-            return _Decoded(point, self._model.preprocess([open_upright(file, shown)]))
-        except ImageReadError as error:
-            return FailedImage(shown, error.reason)
-        except Exception as error:  # image processors, and what was passed in, raise anything
-            return FailedImage(shown, error_reason(error))
+def _without_tokens(points: ForeignPoints, run: IngestRun) -> Iterator[ForeignPoint]:
+    for page in points.scroll():
+        for point in page:
+            if is_attached(point):
+                run.skip()
+            else:
+                yield point
+
+
+def _decode(
+    point: ForeignPoint, model: EDJEModel, path_field: str, locate: Locate
+) -> DecodedImage | FailedImage:
+    if point.field is None:
+        return FailedImage(f"point {point.id}", f"its payload has no {path_field!r}")
+    shown = f"{point.field} (point {point.id})"
+    try:
+        pixels = model.preprocess([open_upright(locate(point.field), shown)])
+        return DecodedImage(str(point.id), {"id": point.id, "path": point.field}, pixels)
+    except ImageReadError as error:
+        return FailedImage(shown, error.reason)
+    except Exception as error:  # image processors and `locate` raise any type of error
+        return FailedImage(shown, error_reason(error))
 
 
 def _files(images: str | Path | None) -> Locate:

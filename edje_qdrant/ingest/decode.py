@@ -1,12 +1,11 @@
-"""The first steps of an ingest, one image at a time: name its content, then decode it."""
+"""Identify and decode one image: the first steps of an ingest."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import error_reason, image_bytes_id, image_file_id, open_upright
@@ -15,24 +14,19 @@ from edje_qdrant.types import FailedImage, Payload
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from tqdm import tqdm
 
     from edje_qdrant.model import EDJEModel
 
-__all__ = [
-    "DecodedImage", "KnownImage", "decode_image", "identify_image", "readable_ones",
-]  # fmt: skip
-
-T = TypeVar("T")
+__all__ = ["DecodedImage", "KnownImage", "decode_image", "identify_image"]
 
 
 @dataclass(frozen=True, slots=True)
 class KnownImage:
-    """Hold an image whose content was read, but not decoded.
+    """Hold an image that was identified, but not decoded.
 
     Attributes:
-        image_id: UUID string, made from the file's bytes.
-        listed: Where it lies, and what the user says about it.
+        image_id: UUID string, derived from the file's bytes.
+        listed: Its path and the user's fields.
     """
 
     image_id: str
@@ -44,8 +38,8 @@ class DecodedImage:
     """Hold an image ready to be encoded.
 
     Attributes:
-        image_id: UUID string, made from the file's bytes.
-        payload: What is stored with it: the user's fields, its path and its upright size.
+        image_id: UUID string, derived from the file's bytes.
+        payload: Stored with the image: the user's fields, its path and its upright size.
         pixels: `(1, 3, H, W)` float32.
     """
 
@@ -55,7 +49,7 @@ class DecodedImage:
 
 
 def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
-    """Read a file once and name its content; what failed before stays failed."""
+    """Read an image's file and derive its id; pass earlier failures through."""
     if isinstance(item, FailedImage):
         return item
     try:
@@ -73,39 +67,27 @@ def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
 
 
 def decode_image(
-    picture: KnownImage, model: EDJEModel, max_pixels: int
+    image: KnownImage, model: EDJEModel, max_pixels: int
 ) -> DecodedImage | FailedImage:
     """Decode an image for a model; safe in worker threads.
 
     Args:
-        picture: Which.
-        model: Whose `preprocess` makes the pixels.
-        max_pixels: Images with more are refused before they are decoded.
+        image: The image.
+        model: Its `preprocess` produces the pixels.
+        max_pixels: Larger images are refused before they are decoded.
     """
-    path, content = picture.listed.path, picture.listed.content
+    path, content = image.listed.path, image.listed.content
     try:
         file = path if content is None else io.BytesIO(content)
         upright = open_upright(file, path, max_pixels=max_pixels)
         payload = {
-            **picture.listed.fields,
+            **image.listed.fields,
             "path": path,
             "width": upright.width,
             "height": upright.height,
         }
-        return DecodedImage(picture.image_id, payload, model.preprocess([upright]))
+        return DecodedImage(image.image_id, payload, model.preprocess([upright]))
     except ImageReadError as error:
         return FailedImage(path, error.reason)
-    except Exception as error:  # image processors refuse odd shapes in their own ways
+    except Exception as error:  # image processors raise any type of error for odd shapes
         return FailedImage(path, error_reason(error))
-
-
-def readable_ones(
-    items: Iterable[T | FailedImage], failed: list[FailedImage], bar: tqdm[Any]
-) -> Iterator[T]:
-    """Put failures aside, which counts as progress, and yield the rest."""
-    for item in items:
-        if isinstance(item, FailedImage):
-            failed.append(item)
-            bar.update()
-        else:
-            yield item

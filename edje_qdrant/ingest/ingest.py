@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -20,13 +20,14 @@ from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError
 from edje_qdrant.images import MAX_PIXELS, ignore_decoder_warnings
 from edje_qdrant.ingest.decode import DecodedImage, KnownImage, decode_image
+from edje_qdrant.ingest.encode import encode_batch
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
-from edje_qdrant.ingest.prune import prune_collection
+from edje_qdrant.ingest.prune import follow_moved, prune_collection
 from edje_qdrant.ingest.sources import IMAGE_SUFFIXES, ListedImage, Source, list_images
 from edje_qdrant.threads import batches
 from edje_qdrant.tokens.codecs import Codec, codec_for
-from edje_qdrant.types import IngestReport
+from edje_qdrant.types import FailedImage, IngestReport
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
@@ -119,22 +120,29 @@ def ingest_images(
             f"with prune, {source} alone would stay of the whole collection; leave prune out"
         )
     collection.require(model.contract())
-    run = IngestRun(
-        collection, model, max_pixels, total=sum(1 for _ in listing()), progress=progress,
-        seen=set() if prune else None,
-    )  # fmt: skip
+    run = IngestRun(collection, model, total=sum(1 for _ in listing()), progress=progress)
+    seen: set[bytes] = set()
+
+    def follow_source(batch: Sequence[KnownImage], existing: set[str]) -> None:
+        seen.update(uuid.UUID(image.image_id).bytes for image in batch)
+        follow_moved(
+            collection, {i.image_id: i.listed.path for i in batch if i.image_id in existing}
+        )
+
+    def decode(image: KnownImage) -> DecodedImage | FailedImage:
+        return decode_image(image, model, max_pixels)
+
     unflushed = 0
     with warnings.catch_warnings(), run.bar, ExitStack() as ending:
         ignore_decoder_warnings()
         threads = ending.enter_context(ThreadPoolExecutor(workers))
-        fresh = run.fresh(listing(), threads)
+        missing = run.missing(listing(), threads, follow_source if prune else None)
         if places:
             pool = EncodingPool(model, places, decoders=workers, max_pixels=max_pixels)
-            encoded = ending.enter_context(pool).encode(batches(fresh, batch_size))
+            encoded = ending.enter_context(pool).encode(batches(missing, batch_size))
             written: Iterator[int] = map(run.write_encoded, encoded)
         else:
-            decoded = run.decoded(fresh, threads, ahead=2 * batch_size)
-            written = map(run.write, batches(decoded, batch_size))
+            written = run.decode_and_write(missing, decode, threads, batch_size)
         try:
             for count in written:
                 unflushed += count
@@ -147,9 +155,7 @@ def ingest_images(
             with suppress(EdjeError):
                 collection.flush()
             raise
-    pruned = 0
-    if run.seen is not None:
-        pruned = prune_collection(collection, source, run.seen, run.failed)
+    pruned = prune_collection(collection, source, seen, run.failed) if prune else 0
     collection.flush()
     collection.optimize()
     seconds = time.perf_counter() - started
@@ -197,7 +203,7 @@ def fit_codec_to_source(
             decoded = [decode_image(picture, model, MAX_PIXELS) for picture in batch]
             pixels = [item.pixels for item in decoded if isinstance(item, DecodedImage)]
             if pixels:
-                tokens.append(model.encode_pixels(torch.cat(pixels)).tokens)
+                tokens.append(encode_batch(model, pixels).tokens)
             bar.update(len(batch))
     shape = (0, contract.num_tokens, contract.token_dim)
     return codec.fit(np.concatenate([np.empty(shape, np.float16), *tokens]), seed=seed)

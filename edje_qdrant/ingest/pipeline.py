@@ -1,143 +1,166 @@
-"""The steps of one ingest: look up, encode here or in processes, write, and count."""
+"""The steps that every ingest shares: identify, look up, decode, encode, write and count."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import torch
 from tqdm import tqdm
 
-from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import ConfigError
-from edje_qdrant.ingest.decode import (
-    DecodedImage,
-    KnownImage,
-    decode_image,
-    identify_image,
-    readable_ones,
-)
-from edje_qdrant.ingest.prune import follow_moved
+from edje_qdrant.ingest.decode import DecodedImage, KnownImage, identify_image
+from edje_qdrant.ingest.encode import EncodedBatch, encode_batch
 from edje_qdrant.ingest.sources import ListedImage
-from edje_qdrant.ingest.worker import EncodedBatch
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.types import FailedImage, ImageEncoding, Payload
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from edje_qdrant.model import EDJEModel
 
-__all__ = ["IngestRun"]
+__all__ = ["IngestRun", "IngestTarget"]
+
+T = TypeVar("T")
 
 # Ids looked up in one call, before anything is decoded.
 _LOOKUP = 256
 
 
+class IngestTarget(Protocol):
+    """Stores what an ingest encodes, such as an `ImageCollection`."""
+
+    def existing(self, image_ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that are stored already."""
+
+    def add(
+        self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
+    ) -> None:
+        """Store images, in the order of their ids."""
+
+
 class IngestRun:
-    """Do the steps of one ingest and count what comes of them."""
+    """Run the steps of one ingest and count the outcomes.
+
+    Args:
+        target: Stores the images.
+        model: Encodes them.
+        total: Number of images, for the progress bar.
+        progress: Show a bar on stderr.
+        action: Labels the bar.
+        unit: Names what the bar counts.
+
+    Attributes:
+        added: Images written.
+        skipped: Images that were stored already, or that occurred before.
+        failed: Images that could not be read.
+        bar: The progress bar; a context manager.
+    """
 
     def __init__(
         self,
-        collection: ImageCollection,
+        target: IngestTarget,
         model: EDJEModel,
-        max_pixels: int,
         *,
-        total: int,
-        progress: bool,
-        seen: set[bytes] | None,
+        total: int | None = None,
+        progress: bool = False,
+        action: str = "ingesting",
+        unit: str = "images",
     ) -> None:
-        self._collection = collection
+        self._target = target
         self._model = model
-        self._max_pixels = max_pixels
-        self.bar: tqdm[Any] = tqdm(
-            total=total, desc="ingesting", unit=" images", disable=not progress
-        )
+        self.bar: tqdm[Any] = tqdm(total=total, desc=action, unit=f" {unit}", disable=not progress)
         self.added = 0
         self.skipped = 0
         self.failed: list[FailedImage] = []
-        self.seen = seen
 
-    def fresh(
-        self, items: Iterable[ListedImage | FailedImage], pool: ThreadPoolExecutor
+    def missing(
+        self,
+        items: Iterable[ListedImage | FailedImage],
+        threads: ThreadPoolExecutor,
+        looked_up: Callable[[Sequence[KnownImage], set[str]], None] | None = None,
     ) -> Iterator[KnownImage]:
-        """Yield the images that are not in the collection, read but not decoded."""
-        identified = readable_ones(
-            in_threads(pool, identify_image, items, 2 * _LOOKUP), self.failed, self.bar
-        )
-        for batch in batches(identified, _LOOKUP):
-            yield from self._missing(batch)
+        """Identify images and yield those that are not stored yet; nothing is decoded.
 
-    def decoded(
-        self, fresh: Iterable[KnownImage], pool: ThreadPoolExecutor, *, ahead: int
-    ) -> Iterator[DecodedImage]:
-        """Yield images ready to be encoded, `ahead` of them decoded before use."""
-        return readable_ones(in_threads(pool, self._decode, fresh, ahead), self.failed, self.bar)
+        Args:
+            items: Images of the source.
+            threads: Read the files.
+            looked_up: Called with each batch that was looked up and the ids that are stored.
+        """
+        identified = in_threads(threads, identify_image, items, 2 * _LOOKUP)
+        for batch in batches(self._successes(identified), _LOOKUP):
+            existing = self._target.existing([image.image_id for image in batch])
+            if looked_up is not None:
+                looked_up(batch, existing)
+            for image in batch:
+                if image.image_id in existing:
+                    self.skip()
+                else:
+                    yield image
 
-    def write(self, pictures: Sequence[DecodedImage]) -> int:
-        """Encode and write a batch; return how many of them were new."""
-        rows = self._new_rows([picture.image_id for picture in pictures])
-        if not rows:
-            return 0
-        fresh = [pictures[row] for row in rows]
-        pixels = torch.cat([picture.pixels for picture in fresh])
-        try:
-            encoding = self._model.encode_pixels(pixels)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"the device has no memory for {len(pixels)} images at a time; "
-                "lower batch_size and run again: what was added is kept"
-            ) from error
-        ids = [picture.image_id for picture in fresh]
-        return self._add(ids, encoding, [picture.payload for picture in fresh])
+    def decode_and_write(
+        self,
+        items: Iterable[T],
+        decode: Callable[[T], DecodedImage | FailedImage],
+        threads: ThreadPoolExecutor,
+        batch_size: int,
+    ) -> Iterator[int]:
+        """Decode, encode and write images; yield the number of images added by each batch.
+
+        Args:
+            items: What `decode` takes.
+            decode: Returns an image ready to be encoded, or why there is none.
+            threads: Run `decode` up to two batches ahead.
+            batch_size: Images encoded and written at a time.
+        """
+        decoded = self._successes(in_threads(threads, decode, items, 2 * batch_size))
+        for batch in batches(decoded, batch_size):
+            pixels = [image.pixels for image in batch]
+            yield self._write(
+                [image.image_id for image in batch],
+                [image.payload for image in batch],
+                partial(self._encode, pixels),
+            )
 
     def write_encoded(self, batch: EncodedBatch) -> int:
-        """Write what a process encoded; return how many of them were new."""
+        """Write a batch that a worker process encoded; return the number of images added."""
         self.failed += batch.failed
         self.bar.update(len(batch.failed))
-        rows = self._new_rows(batch.image_ids)
-        if batch.encoding is None or not rows:
-            return 0
-        encoding = ImageEncoding(batch.encoding.embeddings[rows], batch.encoding.tokens[rows])
-        ids = [batch.image_ids[row] for row in rows]
-        return self._add(ids, encoding, [batch.payloads[row] for row in rows])
+        return self._write(batch.image_ids, batch.payloads, batch.rows)
 
-    def _new_rows(self, image_ids: Sequence[str]) -> list[int]:
-        """Return the places of new images, once each; the others count as skipped."""
-        # Looked up again: the same content may have come twice since the first look.
-        first: dict[str, int] = {}
-        for row, image_id in enumerate(image_ids):
-            first.setdefault(image_id, row)
-        for image_id in self._collection.existing([*first]):
-            del first[image_id]
-        self._skip(len(image_ids) - len(first))
-        return [*first.values()]
-
-    def _add(
-        self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
-    ) -> int:
-        self._collection.add(image_ids, encoding, payloads)
-        self.added += len(image_ids)
-        self.bar.update(len(image_ids))
-        return len(image_ids)
-
-    def _missing(self, batch: Sequence[KnownImage]) -> Iterator[KnownImage]:
-        existing = self._collection.existing([picture.image_id for picture in batch])
-        if self.seen is not None:
-            self.seen.update(uuid.UUID(picture.image_id).bytes for picture in batch)
-            follow_moved(
-                self._collection,
-                {p.image_id: p.listed.path for p in batch if p.image_id in existing},
-            )
-        for picture in batch:
-            if picture.image_id in existing:
-                self._skip(1)
-            else:
-                yield picture
-
-    def _decode(self, picture: KnownImage) -> DecodedImage | FailedImage:
-        return decode_image(picture, self._model, self._max_pixels)
-
-    def _skip(self, count: int) -> None:
+    def skip(self, count: int = 1) -> None:
+        """Count images that are stored already."""
         self.skipped += count
         self.bar.update(count)
+
+    def _encode(self, pixels: Sequence[Tensor], rows: Sequence[int]) -> ImageEncoding:
+        return encode_batch(self._model, [pixels[row] for row in rows])
+
+    def _write(
+        self,
+        image_ids: Sequence[str],
+        payloads: Sequence[Payload],
+        encode: Callable[[list[int]], ImageEncoding],
+    ) -> int:
+        # Looked up a second time: the same content may have occurred twice since the first time.
+        first_rows: dict[str, int] = {}
+        for row, image_id in enumerate(image_ids):
+            first_rows.setdefault(image_id, row)
+        for image_id in self._target.existing([*first_rows]):
+            del first_rows[image_id]
+        rows = [*first_rows.values()]
+        self.skip(len(image_ids) - len(rows))
+        if rows:
+            self._target.add([*first_rows], encode(rows), [payloads[row] for row in rows])
+            self.added += len(rows)
+            self.bar.update(len(rows))
+        return len(rows)
+
+    def _successes(self, items: Iterable[T | FailedImage]) -> Iterator[T]:
+        for item in items:
+            if isinstance(item, FailedImage):
+                self.failed.append(item)
+                self.bar.update()
+            else:
+                yield item

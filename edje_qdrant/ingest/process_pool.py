@@ -19,14 +19,8 @@ import torch
 from edje_qdrant.errors import ConfigError, WorkerDiedError
 from edje_qdrant.images import error_reason
 from edje_qdrant.ingest.decode import KnownImage
-from edje_qdrant.ingest.worker import (
-    EncodedBatch,
-    OutOfMemory,
-    Ready,
-    Trouble,
-    WorkerSettings,
-    work,
-)
+from edje_qdrant.ingest.encode import EncodedBatch
+from edje_qdrant.ingest.worker import Failure, Ready, WorkerSettings, work
 from edje_qdrant.types import FailedImage
 
 if TYPE_CHECKING:
@@ -181,22 +175,21 @@ class EncodingPool:
             if isinstance(message, Ready):
                 worker.ready = True
                 self._stillborn = 0
-            elif isinstance(message, OutOfMemory):
-                raise ConfigError(
-                    f"{worker.device} has no memory for {message.pictures} images at a time; "
-                    "lower batch_size and run again: what was added is kept"
-                )
-            elif isinstance(message, Trouble):
-                raise self._trouble(worker, message)
+            elif isinstance(message, Failure):
+                raise self._error(worker, message)
             else:
                 number, outcome = message
                 worker.tasks.pop(number).outcome = outcome
                 self._lost = 0
 
-    def _trouble(self, worker: _Worker, message: Trouble) -> Exception:
+    def _error(self, worker: _Worker, failure: Failure) -> Exception:
+        if worker.ready and failure.refused is not None:
+            return ConfigError(failure.refused)
         if worker.ready:
-            return RuntimeError(f"encoding failed in a process on {worker.device}:\n{message.text}")
-        last = message.text.strip().splitlines()[-1]
+            return RuntimeError(
+                f"encoding failed in a process on {worker.device}:\n{failure.traceback}"
+            )
+        last = failure.traceback.strip().splitlines()[-1]
         return ConfigError(f"a process cannot load the model on {worker.device}: {last}")
 
     def _replace(self, worker: _Worker) -> None:

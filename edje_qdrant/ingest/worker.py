@@ -1,4 +1,4 @@
-"""What a process of an ingest does: decode and encode batches of images, and send them back."""
+"""Main function of a worker process, which decodes and encodes batches of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import threading
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -17,43 +17,29 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import torch
 
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.images import ignore_decoder_warnings
 from edje_qdrant.ingest.decode import DecodedImage, KnownImage, decode_image
-from edje_qdrant.types import FailedImage, ImageEncoding, Payload
+from edje_qdrant.ingest.encode import EncodedBatch, encode_batch
+from edje_qdrant.types import FailedImage, ImageEncoding
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
 
-__all__ = ["EncodedBatch", "OutOfMemory", "Ready", "Trouble", "WorkerSettings", "work"]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedBatch:
-    """Hold what came of a batch of images.
-
-    Attributes:
-        image_ids: Those that were encoded.
-        payloads: Theirs, in the same order.
-        encoding: Theirs, in the same order; None where none could be read.
-        failed: The others.
-    """
-
-    image_ids: list[str] = field(default_factory=list)
-    payloads: list[Payload] = field(default_factory=list)
-    encoding: ImageEncoding | None = None
-    failed: list[FailedImage] = field(default_factory=list)
+__all__ = ["Failure", "Ready", "WorkerSettings", "work"]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Say what a worker works with.
+    """Configure a worker.
 
     Attributes:
-        model_file: The model, pickled by `torch.save`, alone in a folder of its own.
-        device: Where this worker encodes.
+        model_file: The model, pickled by `torch.save`, in a temporary folder that holds nothing
+            else.
+        device: The device this worker encodes on.
         torch_threads: Threads of one torch operation.
-        decoders: Threads that read and decode beside the encoding.
-        max_pixels: Images with more are refused before they are decoded.
+        decoders: Threads that read and decode in parallel with the encoding.
+        max_pixels: Larger images are refused before they are decoded.
     """
 
     model_file: str
@@ -65,37 +51,35 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Tell that a worker waits for batches."""
+    """Report that a worker has loaded its model and waits for batches."""
 
 
 @dataclass(frozen=True, slots=True)
-class OutOfMemory:
-    """Tell that the device has no memory for so many images."""
+class Failure:
+    """Report that a worker cannot continue.
 
-    pictures: int
+    Attributes:
+        traceback: Of the error.
+        refused: The message of a `ConfigError` in encoding; None for any other error.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Tell that a worker cannot go on, and why, as a traceback."""
-
-    text: str
+    traceback: str
+    refused: str | None
 
 
 _Waiting = list["Future[DecodedImage | FailedImage]"]
 
 
 def work(connection: Connection, settings: WorkerSettings) -> None:
-    """Serve until the other end of the connection is closed, or its process is gone.
+    """Process batches until the connection is closed or the parent process has ended.
 
-    Receives `(number, images)`; sends `Ready` once, then `(number, EncodedBatch)` for each, in
-    order, or, as the last thing, `OutOfMemory` or `Trouble`.
+    Receives `(number, images)`. Sends `Ready` once, then `(number, EncodedBatch)` for each batch,
+    in order; after an error it sends `Failure` and returns.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this one ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
     torch.set_num_threads(settings.torch_threads)
     ignore_decoder_warnings()
     received: queue.SimpleQueue[tuple[int, _Waiting]] = queue.SimpleQueue()
-    pictures: _Waiting = []
     try:
         model = _load(settings)
         threading.Thread(
@@ -103,23 +87,21 @@ def work(connection: Connection, settings: WorkerSettings) -> None:
         ).start()
         _send(connection, settings, Ready())
         while True:
-            number, pictures = received.get()
-            encoded = _encode(model, [item.result() for item in pictures])
+            number, images = received.get()
+            encoded = _encode(model, [image.result() for image in images], settings.device)
             _send(connection, settings, (number, encoded))
     except Exception as error:
-        if pictures and isinstance(error, torch.OutOfMemoryError):
-            _send(connection, settings, OutOfMemory(len(pictures)))
-        else:
-            _send(connection, settings, Trouble(traceback.format_exc()))
+        refused = str(error) if isinstance(error, ConfigError) else None
+        _send(connection, settings, Failure(traceback.format_exc(), refused))
 
 
 def _load(settings: WorkerSettings) -> EDJEModel:
-    # A map: what several workers on a CPU read of the file lies in memory once. The file was
-    # written by the process that started this one, and so holds nothing foreign.
+    # Memory-mapped, so that several workers on a CPU share the file's pages. Unpickling is safe:
+    # the parent process wrote the file.
     model: EDJEModel = torch.load(
         settings.model_file, map_location="cpu", mmap=True, weights_only=False
     )
-    for part in (model.encoder, model.adapter):  # the joint encoder has nothing to do here
+    for part in (model.encoder, model.adapter):  # the joint encoder is not used here
         if isinstance(part, torch.nn.Module):
             part.to(settings.device)
     return model
@@ -131,18 +113,18 @@ def _receive(
     model: EDJEModel,
     received: queue.SimpleQueue[tuple[int, _Waiting]],
 ) -> None:
-    """Take batches as they come, so that the sender never waits, and have them decoded."""
+    """Receive batches at once, so that the sender is not blocked, and start decoding them."""
 
-    def decode(picture: KnownImage) -> DecodedImage | FailedImage:
-        return decode_image(picture, model, settings.max_pixels)
+    def decode(image: KnownImage) -> DecodedImage | FailedImage:
+        return decode_image(image, model, settings.max_pixels)
 
     with ThreadPoolExecutor(settings.decoders) as pool:
         while True:
             try:
-                number, pictures = connection.recv()
+                number, images = connection.recv()
             except (EOFError, OSError):
                 _leave(settings)
-            received.put((number, [pool.submit(decode, picture) for picture in pictures]))
+            received.put((number, [pool.submit(decode, image) for image in images]))
 
 
 def _send(connection: Connection, settings: WorkerSettings, message: object) -> None:
@@ -153,21 +135,21 @@ def _send(connection: Connection, settings: WorkerSettings, message: object) -> 
 
 
 def _leave(settings: WorkerSettings) -> NoReturn:
-    """End, as nobody listens any more; who was killed could not tidy up, so this does."""
+    """End this process and delete the model file, as a killed parent process cannot do so."""
     shutil.rmtree(Path(settings.model_file).parent, ignore_errors=True)
     os._exit(0)
 
 
-def _encode(model: EDJEModel, items: list[DecodedImage | FailedImage]) -> EncodedBatch:
+def _encode(model: EDJEModel, items: list[DecodedImage | FailedImage], device: str) -> EncodedBatch:
     failed = [item for item in items if isinstance(item, FailedImage)]
     decoded = [item for item in items if isinstance(item, DecodedImage)]
     if not decoded:
         return EncodedBatch(failed=failed)
-    encoding = model.encode_pixels(torch.cat([picture.pixels for picture in decoded]))
+    encoding = encode_batch(model, [image.pixels for image in decoded], device=device)
     return EncodedBatch(
-        [picture.image_id for picture in decoded],
-        [picture.payload for picture in decoded],
-        # Copies: an array that torch made may be a view of more than is to be sent.
+        [image.image_id for image in decoded],
+        [image.payload for image in decoded],
+        # Copies: an array made by torch may be a view of a larger buffer, which would be sent too.
         ImageEncoding(np.array(encoding.embeddings), np.array(encoding.tokens)),
         failed,
     )

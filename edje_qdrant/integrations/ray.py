@@ -11,11 +11,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
@@ -29,7 +27,8 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.images import MAX_PIXELS, ignore_decoder_warnings
 from edje_qdrant.index import TOKENS_KEY, QdrantSettings
-from edje_qdrant.ingest.decode import DecodedImage, decode_image, identify_image
+from edje_qdrant.ingest.decode import decode_image
+from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.integrations.ray_tally import Tally
 from edje_qdrant.model import EDJEModel
@@ -223,29 +222,29 @@ class _Worker:
         Errors travel in it too, as Ray would wrap them and do other batches meanwhile.
         """
         try:
-            pictures = [*_listed(rows)]
-            batch = _name_of(pictures)
+            images = [*_listed(rows)]
+            batch = _name_of(images)
             if ray.get(self._tally.begin.remote(batch)) > self._job.max_retries + 1:
                 raise WorkerDiedError(
-                    f"{self._job.max_retries + 1} actors died of a batch of {len(pictures)} "
-                    f"images, {pictures[0].path} to {pictures[-1].path}; what was added before "
+                    f"{self._job.max_retries + 1} actors died of a batch of {len(images)} "
+                    f"images, {images[0].path} to {images[-1].path}; what was added before "
                     "is kept. Look at the actors' logs: an image that kills the process that "
                     "decodes it must be taken out, and where memory ran out, lower batch_size or "
                     "raise num_cpus"
                 )
-            added, skipped, failed = self._again_and_again(pictures)
+            added, skipped, failed = self._again_and_again(images)
             ray.get(self._tally.end.remote(batch))
         except EdjeError as error:
             return _row(fault=pickle.dumps(error))
         return _row(added, skipped, json.dumps([[each.path, each.reason] for each in failed]))
 
     def _again_and_again(
-        self, pictures: Sequence[ListedImage | FailedImage]
+        self, images: Sequence[ListedImage | FailedImage]
     ) -> tuple[int, int, list[FailedImage]]:
         tries = 0
         while True:
             try:
-                return self._add(pictures)
+                return self._add(images)
             except (EngineUnavailableError, StoreError) as error:  # noqa: PERF203
                 # The kinds of StoreError say what would be the same again, the plain one is the
                 # server's. No pause, as the connection has paused between tries of its own.
@@ -255,36 +254,17 @@ class _Worker:
                 tries += 1
 
     def _add(
-        self, pictures: Sequence[ListedImage | FailedImage]
+        self, images: Sequence[ListedImage | FailedImage]
     ) -> tuple[int, int, list[FailedImage]]:
         model, collection = self._parts()
-        identified = [*self._pool.map(identify_image, pictures)]
-        failed = [item for item in identified if isinstance(item, FailedImage)]
-        known = {item.image_id: item for item in identified if not isinstance(item, FailedImage)}
-        skipped = len(pictures) - len(failed) - len(known)
-        for image_id in collection.existing([*known]):
-            del known[image_id]
-            skipped += 1
+        run = IngestRun(collection, model)
         with warnings.catch_warnings():
             ignore_decoder_warnings()
-            decoded = [
-                *self._pool.map(
-                    decode_image, known.values(), repeat(model), repeat(self._job.max_pixels)
-                )
-            ]
-        failed += [item for item in decoded if isinstance(item, FailedImage)]
-        fresh = [item for item in decoded if isinstance(item, DecodedImage)]
-        if fresh:
-            try:
-                encoding = model.encode_pixels(torch.cat([picture.pixels for picture in fresh]))
-            except torch.OutOfMemoryError as error:
-                raise ConfigError(
-                    f"an actor's device has no memory for {len(fresh)} images at a time; lower "
-                    "batch_size and run again: what was added is kept"
-                ) from error
-            ids = [picture.image_id for picture in fresh]
-            collection.add(ids, encoding, [picture.payload for picture in fresh])
-        return len(fresh), skipped, failed
+            decode = partial(decode_image, model=model, max_pixels=self._job.max_pixels)
+            missing = run.missing(images, self._pool)
+            for _ in run.decode_and_write(missing, decode, self._pool, max(1, len(images))):
+                pass
+        return run.added, run.skipped, run.failed
 
     def _parts(self) -> tuple[EDJEModel, ImageCollection]:
         # Not in the constructor, as Ray would wrap what is raised there.
@@ -342,12 +322,12 @@ def _listed(rows: pa.Table) -> Iterator[ListedImage | FailedImage]:
             yield ListedImage(path, row, content)
 
 
-def _name_of(pictures: Sequence[ListedImage | FailedImage]) -> str:
+def _name_of(images: Sequence[ListedImage | FailedImage]) -> str:
     """Return what is the same when Ray does a batch again, and no other batch's meanwhile.
 
     A batch is done again by the actor that died, under its old id.
     """
-    paths = "\0".join(picture.path for picture in pictures)
+    paths = "\0".join(image.path for image in images)
     digest = hashlib.sha256(paths.encode(errors="surrogatepass")).hexdigest()
     return f"{ray.get_runtime_context().get_actor_id()} {digest}"
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from edje_qdrant.checks import check_number
 from edje_qdrant.encoders.weights import hash_weights
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import ignore_decoder_warnings
+from edje_qdrant.ingest.encode import encode_batch
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.queries import encode_all, read_pixels
 from edje_qdrant.pair_scoring.keep_top import keep_top
@@ -251,13 +251,7 @@ class _Scorer:
                     yield read
 
         for batch in batches(readable(), self._batch_size):
-            try:
-                encoding = self._model.encode_pixels(torch.cat(batch))
-            except torch.OutOfMemoryError as error:
-                raise ConfigError(
-                    f"the device has no memory for {len(batch)} images at a time; lower "
-                    "batch_size and run again: what was scored is kept"
-                ) from error
+            encoding = encode_batch(self._model, batch)
             embeddings.append(encoding.embeddings)
             tokens.append(encoding.tokens)
         return rows, errors, ImageEncoding(np.concatenate(embeddings), np.concatenate(tokens))

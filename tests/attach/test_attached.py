@@ -300,7 +300,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     shop: Shop, tiny_model: EDJEModel, tmp_path: Path
 ) -> None:
     for options, message in (
-        ({"path_field": "file"}, "no payload field 'file'.*image, price"),
+        ({"path_field": "file"}, "no payload field 'file'.*picture, price"),
         ({"path_field": "_edje"}, "reserved"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"images": tmp_path / "none"}, "no folder"),

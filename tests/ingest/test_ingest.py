@@ -394,7 +394,7 @@ def test_the_bar_counts_every_picture_on_stderr(
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "6/6" in captured.err
-    assert "pictures/s" in captured.err
+    assert "images/s" in captured.err
 
 
 class Faulty(ImageCollection):

@@ -345,7 +345,7 @@ def test_a_model_that_cannot_be_handed_over_is_refused(
 ) -> None:
     paths = write_images(tmp_path / "pictures", 3)
     monkeypatch.setattr(tiny_model, "encode_pixels", lambda pixels: None)
-    with pytest.raises(ConfigError, match="cannot be handed to other processes"):
+    with pytest.raises(ConfigError, match="cannot be sent to other processes"):
         ingest(paths, tmp_path / "index", tiny_model, processes=1)
 
 

@@ -1,0 +1,62 @@
+"""Encoding of a batch of decoded images, for ingests, attach runs and pair scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.types import FailedImage, ImageEncoding, Payload
+
+if TYPE_CHECKING:
+    from edje_qdrant.model import EDJEModel
+
+__all__ = ["EncodedBatch", "encode_batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Hold the outcome of a batch of images that a worker process decoded and encoded.
+
+    Attributes:
+        image_ids: Ids of the images that were encoded.
+        payloads: Their payloads, in the same order.
+        encoding: Their encodings, in the same order; None where no image could be read.
+        failed: The images that could not be read.
+    """
+
+    image_ids: list[str] = field(default_factory=list)
+    payloads: list[Payload] = field(default_factory=list)
+    encoding: ImageEncoding | None = None
+    failed: list[FailedImage] = field(default_factory=list)
+
+    def rows(self, rows: Sequence[int]) -> ImageEncoding:
+        """Return the encodings of some of the images, given by their places in `image_ids`."""
+        assert self.encoding is not None
+        return ImageEncoding(self.encoding.embeddings[[*rows]], self.encoding.tokens[[*rows]])
+
+
+def encode_batch(
+    model: EDJEModel, pixels: Sequence[Tensor], *, device: str = "the device"
+) -> ImageEncoding:
+    """Encode images in one batch.
+
+    Args:
+        model: The model that encodes.
+        pixels: One tensor an image, `(1, 3, H, W)` float32, as `preprocess` returns it.
+        device: Names the device in errors.
+
+    Raises:
+        ConfigError: The device has not enough memory for the batch.
+    """
+    try:
+        return model.encode_pixels(torch.cat([*pixels]))
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{device} has no memory for {len(pixels)} images at a time; lower batch_size and run "
+            "again: what was finished before is kept"
+        ) from error
