@@ -32,10 +32,9 @@ from demo_world import conditions, demo_collection
 from edje_qdrant import EDJEModel, Reranker, TwoStageRetriever
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.index.edge.reader import EdgeReader
+from edje_qdrant.rerank.scorer import CandidateScorer
 from edje_qdrant.rerank.token_loader import TokenReader
-from edje_qdrant.search import pipeline as steps_module
 from edje_qdrant.search import retriever as retriever_module
-from edje_qdrant.search.scorer import CandidateScorer
 from edje_qdrant.tokens import file_store as store_module
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.references import Problems
@@ -207,9 +206,9 @@ def _put_on(clocks: Clocks, collection: ImageCollection, model: EDJEModel) -> No
     clocks.wrap(Reranker, "score_pairs", "joint encoder: batches, tokenizing")
     if hasattr(Reranker, "_logits"):
         clocks.wrap(Reranker, "_logits", "joint encoder")
-    clocks.wrap(CandidateScorer, "score", "scorer")
-    clocks.wrap(steps_module, "hits_of", "hits")
-    clocks.wrap(steps_module, "SearchResult", "result")
+    clocks.wrap(CandidateScorer, "score_candidates", "scorer")
+    clocks.wrap(retriever_module, "rank_candidates", "hits")
+    clocks.wrap(retriever_module, "SearchResult", "result")
     clocks.wrap(retriever_module, "check_texts", "query's check")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,24 +16,20 @@ from numpy.typing import NDArray
 from edje_qdrant.attach.points import ForeignPoint, ForeignPoints, PointId
 from edje_qdrant.checks import check_number, check_texts
 from edje_qdrant.collection.metadata import CollectionRecord, resolve
-from edje_qdrant.collection.references import readable
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError, StoreError, TokensNotFoundError
 from edje_qdrant.index import QdrantOptions
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.rerank.reranker import Reranker
-from edje_qdrant.rerank.token_decoder import TokenDecoder
-from edje_qdrant.search.options import OnMissing
-from edje_qdrant.search.ranking import best_first
-from edje_qdrant.tokens.protocol import StoredCodes, TokenStore
+from edje_qdrant.rerank.scorer import CandidateScorer, OnMissing, best_first
+from edje_qdrant.rerank.token_loader import TokenReader
+from edje_qdrant.tokens.protocol import EmptyCodes, StoredCodes, TokenStore, empty_codes
+from edje_qdrant.types import Candidate
 
 if TYPE_CHECKING:
     from edje_qdrant.attach.points import ScoredPoint
 
 __all__ = ["AttachedCollection", "RankedPoint", "is_attached", "read_attachment", "require"]
-
-# Images whose tokens are in memory at a time.
-_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +77,8 @@ class AttachedCollection:
         """Put together what is open already; use `open`."""
         self._points, self._store, self._record = points, store, record
         self._name, self._model = name, model
-        self._reranker = reranker or Reranker(model)
-        self._decoders: dict[str, TokenDecoder] = {}
+        read = partial(TokenReader(model.device).tokens, self)
+        self._scorer = CandidateScorer(model, reranker or Reranker(model), read)
 
     @classmethod
     def open(
@@ -184,7 +181,7 @@ class AttachedCollection:
         if on_missing not in ("error", "first_stage"):
             raise ConfigError(f'on_missing is {on_missing!r}; give "error" or "first_stage"')
         ids = [point.id for point in points]
-        logits = self._logits(text, ids, lenient=on_missing == "first_stage")
+        logits = self._logits(text, ids, on_missing)
         calibration = self._model.calibration
         ranked: list[RankedPoint] = []
         for row in best_first(logits):
@@ -237,7 +234,7 @@ class AttachedCollection:
             StoreError: As `rerank_points`.
             EngineUnavailableError: As `rerank_points`.
         """
-        return self._logits(text, image_ids, lenient=False)
+        return self._logits(text, image_ids, "error")
 
     def close(self) -> None:
         """Let go of files and connections; a client that was passed in stays open."""
@@ -252,27 +249,22 @@ class AttachedCollection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _logits(self, text: str, ids: Sequence[PointId], *, lenient: bool) -> NDArray[np.float32]:
-        """Return `(n,)` logits; NaN, where that is allowed, for what has no readable tokens."""
-        check_texts("the query", [text])
-        logits: dict[PointId, float] = {}
-        distinct = [*dict.fromkeys(ids)]
-        for start in range(0, len(distinct), _AT_ONCE):
-            run = distinct[start : start + _AT_ONCE]
-            if lenient:
-                run, parts, _ = readable(run, str, self._codes)
-            else:
-                parts = self._codes(run)
-            for part in parts:
-                scores = self._reranker.score(text, self._decoder(part)(part.codes))
-                logits.update(
-                    (run[row], float(score)) for row, score in zip(part.rows, scores, strict=True)
-                )
-        return np.array([logits.get(point_id, np.nan) for point_id in ids], np.float32)
+    def codes(
+        self, candidates: Sequence[Candidate], *, empty: EmptyCodes = empty_codes
+    ) -> list[StoredCodes]:
+        """Read encoded tokens of points, one part for each codec.
 
-    def _codes(self, ids: list[PointId]) -> list[StoredCodes]:
+        Args:
+            candidates: Different points, their ids under `id` in the payload.
+            empty: Allocates the arrays that records of side files are copied to.
+
+        Raises:
+            TokensNotFoundError: Points have no tokens, or another image than when these were
+                attached; names the ids.
+            TokensCorruptError: Tokens are damaged; names the ids.
+        """
+        ids = [candidate.payload["id"] for candidate in candidates]
         found = self._points.retrieve(ids, tokens=self._store.in_payload)
-        named = [str(point_id) for point_id in ids]
         gone = [str(point_id) for point_id in ids if not is_attached(found.get(point_id))]
         if gone:
             raise TokensNotFoundError(
@@ -281,12 +273,22 @@ class AttachedCollection:
                 f"`edje-qdrant attach --collection {self._name}` again",
                 gone,
             )
-        return self._store.codes(named, [found[point_id].reference or {} for point_id in ids])
+        named = [candidate.image_id for candidate in candidates]
+        references = [found[point_id].reference or {} for point_id in ids]
+        return self._store.codes(named, references, empty)
 
-    def _decoder(self, part: StoredCodes) -> TokenDecoder:
-        if part.codec.key not in self._decoders:
-            self._decoders[part.codec.key] = TokenDecoder(part.codec, self._model.device)
-        return self._decoders[part.codec.key]
+    def _logits(
+        self, text: str, ids: Sequence[PointId], on_missing: OnMissing
+    ) -> NDArray[np.float32]:
+        """Return `(n,)` logits; NaN for points without readable tokens, if that is allowed."""
+        check_texts("the query", [text])
+        distinct = [*dict.fromkeys(ids)]
+        candidates = [Candidate(str(i), 0.0, 1, {"id": i}) for i in distinct]
+        (query,) = self._scorer.score_candidates([text], [candidates], on_missing=on_missing)
+        if query.stop_reason is not None:
+            raise StoreError(f"not all points could be scored: {query.stop_reason}")
+        row_of = {point_id: row for row, point_id in enumerate(distinct)}
+        return query.logits[[row_of[point_id] for point_id in ids]]
 
 
 def read_attachment(points: ForeignPoints, name: str) -> tuple[CollectionRecord, str] | None:

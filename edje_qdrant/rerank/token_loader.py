@@ -4,18 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.contract import TokenContract
 from edje_qdrant.rerank.token_decoder import TokenDecoder
 from edje_qdrant.tokens.codecs import Codec
+from edje_qdrant.tokens.protocol import EmptyCodes, StoredCodes, empty_codes
 from edje_qdrant.types import Candidate
 
-__all__ = ["DeviceCodes", "TokenReader"]
+__all__ = ["CodeSource", "DeviceCodes", "TokenReader"]
+
+
+class CodeSource(Protocol):
+    """Where encoded tokens are read from: a collection, or tokens attached to one."""
+
+    @property
+    def contract(self) -> TokenContract:
+        """Return the contract that the tokens were written with."""
+
+    def codes(
+        self, candidates: Sequence[Candidate], *, empty: EmptyCodes = empty_codes
+    ) -> list[StoredCodes]:
+        """Read encoded tokens, each candidate in exactly one of the results.
+
+        Args:
+            candidates: `n` candidates; the same image can occur several times.
+            empty: Allocates the arrays that are filled.
+
+        Raises:
+            TokensNotFoundError: Tokens are missing; names the ids.
+            TokensCorruptError: Tokens are damaged; names the ids.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +73,17 @@ class TokenReader:
         self.device = torch.device(device)
         self._decoders: dict[tuple[str, str, int, int], TokenDecoder] = {}
 
-    def tokens(self, collection: ImageCollection, candidates: Sequence[Candidate]) -> Tensor:
+    def tokens(self, source: CodeSource, candidates: Sequence[Candidate]) -> Tensor:
         """Return `(n, m, d_text)` float16 tokens, in order, the same image as often as named.
 
         Raises:
             TokensNotFoundError: Some have none; names the ids.
             TokensCorruptError: Some are damaged; names the ids.
         """
-        parts = self.read(collection, candidates)
+        parts = self.read(source, candidates)
         if len(parts) == 1:
             return self.decode(parts[0].codec, parts[0].codes)
-        contract = collection.contract
+        contract = source.contract
         shape = (len(candidates), contract.num_tokens, contract.token_dim)
         tokens = torch.empty(shape, dtype=torch.float16, device=self.device)
         for part in parts:
@@ -67,19 +91,17 @@ class TokenReader:
             tokens[rows] = self.decode(part.codec, part.codes)
         return tokens
 
-    def read(
-        self, collection: ImageCollection, candidates: Sequence[Candidate]
-    ) -> list[DeviceCodes]:
+    def read(self, source: CodeSource, candidates: Sequence[Candidate]) -> list[DeviceCodes]:
         """Read tokens as they are stored, one part for each codec; raises what `tokens` does."""
         if self.device.type != "cuda":
             return [
                 DeviceCodes(part.codec, part.rows, part.codes, _from_numpy(part.codes, self.device))
-                for part in collection.codes(candidates)
+                for part in source.codes(candidates)
             ]
         staging = _Staging()
         return [
             DeviceCodes(part.codec, part.rows, part.codes, staging.to(self.device, part.codes))
-            for part in collection.codes(candidates, empty=staging.empty)
+            for part in source.codes(candidates, empty=staging.empty)
         ]
 
     def decode(self, codec: Codec, codes: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from edje_qdrant.checks import check_number, check_texts
 from edje_qdrant.errors import BusyError, ConfigError, EdjeError, EngineUnavailableError
-from edje_qdrant.search.options import SearchOptions, SearchSettings
+from edje_qdrant.search.options import SearchOptions
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 
@@ -47,7 +47,7 @@ class _Search:
 
     text: str
     options: SearchOptions
-    settings: SearchSettings
+    settings: SearchOptions
     future: SearchFuture = field(default_factory=SearchFuture)
     arrived: float = field(default_factory=time.perf_counter)
     # Settings as text as well: Python's 1 and True are equal, and a filter tells them apart.
@@ -296,8 +296,8 @@ def _ended(error: BaseException) -> EdjeError:
 def _left(searches: Sequence[_Search]) -> SearchOptions:
     """Return the options, with what is left of the budget of the one that waited longest."""
     first = searches[0]
-    if first.settings.budget_ms is None:
+    if first.settings["budget_ms"] is None:
         return first.options
     waited = max(search.future.waited_ms for search in searches)
-    left = max(round(first.settings.budget_ms - waited, 1), _LEAST_MS)
+    left = max(round(first.settings["budget_ms"] - waited, 1), _LEAST_MS)
     return cast("SearchOptions", {**first.options, "budget_ms": left})

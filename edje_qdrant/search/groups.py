@@ -1,4 +1,4 @@
-"""Candidates for hits of different groups: frames of many videos, not of one."""
+"""Candidates of several groups, such as frames of many videos instead of one."""
 
 from __future__ import annotations
 
@@ -11,40 +11,39 @@ from typing import Any
 from edje_qdrant.index import Filter, beyond_groups, field_value, is_group
 from edje_qdrant.types import Candidate
 
-__all__ = ["group_key", "grouped"]
+__all__ = ["diversified", "group_key"]
 
-#: Searches the first stage again, with another filter, for that many candidates.
-Again = Callable[[Filter, int], list[Candidate]]
+#: Searches the first stage with another filter, for a number of candidates.
+Nearest = Callable[[Filter, int], list[Candidate]]
 
 
 def group_key(group: Any) -> str:
-    """Return what equals another group's key if, and only if, the groups are the same."""
+    """Return a text that is equal for equal groups only."""
     return json.dumps(group, sort_keys=True)
 
 
-def grouped(
+def diversified(
     candidates: Sequence[Candidate],
     *,
     field: str,
     groups: int,
     num_candidates: int,
     filter: Filter | None,
-    again: Again,
+    nearest: Nearest,
 ) -> list[Candidate]:
-    """Return candidates of which no group takes more than its share, so that many groups show.
+    """Return candidates of which no group takes more than its share.
 
-    A group's share is `num_candidates // groups`. Where a group has more than that, its others make
-    way for further images of the first stage, which is asked again without the groups that are
-    full, until there are enough candidates or no more images. Places that nobody else takes are
-    given back.
+    A group's share is `num_candidates // groups`. Further candidates of a group that is full are
+    replaced: the first stage is searched again without the full groups, until there are enough
+    candidates or no more images. Places that stay free go back to the full groups.
 
     Args:
         candidates: Best first, `num_candidates` unless there are no more.
-        field: The field that groups them; what lacks it stands for itself.
-        groups: How many groups will be shown.
-        num_candidates: Candidates to return, at most.
-        filter: What the candidates were found with.
-        again: Searches again.
+        field: The payload field that groups them; a candidate without it is its own group.
+        groups: Number of groups that will be returned.
+        num_candidates: Maximum number of candidates to return.
+        filter: The filter that the candidates were found with.
+        nearest: Searches the first stage.
     """
     share = max(1, num_candidates // groups)
     kept: list[Candidate] = []
@@ -56,7 +55,7 @@ def grouped(
         for candidate in batch:
             group = field_value(candidate.payload, field)
             key = group_key(group)
-            # Only these can be asked to be left out; what is no group can fill all places.
+            # Only these can be excluded by a filter; other values are not limited.
             if is_group(group):
                 if taken[key] == share:
                     full[key] = group
@@ -68,7 +67,7 @@ def grouped(
         if not more or wanted == 0 or not full:
             break
         seen = [candidate.image_id for candidate in kept]
-        batch = again(beyond_groups(filter, field, [*full.values()], seen), wanted)
+        batch = nearest(beyond_groups(filter, field, [*full.values()], seen), wanted)
         more = len(batch) == wanted
     kept += aside[: num_candidates - len(kept)]
     kept.sort(key=lambda candidate: -candidate.score)

@@ -1,36 +1,51 @@
-"""What a search can be asked for, checked before anything is done."""
+"""The options of a search: types, defaults and checks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from edje_qdrant.checks import check_number
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index import Filter
+from edje_qdrant.index import Filter, check_group_field
+from edje_qdrant.rerank.scorer import OnMissing
 
-__all__ = [
-    "Fusion",
-    "MinScore",
-    "OnMissing",
-    "SearchOptions",
-    "SearchSettings",
-]
+__all__ = ["DEFAULTS", "Fusion", "MinScore", "OnMissing", "SearchOptions", "with_defaults"]
 
-#: What becomes of candidates whose tokens are missing or damaged.
-OnMissing = Literal["error", "first_stage"]
-
-#: What ranks images: the joint encoder alone, or both stages put together.
+#: What ranks the images: the joint encoder alone, or both stages together.
 Fusion = Literal["rerank", "rrf", "blend"]
 
-#: A logit, or the cutoff of the model's calibration.
+#: A logit, or "auto" for the cutoff of the model's calibration.
 MinScore = float | Literal["auto"]
 
 
 class SearchOptions(TypedDict, total=False):
-    """Name the options of a search; see `TwoStageRetriever.search`."""
+    """Options of `TwoStageRetriever.search`; `DEFAULTS` has their defaults.
+
+    Attributes:
+        top_k: Number of hits to return; fewer if the collection holds fewer images. `next` and
+            `cursor` of the result return the other candidates.
+        num_candidates: Number of first-stage images to rerank.
+        filter: Search only images whose payload matches: `{"album": "2024", "year": [2023, 2024]}`,
+            or a `qdrant_client.models.Filter`.
+        fusion: What ranks the images: `"rerank"` is the score of the joint encoder alone; `"rrf"`
+            the reciprocal ranks of both stages; `"blend"` the mean of both stages' standardised
+            scores.
+        fusion_weights: Weights of the first stage and of the joint encoder, for `"rrf"` and
+            `"blend"`.
+        group_by: A payload field, such as the name of a video or a book. Of the images that share
+            its value only the best is returned, and no group displaces the others.
+        budget_ms: Milliseconds for the whole search. Candidates are scored best first until the
+            budget ends; the others follow in first-stage order, and the result is `degraded`.
+        adaptive: Stop scoring once the remaining candidates are unlikely to matter, by the model's
+            calibration; they follow in first-stage order.
+        min_score: Leave out hits with a lower logit, and hits without one; `"auto"` is the cutoff
+            of the model's calibration.
+        on_missing: What to do with candidates whose tokens are missing or damaged. `"error"`
+            raises. With `"first_stage"` they keep their first-stage place without a score, and the
+            result is `degraded`.
+    """
 
     top_k: int
     num_candidates: int
@@ -44,64 +59,82 @@ class SearchOptions(TypedDict, total=False):
     on_missing: OnMissing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchSettings:
-    """Hold the options of a search; see `TwoStageRetriever.search`.
+#: The default of every option.
+DEFAULTS: SearchOptions = {
+    "top_k": 10,
+    "num_candidates": 100,
+    "filter": None,
+    "fusion": "rerank",
+    "fusion_weights": None,
+    "group_by": None,
+    "budget_ms": None,
+    "adaptive": False,
+    "min_score": None,
+    "on_missing": "error",
+}
+
+
+def with_defaults(options: SearchOptions) -> SearchOptions:
+    """Check the options of a search and add the defaults of the others.
 
     Raises:
-        ConfigError: One cannot be used; names it.
+        ConfigError: An option has an invalid value; names it.
+        TypeError: There is no such option.
     """
+    unknown = options.keys() - DEFAULTS.keys()
+    if unknown:
+        raise TypeError(f"unexpected search options: {', '.join(sorted(unknown))}")
+    settings: SearchOptions = {**DEFAULTS, **options}
+    top_k, num_candidates = settings["top_k"], settings["num_candidates"]
+    check_number("top_k", top_k)
+    check_number("num_candidates", num_candidates)
+    if num_candidates < top_k:
+        raise ConfigError(
+            f"num_candidates is {num_candidates} and top_k {top_k}; hits are chosen "
+            "among the candidates, so raise num_candidates or lower top_k"
+        )
+    _check_choice("on_missing", settings["on_missing"], get_args(OnMissing))
+    _check_choice("fusion", settings["fusion"], get_args(Fusion))
+    _check_weights(settings["fusion_weights"], settings["fusion"])
+    _check_group_by(settings["group_by"])
+    budget = settings["budget_ms"]
+    if budget is not None and not (_is_number(budget) and budget > 0):
+        raise ConfigError(f"budget_ms is {budget!r}; give milliseconds above 0")
+    if not isinstance(settings["adaptive"], bool):
+        raise ConfigError(f"adaptive is {settings['adaptive']!r}; give True or False")
+    min_score = settings["min_score"]
+    if isinstance(min_score, str):
+        _check_choice("min_score", min_score, ("auto",))
+    elif min_score is not None and not _is_number(min_score):
+        raise ConfigError(f'min_score is {min_score!r}; give a logit or "auto"')
+    return settings
 
-    top_k: int = 10
-    num_candidates: int = 100
-    filter: Filter | None = None
-    fusion: Fusion = "rerank"
-    fusion_weights: tuple[float, float] | None = None
-    group_by: str | None = None
-    budget_ms: float | None = None
-    adaptive: bool = False
-    min_score: MinScore | None = None
-    on_missing: OnMissing = "error"
 
-    def __post_init__(self) -> None:
-        check_number("top_k", self.top_k)
-        check_number("num_candidates", self.num_candidates)
-        if self.num_candidates < self.top_k:
-            raise ConfigError(
-                f"num_candidates is {self.num_candidates} and top_k {self.top_k}; hits are chosen "
-                "among the candidates, so raise num_candidates or lower top_k"
-            )
-        _check_choice("on_missing", self.on_missing, get_args(OnMissing))
-        _check_choice("fusion", self.fusion, get_args(Fusion))
-        if self.fusion_weights is not None:
-            self._check_weights()
-        if self.group_by is not None and (not isinstance(self.group_by, str) or not self.group_by):
-            raise ConfigError(f"group_by is {self.group_by!r}; give the name of a payload field")
-        if self.budget_ms is not None and not (_is_number(self.budget_ms) and self.budget_ms > 0):
-            raise ConfigError(f"budget_ms is {self.budget_ms!r}; give milliseconds above 0")
-        if not isinstance(self.adaptive, bool):
-            raise ConfigError(f"adaptive is {self.adaptive!r}; give True or False")
-        if isinstance(self.min_score, str):
-            _check_choice("min_score", self.min_score, ("auto",))
-        elif self.min_score is not None and not _is_number(self.min_score):
-            raise ConfigError(f'min_score is {self.min_score!r}; give a logit or "auto"')
+def _check_weights(weights: Any, fusion: Fusion) -> None:
+    if weights is None:
+        return
+    if fusion == "rerank":
+        raise ConfigError(
+            'fusion_weights are for fusion="rrf" and fusion="blend"; "rerank" weighs nothing'
+        )
+    if (
+        not isinstance(weights, tuple | list)
+        or len(weights) != 2
+        or not all(_is_number(weight) and weight >= 0 for weight in weights)
+        or not any(weights)
+    ):
+        raise ConfigError(
+            f"fusion_weights is {weights!r}; give two numbers of 0 or more, for the first "
+            "stage and for the joint encoder, one of them above 0"
+        )
 
-    def _check_weights(self) -> None:
-        weights = self.fusion_weights
-        if self.fusion == "rerank":
-            raise ConfigError(
-                'fusion_weights are for fusion="rrf" and fusion="blend"; "rerank" weighs nothing'
-            )
-        if (
-            not isinstance(weights, tuple | list)
-            or len(weights) != 2
-            or not all(_is_number(weight) and weight >= 0 for weight in weights)
-            or not any(weights)
-        ):
-            raise ConfigError(
-                f"fusion_weights is {weights!r}; give two numbers of 0 or more, for the first "
-                "stage and for the joint encoder, one of them above 0"
-            )
+
+def _check_group_by(field: Any) -> None:
+    if field is None:
+        return
+    if not isinstance(field, str) or not field:
+        raise ConfigError(f"group_by is {field!r}; give the name of a payload field")
+    check_group_field(field)
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

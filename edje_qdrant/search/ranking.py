@@ -1,4 +1,4 @@
-"""From candidates and their scores to a ranking, and from there to a result."""
+"""Rank scored candidates as hits."""
 
 from __future__ import annotations
 
@@ -8,140 +8,74 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.collection.collection import user_payload
+from edje_qdrant.collection.references import user_payload
 from edje_qdrant.index import field_value
 from edje_qdrant.model.calibration import Calibration
+from edje_qdrant.rerank.scorer import ScoredQuery, best_first
 from edje_qdrant.search.fusion import DEFAULT_WEIGHTS, blend, reciprocal_ranks
 from edje_qdrant.search.groups import group_key
-from edje_qdrant.search.options import SearchSettings
+from edje_qdrant.search.options import SearchOptions
 from edje_qdrant.search.results import SearchHit
-from edje_qdrant.search.scorer import Scored
 from edje_qdrant.types import Candidate
 
-__all__ = ["best_first", "hits_of", "in_first_stage_order", "why_degraded"]
+__all__ = ["candidates_as_hits", "degraded_reason", "rank_candidates"]
 
 
-def hits_of(
-    candidates: Sequence[Candidate],
-    scored: Scored,
-    settings: SearchSettings,
-    calibration: Calibration | None,
+def rank_candidates(
+    query: ScoredQuery, settings: SearchOptions, calibration: Calibration | None
 ) -> tuple[SearchHit, ...]:
     """Rank all candidates of a query.
 
-    Those scored come by score, equal ones in the first stage's order. One that was reached and has
-    no score keeps its place among those reached; what was not reached follows them all, in the
-    first stage's order.
+    Scored candidates are ordered by score, equal scores in first-stage order. A processed candidate
+    without a score keeps its place among the processed ones. Candidates that were not processed
+    follow in first-stage order.
     """
-    logits = scored.logits[: scored.reached]
-    keys, fused = logits.astype(np.float64), None
-    if settings.fusion != "rerank":
-        keys = fused = _fused(candidates, logits, settings)
-    order = [*best_first(keys), *range(scored.reached, len(candidates))]
-    probabilities = None
-    if calibration is not None:
-        probabilities = np.full(len(candidates), np.nan)
-        known = ~np.isnan(scored.logits)
-        probabilities[known] = calibration.probability(scored.logits[known])
-    count = len(candidates)
-    scores = _numbers(scored.logits, count)
-    if settings.min_score is not None:
+    logits, count = query.logits, len(query.candidates)
+    keys, fused = logits[: query.processed].astype(np.float64), None
+    if settings["fusion"] != "rerank":
+        keys = fused = _fused(query, settings)
+    order = [*best_first(keys), *range(query.processed, count)]
+    scores = _numbers(logits, count)
+    if settings["min_score"] is not None:
         cutoff = _cutoff(settings, calibration)
         order = [row for row in order if (score := scores[row]) is not None and score >= cutoff]
-    of_fusion = _numbers(fused, count)
-    return _numbered(
-        candidates, order, scores, _numbers(probabilities, count), of_fusion, settings.group_by
+    probabilities = None
+    if calibration is not None:
+        known = ~np.isnan(logits)
+        probabilities = np.full(count, np.nan)
+        probabilities[known] = calibration.probability(logits[known])
+    return candidates_as_hits(
+        query.candidates,
+        order,
+        settings["group_by"],
+        scores=scores,
+        probabilities=_numbers(probabilities, count),
+        fusion_scores=_numbers(fused, count),
     )
 
 
-def in_first_stage_order(
-    candidates: Sequence[Candidate], group_by: str | None = None
-) -> tuple[SearchHit, ...]:
-    """Return hits without scores, as the first stage found them."""
-    none: list[float | None] = [None] * len(candidates)
-    return _numbered(candidates, range(len(candidates)), none, none, none, group_by)
-
-
-def why_degraded(scored: Scored, count: int) -> str | None:
-    """Say why a ranking is less than was asked for; None where it is not.
-
-    Args:
-        scored: What became of the query's candidates.
-        count: How many there are.
-    """
-    reasons = []
-    if scored.failed:
-        error = next(iter(scored.failed.values()))
-        reasons.append(
-            f"{len(scored.failed)} of {count} candidates could not be scored and keep their "
-            f"first-stage place: {error}"
-        )
-    if scored.cut is not None:
-        left = count - scored.reached
-        reasons.append(
-            f"{scored.cut}, so {left} of {count} candidates were not scored and follow in "
-            "first-stage order"
-        )
-    return "; ".join(reasons) or None
-
-
-def _fused(
-    candidates: Sequence[Candidate], logits: NDArray[np.float32], settings: SearchSettings
-) -> NDArray[np.float64]:
-    """Return the scores of those reached, NaN where there is no logit."""
-    known = np.flatnonzero(~np.isnan(logits))
-    cosines = np.array([candidates[int(row)].score for row in known], np.float32)
-    weights = settings.fusion_weights or DEFAULT_WEIGHTS[settings.fusion]
-    together = reciprocal_ranks if settings.fusion == "rrf" else blend
-    fused = np.full(len(logits), np.nan)
-    fused[known] = together(cosines, logits[known], weights)
-    return fused
-
-
-def best_first(keys: NDArray[np.floating[Any]]) -> list[int]:
-    """Sort rows by key, highest first; what has none stays where it was."""
-    # NaN sorts behind all numbers.
-    best: list[int] = np.argsort(-keys, kind="stable").tolist()
-    missing = np.isnan(keys)
-    if not missing.any():
-        return best
-    known = iter(best)
-    return [row if gone else next(known) for row, gone in enumerate(missing.tolist())]
-
-
-def _cutoff(settings: SearchSettings, calibration: Calibration | None) -> float:
-    if settings.min_score != "auto":
-        assert isinstance(settings.min_score, int | float)
-        return float(settings.min_score)
-    assert calibration is not None  # the retriever has checked
-    return calibration.cutoff
-
-
-def _numbers(values: NDArray[Any] | None, count: int) -> list[float | None]:
-    """Return `count` numbers, None for NaN and for what is not there."""
-    given = [] if values is None else values.tolist()
-    # What is not equal to itself is NaN; asking numpy of each would take longer than all the rest.
-    return [*[v if v == v else None for v in given], *[None] * (count - len(given))]
-
-
-def _numbered(
+def candidates_as_hits(
     candidates: Sequence[Candidate],
     order: Iterable[int],
-    scores: Sequence[float | None],
-    probabilities: Sequence[float | None],
-    fused: Sequence[float | None],
     group_by: str | None,
+    *,
+    scores: Sequence[float | None] | None = None,
+    probabilities: Sequence[float | None] | None = None,
+    fusion_scores: Sequence[float | None] | None = None,
 ) -> tuple[SearchHit, ...]:
-    """Return hits with their places, of each group the best alone.
+    """Return candidates as ranked hits, only the best of each group.
 
     Args:
-        candidates: As the first stage found them.
-        order: Rows of those to return, best first.
-        scores: A score a candidate.
-        probabilities: A probability a candidate.
-        fused: A score of both stages a candidate.
-        group_by: The field that groups them; what lacks it stands for itself.
+        candidates: `n` candidates, in first-stage order.
+        order: Rows of the candidates to return, best first.
+        group_by: The payload field that groups them; a candidate without it is its own group.
+        scores: `n` logits.
+        probabilities: `n` probabilities of a match.
+        fusion_scores: `n` scores of both stages together.
     """
+    none = [None] * len(candidates)
+    scores, probabilities = scores or none, probabilities or none
+    fusion_scores = fusion_scores or none
     hits: list[SearchHit] = []
     seen: set[str] = set()
     for row in order:
@@ -162,8 +96,54 @@ def _numbered(
                 candidate.rank,
                 payload,
                 probabilities[row],
-                fused[row],
+                fusion_scores[row],
                 group,
             )
         )
     return tuple(hits)
+
+
+def degraded_reason(query: ScoredQuery) -> str | None:
+    """Return why a ranking is less than was requested; None if it is complete."""
+    count, reasons = len(query.candidates), []
+    if query.failed:
+        error = next(iter(query.failed.values()))
+        reasons.append(
+            f"{len(query.failed)} of {count} candidates could not be scored and keep their "
+            f"first-stage place: {error}"
+        )
+    if query.stop_reason is not None:
+        left = count - query.processed
+        reasons.append(
+            f"{query.stop_reason}, so {left} of {count} candidates were not scored and follow in "
+            "first-stage order"
+        )
+    return "; ".join(reasons) or None
+
+
+def _fused(query: ScoredQuery, settings: SearchOptions) -> NDArray[np.float64]:
+    """Return the fusion scores of the processed candidates; NaN where there is no logit."""
+    logits = query.logits[: query.processed]
+    known = np.flatnonzero(~np.isnan(logits))
+    cosines = np.array([query.candidates[int(row)].score for row in known], np.float32)
+    fusion = settings["fusion"]
+    weights = settings["fusion_weights"] or DEFAULT_WEIGHTS[fusion]
+    together = reciprocal_ranks if fusion == "rrf" else blend
+    fused = np.full(len(logits), np.nan)
+    fused[known] = together(cosines, logits[known], weights)
+    return fused
+
+
+def _cutoff(settings: SearchOptions, calibration: Calibration | None) -> float:
+    if settings["min_score"] != "auto":
+        assert isinstance(settings["min_score"], int | float)
+        return float(settings["min_score"])
+    assert calibration is not None  # the retriever has checked
+    return calibration.cutoff
+
+
+def _numbers(values: NDArray[Any] | None, count: int) -> list[float | None]:
+    """Return `count` numbers; None for NaN and beyond the end of `values`."""
+    given = [] if values is None else values.tolist()
+    # Only NaN differs from itself; calling `np.isnan` for each value would take far longer.
+    return [*[v if v == v else None for v in given], *[None] * (count - len(given))]

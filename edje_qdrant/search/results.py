@@ -1,13 +1,19 @@
-"""The result of a search: hits, pages and timings."""
+"""The result of a search: hits, pages, timings, and the cursor that continues it."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
+import uuid
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, overload
 
+import numpy as np
+
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.search.cursor import Cursor, Place, encode_cursor
 from edje_qdrant.types import Payload, Timings
 
 __all__ = ["SearchHit", "SearchResult"]
@@ -19,15 +25,16 @@ class SearchHit:
 
     Attributes:
         image_id: UUID string, made from the image's content.
-        score: The joint encoder's logit; higher is better. Comparable within one query. None where
+        score: The joint encoder's logit; higher is better. Comparable within one query. None if
             the image was not scored.
-        rank: Place in the result, from 1; pages count on.
-        retrieval_score: The first stage's cosine (no cosine after `recommend` with `best_score`).
+        rank: Place in the result, from 1; later pages continue the count.
+        retrieval_score: The first stage's cosine (not a cosine after `recommend` with
+            `best_score`).
         retrieval_rank: Place among the candidates of the first stage, from 1.
         payload: What was stored with the image (`path` and the user's fields).
-        probability: That text and image match; None where the model holds no calibration.
-        fusion_score: What ranked the image, where the stages' scores were put together.
-        group: Value of the field that groups images, where one does and the image has it.
+        probability: Probability that text and image match; None if the model has no calibration.
+        fusion_score: Score of both stages together; None without fusion.
+        group: Value of the `group_by` field; None without grouping, or if the image has no value.
     """
 
     image_id: str
@@ -40,25 +47,32 @@ class SearchHit:
     fusion_score: float | None = None
     group: Any = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields by name; the payload is not copied."""
+        return {name: getattr(self, name) for name in _HIT_FIELDS}
+
+
+_HIT_FIELDS = [each.name for each in fields(SearchHit)]
+
 
 @dataclass(frozen=True, slots=True)
 class SearchResult(Sequence[SearchHit]):
     """Hold the answer to one query: a sequence of hits, best first.
 
-    The ranking goes on where the hits end: `next` and `cursor` give further pages of it. It is made
-    of the candidates of one search, so pages never repeat an image, nor leave one out.
+    `next` and `cursor` give further pages of the same ranking. They consist of the candidates of
+    one search, so pages neither repeat nor skip an image.
 
     Attributes:
-        query: The text as asked; for an image, its path.
+        query: The text of the query; for an image, its path.
         hits: Best first.
         timings: Milliseconds by stage.
-        degraded: Whether the ranking is less than was asked for.
-        reason: Why, when it is.
-        candidates: Images that the first stage found.
-        scored: Those of them that the joint encoder scored.
-        remaining: What ranks behind the hits, best first.
-        group_by: The field that groups images, where one does.
-        source: The collection searched, for cursors.
+        degraded: Whether the ranking is less than was requested.
+        reason: Why, if it is.
+        candidates: Number of images that the first stage found.
+        scored: Number of them that the joint encoder scored.
+        remaining: What ranks after the hits, best first.
+        group_by: The payload field that groups images; None without grouping.
+        source: Identity of the collection, for cursors.
     """
 
     query: str
@@ -73,12 +87,12 @@ class SearchResult(Sequence[SearchHit]):
     source: str = field(default="", repr=False)
 
     def next(self, count: int = 10) -> SearchResult:
-        """Return the next page; empty past the last candidate.
+        """Return the next page; empty after the last candidate.
 
         Nothing is searched or read again. In another process, use `cursor`.
 
         Args:
-            count: Hits of the page, at most.
+            count: Maximum number of hits on the page.
 
         Raises:
             ConfigError: `count` is below 1.
@@ -90,36 +104,41 @@ class SearchResult(Sequence[SearchHit]):
 
     @property
     def cursor(self) -> str | None:
-        """Return a text from which `TwoStageRetriever.resume` goes on; None past the last hit.
+        """Return a text with which `TwoStageRetriever.resume` continues; None after the last hit.
 
-        It holds the order and the scores of what remains, and nothing secret but the query.
+        It contains the query, and the order and scores of the remaining images. It is URL-safe and
+        takes some 65 characters for each image.
         """
-        if not self.remaining:
-            return None
-        places = [
-            Place(
-                hit.image_id,
-                hit.score,
-                hit.probability,
-                hit.fusion_score,
-                hit.retrieval_score,
-                hit.retrieval_rank,
+        return _written(self) if self.remaining else None
+
+    @classmethod
+    def from_cursor(cls, cursor: str) -> SearchResult:
+        """Read a cursor: a result without hits whose `remaining` have no payload.
+
+        Raises:
+            ConfigError: The text is not a cursor, was cut or changed, or has another version.
+        """
+        if not isinstance(cursor, str):
+            raise ConfigError(
+                f"cursor is a {type(cursor).__name__}; give the text of result.cursor"
             )
-            for hit in self.remaining
-        ]
-        return encode_cursor(
-            Cursor(
-                self.source,
-                self.query,
-                self.remaining[0].rank,
-                places,
-                self.group_by,
-                self.degraded,
-                self.reason,
-                self.candidates,
-                self.scored,
+        try:
+            padded = cursor.encode() + b"=" * (-len(cursor) % 4)
+            packed = base64.b64decode(padded, b"-_", validate=True)
+            version, check, body = packed[0], packed[1:5], packed[5:]
+        except (binascii.Error, IndexError, ValueError) as error:
+            raise ConfigError(_NO_CURSOR) from error
+        if version != _CURSOR_VERSION:
+            raise ConfigError(
+                f"the cursor has version {version}, and this version of edje-qdrant reads "
+                f"{_CURSOR_VERSION}; search again"
             )
-        )
+        if zlib.crc32(body).to_bytes(4, "little") != check:
+            raise ConfigError(_NO_CURSOR)
+        try:
+            return _read(body)
+        except (zlib.error, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(_NO_CURSOR) from error
 
     @overload
     def __getitem__(self, index: int) -> SearchHit: ...
@@ -133,3 +152,73 @@ class SearchResult(Sequence[SearchHit]):
 
     def __iter__(self) -> Iterator[SearchHit]:
         return iter(self.hits)
+
+
+# A cursor is base64 of: version (1 byte), CRC-32 of the rest (4 bytes), and compressed the length
+# of the head (4 bytes), the head as JSON, and one row for each remaining image.
+_CURSOR_VERSION = 1
+_NUMBERS = {
+    "score": "<f4",
+    "probability": "<f8",
+    "fusion_score": "<f8",
+    "retrieval_score": "<f8",
+    "retrieval_rank": "<u4",
+}
+_ROW = np.dtype([("id", "V16"), *_NUMBERS.items()])
+_HEAD = ("source", "query", "group_by", "degraded", "reason", "candidates", "scored")
+# Maximum size of a decompressed cursor: 100,000 images and their scores.
+_LARGEST = 8 << 20
+_NO_CURSOR = "this is no whole cursor; pass the text of result.cursor as it is, or search again"
+
+
+def _written(result: SearchResult) -> str:
+    rows = np.zeros(len(result.remaining), _ROW)
+    for row, hit in zip(rows, result.remaining, strict=True):
+        row["id"] = uuid.UUID(hit.image_id).bytes
+        for name in _NUMBERS:
+            value = getattr(hit, name)
+            row[name] = np.nan if value is None else value
+    head = {name: getattr(result, name) for name in _HEAD}
+    text = json.dumps({**head, "rank": result.remaining[0].rank}).encode()
+    body = zlib.compress(len(text).to_bytes(4, "little") + text + rows.tobytes())
+    packed = bytes([_CURSOR_VERSION]) + zlib.crc32(body).to_bytes(4, "little") + body
+    return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def _read(body: bytes) -> SearchResult:
+    unpacked = zlib.decompressobj()
+    plain = unpacked.decompress(body, _LARGEST)
+    if unpacked.unconsumed_tail:
+        raise ValueError("longer than any cursor")
+    size = int.from_bytes(plain[:4], "little")
+    head: dict[str, Any] = json.loads(plain[4 : 4 + size])
+    rows = np.frombuffer(plain[4 + size :], _ROW)
+    remaining = tuple(
+        SearchHit(
+            image_id=str(uuid.UUID(bytes=row["id"].tobytes())),
+            score=_number(row["score"]),
+            rank=rank,
+            retrieval_score=float(row["retrieval_score"]),
+            retrieval_rank=int(row["retrieval_rank"]),
+            payload={},
+            probability=_number(row["probability"]),
+            fusion_score=_number(row["fusion_score"]),
+        )
+        for rank, row in enumerate(rows, start=int(head["rank"]))
+    )
+    return SearchResult(
+        query=str(head["query"]),
+        hits=(),
+        timings=Timings(0, 0, 0, 0),
+        degraded=bool(head["degraded"]),
+        reason=head["reason"],
+        candidates=int(head["candidates"]),
+        scored=int(head["scored"]),
+        remaining=remaining,
+        group_by=head["group_by"],
+        source=str(head["source"]),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)

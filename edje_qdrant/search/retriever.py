@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -15,38 +17,45 @@ from typing_extensions import Unpack
 
 from edje_qdrant.checks import check_number, check_texts
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.collection.references import in_order, user_payload
+from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
 from edje_qdrant.explain.explanation import Explanation
 from edje_qdrant.explain.match import explain_match
-from edje_qdrant.index import Filter, Strategy
+from edje_qdrant.images import image_file_id
+from edje_qdrant.index import Filter, Strategy, field_value
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.named import model_for
-from edje_qdrant.model.queries import ImageQuery
+from edje_qdrant.model.queries import ImageQuery, encode_query
+from edje_qdrant.rerank.deadline import Deadline
 from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.rerank.scorer import CandidateScorer, OnMissing, ScoredQuery
+from edje_qdrant.rerank.stopwatch import Stopwatch
 from edje_qdrant.rerank.token_cache import DeviceTokenCache
-from edje_qdrant.search.cursor import decode_cursor
-from edje_qdrant.search.deadline import Deadline
-from edje_qdrant.search.options import Fusion, MinScore, OnMissing, SearchOptions, SearchSettings
-from edje_qdrant.search.pipeline import SearchSteps
-from edje_qdrant.search.results import SearchResult
+from edje_qdrant.rerank.token_loader import TokenReader
+from edje_qdrant.search.groups import diversified
+from edje_qdrant.search.options import SearchOptions, with_defaults
+from edje_qdrant.search.ranking import candidates_as_hits, degraded_reason, rank_candidates
+from edje_qdrant.search.results import SearchHit, SearchResult
+from edje_qdrant.types import Candidate, Timings
 
-__all__ = ["OnMissing", "TwoStageRetriever"]
+__all__ = ["TwoStageRetriever"]
 
-# Texts encoded and searched for at a time.
+# Maximum number of texts encoded and searched at a time.
 _QUERIES = 256
 
-# Images that a search by image finds at least, for further pages.
-_BEHIND = 100
+# Minimum number of candidates of a search by image, so that there are further pages.
+_MIN_CANDIDATES = 100
 
 
 class TwoStageRetriever:
     """Find images by text.
 
     Args:
-        collection: Where to search; `close` closes it.
-        model: The one that wrote the collection.
-        reranker: Scores candidates; one of the model's with default settings where none is given.
-        token_cache: Keeps tokens of hot images in memory, of this collection and others.
+        collection: The collection to search; `close` closes it.
+        model: The model that wrote the collection.
+        reranker: Scores candidates; by default one with the model and default settings.
+        token_cache: Keeps the tokens of frequently found images in memory; several collections can
+            share it.
 
     Raises:
         ContractMismatchError: Another model wrote the collection.
@@ -67,9 +76,13 @@ class TwoStageRetriever:
         token_cache: DeviceTokenCache | None = None,
     ) -> None:
         collection.require(model.contract())
-        self._collection = collection
-        self._model = model
-        self._steps = SearchSteps(collection, model, reranker or Reranker(model), token_cache)
+        self._collection, self._model = collection, model
+        if token_cache is None:
+            read = partial(TokenReader(model.device).tokens, collection)
+        else:
+            token_cache.require(collection)
+            read = partial(token_cache.fetch, collection, device=model.device)
+        self._scorer = CandidateScorer(model, reranker or Reranker(model), read)
 
     @classmethod
     def open(
@@ -89,12 +102,12 @@ class TwoStageRetriever:
 
         Args:
             location: A folder, `"http://..."`, `"https://..."` or a `QdrantClient`.
-            name: The collection's.
-            model: A model, or what `EDJEModel.from_pretrained` takes; by default what the
+            name: Name of the collection.
+            model: A model, or what `EDJEModel.from_pretrained` takes; by default the one that the
                 collection's contract names.
-            device: Where a model that is loaded here goes; CUDA where there is one, by default.
-            token_cache: Keeps tokens of hot images in memory.
-            tokens_folder: Where side files outside the collection's folder have moved to.
+            device: Device of a model that is loaded here; by default CUDA if available.
+            token_cache: Keeps the tokens of frequently found images in memory.
+            tokens_folder: New folder of side files that were moved out of the collection's folder.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             timeout: Seconds to wait for one answer of a server.
@@ -104,7 +117,7 @@ class TwoStageRetriever:
             CollectionLockedError: Another process has the folder open.
             ContractMismatchError: The model is not the one that wrote the collection.
             CheckpointError: The model cannot be loaded.
-            ConfigError: An argument cannot be used, or no model is named.
+            ConfigError: An argument is invalid, or no model is named.
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
@@ -133,121 +146,77 @@ class TwoStageRetriever:
         """Return the model that encodes and scores."""
         return self._model
 
-    def search(
-        self,
-        text: str,
-        *,
-        top_k: int = 10,
-        num_candidates: int = 100,
-        filter: Filter | None = None,
-        fusion: Fusion = "rerank",
-        fusion_weights: tuple[float, float] | None = None,
-        group_by: str | None = None,
-        budget_ms: float | None = None,
-        adaptive: bool = False,
-        min_score: MinScore | None = None,
-        on_missing: OnMissing = "error",
-    ) -> SearchResult:
-        """Find the images that a text fits best.
+    def search(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
+        """Find the images that fit a text best.
 
-        Where the reranker fails, or memory does not suffice for a single pair, the result is
-        `degraded`: what was not scored follows what was, in the first stage's order.
+        If the reranker fails, or memory does not suffice for a single pair, the result is
+        `degraded`: images that were not scored follow the scored ones in first-stage order.
 
         Args:
-            text: What the image shows.
-            top_k: Hits to return; fewer where the collection holds fewer images. The result's
-                `next` and `cursor` go on to the other candidates.
-            num_candidates: Images of the first stage to rerank.
-            filter: Which images to look among: `{"album": "2024", "year": [2023, 2024]}`, or a
-                `qdrant_client.models.Filter`.
-            fusion: What ranks images: `"rerank"`, the joint encoder's score alone; `"rrf"`, the
-                reciprocal ranks of both stages; `"blend"`, the mean of both stages' standardised
-                scores.
-            fusion_weights: Of the first stage and of the joint encoder, for `"rrf"` and `"blend"`.
-            group_by: A payload field, such as a video's or a book's name: of the images that
-                share its value only the best is returned, and no group crowds out the others.
-            budget_ms: Milliseconds for the whole search. Candidates are scored best first until
-                they end; what was not scored by then follows in the first stage's order, and the
-                result is `degraded`.
-            adaptive: Stop scoring once candidates further back can hardly matter any more, as the
-                model's calibration tells; these follow in the first stage's order.
-            min_score: Leave out hits with a lower logit, and what has none; `"auto"` for the cutoff
-                of the model's calibration.
-            on_missing: What becomes of candidates whose tokens are missing or damaged, which are
-                never scored: `"error"` raises; with `"first_stage"` they keep their first-stage
-                place, with no score, and the result is `degraded` and says why.
+            text: Description of the image.
+            options: See `SearchOptions`.
 
         Returns:
-            Hits, best first, equal scores in the first stage's order; none where the collection
-            is empty, or holds nothing that the filter lets through.
+            Hits, best first, equal scores in first-stage order; no hits if the collection is empty
+            or no image matches the filter.
 
         Raises:
-            ConfigError: The text has no word in it, or an option cannot be used.
-            TokensNotFoundError: Candidates' tokens are gone; names the ids.
+            ConfigError: The text contains no word, or an option is invalid.
+            TokensNotFoundError: Candidates have no tokens; names the ids.
             TokensCorruptError: Candidates' tokens are damaged; names the ids.
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached, or not within the budget.
-            CheckpointError: The joint encoder gives scores that are not numbers.
+            CheckpointError: The joint encoder returns scores that are not numbers.
         """
-        return self.search_batch(
-            [text],
-            top_k=top_k,
-            num_candidates=num_candidates,
-            filter=filter,
-            fusion=fusion,
-            fusion_weights=fusion_weights,
-            group_by=group_by,
-            budget_ms=budget_ms,
-            adaptive=adaptive,
-            min_score=min_score,
-            on_missing=on_missing,
-        )[0]
+        return self.search_batch([text], **options)[0]
 
     def search_batch(
         self, texts: Sequence[str], **options: Unpack[SearchOptions]
     ) -> list[SearchResult]:
-        """Do many searches at once, which is faster than one after another.
+        """Search for several texts together, which is faster than one after another.
 
-        The texts are encoded together, asked of the engine in one request, and their candidates
-        scored together.
+        The texts are encoded in one batch, sent to the engine in one request, and their candidates
+        are scored in common batches.
 
         Args:
             texts: Any number of texts.
-            options: As `search`, for every text; a budget is for them all.
+            options: See `SearchOptions`; they apply to every text, `budget_ms` to all together.
 
         Returns:
-            One result a text, in order; stages done together are shared out in its timings.
+            One result for each text, in order; each has an equal share of the timings.
 
         Raises:
-            ConfigError: As `search`, for any of the texts; nothing was searched.
+            ConfigError: A text or an option is invalid; nothing was searched.
             StoreError: As `search`.
             EngineUnavailableError: As `search`.
         """
         check_texts("texts", texts)
-        settings = self._steps.settings(options)
-        deadline = Deadline(settings.budget_ms)
+        settings = self.check_options(**options)
+        deadline = Deadline(settings["budget_ms"])
         results: list[SearchResult] = []
         for start in range(0, len(texts), _QUERIES):
-            results += self._steps.search(texts[start : start + _QUERIES], settings, deadline)
+            part, watch = texts[start : start + _QUERIES], Stopwatch()
+            watch.start("encode")
+            embeddings = self._model.encode_texts(part)  # (q, d)
+            watch.start("retrieve")
+            found = self._collection.nearest(
+                embeddings,
+                settings["num_candidates"],
+                filter=settings["filter"],
+                timeout=deadline.timeout,
+            )
+            results += self._rank(part, embeddings, found, settings, deadline, watch)
         return results
 
-    def check_options(self, **options: Unpack[SearchOptions]) -> SearchSettings:
-        """Return the options of a search with all defaults, without searching.
-
-        Raises:
-            ConfigError: One cannot be used, as `search` would say.
-        """
-        return self._steps.settings(options)
-
     async def asearch(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
-        """Do as `search` does, while the event loop goes on.
+        """Search without blocking the event loop; see `search`.
 
-        The model works in another thread; a server is asked through `AsyncQdrantClient`. The
-        embedded engine holds the interpreter's lock for the milliseconds that it takes.
+        The model runs in another thread; a server is queried through `AsyncQdrantClient`. An
+        embedded engine holds the interpreter's lock for the milliseconds that a query takes.
 
         Args:
-            text: What the image shows.
-            options: As `search`.
+            text: Description of the image.
+            options: See `SearchOptions`.
 
         Raises:
             ConfigError: As `search`.
@@ -255,8 +224,41 @@ class TwoStageRetriever:
             EngineUnavailableError: As `search`.
         """
         check_texts("the query", [text])
-        settings = self._steps.settings(options)
-        return await self._steps.search_async(text, settings, Deadline(settings.budget_ms))
+        settings = self.check_options(**options)
+        deadline, watch = Deadline(settings["budget_ms"]), Stopwatch()
+        watch.start("encode")
+        embeddings = await asyncio.to_thread(self._model.encode_texts, [text])  # (1, d)
+        watch.start("retrieve")
+        found = await self._collection.nearest_async(
+            embeddings,
+            settings["num_candidates"],
+            filter=settings["filter"],
+            timeout=deadline.timeout,
+        )
+        (result,) = await asyncio.to_thread(
+            self._rank, [text], embeddings, found, settings, deadline, watch
+        )
+        return result
+
+    def check_options(self, **options: Unpack[SearchOptions]) -> SearchOptions:
+        """Return all options of a search, with defaults, without searching.
+
+        Raises:
+            ConfigError: An option is invalid, or needs a calibration that the model lacks.
+        """
+        settings = with_defaults(options)
+        if self._model.calibration is None:
+            for name, asked in (
+                ("adaptive=True", settings["adaptive"]),
+                ('min_score="auto"', settings["min_score"] == "auto"),
+            ):
+                if asked:
+                    raise ConfigError(
+                        f"{name} needs a calibration, and the model "
+                        f"{self._model.name_or_path or ''} has none; run edje-qdrant calibrate "
+                        "with images and captions like those that will be searched"
+                    )
+        return settings
 
     def search_by_image(
         self,
@@ -266,28 +268,36 @@ class TwoStageRetriever:
         filter: Filter | None = None,
         group_by: str | None = None,
     ) -> SearchResult:
-        """Find the images that look most like one, by the first stage alone.
+        """Find the images most similar to an image, with the first stage alone.
 
         Args:
-            image: An image that Pillow opened, a path, or an `ImageEncoding` of one image; it
-                need not be in the collection.
-            top_k: Hits to return.
-            filter: As `search`.
-            group_by: As `search`.
+            image: A Pillow image, a path, or an `ImageEncoding` of one image; it need not be in the
+                collection.
+            top_k: Number of hits to return.
+            filter: As in `SearchOptions`.
+            group_by: As in `SearchOptions`.
 
         Returns:
-            Hits with no `score`, by cosine.
+            Hits without `score`, by cosine.
 
         Raises:
-            ImageReadError: The file is no image that can be read.
-            ConfigError: An option cannot be used.
+            ImageReadError: The file is not a readable image.
+            ConfigError: An option is invalid.
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
-        settings = SearchSettings(
-            top_k=top_k, num_candidates=max(top_k, _BEHIND), filter=filter, group_by=group_by
+        number = max(top_k, _MIN_CANDIDATES)
+        settings = with_defaults(
+            {"top_k": top_k, "num_candidates": number, "filter": filter, "group_by": group_by}
         )
-        return self._steps.search_by_image(image, settings)
+        watch = Stopwatch()
+        watch.start("encode")
+        embeddings = encode_query(self._model, image).embeddings  # (1, d)
+        watch.start("retrieve")
+        found = self._collection.nearest(embeddings, number, filter=filter)[0]
+        candidates = self._diversified(embeddings, found, settings)
+        name = str(image) if isinstance(image, str | Path) else "an image"
+        return self._first_stage_result(name, candidates, settings, watch.timings())
 
     def recommend(
         self,
@@ -301,46 +311,61 @@ class TwoStageRetriever:
         strategy: Strategy = "average_vector",
         on_missing: OnMissing = "error",
     ) -> SearchResult:
-        """Find more images like some of the collection's, and unlike others.
+        """Find images similar to some images of the collection and different from others.
 
         Args:
-            liked: Ids to come near to; more like one image is `recommend([image_id])`.
-            disliked: Ids to keep away from.
-            text: What the images should show as well: the joint encoder ranks the candidates by
-                it. Without it the first stage ranks them, and they have no `score`.
-            top_k: Hits to return; the examples are not among them.
-            num_candidates: Images of the first stage to take, and to rerank by the text.
-            filter: As `search`.
-            strategy: `"average_vector"` looks near the average of what is liked, pushed away from
-                what is disliked; `"best_score"` compares with each example, and takes disliked ones
-                alone too.
-            on_missing: As `search`.
+            liked: Ids of similar images; for more like one image, `recommend([image_id])`.
+            disliked: Ids of images to stay away from.
+            text: Description of the images: the joint encoder ranks the candidates by it. Without
+                it the first stage ranks them, and they have no `score`.
+            top_k: Number of hits to return; the examples are not among them.
+            num_candidates: Number of first-stage images to take, and to rerank by the text.
+            filter: As in `SearchOptions`.
+            strategy: `"average_vector"` searches near the average of the liked images, moved away
+                from the disliked ones; `"best_score"` compares with each example, and also works
+                with disliked images alone.
+            on_missing: As in `SearchOptions`.
 
         Raises:
             ConfigError: An id is not in the collection, or both liked and disliked; or an option
-                cannot be used.
+                is invalid.
             StoreError: As `search`.
             EngineUnavailableError: As `search`.
         """
-        settings = SearchSettings(
-            top_k=top_k, num_candidates=num_candidates, filter=filter, on_missing=on_missing
+        settings = with_defaults(
+            {
+                "top_k": top_k,
+                "num_candidates": num_candidates,
+                "filter": filter,
+                "on_missing": on_missing,
+            }
         )
         if text is not None:
             check_texts("the query", [text])
-        return self._steps.recommend(liked, disliked, text, strategy, settings)
+        watch = Stopwatch()
+        watch.start("retrieve")
+        candidates = self._collection.recommend(
+            liked, disliked, num_candidates, filter=filter, strategy=strategy
+        )
+        if text is None:
+            return self._first_stage_result("", candidates, settings, watch.timings())
+        (query,) = self._scorer.score_candidates(
+            [text], [candidates], on_missing=on_missing, watch=watch
+        )
+        return self._result(query, settings, watch.timings())
 
     def score(self, text: str, image_ids: Sequence[str]) -> NDArray[np.float32]:
-        """Score a text against images of the collection, whatever the first stage thinks of them.
+        """Score a text against images of the collection, without the first stage.
 
         Args:
-            text: What the images may show.
+            text: Description of the images.
             image_ids: `n` ids.
 
         Returns:
             `(n,)` logits, in order; higher is better.
 
         Raises:
-            ConfigError: The text has no word in it, or an id is none.
+            ConfigError: The text contains no word, or an id is invalid.
             TokensNotFoundError: Images are not in the collection, or have no tokens; names them.
             TokensCorruptError: Images' tokens are damaged; names the ids.
             StoreError: The collection cannot be read.
@@ -349,42 +374,64 @@ class TwoStageRetriever:
         check_texts("the query", [text])
         if isinstance(image_ids, str):
             raise ConfigError(f"image_ids is the text {image_ids!r}; give a list of ids")
-        return self._steps.score(text, image_ids)
+        payloads = self._collection.index.retrieve([*dict.fromkeys(image_ids)], tokens=False)
+        candidates = [
+            Candidate(image_id, 0.0, 1, payload)
+            for image_id, payload in zip(image_ids, in_order(image_ids, payloads), strict=True)
+        ]
+        (query,) = self._scorer.score_candidates([text], [candidates])
+        if query.stop_reason is not None:
+            raise StoreError(f"not all images could be scored: {query.stop_reason}")
+        return query.logits
 
     def explain(
         self, text: str, image_id: str, *, image: Image.Image | str | Path | None = None
     ) -> Explanation:
-        """Say which regions of an image, and which words of the text, carry their match.
+        """Show which regions of an image, and which words of a text, carry their match.
 
-        The image itself is needed, as stored tokens do not say where in it they come from.
+        The image itself is needed, as stored tokens do not contain positions in it.
 
         Args:
-            text: What was searched for.
+            text: The query.
             image_id: An image of the collection.
-            image: The image; by default the file that its payload's `path` names.
+            image: The image; by default the file that `path` in its payload names.
 
         Returns:
             Heat over the image, for the whole text and for each word; see `Explanation`. Its
-            `score` is that of exact tokens, which a codec may have rounded in the collection.
+            `score` is computed from exact tokens; the collection's codec may have rounded them.
 
         Raises:
             TokensNotFoundError: The image is not in the collection.
-            ImageReadError: Its file is gone, cannot be read, or holds another image by now.
-            ConfigError: The text has no word in it, or the encoder cannot be explained.
+            ImageReadError: Its file is missing, cannot be read, or contains another image now.
+            ConfigError: The text contains no word, or the encoder cannot be explained.
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
         check_texts("the query", [text])
-        return explain_match(self._model, text, self._steps.picture(image_id, image))
+        payloads = self._collection.index.retrieve([image_id], tokens=False)
+        (payload,) = in_order([image_id], payloads)
+        if image is None:
+            image = payload.get("path")
+            if not isinstance(image, str):
+                raise ImageReadError(
+                    image_id, "its payload names no file under 'path'; pass the image with image="
+                )
+            if image_file_id(image) != image_id:
+                raise ImageReadError(
+                    image,
+                    f"the file contains another image than {image_id} now; ingest it again, or "
+                    "pass the image with image=",
+                )
+        return explain_match(self._model, text, image)
 
     def resume(self, cursor: str, *, top_k: int = 10) -> SearchResult:
-        """Return the next page of an earlier search, perhaps another process's.
+        """Return the next page of an earlier search, possibly of another process.
 
-        Nothing is searched or scored again. Images deleted since are left out.
+        Nothing is searched or scored again. Images that were deleted since are left out.
 
         Args:
-            cursor: The `cursor` of that search's result, or of its last page.
-            top_k: Hits of the page, at most.
+            cursor: The `cursor` of the search's result, or of its last page.
+            top_k: Maximum number of hits on the page.
 
         Raises:
             ConfigError: The cursor is damaged, or of another collection; or `top_k` is below 1.
@@ -392,7 +439,28 @@ class TwoStageRetriever:
             EngineUnavailableError: The server cannot be reached.
         """
         check_number("top_k", top_k)
-        return self._steps.page(decode_cursor(cursor), top_k)
+        earlier, watch = SearchResult.from_cursor(cursor), Stopwatch()
+        if earlier.source != self._collection.identity:
+            raise ConfigError(
+                f"the cursor is of the collection {earlier.source.split(' ')[0]!r}, and this is "
+                f"{self._collection.name!r}, or was written by another model: search again"
+            )
+        watch.start("retrieve")
+        ids = [hit.image_id for hit in earlier.remaining]
+        payloads = self._collection.index.retrieve(ids, tokens=False)
+        known = [hit for hit in earlier.remaining if hit.image_id in payloads]
+        hits: list[SearchHit] = []
+        first = earlier.remaining[0].rank if earlier.remaining else 1
+        for rank, hit in enumerate(known, start=first):
+            payload = user_payload(payloads[hit.image_id])
+            group = None if earlier.group_by is None else field_value(payload, earlier.group_by)
+            hits.append(replace(hit, rank=rank, payload=payload, group=group))
+        return replace(
+            earlier,
+            hits=tuple(hits[:top_k]),
+            remaining=tuple(hits[top_k:]),
+            timings=watch.timings(),
+        )
 
     def close(self) -> None:
         """Close the collection; a second call does nothing."""
@@ -401,10 +469,89 @@ class TwoStageRetriever:
     def __enter__(self) -> TwoStageRetriever:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _rank(
+        self,
+        texts: Sequence[str],
+        embeddings: NDArray[np.float32],
+        found: Sequence[Sequence[Candidate]],
+        settings: SearchOptions,
+        deadline: Deadline,
+        watch: Stopwatch,
+    ) -> list[SearchResult]:
+        """Score and rank the candidates of `q` queries with `(q, d)` embeddings."""
+        if settings["group_by"] is not None:
+            found = [
+                self._diversified(embeddings[row : row + 1], candidates, settings)
+                for row, candidates in enumerate(found)
+            ]
+        queries = self._scorer.score_candidates(
+            texts,
+            found,
+            deadline=deadline,
+            on_missing=settings["on_missing"],
+            stop_early=self._model.calibration if settings["adaptive"] else None,
+            top_k=settings["top_k"],
+            watch=watch,
+        )
+        timings = watch.timings(len(queries))
+        return [self._result(query, settings, timings) for query in queries]
+
+    def _diversified(
+        self,
+        embedding: NDArray[np.float32],
+        candidates: Sequence[Candidate],
+        settings: SearchOptions,
+    ) -> Sequence[Candidate]:
+        """Return candidates of enough groups; unchanged without `group_by`."""
+        if settings["group_by"] is None:
+            return candidates
+        return diversified(
+            candidates,
+            field=settings["group_by"],
+            groups=settings["top_k"],
+            num_candidates=settings["num_candidates"],
+            filter=settings["filter"],
+            nearest=lambda filter, count: self._collection.nearest(embedding, count, filter=filter)[
+                0
+            ],
+        )
+
+    def _result(
+        self, query: ScoredQuery, settings: SearchOptions, timings: Timings
+    ) -> SearchResult:
+        hits = rank_candidates(query, settings, self._model.calibration)
+        reason, top_k = degraded_reason(query), settings["top_k"]
+        return SearchResult(
+            query=query.text,
+            hits=hits[:top_k],
+            timings=timings,
+            degraded=reason is not None,
+            reason=reason,
+            candidates=len(query.candidates),
+            scored=int(np.count_nonzero(~np.isnan(query.logits))),
+            remaining=hits[top_k:],
+            group_by=settings["group_by"],
+            source=self._collection.identity,
+        )
+
+    def _first_stage_result(
+        self,
+        text: str,
+        candidates: Sequence[Candidate],
+        settings: SearchOptions,
+        timings: Timings,
+    ) -> SearchResult:
+        top_k = settings["top_k"]
+        hits = candidates_as_hits(candidates, range(len(candidates)), settings["group_by"])
+        return SearchResult(
+            query=text,
+            hits=hits[:top_k],
+            timings=timings,
+            candidates=len(candidates),
+            remaining=hits[top_k:],
+            group_by=settings["group_by"],
+            source=self._collection.identity,
+        )

@@ -26,9 +26,9 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.rerank import scorer as scorer_module
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.search import retriever as retriever_module
-from edje_qdrant.search import scorer as scorer_module
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 
@@ -388,7 +388,7 @@ def test_in_a_batch_only_the_query_concerned_is_degraded(
     )
     damage(spoilt, image_id)
     for pairs_at_once in (1000, 3, 1):
-        monkeypatch.setattr(spoilt._steps.scorer, "pairs_at_once", pairs_at_once)
+        monkeypatch.setattr(spoilt._scorer, "pairs_at_once", pairs_at_once)
         results = spoilt.search_batch(TEXTS, top_k=2, num_candidates=2, on_missing="first_stage")
         for number, result in enumerate(results):
             assert result.degraded == (number == concerned)

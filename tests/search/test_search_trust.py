@@ -168,7 +168,7 @@ def test_a_reranker_that_fails_leaves_the_first_stages_order(
     with TwoStageRetriever(
         collection, tiny_model, reranker=BrokenReranker(tiny_model, good, error)
     ) as retriever:
-        monkeypatch.setattr(retriever._steps.scorer, "pairs_at_once", 8)
+        monkeypatch.setattr(retriever._scorer, "pairs_at_once", 8)
         result = retriever.search(TEXTS[0], num_candidates=40)
     assert result.scored == good
     assert shown(result) == expected(tiny_model, TEXTS[0], good)
@@ -185,11 +185,11 @@ def test_a_failure_concerns_the_queries_it_met(
     collection = make_collection(place, tiny_model)
     reranker = BrokenReranker(tiny_model, 60, MemoryError())
     with TwoStageRetriever(collection, tiny_model, reranker=reranker) as retriever:
-        monkeypatch.setattr(retriever._steps.scorer, "pairs_at_once", 20)
+        monkeypatch.setattr(retriever._scorer, "pairs_at_once", 20)
         results = retriever.search_batch(TEXTS[:3], num_candidates=20)
         assert not any(result.degraded for result in results)
         reranker.good = 60
-        monkeypatch.setattr(retriever._steps.scorer, "pairs_at_once", 10)
+        monkeypatch.setattr(retriever._scorer, "pairs_at_once", 10)
         results = retriever.search_batch(TEXTS[:3], num_candidates=30)
     # Each was to get 10 more in turn: twice for each, and then there was no memory left.
     assert [result.scored for result in results] == [20, 20, 20]

@@ -1,0 +1,252 @@
+"""Score candidates with the joint encoder: all of them, or best first within a time budget."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edje_qdrant.collection.references import readable
+from edje_qdrant.errors import EdjeError, StoreError
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.calibration import FIRST_LOOK, STEP, Calibration
+from edje_qdrant.rerank.deadline import Deadline, Pace
+from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.rerank.stopwatch import Stopwatch
+from edje_qdrant.types import Candidate
+
+__all__ = ["CandidateScorer", "OnMissing", "ReadTokens", "ScoredQuery", "best_first"]
+
+#: What to do with candidates whose tokens are missing or damaged.
+OnMissing = Literal["error", "first_stage"]
+
+#: Reads the tokens of `n` candidates, `(n, m, d_text)` float16 on the model's device.
+ReadTokens = Callable[[Sequence[Candidate]], Tensor]
+
+_log = logging.getLogger(__name__)
+
+# Maximum bytes of tokens in memory at a time.
+_TOKEN_BYTES = 256 << 20
+
+# Minimum pairs per slice under a budget; smaller slices are not faster.
+_SMALLEST = 4
+
+# Share of the remaining time that a slice is planned to take, as a slice can be slower than the
+# estimate.
+_PLANNED = 0.8
+
+
+@dataclass(slots=True, eq=False)
+class ScoredQuery:
+    """Hold one query, its candidates and their scores so far.
+
+    Attributes:
+        text: The query.
+        candidates: `n` candidates, in first-stage order.
+        logits: `(n,)` float32; NaN where there is no score.
+        processed: Number of candidates, from the first, that were processed.
+        failed: id -> error of processed candidates whose tokens could not be read.
+        stop_reason: Why scoring stopped before the requested end; None if it did not.
+    """
+
+    text: str
+    candidates: Sequence[Candidate]
+    logits: NDArray[np.float32] = field(init=False)
+    processed: int = 0
+    failed: dict[str, StoreError] = field(default_factory=dict)
+    stop_reason: str | None = None
+
+    def __post_init__(self) -> None:
+        self.logits = np.full(len(self.candidates), np.nan, np.float32)
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether all candidates were processed."""
+        return self.processed >= len(self.candidates)
+
+    def is_settled(self, calibration: Calibration | None, top_k: int) -> bool:
+        """Return whether the remaining candidates are unlikely to change the `top_k` best."""
+        known = self.logits[: self.processed]
+        known = known[~np.isnan(known)]
+        if calibration is None or len(known) < top_k:
+            return False
+        last_shown = float(np.partition(known, -top_k)[-top_k])
+        gap = self.candidates[0].score - self.candidates[self.processed].score
+        return calibration.settled(last_shown, gap)
+
+
+#: A query and the row of one of its candidates.
+_Pair = tuple[ScoredQuery, int]
+
+
+class CandidateScorer:
+    """Read the tokens of candidates and score them; safe in several threads.
+
+    Args:
+        model: Determines the sizes.
+        reranker: Scores.
+        read: Reads tokens.
+    """
+
+    def __init__(self, model: EDJEModel, reranker: Reranker, read: ReadTokens) -> None:
+        self._reranker, self._read = reranker, read
+        token_bytes = 2 * model.config.num_tokens * model.config.token_dim
+        self.pairs_at_once = max(1, _TOKEN_BYTES // token_bytes)
+        self._pace = Pace()
+
+    def score_candidates(
+        self,
+        texts: Sequence[str],
+        found: Sequence[Sequence[Candidate]],
+        *,
+        deadline: Deadline | None = None,
+        on_missing: OnMissing = "error",
+        stop_early: Calibration | None = None,
+        top_k: int = 1,
+        watch: Stopwatch | None = None,
+    ) -> list[ScoredQuery]:
+        """Score the candidates of every query.
+
+        Without a deadline and `stop_early`, all are scored. Otherwise they are scored in slices,
+        best of the first stage first. If the reranker fails, the remaining candidates stay without
+        a score and `stop_reason` says why.
+
+        Args:
+            texts: `q` queries.
+            found: Candidates of each query.
+            deadline: When to stop; no limit by default.
+            on_missing: What to do with candidates whose tokens cannot be read.
+            stop_early: Stops a query once its remaining candidates are unlikely to matter.
+            top_k: Number of hits that will be returned for each query.
+            watch: Measures the stages `fetch` and `rerank`.
+
+        Returns:
+            One `ScoredQuery` for each query, in order.
+
+        Raises:
+            TokensNotFoundError: Tokens are missing; names the ids.
+            TokensCorruptError: Tokens are damaged; names the ids.
+        """
+        deadline, watch = deadline or Deadline(None), watch or Stopwatch()
+        queries = [ScoredQuery(text, own) for text, own in zip(texts, found, strict=True)]
+        failed: dict[str, StoreError] = {}
+        active = [query for query in queries if not query.is_complete]
+        limit = max(FIRST_LOOK, top_k) if stop_early else self.pairs_at_once
+        watch.start("rerank")
+        try:
+            while active:
+                count = self._affordable(len(active), deadline, limit)
+                if count == 0:
+                    _stop(active, f"the budget of {deadline.milliseconds:g} ms ended")
+                    break
+                pairs = _next_pairs(active, count)
+                for start in range(0, len(pairs), self.pairs_at_once):
+                    part = pairs[start : start + self.pairs_at_once]
+                    self._score_slice(part, failed, on_missing, watch)
+                active = [
+                    query
+                    for query in active
+                    if not query.is_complete and not query.is_settled(stop_early, top_k)
+                ]
+                limit = STEP if stop_early else limit
+        except EdjeError:
+            raise
+        except Exception as error:
+            _log.warning("scoring failed; the first stage's order stands", exc_info=True)
+            _stop(active, f"the reranker failed: {type(error).__name__}: {_first_line(error)}")
+        if failed:
+            _assign_failures(queries, failed)
+        return queries
+
+    def _affordable(self, queries: int, deadline: Deadline, limit: int) -> int:
+        """Return how many more candidates of each active query to score now; 0 ends scoring."""
+        if deadline.milliseconds is None:
+            return limit
+        left = deadline.left
+        if left <= 0:
+            return 0
+        smallest = max(1, _SMALLEST // queries)
+        possible = self._pace.pairs_in(_PLANNED * left)
+        if possible is None:
+            return min(limit, smallest)
+        if possible // queries >= smallest:
+            return min(limit, possible // queries)
+        if (self._pace.pairs_in(left) or 0) >= smallest * queries:
+            return min(limit, smallest)
+        self._pace.relax()
+        return 0
+
+    def _score_slice(
+        self,
+        pairs: Sequence[_Pair],
+        failed: dict[str, StoreError],
+        on_missing: OnMissing,
+        watch: Stopwatch,
+    ) -> None:
+        """Score pairs in place; add candidates whose tokens cannot be read to `failed`."""
+        began = time.perf_counter()
+        watch.start("fetch")
+        if on_missing == "error":
+            known, tokens = pairs, self._tokens(pairs)
+        else:
+            left = [pair for pair in pairs if _image_id(pair) not in failed]
+            known, tokens, more = readable(left, _image_id, self._tokens)
+            failed.update(more)
+        watch.start("rerank")
+        logits = self._reranker.score_pairs([query.text for query, _ in known], tokens)
+        for (query, row), logit in zip(known, logits.tolist(), strict=True):
+            query.logits[row] = logit
+        for query, row in pairs:
+            query.processed = row + 1
+        self._pace.observe(len(pairs), time.perf_counter() - began)
+
+    def _tokens(self, pairs: Sequence[_Pair]) -> Tensor:
+        return self._read([query.candidates[row] for query, row in pairs])
+
+
+def best_first(keys: NDArray[np.floating[Any]]) -> list[int]:
+    """Sort rows by `(n,)` keys, highest first, equal keys in order; NaN rows keep their place."""
+    # NaN sorts behind all numbers.
+    best: list[int] = np.argsort(-keys, kind="stable").tolist()
+    missing = np.isnan(keys)
+    if not missing.any():
+        return best
+    known = iter(best)
+    return [row if gone else next(known) for row, gone in enumerate(missing.tolist())]
+
+
+def _next_pairs(active: Sequence[ScoredQuery], count: int) -> list[_Pair]:
+    """Return the next `count` unprocessed candidates of each query."""
+    return [
+        (query, row)
+        for query in active
+        for row in range(query.processed, min(query.processed + count, len(query.candidates)))
+    ]
+
+
+def _image_id(pair: _Pair) -> str:
+    query, row = pair
+    return query.candidates[row].image_id
+
+
+def _stop(active: Sequence[ScoredQuery], reason: str) -> None:
+    for query in active:
+        if not query.is_complete:
+            query.stop_reason = reason
+
+
+def _assign_failures(queries: Sequence[ScoredQuery], failed: dict[str, StoreError]) -> None:
+    """Record at each query which of its processed candidates failed."""
+    for query in queries:
+        done = query.candidates[: query.processed]
+        query.failed = {c.image_id: failed[c.image_id] for c in done if c.image_id in failed}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
