@@ -89,10 +89,14 @@ class FastJointEncoder:
                 if len(captions) == 1:
                     return self._graphs(packed, captions[0], tokens)
                 return self._forward(packed, captions, tokens)
-            parts = [
-                self._scored(packed, group, tokens[first : first + count])
-                for group, first, count in _chunks(captions)
-            ]
+            parts = []
+            for group, first, count in _chunks(captions):
+                own = tokens[first : first + count]  # (count, m, d_text)
+                logits = self._forward(packed, group, own)  # (count,)
+                if packed.dtype == torch.bfloat16 and not bool(logits.isfinite().all()):
+                    # Exponents of the attention may have left bfloat16's range.
+                    logits = self._forward(packed, group, own, careful=True)
+                parts.append(logits)
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _current(self) -> PackedWeights:
@@ -114,13 +118,6 @@ class FastJointEncoder:
         ids = ids[:, :limit].clone()
         ids[:, -1] = self._joint_encoder.sep_token_id
         return ids
-
-    def _scored(self, packed: PackedWeights, captions: list[Tensor], tokens: Tensor) -> Tensor:
-        logits = self._forward(packed, captions, tokens)
-        if packed.dtype == torch.bfloat16 and not bool(logits.isfinite().all()):
-            # Attention's exponents may have left the range of numbers; or the input is no number.
-            return self._forward(packed, captions, tokens, careful=True)
-        return logits
 
     def _forward(
         self,
@@ -208,7 +205,7 @@ def _attention_by_products(qkv: Tensor, shape: tuple[int, int], heads: int) -> T
 
     With so few places this is some four times as fast as torch's bfloat16 attention on a CPU.
     Exponents are not shifted by their largest: where that leaves the range of numbers, the result
-    is not a number, and `_scored` computes it with care.
+    is not a number, and `__call__` computes it again by `_attention_by_sdpa`.
     """
     n, length = shape
     # (3, n * heads, s, d / heads)
