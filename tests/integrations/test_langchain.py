@@ -77,7 +77,7 @@ def test_documents_are_reranked(retriever: TwoStageRetriever) -> None:
 
 def test_documents_without_a_picture_are_refused(retriever: TwoStageRetriever) -> None:
     reranker = EDJEDocumentReranker(scorer=retriever, id_key="picture")
-    with pytest.raises(ConfigError, match=r"document 0 \(1 of 1 in all\) has no 'image'"):
+    with pytest.raises(ConfigError, match=r"document 0 \(1 of 1 in all\) has no 'picture'"):
         reranker.compress_documents([Document(page_content="", metadata={"image_id": 1})], TEXT)
     unknown = "00000000-0000-4000-8000-000000000000"
     with pytest.raises(TokensNotFoundError, match=unknown):

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from searching import make_collection
 
 import edje_qdrant
 from edje_qdrant import EDJEModel, Reranker, TwoStageRetriever
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.model.inference.precision import Precision
-from searching import make_collection
 
 PACKAGE = str(Path(edje_qdrant.__file__).parent)
 
