@@ -1,1 +1,1 @@
-"""Losses, hard negatives and the training loop."""
+"""Training: recipes, data, losses, hard negatives and the loop."""

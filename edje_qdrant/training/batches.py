@@ -1,4 +1,4 @@
-"""A step's batch, drawn from the step's number alone."""
+"""Training batches, each determined by its number alone."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["Batches", "number_of"]
 
 
 class Batches:
-    """Make the batches of a run: number -> this process's pairs.
+    """Create the batches of a run: batch number -> this process's pairs.
 
-    Every process draws the same global batch and takes its share of it.
+    Every process draws the same global batch and uses its part of it.
 
     Args:
-        model: Its encoder embeds the captions, its tokenizer splits them.
+        model: Encodes and tokenizes the captions.
         sources: Images and captions.
-        mixture: Which of them come up when.
-        vision: The frozen encoder's output for them.
+        mixture: The order of the sources' rows.
+        vision: The frozen encoder's output for the images.
         recipe: Batch size, shares and seed.
-        steps: Of the whole run.
-        accelerator: Knows which process this is.
+        steps: Optimiser steps of the whole run.
+        accelerator: Knows the number of this process and of all.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Batches:
         """Return the batch of this number.
 
         Raises:
-            ImageReadError: None of its images can be read.
+            ImageReadError: No image of the batch can be read.
         """
         seen = self._vision.batch(self._drawn(number), number)
         if number < self._last:
@@ -71,7 +71,7 @@ class Batches:
         return Batch(
             vision_tokens=seen.tokens.to(device),
             image_embeddings=seen.embeddings.to(device),
-            # A plain copy: training may not use tensors made in inference mode.
+            # Copied via numpy: autograd does not accept tensors created in inference mode.
             text_embeddings=torch.from_numpy(model.encode_texts(captions)).to(device),
             input_ids=ids,
             attention_mask=mask,
@@ -86,7 +86,7 @@ class Batches:
         return self._mixture.batch(number, self._size)[self._rows]
 
     def _captions(self, rows: NDArray[np.int64], number: int) -> list[str]:
-        """Choose one caption of each image."""
+        """Draw one caption of each image."""
         draws = np.random.default_rng([self._seed, number]).random(self._size)[self._rows]
         chosen = []
         for (source, row), draw in zip(rows.tolist(), draws, strict=True):
@@ -96,5 +96,5 @@ class Batches:
 
 
 def number_of(text: str) -> int:
-    """Return an int64 that equal texts share and, for all that is likely, no others."""
+    """Hash a text to an int64; collisions are practically impossible."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

@@ -1,4 +1,4 @@
-"""Put the model together that a recipe asks for."""
+"""Build the model of a recipe."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["attention_for_training", "build_model", "freeze", "take_joint_encode
 
 
 def build_model(section: ModelSection, *, encoder: Encoder | None = None) -> EDJEModel:
-    """Load the model to go on with, or build a new one; in float32, on the CPU.
+    """Load the model to continue with, or build a new one; in float32, on the CPU.
 
     Args:
-        section: What is asked for.
-        encoder: Takes the place of the one that `section.encoder` names.
+        section: The recipe's section `model`.
+        encoder: Replaces the encoder that `section.encoder` names.
 
     Raises:
-        CheckpointError: A model that is named cannot be loaded.
-        MissingExtraError: It is of open_clip, which is not installed.
-        ConfigError: The joint encoder to begin with does not fit.
+        CheckpointError: A named model cannot be loaded.
+        MissingExtraError: The encoder needs open_clip, which is not installed.
+        ConfigError: The model of `joint_encoder_from` has other sizes.
     """
     if section.start_from is not None:
         model = EDJEModel.from_pretrained(section.start_from, device="cpu", dtype=torch.float32)
-        model.calibration = None  # of logits that training is about to change
+        model.calibration = None  # training changes the logits it was fitted to
         return model
     assert section.encoder is not None
     language_model, tokenizer = _language_model(section.language_model)
@@ -51,12 +51,12 @@ def build_model(section: ModelSection, *, encoder: Encoder | None = None) -> EDJ
 
 
 def take_joint_encoder(model: EDJEModel, other: EDJEModel) -> None:
-    """Begin with another model's joint encoder, in place: a trained local one's, say.
+    """Copy another model's joint encoder into this model, for example a trained local one's.
 
-    Positions are cut to those this model has; a local model has more.
+    Positions beyond this model's are dropped; a local model has more.
 
     Raises:
-        ConfigError: The two have other sizes or vocabularies.
+        ConfigError: The two differ in sizes or vocabulary.
     """
     own, theirs = model.joint_encoder.state_dict(), other.joint_encoder.state_dict()
     positions = "language_model.bert.embeddings.position_embeddings.weight"
@@ -76,7 +76,7 @@ def take_joint_encoder(model: EDJEModel, other: EDJEModel) -> None:
 
 
 def freeze(model: EDJEModel, *, language_model: bool) -> None:
-    """Freeze the encoder, and the language model where asked: adapter and heads still learn."""
+    """Freeze the encoder and, on request, the language model; adapter and heads stay trainable."""
     for parameter in model.encoder.parameters():  # type: ignore[attr-defined]
         parameter.requires_grad_(False)
     if language_model:
@@ -86,7 +86,7 @@ def freeze(model: EDJEModel, *, language_model: bool) -> None:
 
 @contextmanager
 def attention_for_training(model: EDJEModel) -> Iterator[None]:
-    """Train with plain attention on a CPU, whose backward pass is by far the faster there."""
+    """Use eager attention on a CPU during training: its backward pass is much faster there."""
     language_model = model.joint_encoder.language_model
     if model.device.type == "cpu":
         language_model.set_attn_implementation("eager")

@@ -1,4 +1,4 @@
-"""What the processes of a distributed training have together; with one process, its own."""
+"""Collective operations of distributed training; with one process they do nothing."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def rank() -> int:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Put the processes' tensors of equal shape one after the other, in order of rank.
+    """Concatenate the processes' tensors of equal shape in order of rank.
 
-    The gradient of every process's loss with respect to this process's part flows back to it, so
-    that the sum of the processes' losses has the gradient that one process would have computed.
+    In the backward pass each part receives the gradients of all processes' losses, so that the sum
+    of the losses has the gradient that a single process would compute.
 
     Args:
         tensor: `(b, ...)`.
@@ -39,7 +39,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def gather_padded(tensor: Tensor, value: int) -> Tensor:
-    """Gather `(b, t)` of a `t` that differs by process, padded on the right with `value`."""
+    """Gather `(b, t)` tensors whose `t` differs by process, padded on the right with `value`."""
     if world_size() == 1:
         return tensor
     longest = torch.tensor(tensor.shape[1], device=tensor.device)
@@ -48,7 +48,7 @@ def gather_padded(tensor: Tensor, value: int) -> Tensor:
 
 
 def total(count: int, device: torch.device) -> int:
-    """Return the sum of the processes' numbers."""
+    """Return the sum of `count` over all processes."""
     if world_size() == 1:
         return count
     summed = torch.tensor(count, device=device)

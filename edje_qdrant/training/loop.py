@@ -1,4 +1,4 @@
-"""One training loop, for one process or many: clipping, validation, checkpoints that resume."""
+"""The training loop, for one or several processes: clipping, validation, resumable state."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _LOG_EVERY = 20
 
 
 def autocast(device: torch.device, precision: str = "bf16") -> AbstractContextManager[Any]:
-    """Return a context in which matrix products run in bfloat16, or as they are."""
+    """Return a context that runs matrix products in bfloat16, or one that changes nothing."""
     if precision != "bf16":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def accelerator_for(device: str | torch.device | None = None) -> Accelerator:
-    """Return what spreads a training over the processes that were started for it.
+    """Return the `Accelerator` for the processes that were started to train together.
 
     Args:
-        device: `cpu` to leave an accelerator that is there alone; the process's own by default.
+        device: `cpu` to not use a GPU; by default each process's own device.
 
     Raises:
         MissingExtraError: accelerate is not installed.
@@ -47,7 +47,7 @@ def accelerator_for(device: str | torch.device | None = None) -> Accelerator:
     except ImportError as error:
         raise MissingExtraError("accelerate", "train") from error
 
-    # Objectives that are off leave their heads without gradients.
+    # The heads of objectives with weight 0 get no gradients.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     on_cpu = device is not None and torch.device(device).type == "cpu"
     return Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
@@ -64,31 +64,32 @@ def fit(
     best_by: str,
     accelerator: Accelerator | None = None,
 ) -> dict[str, float]:
-    """Train `module` in place and leave the weights of its best validation in it.
+    """Train `module` in place and load the weights of the best validation into it.
 
-    `module(batch)` returns scalar losses by name, which are summed; those whose name starts with
-    `_` are only logged. Everything is logged to `folder/name.jsonl` and for TensorBoard; the state
-    goes to `folder/name.pt` at each validation, from which a run that was stopped goes on exactly:
-    all that is random in a step must follow from its number, as torch's own generators do here.
+    `module(batch)` returns scalar losses by name. They are summed, except for those whose name
+    starts with `_`, which are only logged. Logs go to `folder/name.jsonl` and to TensorBoard. The
+    state is saved to `folder/name.pt` at each validation, and a stopped run resumes from it with
+    identical results: torch's generators are seeded from the batch number, and `batches` must
+    depend on nothing else.
 
     Args:
-        module: What is trained: its parameters that require a gradient.
-        batches: Number of a batch -> what `module` takes; step `s` takes the batches from
+        module: Its parameters that require a gradient are trained.
+        batches: Batch number -> input of `module`; step `s` uses the batches from
             `s * accumulate` on.
-        config: How long and how fast.
-        folder: Where logs and state go.
-        name: Of this run.
-        validate: Called in the first process, without gradients, the module in evaluation mode ->
-            figures by name.
-        best_by: The figure that picks the weights; higher is better.
-        accelerator: Spreads the training over processes; made here by default.
+        config: Number of steps, learning rate and so on.
+        folder: For logs and state.
+        name: Of this run, for its files.
+        validate: Returns figures by name; called in the first process only, without gradients and
+            with the module in evaluation mode.
+        best_by: Name of the figure that selects the weights; higher is better.
+        accelerator: Distributes the training over processes; created by default.
 
     Returns:
-        The figures of the best validation, with `step`, and `seconds` of the whole.
+        The figures of the best validation, its `step`, and `seconds` of the whole training.
 
     Raises:
-        CheckpointError: `folder/name.pt` belongs to other settings.
-        EdjeError: A loss is not finite; the last state is kept.
+        CheckpointError: `folder/name.pt` was written with other settings.
+        EdjeError: A loss is not finite; the last saved state is kept.
         MissingExtraError: accelerate or tensorboard is not installed.
     """
     device = next(module.parameters()).device
@@ -161,12 +162,12 @@ def _check_finite(
         kept = f"the state of the last validation is kept in {path}" if path.exists() else ""
         raise EdjeError(
             f"{name}: the loss is not finite at step {step} ({figures}); lower the learning rate, "
-            f"or look for broken data; {kept or 'nothing had been saved yet'}"
+            f"or check the data; {kept or 'no state was saved yet'}"
         )
 
 
 def _agreed(stop: bool, accelerator: Accelerator) -> bool:
-    """Return what the first process decided."""
+    """Return the first process's decision, in every process."""
     if accelerator.num_processes == 1:
         return stop
     from accelerate.utils import broadcast_object_list
@@ -175,7 +176,7 @@ def _agreed(stop: bool, accelerator: Accelerator) -> bool:
 
 
 class _Log:
-    """Write a run's figures to a JSONL file and for TensorBoard, and show a bar."""
+    """Write a run's figures to a JSONL file and to TensorBoard, and show a bar."""
 
     def __init__(self, folder: Path, name: str, begun: int, steps: int, *, shown: bool) -> None:
         self._shown = shown
@@ -219,7 +220,7 @@ class _Log:
 
 
 class _State:
-    """Hold what a run needs to go on, and the best weights so far."""
+    """The state that a run needs to resume, and the best weights so far."""
 
     def __init__(
         self, path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, config: LoopConfig
@@ -236,14 +237,14 @@ class _State:
         return self.config.patience is not None and self.no_better >= self.config.patience
 
     def load(self) -> int:
-        """Take up the saved state, if there is one; return the step to go on with."""
+        """Load the saved state, if there is one; return the next step."""
         if not self.path.exists():
             return 0
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
         if saved["config"] != asdict(self.config):
             raise CheckpointError(
                 f"{self.path} was written with other settings ({saved['config']}); "
-                "delete it to start anew",
+                "delete it to start from the beginning",
                 path=str(self.path),
             )
         self.module.load_state_dict(saved["module"])
@@ -255,7 +256,7 @@ class _State:
         return step
 
     def save(self, step: int, found: dict[str, float], score: float, seconds: float) -> None:
-        """Write the state; keep the weights if `score` is the best so far."""
+        """Save the state; keep the weights if `score` is the best so far."""
         weights = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
         self.seconds = seconds
         self.no_better += 1

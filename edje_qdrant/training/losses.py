@@ -23,17 +23,17 @@ def sigmoid_contrastive(
     *,
     ignore: Tensor | None = None,
 ) -> Tensor:
-    """Score each pair of a batch by itself as matching or not.
+    """Classify each pair of a batch as matching or not (SigLIP's loss).
 
     Args:
         image_embeddings: `(b, d)`, unit length; row i belongs to row i of the texts.
         text_embeddings: `(b, d)`, unit length.
-        scale: Scalar, the log of the temperature's inverse.
+        scale: Scalar, the logarithm of the inverse temperature.
         bias: Scalar, added to every logit.
-        ignore: `(b, b)` bool, texts by images: pairs that are true without being the pair.
+        ignore: `(b, b)` bool, texts by images: pairs off the diagonal that match as well.
 
     Returns:
-        Scalar: summed over images, averaged over texts. Source: SigLIP, arXiv 2303.15343, 3.1.
+        Scalar, summed over images, averaged over texts. Source: SigLIP, arXiv 2303.15343, 3.1.
     """
     logits = text_embeddings @ image_embeddings.T * scale.exp() + bias  # (b, b)
     own = torch.eye(len(logits), device=logits.device, dtype=torch.bool)
@@ -44,15 +44,15 @@ def sigmoid_contrastive(
 
 
 def image_text_matching(positive: Tensor, *negatives: Tensor) -> Tensor:
-    """Tell the pair from its negatives, each kind of negatives by itself.
+    """Classify which of a pair and its negatives is the pair, for each kind of negatives.
 
     Args:
         positive: `(b,)` logits of the true pairs.
-        negatives: `(b, k)` logits, one tensor a kind (images, captions); `-inf` where a pair has
-            no such negative.
+        negatives: `(b, k)` logits, one tensor per kind (images, captions); `-inf` where a pair
+            has no such negative.
 
     Returns:
-        Scalar: cross-entropy with the positive at index 0, averaged over kinds. Source: paper, 3.3.
+        Scalar cross-entropy with the positive at index 0, averaged over kinds. Source: paper, 3.3.
     """
     target = torch.zeros(len(positive), dtype=torch.long, device=positive.device)
     kinds = [F.cross_entropy(torch.cat([positive[:, None], n], dim=1), target) for n in negatives]
@@ -60,12 +60,12 @@ def image_text_matching(positive: Tensor, *negatives: Tensor) -> Tensor:
 
 
 def word_loss(logits: Tensor, labels: Tensor, count: float | None = None) -> Tensor:
-    """Predict the masked word pieces.
+    """Compute the cross-entropy of masked word pieces.
 
     Args:
         logits: `(n, vocabulary)`, at the masked positions of a batch.
-        labels: `(n,)` ids of the words that stood there.
-        count: What the sum is divided by, where `n` is only a part; `n` by default.
+        labels: `(n,)` ids of the masked words.
+        count: Divisor of the sum if `n` is only a part of all positions; `n` by default.
 
     Returns:
         Scalar cross-entropy. Source: paper, 3.3.
@@ -74,10 +74,10 @@ def word_loss(logits: Tensor, labels: Tensor, count: float | None = None) -> Ten
 
 
 def distillation(logits: Tensor, targets: Tensor) -> Tensor:
-    """Give pairs the scores a teacher gives them.
+    """Match a teacher's scores.
 
     Args:
-        logits: `(n,)` of pairs, and of pairs with wrong images and wrong captions.
+        logits: `(n,)` of pairs and of their negatives.
         targets: `(n,)` the teacher's scores in [0, 1], sigmoid of its logits.
 
     Returns:
@@ -87,13 +87,13 @@ def distillation(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def text_recovery(predicted: Tensor, text_embeddings: Tensor) -> Tensor:
-    """Recover the first stage's text embedding from the caption alone.
+    """Predict the first stage's text embedding from the caption alone.
 
     Args:
-        predicted: `(b, d)`, the projected [CLS] state.
-        text_embeddings: `(b, d)`, the first stage's, without gradient.
+        predicted: `(b, d)`, the projected `[CLS]` state.
+        text_embeddings: `(b, d)` of the first stage, without gradient.
 
     Returns:
-        Scalar: one less the mean cosine. Source: paper, 3.3.
+        Scalar, one minus the mean cosine. Source: paper, 3.3.
     """
     return 1 - F.cosine_similarity(predicted, text_embeddings, dim=1).mean()

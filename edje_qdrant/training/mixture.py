@@ -1,4 +1,4 @@
-"""Which rows of which source a step trains on: drawn from the step's number alone."""
+"""The order in which training visits the rows of its sources."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = ["Mixture"]
 
-_KEPT_EPOCHS = 3  # one before, one after: batches may span them
+_KEPT_EPOCHS = 3  # the current, the one before and the one after: batches may span two
 
 
 class Mixture:
-    """Mix sources: a weight says how often an epoch passes through a source.
+    """Mix sources by weight; a batch depends on its number alone.
 
-    1 is once, 2 twice, 0.5 a random half, another one each epoch. Epochs are shuffled each in its
-    own way and follow upon one another without a gap, so a batch may hold the end of one and the
-    beginning of the next. No row comes twice in a batch while all weights are at most 1 and an
-    epoch holds two batches or more.
+    A weight is the number of passes through a source per epoch: 1 is once, 2 twice, 0.5 a random
+    half that differs between epochs. Each epoch has its own order, and epochs follow each other
+    without a gap, so that a batch may span two. No batch has a row twice if all weights are at
+    most 1 and an epoch has at least two batches.
 
     Args:
-        lengths: Rows of each source.
-        weights: Passes through each source an epoch.
+        lengths: Number of rows of each source.
+        weights: Passes through each source per epoch.
         seed: Of the order.
-        usable: By source, the rows to draw from; all of them by default.
+        usable: By source, the rows to draw from; all rows by default.
 
     Attributes:
         rows_per_epoch: Rows of all sources in one epoch.
 
     Raises:
-        ConfigError: Weights are not positive or too few, or there is nothing to draw from.
+        ConfigError: A weight is missing or not positive, or there are no rows.
     """
 
     def __init__(
@@ -59,20 +59,22 @@ class Mixture:
         )
         if self.rows_per_epoch == 0:
             raise ConfigError(
-                f"an epoch holds no image: the sources have {list(counts)} that can be read, "
-                f"with weights {list(weights)}"
+                f"an epoch has no images: the sources have {list(counts)} readable images and the "
+                f"weights {list(weights)}; check the paths, or raise the weights"
             )
         self._shuffled: dict[int, NDArray[np.int32 | np.int64]] = {}
         self._arranged: dict[tuple[int, int], NDArray[np.int32 | np.int64]] = {}
 
     def batch(self, step: int, size: int) -> NDArray[np.int64]:
-        """Return `(size, 2)`: source and row of each pair of a step.
+        """Return source and row of each pair of a step: `(size, 2)` int64.
 
         Raises:
             ConfigError: The step is negative or the size below 1.
         """
         if step < 0 or size < 1:
-            raise ConfigError(f"there is no batch {step} of {size} rows")
+            raise ConfigError(
+                f"no batch {step} of {size} rows; a step is 0 or more and a size 1 or more"
+            )
         position, end = step * size, (step + 1) * size
         parts = []
         while position < end:
@@ -90,14 +92,14 @@ class Mixture:
         return np.stack([source, row], axis=1).astype(np.int64)
 
     def epoch_of(self, step: int, size: int) -> float:
-        """Return how many epochs are behind when a step begins."""
+        """Return the number of epochs completed before a step, as a fraction."""
         return step * size / self.rows_per_epoch
 
     def _epoch(self, epoch: int, size: int) -> NDArray[np.int32 | np.int64]:
-        """Return an epoch's rows, numbered through all sources, for batches of `size`.
+        """Return an epoch's rows, numbered across all sources, for batches of `size`.
 
-        The batch that spans this epoch and the next must not hold a row twice. The next one's
-        beginning stands; what of it lies at this one's end changes places with rows before.
+        The batch that spans this epoch and the next must not have a row twice. Rows at the end of
+        this epoch that the next one begins with are swapped with rows before the batch.
         """
         if (epoch, size) in self._arranged:
             return self._arranged[epoch, size]
@@ -105,11 +107,11 @@ class Mixture:
         rows = self.rows_per_epoch
         tail = (epoch + 1) * rows % size
         if max(self._weights) <= 1 and 0 < tail < rows:
-            begun = min(-(epoch * rows) % size, rows)  # belongs to the batch before, and stays
+            begun = min(-(epoch * rows) % size, rows)  # belongs to the previous batch; not changed
             ahead = self._shuffle(epoch + 1)[: size - tail]
             cut = max(rows - tail, begun)
             clash = cut + np.flatnonzero(np.isin(numbers[cut:], ahead))
-            low = max(begun, cut - size)  # enough: no more than size rows are in the way
+            low = max(begun, cut - size)  # enough: at most `size` rows clash
             free = low + np.flatnonzero(~np.isin(numbers[low:cut], ahead))[::-1]
             count = min(len(clash), len(free))
             numbers = numbers.copy()
@@ -136,7 +138,7 @@ class Mixture:
 
 
 def _part(weight: float, count: int) -> int:
-    """Return how many rows the fraction of a weight stands for."""
+    """Return the number of rows for the fractional part of a weight."""
     return round((weight - int(weight)) * count)
 
 

@@ -1,4 +1,4 @@
-"""Images and captions that are wrong, but look right to the first stage."""
+"""Hard negatives: wrong images and captions that the first stage ranks high."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def forbidden_pairs(
     all_image_ids: Tensor | None = None,
     all_caption_ids: Tensor | None = None,
 ) -> Tensor:
-    """Mark pairs that are no negatives: same image or same caption.
+    """Mark pairs that cannot be negatives: same image or same caption.
 
     Args:
         image_ids: `(b,)` int; equal images have equal ids.
         caption_ids: `(b,)` int; equal captions have equal ids.
-        all_image_ids: `(B,)`, what the `b` are compared with; with each other by default.
-        all_caption_ids: `(B,)`.
+        all_image_ids: `(B,)` of the global batch; `image_ids` by default.
+        all_caption_ids: `(B,)` of the global batch; `caption_ids` by default.
 
     Returns:
-        `(b, B)` bool; the pairs themselves are marked too. Source: paper, 3.3.
+        `(b, B)` bool; true on the pairs themselves too. Source: paper, 3.3.
     """
     others = image_ids if all_image_ids is None else all_image_ids
     other_captions = caption_ids if all_caption_ids is None else all_caption_ids
@@ -33,24 +33,24 @@ def forbidden_pairs(
 
 
 def mine_negatives(similarity: Tensor, forbidden: Tensor, *, count: int = 1) -> Tensor:
-    """Choose each row's most similar columns among those that are allowed.
+    """Return each row's most similar allowed columns.
 
     Args:
-        similarity: `(b, B)`: captions by images to find wrong images, images by captions to
-            find wrong captions; first-stage scores, or noise to choose at random.
+        similarity: `(b, B)`, captions by images for wrong images, images by captions for wrong
+            captions; first-stage scores, or noise to choose at random.
         forbidden: `(b, B)` bool, pairs that must not be chosen.
-        count: Negatives a row.
+        count: Negatives per row.
 
     Returns:
-        `(b, count)` int64; -1 where a row has none left. Source: paper, 3.3.
+        `(b, count)` int64; -1 where a row has no more allowed columns. Source: paper, 3.3.
 
     Raises:
-        ConfigError: `count` is not between 1 and the batch less one.
+        ConfigError: `count` is not between 1 and the batch size minus one.
     """
     columns = similarity.shape[1]
     if not 1 <= count < max(2, columns):
         raise ConfigError(
-            f"num_negatives must be 1 to {columns - 1}, the batch less one, got {count}"
+            f"num_negatives must be 1 to {columns - 1}, the batch size minus one, got {count}"
         )
     value, index = similarity.masked_fill(forbidden, -torch.inf).topk(count, dim=1)
     return index.masked_fill(value == -torch.inf, -1)

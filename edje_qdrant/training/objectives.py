@@ -1,4 +1,4 @@
-"""A step's losses over the global batch: matching, masked words, text recovery, distillation."""
+"""Losses of a training step: matching, masked words, text recovery, distillation."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["Batch", "Objectives", "TrainedParts", "mask_words"]
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """Weigh the objectives; one of weight 0 is not computed.
+    """Weights of the objectives; an objective of weight 0 is not computed.
 
     Attributes:
         matching: Weight of image-text matching.
-        words: Of masked words.
-        recovery: Of text recovery.
-        distillation: Of the teacher's scores as soft targets; 0 without a teacher.
-        num_negatives: Wrong images, and as many wrong captions, for each pair.
-        masked_share: Of a caption's word pieces.
+        words: Weight of masked words.
+        recovery: Weight of text recovery.
+        distillation: Weight of the teacher's scores as soft targets; 0 without a teacher.
+        num_negatives: Number of wrong images, and of wrong captions, per pair.
+        masked_share: Share of a caption's word pieces that is masked.
     """
 
     matching: float = 1.0
@@ -41,7 +41,7 @@ class Objectives:
     def __post_init__(self) -> None:
         weights = (self.matching, self.words, self.recovery, self.distillation)
         if min(weights) < 0 or not any(weights):
-            raise ConfigError(f"weights must be 0 or more, and one of them above 0: {self}")
+            raise ConfigError(f"weights must be 0 or more, and at least one above 0: {self}")
         if self.num_negatives < 1 or not 0 < self.masked_share <= 1:
             raise ConfigError(
                 f"num_negatives must be 1 or more, masked_share above 0 and at most 1: {self}"
@@ -50,25 +50,25 @@ class Objectives:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Hold one process's `b` pairs; the negatives come from all processes' pairs.
+    """One process's `b` pairs; negatives come from all processes' pairs.
 
     Attributes:
-        vision_tokens: `(b, n, d_v)`, the frozen encoder's.
-        image_embeddings: `(b, d)` unit length, the frozen encoder's.
-        text_embeddings: `(b, d)` unit length, likewise.
+        vision_tokens: `(b, n, d_v)` from the frozen encoder.
+        image_embeddings: `(b, d)` from the frozen encoder, unit length.
+        text_embeddings: `(b, d)` from the frozen encoder, unit length.
         input_ids: `(b, t)` captions, `[CLS] ... [SEP]`, padded on the right.
         attention_mask: `(b, t)`.
-        image_ids: `(b,)` int64; equal images have equal ids, which are no negatives.
-        caption_ids: `(b,)` int64; equal captions have equal ids, likewise.
-        seed: Of what is drawn at random in this step; equal in all processes.
-        matching: Whether this step matches (or distils) at all.
-        hard: Whether negatives are those most alike to the first stage, or drawn evenly.
-        true_pairs: `(b, b)` bool, captions by images, where data can tell: pairs that hold
-            though neither is the same; for one process alone.
-        contradictions: `(b * c, t)` ids of captions that say something false of the same
-            images, `c` for each pair in turn: a third kind of negatives, where data can give it.
+        image_ids: `(b,)` int64; images with equal ids are not negatives of each other.
+        caption_ids: `(b,)` int64; captions with equal ids are not negatives of each other.
+        seed: Of the random numbers of this step; equal in all processes.
+        matching: Whether this step computes matching and distillation.
+        hard: Whether negatives are the first stage's most similar ones, or random.
+        true_pairs: `(b, b)` bool, captions by images: pairs that match although image and caption
+            come from different pairs, if the data can tell; for a single process only.
+        contradictions: `(b * c, t)` ids of captions that are false of the same images, `c` for each
+            pair in order: a third kind of negatives, if the data has them.
         contradictions_mask: `(b * c, t)`.
-        contradicted: `(b, c)` bool, whether they are false indeed.
+        contradicted: `(b, c)` bool, whether each of them is really false.
     """
 
     vision_tokens: Tensor
@@ -92,13 +92,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Hold the pairs a step scores, and how their logits are to be read.
+    """The pairs that a step scores: positives first, then each kind of negatives.
 
     Attributes:
         input_ids: `(p, t)`.
         attention_mask: `(p, t)`.
         images: `(p,)` rows of the global batch.
-        allowed: By kind of negatives `(b, k)` bool: which of them are negatives indeed.
+        allowed: By kind of negatives, `(b, k)` bool: which of them count.
     """
 
     input_ids: Tensor
@@ -107,25 +107,25 @@ class _Pairs:
     allowed: Sequence[Tensor] = field(default_factory=list)
 
     def split(self, logits: Tensor, size: int) -> tuple[Tensor, list[Tensor]]:
-        """Return the positives `(b,)` and each kind of negatives `(b, k)`."""
+        """Split logits `(p,)` into positives `(b,)` and each kind of negatives `(b, k)`."""
         positive, *wrong = torch.split(logits, [size, *(a.numel() for a in self.allowed)])
         return positive, [w.view(size, -1) for w in wrong]
 
 
 class TrainedParts(nn.Module):
-    """Hold what is trained of a model, and compute a step's losses.
+    """The trained parts of a model, and the losses of a step.
 
-    The losses are those of the global batch: their mean over processes, and so its gradient, is
-    what one process with all pairs would compute.
+    Losses are over the global batch: their mean over processes, and its gradient, are what one
+    process with all pairs would compute.
 
     Args:
-        model: Its adapter and joint encoder are trained; its encoder is not touched.
-        objectives: What is learned.
-        teacher: A frozen model on the same encoder, whose scores are the soft targets.
+        model: Its adapter and joint encoder are trained; its encoder is not.
+        objectives: Weights of the losses.
+        teacher: A frozen model with the same encoder, whose scores are the soft targets.
 
     Raises:
-        ConfigError: Distillation is asked for without a teacher, or the teacher's encoder is
-            another.
+        ConfigError: Only one of distillation and teacher is given, or the teacher has another
+            encoder.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class TrainedParts(nn.Module):
     ) -> None:
         super().__init__()
         if bool(objectives.distillation) != (teacher is not None):
-            raise ConfigError("distillation needs a teacher, and a teacher needs its weight set")
+            raise ConfigError("distillation needs a teacher, and a teacher needs a weight above 0")
         if teacher is not None and teacher.encoder.revision != model.encoder.revision:
             raise ConfigError(
                 f"the teacher reads {teacher.encoder.name} ({teacher.encoder.revision[:12]}), the "
@@ -146,11 +146,11 @@ class TrainedParts(nn.Module):
         tokenizer = model.tokenizer
         self._mask, self._pad = tokenizer.mask_token_id, tokenizer.pad_token_id
         self._special = torch.tensor(tokenizer.all_special_ids)
-        # In a list, so that it is no submodule: it is neither trained nor saved.
+        # In a list, so that the teacher is not a submodule, which would be trained and saved.
         self._teacher: Sequence[EDJEModel] = [] if teacher is None else [teacher]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted losses by name, and with a leading `_` figures that are only logged.
+        """Return the weighted losses by name; figures that are only logged have a leading `_`.
 
         Source: paper, 3.3; EDJE facts, training.
         """
@@ -187,12 +187,12 @@ class TrainedParts(nn.Module):
         }
 
     def _matching(self, batch: Batch, tokens: Tensor) -> dict[str, Tensor]:
-        """Score pairs, pairs with wrong images and pairs with wrong captions in one go."""
+        """Score positives and negatives in one forward pass; return the losses of their logits."""
         pairs = self._pairs(batch)
-        everyone = gather(tokens)
+        everyone = gather(tokens)  # (B, m, d_text)
         logits = self.joint_encoder(
             pairs.input_ids, pairs.attention_mask, everyone[pairs.images]
-        ).float()
+        ).float()  # (p,)
         positive, wrong = pairs.split(logits, len(batch))
         masked = [w.masked_fill(~a, -torch.inf) for w, a in zip(wrong, pairs.allowed, strict=True)]
         losses = {}
@@ -208,7 +208,7 @@ class TrainedParts(nn.Module):
     def _pairs(self, batch: Batch) -> _Pairs:
         count, size = self.objectives.num_negatives, len(batch)
         if batch.true_pairs is not None and world_size() > 1:
-            raise ConfigError("true_pairs can only be told within one process")
+            raise ConfigError("true_pairs needs a single process; train with one, or leave it out")
         image_ids, caption_ids = gather(batch.image_ids), gather(batch.caption_ids)
         forbidden = forbidden_pairs(batch.image_ids, batch.caption_ids, image_ids, caption_ids)
         wrong_images = wrong_captions = ~forbidden
@@ -224,7 +224,7 @@ class TrainedParts(nn.Module):
         captions = mine_negatives(by_image, ~wrong_captions, count=count)
         ids = gather_padded(batch.input_ids, self._pad)
         mask = gather_padded(batch.attention_mask, 0)
-        own = torch.arange(size, device=ids.device) + rank() * size
+        own = torch.arange(size, device=ids.device) + rank() * size  # (b,)
         repeated = own.repeat_interleave(count)
         text = torch.cat([own, repeated, captions.flatten().clamp(min=0)])
         chosen = torch.cat([own, images.flatten().clamp(min=0), repeated])
@@ -250,17 +250,17 @@ class TrainedParts(nn.Module):
 def mask_words(
     input_ids: Tensor, special_ids: Tensor, mask_token_id: int, noise: Tensor, share: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Mask a share of the word pieces, at least one a caption; never a special token.
+    """Mask a share of each caption's word pieces, at least one; never a special token.
 
     Args:
         input_ids: `(b, t)`.
-        special_ids: `(s,)` ids that stand for no word.
-        mask_token_id: What masked words are replaced by.
-        noise: `(b, t)` in [0, 1): the words with the least are masked.
-        share: Of a caption's word pieces.
+        special_ids: `(s,)` ids of special tokens.
+        mask_token_id: Replaces masked words.
+        noise: `(b, t)` in [0, 1); the words with the lowest values are masked.
+        share: Share of word pieces to mask.
 
     Returns:
-        The masked ids `(b, t)`, and where they were masked `(b, t)` bool.
+        Ids with masks `(b, t)`, and the masked positions `(b, t)` bool.
     """
     word = ~torch.isin(input_ids, special_ids)
     order = noise.masked_fill(~word, 2.0)
@@ -271,13 +271,13 @@ def mask_words(
 
 
 def _stack(first: Tensor, second: Tensor, padding: int) -> Tensor:
-    """Put captions of unlike lengths, `(p, t)` and `(q, u)`, below each other."""
+    """Concatenate captions `(p, t)` and `(q, u)` to `(p + q, max(t, u))`."""
     width = max(first.shape[1], second.shape[1])
     return torch.cat([F.pad(x, (0, width - x.shape[1]), value=padding) for x in (first, second)])
 
 
 def _noise(batch: Batch, shape: tuple[int, ...], stream: int) -> Tensor:
-    """Return this process's rows of `(global batch, *shape)` numbers in [0, 1)."""
+    """Return this process's rows of random numbers `(global batch, *shape)` in [0, 1)."""
     size, device = len(batch), batch.input_ids.device
     generator = torch.Generator().manual_seed(4 * batch.seed + stream)
     drawn = torch.rand((world_size() * size, *shape), generator=generator)

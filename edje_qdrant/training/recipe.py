@@ -1,4 +1,4 @@
-"""What a training run is told: a TOML or JSON file, checked whole before anything is loaded."""
+"""Training recipes: TOML or JSON files, validated completely before anything is loaded."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """Refuse settings it does not know."""
+    """A section of a recipe; unknown settings are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelSection(Section):
-    """Say what is trained: a new model, or one that goes on.
+    """The model to train: a new one, or an existing one to continue with.
 
     Attributes:
-        start_from: An EDJE model, as `EDJEModel.from_pretrained` takes it, to go on with. Without
-            one a new model is built of the rest.
+        start_from: An EDJE model to continue with, as `EDJEModel.from_pretrained` takes it. If
+            missing, a new model is built from the other settings.
         encoder: Folder or hub id of the SigLIP, or `open_clip:<model>@<weights>`.
-        language_model: Folder or hub id of a BERT with its masked-word head.
+        language_model: Folder or hub id of a BERT with its masked-language-model head.
         adapter: `compressed` or `local`.
-        num_tokens: Of the compressed adapter.
+        num_tokens: Tokens per image of the compressed adapter.
         adapter_hidden_size: Width of the adapter's MLP.
-        joint_encoder_from: An EDJE model, a trained local one say, whose joint encoder the new
-            model begins with.
-        look_at_regions: Begin with each query of a compressed adapter looking at a region of its
-            own, instead of evenly at the whole image.
-        freeze_language_model: Train adapter and heads alone.
+        joint_encoder_from: An EDJE model, for example a trained local one, whose joint encoder
+            initialises the new model's.
+        look_at_regions: Initialise each query of a compressed adapter to attend to its own region,
+            rather than to the whole image.
+        freeze_language_model: Train only the adapter and the heads.
     """
 
     start_from: str | None = None
@@ -71,23 +71,23 @@ class ModelSection(Section):
     freeze_language_model: bool = False
 
     @model_validator(mode="after")
-    def _one_beginning(self) -> ModelSection:
+    def _one_start(self) -> ModelSection:
         if (self.start_from is None) == (self.encoder is None):
             raise ValueError(
-                "name start_from (a model to go on with) or encoder (for a new one), not both"
+                "name start_from (a model to continue with) or encoder (for a new one), not both"
             )
         return self
 
 
 class Pairs(Section):
-    """Name a file of images and captions.
+    """A file of images with captions.
 
     Attributes:
         path: `.json` or `.jsonl` annotations, Karpathy's files, WebDataset shards
             (`cc3m-{00000..00331}.tar`), or a folder that `datasets` saved.
-        images: Folder that relative image paths start from.
-        split: Of a Karpathy file or a saved data set.
-        weight: How often an epoch passes through the file.
+        images: Folder of relative image paths.
+        split: Split of a Karpathy file or a saved data set.
+        weight: Passes through the file per epoch.
     """
 
     path: str
@@ -97,16 +97,16 @@ class Pairs(Section):
 
 
 class DataSection(Section):
-    """Say what is trained on.
+    """The data to train on.
 
     Attributes:
-        train: One file or more.
-        validation: Picks the weights; never trained on.
-        validation_pictures: At most so many of it.
-        num_candidates: Images reranked a validation query.
-        cache_vision: Folder for the encoder's output: each image is encoded once, and never
-            augmented. Without one, images are read and encoded each time they come up.
-        augment: Crop images at random where they are not cached.
+        train: One or more files.
+        validation: Selects the best weights; not trained on.
+        validation_pictures: Maximum number of validation images.
+        num_candidates: Images reranked per validation query.
+        cache_vision: Folder for the encoder's output: each image is encoded once and not
+            augmented. Without it, images are read and encoded in every epoch.
+        augment: Crop images at random, if they are not cached.
         workers: Threads that read images.
     """
 
@@ -120,15 +120,15 @@ class DataSection(Section):
 
 
 class WeightsSection(Section):
-    """Weigh the objectives, as `Objectives`.
+    """Weights of the objectives, as in `Objectives`.
 
     Attributes:
         matching: Weight of image-text matching.
-        words: Of masked words.
-        recovery: Of text recovery.
-        distillation: Of the teacher's scores.
-        num_negatives: Wrong images, and as many wrong captions, for each pair.
-        masked_share: Of a caption's word pieces.
+        words: Weight of masked words.
+        recovery: Weight of text recovery.
+        distillation: Weight of the teacher's scores.
+        num_negatives: Number of wrong images, and of wrong captions, per pair.
+        masked_share: Share of a caption's word pieces that is masked.
     """
 
     matching: float = 1.0
@@ -144,17 +144,17 @@ class WeightsSection(Section):
         return self
 
     def objectives(self) -> Objectives:
-        """Return what `TrainedParts` takes."""
+        """Return the objectives for `TrainedParts`."""
         return Objectives(**{name: getattr(self, name) for name in WeightsSection.model_fields})
 
 
 class ObjectivesSection(WeightsSection):
-    """Weigh the objectives, and say when matching begins.
+    """Weights of the objectives, the teacher, and when matching begins.
 
     Attributes:
-        teacher: An EDJE model on the same encoder, the local one say.
-        matching_from: Share of the steps before which nothing is matched.
-        hard_from: Share of the steps before which negatives are drawn at random; 1 is always.
+        teacher: An EDJE model with the same encoder, for example a local one.
+        matching_from: Share of the steps before matching begins.
+        hard_from: Share of the steps with random negatives before hard ones begin; 1 is all steps.
     """
 
     teacher: str | None = None
@@ -164,28 +164,28 @@ class ObjectivesSection(WeightsSection):
     @model_validator(mode="after")
     def _taught(self) -> ObjectivesSection:
         if bool(self.distillation) != (self.teacher is not None):
-            raise ValueError("distillation needs a teacher, and a teacher a weight above 0")
+            raise ValueError("distillation needs a teacher, and a teacher needs a weight above 0")
         return self
 
 
 class OptimisationSection(Section):
-    """Say how long and how fast, as `LoopConfig`.
+    """Length and learning rate of the training, as in `LoopConfig`.
 
     Attributes:
-        steps: Optimiser steps; or give `epochs`.
-        epochs: Passes through the data.
-        batch_size: Pairs a process and batch; negatives come from all processes' batches.
-        accumulate: Batches a step.
+        steps: Optimiser steps, if `epochs` is not given.
+        epochs: Passes through the data, if `steps` is not given.
+        batch_size: Pairs per process and batch; negatives come from all processes' batches.
+        accumulate: Batches per step.
         peak_lr: Learning rate after warm-up.
-        first_lr: Where the warm-up begins.
-        final_lr: The rate never falls below it.
-        warmup_steps: Of linear warm-up.
-        schedule: `epochs` (times `decay` after each, as the paper) or `cosine`.
-        decay: For `epochs`.
-        weight_decay: AdamW's.
+        first_lr: Learning rate at the start of warm-up.
+        final_lr: Lower bound of the learning rate.
+        warmup_steps: Steps of linear warm-up.
+        schedule: `epochs` (times `decay` after each epoch, as in the paper) or `cosine`.
+        decay: Factor of `epochs`.
+        weight_decay: AdamW's weight decay.
         clip_norm: Largest norm of the gradient.
         validate_every: Steps between validations and checkpoints.
-        patience: Validations in a row that may be no better before training stops.
+        patience: Training stops after this many validations without improvement.
         precision: Of matrix products, `bf16` or `fp32`.
     """
 
@@ -212,7 +212,7 @@ class OptimisationSection(Section):
         return self
 
     def loop(self, rows_per_epoch: int, processes: int, seed: int) -> LoopConfig:
-        """Return what `fit` takes, once the data's size is known."""
+        """Return the configuration of `fit` for data of a known size."""
         per_epoch = max(1, rows_per_epoch // (self.batch_size * processes * self.accumulate))
         settings = self.model_dump(exclude={"steps", "epochs", "batch_size"})
         steps = self.steps or max(1, round((self.epochs or 0) * per_epoch))
@@ -220,7 +220,7 @@ class OptimisationSection(Section):
 
 
 class Recipe(Section):
-    """Hold all a run is told."""
+    """All settings of a training run."""
 
     model: ModelSection
     data: DataSection
@@ -230,24 +230,24 @@ class Recipe(Section):
 
 
 def read_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe; relative paths in it start from the current folder.
+    """Read a recipe; relative paths in it are relative to the current folder.
 
     Args:
-        path: A `.toml` file, or the `recipe.json` an earlier run saved.
-        changes: Settings to put in place of the file's, by dotted name: `optimisation.steps`.
+        path: A `.toml` file, or the `recipe.json` that an earlier run saved.
+        changes: Settings that replace the file's, by dotted name such as `optimisation.steps`.
 
     Raises:
-        ConfigError: The file cannot be read, or a setting is missing, unknown or wrong; the
+        ConfigError: The file cannot be read, or a setting is missing, unknown or invalid; the
             message names file and setting.
     """
     return validated(Recipe, read_settings(path, changes), path)
 
 
 def read_settings(path: str | Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read a recipe's settings as they stand, with changes.
+    """Read a recipe's settings and apply changes, without validation.
 
     Raises:
-        ConfigError: The file cannot be read, or a change names no section of it.
+        ConfigError: The file cannot be read, or a change names a section that is not there.
     """
     path = Path(path)
     try:
@@ -267,10 +267,10 @@ def read_settings(path: str | Path, changes: Mapping[str, Any] | None = None) ->
 
 
 def validated(kind: type[T], data: Mapping[str, Any], path: str | Path) -> T:
-    """Check settings.
+    """Validate settings.
 
     Raises:
-        ConfigError: One is missing, unknown or wrong; the message names file and setting.
+        ConfigError: A setting is missing, unknown or invalid; the message names file and setting.
     """
     try:
         return kind.model_validate(data)

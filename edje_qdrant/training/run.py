@@ -1,4 +1,4 @@
-"""Train as a recipe says: from files to a model that `EDJEModel.from_pretrained` takes."""
+"""Training from a recipe: from data files to a saved model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-_SAMPLE = 256  # images that a new adapter's first attention is fitted to
+_SAMPLE = 256  # images for the initialisation of a new adapter
 
 
 def train(
@@ -44,29 +44,29 @@ def train(
     device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train a model and save it to `out/model`; a run that was stopped goes on where it was.
+    """Train a model and save it to `out/model`; a stopped run resumes.
 
-    Started by `accelerate launch` or `torchrun`, several processes train together, and negatives
-    come from all of their batches. `out` also gets `recipe.json` with every setting, `training.pt`
-    to go on from, and logs (`training.jsonl`, `tensorboard/`).
+    Processes started by `accelerate launch` or `torchrun` train together, and negatives come from
+    all of their batches. `out` also gets `recipe.json` with every setting, `training.pt` to resume
+    from, and logs (`training.jsonl`, `tensorboard/`).
 
     Args:
-        recipe: What to train, on what, how.
-        out: Folder; made where missing.
-        encoder: Takes the place of the one the recipe names: any encoder will do to train with,
-            though only those of this package can be saved and loaded with the model.
-        sources: Take the place of the files the recipe names to train on, one for each: a
-            `DatasetPairs` around a data set that is loaded already, say.
-        device: `cpu`, to leave an accelerator alone.
+        recipe: All settings.
+        out: Folder; created if missing.
+        encoder: Replaces the recipe's encoder. Any encoder can be trained with; only this
+            package's can be saved and loaded with the model.
+        sources: Replace the recipe's training files, one for each, for example a `DatasetPairs` of
+            a data set that is already loaded.
+        device: `cpu` to not use a GPU.
         progress: Show bars on stderr.
 
     Returns:
-        The best validation's figures, `seconds`, images that could not be read, and `model`.
+        The best validation's figures, `seconds`, unreadable images, and the folder `model`.
 
     Raises:
         CheckpointError: A model cannot be loaded, or `out` holds another recipe's run.
-        ConfigError: The data cannot be read; names file and line. Or `sources` are not as many as
-            the recipe names.
+        ConfigError: The data cannot be read (the message names file and line), or the number of
+            `sources` is not the recipe's.
         EdjeError: A loss is not finite; the last checkpoint is kept.
         MissingExtraError: The extra `train` is not installed.
     """
@@ -81,8 +81,8 @@ def train(
         sources = [_open(pairs) for pairs in recipe.data.train]
     if len(sources) != len(recipe.data.train):
         raise ConfigError(
-            f"{len(sources)} sources were given and the recipe names {len(recipe.data.train)} to "
-            "train on; give one for each"
+            f"{len(sources)} sources were given and the recipe names {len(recipe.data.train)} "
+            "training files; give one source for each"
         )
     held = _open(recipe.data.validation)
     vision = _vision(model, sources, recipe, accelerator, progress=progress)
@@ -123,7 +123,7 @@ def train(
 
 
 def _keep_recipe(recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
-    """Save every setting; a folder with another recipe's run is refused."""
+    """Save the recipe; refuse a folder with another recipe's run."""
     path, text = out / "recipe.json", recipe.model_dump_json(indent=2) + "\n"
     if accelerator.is_main_process:
         with os_errors_as_store_errors("write", path):
@@ -131,7 +131,7 @@ def _keep_recipe(recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
             if (out / "training.pt").exists() and path.exists() and path.read_text() != text:
                 raise CheckpointError(
                     f"{out} holds a run of another recipe (see {path}); choose another folder, or "
-                    "delete it to start anew",
+                    "delete it to start from the beginning",
                     path=str(out),
                 )
             write_atomically(path, text.encode())
@@ -181,7 +181,7 @@ def _cached(
 
 
 def _look(model: EDJEModel, vision: VisionSource) -> None:
-    """Fit a new compressed adapter's first attention to a sample of the images."""
+    """Initialise a new compressed adapter's attention from a sample of the images."""
     if not isinstance(model.adapter, CompressedAdapter):
         return
     usable = vision.usable[0]
@@ -192,7 +192,7 @@ def _look(model: EDJEModel, vision: VisionSource) -> None:
 def _validation(
     model: EDJEModel, source: PairSource, vision: CachedVision, recipe: Recipe
 ) -> Callable[[], dict[str, float]]:
-    """Return what measures text-to-image search: first stage, then its nearest reranked."""
+    """Return the validation function: text-to-image search with reranking."""
     usable = vision.usable[0][: recipe.data.validation_pictures]
     if len(usable) < 2:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""How long and how fast to train."""
+"""Length of the training and learning rate."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["LoopConfig", "learning_rate"]
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig:
-    """Settle how long and how fast to train.
+    """Configuration of the training loop.
 
     Attributes:
         steps: Optimiser steps.
         peak_lr: Learning rate after warm-up.
         warmup_steps: Steps of linear warm-up.
-        first_lr: Where the warm-up begins.
-        final_lr: Where the decay ends; the rate never falls below it.
-        schedule: `cosine` down to the last step, or `epochs`: times `decay` after each.
-        decay: For `epochs`.
+        first_lr: Learning rate at the start of warm-up.
+        final_lr: Lower bound of the learning rate, at the end of the decay.
+        schedule: `cosine` down to the last step, or `epochs`: times `decay` after each epoch.
+        decay: Factor of `epochs`.
         steps_per_epoch: For `epochs`.
-        accumulate: Batches whose gradients make up one step.
-        weight_decay: AdamW's, on matrices only.
+        accumulate: Batches per step, whose gradients are averaged.
+        weight_decay: AdamW's weight decay, on matrices only.
         clip_norm: Largest norm of the gradient.
-        validate_every: Steps between validations; each one writes a checkpoint.
-        patience: Validations in a row that may be no better before training stops; None: never.
-        seed: Of dropout; what a step draws follows from the seed and the step's number.
+        validate_every: Steps between validations; each one saves a checkpoint.
+        patience: Training stops after this many validations without improvement; None: never.
+        seed: Of dropout; the random numbers of a step depend on the seed and its number only.
         precision: Of matrix products.
     """
 
@@ -65,7 +65,7 @@ class LoopConfig:
 def learning_rate(step: int, config: LoopConfig) -> float:
     """Return the learning rate of `step` (from 0): linear warm-up, then the schedule.
 
-    Source: EDJE facts, training: from 1e-6 up, then times 0.9 an epoch, down to 1e-6 at least.
+    Source: EDJE facts, training: up from 1e-6, then times 0.9 per epoch, at least 1e-6.
     """
     if step < config.warmup_steps:
         rise = (step + 1) / config.warmup_steps

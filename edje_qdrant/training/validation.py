@@ -1,4 +1,4 @@
-"""What picks the weights: text-to-image search, first stage, then its nearest reranked."""
+"""Validation by text-to-image search: exact first stage, then reranking."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def search_validation(
     *,
     num_candidates: int,
 ) -> Callable[[], dict[str, float]]:
-    """Return what measures a model in training on held-out images, by exact search.
+    """Return a function that measures a model in training on held-out images.
 
     Args:
-        model: In training; its first stage is frozen, and asked only once.
+        model: The model in training; its frozen first stage is computed once.
         texts: `q` captions.
-        right: `(q,)` the image each belongs to.
+        right: `(q,)` index of each caption's image.
         embeddings: `(n, d)` of the images, unit length.
-        vision_tokens: Gives the images' vision tokens, `(b, patches, d_v)` float32 each, in
-            order; asked at each validation.
-        num_candidates: Images reranked a caption; all where there are fewer.
+        vision_tokens: Returns the images' vision tokens in order, `(b, patches, d_v)` float32 each;
+            called in each validation.
+        num_candidates: Images reranked per caption; all if there are fewer.
 
     Returns:
-        A function of nothing -> `first R@1`, `first R@10`, and `R@1`, `R@5`, `R@10` after
-        reranking.
+        A function without arguments -> `first R@1`, `first R@10` of the first stage, and `R@1`,
+        `R@5`, `R@10` after reranking.
     """
     first = model.encode_texts(texts) @ embeddings.T  # (q, n)
     depth = min(num_candidates, len(embeddings))
-    nearest = np.argsort(-first, axis=1, kind="stable")[:, :depth]
+    nearest = np.argsort(-first, axis=1, kind="stable")[:, :depth]  # (q, depth)
     before = ranks_of(first, right)
     figures = {f"first R@{k}": recall_at(before, k) for k in (1, 10)}
 

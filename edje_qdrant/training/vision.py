@@ -30,19 +30,20 @@ __all__ = [
     "read_pixels",
 ]
 
-_AHEAD = 2  # batches prefetched and not asked for yet; older ones are dropped
+_AHEAD = 2  # prefetched batches that are kept; older ones are dropped
+# Random crops: share of the area, ratio of width to height.
 _AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
 _TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class VisionBatch:
-    """Hold what the frozen encoder makes of `b` images.
+    """The frozen encoder's output for `b` images.
 
     Attributes:
         tokens: `(b, n, d_v)` float32, on the encoder's device.
-        embeddings: `(b, d)` float32, unit length, there too.
-        rows: `(b, 2)` int64, source and row of each image, as they were really used.
+        embeddings: `(b, d)` float32, unit length, on the encoder's device.
+        rows: `(b, 2)` int64, source and row of each image that was used.
     """
 
     tokens: Tensor
@@ -55,17 +56,17 @@ class VisionSource(Protocol):
 
     Attributes:
         failed: Images that could not be read so far.
-        usable: By source, the rows known to be good; all of them where that is not known.
+        usable: By source, the readable rows; all rows if that is not known.
     """
 
     failed: list[FailedImage]
     usable: list[NDArray[np.int64]]
 
     def prefetch(self, rows: NDArray[np.int64], step: int) -> None:
-        """Begin to read what `batch` will be asked for with the same arguments."""
+        """Start to read the images for a later call of `batch` with the same arguments."""
 
     def batch(self, rows: NDArray[np.int64], step: int) -> VisionBatch:
-        """Return the output for `rows`, `(b, 2)` int64 source and row, at a step.
+        """Return the output for `rows`, `(b, 2)` int64, source and row, at a step.
 
         Raises:
             ImageReadError: None of the images can be read.
@@ -73,23 +74,23 @@ class VisionSource(Protocol):
 
 
 class LiveVision:
-    """Read and encode images as they are asked for, each time cropped in another way.
+    """Read and encode images on demand, with a random crop each time.
 
-    The crop is drawn from seed, step and row alone. Images are never mirrored, for captions say
-    left and right. One that cannot be read is replaced by the next good one of its batch: equal
-    images are no negatives of each other, so nothing wrong is learnt. Pillow's warnings are
-    hidden from here on.
+    A crop depends on seed, step and row alone. Images are not mirrored, because captions say left
+    and right. An unreadable image is replaced by the next readable one of its batch; as equal
+    images are not negatives of each other, this teaches nothing wrong. Creating an instance
+    silences Pillow's warnings.
 
     Args:
         encoder: Frozen, on `device`.
         sources: Where the images are.
         device: Where batches go.
         workers: Threads that read and decode.
-        augment: Crop a random part: 0.5 to 1 of the area, 3:4 to 4:3.
+        augment: Crop at random: 0.5 to 1 of the area, ratios from 3:4 to 4:3.
         seed: Of the crops.
 
     Attributes:
-        failed: Images that could not be read so far, each once.
+        failed: Unreadable images so far, each once.
         usable: By source, all rows.
     """
 
@@ -114,7 +115,7 @@ class LiveVision:
         self.usable = [np.arange(len(source)) for source in self._sources]
 
     def prefetch(self, rows: NDArray[np.int64], step: int) -> None:
-        """Begin to read and decode what `batch` will be asked for with the same arguments."""
+        """Start to read and decode images for a later call of `batch` with the same arguments."""
         key = (step, rows.tobytes())
         if key in self._waiting:
             return
@@ -126,10 +127,10 @@ class LiveVision:
                 future.cancel()
 
     def batch(self, rows: NDArray[np.int64], step: int) -> VisionBatch:
-        """Read and encode `rows`, `(b, 2)` int64, or wait for those that are prefetched.
+        """Read and encode `rows`, `(b, 2)` int64; wait for them if they are being prefetched.
 
         Raises:
-            ImageReadError: None of the images can be read; the error is the first one's.
+            ImageReadError: None of the images can be read; with the first image's error.
             ConfigError: The device has too little memory.
         """
         self.prefetch(rows, step)
@@ -144,9 +145,9 @@ class LiveVision:
             raise ImageReadError(
                 first.path, f"{first.reason}; nor can any of the {len(rows)} images of its batch"
             )
-        pixels = torch.cat([item for item in read if isinstance(item, Tensor)])
+        pixels = torch.cat([item for item in read if isinstance(item, Tensor)])  # (g, 3, H, W)
         tokens, embeddings = encode_frozen(self._encoder, pixels, self._device)
-        # Each image itself, or the next good one; indexing copies out of inference mode.
+        # Each image or the next readable one. Indexing makes copies, which autograd accepts.
         chosen = np.searchsorted(good, np.arange(len(rows))) % len(good)
         index = torch.from_numpy(chosen).to(tokens.device)
         return VisionBatch(tokens[index].float(), embeddings[index], rows[np.array(good)[chosen]])
@@ -166,7 +167,7 @@ class LiveVision:
 
 
 def _crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw left, top, right and bottom of a part; the whole where none of that shape fits."""
+    """Draw a crop: left, top, right, bottom; the whole image if no crop of that shape fits."""
     for _ in range(_TRIES):
         area = width * height * rng.uniform(*_AREA)
         aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
@@ -183,12 +184,12 @@ def read_pixels(
     row: int,
     change: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Tensor | FailedImage:
-    """Return an image as `(1, 3, H, W)` float32, or why there is none; runs in any thread.
+    """Read an image: pixels `(1, 3, H, W)` float32, or the failure; thread-safe.
 
     Args:
-        encoder: Whose `preprocess` is used.
-        source: Where from.
-        row: Which image.
+        encoder: Preprocesses the image.
+        source: Where the image is.
+        row: Its row.
         change: Applied to the upright RGB image before `preprocess`.
     """
     try:
@@ -201,10 +202,10 @@ def read_pixels(
 
 
 def encode_frozen(encoder: Encoder, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return vision tokens `(b, n, d_v)` and embeddings `(b, d)` float32, in inference mode.
+    """Encode pixels in inference mode: vision tokens `(b, n, d_v)`, embeddings `(b, d)` float32.
 
     Raises:
-        ConfigError: The device has no memory for so many images at a time.
+        ConfigError: The device has too little memory for the batch.
     """
     try:
         with torch.inference_mode(), autocast(device):
@@ -218,10 +219,10 @@ def encode_frozen(encoder: Encoder, pixels: Tensor, device: torch.device) -> tup
 
 
 def check_counts(**counts: int) -> None:
-    """Refuse settings that are no whole numbers from 1 on.
+    """Check that settings are whole numbers of 1 or more.
 
     Raises:
-        ConfigError: One is not.
+        ConfigError: A setting is not.
     """
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:

@@ -211,7 +211,7 @@ def test_names_that_will_not_do(
 
 def test_another_models_tokenizer_is_not_overwritten(tiny_model: EDJEModel, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match="choose a folder of its own"):
+    with pytest.raises(ConfigError, match="belongs to another model"):
         export_onnx(tiny_model, tmp_path / "joint.onnx")
     assert (tmp_path / "tokenizer.json").read_text() == "{}"
 

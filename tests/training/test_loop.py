@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path):
 
 def test_another_runs_state_is_refused(tmp_path):
     train(tmp_path)
-    with pytest.raises(CheckpointError, match="delete it to start anew"):
+    with pytest.raises(CheckpointError, match="delete it to start from the beginning"):
         train(tmp_path, config=replace(CONFIG, steps=30))
 
 

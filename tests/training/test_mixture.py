@@ -110,9 +110,9 @@ def test_a_batch_is_int64_and_an_epoch_is_counted():
         ([3], [0], "greater than 0"),
         ([3], [float("nan")], "greater than 0"),
         ([3, 3], [1, -1], "greater than 0"),
-        ([0], [1], "holds no image"),
-        ([3], [0.1], "holds no image"),
-        ([], [], "holds no image"),
+        ([0], [1], "has no images"),
+        ([3], [0.1], "has no images"),
+        ([], [], "has no images"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(lengths, weights, message):

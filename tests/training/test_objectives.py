@@ -166,7 +166,7 @@ def test_a_teacher_on_another_encoder_is_refused(model):
         TrainedParts(model, settings, teacher=build_tiny_model(7))
     with pytest.raises(ConfigError, match="needs a teacher"):
         TrainedParts(model, settings)
-    with pytest.raises(ConfigError, match="needs its weight"):
+    with pytest.raises(ConfigError, match="needs a weight"):
         TrainedParts(model, Objectives(), teacher=model)
 
 

@@ -1,4 +1,4 @@
-"""Run a forward on a GPU as one launch: CUDA graphs of bucketed batch sizes."""
+"""CUDA graphs of the joint encoder's forward, one per bucket of batch sizes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from edje_qdrant.model.inference.packed_weights import PackedWeights
 
 __all__ = ["CudaGraphs"]
 
-# Larger batches keep a GPU busy without: what is saved is the time between kernels.
+# A graph saves the time between kernels; larger batches keep a GPU busy without one.
 _LARGEST = 256
 _SMALLEST = 8
 _KEPT = 32
 
-# A shape is recorded the second time that it is met: recording costs some forwards.
+# A shape is recorded when it occurs the second time: recording costs several forwards.
 _MET = 2
 
 _Forward = Callable[[PackedWeights, Sequence[Tensor], Tensor], Tensor]
@@ -35,15 +35,15 @@ class _Recorded:
 
 
 class CudaGraphs:
-    """Call `forward` for one group of captions, by a recorded graph where there is one.
+    """Call `forward` for one group of captions, through a recorded graph if there is one.
 
     Args:
-        forward: Takes weights, groups of captions and tokens, on a CUDA device.
+        forward: Called with weights, groups of captions and tokens, on a CUDA device.
     """
 
     def __init__(self, forward: _Forward) -> None:
         self._forward = forward
-        self._lock = threading.Lock()  # a graph's inputs and outputs are its own, at fixed places
+        self._lock = threading.Lock()  # a graph's inputs and outputs are shared by all calls
         self._weights: PackedWeights | None = None
         self._met: dict[tuple[int, int], int] = {}
         self._recorded: OrderedDict[tuple[int, int], _Recorded] = OrderedDict()
@@ -75,7 +75,7 @@ class CudaGraphs:
             return recorded.logits[:n].clone()
 
     def _record(self, packed: PackedWeights, size: int, t: int, like: Tensor) -> _Recorded:
-        # Rows past a batch's own hold what an earlier one left; no row reads another's.
+        # Rows beyond the batch keep an earlier batch's values; rows do not affect each other.
         input_ids = torch.zeros((size, t), dtype=torch.int64, device=like.device)
         tokens = torch.zeros((size, *like.shape[1:]), dtype=like.dtype, device=like.device)
         stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The joint encoder for inference: the same weights and scores as the training form, sooner."""
+"""Inference-optimised joint encoder: same weights, same scores, no padding, fused projections."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ from edje_qdrant.model.joint_encoder import JointEncoder
 
 __all__ = ["FastJointEncoder"]
 
-# Pairs computed together on a CPU: what is between two layers then stays in its caches.
+# Pairs per slice on a CPU: few enough for the activations to stay in the processor's caches.
 _PAIRS_AT_ONCE = 32
 _SMALLEST_SUM = 1e-30
 
 
 class FastJointEncoder:
-    """Score pairs as a `JointEncoder` does, from its weights, without padding.
+    """Score pairs as a `JointEncoder` does, with its weights, without padding.
 
-    Of the last layer only the `[CLS]` row is computed. The layers' weights are laid out anew
-    (a second copy), once, and again when they have changed.
+    Only the `[CLS]` row of the last layer is computed. The layers' weights are copied into packed
+    form once, and again after they change.
 
     Args:
-        joint_encoder: Whose weights; it stays as it is and may be trained in between.
-        precision: `auto` is the weights' own on a GPU; on a CPU it is the faster one of `float32`
-            and `bfloat16`, measured once, for models wide enough to gain by it. `int8` is for CPUs.
+        joint_encoder: Source of the weights; it is not changed, and may be trained in between.
+        precision: `auto` is the weights' own precision on a GPU. On a CPU it is the faster of
+            `float32` and `bfloat16`, measured once; narrow models always take `float32`. `int8` is
+            for CPUs only.
 
     Raises:
-        ConfigError: The device has no such precision, or the joint encoder is not plain BERT.
+        ConfigError: The device does not support the precision, or the joint encoder is not plain
+            BERT.
     """
 
     def __init__(self, joint_encoder: JointEncoder, precision: Precision = "auto") -> None:
         if not is_supported(joint_encoder):
             raise ConfigError(
-                "the joint encoder is not plain BERT any more (an adapter or a quantizer took its "
-                "layers' place?); use its own forward, precision='model'"
+                "the joint encoder is not plain BERT any more (did an adapter or a quantizer "
+                "replace its layers?); use its own forward, precision='model'"
             )
         self._joint_encoder = joint_encoder
         self._precision: Precision = precision
@@ -54,10 +56,10 @@ class FastJointEncoder:
             self.kernel()
 
     def kernel(self) -> Kernel:
-        """Return what linear layers are computed with.
+        """Return the kernel of the linear layers.
 
         Raises:
-            ConfigError: The device has no such precision.
+            ConfigError: The device does not support the precision.
         """
         weight = self._joint_encoder.classifier.weight
         if self._precision == "auto" or self._precision == "model":
@@ -75,9 +77,9 @@ class FastJointEncoder:
         """Score pairs.
 
         Args:
-            captions: Groups of captions of one length each, `(n_g, t_g)` int64, `[CLS] ... [SEP]`
-                without padding.
-            tokens: `(n, m, d_text)`, those of the first group's captions first.
+            captions: Groups of captions of equal length, each `(n_g, t_g)` int64,
+                `[CLS] ... [SEP]` without padding.
+            tokens: `(n, m, d_text)`, in the order of the groups' captions.
 
         Returns:
             `(n,)` logits.
@@ -100,7 +102,7 @@ class FastJointEncoder:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _current(self) -> PackedWeights:
-        """Return packed weights that are up to date."""
+        """Return the packed weights; pack them again if the joint encoder's weights changed."""
         kernel = self.kernel()
         packed, sign = self._packed, signature(self._joint_encoder, kernel)
         if packed is None or packed.signature != sign:
@@ -111,7 +113,7 @@ class FastJointEncoder:
         return packed
 
     def _cut(self, ids: Tensor) -> Tensor:
-        """Cut over-long captions, so that the last place that is left holds `[SEP]`."""
+        """Cut captions that are too long; their last position becomes `[SEP]`."""
         limit = self._joint_encoder.max_caption_length
         if ids.shape[1] <= limit:
             return ids
@@ -128,10 +130,10 @@ class FastJointEncoder:
         careful: bool = False,
     ) -> Tensor:
         shapes = [(len(ids), ids.shape[1] + tokens.shape[1] + 1) for ids in captions]
-        x = _embed(packed, captions, tokens)  # (rows, d), all pairs' places end to end
+        x = _embed(packed, captions, tokens)  # (rows, d), all pairs' positions end to end
         attend = _attention_by_sdpa if careful or not _is_bf16_cpu(x) else _attention_by_products
         for layer in packed.layers:
-            qkv = layer.qkv(x)
+            qkv = layer.qkv(x)  # (rows, 3 d)
             mixed = (
                 torch.cat(
                     [attend(part, shape, packed.heads) for part, shape in _split(qkv, shapes)]
@@ -151,7 +153,7 @@ class FastJointEncoder:
 
 
 def _chunks(captions: list[Tensor]) -> list[tuple[list[Tensor], int, int]]:
-    """Cut groups into parts of at most so many pairs: each part's groups, its start, its size."""
+    """Cut groups into slices of at most `_PAIRS_AT_ONCE` pairs: groups, start and size of each."""
     parts: list[tuple[list[Tensor], int, int]] = []
     group: list[Tensor] = []
     first = count = 0
@@ -174,10 +176,10 @@ def _embed(packed: PackedWeights, captions: Sequence[Tensor], tokens: Tensor) ->
     embedded, start, m = [], 0, tokens.shape[1]
     for ids in captions:
         n, t = ids.shape
-        words = functional.embedding(ids, packed.words) + packed.caption_places[:t]
-        places = packed.image_places[t : t + m + 1]
-        image = tokens[start : start + n].to(words.dtype) + places[:m]
-        sep = (packed.sep + places[m]).expand(n, 1, -1)
+        words = functional.embedding(ids, packed.words) + packed.caption_places[:t]  # (n, t, d)
+        places = packed.image_places[t : t + m + 1]  # (m + 1, d)
+        image = tokens[start : start + n].to(words.dtype) + places[:m]  # (n, m, d)
+        sep = (packed.sep + places[m]).expand(n, 1, -1)  # (n, 1, d)
         embedded.append(torch.cat([words, image, sep], dim=1).view(n * (t + m + 1), -1))
         start += n
     x = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
@@ -194,25 +196,25 @@ def _is_bf16_cpu(x: Tensor) -> bool:
 
 
 def _attention_by_sdpa(qkv: Tensor, shape: tuple[int, int], heads: int) -> Tensor:
-    """Attend within each pair: `(n * s, 3 d)` to `(n * s, d)`."""
+    """Compute attention within each pair: `(n * s, 3 d)` -> `(n * s, d)`."""
     q, k, v = qkv.view(*shape, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (n, heads, s, d / heads)
     mixed = functional.scaled_dot_product_attention(q, k, v, scale=1.0)
     return mixed.transpose(1, 2).reshape(len(qkv), -1)
 
 
 def _attention_by_products(qkv: Tensor, shape: tuple[int, int], heads: int) -> Tensor:
-    """Attend likewise, by two products of matrices.
+    """Compute the same attention with two matrix products.
 
-    With so few places this is some four times as fast as torch's bfloat16 attention on a CPU.
-    Exponents are not shifted by their largest: where that leaves the range of numbers, the result
-    is not a number, and `__call__` computes it again by `_attention_by_sdpa`.
+    For short sequences this is about four times as fast as torch's bfloat16 attention on a CPU.
+    Exponents are not shifted by their maximum. On overflow the result is NaN, and `__call__`
+    repeats the computation with torch's attention.
     """
     n, length = shape
     # (3, n * heads, s, d / heads)
     q, k, v = qkv.view(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
     weights = torch.bmm(q, k.transpose(1, 2)).exp_()  # (n * heads, s, s)
     sums = weights.sum(dim=-1, keepdim=True)
-    # Below this, exponents lose their digits before they are gone.
+    # Below this, the exponents are subnormal and have lost digits.
     mixed = torch.bmm(weights, v).div_(sums.masked_fill_(sums < _SMALLEST_SUM, torch.nan))
     return mixed.view(n, heads, length, -1).transpose(1, 2).reshape(n * length, -1)
 
@@ -220,11 +222,11 @@ def _attention_by_products(qkv: Tensor, shape: tuple[int, int], heads: int) -> T
 def _attention_of_first(
     query: Tensor, key_value: Tensor, shapes: list[tuple[int, int]], heads: int
 ) -> Tensor:
-    """Attend from each pair's first place: `(n, d)` and `(rows, 2 d)` to `(n, d)`."""
+    """Compute attention of each pair's first position: `(n, d)`, `(rows, 2 d)` -> `(n, d)`."""
     mixed = []
     queries = torch.split(query, [n for n, _ in shapes])
     for (part, (n, length)), q in zip(_split(key_value, shapes), queries, strict=True):
-        k, v = part.view(n, length, 2, heads, -1).permute(2, 0, 3, 1, 4)
+        k, v = part.view(n, length, 2, heads, -1).permute(2, 0, 3, 1, 4)  # (n, heads, s, d / heads)
         found = functional.scaled_dot_product_attention(q.view(n, heads, 1, -1), k, v, scale=1.0)
         mixed.append(found.view(n, -1))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)

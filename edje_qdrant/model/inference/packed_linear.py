@@ -1,4 +1,4 @@
-"""Linear layers prepared for inference: packed weights, and what follows in the same pass."""
+"""Linear layers for inference: packed weights, fused with activation and addition."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = [
 
 Activation = Literal["gelu"] | Callable[[Tensor], Tensor] | None
 
-#: How a linear layer is computed: in the precision of its weights, or on 8-bit integers.
+#: How a linear layer is computed: in a floating-point precision, or in 8-bit integers.
 Kernel = Literal["float32", "bfloat16", "float16", "int8"]
 
-# What packed weights are laid out for; other numbers of rows work as well.
+# Number of input rows that packed weights are optimised for; other numbers work too.
 _ROWS = 1024
 
 
@@ -38,12 +38,12 @@ class Linear(Protocol):
 
 
 def pack_linear(weight: Tensor, bias: Tensor, kernel: Kernel) -> Linear:
-    """Prepare a linear layer.
+    """Pack a linear layer for a kernel.
 
     Args:
         weight: `(out, in)`, in any precision.
         bias: `(out,)`.
-        kernel: What to compute with. `int8` needs `has_int8_kernels`.
+        kernel: How to compute. `int8` needs `has_int8_kernels`.
     """
     if kernel == "int8":
         return _Int8(weight.float(), bias.float())
@@ -55,19 +55,19 @@ def pack_linear(weight: Tensor, bias: Tensor, kernel: Kernel) -> Linear:
 
 
 def has_packed_kernels(dtype: torch.dtype) -> bool:
-    """Return whether this build and processor have oneDNN's kernels for `dtype`."""
+    """Return whether this build of torch and this processor have oneDNN's kernels for `dtype`."""
     if dtype == torch.bfloat16:
         return _works("bfloat16")
     return dtype == torch.float32 and _works("float32")
 
 
 def has_int8_kernels() -> bool:
-    """Return whether this build and processor have kernels on 8-bit integers, with bfloat16 out."""
+    """Return whether torch and the processor have 8-bit integer kernels with bfloat16 output."""
     return _works("int8")
 
 
 class _Plain:
-    """What torch has everywhere."""
+    """`torch.nn.functional.linear`, available everywhere."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self._weight, self._bias = weight, bias
@@ -80,7 +80,7 @@ class _Plain:
 
 
 class _Packed:
-    """oneDNN's kernels, which use AVX-512 on every maker's processors, and AMX where it is."""
+    """oneDNN's kernels, which use AVX-512 and AMX on processors of every maker."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self._ops: Any = torch.ops.mkldnn
@@ -101,7 +101,7 @@ class _Packed:
 
 
 class _Int8:
-    """8-bit integers with a scale for each output; the input's scale is found anew every time."""
+    """8-bit integers with one scale per output; the input's scale is computed for each call."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self._ops: Any = torch.ops.onednn
@@ -126,15 +126,14 @@ class _Int8:
 
 
 def _quantize(x: Tensor) -> tuple[Tensor, float, int]:
-    """Return `x` as unsigned bytes, with the scale and the zero point that were fitted to it."""
+    """Quantize `x` to unsigned bytes; return them with their scale and zero point."""
     low, high = (float(bound) for bound in torch.aminmax(x))
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max((high - low) / 255, 1e-12)
     if scale != scale or scale == float("inf"):
         return torch.zeros_like(x, dtype=torch.uint8), float("nan"), 0
     zero = round(-low / scale)
-    # The conversion to signed bytes is a fast one, that to unsigned ones is not; the sign bit is
-    # what they differ by.
+    # torch converts to signed bytes fast, to unsigned bytes slowly. They differ in the sign bit.
     codes = x.mul(1 / scale).add_(zero - 128).round_().clamp_(-128, 127).to(torch.int8)
     return codes.bitwise_xor_(-128).view(torch.uint8), scale, zero
 
@@ -149,14 +148,14 @@ _known: dict[Kernel, bool] = {}
 
 
 def _works(kernel: Kernel) -> bool:
-    """Return whether a kernel computes what it should, tried once."""
+    """Return whether a kernel gives right results; tried once per process."""
     if kernel not in _known:
         _known[kernel] = _is_right(kernel)
     return _known[kernel]
 
 
 def _is_right(kernel: Kernel) -> bool:
-    # These operators belong to torch's compiler and are not promised to stay as they are.
+    # These operators belong to torch's compiler; no stable interface is promised.
     weight = torch.linspace(-1, 1, 32 * 32).view(32, 32).sin()
     x, bias = weight[:8] * 3, weight[0]
     expected = functional.gelu(functional.linear(x, weight, bias))

@@ -1,4 +1,4 @@
-"""The joint encoder's weights, laid out for inference, and a sign that tells when they changed."""
+"""The joint encoder's weights packed for inference, and a signature that detects changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Hold a layer normalisation."""
+    """A layer normalisation."""
 
     weight: Tensor
     bias: Tensor
@@ -72,13 +72,19 @@ class LastLayer:
 
 @dataclass(frozen=True, slots=True)
 class PackedWeights:
-    """Hold what inference reads; `signature` is that of the weights it was made of.
+    """All weights that inference reads.
 
     Attributes:
-        words: Live word embeddings, `(vocabulary, d)`.
-        caption_places: `(positions, d)`, position and token type of captions, summed.
-        image_places: `(positions, d)`, likewise of tokens and the last separator.
+        signature: Of the weights that were packed.
+        dtype: Precision of the activations.
+        heads: Attention heads.
+        words: Word embeddings `(vocabulary, d)`, shared with the joint encoder.
+        caption_places: `(positions, d)`, sums of position and token type embeddings of captions.
+        image_places: `(positions, d)`, likewise for tokens and the last separator.
         sep: `(d,)`, the separator's word embedding.
+        embedding_norm: Applied to the summed embeddings.
+        layers: All layers but the last.
+        last: The last layer.
     """
 
     signature: tuple[Any, ...]
@@ -94,7 +100,7 @@ class PackedWeights:
 
 
 def is_supported(joint_encoder: JointEncoder) -> bool:
-    """Return whether this is plain BERT, whose forward the fast form writes out by hand."""
+    """Return whether this is plain BERT; `FastJointEncoder` supports nothing else."""
     bert: Any = joint_encoder.language_model.bert
     config = bert.config
     if type(joint_encoder) is not JointEncoder or type(bert).__name__ != "BertModel":
@@ -109,7 +115,7 @@ def is_supported(joint_encoder: JointEncoder) -> bool:
             layer.attention.output.dense, layer.intermediate.dense, layer.output.dense,
         )
     )  # fmt: skip
-    # Adapters and quantizers put modules of their own here.
+    # Adapters (LoRA) and quantizers replace these modules.
     return (
         not getattr(config, "is_decoder", False)
         and len(bert.encoder.layer) > 0
@@ -118,9 +124,9 @@ def is_supported(joint_encoder: JointEncoder) -> bool:
 
 
 def signature(joint_encoder: JointEncoder, kernel: Kernel) -> tuple[Any, ...]:
-    """Return what changes when a weight is replaced, moved, or written to in place.
+    """Return a value that changes when a weight is replaced, moved or written in place.
 
-    Writing through `.data` of a tensor goes unseen; torch keeps no count of that.
+    Writes through `.data` are not detected: torch does not count them.
     """
     parts = (joint_encoder.language_model.bert, joint_encoder.pooler, joint_encoder.classifier)
     found: list[Any] = [kernel]
@@ -133,7 +139,7 @@ def signature(joint_encoder: JointEncoder, kernel: Kernel) -> tuple[Any, ...]:
 
 
 def pack(joint_encoder: JointEncoder, kernel: Kernel) -> PackedWeights:
-    """Lay the weights out for `kernel`; takes as much memory again as the layers' weights."""
+    """Pack the weights for `kernel`, as a second copy of the layers' weights."""
     bert: Any = joint_encoder.language_model.bert
     config, embeddings = bert.config, bert.embeddings
     sign = signature(joint_encoder, kernel)
@@ -143,7 +149,7 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel) -> PackedWeights:
     activation = _activation(config.hidden_act)
 
     def norm(module: Any) -> Norm:
-        # Only the CPU takes weights of another precision than the input's.
+        # Only on a CPU may the weights' precision differ from the input's.
         kept = torch.float32 if module.weight.device.type == "cpu" else dtype
         return Norm(module.weight.to(kept), module.bias.to(kept), module.eps)
 
@@ -151,7 +157,7 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel) -> PackedWeights:
         return pack_linear(module.weight, module.bias, kernel)
 
     def joined(modules: list[Any], factors: list[float]) -> Linear:
-        # Scaled before they are rounded, so that nothing is lost by it.
+        # Scale in float32, before rounding to the kernel's precision.
         pairs = list(zip(modules, factors, strict=True))
         weight = torch.cat([module.weight.float() * factor for module, factor in pairs])
         bias = torch.cat([module.bias.float() * factor for module, factor in pairs])

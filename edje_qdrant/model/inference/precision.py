@@ -1,4 +1,4 @@
-"""Which precision to infer in."""
+"""Choice of the precision for inference."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from edje_qdrant.model.inference.packed_linear import Kernel, has_packed_kernels
 
 __all__ = ["PRECISIONS", "Precision", "choose_precision"]
 
-#: `model` is the training form, in the model's own precision.
+#: `model` is `JointEncoder`'s own forward, in the model's precision.
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "model"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16", "float16", "int8", "model")
 
-# Narrower models spend their time between the products, and keep exact scores instead.
+# Narrower models gain nothing from bfloat16, as matrix products are not what takes their time.
 _NARROWEST = 256
 
-# Without instructions for it, bfloat16 has to be this much faster to be worth its rounding. With
-# them it is twice as fast, so that it is enough to see it no slower, on a busy machine as well.
+# bfloat16 is chosen if its time is at most this share of float32's. Processors with bfloat16
+# instructions are twice as fast; there it only must not be slower, as a busy machine may show less.
 _WORTH = 0.8
 _ROWS, _REPEATS = 128, 20
 
@@ -27,9 +27,9 @@ _chosen: dict[tuple[int, int], Kernel] = {}
 
 
 def choose_precision(width: int, dtype: torch.dtype, device: torch.device) -> Kernel:
-    """Return what is best for a model of some width, whose weights are in `dtype`.
+    """Return the best kernel for a model of width `width` with weights in `dtype`.
 
-    On a CPU that is measured, once in a process for each width and number of threads (some 20 ms).
+    On a CPU it is measured once per process, width and number of threads (about 20 ms).
     """
     if device.type != "cpu":
         return cast("Kernel", str(dtype).removeprefix("torch."))
@@ -51,13 +51,13 @@ def _measure(width: int) -> Kernel:
         for kernel, linear, rows in (("float32", full, x), ("bfloat16", half, y)):
             began = time.perf_counter()
             linear(rows)
-            if turn:  # the first one sets up
+            if turn:  # the first call is warm-up
                 best[kernel] = min(best[kernel], time.perf_counter() - began)
     worth = 1.0 if _has_instructions() else _WORTH
     return "bfloat16" if best["bfloat16"] < worth * best["float32"] else "float32"
 
 
 def _has_instructions() -> bool:
-    """Return whether the processor multiplies bfloat16, as far as this torch can tell."""
+    """Return whether the processor has bfloat16 instructions, if torch can tell."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)

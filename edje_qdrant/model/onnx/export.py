@@ -1,4 +1,4 @@
-"""Write the joint encoder as an ONNX file, with its tokenizer, for other runtimes and languages."""
+"""Export the joint encoder and its tokenizer to ONNX, for other runtimes and languages."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ __all__ = ["TOKENIZER_FILE", "OnnxExport", "export_onnx"]
 TOKENIZER_FILE = "tokenizer.json"
 
 _INPUTS = ["input_ids", "attention_mask", "tokens"]
-# What runtimes in other languages read; later ones would save a few operations.
+# Supported by runtimes in other languages; a later version would save a few operations.
 _OPSET = 18
-# Largest difference to torch that is let through, as a share of the largest logit (or of 1).
-_LET_THROUGH = {"float32": 1e-3, "int8": 0.25}
+# Largest accepted difference to torch, as a share of the largest logit (or of 1).
+_LARGEST_DIFFERENCE = {"float32": 1e-3, "int8": 0.25}
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxExport:
-    """Say what was written.
+    """The written files.
 
     Attributes:
-        path: The model.
-        tokenizer: The tokenizer, beside it.
-        precision: `float32`, or `int8`: the weights of linear layers.
-        nbytes: Size of the model.
-        outputs: `logits`, and `probabilities` where the model is calibrated.
-        max_difference: Largest difference of a logit to torch's, on random input.
+        path: The model's file.
+        tokenizer: The tokenizer's file, beside it.
+        precision: `float32`, or `int8` for the weights of linear layers.
+        nbytes: Size of the model's file.
+        outputs: `logits`, and `probabilities` if the model is calibrated.
+        max_difference: Largest difference of a logit to torch's on random input.
     """
 
     path: str
@@ -58,37 +58,37 @@ class OnnxExport:
 
 
 def export_onnx(model: EDJEModel, out: str | Path, *, int8: bool = False) -> OnnxExport:
-    """Write the joint encoder as ONNX, and its tokenizer as `tokenizer.json` beside it.
+    """Export the joint encoder to ONNX, and its tokenizer to `tokenizer.json` beside it.
 
-    Inputs are `input_ids` and `attention_mask`, `(batch, words)` int64, as the tokenizer gives
-    them, and `tokens`, `(batch, m, d_text)` float32; outputs `logits`, `(batch,)` float32, and
-    `probabilities`, likewise, where the model is calibrated. The file's metadata hold the contract
-    (`edje.contract`), the calibration (`edje.calibration`) and the longest caption
+    Inputs: `input_ids` and `attention_mask`, `(batch, words)` int64, from the tokenizer, and
+    `tokens`, `(batch, m, d_text)` float32. Outputs: `logits`, `(batch,)` float32, and, if the model
+    is calibrated, `probabilities`, `(batch,)` float32. The file's metadata hold the contract
+    (`edje.contract`), the calibration (`edje.calibration`) and the length of the longest caption
     (`edje.max_words`).
 
     Args:
-        model: Whose joint encoder; it stays as it is.
-        out: The file, `.onnx`; replaced once the new one has proved to score as torch does.
-        int8: Quantize the weights of linear layers, and their input as it comes: a quarter of
-            these bytes, at some loss.
+        model: The model to export; it is not changed.
+        out: The file, `.onnx`; replaced after the new one was checked against torch.
+        int8: Quantize the weights of linear layers, and their input at run time: a quarter of the
+            bytes, less exact.
 
     Raises:
-        ConfigError: The joint encoder or its tokenizer is of another kind, or `out` is no name for
-            such a file, or another model's tokenizer lies beside it.
-        CheckpointError: The file cannot be written, or does not score as torch does.
-        MissingExtraError: ONNX's libraries are not installed.
+        ConfigError: The joint encoder or its tokenizer is not supported, `out` does not end in
+            `.onnx`, or its folder is missing or holds another model's tokenizer.
+        CheckpointError: The file cannot be written, or its scores differ from torch's.
+        MissingExtraError: The extra `onnx` is not installed.
     """
     path = Path(out).expanduser()
     if path.suffix != ".onnx":
         raise ConfigError(f"name the file something.onnx, not {path.name}")
     if not path.parent.is_dir():
-        raise ConfigError(f"there is no folder {path.parent}; make it, or choose another")
+        raise ConfigError(f"there is no folder {path.parent}; create it, or choose another")
     _require_extra()
     tokenizer_path = path.with_name(TOKENIZER_FILE)
     tokenizer = portable_tokenizer(model.tokenizer, model.joint_encoder.max_caption_length)
     if tokenizer_path.exists() and tokenizer_path.read_bytes() != tokenizer:
         raise ConfigError(
-            f"{tokenizer_path} is there and not this model's; choose a folder of its own for {path}"
+            f"{tokenizer_path} belongs to another model; choose another folder for {path.name}"
         )
     precision = "int8" if int8 else "float32"
     form = PortableJointEncoder(
@@ -142,19 +142,19 @@ def _graph(form: PortableJointEncoder, model: EDJEModel) -> Any:
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # the exporter and what it is made of raise anything
+    except Exception as error:  # the exporter raises errors of any type
         raise CheckpointError(
             f"torch cannot export this joint encoder ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}); the exception that this one comes from says "
-            "more, and another version of torch or onnxscript may do",
+            f"{(str(error).splitlines() or [''])[0]}); see the exception's cause, or try "
+            "another version of torch or onnxscript",
             path=str(model.name_or_path),
         ) from error
-    assert program is not None  # it is with dynamo
+    assert program is not None  # not with dynamo=True
     proto = program.model_proto
-    # Where in whose files each operation came from is nobody's business.
+    # These metadata hold paths of source files on this machine.
     for item in (*proto.graph.node, *proto.graph.input, *proto.graph.output):
         del item.metadata_props[:]
-    # Of weights that the exporter transposed, the noted shapes are no longer true.
+    # The recorded shapes of weights that the exporter transposed are wrong.
     del proto.graph.value_info[:]
     return proto
 
@@ -163,7 +163,7 @@ def _quantized(proto: Any) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # Else it warns that a graph could be tidied up before; the exporter did that.
+    # Prevents a warning to pre-process the graph, which the exporter already did.
     proto.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with tempfile.TemporaryDirectory(prefix="edje-onnx-") as folder:
         file = Path(folder) / "int8.onnx"
@@ -180,7 +180,7 @@ def _quantized(proto: Any) -> Any:
 def _describe(proto: Any, model: EDJEModel, precision: str) -> None:
     contract = model.contract().as_dict()
     if os.path.isabs(str(contract["model"])):
-        contract["model"] = None  # the file goes elsewhere, where that folder is not
+        contract["model"] = None  # a folder of this machine means nothing elsewhere
     told = {
         "edje.contract": json.dumps(contract),
         "edje.max_words": str(model.joint_encoder.max_caption_length),
@@ -194,10 +194,10 @@ def _describe(proto: Any, model: EDJEModel, precision: str) -> None:
 
 
 def _checked(path: Path, model: EDJEModel, precision: str) -> float:
-    """Return how far the file's logits are from torch's.
+    """Return the largest difference between the file's logits and torch's.
 
     Raises:
-        CheckpointError: Too far, or the file cannot be run.
+        CheckpointError: The difference is too large, or the file cannot be run.
     """
     import onnxruntime
 
@@ -219,13 +219,13 @@ def _checked(path: Path, model: EDJEModel, precision: str) -> float:
             if found.shape != expected.shape:
                 raise ValueError(f"logits of shape {found.shape}, not {expected.shape}")
             largest = max(largest, float(np.abs(expected).max()))
-            # Not max(), which may lose a NaN.
+            # np.maximum keeps a NaN; max() may lose it.
             difference = float(np.maximum(difference, np.abs(found - expected).max()))
-    except Exception as error:  # onnxruntime has errors of its own for everything
+    except Exception as error:  # onnxruntime raises its own error types
         raise CheckpointError(
             f"the exported file cannot be run ({error}); nothing was written", path=str(path)
         ) from error
-    if not difference <= _LET_THROUGH[precision] * largest:
+    if not difference <= _LARGEST_DIFFERENCE[precision] * largest:
         raise CheckpointError(
             f"the exported file's logits differ from the model's by up to {difference:.3g}, of "
             f"logits up to {largest:.3g}; nothing was written"
@@ -238,7 +238,7 @@ def _checked(path: Path, model: EDJEModel, precision: str) -> float:
 def _random_pairs(
     model: EDJEModel, n: int, t: int, *, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ids and mask `(n, t)` of captions of several lengths, and tokens `(n, m, d_text)`."""
+    """Return random ids and mask `(n, t)` of several lengths, and tokens `(n, m, d_text)`."""
     random = torch.Generator().manual_seed(seed)
     vocabulary = int(model.joint_encoder.language_model.config.vocab_size)
     ids = torch.randint(vocabulary, (n, t), generator=random)
@@ -250,7 +250,7 @@ def _random_pairs(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep out what torch's exporter says of itself."""
+    """Silence the messages of torch's exporter that do not concern users."""
 
     def told(record: logging.LogRecord) -> bool:
         return "torchvision is not installed" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""The joint encoder in a form that exports well: plain operations, no data-dependent shapes."""
+"""The joint encoder for export: plain operations, no data-dependent shapes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from edje_qdrant.model.joint_encoder import JointEncoder
 
 __all__ = ["PortableJointEncoder"]
 
-# Added to the scores of places that hold nothing: softmax makes an exact 0 of it.
+# Added to the attention scores of padding; softmax turns it into exactly 0.
 _UNSEEN = -1e9
 
 
 class PortableJointEncoder(nn.Module):
-    """Score pairs as a `JointEncoder` does, from its weights.
+    """Score pairs as a `JointEncoder` does, with its weights.
 
-    Padding stays between a caption and the tokens: it is not looked at, and the tokens' positions
-    count on from the caption's own end. Of the last layer only the `[CLS]` row is computed.
+    Padding stays between caption and tokens. It is masked in attention, and the tokens' positions
+    continue at the caption's end. Only the `[CLS]` row of the last layer is computed.
 
     Args:
-        joint_encoder: Whose weights, in one precision.
-        calibration: Where there is one, probabilities are returned too.
+        joint_encoder: Source of the weights, all in one precision.
+        calibration: If given, probabilities are returned too.
 
     Raises:
         ConfigError: The joint encoder is not plain BERT.
@@ -36,8 +36,8 @@ class PortableJointEncoder(nn.Module):
         super().__init__()
         if not is_supported(joint_encoder):
             raise ConfigError(
-                "the joint encoder is not plain BERT any more (an adapter or a quantizer took its "
-                "layers' place?); merge it into the weights first"
+                "the joint encoder is not plain BERT any more (did an adapter or a quantizer "
+                "replace its layers?); merge it into the weights first"
             )
         self.bert: Any = joint_encoder.language_model.bert
         self.pooler = joint_encoder.pooler
@@ -52,29 +52,29 @@ class PortableJointEncoder(nn.Module):
         """Score pairs.
 
         Args:
-            input_ids: `(B, t)` int64, captions alone, no longer than the joint encoder reads.
+            input_ids: `(B, t)` int64, captions; `t` is at most `max_caption_length`.
             attention_mask: `(B, t)` int64.
             tokens: `(B, m, d_text)`.
 
         Returns:
-            `(B,)` logits and, with a calibration, `(B,)` probabilities.
+            `(B,)` logits and, if calibrated, `(B,)` probabilities.
         """
         embeddings, layers = self.bert.embeddings, list(self.bert.encoder.layer)
         kinds = embeddings.token_type_embeddings.weight
         t, m = input_ids.shape[1], tokens.shape[1]
-        caption = embeddings.word_embeddings(input_ids) + kinds[0]
+        caption = embeddings.word_embeddings(input_ids) + kinds[0]  # (B, t, d)
         caption = caption + embeddings.position_embeddings(torch.arange(t))
         places = attention_mask.sum(dim=1, keepdim=True) + torch.arange(m + 1)  # (B, m + 1)
-        # Not len(), which would make the number of this one batch a constant of the graph.
+        # len() would make the batch size a constant of the graph.
         sep = cast("Tensor", self.sep).expand(tokens.shape[0], 1, -1)
-        image = torch.cat([tokens, sep], dim=1) + kinds[1]
+        image = torch.cat([tokens, sep], dim=1) + kinds[1]  # (B, m + 1, d)
         image = image + embeddings.position_embeddings(places)
         x = embeddings.LayerNorm(torch.cat([caption, image], dim=1))  # (B, t + m + 1, d)
         seen = torch.cat([attention_mask, torch.ones_like(places)], dim=1)
         unseen = torch.where(seen.bool(), 0.0, _UNSEEN)[:, None, None]  # (B, 1, 1, t + m + 1)
         for layer in layers[:-1]:
             x = self._layer(layer, x, x, unseen)
-        first = self._layer(layers[-1], x[:, :1], x, unseen)[:, 0]
+        first = self._layer(layers[-1], x[:, :1], x, unseen)[:, 0]  # (B, d)
         logits = self.classifier(torch.tanh(self.pooler(first)))[:, 0]
         if self._calibration is None:
             return (logits,)
@@ -82,7 +82,7 @@ class PortableJointEncoder(nn.Module):
         return logits, torch.sigmoid(linear)
 
     def _layer(self, layer: Any, rows: Tensor, x: Tensor, unseen: Tensor) -> Tensor:
-        """Compute one layer's `rows`, which look at all of `x`."""
+        """Compute one layer for `rows`, with attention over all of `x`."""
         attention, heads = layer.attention, int(self.bert.config.num_attention_heads)
 
         def split(y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A tokenizer's file that does without this package: it cleans, cuts and pads by itself."""
+"""A self-contained tokenizer file: text clean-up, truncation and padding included."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = ["portable_tokenizer"]
 
-# What `clean_caption` does, but for mending broken encodings and HTML entities.
+# The steps of `clean_caption`, except the repair of broken encodings and HTML entities.
 _CLEANING: list[dict[str, Any]] = [
     {"type": "Replace", "pattern": {"String": "_"}, "content": " "},
     {"type": "Replace", "pattern": {"Regex": r"[!-/:-@\[-^`{-~]"}, "content": ""},
@@ -18,14 +18,14 @@ _CLEANING: list[dict[str, Any]] = [
 
 
 def portable_tokenizer(tokenizer: Any, max_words: int) -> bytes:
-    """Return a `tokenizer.json` that turns plain texts into the joint encoder's input.
+    """Return a `tokenizer.json` that turns raw texts into the joint encoder's input.
 
     Args:
-        tokenizer: The joint encoder's.
-        max_words: Word pieces that are read, both ends counted; longer texts are cut.
+        tokenizer: The joint encoder's tokenizer.
+        max_words: Word pieces including `[CLS]` and `[SEP]`; longer texts are cut.
 
     Raises:
-        ConfigError: The tokenizer is not one of the library tokenizers.
+        ConfigError: The tokenizer is not a fast one (of the library `tokenizers`).
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -36,7 +36,7 @@ def portable_tokenizer(tokenizer: Any, max_words: int) -> bytes:
     normalizer = data["normalizer"]
     steps = [*_CLEANING, *([normalizer] if normalizer else [])]
     data["normalizer"] = {"type": "Sequence", "normalizers": steps}
-    # The ends are put on by their number. In a text, "[SEP]" is a word like others.
+    # Special tokens are added by id; "[SEP]" within a text is an ordinary word.
     data["added_tokens"] = []
     data["truncation"] = {
         "direction": "Right",
