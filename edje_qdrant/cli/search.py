@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -24,7 +23,7 @@ from edje_qdrant.errors import ConfigError
 
 if TYPE_CHECKING:
     from edje_qdrant.index import Strategy
-    from edje_qdrant.search.options import Fusion, MinScore, OnMissing
+    from edje_qdrant.search.options import Fusion, MinScore
     from edje_qdrant.search.results import SearchResult
     from edje_qdrant.search.retriever import TwoStageRetriever
 
@@ -137,38 +136,35 @@ def search(
 
         retriever = TwoStageRetriever(opened, load_model(model, device, opened))
         filter = filter_of(where or []) or None
-        number = max(100, top_k) if candidates is None else candidates
+        common: dict[str, Any] = {
+            "top_k": top_k,
+            "num_candidates": max(100, top_k) if candidates is None else candidates,
+            "filter": filter,
+            "on_missing": on_missing,
+        }
         if cursor is not None:
             result = retriever.resume(cursor, top_k=top_k)
         elif image is not None:
             result = retriever.search_by_image(image, top_k=top_k, filter=filter, group_by=group_by)
         elif like or unlike:
-            result = _recommended(
-                retriever,
-                like or [],
-                unlike or [],
-                text=text,
-                top_k=top_k,
-                num_candidates=number,
-                filter=filter,
-                on_missing=cast("OnMissing", on_missing),
+            # Disliked images alone have no average to search near.
+            strategy: Strategy = "average_vector" if like else "best_score"
+            result = retriever.recommend(
+                like or [], unlike or [], text=text, strategy=strategy, **common
             )
         else:
             assert text is not None
             result = retriever.search(
                 text,
-                top_k=top_k,
-                num_candidates=number,
-                filter=filter,
+                **common,
                 group_by=group_by,
                 fusion=cast("Fusion", fusion),
                 budget_ms=budget_ms,
                 adaptive=adaptive,
                 min_score=threshold,
-                on_missing=cast("OnMissing", on_missing),
             )
         drawn = {} if explain is None else _explained(retriever, result, explain)
-    data, shown = _as_dict(result), _as_text(result)
+    data, shown = result.as_dict(), _as_text(result)
     if explain is not None:
         data["explanations"] = drawn
         shown += f"\n{len(drawn)} explanations drawn in {explain}"
@@ -197,14 +193,6 @@ def _explained(
     return explained
 
 
-def _recommended(
-    retriever: TwoStageRetriever, like: list[str], unlike: list[str], **options: Any
-) -> SearchResult:
-    # What is only disliked has no average to look near to.
-    strategy: Strategy = "average_vector" if like else "best_score"
-    return retriever.recommend(like, unlike, strategy=strategy, **options)
-
-
 def _min_score(text: str | None) -> MinScore | None:
     if text is None or text == "auto":
         return cast("MinScore | None", text)
@@ -212,19 +200,6 @@ def _min_score(text: str | None) -> MinScore | None:
         return float(text)
     except ValueError as error:
         raise ConfigError(f"--min-score takes a number or auto, not {text!r}") from error
-
-
-def _as_dict(result: SearchResult) -> dict[str, Any]:
-    return {
-        "query": result.query,
-        "hits": [asdict(hit) for hit in result],
-        "timings_ms": {name: round(ms, 3) for name, ms in result.timings.as_dict().items()},
-        "candidates": result.candidates,
-        "scored": result.scored,
-        "degraded": result.degraded,
-        "reason": result.reason,
-        "cursor": result.cursor,
-    }
 
 
 def _as_text(result: SearchResult) -> str:

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from edje_qdrant.attach.attached_collection import AttachedCollection
 from edje_qdrant.errors import MissingExtraError
-from edje_qdrant.integrations.hits import best_first, hit_content, hit_fields, image_ids_of
+from edje_qdrant.integrations.hits import hit_content, hit_fields, image_ids_of, rank_images
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 
@@ -281,7 +281,7 @@ class EDJERanker(_Component):
         ids = image_ids_of([document.meta for document in documents], self.id_key)
         wanted = self.top_k if top_k is None else top_k
         reranked: list[Document] = []
-        for place, score in best_first(self._opened(), query, ids, wanted):
+        for place, score in rank_images(self._opened(), query, ids, wanted):
             fields = {**documents[place].meta, "score": score, "rank": len(reranked) + 1}
             reranked.append(replace(documents[place], score=score, meta=fields))
         return {"documents": reranked}

@@ -1,4 +1,4 @@
-"""What the plugs have in common: a hit as plain fields, and documents ranked by their images."""
+"""Shared by the integrations: the fields of a hit, and documents ranked by their images."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 
 from edje_qdrant.checks import check_number
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.rerank.scorer import best_first
 from edje_qdrant.search.results import SearchHit, SearchResult
 
-__all__ = ["ImageScorer", "best_first", "hit_content", "hit_fields", "image_ids_of"]
+__all__ = ["ImageScorer", "hit_content", "hit_fields", "image_ids_of", "rank_images"]
+
+# Fields of a hit that depend on options of the search.
+_NOT_PASSED_ON = ("fusion_score", "group")
 
 
 @runtime_checkable
 class ImageScorer(Protocol):
-    """Score images that are known by an id: `TwoStageRetriever`, or `AttachedCollection`."""
+    """Scores images by their ids: `TwoStageRetriever` or `AttachedCollection`."""
 
     def score(self, text: str, image_ids: Sequence[Any]) -> NDArray[np.float32]:
         """Return `(n,)` logits of a text and `n` images, in order."""
@@ -26,39 +30,34 @@ class ImageScorer(Protocol):
 def hit_fields(hit: SearchHit, result: SearchResult) -> dict[str, Any]:
     """Return a hit as a JSON object: id, path, both scores and ranks, payload.
 
-    Where the result is degraded, `reason` says why, in each of its hits.
+    If the result is degraded, each of its hits says so and contains the reason.
     """
-    payload = dict(hit.payload)
+    fields = {name: value for name, value in hit.as_dict().items() if name not in _NOT_PASSED_ON}
     return {
-        "image_id": hit.image_id,
-        "path": payload.get("path"),
-        "score": hit.score,
-        "rank": hit.rank,
-        "retrieval_score": hit.retrieval_score,
-        "retrieval_rank": hit.retrieval_rank,
-        "probability": hit.probability,
+        **fields,
+        "payload": dict(hit.payload),
+        "path": hit.payload.get("path"),
         "degraded": result.degraded,
         "reason": result.reason,
-        "payload": payload,
     }
 
 
 def hit_content(hit: SearchHit, field: str | None) -> str:
-    """Return what stands for an image as text: a payload field, or else its path or id.
+    """Return the text of an image: a payload field, or else its path or id.
 
     Args:
         hit: The image.
-        field: Of the payload, such as `caption`; None for the path.
+        field: Name of the payload field, such as `caption`; None for the path.
     """
     value = None if field is None else hit.payload.get(field)
     return str(hit.payload.get("path", hit.image_id) if value is None else value)
 
 
 def image_ids_of(fields: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
-    """Return the image's id that each document's fields hold.
+    """Return the image id in the fields of each document.
 
     Raises:
-        ConfigError: One holds none; says which.
+        ConfigError: A document has no id; names the first.
     """
     missing = [place for place, each in enumerate(fields) if each.get(key) is None]
     if missing:
@@ -69,16 +68,16 @@ def image_ids_of(fields: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
     return [each[key] for each in fields]
 
 
-def best_first(
+def rank_images(
     scorer: ImageScorer, text: str, image_ids: Sequence[Any], top_n: int | None
 ) -> list[tuple[int, float]]:
-    """Return `(place, logit)` of images, best first, equal ones in the order given.
+    """Return `(row, logit)` of images, best first, equal logits in the given order.
 
     Args:
-        scorer: Scores.
-        text: What the images should show.
+        scorer: Scores the images.
+        text: Description of the images.
         image_ids: `n` ids.
-        top_n: How many to return; None for all.
+        top_n: Number of images to return; None for all.
 
     Raises:
         ConfigError: `top_n` is below 1, or the text has no word in it.
@@ -89,5 +88,4 @@ def best_first(
     if not image_ids:
         return []
     logits = scorer.score(text, image_ids)
-    order = np.argsort(-logits, kind="stable")[:top_n]
-    return [(int(place), float(logits[place])) for place in order]
+    return [(row, float(logits[row])) for row in best_first(logits)[:top_n]]

@@ -10,10 +10,10 @@ from pydantic import ConfigDict, Field
 from edje_qdrant.errors import MissingExtraError
 from edje_qdrant.integrations.hits import (
     ImageScorer,
-    best_first,
     hit_content,
     hit_fields,
     image_ids_of,
+    rank_images,
 )
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -116,7 +116,7 @@ class EDJEDocumentReranker(BaseDocumentCompressor):
         """
         ids = image_ids_of([document.metadata for document in documents], self.id_key)
         reranked: list[Document] = []
-        for place, score in best_first(self.scorer, query, ids, self.top_n):
+        for place, score in rank_images(self.scorer, query, ids, self.top_n):
             document = documents[place]
             fields = {**document.metadata, "score": score, "rank": len(reranked) + 1}
             reranked.append(document.model_copy(update={"metadata": fields}))

@@ -8,10 +8,10 @@ from typing import Any
 from edje_qdrant.errors import ConfigError, MissingExtraError
 from edje_qdrant.integrations.hits import (
     ImageScorer,
-    best_first,
     hit_content,
     hit_fields,
     image_ids_of,
+    rank_images,
 )
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -101,5 +101,5 @@ class EDJENodeReranker(BaseNodePostprocessor):
         if query_bundle is None:
             raise ConfigError("there is no query to rerank by; pass query_str or query_bundle")
         ids = image_ids_of([node.node.metadata for node in nodes], self.id_key)
-        order = best_first(self.scorer, query_bundle.query_str, ids, self.top_n)
+        order = rank_images(self.scorer, query_bundle.query_str, ids, self.top_n)
         return [NodeWithScore(node=nodes[place].node, score=score) for place, score in order]

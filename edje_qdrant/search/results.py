@@ -140,6 +140,19 @@ class SearchResult(Sequence[SearchHit]):
         except (zlib.error, ValueError, KeyError, TypeError) as error:
             raise ConfigError(_NO_CURSOR) from error
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as a JSON object: the hits, the timings in ms, and the cursor."""
+        return {
+            "query": self.query,
+            "hits": [hit.as_dict() for hit in self.hits],
+            "timings_ms": {name: round(ms, 3) for name, ms in self.timings.as_dict().items()},
+            "candidates": self.candidates,
+            "scored": self.scored,
+            "degraded": self.degraded,
+            "reason": self.reason,
+            "cursor": self.cursor,
+        }
+
     @overload
     def __getitem__(self, index: int) -> SearchHit: ...
     @overload

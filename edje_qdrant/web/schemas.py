@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from edje_qdrant.index import Strategy
+from edje_qdrant.rerank.scorer import OnMissing
+from edje_qdrant.search.options import DEFAULTS, Fusion, MinScore
 
 __all__ = [
     "Answer",
@@ -69,8 +73,9 @@ class SearchRequest(_Filtered):
     num_candidates: Count | None = Field(
         None, description="Images of the first stage to rerank; 100 by default, or top_k if more."
     )
-    fusion: Literal["rerank", "rrf", "blend"] = Field(
-        "rerank", description="What ranks: the joint encoder alone, or both stages together."
+    fusion: Fusion = Field(
+        DEFAULTS["fusion"],
+        description="What ranks: the joint encoder alone, or both stages together.",
     )
     fusion_weights: tuple[float, float] | None = Field(
         None, description="Of the first stage and of the joint encoder, for rrf and blend."
@@ -82,11 +87,12 @@ class SearchRequest(_Filtered):
         None, description="Milliseconds for the search, waiting included."
     )
     adaptive: bool = Field(False, description="Stop scoring once it can hardly matter any more.")
-    min_score: float | Literal["auto"] | None = Field(
+    min_score: MinScore | None = Field(
         None, description="Leave out hits with a lower logit; auto: below the calibrated cutoff."
     )
-    on_missing: Literal["error", "first_stage"] = Field(
-        "error", description="What becomes of candidates whose tokens are missing or damaged."
+    on_missing: OnMissing = Field(
+        DEFAULTS["on_missing"],
+        description="What becomes of candidates whose tokens are missing or damaged.",
     )
     first_stage: bool = Field(
         False, description="Return also what the first stage alone would have shown."
@@ -112,8 +118,8 @@ class RecommendRequest(_Filtered):
     text: Text | None = Field(None, description="What the images should show as well.")
     top_k: Count = 10
     num_candidates: Count | None = None
-    strategy: Literal["average_vector", "best_score"] = "average_vector"
-    on_missing: Literal["error", "first_stage"] = "error"
+    strategy: Strategy = "average_vector"
+    on_missing: OnMissing = DEFAULTS["on_missing"]
 
 
 class RerankRequest(_Model):

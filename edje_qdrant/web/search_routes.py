@@ -10,6 +10,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from pydantic import TypeAdapter, ValidationError
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.rerank.scorer import best_first
 from edje_qdrant.web.errors import RequestError
 from edje_qdrant.web.schemas import (
     Answer,
@@ -104,13 +105,13 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         relevance = 1 / (1 + np.exp(-logits.astype(np.float64)))
         if calibration is not None:
             relevance = calibration.probability(logits)
-        order = np.argsort(-logits, kind="stable")[: body.top_n]
+        order = best_first(logits)[: body.top_n]
         return Reranked(
             id=request.scope["request_id"],
             model=str(retriever.model.name_or_path or "edje"),
             results=[
                 RerankResult(
-                    index=int(row),
+                    index=row,
                     relevance_score=float(relevance[row]),
                     score=float(logits[row]),
                     document=body.documents[row] if body.return_documents else None,

@@ -7,7 +7,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from edje_qdrant.collection.collection import user_payload
 from edje_qdrant.errors import BusyError
@@ -15,7 +15,7 @@ from edje_qdrant.explain.match import can_explain, explain_match
 from edje_qdrant.index import Filter
 from edje_qdrant.index.filters.from_json import filter_from_json
 from edje_qdrant.search.batcher import SearchBatcher
-from edje_qdrant.search.options import SearchOptions
+from edje_qdrant.search.options import DEFAULTS, SearchOptions
 from edje_qdrant.search.results import SearchHit, SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.web.errors import RequestError
@@ -32,7 +32,6 @@ T = TypeVar("T")
 
 _READERS = 4
 _MOST_INGESTS = 4
-_DEFAULT_CANDIDATES = 100
 
 
 class Service:
@@ -119,18 +118,10 @@ class Service:
     async def search(self, request: SearchRequest) -> Answer:
         """Search for a text, batched with other requests' searches."""
         top_k, number = self.counts(request.top_k, request.num_candidates)
-        options: SearchOptions = {
-            "top_k": top_k,
-            "num_candidates": number,
-            "filter": self.filter(request.filter, request.qdrant_filter),
-            "fusion": request.fusion,
-            "fusion_weights": request.fusion_weights,
-            "group_by": request.group_by,
-            "budget_ms": request.budget_ms,
-            "adaptive": request.adaptive,
-            "min_score": request.min_score,
-            "on_missing": request.on_missing,
-        }
+        own = {name: getattr(request, name) for name in DEFAULTS}
+        options = cast("SearchOptions", own)
+        options["top_k"], options["num_candidates"] = top_k, number
+        options["filter"] = self.filter(request.filter, request.qdrant_filter)
         self.check_text(request.text)
         self._check_open()
         future = self.batcher.submit(request.text, **options)
@@ -147,7 +138,7 @@ class Service:
         self.check_top_k(top_k)
         most = self.settings.max_candidates
         if num_candidates is None:
-            return top_k, min(most, max(_DEFAULT_CANDIDATES, top_k))
+            return top_k, min(most, max(DEFAULTS["num_candidates"], top_k))
         if num_candidates > most:
             raise RequestError(400, "LimitExceeded", f"num_candidates may be at most {most}")
         return top_k, num_candidates
@@ -185,33 +176,13 @@ class Service:
         if first_stage:
             ranked = sorted((*result.hits, *result.remaining), key=lambda hit: hit.retrieval_rank)
             before = self._hits(ranked[: len(result.hits)])
-        return Answer(
-            query=result.query,
-            hits=self._hits(result.hits),
-            first_stage=before,
-            timings_ms={stage: round(ms, 3) for stage, ms in timings.items()},
-            candidates=result.candidates,
-            scored=result.scored,
-            degraded=result.degraded,
-            reason=result.reason,
-            cursor=result.cursor,
-        )
+        fields = result.as_dict()
+        fields["hits"] = self._hits(result.hits)
+        fields["timings_ms"] = {stage: round(ms, 3) for stage, ms in timings.items()}
+        return Answer(**fields, first_stage=before)
 
     def _hits(self, hits: Iterable[SearchHit]) -> list[Hit]:
-        return [
-            Hit(
-                image_id=hit.image_id,
-                rank=hit.rank,
-                score=hit.score,
-                probability=hit.probability,
-                retrieval_score=hit.retrieval_score,
-                retrieval_rank=hit.retrieval_rank,
-                fusion_score=hit.fusion_score,
-                group=hit.group,
-                payload=self.folder.shown(hit.payload),
-            )
-            for hit in hits
-        ]
+        return [Hit(**{**hit.as_dict(), "payload": self.folder.shown(hit.payload)}) for hit in hits]
 
     def image_info(self, image_id: str, payload: Mapping[str, Any]) -> Picture:
         """Build the description of an image."""

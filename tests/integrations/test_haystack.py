@@ -103,7 +103,7 @@ def test_documents_are_reranked(place: dict[str, str]) -> None:
     assert all(d.score is None and "rank" not in d.meta for d in given)
     assert ranker.run(query=TEXT, documents=given, top_k=2)["documents"] == reranked[:2]
     assert ranker.run(query=TEXT, documents=[])["documents"] == []
-    with pytest.raises(ConfigError, match="has no 'image'"):
+    with pytest.raises(ConfigError, match="has no 'picture'"):
         ranker.run(query=TEXT, documents=best)
     unknown = "00000000-0000-4000-8000-000000000000"
     with pytest.raises(TokensNotFoundError, match=unknown):
