@@ -1,4 +1,4 @@
-"""Take `docs/page.png`: the page on 300 drawn scenes, after a search.
+"""Take the screenshot `docs/page.png`: the search page on 300 drawn scenes, after a search.
 
     EDJE_CHROMIUM=/usr/bin/chromium python docs/take_page_picture.py [--out docs/page.png]
 
@@ -23,7 +23,7 @@ QUERY = "a huge black star on the left of a white moon"
 
 
 def take(out: Path, *, scenes: int = 300) -> None:
-    """Draw scenes, ingest and serve them, search, and take the picture."""
+    """Draw scenes, ingest and serve them, search, and take the screenshot."""
     from playwright.sync_api import sync_playwright
 
     chromium = os.environ.get("EDJE_CHROMIUM") or shutil.which("chromium")
@@ -35,7 +35,7 @@ def take(out: Path, *, scenes: int = 300) -> None:
         try:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
-            for _ in range(2):  # the first search finds everything cold
+            for _ in range(2):  # the first search is slower, with cold caches
                 page.goto(f"{service.url}/?q={QUERY.replace(' ', '+')}")
                 page.wait_for_selector(".right .hit")
                 page.wait_for_load_state("networkidle")

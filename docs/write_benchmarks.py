@@ -18,11 +18,11 @@ _FORMS = {
     "sdpa": "transformers, fused attention, float32",
     "model": "training form, float32",
 }
-_NOT_RUN = "not run: no GPU was at hand"
+_NOT_RUN = "not run: no GPU was available"
 
 
 def page() -> str:
-    """Return the tables as they should be, between the marks that the page includes them by."""
+    """Return the tables as they should be, between the snippet marks that the page uses."""
     report = json.loads((RESULTS / "joint_encoder.json").read_text(encoding="utf-8"))
     writers = {"cpu": _cpu, "blip": _blip, "quality": _quality}
     parts = {"gpu": _gpu(report.get("gpu"))}
@@ -114,7 +114,7 @@ def _form(name: str) -> str:
 
 
 def _circumstances(part: dict[str, Any]) -> str:
-    quick = " **A quick run, of one round: to be done again.**" if part["quick"] else ""
+    quick = " **A quick run with one round; repeat it.**" if part["quick"] else ""
     return (
         f"{part['date']}, {part['machine']}, torch {part['torch']}, transformers "
         f"{part['transformers']}; load average {part['load'][0]} before and {part['load'][1]} "

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from edje_qdrant.cli.app import app
 
-# In the order in which they are met; what is not named here follows.
+# Commands that a reader needs first; the others follow.
 FIRST = (
     "demo",
     "ingest",

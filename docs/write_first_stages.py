@@ -23,7 +23,7 @@ _COLUMNS = {
     "filter, again": ("filter_again_ms", "ms"),
 }
 
-# A ratio beyond this compares with something that was not done at all.
+# Larger ratios compare with a step that the first engine skips.
 _BEYOND = 50
 
 
@@ -52,16 +52,11 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _ratio(row: dict[str, Any], key: str) -> str:
-    """Return how it compares with the first engine, where that took any time."""
+    """Return the ratio to the first engine, if that took any time."""
     if row["engine"] == "edge" or row["of_edge"][key] > _BEYOND:
         return ""
     return f" (x{row['of_edge'][key]:.2g})"
 
 
-def main() -> None:
-    """Write the table."""
-    TABLE.write_text(page(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    TABLE.write_text(page(), encoding="utf-8")

@@ -23,7 +23,7 @@ OWN = "explain_match"
 
 
 def page() -> str:
-    """Return the tables as they should be, between the marks that `explain.md` includes them by."""
+    """Return the tables as they should be, between the snippet marks that `explain.md` uses."""
     report = json.loads((RESULTS / "heat_maps.json").read_text(encoding="utf-8"))
     own = [(ASKED[row["asked"]], row) for row in report["rows"] if row["way"] == OWN]
     others = [(row["way"], row) for row in report["rows"] if row["asked"] == "phrase"]

@@ -1,7 +1,7 @@
-"""Write `edje_qdrant/planning/constants.json`, what `edje-qdrant plan` counts with.
+"""Write `edje_qdrant/planning/constants.json`, the constants of `edje-qdrant plan`.
 
-What `docs/results/` holds is taken from there; a test fails when the two differ. The others were
-measured by hand, or are goals, and say so.
+They come from `docs/results/` where it has them, and a test fails when the two differ. The others
+were measured by hand, or are goals, and are marked so.
 """
 
 from __future__ import annotations

@@ -33,14 +33,14 @@ edje-qdrant eval scenes --num-candidates 5 10 20 50 100
 
 """
 ABLATION = """
-Text to image asks the demo's questions; image to text asks, for each picture, which caption is its
-own. Intervals hold 95% of 1,000 bootstrap resamples of the pictures.
+Text to image uses the demo's queries; image to text finds, for each picture, its own caption.
+Intervals hold 95% of 1,000 bootstrap resamples of the pictures.
 
 ![R@1 against the number of candidates](results/candidates.png)
 
-## What each part of the training is worth
+## Ablation of the training
 
-Every row is the bundled model's recipe with one setting changed, on the bundled encoder, {steps:,}
+Every row is the bundled model's recipe with one changed setting, on the bundled encoder, {steps:,}
 steps instead of 5,000, seed {seed}. R@1 with 50 candidates on the same 1,000 scenes; the difference
 to the first row is paired, with its 95% interval.
 
@@ -50,10 +50,9 @@ python benchmarks/ablation.py --steps {steps}
 
 """
 NOTES = """
-One seed each: an interval says how sure the figure is for this model, not for another training of
-the same kind. At {steps:,} steps the model is far from done (the bundled one's R@1 jumps between
-step 3,000 and 3,750 of 5,000), so the table says how fast each variant learns rather than where it
-ends.
+One seed each: an interval describes this model, not another training of the same kind. At {steps:,}
+steps the model is not fully trained (the bundled one's R@1 jumps between step 3,000 and 3,750 of
+5,000), so the table shows how fast each variant learns, not its final quality.
 
 ![R@1 of every variant](results/ablation.png)
 
@@ -62,8 +61,8 @@ MISSING = "Not run yet: {names}.\n"
 SEARCH = """
 ## What the options of a search give
 
-[Search](search.md) says what they do. Scenes of one seed were calibrated on, those of another are
-measured: {scenes:,} of them, {candidates} candidates.
+[Search](search.md) describes them. The calibration used scenes of one seed, the figures scenes of
+another: {scenes:,} of them, {candidates} candidates.
 
 ```
 edje-qdrant calibrate scenes --out CALIBRATED
@@ -75,23 +74,23 @@ python benchmarks/search_quality.py
 """
 SEARCH_NOTES = """
 - **fusion**: {fusion}
-- **cutoff** (`min_score`): each query is asked twice, the second time without the pictures that its
-  caption fits. {cutoff}
-  Scenes are hard here: what is left holds look-alikes in which one relation or one size is wrong.
-  Probabilities were fitted with half of the queries having no right picture; in the plot all have
-  one, so more is right than they say.
-- **adaptive**: the rule promises that 0.2% of winners may be missed where one hit is asked for;
-  with more hits the last one shown is seldom far ahead, so little is saved.
-- **budget_ms**: in shares of the median time that a whole search took in the same run, {budget}
-  searches each.
+- **cutoff** (`min_score`): each query is searched twice, the second time without the pictures that
+  its caption fits. {cutoff}
+  Scenes are hard here: the other pictures include look-alikes in which one relation or one size is
+  wrong. For the fit of probabilities, half of the queries had no right picture; in the plot all
+  have one, so more hits are right than the probabilities say.
+- **adaptive**: the rule allows 0.2% of winners to be missed for one hit; with more hits the last
+  one is seldom far ahead, so little is saved.
+- **budget_ms**: as shares of the median time of a whole search in the same run, {budget} searches
+  each.
 
 Measured: {date}, {machine}.
 
 ### Heat maps
 
-How much of an explanation's heat lies in the box of what was named, how much of the picture that
-box is (even heat), how often the hottest patch lies in it (points), and how often it holds more
-heat than every other object (ahead); [Explain](explain.md) has more:
+How much of an explanation's heat lies in the box of the named object, the box's share of the
+picture (even heat), how often the hottest patch lies in it (points), and how often it holds more
+heat than every other object (ahead); details are in [Explain](explain.md):
 
 ```
 python benchmarks/heat_maps.py --scenes 400 --captions 120
@@ -102,8 +101,8 @@ python benchmarks/heat_maps.py --scenes 400 --captions 120
 PUBLISHED = """
 ## The published figures
 
-Not reproduced here, for want of the weights and the data. What the paper (arXiv 2510.06820)
-reports, R@1 text to image / image to text:
+Not reproduced here, as the weights and the data were not available. The paper (arXiv 2510.06820)
+reports R@1 text to image / image to text:
 
 | model | Flickr30k, zero-shot | COCO, fine-tuned | stored a picture |
 | --- | --- | --- | --- |
@@ -112,7 +111,7 @@ reports, R@1 text to image / image to text:
 | EDJE compressed to 128 | 87.1 / 96.3 | 64.6 / 81.0 | 98 kB |
 | EDJE compressed to 64 | 86.9 / 96.4 | 64.6 / 80.9 | 49 kB |
 
-With the weights and the data at hand, this measures the same:
+With the weights and the data, these commands measure the same:
 
 ```
 edje-qdrant convert pytorch_model.pth ./edje --siglip google/siglip2-large-patch16-384 \\
@@ -139,7 +138,7 @@ def page() -> str:
 
 
 def _search() -> str:
-    """Return what was measured of a search's options."""
+    """Return the section on search options."""
     import runpy
 
     found = json.loads((HERE / "results" / "search.json").read_text())
@@ -150,8 +149,8 @@ def _search() -> str:
     sure = "" if low <= 0 <= high else ", more than chance"
     fusion = (
         f"chosen on the other scenes, `{best['way']}` gives {mean:+.1%} ({low:+.1%} to "
-        f"{high:+.1%}) here{sure}. The default is the joint encoder alone all the same: that is "
-        "what was published, and hits then stand in the order of the `score` they show."
+        f"{high:+.1%}) here{sure}. The default is still the joint encoder alone: that is the "
+        "published method, and hits are then in the order of their `score`."
     )
     cut = found["cutoff"]
     cutoff = (
@@ -159,7 +158,7 @@ def _search() -> str:
         f"{cut['false at cutoff']:.1%} of queries without one."
     )
     tables = (HERE / "results" / "heat-maps-tables.md").read_text(encoding="utf-8")
-    # Without the marks by which other pages take parts of it.
+    # Without the snippet marks.
     own = tables.partition("[end:own]")[0].splitlines()
     heat = "\n".join(line for line in own if not line.startswith("<!--"))
     notes = SEARCH_NOTES.format(
@@ -171,7 +170,7 @@ def _search() -> str:
 
 
 def read_runs() -> list[dict[str, Any]]:
-    """Return the ablation's runs, the one all others are compared with first."""
+    """Return the ablation's runs, the baseline first."""
     runs: list[dict[str, Any]] = json.loads((HERE / "results" / "ablation.json").read_text())[
         "runs"
     ]
@@ -179,7 +178,7 @@ def read_runs() -> list[dict[str, Any]]:
 
 
 def compare(run: dict[str, Any], base: dict[str, Any]) -> Difference:
-    """Return how much more a variant finds than the first row, paired."""
+    """Return a variant's paired difference to the first row."""
     hits = np.array([[int(a), int(b)] for a, b in zip(run["hits"], base["hits"], strict=True)])
     means = resampled_means(hits.astype(float), np.arange(len(hits)))
     return difference(float(np.diff(hits.mean(axis=0))[0]) * -1, means[:, 0], means[:, 1])
@@ -240,13 +239,13 @@ def _effects(runs: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"{run['variant']}: {verdict}, by {abs(100 * found.mean):.1f} points."
             if verdict
-            else f"{run['variant']}: no difference that these 1,000 questions could show."
+            else f"{run['variant']}: no significant difference on these 1,000 queries."
         )
     return lines
 
 
 def draw(path: Path) -> None:
-    """Draw every variant's R@1 with its interval."""
+    """Plot every variant's R@1 with its interval."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -16,7 +16,7 @@ TABLES = RESULTS / "scaling-tables.md"
 
 
 def page() -> str:
-    """Return the tables as they should be, between the marks that `scaling.md` names."""
+    """Return the tables as they should be, between the snippet marks that `scaling.md` uses."""
     parts = {
         "growth": _growth,
         "search_overhead": _overhead,
@@ -33,7 +33,7 @@ def page() -> str:
 
 def _part(name: str, write: Callable[[dict[str, Any]], str]) -> str:
     path = RESULTS / f"{name}.json"
-    return write(_read(name)) if path.exists() else "This has not run yet.\n"
+    return write(_read(name)) if path.exists() else "Not run yet.\n"
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _overhead(report: dict[str, Any]) -> str:
         f" Processor time, medians of {report['searches']} searches. Outside in all: "
         f"{report['outside_us']:,.0f} µs, {report['outside_share']:.1%} of a search; without what "
         f"the first stage's call does around the engine, {report['outside_first_stage_us']:,.0f} "
-        f"µs; all of it where neither model runs, {report['outside_by_itself_us']:,.0f} µs."
+        f"µs; all of it if neither model runs, {report['outside_by_itself_us']:,.0f} µs."
     )
     return _table(["step", "µs", "share", "outside"], rows, report, more)
 
@@ -158,7 +158,7 @@ def _ingest(report: dict[str, Any]) -> str:
             f"{report['pictures_per_second'][key]:.3g}",
             f"{report['processor_seconds'][key]:.2f}",
             f"{report['ingest_to_encoder'].get(key, '')}",
-            # Where all but the encoder is a hundredth of the whole, this is noise.
+            # If everything else is a hundredth of the encoder's time, this is noise.
             f"{report['hidden'].get(key, '')}" if report["model"] == "demo" else "",
         ]
         for key, name in names.items()

@@ -25,7 +25,7 @@ def page() -> str:
     """Return the table as it should be."""
     found = RESULTS / "service_load.json"
     if not found.exists():
-        return "This has not run yet.\n"
+        return "Not run yet.\n"
     return table(json.loads(found.read_text(encoding="utf-8")))
 
 

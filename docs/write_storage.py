@@ -21,7 +21,7 @@ LINKS = 32  # edje_qdrant/index/hnsw.py
 
 
 def page() -> str:
-    """Return the tables as they should be, between the marks that `storage.md` includes them by."""
+    """Return the tables as they should be, between the snippet marks that `storage.md` uses."""
     codecs, fetch = _read("codecs"), _read("token_fetch")
     parts = {"codecs": _codecs(codecs), "fetch": _fetch(fetch), "sizes": _sizes(fetch)}
     return "".join(

@@ -1,6 +1,4 @@
-"""Write the table of what was aimed at, from `docs/results/`; a test fails when it is stale.
-
-    python docs/write_targets.py    # and print it
+"""Write the table of targets from `docs/results/`, and print it; a test fails when it is stale.
 
 The JSON files there come from the scripts in `benchmarks/`, which `make bench` runs.
 """
@@ -15,22 +13,22 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 TABLE = RESULTS / "targets-table.md"
 
-#: What was aimed at, what was found, and whether that is enough; None where it has not run.
+#: Target, measured value, and whether the target is reached; None if it has not run.
 Target = tuple[str, str, bool | None]
 
-_NO_GPU = "not run: no GPU was at hand"
+_NO_GPU = "not run: no GPU was available"
 
 
 def page() -> str:
     """Return the table as it should be."""
     words = {True: "yes", False: "**no**", None: "not run"}
-    lines = ["| aimed at | found | reached |", "| --- | --- | --- |"]
+    lines = ["| target | measured | reached |", "| --- | --- | --- |"]
     lines += [f"| {aim} | {found} | {words[reached]} |" for aim, found, reached in targets()]
     return "\n".join(lines) + "\n"
 
 
 def targets() -> list[Target]:
-    """Return all of them."""
+    """Return all targets."""
     return [*_joint_encoder(), *_gpu(), *_search(), *_startup(), *_together(), *_growth()]
 
 
@@ -92,7 +90,7 @@ def _search() -> Iterator[Target]:
     )
     yield (
         "the same: 1 ms",
-        f"{spent / 1000:.1f} ms; {report['outside_by_itself_us'] / 1000:.1f} ms where no model ran "
+        f"{spent / 1000:.1f} ms; {report['outside_by_itself_us'] / 1000:.1f} ms if no model ran "
         "just before and filled the processor's caches"
         if report
         else "",
