@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from result_tables import RESULTS, read, sections, table
+
 TABLES = RESULTS / "benchmarks-tables.md"
 
 _FORMS = {
@@ -23,40 +22,39 @@ _NOT_RUN = "not run: no GPU was available"
 
 def page() -> str:
     """Return the tables as they should be, between the snippet marks that the page uses."""
-    report = json.loads((RESULTS / "joint_encoder.json").read_text(encoding="utf-8"))
+    report = read("joint_encoder")
     writers = {"cpu": _cpu, "blip": _blip, "quality": _quality}
     parts = {"gpu": _gpu(report.get("gpu"))}
     for name, write in writers.items():
         parts[name] = write(report[name]) if report.get(name) else "Not run yet.\n"
     parts["products"] = _products(report["cpu"]) if report.get("cpu") else "Not run yet.\n"
-    return "".join(
-        f"<!-- --8<-- [start:{name}] -->\n{text}<!-- --8<-- [end:{name}] -->\n"
-        for name, text in parts.items()
-    )
+    return sections(parts)
 
 
 def _cpu(part: dict[str, Any]) -> str:
-    lines = [
-        "| threads | batch | form | pairs/s | GFLOP/s | x eager | x eager, processor time |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {row['threads']} | {row['batch']} | {_form(row['form'])} | {row['pairs_per_s']:.1f} | "
-        f"{row['gflops']:,} | {row['wall_ratio']:.2f} | {row['processor_ratio']:.2f} |"
+    heads = ["threads", "batch", "form", "pairs/s", "GFLOP/s", "x eager", "x eager, processor time"]
+    rows = [
+        [
+            f"{row['threads']}",
+            f"{row['batch']}",
+            _form(row["form"]),
+            f"{row['pairs_per_s']:.1f}",
+            f"{row['gflops']:,}",
+            f"{row['wall_ratio']:.2f}",
+            f"{row['processor_ratio']:.2f}",
+        ]
         for row in part["rows"]
     ]
-    return "\n".join([*lines, "", _circumstances(part)]) + "\n"
+    return table(heads, rows, _circumstances(part))
 
 
 def _products(part: dict[str, Any]) -> str:
     forms = [key for key in part["products"][0] if key != "threads"]
     heads = ["torch's own float32" if form == "eager" else f"`{form}`" for form in forms]
-    lines = [f"| threads | {' | '.join(heads)} |", f"| --- |{' --- |' * len(forms)}"]
-    lines += [
-        f"| {row['threads']} | {' | '.join(f'{row[form]:,}' for form in forms)} |"
-        for row in part["products"]
+    rows = [
+        [f"{row['threads']}", *(f"{row[form]:,}" for form in forms)] for row in part["products"]
     ]
-    return "\n".join(lines) + "\n"
+    return table(["threads", *heads], rows)
 
 
 def _blip(part: dict[str, Any]) -> str:
@@ -65,48 +63,46 @@ def _blip(part: dict[str, Any]) -> str:
         "blip": "BLIP ViT-B/16, 384 pixels, batch 4",
         "blip2": "BLIP-2 ViT-g/14, 364 pixels, batch 1",
     }
-    lines = ["| | pairs/s | joint encoder, times this |", "| --- | --- | --- |"]
+    rows = []
     for name, rate in part["pairs_per_s"].items():
         times = part["edje_times"].get(name)
-        lines.append(f"| {names[name]} | {rate:.3g} | {f'x{times:.0f}' if times else ''} |")
-    more = [part["note"] + "."] if part["note"] else []
-    return "\n".join([*lines, "", *more, _circumstances(part)]) + "\n"
+        rows.append([names[name], f"{rate:.3g}", f"x{times:.0f}" if times else ""])
+    more = f"{part['note']}.\n" if part["note"] else ""
+    return table(["", "pairs/s", "joint encoder, times this"], rows, more + _circumstances(part))
 
 
 def _quality(part: dict[str, Any]) -> str:
-    lines = [
-        "| form | R@1 | tau, mean | tau, lowest query | pairs a second of processor time |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {_form(row['form'])} | {row['R@1']:.4f} | {row['tau']:.4f} | "
-        f"{row['tau_lowest']:.4f} | {row['pairs_per_processor_s']:,} |"
+    heads = ["form", "R@1", "tau, mean", "tau, lowest query", "pairs a second of processor time"]
+    rows = [
+        [
+            _form(row["form"]),
+            *(f"{row[key]:.4f}" for key in ("R@1", "tau", "tau_lowest")),
+            f"{row['pairs_per_processor_s']:,}",
+        ]
         for row in part["rows"]
     ]
     said = f"{part['scenes']:,} scenes, {part['candidates']} candidates each; "
-    return "\n".join([*lines, "", said + _circumstances(part)]) + "\n"
+    return table(heads, rows, said + _circumstances(part))
 
 
 def _gpu(part: dict[str, Any] | None) -> str:
     if part is None:
         return f"**{_NOT_RUN[0].upper()}{_NOT_RUN[1:]}.**\n"
-    lines = ["| | pairs/s | share of the bfloat16 product |", "| --- | --- | --- |"]
     names = {
         "transformers": "transformers, bfloat16, tokens on the device",
         "resident": "joint encoder, tokens on the device",
         "pinned": "joint encoder, tokens in pinned memory of the host",
     }
-    for key, name in names.items():
-        lines.append(
-            f"| {name} | {part[f'{key}_pairs_per_s']:,} | {part[f'{key}_share_of_matmul']:.2f} |"
-        )
-    lines += [
-        "",
+    rows = [
+        [name, f"{part[f'{key}_pairs_per_s']:,}", f"{part[f'{key}_share_of_matmul']:.2f}"]
+        for key, name in names.items()
+    ]
+    note = (
         f"One query: {part['latency_100_ms']:.2f} ms for 100 candidates, "
         f"{part['latency_1000_ms']:.2f} ms for 1,000. {part['device']}, "
-        f"{part['matmul_tflops']:.0f} TFLOP/s. {_circumstances(part)}",
-    ]
-    return "\n".join(lines) + "\n"
+        f"{part['matmul_tflops']:.0f} TFLOP/s. {_circumstances(part)}"
+    )
+    return table(["", "pairs/s", "share of the bfloat16 product"], rows, note)
 
 
 def _form(name: str) -> str:

@@ -5,16 +5,14 @@ That file comes from `benchmarks/quantization.py --out docs/results/quantization
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from result_tables import RESULTS, read
 
-RESULTS = Path(__file__).parent / "results"
 TABLE = RESULTS / "cluster-table.md"
 
 
 def page() -> str:
     """Return the table as it should be."""
-    report = json.loads((RESULTS / "quantization.json").read_text(encoding="utf-8"))
+    report = read("quantization")
     ways = [way for way in report["rows"][0] if way != "quantization"]
     lines = [f"| quantization | {' | '.join(ways)} |", f"| --- |{' ---: |' * len(ways)}"]
     for row in report["rows"]:

@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from result_tables import RESULTS, read, table
+
 TABLE = RESULTS / "first-stages-table.md"
 
 _COLUMNS = {
@@ -29,26 +28,26 @@ _BEYOND = 50
 
 def page() -> str:
     """Return the table as it should be."""
-    report = json.loads((RESULTS / "first_stages.json").read_text(encoding="utf-8"))
-    heads = [*_COLUMNS, "on disk", "recall, near", "recall, apart"]
-    lines = [
-        f"| vectors | engine | {' | '.join(heads)} |",
-        f"| --- | --- |{' --- |' * len(heads)}",
-        *(_line(row) for row in report["rows"]),
-        "",
+    report = read("first_stages")
+    heads = ["vectors", "engine", *_COLUMNS, "on disk", "recall, near", "recall, apart"]
+    return table(
+        heads,
+        map(_cells, report["rows"]),
         f"{report['date']}, {report['machine']}; {report['vectors']} vectors of width "
         f"{report['dim']}; {report['times']}, OMP_NUM_THREADS={report['threads']}; 100 points a "
         "query.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _line(row: dict[str, Any]) -> str:
-    cells = [f"{row[key]:.3g} {unit}{_ratio(row, key)}" for key, unit in _COLUMNS.values()]
-    return (
-        f"| {row['size']:,} | `{row['engine']}` | {' | '.join(cells)} | "
-        f"{row['bytes'] / 1e6:.0f} MB | {row['recall_near']:.4f} | {row['recall_apart']:.4f} |"
     )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['size']:,}",
+        f"`{row['engine']}`",
+        *(f"{row[key]:.3g} {unit}{_ratio(row, key)}" for key, unit in _COLUMNS.values()),
+        f"{row['bytes'] / 1e6:.0f} MB",
+        f"{row['recall_near']:.4f}",
+        f"{row['recall_apart']:.4f}",
+    ]
 
 
 def _ratio(row: dict[str, Any], key: str) -> str:

@@ -5,11 +5,10 @@ The file comes from `python benchmarks/heat_maps.py --out docs/results/heat_maps
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from result_tables import RESULTS, read, sections, table
+
 TABLES = RESULTS / "heat-maps-tables.md"
 
 ASKED = {
@@ -24,7 +23,7 @@ OWN = "explain_match"
 
 def page() -> str:
     """Return the tables as they should be, between the snippet marks that `explain.md` uses."""
-    report = json.loads((RESULTS / "heat_maps.json").read_text(encoding="utf-8"))
+    report = read("heat_maps")
     own = [(ASKED[row["asked"]], row) for row in report["rows"] if row["way"] == OWN]
     others = [(row["way"], row) for row in report["rows"] if row["asked"] == "phrase"]
     others = sorted(others, key=lambda pair: -pair[1]["share"])
@@ -33,23 +32,15 @@ def page() -> str:
         "others": _table("way", [(f"`{w}`" if w == OWN else w, row) for w, row in others]),
         "run": _run(report),
     }
-    return "".join(
-        f"<!-- --8<-- [start:{name}] -->\n{text}<!-- --8<-- [end:{name}] -->\n"
-        for name, text in parts.items()
-    )
+    return sections(parts)
 
 
 def _table(first: str, rows: list[tuple[str, dict[str, Any]]]) -> str:
-    lines = [
-        f"| {first} | measured | heat inside | even heat | points | ahead |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {name} | {row['n']} | {row['share']:.1%} | {row['area']:.1%} | {row['points']:.1%} | "
-        f"{row['ahead']:.1%} |"
-        for name, row in rows
-    ]
-    return "\n".join(lines) + "\n"
+    heads = [first, "measured", "heat inside", "even heat", "points", "ahead"]
+    shares = ("share", "area", "points", "ahead")
+    return table(
+        heads, ([name, f"{row['n']}", *(f"{row[key]:.1%}" for key in shares)] for name, row in rows)
+    )
 
 
 def _run(report: dict[str, Any]) -> str:

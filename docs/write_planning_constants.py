@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from result_tables import read
+
 TARGET = Path(__file__).parent.parent / "edje_qdrant" / "planning" / "constants.json"
 
 BY_HAND = "measured by hand before the first version; no command of this repository repeats it"
@@ -19,7 +20,7 @@ TWO_CORES = "x86_64 with AVX-512 and bf16, 2 cores, no GPU"
 
 def constants() -> dict[str, Any]:
     """Return the constants as they should be."""
-    fetch, growth = _read("token_fetch"), _read("growth")
+    fetch, growth = read("token_fetch"), read("growth")
     reads = {r["codec"]: r for r in fetch["rows"] if r["place"] == "side file"}
     largest = max(growth["rows"], key=lambda row: row["size"])
     of_fetch = {
@@ -93,11 +94,6 @@ def constants() -> dict[str, Any]:
 def text() -> str:
     """Return the file as it should be."""
     return json.dumps(constants(), indent=1) + "\n"
-
-
-def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_tables import RESULTS, read, table
 
 from edje_qdrant.evaluation.bootstrap import Difference, difference, resampled_means
 
-HERE = Path(__file__).parent
-PAGE = HERE / "results.md"
+DOCS = RESULTS.parent
+PAGE = DOCS / "results.md"
 BASE = "16 tokens"
 
 HEAD = """# Results
@@ -124,7 +124,7 @@ edje-qdrant eval dataset_coco.json --images ./coco --split test --model ./edje
 
 def page() -> str:
     """Return the page as it should be."""
-    scenes = json.loads((HERE / "results" / "scenes.json").read_text())
+    scenes = read("scenes")
     runs = read_runs()
     steps, seed = runs[0]["steps"], runs[0]["seed"]
     parts = [HEAD, _scenes(scenes), ABLATION.format(steps=steps, seed=seed), _ablation(runs)]
@@ -141,8 +141,8 @@ def _search() -> str:
     """Return the section on search options."""
     import runpy
 
-    found = json.loads((HERE / "results" / "search.json").read_text())
-    script = runpy.run_path(str(HERE.parent / "benchmarks" / "search_quality.py"))
+    found = read("search")
+    script = runpy.run_path(str(DOCS.parent / "benchmarks" / "search_quality.py"))
     ways = {row["way"]: row for row in found["fusion"]}
     best = max(ways.values(), key=lambda row: row["R@1 of other scenes"])
     mean, low, high = best["less rerank"]
@@ -157,7 +157,7 @@ def _search() -> str:
         f'`min_score="auto"` accepts {cut["true at cutoff"]:.1%} of right answers and '
         f"{cut['false at cutoff']:.1%} of queries without one."
     )
-    tables = (HERE / "results" / "heat-maps-tables.md").read_text(encoding="utf-8")
+    tables = (RESULTS / "heat-maps-tables.md").read_text(encoding="utf-8")
     # Without the snippet marks.
     own = tables.partition("[end:own]")[0].splitlines()
     heat = "\n".join(line for line in own if not line.startswith("<!--"))
@@ -171,9 +171,7 @@ def _search() -> str:
 
 def read_runs() -> list[dict[str, Any]]:
     """Return the ablation's runs, the baseline first."""
-    runs: list[dict[str, Any]] = json.loads((HERE / "results" / "ablation.json").read_text())[
-        "runs"
-    ]
+    runs: list[dict[str, Any]] = read("ablation")["runs"]
     return sorted(runs, key=lambda run: (run["variant"] != BASE, _variants().index(run["variant"])))
 
 
@@ -187,41 +185,44 @@ def compare(run: dict[str, Any], base: dict[str, Any]) -> Difference:
 def _variants() -> list[str]:
     import runpy
 
-    script = HERE.parent / "benchmarks" / "ablation.py"
+    script = DOCS.parent / "benchmarks" / "ablation.py"
     return list(runpy.run_path(str(script))["VARIANTS"])
 
 
 def _scenes(scenes: dict[str, Any]) -> str:
-    lines = [
-        "| direction | candidates | R@1 first stage | R@1 reranked | R@5 | R@10 | R@20 | MRR@20 | "
-        "nDCG@10 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    figures = ["R@5", "R@10", "R@20", "MRR@20", "nDCG@10"]
+    heads = ["direction", "candidates", "R@1 first stage", "R@1 reranked", *figures]
+    rows = []
     names = {"t2i": "text to image", "i2t": "image to text"}
     for system in scenes["systems"]:
         found = system["reranked"]
         low, high = system["intervals"]["reranked"]["R@1"]
-        rest = " | ".join(f"{found[k]:.3f}" for k in ("R@5", "R@10", "R@20", "MRR@20", "nDCG@10"))
-        lines.append(
-            f"| {names[system['direction']]} | {system['num_candidates']} | "
-            f"{system['first_stage']['R@1']:.3f} | {found['R@1']:.3f} ({low:.3f} to {high:.3f}) | "
-            f"{rest} |"
+        rows.append(
+            [
+                names[system["direction"]],
+                f"{system['num_candidates']}",
+                f"{system['first_stage']['R@1']:.3f}",
+                f"{found['R@1']:.3f} ({low:.3f} to {high:.3f})",
+                *(f"{found[figure]:.3f}" for figure in figures),
+            ]
         )
-    return "\n".join(lines) + "\n"
+    return table(heads, rows)
 
 
 def _ablation(runs: list[dict[str, Any]]) -> str:
-    lines = [
-        "| variant | bytes a picture | R@1 | 95% | difference, points |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for run in runs:
         low, high = run["R@1 interval"]
-        lines.append(
-            f"| {run['variant']} | {run['bytes_per_picture']:,} | {run['R@1']['50']:.1%} | "
-            f"{low:.1%} to {high:.1%} | {_points(run, runs[0])} |"
+        rows.append(
+            [
+                run["variant"],
+                f"{run['bytes_per_picture']:,}",
+                f"{run['R@1']['50']:.1%}",
+                f"{low:.1%} to {high:.1%}",
+                _points(run, runs[0]),
+            ]
         )
-    return "\n".join(lines) + "\n"
+    return table(["variant", "bytes a picture", "R@1", "95%", "difference, points"], rows)
 
 
 def _points(run: dict[str, Any], base: dict[str, Any]) -> str:
@@ -272,4 +273,4 @@ def draw(path: Path) -> None:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    draw(HERE / "results" / "ablation.png")
+    draw(RESULTS / "ablation.png")

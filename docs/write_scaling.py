@@ -6,12 +6,10 @@ The JSON files there come from `benchmarks/growth.py`, `search_overhead.py`, `co
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from result_tables import RESULTS, read, sections, table
+
 TABLES = RESULTS / "scaling-tables.md"
 
 
@@ -25,31 +23,22 @@ def page() -> str:
         "ingest_rate_base": _ingest,
         "ingest_rate_demo": _ingest,
     }
-    return "".join(
-        f"<!-- --8<-- [start:{name}] -->\n{_part(name, write)}<!-- --8<-- [end:{name}] -->\n"
-        for name, write in parts.items()
+    reports = {name: read(name) for name in parts}
+    return sections(
+        {
+            name: parts[name](report) if report else "Not run yet.\n"
+            for name, report in reports.items()
+        }
     )
 
 
-def _part(name: str, write: Callable[[dict[str, Any]], str]) -> str:
-    path = RESULTS / f"{name}.json"
-    return write(_read(name)) if path.exists() else "Not run yet.\n"
-
-
-def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
-
-
 def _table(heads: list[str], rows: list[list[str]], report: dict[str, Any], more: str = "") -> str:
-    lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += [
-        "",
+    return table(
+        heads,
+        rows,
         f"{report['date']}, {report['machine']}, load average {report['load_average']}, torch "
         f"{report['versions']['torch']}, {report['threads']} thread(s).{more}",
-    ]
-    return "\n".join(lines) + "\n"
+    )
 
 
 def _growth(report: dict[str, Any]) -> str:

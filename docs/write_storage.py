@@ -7,11 +7,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from result_tables import RESULTS, read, sections, table
+
 TABLES = RESULTS / "storage-tables.md"
 
 # The published model's tokens, and vectors of the SigLIP it was trained on.
@@ -22,34 +22,32 @@ LINKS = 32  # edje_qdrant/index/hnsw.py
 
 def page() -> str:
     """Return the tables as they should be, between the snippet marks that `storage.md` uses."""
-    codecs, fetch = _read("codecs"), _read("token_fetch")
+    codecs, fetch = read("codecs"), read("token_fetch")
     parts = {"codecs": _codecs(codecs), "fetch": _fetch(fetch), "sizes": _sizes(fetch)}
-    return "".join(
-        f"<!-- --8<-- [start:{name}] -->\n{text}<!-- --8<-- [end:{name}] -->\n"
-        for name, text in parts.items()
-    )
-
-
-def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return found
+    return sections(parts)
 
 
 def _codecs(report: dict[str, Any]) -> str:
-    lines = [
-        "| codec | bytes a token | bytes a picture | R@1 | lost, points | nDCG@10 | lost, points |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = [
+        "codec", "bytes a token", "bytes a picture", "R@1", "lost, points", "nDCG@10",
+        "lost, points",
+    ]  # fmt: skip
+    rows = []
     for system in report["systems"]:
         found = system["reranked"]
         against = system["against"][0] if system["against"] else None
-        lines.append(
-            f"| `{_codec_of(system)}` | "
-            f"{system['bytes_per_picture'] / system['tokens_per_picture']:.0f} | "
-            f"{system['bytes_per_picture']:,} | {found['R@1']:.3f} | {_lost(against, 'R@1')} | "
-            f"{found['nDCG@10']:.3f} | {_lost(against, 'nDCG@10')} |"
+        rows.append(
+            [
+                f"`{_codec_of(system)}`",
+                f"{system['bytes_per_picture'] / system['tokens_per_picture']:.0f}",
+                f"{system['bytes_per_picture']:,}",
+                f"{found['R@1']:.3f}",
+                _lost(against, "R@1"),
+                f"{found['nDCG@10']:.3f}",
+                _lost(against, "nDCG@10"),
+            ]
         )
-    return "\n".join(lines) + "\n"
+    return table(heads, rows)
 
 
 def _codec_of(system: dict[str, Any]) -> str:
@@ -70,30 +68,32 @@ def _points(gained: float) -> float:
 
 
 def _fetch(report: dict[str, Any]) -> str:
-    lines = [
-        "| where | codec | bytes a picture | fetch, ms, warm | in turn | x memcpy | decode, ms |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {row['place']} | `{row['codec']}` | {row['bytes_per_picture']:,} | "
-        f"{row['warm_fetch_ms']:.2f} | {row['fetch_ms']:.2f} | "
-        f"{row['fetch_to_memcpy']:.1f} | {row['decode_ms']:.2f} |"
+    heads = [
+        "where", "codec", "bytes a picture", "fetch, ms, warm", "in turn", "x memcpy", "decode, ms",
+    ]  # fmt: skip
+    rows = [
+        [
+            row["place"],
+            f"`{row['codec']}`",
+            f"{row['bytes_per_picture']:,}",
+            f"{row['warm_fetch_ms']:.2f}",
+            f"{row['fetch_ms']:.2f}",
+            f"{row['fetch_to_memcpy']:.1f}",
+            f"{row['decode_ms']:.2f}",
+        ]
         for row in report["rows"]
     ]
-    return "\n".join(lines) + "\n"
+    return table(heads, rows)
 
 
 def _sizes(report: dict[str, Any]) -> str:
     nbytes = {row["codec"]: row["bytes_per_picture"] for row in report["rows"]}
-    lines = [
-        f"| pictures | vectors and graph | {' | '.join(f'`{c}`' for c in nbytes)} |",
-        f"| --- | --- | {' | '.join('---' for _ in nbytes)} |",
-    ]
     vector = 4 * EMBEDDING_DIM + 4 * 2 * LINKS
-    for name, count in SIZES.items():
-        sizes = " | ".join(_size(count * each) for each in nbytes.values())
-        lines.append(f"| {name} | {_size(count * vector)} | {sizes} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [name, *(_size(count * each) for each in (vector, *nbytes.values()))]
+        for name, count in SIZES.items()
+    ]
+    return table(["pictures", "vectors and graph", *(f"`{codec}`" for codec in nbytes)], rows)
 
 
 def _size(nbytes: float) -> str:
@@ -110,8 +110,8 @@ def draw(path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    systems = [system for system in _read("codecs")["systems"] if system["against"]]
-    ms = {r["codec"]: r["fetch_ms"] + r["decode_ms"] for r in _read("token_fetch")["rows"][::-1]}
+    systems = [system for system in read("codecs")["systems"] if system["against"]]
+    ms = {r["codec"]: r["fetch_ms"] + r["decode_ms"] for r in read("token_fetch")["rows"][::-1]}
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(8.8, 3.6), sharey=True, layout="constrained"
     )

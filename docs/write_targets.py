@@ -5,12 +5,10 @@ The JSON files there come from the scripts in `benchmarks/`, which `make bench` 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from result_tables import RESULTS, read, table
+
 TABLE = RESULTS / "targets-table.md"
 
 #: Target, measured value, and whether the target is reached; None if it has not run.
@@ -22,9 +20,8 @@ _NO_GPU = "not run: no GPU was available"
 def page() -> str:
     """Return the table as it should be."""
     words = {True: "yes", False: "**no**", None: "not run"}
-    lines = ["| target | measured | reached |", "| --- | --- | --- |"]
-    lines += [f"| {aim} | {found} | {words[reached]} |" for aim, found, reached in targets()]
-    return "\n".join(lines) + "\n"
+    rows = [[aim, found, words[reached]] for aim, found, reached in targets()]
+    return table(["target", "measured", "reached"], rows)
 
 
 def targets() -> list[Target]:
@@ -33,7 +30,7 @@ def targets() -> list[Target]:
 
 
 def _joint_encoder() -> Iterator[Target]:
-    report = _read("joint_encoder")
+    report = read("joint_encoder")
     cpu = report.get("cpu")
     auto = cpu["auto"] if cpu else "auto"
     for form, batch, wanted in ((auto, 64, 2.5), (auto, 10, 2.5), ("int8", 64, 3), ("int8", 10, 3)):
@@ -65,7 +62,7 @@ def _joint_encoder() -> Iterator[Target]:
 
 
 def _gpu() -> Iterator[Target]:
-    gpu = _read("joint_encoder").get("gpu")
+    gpu = read("joint_encoder").get("gpu")
     rate = gpu and gpu["resident_pairs_per_s"]
     share = gpu and gpu["resident_share_of_matmul"]
     yield (
@@ -81,7 +78,7 @@ def _gpu() -> Iterator[Target]:
 
 
 def _search() -> Iterator[Target]:
-    report = _read("search_overhead")
+    report = read("search_overhead")
     share, spent = report.get("outside_share"), report.get("outside_us")
     yield (
         "`search()` outside engine and models: 10 % of the whole, 100 candidates",
@@ -99,7 +96,7 @@ def _search() -> Iterator[Target]:
 
 
 def _startup() -> Iterator[Target]:
-    report = _read("startup")
+    report = read("startup")
     rows = {row["what"]: row for row in report.get("rows", [])}
     for what, key, most, aim in (
         ("import edje_qdrant", "beyond_python_ms", 50, "50 ms beyond Python's own start"),
@@ -120,7 +117,7 @@ def _startup() -> Iterator[Target]:
 
 
 def _together() -> Iterator[Target]:
-    report = _read("concurrency")
+    report = read("concurrency")
     merged = report.get("merged_to_offline")
     yield (
         "32 clients at once: 0.9 of the rate of one batch",
@@ -128,7 +125,7 @@ def _together() -> Iterator[Target]:
         merged >= 0.9 if report else None,
     )
     for name, said in (("base", "SigLIP B/16's size"), ("demo", "the bundled one")):
-        ratios = _read(f"ingest_rate_{name}").get("ingest_to_encoder")
+        ratios = read(f"ingest_rate_{name}").get("ingest_to_encoder")
         best = max(ratios, key=lambda key: ratios[key]) if ratios else ""
         yield (
             f"ingest: 0.95 of the bare encoder's rate, {said}",
@@ -138,7 +135,7 @@ def _together() -> Iterator[Target]:
 
 
 def _growth() -> Iterator[Target]:
-    rows = {row["size"]: row for row in _read("growth").get("rows", [])}
+    rows = {row["size"]: row for row in read("growth").get("rows", [])}
     small, large = rows.get(10_000), rows.get(1_000_000)
     for key, what in (
         ("whole_ms", "a search, 64 x 384 tokens reranked,"),
@@ -159,12 +156,6 @@ def _growth() -> Iterator[Target]:
         f"{own:.1f} MB of its own for a file of {large['side_bytes'] / 1e6:,.0f} MB",
         own * 1e6 <= 0.01 * large["side_bytes"],
     )
-
-
-def _read(name: str) -> dict[str, Any]:
-    path = RESULTS / f"{name}.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
 
 
 def _threads(count: int) -> str:

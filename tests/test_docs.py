@@ -24,7 +24,8 @@ DOCS = Path(__file__).parent.parent / "docs"
         ("results/cluster-table", "write_cluster"),
     ],
 )
-def test_a_page_says_what_it_was_written_from(page, writer):
+def test_a_page_says_what_it_was_written_from(page, writer, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
     spec = importlib.util.spec_from_file_location(writer, DOCS / f"{writer}.py")
     assert spec is not None
     assert spec.loader is not None

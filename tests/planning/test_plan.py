@@ -108,7 +108,8 @@ def test_every_shipped_constant_says_when_where_and_how() -> None:
         assert all(entry[key] for key in ("date", "machine", "command", "what"))
 
 
-def test_the_shipped_constants_are_those_of_the_results() -> None:
+def test_the_shipped_constants_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
     spec = importlib.util.spec_from_file_location(
         "write_planning_constants", ROOT / "docs" / "write_planning_constants.py"
     )
