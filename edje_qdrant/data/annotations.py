@@ -1,4 +1,4 @@
-"""Which image has which captions: the annotation files that people train on and measure with."""
+"""Annotation files: which image has which captions."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = [
     "read_annotations",
 ]
 
-# Karpathy's COCO split calls the part of COCO's validation set that all train on "restval".
+# "restval" is the part of COCO's validation set that Karpathy's split adds to the training set.
 _SPLITS = {"train": ("train", "restval")}
 _SHOWN = 60
 _KINDS: dict[type, str] = {str: "text", list: "a list"}
 _DECODER = json.JSONDecoder()
-# What stands between two values of JSON that is known to be whole.
+# What separates two values of valid JSON.
 _GAP = re.compile(r"[\s,:]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """Hold one image and what is said of it.
+    """One image with its captions.
 
     Attributes:
-        image: Absolute path of the image's file.
+        image: Absolute path of the image file.
         captions: At least one, none blank.
-        where: The place it was read from, `file:line`, for messages.
-        part: The part of a Karpathy file it belongs to, `train`, `restval`, `val` or `test`.
+        where: Where it was read, `file:line`, for messages.
+        part: Its part of a Karpathy file: `train`, `restval`, `val` or `test`.
     """
 
     image: str
@@ -51,22 +51,22 @@ def read_annotations(
 ) -> list[Annotation]:
     """Read an annotation file.
 
-    Three kinds are known. `.jsonl`: each line an object `{"image": path, "caption": text or list
-    of texts}`. `.json` with a list of such objects, as BLIP and its successors use. `.json` with
-    an object whose `images` is a list: Karpathy's files for COCO and Flickr30k, with `filename`,
-    `split`, `sentences` and, for COCO, `filepath`.
+    Three kinds are supported. `.jsonl`: one object `{"image": path, "caption": text or list of
+    texts}` per line. `.json` with a list of such objects, as BLIP uses. `.json` with an object
+    whose `images` is a list: Karpathy's files for COCO and Flickr30k, with `filename`, `split`,
+    `sentences` and, for COCO, `filepath`.
 
     Args:
         path: The file.
-        images: Folder that relative image paths start from; the file's own by default.
-        split: Which part of a Karpathy file; `train` takes `restval` in, as is usual. Other files
-            have no parts, and asking for one is refused.
+        images: Folder of relative image paths; the annotation file's folder by default.
+        split: Part of a Karpathy file; `train` includes `restval`, as is usual. For other files it
+            must be None.
 
     Returns:
-        In the order of the file; images are not opened.
+        Annotations in the order of the file; images are not opened.
 
     Raises:
-        ConfigError: The file cannot be read, holds nothing, or a field is missing or wrong; the
+        ConfigError: The file cannot be read or is empty, or a field is missing or wrong; the
             message names file and line.
     """
     path = Path(path)
@@ -90,7 +90,7 @@ def read_annotations(
         found = _items(path, text, items, root, split, karpathy=karpathy)
     if split is not None and not karpathy:
         raise ConfigError(
-            f"{path} has no splits, so {split!r} cannot be chosen; only Karpathy files do"
+            f"{path} has no splits, so {split!r} cannot be chosen; only Karpathy files have splits"
         )
     if not found:
         part = f" of the split {split!r}" if split else ""
@@ -101,14 +101,14 @@ def read_annotations(
 def iterate_annotations(
     path: str | Path, *, images: str | Path | None = None
 ) -> Iterator[Annotation]:
-    """Read a `.jsonl` annotation file line by line, so that memory does not grow with it.
+    """Read a `.jsonl` annotation file lazily, line by line, in constant memory.
 
     Args:
-        path: The file, whatever its name ends in.
-        images: Folder that relative image paths start from; the file's own by default.
+        path: The file, with any suffix.
+        images: Folder of relative image paths; the annotation file's folder by default.
 
     Raises:
-        ConfigError: The file cannot be read, or, when it is reached, a field is missing or wrong;
+        ConfigError: The file cannot be read, or a field of the line just read is missing or wrong;
             the message names file and line.
     """
     path = Path(path)
@@ -125,13 +125,13 @@ def iterate_annotations(
 
 
 def of_split(annotations: Iterable[Annotation], split: str) -> list[Annotation]:
-    """Return those of one split; `train` takes `restval` in, as is usual."""
+    """Return the annotations of one split; `train` includes `restval`, as is usual."""
     parts = _SPLITS.get(split, (split,))
     return [annotation for annotation in annotations if annotation.part in parts]
 
 
 def group_by_image(annotations: Iterable[Annotation]) -> list[Annotation]:
-    """Gather the captions of images that are named more than once, in order of first mention."""
+    """Merge annotations of the same image into one, in order of first occurrence."""
     gathered: dict[str, list[Annotation]] = {}
     for annotation in annotations:
         gathered.setdefault(annotation.image, []).append(annotation)
@@ -189,11 +189,11 @@ def _parse(text: str, path: str, *, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise ConfigError(f"{path}:{line}: no JSON: {error.msg}") from error
+        raise ConfigError(f"{path}:{line}: not JSON: {error.msg}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}:{first_line}: no JSON: nested too deep") from error
+        raise ConfigError(f"{path}:{first_line}: not JSON: nested too deep") from error
     except ValueError as error:  # a number of thousands of digits
-        raise ConfigError(f"{path}:{first_line}: no JSON that can be read: {error}") from error
+        raise ConfigError(f"{path}:{first_line}: cannot read the JSON: {error}") from error
 
 
 def _pair(item: Any, root: str) -> tuple[str, tuple[str, ...]]:
@@ -241,7 +241,7 @@ def _captions(captions: Sequence[Any], name: str) -> tuple[str, ...]:
         raise ValueError(f"{name} holds no caption")
     for caption in captions:
         if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f"{name} holds {_shown(caption)}, which is no caption")
+            raise ValueError(f"{name} holds {_shown(caption)}, which is not a caption")
     return tuple(captions)
 
 
@@ -257,7 +257,7 @@ def _shown(value: Any) -> str:
 
 
 def _lines_of(text: str) -> Iterator[int]:
-    """Yield the line each item of the list begins in; the text is known to be JSON."""
+    """Yield the line in which each item of the list begins; the text must be valid JSON."""
     position, line = _list_start(text), 1
     counted = 0
     while text[position] != "]":
@@ -268,7 +268,7 @@ def _lines_of(text: str) -> Iterator[int]:
 
 
 def _list_start(text: str) -> int:
-    """Find the first item of the whole list, or of the last `images` of the whole object."""
+    """Return the position of the first item: of the list, or of the object's last `images`."""
     position = _next(text, 0)
     if text[position] == "[":
         return _next(text, position + 1)
@@ -278,7 +278,7 @@ def _list_start(text: str) -> int:
         name, position = _DECODER.raw_decode(text, position)
         position = _next(text, position)
         if name == "images":
-            start = _next(text, position + 1)  # behind its bracket
+            start = _next(text, position + 1)  # after its bracket
         position = _next(text, _DECODER.raw_decode(text, position)[1])
     return start
 

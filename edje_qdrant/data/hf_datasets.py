@@ -1,4 +1,4 @@
-"""Images and captions in a Hugging Face `datasets.Dataset`, which is never imported here."""
+"""Images and captions of a Hugging Face `datasets.Dataset`; does not import `datasets`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class DatasetPairs:
     """Read images and captions from two columns of a data set.
 
     Args:
-        dataset: A `datasets.Dataset`: rows by number, not a stream.
+        dataset: A `datasets.Dataset` with rows by number, not a stream.
         image_column: Images, encoded images or paths.
-        caption_column: A text or a list of texts a row.
-        key_column: What names equal images alike, where rows repeat them; by default each row
-            counts as an image of its own.
+        caption_column: A text or a list of texts per row.
+        key_column: A column with equal values for equal images, if rows repeat images; by default
+            each row counts as a different image.
         max_pixels: Larger images are refused.
         name: For messages and logs.
 
@@ -53,7 +53,7 @@ class DatasetPairs:
     ) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ConfigError(
-                f"the {name} is a {type(dataset).__name__}, which has no rows by number; "
+                f"the {name} is a {type(dataset).__name__}, whose rows have no numbers; "
                 "load it without streaming"
             )
         columns = list(getattr(dataset, "column_names", None) or ())
@@ -87,9 +87,9 @@ class DatasetPairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a digest of the data set's own fingerprint, or of its captions where it has none.
+        """Return a digest of the data set's own fingerprint, or of its captions if it has none.
 
-        Rows left out count as well: they shift the others.
+        Skipped rows count as well: they shift the others.
         """
         digest = blake2b(repr((self._image_column, self._given)).encode(), digest_size=16)
         if self._given is None:
@@ -98,11 +98,11 @@ class DatasetPairs:
         return digest.hexdigest()
 
     def captions(self, row: int) -> tuple[str, ...]:
-        """Return what is said of the image."""
+        """Return the image's captions."""
         return self._captions[row]
 
     def key(self, row: int) -> str:
-        """Return what the key column holds, or else the data set's fingerprint and the row."""
+        """Return the key column's value, or else the data set's fingerprint and the row."""
         number = int(self._rows[row])
         if self._keys is not None:
             return f"{self._key_column}:{self._keys[number]}"
@@ -118,18 +118,18 @@ class DatasetPairs:
         where = f"{self.name}, row {number}"
         try:
             value = self._images[number][self._image_column]
-        except Exception as error:  # what decodes on access raises whatever its decoder raises
+        except Exception as error:  # decoding on access raises errors of any type
             raise ImageReadError(where, error_reason(error)) from error
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         file = io.BytesIO(value) if isinstance(value, bytes) else value
         if not isinstance(file, str | io.BytesIO | Image.Image):
-            raise ImageReadError(where, f"{type(value).__name__} is no image")
+            raise ImageReadError(where, f"{type(value).__name__} is not an image")
         return to_rgb(open_upright(file, where, max_pixels=self._max_pixels))
 
 
 def _encoded_images(dataset: Any, column: str) -> Any:
-    """Return the data set with its images still encoded, so that one place decodes them all."""
+    """Return the data set with undecoded images, so that `open_upright` decodes all of them."""
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)
     if hasattr(dataset, "select_columns"):

@@ -1,4 +1,4 @@
-"""Images with captions, wherever they lie: annotation files, tar shards, Hugging Face data."""
+"""Sources of images with captions: annotation files, tar shards, Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _ANNOTATION_SUFFIXES = (".json", ".jsonl")
 
 
 class PairSource(Protocol):
-    """Give images and what is said of them, by row; several threads may read at once."""
+    """Images and their captions by row; thread-safe."""
 
     @property
     def name(self) -> str:
-        """Return what messages and logs call this source."""
+        """Return the source's name for messages and logs."""
 
     @property
     def fingerprint(self) -> str:
-        """Return hexadecimal digits that change with the images; captions do not matter."""
+        """Return hexadecimal digits that change with the images, not with the captions."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -41,7 +41,7 @@ class PairSource(Protocol):
         """Return at least one caption, none blank."""
 
     def key(self, row: int) -> str:
-        """Return what the image is called; equal images have equal keys."""
+        """Return the image's key; equal images have equal keys."""
 
     def open(self, row: int) -> Image.Image:
         """Return the image upright and in RGB.
@@ -52,18 +52,18 @@ class PairSource(Protocol):
 
 
 class AnnotatedPairs:
-    """Read images that lie in files, and their captions from an annotation file.
+    """Read image files, with captions from an annotation file.
 
-    An image that is named more than once is one row with all its captions.
+    An image that occurs more than once is one row with all its captions.
 
     Args:
-        path: What `read_annotations` reads.
-        images: Folder that relative paths start from; the annotation file's own by default.
-        split: Which part of a Karpathy file.
+        path: Annotation file, as for `read_annotations`.
+        images: Folder of relative paths; the annotation file's folder by default.
+        split: Part of a Karpathy file.
         max_pixels: Larger images are refused.
 
     Raises:
-        ConfigError: The annotation file is wrong; images are not looked at.
+        ConfigError: The annotation file is invalid; images are not checked.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class AnnotatedPairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a digest of every image's path, size and time of change."""
+        """Return a digest of every image's path, size and modification time."""
         digest = blake2b(digest_size=16)
         for row in self._rows:
             try:
@@ -95,7 +95,7 @@ class AnnotatedPairs:
         return digest.hexdigest()
 
     def captions(self, row: int) -> tuple[str, ...]:
-        """Return what is said of the image."""
+        """Return the image's captions."""
         return self._rows[row].captions
 
     def key(self, row: int) -> str:
@@ -121,19 +121,19 @@ def open_pairs(
     caption_column: str = "caption",
     max_pixels: int = MAX_PIXELS,
 ) -> PairSource:
-    """Open a source by what its path looks like.
+    """Open a source; its kind follows from the path.
 
     Args:
         path: An annotation file (`.json`, `.jsonl`); a tar shard or a pattern of several
             (`shard-{000..009}.tar`, `shards/*.tar`); or a folder that `datasets` saved.
-        images: Of an annotation file: folder that relative paths start from.
-        split: Of a Karpathy file or a folder with several splits: which one.
+        images: Folder of relative paths in an annotation file.
+        split: Split of a Karpathy file or of a `datasets` folder with several.
         image_column: Of a `datasets` folder.
         caption_column: Of a `datasets` folder.
         max_pixels: Larger images are refused.
 
     Raises:
-        ConfigError: It is none of these, or does not hold what it should.
+        ConfigError: The path is none of these, or its content is invalid.
         MissingExtraError: It is a `datasets` folder, and `datasets` is not installed.
     """
     folder = Path(path)
@@ -156,7 +156,7 @@ def open_pairs(
     ):
         _refuse(path, "a tar shard", images=images, split=split)
         return TarPairs(path, max_pixels=max_pixels)
-    what = "is none that is known" if folder.exists() else "does not exist"
+    what = "is of an unknown kind" if folder.exists() else "does not exist"
     raise ConfigError(
         f"the training data {path} {what}; give a .json or .jsonl file of images and captions, "
         ".tar shards, or a folder written by datasets.save_to_disk"

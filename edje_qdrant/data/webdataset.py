@@ -1,4 +1,4 @@
-"""Images and captions in WebDataset shards: plain tar files, read by seek."""
+"""Images and captions of WebDataset shards: uncompressed tar files with random access."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edje_qdrant.types import FailedImage
 __all__ = ["TarPairs", "expand_shards"]
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
-# WebDataset's rule: a sample's members share their path up to the first dot of its last part.
+# WebDataset's rule: a sample's members share their path up to the first dot of the file name.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -40,7 +40,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """Place a file within a shard."""
+    """A file within a shard."""
 
     name: str
     offset: int
@@ -49,7 +49,7 @@ class _Member:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Hold one image's place and what is said of it."""
+    """One image within a shard, and its captions."""
 
     shard: str
     key: str
@@ -60,20 +60,20 @@ class _Sample:
 class TarPairs:
     """Read WebDataset shards, in any order of rows.
 
-    Members that share their name up to its first dot are one sample: the image is its `.jpg`,
-    `.jpeg`, `.png` or `.webp`; captions are its `.txt`, or the field `caption` of its `.json`, a
-    text or a list of texts. Headers and captions are read once, when the shards are opened.
+    Members that share their name up to the first dot are one sample. Its image is the `.jpg`,
+    `.jpeg`, `.png` or `.webp`; its captions are the `.txt`, or the field `caption` of the `.json`,
+    a text or a list of texts. Headers and captions are read once, when the shards are opened.
 
     Args:
-        paths: A path, a glob or a brace pattern (`shard-{000..009}.tar`), or several of them.
+        paths: A path, a glob or a brace pattern (`shard-{000..009}.tar`), or several of these.
         max_pixels: Larger images are refused.
 
     Attributes:
         name: For messages and logs.
-        skipped: Samples without image or caption, and what of a damaged shard is lost.
+        skipped: Samples without image or caption, and damaged shards.
 
     Raises:
-        ConfigError: A shard is missing, compressed or no tar file, or there is no sample.
+        ConfigError: A shard is missing, compressed or not a tar file, or there is no sample.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class TarPairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a digest of the shards' paths, sizes and times, and of the images' places."""
+        """Return a digest of the shards' paths, sizes and times, and of the images' positions."""
         digest = blake2b(digest_size=16)
         for shard in self._shards:
             status = os.stat(shard)
@@ -112,7 +112,7 @@ class TarPairs:
         return digest.hexdigest()
 
     def captions(self, row: int) -> tuple[str, ...]:
-        """Return what is said of the image."""
+        """Return the image's captions."""
         return self._samples[row].captions
 
     def key(self, row: int) -> str:
@@ -120,7 +120,7 @@ class TarPairs:
         return f"{self._samples[row].shard}:{self._samples[row].key}"
 
     def open(self, row: int) -> Image.Image:
-        """Return the image upright and in RGB; each call opens the shard for itself.
+        """Return the image upright and in RGB; each call opens the shard again.
 
         Raises:
             ImageReadError: It cannot be read.
@@ -166,7 +166,7 @@ def _braces(pattern: str) -> Iterator[str]:
 
 
 def _index(shard: str) -> Iterator[_Sample | FailedImage]:
-    """Yield what a shard holds, in the order in which samples begin."""
+    """Yield a shard's samples and failures, in the order in which samples begin."""
     samples: dict[str, dict[str, _Member]] = {}
     damage = None
     try:
@@ -176,27 +176,27 @@ def _index(shard: str) -> Iterator[_Sample | FailedImage]:
                 if start.startswith(magic):
                     raise ConfigError(
                         f"{shard} is compressed, and members of a compressed tar cannot be read "
-                        f"one by one; unpack it once with {tool}, and keep the .tar"
+                        f"one by one; decompress it with {tool}, and use the .tar"
                     )
             file.seek(0)
             damage = _members(file, samples)
             for key, members in samples.items():
                 yield _sample(shard, key, members, file)
     except tarfile.TarError as error:
-        raise ConfigError(f"{shard} is no tar file: {error}") from error
+        raise ConfigError(f"{shard} is not a tar file: {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot read the shard {shard}: {error_reason(error)}") from error
     if damage is not None:
-        yield FailedImage(shard, f"damaged, and what follows is lost: {damage}")
+        yield FailedImage(shard, f"damaged; the samples after the damage are lost: {damage}")
 
 
 def _members(file: BinaryIO, samples: dict[str, dict[str, _Member]]) -> str | None:
-    """Gather a shard's members by sample; return what ended it early, if anything did."""
+    """Collect a shard's members by sample; return the damage that ended it early, if any."""
     size = os.fstat(file.fileno()).st_size
     with tarfile.open(fileobj=file, mode="r:") as tar:
         try:
             while member := tar.next():
-                tar.members.clear()  # type: ignore[attr-defined]  # or it remembers all of them
+                tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps all of them
                 match = _MEMBER.fullmatch(member.name)
                 if match is None or not member.isreg() or member.issparse():
                     continue
@@ -208,7 +208,7 @@ def _members(file: BinaryIO, samples: dict[str, dict[str, _Member]]) -> str | No
             file.seek(tar.offset)
         except tarfile.TarError as error:
             return str(error)
-    # tarfile takes a broken header for the end.
+    # tarfile treats a broken header as the end of the file.
     return "a broken header" if file.read(_BLOCK).strip(b"\0") else None
 
 

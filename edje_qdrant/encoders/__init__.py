@@ -1,4 +1,4 @@
-"""Stage-1 towers behind one protocol: an image or a text in, a unit vector out."""
+"""Stage-1 encoders: images and texts to unit vectors, images to vision tokens."""
 
 from __future__ import annotations
 

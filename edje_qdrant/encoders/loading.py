@@ -1,4 +1,4 @@
-"""Choose the kind of encoder: by a name, or by what a model's folder holds."""
+"""Load an encoder by name, or from a model's folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def pretrained_encoder(name: str) -> SiglipEncoder | OpenClipEncoder:
     """Load an encoder with its weights, to train an EDJE model on top of it.
 
     Args:
-        name: Folder or hub id of a SigLIP; or of open_clip's `open_clip:<model>@<weights>`,
-            `open_clip:hf-hub:<id>`, `open_clip:local-dir:<folder>`.
+        name: Folder or hub id of a SigLIP; or, for open_clip, `open_clip:<model>@<weights>`,
+            `open_clip:hf-hub:<id>` or `open_clip:local-dir:<folder>`.
 
     Raises:
-        CheckpointError: There is no such encoder, or a file of it is unreadable.
-        MissingExtraError: It is of open_clip, which is not installed.
-        ConfigError: The name stops at its prefix.
+        CheckpointError: There is no such encoder, or one of its files is unreadable.
+        MissingExtraError: It needs open_clip, which is not installed.
+        ConfigError: The name has nothing after `open_clip:`.
     """
     if not name.startswith(OPEN_CLIP):
         return SiglipEncoder.from_pretrained(name)
@@ -35,16 +35,16 @@ def pretrained_encoder(name: str) -> SiglipEncoder | OpenClipEncoder:
 def encoder_from_folder(
     folder: Path, *, name: str, separate_token_tower: bool = False
 ) -> SiglipEncoder | OpenClipEncoder:
-    """Build the encoder that wrote its settings into a folder, its weights still to be filled in.
+    """Create the encoder of a saved model, without its weights; the caller loads them.
 
     Args:
-        folder: What `Encoder.save` wrote.
-        name: What contracts call this encoder.
-        separate_token_tower: Of a SigLIP: whether vision tokens come from a tower of their own.
+        folder: The folder that `Encoder.save` wrote.
+        name: The encoder's name in contracts.
+        separate_token_tower: For SigLIP: whether vision tokens come from a second vision tower.
 
     Raises:
         CheckpointError: A file is missing or unreadable.
-        MissingExtraError: It is of open_clip, which is not installed.
+        MissingExtraError: It needs open_clip, which is not installed.
     """
     if (folder / SETTINGS_FILE).is_file():
         return OpenClipEncoder.from_config(folder, name=name)

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and whatever else the package open_clip has: the extra `open-clip`."""
+"""Encoders of the package open_clip: CLIP, SigLIP and others (extra `open-clip`)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from edje_qdrant.errors import CheckpointError
 
 __all__ = ["OPEN_CLIP", "OpenClipEncoder"]
 
-#: What begins the name of an encoder of open_clip: `open_clip:ViT-B-32@laion2b_s34b_b79k`.
+#: Prefix of open_clip encoders' names: `open_clip:ViT-B-32@laion2b_s34b_b79k`.
 OPEN_CLIP = "open_clip:"
 
-# OpenAI's, for models without weights and settings of their own.
+# OpenAI's values, for models that have no weights and settings of their own.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -40,9 +40,9 @@ class OpenClipEncoder(HashedModule):
     Args:
         clip: Both towers.
         settings: open_clip's `model_cfg`.
-        pixels: What is done with an image first.
+        pixels: Preprocessing of images.
         tokenizer: open_clip's tokenizer of the text tower.
-        name: What contracts call this encoder.
+        name: The encoder's name in contracts.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class OpenClipEncoder(HashedModule):
         """Load a model of open_clip with its weights, to train an EDJE model on top of it.
 
         Args:
-            name: As open_clip names it: `ViT-B-32`, `ViT-L-14`, `ViT-SO400M-14-SigLIP2-378`, ...,
+            name: open_clip's name: `ViT-B-32`, `ViT-L-14`, `ViT-SO400M-14-SigLIP2-378`, ...,
                 `hf-hub:<id>` or `local-dir:<folder>`.
-            pretrained: Tag of the weights (`openai`, `webli`, ...), or a file of them; the hub and
-                a folder know their own.
-            tokenizer: Folder with a transformers tokenizer's files, in place of the hub id that
-                the model names.
+            pretrained: Tag of the weights (`openai`, `webli`, ...), or a file with them; not needed
+                for the hub or a folder.
+            tokenizer: Folder with a transformers tokenizer's files, in place of the model's hub
+                id.
 
         Raises:
             MissingExtraError: open_clip is not installed.
@@ -108,11 +108,11 @@ class OpenClipEncoder(HashedModule):
 
     @classmethod
     def from_config(cls, folder: str | Path, *, name: str) -> OpenClipEncoder:
-        """Build the encoder from a folder that `save` wrote, its weights still to be filled in.
+        """Create the encoder from a folder that `save` wrote, without its weights.
 
         Args:
             folder: The folder.
-            name: What contracts call this encoder.
+            name: The encoder's name in contracts.
 
         Raises:
             MissingExtraError: open_clip is not installed.
@@ -136,7 +136,7 @@ class OpenClipEncoder(HashedModule):
         try:
             clip = build_clip(settings, weights_follow=weights_follow)
             return cls(clip, settings, pixels, read, name=name)
-        except Exception as error:  # settings that fit no model make it raise anything
+        except Exception as error:  # invalid settings raise errors of any type
             raise CheckpointError(
                 f"cannot build the open_clip model that {source} describes ({error}); check its "
                 "settings, and for a text tower of transformers that the hub can be reached",
@@ -144,7 +144,7 @@ class OpenClipEncoder(HashedModule):
             ) from error
 
     def save(self, folder: Path) -> None:
-        """Write everything but the weights: settings, and the tokenizer where it has files."""
+        """Save everything but the weights: settings, and the tokenizer if it has files."""
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(folder, self.settings, self.pixel_settings)
         if hasattr(self.tokenizer, "save_pretrained"):
@@ -152,7 +152,7 @@ class OpenClipEncoder(HashedModule):
 
     @property
     def name(self) -> str:
-        """Return the name a collection's contract knows this encoder by."""
+        """Return the encoder's name in contracts."""
         return self._name
 
     @property
@@ -162,12 +162,12 @@ class OpenClipEncoder(HashedModule):
 
     @property
     def preprocessing(self) -> str:
-        """Return the hash of the settings that decide the pixels."""
+        """Return the hash of the preprocessing settings."""
         return self.pixel_settings.hash()
 
     @property
     def embedding_dim(self) -> int:
-        """Return `d`, the width of the unit vectors."""
+        """Return `d`, the width of the embeddings."""
         return int(self.settings["embed_dim"])
 
     @property
@@ -182,12 +182,12 @@ class OpenClipEncoder(HashedModule):
 
     @property
     def patch_grid(self) -> tuple[int, int]:
-        """Return the rows and columns of the patches, or of the last map of features."""
+        """Return rows and columns of the patches, or of the last feature map."""
         return self._patch_grid
 
     @property
     def num_heads(self) -> int:
-        """Return the heads of the vision tower's last attention; one a 64 of width without any."""
+        """Return the heads of the vision tower's last attention; else one per 64 of width."""
         heads = [
             int(module.num_heads)
             for name, module in self.clip.visual.named_modules()
@@ -207,41 +207,42 @@ class OpenClipEncoder(HashedModule):
         return float(found[-1]) if found else 1e-5
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return `(B, 3, H, W)` float32 on the CPU; may be called from several threads at once.
+        """Preprocess images to `(B, 3, H, W)` float32 on the CPU; thread-safe.
 
         Raises:
-            ImageReadError: An image's data cannot be decoded, or it is long and thin beyond use.
+            ImageReadError: An image cannot be decoded, or its sides differ too much.
         """
         return self.pixel_settings.pixels(images)
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return the part of an image of this size that is seen; see `Encoder.seen_area`."""
+        """Return the area of an image of this size that is seen; see `Encoder.seen_area`."""
         return self.pixel_settings.seen_area(width, height)
 
     def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`.
+        """Encode pixels: embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`.
 
-        The vision tokens are the tower's last hidden state before pooling, after its closing layer
-        norm where that comes before pooling; one a patch, without the class token. Of a tower that
-        keeps a map of features, they are the places of the last map, row by row.
+        The vision tokens are the tower's last hidden state before pooling, one per patch, without
+        the class token; after the final layer norm, if that comes before pooling. For a
+        convolutional tower they are the positions of the last feature map, row by row.
         """
         weight = self.clip.logit_scale
+        # (B, d) and (B, d_v, h, w)
         pooled, grid = _look(self.clip.visual, pixel_values.to(weight.device, weight.dtype))
         return functional.normalize(pooled.float(), dim=-1), grid.flatten(2).transpose(1, 2)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Return `(B, t)` ids, padded and cut to the text tower's full length."""
+        """Return ids `(B, t)`, padded and cut to the text tower's full length."""
         ids: Tensor = self.tokenizer(list(texts))
         return ids.to(self.clip.logit_scale.device)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return `(B, d)`, unit length, for texts that were cleaned up already."""
+        """Encode texts that are already cleaned: `(B, d)`, unit length."""
         return functional.normalize(self.clip.encode_text(self.tokenize(texts)).float(), dim=-1)
 
 
 def _look(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the vision tower makes of pixels: pooled `(B, d)`, map `(B, d_v, h, w)`."""
-    # CoCa pools before its norm, CLIPA norms what was pooled: the norm is not the tokens'.
+    """Return the vision tower's output: pooled `(B, d)` and feature map `(B, d_v, h, w)`."""
+    # CoCa pools before its norm, and CLIPA normalises the pooled vector: do not apply it to tokens.
     pools_first = getattr(visual, "attn_pool", None) is not None
     pools_first = pools_first or getattr(visual, "final_ln_after_pool", False)
     output = visual.forward_intermediates(
@@ -260,7 +261,7 @@ class _Vision(nn.Module):
 
 
 def _map_shape(vision: _Vision, size: tuple[int, int]) -> tuple[int, int, int]:
-    """Return the width, rows and columns of vision tokens, from a pass that computes nothing."""
+    """Return width, rows and columns of the vision tokens, from a pass on the `meta` device."""
     tensors = {**dict(vision.named_parameters()), **dict(vision.named_buffers())}
     hollow = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     dtype = next(vision.parameters()).dtype

@@ -1,4 +1,4 @@
-"""open_clip's models, settings and tokenizers; the package is imported when one is asked for."""
+"""Models, settings and tokenizers of open_clip, which is imported on demand."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = [
     "write_settings",
 ]
 
-#: open_clip's own name for it: its `local-dir:` reads the folder as well.
+#: open_clip's own file name, so that its `local-dir:` can read the folder too.
 SETTINGS_FILE = "open_clip_config.json"
 _PREFIXES = ("hf-hub:", "local-dir:")
 
 
 def import_open_clip() -> Any:
-    """Return the package.
+    """Import and return open_clip.
 
     Raises:
         MissingExtraError: It is not installed.
-        ConfigError: It is, and cannot be imported.
+        ConfigError: It is installed and cannot be imported.
     """
     try:
         import open_clip
@@ -52,7 +52,7 @@ def import_open_clip() -> Any:
 
 
 def model_settings(name: str) -> dict[str, Any]:
-    """Return open_clip's settings of a model, as a copy.
+    """Return a copy of open_clip's settings of a model.
 
     Raises:
         CheckpointError: open_clip knows no such model.
@@ -60,7 +60,7 @@ def model_settings(name: str) -> dict[str, Any]:
     open_clip = import_open_clip()
     try:
         found = open_clip.get_model_config(name if _is_elsewhere(name) else name.replace("/", "-"))
-    except Exception as error:  # the hub's errors, a file's, a parser's
+    except Exception as error:  # the hub and parsers raise errors of any type
         raise CheckpointError(
             f"cannot read open_clip's settings of {name} ({error})", path=name
         ) from error
@@ -68,22 +68,22 @@ def model_settings(name: str) -> dict[str, Any]:
         known = open_clip.list_models()
         alike = difflib.get_close_matches(name, known, 3) or known[:3]
         raise CheckpointError(
-            f"open_clip knows no model {name!r}; it knows {', '.join(alike)} and what else "
-            "open_clip.list_models() lists, hf-hub:<id> and local-dir:<folder>",
+            f"open_clip knows no model {name!r}; it knows {', '.join(alike)}, the others of "
+            "open_clip.list_models(), hf-hub:<id> and local-dir:<folder>",
             path=name,
         )
     return dict(found)
 
 
 def load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any], PixelSettings]:
-    """Return a model with its weights, its settings, and those of its pixels.
+    """Load a model with its weights, its settings and its preprocessing.
 
     Args:
-        name: As open_clip names it.
-        pretrained: Tag of the weights, or a file of them.
+        name: open_clip's name.
+        pretrained: Tag of the weights, or a file with them.
 
     Raises:
-        CheckpointError: There is no such model, or its weights cannot be had.
+        CheckpointError: There is no such model, or its weights cannot be loaded.
     """
     open_clip = import_open_clip()
     settings = model_settings(name)
@@ -92,10 +92,10 @@ def load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, A
         if pretrained is None:
             raise CheckpointError(
                 f"say which weights of {name} to load: open_clip has {', '.join(tags) or 'none'}; "
-                "a file of them will do as well",
+                "a file with them works too",
                 path=name,
             )
-        # Weights trained with the quick GELU give nonsense with the other one.
+        # Weights trained with quick GELU give wrong results with the exact one.
         tag = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) or {}
         settings["quick_gelu"] = bool(settings.get("quick_gelu") or tag.get("quick_gelu"))
     try:
@@ -105,7 +105,7 @@ def load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, A
             force_quick_gelu=bool(settings.get("quick_gelu")),
             require_pretrained=True,
         )
-    except Exception as error:  # open_clip raises whatever the hub, a file and torch raise
+    except Exception as error:  # open_clip, the hub and torch raise errors of any type
         raise CheckpointError(
             f"cannot load the weights of open_clip's {name} ({error})", path=name
         ) from error
@@ -114,11 +114,11 @@ def load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, A
 
 
 def build_clip(settings: Mapping[str, Any], *, weights_follow: bool) -> nn.Module:
-    """Build a model from its settings, without weights of anybody's.
+    """Create a model from its settings, without pretrained weights.
 
     Args:
         settings: open_clip's `model_cfg`.
-        weights_follow: Whether weights are filled in next, so that none need be drawn.
+        weights_follow: Whether the caller loads weights next; skips random initialisation.
     """
     open_clip = import_open_clip()
     chosen: dict[str, Any] = copy.deepcopy(dict(settings))
@@ -143,8 +143,8 @@ def tokenizer_for(settings: Mapping[str, Any], folder: str | Path | None = None)
 
     Args:
         settings: open_clip's `model_cfg`.
-        folder: Where a tokenizer of transformers lies; by default the hub id that the settings
-            name. CLIP's own comes with open_clip and needs none.
+        folder: Folder of a transformers tokenizer; by default the hub id in the settings. Not
+            needed for CLIP's own tokenizer, which open_clip includes.
 
     Raises:
         CheckpointError: It cannot be read.
@@ -178,7 +178,7 @@ def write_settings(folder: Path, settings: Mapping[str, Any], pixels: PixelSetti
 
 
 def read_settings(folder: Path) -> tuple[dict[str, Any], PixelSettings]:
-    """Read what `write_settings` wrote.
+    """Read the file that `write_settings` wrote.
 
     Raises:
         CheckpointError: It is missing or unreadable.

@@ -1,4 +1,4 @@
-"""What open_clip does with an image before a model sees it, on Pillow alone."""
+"""open_clip's preprocessing of images, with Pillow and without torchvision."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from edje_qdrant.images import to_rgb
 
 __all__ = ["PixelSettings"]
 
-# Resizing a 1 x 50000 image to 224 pixels' height would take 8 GB, to be cropped to a square.
+# Resizing a 1 x 50000 image to a height of 224 pixels would take 8 GB before the crop.
 _LONGEST = 500
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True, slots=True)
 class PixelSettings:
-    """State how an image becomes pixels.
+    """Settings that determine an image's pixels.
 
     Attributes:
         size: Height and width.
-        mean: Of the three channels, taken off.
-        std: Of the three channels, divided by.
-        interpolation: How it is resized.
-        resize_mode: `shortest` fits the shorter side and crops the middle, `longest` fits the
-            longer side and fills up, `squash` gives up the image's proportions.
-        fill_color: What `longest` fills up with.
+        mean: Subtracted from the three channels.
+        std: Divides the three channels.
+        interpolation: Filter for resizing.
+        resize_mode: `shortest` fits the shorter side and crops the centre, `longest` fits the
+            longer side and pads, `squash` ignores the aspect ratio.
+        fill_color: Colour of `longest`'s padding.
     """
 
     size: tuple[int, int]
@@ -57,13 +57,13 @@ class PixelSettings:
                 size=(int(size), int(size)) if isinstance(size, int) else _pair(size),
                 mean=_three(data["mean"]),
                 std=_three(data["std"]),
-                # open_clip takes `random`, which is of training, for bicubic.
+                # open_clip treats `random`, a training setting, as bicubic.
                 interpolation="bilinear" if data.get("interpolation") == "bilinear" else "bicubic",
                 resize_mode=data.get("resize_mode") or "shortest",
                 fill_color=int(data.get("fill_color") or 0),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"not open_clip's preprocessing: {dict(data)} ({error!r})") from error
+            raise ConfigError(f"not open_clip's settings: {dict(data)} ({error!r})") from error
         if found.resize_mode not in ("shortest", "longest", "squash"):
             raise ConfigError(
                 f"resize_mode is {found.resize_mode!r}; open_clip's are shortest, longest, squash"
@@ -75,7 +75,7 @@ class PixelSettings:
         return {"mode": "RGB", **asdict(self)}
 
     def hash(self) -> str:
-        """Return 32 hexadecimal digits that change with every setting."""
+        """Return a hash of all settings: 32 hexadecimal digits."""
         text = json.dumps(self.as_dict(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -83,8 +83,8 @@ class PixelSettings:
         """Return `(B, 3, H, W)` float32.
 
         Raises:
-            ImageReadError: An image's data cannot be decoded, or it is so long and thin that
-                resizing it would fill the memory.
+            ImageReadError: An image cannot be decoded, or its sides differ so much that resizing
+                it would fill the memory.
         """
         if not images:
             return torch.empty((0, 3, *self.size))
@@ -94,15 +94,15 @@ class PixelSettings:
         return ((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).contiguous()
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return which part of an image of this size becomes pixels; see `Encoder.seen_area`."""
+        """Return the area of an image of this size that is seen; see `Encoder.seen_area`."""
         (across, down), (high, wide) = self._scaled_size(width, height), self.size
         left, top = round((across - wide) / 2), round((down - high) / 2)
-        if self.resize_mode == "longest":  # the smaller half of what is filled up comes first
+        if self.resize_mode == "longest":  # of an odd padding, the smaller half comes first
             left, top = -((wide - across) // 2), -((high - down) // 2)
         return left / across, top / down, (left + wide) / across, (top + high) / down
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        """Return the image in RGB at `size`; the arithmetic, rounding too, is open_clip's."""
+        """Return the image in RGB at `size`, with open_clip's arithmetic and rounding."""
         rgb = to_rgb(image)
         (width, height), (high, wide) = rgb.size, self.size
         if self.resize_mode == "squash":
@@ -114,14 +114,14 @@ class PixelSettings:
             )
         size = self._scaled_size(width, height)
         if self.resize_mode == "longest":
-            return self._middle(self._filled_up(self._scaled(rgb, *size)))
+            return self._middle(self._padded(self._scaled(rgb, *size)))
         if high == wide:
             return self._middle(self._scaled(rgb, *size))
-        # open_clip resizes to a size that is not square bicubically, whatever the settings say.
+        # For a size that is not square open_clip always resizes bicubically.
         return self._middle(rgb.resize(size, Image.Resampling.BICUBIC))
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height an image is resized to, before it is cropped or filled."""
+        """Return width and height that an image is resized to, before crop or padding."""
         high, wide = self.size
         if self.resize_mode == "squash":
             return wide, high
@@ -139,7 +139,7 @@ class PixelSettings:
             return image
         return image.resize((width, height), _FILTERS[self.interpolation])
 
-    def _filled_up(self, image: Image.Image) -> Image.Image:
+    def _padded(self, image: Image.Image) -> Image.Image:
         (width, height), (high, wide) = image.size, self.size
         across, down = max(wide - width, 0), max(high - height, 0)
         border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)

@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a stage-1 encoder."""
+"""The protocol of stage-1 encoders."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Encoder"]
 
 
 class Encoder(Protocol):
-    """Turn images and texts into unit vectors of one space, and images into vision tokens.
+    """Encode images and texts to unit vectors of one space, and images to vision tokens.
 
-    An encoder is a torch module as well; its weights are saved with the model it belongs to.
+    An encoder is also a torch module; its weights are saved with the EDJE model.
     """
 
     @property
     def name(self) -> str:
-        """Return the name a collection's contract knows this encoder by."""
+        """Return the encoder's name in contracts."""
 
     @property
     def revision(self) -> str:
@@ -28,11 +28,11 @@ class Encoder(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """Return the hash of the image processor's settings."""
+        """Return the hash of the preprocessing settings."""
 
     @property
     def embedding_dim(self) -> int:
-        """Return `d`, the width of the unit vectors."""
+        """Return `d`, the width of the embeddings."""
 
     @property
     def hidden_size(self) -> int:
@@ -44,7 +44,7 @@ class Encoder(Protocol):
 
     @property
     def patch_grid(self) -> tuple[int, int]:
-        """Return the rows and columns that the vision tokens make, row by row: `h * w` is `n`."""
+        """Return rows and columns of the vision tokens' grid, in row order: `h * w` is `n`."""
 
     @property
     def num_heads(self) -> int:
@@ -55,20 +55,21 @@ class Encoder(Protocol):
         """Return the epsilon of the vision tower's layer norms."""
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return `(B, 3, H, W)` float32 on the CPU; may be called from several threads at once."""
+        """Preprocess images to `(B, 3, H, W)` float32 on the CPU; thread-safe."""
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return which part of an image of this size the patch grid covers.
+        """Return the area of an image of this size that the patch grid covers.
 
-        Left, top, right and bottom as shares of the image's width and height: `(0, 0, 1, 1)` is
-        all of it, a cropped image's lies inside that, and one that was filled up reaches beyond.
+        Left, top, right and bottom as shares of the image's width and height: `(0, 0, 1, 1)` is the
+        whole image. The area of a cropped image lies inside it; that of a padded image extends
+        beyond it.
         """
 
     def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`."""
+        """Encode pixels: embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`."""
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return `(B, d)`, unit length, for texts that were cleaned up already."""
+        """Encode texts that are already cleaned: `(B, d)`, unit length."""
 
     def save(self, folder: Path) -> None:
-        """Write everything but the weights: settings, image processor, tokenizer."""
+        """Save everything but the weights: settings, image processor, tokenizer."""

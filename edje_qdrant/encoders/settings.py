@@ -1,6 +1,6 @@
-"""Find a tower's settings, and make sure that they are there.
+"""Folders with a tower's settings, checked to be complete.
 
-transformers falls back on its own defaults where a file is missing; that must not happen unnoticed.
+transformers silently uses its own defaults for a missing file; the checks here prevent that.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def settings_folder(
     tokenizer: bool = True,
     image_processor: bool = False,
 ) -> Path:
-    """Return a folder of settings, fetched from the hub (without weights) if not here.
+    """Return the folder of a model's settings, downloaded from the hub (without weights) if needed.
 
     Args:
         name_or_path: Folder or hub id.
-        model_type: What `config.json` must say it is.
-        tokenizer: Whether a tokenizer's files must be there.
-        image_processor: Whether an image processor's settings must be there.
+        model_type: Required `model_type` of `config.json`.
+        tokenizer: Whether a tokenizer's files are required.
+        image_processor: Whether an image processor's settings are required.
 
     Raises:
         CheckpointError: There is no such folder or hub id, or it lacks a file.

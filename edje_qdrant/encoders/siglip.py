@@ -29,9 +29,9 @@ class SiglipEncoder(HashedModule):
         siglip: Both towers.
         image_processor: How images become pixels.
         tokenizer: transformers' tokenizer of the text tower.
-        name: What contracts call this encoder.
-        token_tower: A second vision tower the vision tokens come from, where it differs from the
-            one that gives the image embedding.
+        name: The encoder's name in contracts.
+        token_tower: A second vision tower for the vision tokens, if they do not come from the
+            tower of the image embedding.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class SiglipEncoder(HashedModule):
     def from_config(
         cls, name_or_path: str | Path, *, name: str, separate_token_tower: bool = False
     ) -> SiglipEncoder:
-        """Build the encoder from SigLIP's settings, its weights still to be filled in.
+        """Create the encoder from SigLIP's settings, without its weights.
 
         Args:
             name_or_path: Folder or hub id with `config.json`, the image processor's and the
                 tokenizer's files.
-            name: What contracts call this encoder.
-            separate_token_tower: Whether vision tokens come from a tower of their own.
+            name: The encoder's name in contracts.
+            separate_token_tower: Whether vision tokens come from a second vision tower.
 
         Raises:
             CheckpointError: A file is missing or unreadable.
@@ -89,7 +89,7 @@ class SiglipEncoder(HashedModule):
             name_or_path: Folder or hub id.
 
         Raises:
-            CheckpointError: There is no such SigLIP, or a file of it is unreadable.
+            CheckpointError: There is no such SigLIP, or one of its files is unreadable.
         """
         encoder = cls.from_config(name_or_path, name=Path(name_or_path).name)
         try:
@@ -102,7 +102,7 @@ class SiglipEncoder(HashedModule):
         return encoder
 
     def save(self, folder: Path) -> None:
-        """Write everything but the weights: settings, image processor, tokenizer."""
+        """Save everything but the weights: settings, image processor, tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
         self.siglip.config.save_pretrained(folder)
         self.image_processor.save(folder)
@@ -110,7 +110,7 @@ class SiglipEncoder(HashedModule):
 
     @property
     def name(self) -> str:
-        """Return the name a collection's contract knows this encoder by."""
+        """Return the encoder's name in contracts."""
         return self._name
 
     @property
@@ -125,7 +125,7 @@ class SiglipEncoder(HashedModule):
 
     @property
     def embedding_dim(self) -> int:
-        """Return `d`, the width of the unit vectors."""
+        """Return `d`, the width of the embeddings."""
         return int(self.siglip.text_model.head.out_features)
 
     @property
@@ -156,7 +156,7 @@ class SiglipEncoder(HashedModule):
         return float(self.siglip.vision_model.config.layer_norm_eps)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return `(B, 3, H, W)` float32 on the CPU; may be called from several threads at once.
+        """Preprocess images to `(B, 3, H, W)` float32 on the CPU; thread-safe.
 
         Raises:
             ImageReadError: An image's data cannot be decoded.
@@ -177,20 +177,20 @@ class SiglipEncoder(HashedModule):
         return 0.0, 0.0, 1.0, 1.0
 
     def encode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`.
+        """Encode pixels: embeddings `(B, d)`, unit length, and vision tokens `(B, n, d_v)`.
 
-        The vision tokens are the tower's last hidden state after its closing layer norm.
+        The vision tokens are the tower's last hidden state after its final layer norm.
         """
         weight = self.siglip.logit_scale
         pixel_values = pixel_values.to(weight.device, weight.dtype)
         output = self.siglip.vision_model(pixel_values=pixel_values)
-        tokens = output.last_hidden_state
+        tokens = output.last_hidden_state  # (B, n, d_v)
         if self.token_tower is not None:
             tokens = self.token_tower(pixel_values=pixel_values).last_hidden_state
         return functional.normalize(output.pooler_output.float(), dim=-1), tokens
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Return `(B, t)` ids, always padded to the full length SigLIP was trained with."""
+        """Return ids `(B, t)`, always padded to the length that SigLIP was trained with."""
         encoded = self.tokenizer(
             list(texts),
             padding="max_length",
@@ -202,9 +202,9 @@ class SiglipEncoder(HashedModule):
         return ids.to(self.siglip.logit_scale.device)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return `(B, d)`, unit length, for texts that were cleaned up already.
+        """Encode texts that are already cleaned: `(B, d)`, unit length.
 
-        No attention mask is passed: SigLIP was trained to look at the padding.
+        No attention mask is passed: SigLIP was trained to attend to the padding.
         """
         output = self.siglip.text_model(input_ids=self.tokenize(texts))
         return functional.normalize(output.pooler_output.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""Name a module's weights by a hash that survives a change of device or precision."""
+"""Hashes of a module's weights that do not change with device or precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["HashedModule", "hash_weights"]
 
 
 def hash_weights(tensors: Mapping[str, Tensor]) -> str:
-    """Return a hash of names, shapes and float32 values, 32 hexadecimal digits."""
+    """Hash names, shapes and float32 values: 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
@@ -26,25 +26,25 @@ def hash_weights(tensors: Mapping[str, Tensor]) -> str:
 
 
 class HashedModule(nn.Module):
-    """Know the hash of its own weights as they were before any cast.
+    """A module that caches the hash of its weights as they were before any cast.
 
-    A model loaded in bfloat16 on a GPU and the same one loaded in float32 on a CPU must name their
-    weights alike, so moving and casting keep the hash, while an optimizer's step, `load_state_dict`
-    and other in-place writes void it. Writes through `.data` go unseen.
+    The same model in bfloat16 on a GPU and in float32 on a CPU must have the same hash. So moving
+    and casting keep it, while an optimiser step, `load_state_dict` and other in-place writes
+    discard it. Writes through `.data` are not detected.
     """
 
     _known: tuple[str, int] | None = None
 
     @property
     def weights_hash(self) -> str:
-        """Return the hash, computing it anew if the weights were written to since."""
+        """Return the hash; it is computed again if the weights were written since."""
         version = self._weights_version()
         if self._known is None or self._known[1] != version:
             self._known = (hash_weights(self.state_dict()), version)
         return self._known[0]
 
     def keep_weights_hash(self, value: str) -> None:
-        """Take `value` for the hash of the weights as they are now."""
+        """Set the hash of the current weights."""
         self._known = (value, self._weights_version())
 
     def _weights_version(self) -> int:
@@ -53,7 +53,7 @@ class HashedModule(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # torch's one door for .to(), .half(), .cuda() and the like.
+        # torch calls this for .to(), .half(), .cuda() and the like.
         known = self._known
         valid = known is not None and known[1] == self._weights_version()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

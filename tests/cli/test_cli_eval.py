@@ -162,7 +162,7 @@ def test_scenes_are_drawn_and_measured(tmp_path: Path) -> None:
     [
         (['{"image": "a.png", "caption": "x"}', '{"image": "b.png"}'], ':2: "caption" is missing'),
         (['{"image": "a.png", "caption": 3}'], ':1: "caption" must be text or a list'),
-        (['{"image": "a.png", "caption": "x"}', "", "{"], ":3: no JSON"),
+        (['{"image": "a.png", "caption": "x"}', "", "{"], ":3: not JSON"),
         (['{"image": "a.png", "caption": "x"}', '{"image": "a.png", "caption": "!"}'], ":2: the "),
         (['{"image": "gone.png", "caption": "x"}'], "--images"),
         ([], "no annotations"),

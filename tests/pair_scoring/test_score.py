@@ -245,7 +245,7 @@ def test_wrong_lines_are_named_before_anything_is_scored(
     for wrong, message in [
         ({"image": "a.png"}, '"caption" is missing'),
         ({"image": 3, "caption": "b"}, '"image" must be text, not 3'),
-        ({"image": "a.png", "caption": ["b", " "]}, "which is no caption"),
+        ({"image": "a.png", "caption": ["b", " "]}, "which is not a caption"),
     ]:
         pairs = write(tmp_path / "pairs.jsonl", [good, wrong])
         with pytest.raises(ConfigError, match=rf"pairs\.jsonl:2: .*{message}"):
