@@ -8,6 +8,7 @@ import importlib
 import pytest
 
 MODULES = [
+    "edje_qdrant.ingest.ingest",
     "edje_qdrant.model.edje",
 ]
 

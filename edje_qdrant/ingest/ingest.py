@@ -1,4 +1,4 @@
-"""Bring images into a collection: read, encode, write; resumable, and broken files are no end."""
+"""Ingest of images into a collection, and fitting of a codec to a sample of a source."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError
 from edje_qdrant.images import MAX_PIXELS, ignore_decoder_warnings
@@ -49,66 +50,82 @@ def ingest_images(
     processes: int = 0,
     devices: Sequence[str] | None = None,
 ) -> IngestReport:
-    """Add images to a collection.
+    """Ingest images into a collection.
 
-    An image's id is made from its file's bytes, so images that are there already are skipped
-    before they are decoded: a rerun is quick and adds nothing, and one that was interrupted goes on
-    where it stopped. What cannot be read is listed in the report and never ends the run. Memory
-    does not grow with the source.
+    Images that are in the collection already are skipped before they are decoded, because an
+    image's id is derived from its file's bytes. So a rerun is fast and adds nothing, and a run
+    that was interrupted can be continued by a rerun. Files that cannot be read are listed in the
+    report and do not stop the run. Memory use does not grow with the source.
 
-    The payload is the image's absolute `path`, its upright `width` and `height` in pixels, and
-    the fields of its manifest line, of which those three names are overwritten. An image that was
-    moved and ingested again keeps the path it was added with.
+    The payload contains the image's absolute `path`, its upright `width` and `height` in pixels,
+    and the fields of its manifest line, except that fields with these three names are overwritten.
+    An image that was moved and ingested again keeps its old path, unless `prune` is set.
 
     Args:
         source: A folder (searched recursively, hidden files and folders left out), one image, a
             list of paths, or a manifest: a `.jsonl` file, each line an object with `path`
             (relative to the manifest's folder) and any further fields.
-        collection: Where to.
-        model: The one the collection was created for.
+        collection: The collection to add to.
+        model: The model that the collection was created for.
         batch_size: Images encoded and written at a time.
-        workers: Threads that read and decode beside the encoding; of each process, where there are
-            several.
+        workers: Threads that read and decode in parallel with the encoding, in each process.
         progress: Show a bar on stderr.
-        max_pixels: Images with more are refused before they are decoded; more than
+        max_pixels: Larger images are refused before they are decoded; a limit above
             `MAX_PIXELS` has no effect.
-        checkpoint_every: Images added between two flushes; as many, at most, are lost when the
-            process is killed, and added again by the next run.
-        prune: When all is read, delete images that are gone from the source: of a folder, those
-            whose `path` lies in it, and otherwise all that the source does not name. Images that
-            could not be read this time stay. Images that were moved get their new `path`. The
-            ids of the source are held in memory, about 100 bytes each.
-        processes: Processes that decode and encode, each with a copy of the model; this one alone
-            writes. 0 encodes in this process, or in one for each of `devices`. They are started
-            anew (`spawn`), so that a script must begin under `if __name__ == "__main__":`. A
-            image that kills those who read it is listed as failed.
-        devices: Where they encode, shared out in turn: `["cuda:0", "cuda:1"]`; where the model is,
-            by default. The precision is the model's.
+        checkpoint_every: Images added between two flushes. If the process is killed, at most this
+            many are lost; the next run adds them again.
+        prune: After reading the whole source, delete images that are no longer in it: for a
+            folder, the images whose `path` lies in it; otherwise all images that the source does
+            not name. Images that could not be read are kept. Images that were moved get their new
+            `path`. The ids of the source are held in memory, about 100 bytes each.
+        processes: Number of processes that decode and encode, each with a copy of the model; only
+            this process writes. With 0, this process encodes, or one process for each of
+            `devices`. Processes are started with `spawn`, so a script must have its entry point
+            under `if __name__ == "__main__":`. An image that kills the processes that read it is
+            listed as failed.
+        devices: Devices for these processes, assigned in turn, such as `["cuda:0", "cuda:1"]`; by
+            default the model's device.
 
     Returns:
-        What was added, skipped, refused and pruned. Images twice in the source count as skipped.
+        The numbers of images added, skipped and pruned, and the failures. Images that occur twice
+        in the source count as skipped.
 
     Raises:
         ConfigError: The source is missing, unreadable or empty, a number is below 1, or a device
             cannot be used.
-        WorkerDiedError: Processes die one after another; what was added is kept.
+        WorkerDiedError: Processes die one after another; images added before are kept.
         ContractMismatchError: Another model wrote the collection.
-        StoreError: The collection cannot be written; what was added before is kept.
-        EngineUnavailableError: The server went away; the same holds.
+        StoreError: The collection cannot be written; images added before are kept.
+        EngineUnavailableError: The server cannot be reached any more; images added before are
+            kept.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from edje_qdrant import EDJEModel, ImageCollection, ingest_images
+        >>> model = EDJEModel.from_pretrained("demo", device="cpu")
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = Path(name)
+        ...     for colour in ("red", "blue", "green"):
+        ...         Image.new("RGB", (256, 256), colour).save(folder / f"{colour}.png")
+        ...     _ = (folder / "broken.png").write_bytes(b"not an image")
+        ...     contract = model.contract()
+        ...     with ImageCollection.create(folder / "index", "images", contract) as collection:
+        ...         first = ingest_images(folder, collection, model, progress=False)
+        ...         second = ingest_images(folder, collection, model, progress=False)
+        >>> first.added, first.skipped, len(first.failed)
+        (3, 0, 1)
+        >>> second.added, second.skipped, len(second.failed)
+        (0, 3, 1)
     """
     started = time.perf_counter()
-    numbers = {
-        "batch_size": batch_size,
-        "workers": workers,
-        "max_pixels": max_pixels,
-        "checkpoint_every": checkpoint_every,
-    }
-    for name, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} is {value!r}; give a whole number, 1 or more")
-    if not isinstance(processes, int) or processes < 0:
-        raise ConfigError(f"processes is {processes!r}; give a whole number, 0 or more")
-    places = check_devices(processes, devices, model.device)
+    check_number("batch_size", batch_size)
+    check_number("workers", workers)
+    check_number("max_pixels", max_pixels)
+    check_number("checkpoint_every", checkpoint_every)
+    check_number("processes", processes, least=0)
+    worker_devices = check_devices(processes, devices, model.device)
     listing = list_images(source)
     if (
         prune
@@ -116,9 +133,7 @@ def ingest_images(
         and Path(source).is_file()
         and Path(source).suffix.lower() in IMAGE_SUFFIXES
     ):
-        raise ConfigError(
-            f"with prune, {source} alone would stay of the whole collection; leave prune out"
-        )
+        raise ConfigError(f"with prune, all images but {source} would be deleted; leave prune out")
     collection.require(model.contract())
     run = IngestRun(collection, model, total=sum(1 for _ in listing()), progress=progress)
     seen: set[bytes] = set()
@@ -133,13 +148,13 @@ def ingest_images(
         return decode_image(image, model, max_pixels)
 
     unflushed = 0
-    with warnings.catch_warnings(), run.bar, ExitStack() as ending:
+    with warnings.catch_warnings(), run.bar, ExitStack() as stack:
         ignore_decoder_warnings()
-        threads = ending.enter_context(ThreadPoolExecutor(workers))
+        threads = stack.enter_context(ThreadPoolExecutor(workers))
         missing = run.missing(listing(), threads, follow_source if prune else None)
-        if places:
-            pool = EncodingPool(model, places, decoders=workers, max_pixels=max_pixels)
-            encoded = ending.enter_context(pool).encode(batches(missing, batch_size))
+        if worker_devices:
+            pool = EncodingPool(model, worker_devices, decoders=workers, max_pixels=max_pixels)
+            encoded = stack.enter_context(pool).encode(batches(missing, batch_size))
             written: Iterator[int] = map(run.write_encoded, encoded)
         else:
             written = run.decode_and_write(missing, decode, threads, batch_size)
@@ -151,7 +166,7 @@ def ingest_images(
                     unflushed = 0
         except BaseException:
             threads.shutdown(cancel_futures=True)
-            # Keep what was written; if that fails too, the first error says more.
+            # Keep what was written; if that fails too, the first error is more useful.
             with suppress(EdjeError):
                 collection.flush()
             raise
@@ -166,20 +181,20 @@ def fit_codec_to_source(
     source: Source, model: EDJEModel, name: str, *, sample: int = 2048, batch_size: int = 32,
     seed: int = 0, progress: bool = True,
 ) -> Codec:  # fmt: skip
-    """Fit a codec to images drawn at random from a source; they are encoded for this alone.
+    """Fit a codec to a random sample of a source; the encodings are not kept.
 
     Args:
-        source: As `ingest_images`.
-        model: Whose tokens.
-        name: The codec's; one without a codebook is returned as it is.
-        sample: Images to draw; those that cannot be read are left out.
+        source: As for `ingest_images`.
+        model: Encodes the sample.
+        name: The codec's name; a codec without a codebook is returned unchanged.
+        sample: Size of the sample; images that cannot be read are left out.
         batch_size: Images encoded at a time.
-        seed: Of the draw and of the fit.
+        seed: Random seed of the sample and of the fit.
         progress: Show a bar on stderr.
 
     Raises:
-        ConfigError: The source cannot be used, there is no such codec, too few images, or a
-            number is below 1.
+        ConfigError: The source cannot be used, there is no such codec, there are too few images,
+            or a number is below 1.
         MissingExtraError: The library that fits codebooks is not installed.
     """
     if sample < 1 or batch_size < 1:
@@ -200,7 +215,7 @@ def fit_codec_to_source(
     ):
         ignore_decoder_warnings()
         for batch in batches(chosen, batch_size):
-            decoded = [decode_image(picture, model, MAX_PIXELS) for picture in batch]
+            decoded = [decode_image(image, model, MAX_PIXELS) for image in batch]
             pixels = [item.pixels for item in decoded if isinstance(item, DecodedImage)]
             if pixels:
                 tokens.append(encode_batch(model, pixels).tokens)

@@ -1,4 +1,4 @@
-"""Encode images in several processes, each with a copy of the model on a device of its own."""
+"""Pool of worker processes that decode and encode images, and replacement of those that die."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = ["EncodingPool", "check_devices"]
 
-# Batches that are with one worker (one encoded, one decoded meanwhile), and that are anywhere
+# Batches sent to one worker (one is encoded while the next is decoded), and batches in progress
 # between being read and being written, for each worker.
 _HELD, _UNDER_WAY = 2, 4
-# Workers lost one after another, without an image encoded in between, that end the run.
+# The run ends after this many workers died without an image being encoded in between.
 _MOST_LOST = 20
 
 
 @dataclass(eq=False, slots=True)
 class _Task:
     number: int
-    pictures: list[KnownImage]
-    lost: int = 0  # workers that died with it
+    images: list[KnownImage]
+    lost: int = 0  # workers that died while they had it
     outcome: EncodedBatch | None = None
 
 
@@ -53,17 +53,17 @@ class _Worker:
 
 
 class EncodingPool:
-    """Hold worker processes; leave its context to end them all.
+    """Distribute batches to worker processes; a context manager that ends them.
 
-    They are started when there is work for them. A worker that dies is replaced. What it was at is
-    done again, alone in a worker; where that dies too, image by image, so that only an image
-    that kills whoever reads it is left out.
+    Workers are started when there is work for them. A worker that dies is replaced, and each of
+    its batches is sent to a worker that has no other; if that one dies too, the batch is sent image
+    by image. So only an image that kills every worker that reads it is reported as failed.
 
     Args:
-        model: What encodes; written once to a temporary file, which the workers map.
-        devices: One for each worker, as `check_devices` gives them.
+        model: The model; written once to a temporary file, which the workers memory-map.
+        devices: The device of each worker, from `check_devices`.
         decoders: Threads that read and decode, in each worker.
-        max_pixels: Images with more are refused before they are decoded.
+        max_pixels: Larger images are refused before they are decoded.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class EncodingPool:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._workers: list[_Worker | None] = [None] * len(devices)
         self._numbers = count()
-        self._order: list[_Task] = []  # to be yielded
-        self._waiting: list[_Task] = []  # with no worker yet
-        self._stillborn = self._lost = 0
+        self._order: list[_Task] = []  # in the order in which they are yielded
+        self._waiting: list[_Task] = []  # not sent to a worker yet
+        self._failed_starts = self._lost = 0
 
     def __enter__(self) -> EncodingPool:
         return self
@@ -87,7 +87,7 @@ class EncodingPool:
         self.close()
 
     def close(self) -> None:
-        """End the workers, whatever they are at."""
+        """Kill the workers, even if they are working."""
         workers = [worker for worker in self._workers if worker is not None]
         for worker in workers:
             worker.process.kill()
@@ -100,40 +100,40 @@ class EncodingPool:
             self._folder = None
 
     def encode(self, batches: Iterable[list[KnownImage]]) -> Iterator[EncodedBatch]:
-        """Yield what comes of each batch, in order; few of them are held at a time.
+        """Yield the outcome of each batch, in order; only a few batches are held at a time.
 
-        A batch that was lost with its worker twice comes back as several.
+        A batch with which two workers died is yielded as one batch for each image.
 
         Raises:
-            ConfigError: The model cannot be handed over, a device cannot be used or has too little
-                memory.
+            ConfigError: The model cannot be sent to other processes, or a device cannot be used or
+                has too little memory.
             WorkerDiedError: Workers die one after another.
-            RuntimeError: The model cannot encode; with the worker's traceback.
+            RuntimeError: The model failed to encode; contains the worker's traceback.
         """
         source = iter(batches)
         more = True
         while True:
             while more and len(self._order) < _UNDER_WAY * len(self._devices):
-                pictures = next(source, None)
-                if pictures is None:
+                images = next(source, None)
+                if images is None:
                     more = False
                     break
-                task = _Task(next(self._numbers), pictures)
+                task = _Task(next(self._numbers), images)
                 self._order.append(task)
                 self._waiting.append(task)
-                self._hand_out()
-                self._listen(0)
+                self._distribute()
+                self._receive(0)
             if not self._order:
                 return
-            self._hand_out()
+            self._distribute()
             while self._order and (outcome := self._order[0].outcome) is not None:
                 del self._order[0]
                 yield outcome
             if self._order:
-                self._hand_out()
-                self._listen(None)
+                self._distribute()
+                self._receive(None)
 
-    def _hand_out(self) -> None:
+    def _distribute(self) -> None:
         starting = sum(worker is not None and not worker.ready for worker in self._workers)
         for slot, worker in enumerate(self._workers):
             if worker is None and starting < len(self._waiting):
@@ -144,14 +144,14 @@ class EncodingPool:
             if free is None:
                 continue
             try:
-                free.connection.send((task.number, task.pictures))
+                free.connection.send((task.number, task.images))
             except OSError:
-                return  # it is dead; its end of the connection will say so
+                return  # it died; receiving from it will raise EOFError
             free.tasks[task.number] = task
             self._waiting.remove(task)
 
     def _free_for(self, task: _Task) -> _Worker | None:
-        """Return the least busy worker; what killed one before goes alone to an idle one."""
+        """Return the least busy worker, or an idle one for a batch with which a worker died."""
         free = [
             worker
             for worker in self._workers
@@ -162,11 +162,11 @@ class EncodingPool:
         ]
         return min(free, key=lambda worker: len(worker.tasks), default=None)
 
-    def _listen(self, timeout: float | None) -> None:
-        """Take what workers have to say; with no timeout, wait for one to say something."""
-        speakers = {worker.connection: worker for worker in self._workers if worker is not None}
-        for connection in wait([*speakers], timeout):
-            worker = speakers[connection]  # type: ignore[index]
+    def _receive(self, timeout: float | None) -> None:
+        """Receive messages from workers; without a timeout, wait for at least one."""
+        workers = {worker.connection: worker for worker in self._workers if worker is not None}
+        for connection in wait([*workers], timeout):
+            worker = workers[connection]  # type: ignore[index]
             try:
                 message = worker.connection.recv()
             except (EOFError, OSError):
@@ -174,7 +174,7 @@ class EncodingPool:
                 continue
             if isinstance(message, Ready):
                 worker.ready = True
-                self._stillborn = 0
+                self._failed_starts = 0
             elif isinstance(message, Failure):
                 raise self._error(worker, message)
             else:
@@ -193,7 +193,7 @@ class EncodingPool:
         return ConfigError(f"a process cannot load the model on {worker.device}: {last}")
 
     def _replace(self, worker: _Worker) -> None:
-        """Bury a worker that died, and decide what becomes of its tasks."""
+        """Remove a worker that died, and decide how its tasks are repeated."""
         worker.connection.close()
         worker.process.join(10)
         worker.process.kill()
@@ -201,41 +201,41 @@ class EncodingPool:
         self._workers[self._workers.index(worker)] = None
         end = _ending(worker.process.exitcode)
         if not worker.ready:
-            self._stillborn += 1
-            if self._stillborn > 1:
+            self._failed_starts += 1
+            if self._failed_starts > 1:
                 raise WorkerDiedError(
-                    f"two processes died before they could begin (the last, on {worker.device}, "
-                    f"{end}); what they wrote to stderr says why. A script that has images "
-                    "encoded in processes must start under `if __name__ == '__main__':`"
+                    f"two processes died while they were starting (the last, on {worker.device}, "
+                    f"{end}); see their output on stderr. A script that uses processes must have "
+                    "its entry point under `if __name__ == '__main__':`"
                 )
             return
         self._lost += 1
         if self._lost >= _MOST_LOST:
             held = next((task for task in worker.tasks.values()), None)
-            at = f" at {held.pictures[0].listed.path}" if held else ""
+            at = f" at {held.images[0].listed.path}" if held else ""
             raise WorkerDiedError(
-                f"{self._lost} processes died one after another (the last {end}{at}); if memory is "
-                "short, lower batch_size, processes or workers and run again: what was added is "
-                "kept"
+                f"{self._lost} processes died one after another (the last {end}{at}); if there is "
+                "too little memory, lower batch_size, processes or workers and run again: what was "
+                "added is kept"
             )
         for task in reversed(worker.tasks.values()):
-            self._redo(task, end)
+            self._repeat(task, end)
 
-    def _redo(self, task: _Task, end: str) -> None:
+    def _repeat(self, task: _Task, end: str) -> None:
         task.lost += 1
-        again = [task]
-        if task.lost > 1 and len(task.pictures) > 1:
-            again = [
-                _Task(next(self._numbers), [picture], lost=task.lost) for picture in task.pictures
+        repeated = [task]
+        if task.lost > 1 and len(task.images) > 1:
+            repeated = [
+                _Task(next(self._numbers), [image], lost=task.lost) for image in task.images
             ]
             at = self._order.index(task)
-            self._order[at : at + 1] = again
+            self._order[at : at + 1] = repeated
         elif task.lost > 1:
-            path = task.pictures[0].listed.path
+            path = task.images[0].listed.path
             reason = f"each process that read it {end}"
             task.outcome = EncodedBatch(failed=[FailedImage(path, reason)])
             return
-        self._waiting[:0] = again
+        self._waiting[:0] = repeated
 
     def _start(self, device: str) -> _Worker:
         context = multiprocessing.get_context("spawn")
@@ -251,13 +251,13 @@ class EncodingPool:
             target=work, args=(theirs, settings), name=f"edje-encode-{device}", daemon=True
         )
         try:
-            with _deaf_to_interrupts():
+            with _ignore_interrupts():
                 process.start()
         except BaseException:
             ours.close()
             raise
         finally:
-            theirs.close()  # so that the worker's death closes the connection
+            theirs.close()  # so that the connection is closed when the worker dies
         return _Worker(process, ours, device)
 
     def _model_file(self) -> str:
@@ -276,12 +276,12 @@ class EncodingPool:
 def check_devices(
     processes: int, devices: Sequence[str] | None, default: torch.device | str
 ) -> list[str]:
-    """Return the device of each worker process; none where no process is asked for.
+    """Return the device of each worker process; an empty list if no process is asked for.
 
     Args:
-        processes: How many; 0 is one for each device that is named.
-        devices: Shared out in turn; `default` alone where none are named.
-        default: The model's.
+        processes: Number of processes; 0 for one for each of `devices`.
+        devices: Assigned in turn; None for `default` alone.
+        default: The model's device.
 
     Raises:
         ConfigError: A device cannot be used here, or there are more devices than processes.
@@ -294,8 +294,8 @@ def check_devices(
         _check_device(name)
     if 0 < processes < len(devices):
         raise ConfigError(
-            f"{len(devices)} devices and {processes} processes; give each device a "
-            "process, or leave processes out"
+            f"{len(devices)} devices but {processes} processes; give at least one process for each "
+            "device, or leave processes out"
         )
     return [str(devices[number % len(devices)]) for number in range(processes or len(devices))]
 
@@ -306,7 +306,7 @@ def _check_device(name: Any) -> None:
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"there is no device {name!r}: {str(error).splitlines()[0]}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"there is no device {name}: {torch.cuda.device_count()} GPUs are seen")
+        raise ConfigError(f"there is no device {name}; visible GPUs: {torch.cuda.device_count()}")
 
 
 def _ending(code: int | None) -> str:
@@ -319,14 +319,14 @@ def _ending(code: int | None) -> str:
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach, from their first moment; who starts them ends."""
+def _ignore_interrupts() -> Iterator[None]:
+    """Block SIGINT, so that processes started in this context are not interrupted by Ctrl-C."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # starting it would lift the block
+    resource_tracker.ensure_running()  # if it were started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

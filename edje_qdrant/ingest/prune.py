@@ -1,4 +1,4 @@
-"""Let a collection follow its source: images that were moved, and images that are gone."""
+"""Update of the paths of moved images, and deletion of images that are gone from a source."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["follow_moved", "prune_collection"]
 
 
 def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
-    """Give images whose file is gone from where it was the path where it is now.
+    """Update the stored path of images whose file was moved.
 
     Args:
-        collection: That holds the images.
-        paths: Id -> absolute path.
+        collection: The collection that holds the images.
+        paths: Id -> absolute path where the file is now.
     """
     stored = collection.index.retrieve([*paths], tokens=False)
     moved = {
@@ -43,15 +43,15 @@ def prune_collection(
     """Delete images that are gone from a source; return how many.
 
     Args:
-        collection: That follows the source.
-        source: A folder: images whose path lies elsewhere stay. Or anything else: what it does
-            not name goes.
-        seen: The ids' 16 bytes of every image that the source holds.
-        failed: What could not be read; images with such a path, or below it, stay.
+        collection: The collection to delete from.
+        source: If it is a folder, images whose path lies elsewhere are kept; otherwise all images
+            that it does not name are deleted.
+        seen: The 16 bytes of the id of every image in the source.
+        failed: What could not be read; images with such a path, or below it, are kept.
 
     Raises:
-        ConfigError: Lines of the manifest could not be read, or a list names nothing that can be;
-            nothing was deleted.
+        ConfigError: Lines of the manifest could not be read, or a list names no image that can be
+            read; nothing was deleted.
     """
     folder = ""
     if isinstance(source, str | os.PathLike):
@@ -61,15 +61,15 @@ def prune_collection(
         if unread:
             raise ConfigError(
                 f"nothing was pruned: {len(unread)} lines of {where} cannot be read, line "
-                f"{unread[0]} first, and images that they name would be lost; mend them and run "
+                f"{unread[0]} first, and the images they name would be deleted; fix them and run "
                 "this again"
             )
         if where.is_dir():
             folder = os.path.join(os.path.abspath(where), "")
     if not folder and not seen:
         raise ConfigError(
-            "nothing was pruned: the source names no image that can be read, so all would go; "
-            "to delete them all, remove the collection"
+            "nothing was pruned: the source names no image that can be read, so all images "
+            "would be deleted; to do that, remove the collection"
         )
     spared = {failure.path for failure in failed}
     spared_below = tuple(os.path.join(path, "") for path in spared)
@@ -94,4 +94,4 @@ def _is_gone(image_id: str, seen: AbstractSet[bytes]) -> bool:
     try:
         return uuid.UUID(image_id).bytes not in seen
     except ValueError:
-        return False  # a number: no image, but a point that something else wrote
+        return False  # an integer: a point that another program wrote

@@ -1,4 +1,4 @@
-"""List the images of a folder, a manifest or a list, without opening them."""
+"""Listing of the images in a folder, a manifest or a list of paths, without opening them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edje_qdrant.types import FailedImage, Payload
 
 __all__ = ["IMAGE_SUFFIXES", "ListedImage", "Source", "check_source", "list_images"]
 
-#: A folder, an image, a JSONL manifest, or a list of images' paths.
+#: A folder, an image, a JSONL manifest, or a list of image paths.
 Source = str | Path | Sequence[str | Path]
 
 #: Files in a folder that count as images.
@@ -28,12 +28,12 @@ _MANIFEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 
 @dataclass(frozen=True, slots=True)
 class ListedImage:
-    """Name an image, with what the user says about it.
+    """Hold an image's path and the user's fields.
 
     Attributes:
-        path: Absolute; with `content`, whatever names it.
-        fields: The fields of its manifest line; empty without a manifest.
-        content: The file's bytes, where they were read already.
+        path: Absolute path; any name if `content` is given.
+        fields: Fields of the image's manifest line; empty without a manifest.
+        content: The file's bytes, if they were read already.
     """
 
     path: str
@@ -45,7 +45,7 @@ Listing = Iterator[ListedImage | FailedImage]
 
 
 def check_source(source: Source) -> None:
-    """Check that there is something to list.
+    """Check that a source can be read and is not empty.
 
     Raises:
         ConfigError: The source is missing, unreadable or empty.
@@ -54,11 +54,12 @@ def check_source(source: Source) -> None:
 
 
 def list_images(source: Source) -> Callable[[], Listing]:
-    """Return what begins to list the source, anew at each call; it is not held in memory.
+    """Return a function that lists the source from its start at each call.
 
-    A folder is searched recursively, in order of names; hidden files and folders are left out and
-    links to folders are not followed. Manifest lines and folders that cannot be read are listed as
-    failed. An empty list is no error: it is as often the outcome of a search as a mistake.
+    The list is not held in memory. A folder is searched recursively, in order of names; hidden
+    files and folders are left out and links to folders are not followed. Manifest lines and
+    folders that cannot be read are listed as failed. An empty list of paths is not an error, since
+    it may be the outcome of a search.
 
     Raises:
         ConfigError: The source is missing, unreadable or empty.
@@ -67,7 +68,7 @@ def list_images(source: Source) -> Callable[[], Listing]:
         paths = [source] if isinstance(source, bytes) else list(source)
         odd = [path for path in paths if not isinstance(path, str | os.PathLike)]
         if odd:
-            raise ConfigError(f"a list of images holds paths, not {type(odd[0]).__name__}")
+            raise ConfigError(f"a list of images must hold paths, not {type(odd[0]).__name__}")
         return lambda: (ListedImage(os.path.abspath(path), {}) for path in paths)
     path = Path(source).expanduser()
     suffix = path.suffix.lower()

@@ -114,7 +114,7 @@ def test_what_cannot_be_matched_is_refused(
             match_texts(tiny_model, image, texts, **more)
 
     refused("texts is the text 'a dog'; give a list", texts="a dog")
-    refused(r"texts holds '!\?', in which there is no word", texts=["a dog", "!?"])
+    refused(r"texts holds '!\?', which contains no word", texts=["a dog", "!?"])
     refused("texts holds a int", texts=[7])
     refused("top_k is 0", top_k=0)
     refused("num_candidates is True", num_candidates=True)

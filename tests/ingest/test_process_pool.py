@@ -262,7 +262,7 @@ def test_workers_end_with_a_command_that_is_ended(
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            StillbornEncoder, WorkerDiedError, "died before they could begin.* exit code 3",
+            StillbornEncoder, WorkerDiedError, "died while they were starting.* exit code 3",
             marks=pytest.mark.slow,
         ),
     ],

@@ -78,7 +78,7 @@ def test_sources_that_hold_nothing_are_refused(tmp_path: Path, make: str) -> Non
 
 @pytest.mark.parametrize("source", [[b"a.png"], [1], b"a.png", [None]])
 def test_lists_of_other_things_are_refused(source: Source) -> None:
-    with pytest.raises(ConfigError, match="holds paths"):
+    with pytest.raises(ConfigError, match="must hold paths"):
         check_source(source)
 
 
