@@ -1,1 +1,1 @@
-"""Plugs into other libraries, one module each; importing this package imports none of them."""
+"""Adapters to other libraries, one module each; importing this package imports none of them."""

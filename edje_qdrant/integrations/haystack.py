@@ -1,7 +1,7 @@
 """Haystack components: a retriever of images, and a ranker of documents that name images.
 
-Components of one process that name the same collection share it, so a retriever and a ranker of one
-pipeline may stand on one folder.
+Components of one process that name the same collection share it, so that a retriever and a ranker
+of one pipeline can use the same folder.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ except ImportError as error:
 __all__ = ["EDJERanker", "EDJERetriever"]
 
 _open: dict[tuple[Any, ...], _Shared] = {}
-_turn = RLock()
+_lock = RLock()
 
 
 class _Shared:
-    """Hold an open collection, and how many components use it."""
+    """Hold an open collection and the number of components that use it."""
 
     def __init__(self, opened: TwoStageRetriever | AttachedCollection) -> None:
         self.opened = opened
         self.users = 0
 
 
-class _Place:
-    """Say where a component's collection is and which model is meant; open it, and let it go."""
+class _SharedCollection:
+    """Hold the location of a component's collection and its model; open and release it."""
 
     def __init__(
         self,
@@ -64,48 +64,48 @@ class _Place:
         }
 
     def opened(self, kind: type[Any]) -> Any:
-        """Return the collection, opened once however many components name it."""
-        key = self._api_key.resolve_value() if self._api_key else None
-        place = (kind, self._location, self._name, self._model, self._device, key)
-        with _turn:
+        """Return the collection; it is opened once for all components that name it."""
+        api_key = self._api_key.resolve_value() if self._api_key else None
+        key = (kind, self._location, self._name, self._model, self._device, api_key)
+        with _lock:
             if self._release is None or not self._release.alive:
-                if place not in _open:
-                    _open[place] = _Shared(
+                if key not in _open:
+                    _open[key] = _Shared(
                         kind.open(
                             self._location,
                             self._name,
                             model=self._model,
                             device=self._device,
-                            api_key=key,
+                            api_key=api_key,
                         )
                     )
-                _open[place].users += 1
-                self._release = finalize(self, _let_go, place)
-            return _open[place].opened
+                _open[key].users += 1
+                self._release = finalize(self, _release, key)
+            return _open[key].opened
 
     def close(self) -> None:
         if self._release is not None:
             self._release()
 
 
-def _let_go(place: tuple[Any, ...]) -> None:
-    with _turn:
-        shared = _open[place]
+def _release(key: tuple[Any, ...]) -> None:
+    with _lock:
+        shared = _open[key]
         shared.users -= 1
         if not shared.users:
-            del _open[place]
+            del _open[key]
             shared.opened.close()
 
 
 class _Component:
-    """Do what both components do with their place: open it, let it go, come back from a dict."""
+    """Base of both components: open and close the collection, convert from and to a dict."""
 
-    _place: _Place
+    _shared: _SharedCollection
     _kind: type[Any] = TwoStageRetriever
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Make the component that `to_dict` was called on."""
+        """Create a component from the result of `to_dict`."""
         deserialize_secrets_inplace(data["init_parameters"], keys=["api_key"])
         made: Self = default_from_dict(cls, data)
         return made
@@ -120,14 +120,14 @@ class _Component:
         self._opened()
 
     def close(self) -> None:
-        """Let go of the collection; the last component that has it closes it."""
-        self._place.close()
+        """Release the collection; it is closed when no component uses it any more."""
+        self._shared.close()
 
     def _opened(self) -> Any:
-        return self._place.opened(self._kind)
+        return self._shared.opened(self._kind)
 
     def _as_dict(self, **own: Any) -> dict[str, Any]:
-        fields: dict[str, Any] = default_to_dict(self, **self._place.as_dict(), **own)
+        fields: dict[str, Any] = default_to_dict(self, **self._shared.as_dict(), **own)
         return fields
 
 
@@ -152,25 +152,26 @@ class EDJERetriever(_Component):
         search_kwargs: dict[str, Any] | None = None,
         content_field: str | None = None,
     ) -> None:
-        """Say what to search; it is opened at `warm_up`, or the first `run`.
+        """Configure the component; the collection is opened by `warm_up` or the first `run`.
 
         Args:
             location: A folder, `"http://..."` or `"https://..."`.
-            name: The collection's.
-            model: What `EDJEModel.from_pretrained` takes; by default what the collection names.
-            device: Where the model goes; CUDA where there is one, by default.
+            name: Name of the collection.
+            model: The argument of `EDJEModel.from_pretrained`; by default the name stored in the
+                collection.
+            device: The device for the model; by default CUDA if available.
             api_key: Sent with every request to a server.
             top_k: Documents to return.
-            search_kwargs: Further options of `TwoStageRetriever.search`.
-            content_field: Payload field that becomes the content, such as `caption`.
+            search_kwargs: Other options of `TwoStageRetriever.search`.
+            content_field: Payload field used as the content, such as `caption`.
         """
-        self._place = _Place(location, name, model, device, api_key)
+        self._shared = _SharedCollection(location, name, model, device, api_key)
         self.top_k = top_k
         self.search_kwargs = dict(search_kwargs or {})
         self.content_field = content_field
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the component as a JSON object; an API key by the name of its variable only."""
+        """Return the component as a JSON object; of an API key only the name of its variable."""
         return self._as_dict(
             top_k=self.top_k, search_kwargs=self.search_kwargs, content_field=self.content_field
         )
@@ -183,12 +184,12 @@ class EDJERetriever(_Component):
 
         Args:
             query: What the image shows.
-            top_k: Documents to return, where not as many as the component's.
-            search_kwargs: Further options of `TwoStageRetriever.search`, before the component's;
-                `filter` is this package's, not Haystack's.
+            top_k: Documents to return; by default the component's `top_k`.
+            search_kwargs: Other options of `TwoStageRetriever.search`, which override those of
+                the component; `filter` has this package's format, not Haystack's.
 
         Raises:
-            ConfigError: The text has no word in it, or an option cannot be used.
+            ConfigError: The text contains no word, or an option is invalid.
             StoreError: The collection cannot be read.
         """
         return self._output(self._opened().search(query, **self._options(top_k, search_kwargs)))
@@ -197,12 +198,12 @@ class EDJERetriever(_Component):
     async def run_async(
         self, query: str, top_k: int | None = None, search_kwargs: dict[str, Any] | None = None
     ) -> dict[str, list[Document]]:
-        """Do as `run` does, while the event loop goes on.
+        """Run without blocking the event loop.
 
         Args:
-            query: As `run`.
-            top_k: As `run`.
-            search_kwargs: As `run`.
+            query: As for `run`.
+            top_k: As for `run`.
+            search_kwargs: As for `run`.
         """
         options = self._options(top_k, search_kwargs)
         return self._output(await self._opened().asearch(query, **options))
@@ -226,7 +227,7 @@ class EDJERetriever(_Component):
 
 @component
 class EDJERanker(_Component):
-    """Rerank documents that name an image of a collection, whatever found them."""
+    """Rerank documents that name an image of a collection, from any retriever."""
 
     def __init__(
         self,
@@ -240,42 +241,43 @@ class EDJERanker(_Component):
         top_k: int | None = None,
         id_key: str = "image_id",
     ) -> None:
-        """Say where the tokens are; they are opened at `warm_up`, or the first `run`.
+        """Configure the component; the collection is opened by `warm_up` or the first `run`.
 
         Args:
             location: A folder, `"http://..."` or `"https://..."`.
-            name: The collection's.
-            attached: Whether it is a collection of your own, to which tokens were attached.
-            model: What `EDJEModel.from_pretrained` takes; by default what the collection names.
-            device: Where the model goes; CUDA where there is one, by default.
+            name: Name of the collection.
+            attached: Whether the collection was made by another program and has attached tokens.
+            model: The argument of `EDJEModel.from_pretrained`; by default the name stored in the
+                collection.
+            device: The device for the model; by default CUDA if available.
             api_key: Sent with every request to a server.
             top_k: Documents to return; all by default.
-            id_key: Where in a document's meta the image's id is.
+            id_key: Key of the image's id in a document's meta.
         """
-        self._place = _Place(location, name, model, device, api_key)
+        self._shared = _SharedCollection(location, name, model, device, api_key)
         self.attached = attached
         self._kind = AttachedCollection if attached else TwoStageRetriever
         self.top_k = top_k
         self.id_key = id_key
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the component as a JSON object; an API key by the name of its variable only."""
+        """Return the component as a JSON object; of an API key only the name of its variable."""
         return self._as_dict(attached=self.attached, top_k=self.top_k, id_key=self.id_key)
 
     @component.output_types(documents=list[Document])
     def run(
         self, query: str, documents: list[Document], top_k: int | None = None
     ) -> dict[str, list[Document]]:
-        """Put documents into the joint encoder's order, its logits for scores.
+        """Sort documents by the joint encoder's logits, which become their scores.
 
         Args:
             query: What the images should show.
-            documents: Each with its image's id in its meta.
-            top_k: Documents to return, where not as many as the component's.
+            documents: Documents with the id of their image in their meta.
+            top_k: Documents to return; by default the component's `top_k`.
 
         Raises:
-            ConfigError: A document names no image, or the text has no word in it.
-            TokensNotFoundError: An image has no tokens; names it.
+            ConfigError: A document names no image, or the text contains no word.
+            TokensNotFoundError: An image has no tokens; names the image.
             StoreError: Tokens cannot be read.
         """
         ids = image_ids_of([document.meta for document in documents], self.id_key)

@@ -1,4 +1,4 @@
-"""A LangChain retriever, and a document compressor that reranks."""
+"""LangChain retriever, and document compressor that reranks."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class EDJERetriever(BaseRetriever):
     """Find images by text, as LangChain documents.
 
     A document's id is the image's, its text the image's path (or a payload field), and its
-    metadata hold `image_id`, `path`, `score`, `rank`, `retrieval_score`, `retrieval_rank`,
+    metadata contain `image_id`, `path`, `score`, `rank`, `retrieval_score`, `retrieval_rank`,
     `probability`, `payload`, and `degraded` with its `reason`.
 
     Attributes:
-        retriever: Searches; it stays open.
-        search_kwargs: Options of `TwoStageRetriever.search`; those of a call go before.
-        content_field: Payload field that becomes the text, such as `caption`.
+        retriever: Searches the images; it is not closed.
+        search_kwargs: Options of `TwoStageRetriever.search`; options of a call override them.
+        content_field: Payload field used as the text, such as `caption`.
 
     Examples:
         >>> retriever = EDJERetriever(retriever=TwoStageRetriever.open("photos"))
@@ -84,15 +84,15 @@ class EDJERetriever(BaseRetriever):
 
 
 class EDJEDocumentReranker(BaseDocumentCompressor):
-    """Rerank documents that name an image of a collection, whatever found them.
+    """Rerank documents that name an image of a collection, from any retriever.
 
-    What is returned are copies, best first, with the joint encoder's logit as `score` and their new
-    place as `rank` in the metadata.
+    Returns copies of the documents, best first, with the joint encoder's logit as `score` and the
+    new rank as `rank` in their metadata.
 
     Attributes:
-        scorer: `TwoStageRetriever`, or `AttachedCollection`.
+        scorer: A `TwoStageRetriever` or `AttachedCollection`.
         top_n: Documents to return; all by default.
-        id_key: Where in the metadata the image's id is.
+        id_key: Key of the image's id in the metadata.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -107,11 +107,11 @@ class EDJEDocumentReranker(BaseDocumentCompressor):
         query: str,
         callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's signature
     ) -> list[Document]:
-        """Return the documents whose images fit a text best.
+        """Return the documents whose images match a text best.
 
         Raises:
             ConfigError: A document names no image, or `top_n` is below 1.
-            TokensNotFoundError: An image has no tokens; names it.
+            TokensNotFoundError: An image has no tokens; names the image.
             StoreError: Tokens cannot be read.
         """
         ids = image_ids_of([document.metadata for document in documents], self.id_key)

@@ -1,4 +1,4 @@
-"""A LlamaIndex retriever of image nodes, and a node postprocessor that reranks."""
+"""LlamaIndex retriever of image nodes, and node postprocessor that reranks."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ __all__ = ["EDJENodeReranker", "EDJERetriever"]
 
 
 class EDJERetriever(BaseRetriever):
-    """Find images by text, as image nodes with the joint encoder's logits for scores.
+    """Find images by text, as image nodes scored by the joint encoder's logits.
 
-    A node's id is the image's, its `image_path` the payload's `path`; its metadata hold
+    A node's id is the image's, its `image_path` the payload's `path`; its metadata contain
     `image_id`, `path`, `score`, `rank`, `retrieval_score`, `retrieval_rank`, `probability`,
-    `payload`, and `degraded` with its `reason`. No metadata goes into what a language model or an
-    embedding reads.
+    `payload`, and `degraded` with its `reason`. The metadata are excluded from the texts for
+    language models and embeddings.
 
     Args:
-        retriever: Searches; it stays open.
+        retriever: Searches the images; it is not closed.
         search_kwargs: Options of `TwoStageRetriever.search`.
-        content_field: Payload field that becomes the node's text, such as `caption`.
-        options: LlamaIndex's own, such as `callback_manager`.
+        content_field: Payload field used as the node's text, such as `caption`.
+        options: Options of LlamaIndex's base class, such as `callback_manager`.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class EDJERetriever(BaseRetriever):
 
 
 class EDJENodeReranker(BaseNodePostprocessor):
-    """Rerank nodes that name an image of a collection, whatever found them.
+    """Rerank nodes that name an image of a collection, from any retriever.
 
     Attributes:
-        scorer: `TwoStageRetriever`, or `AttachedCollection`.
+        scorer: A `TwoStageRetriever` or `AttachedCollection`.
         top_n: Nodes to return; all by default.
-        id_key: Where in a node's metadata the image's id is.
+        id_key: Key of the image's id in a node's metadata.
     """
 
     scorer: ImageScorer
@@ -92,7 +92,7 @@ class EDJENodeReranker(BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
-        """Return LlamaIndex's name of the class."""
+        """Return the name of the class, for LlamaIndex."""
         return "EDJENodeReranker"
 
     def _postprocess_nodes(

@@ -1,4 +1,4 @@
-"""Ingest a Ray data set into a collection on a Qdrant server, over a cluster."""
+"""Ingest of a Ray data set into a collection on a Qdrant server, distributed over a cluster."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
     CollectionNotFoundError,
@@ -47,9 +48,9 @@ if TYPE_CHECKING:
 __all__ = ["ingest_dataset"]
 
 _ONE_PROCESS = (
-    "a Ray cluster writes from many processes and machines, so give the address of a Qdrant server "
-    'that all of them reach, such as "http://qdrant:6333"; a folder of images goes into a '
-    "collection in a folder with ingest_images, on one machine"
+    "a Ray cluster writes from many processes and machines; give the address of a Qdrant server "
+    'that all of them can reach, such as "http://qdrant:6333". To ingest into a collection in a '
+    "folder, use ingest_images on one machine"
 )
 
 
@@ -72,50 +73,51 @@ def ingest_dataset(
     prefer_grpc: bool = False,
     timeout: int = 30,
 ) -> IngestReport:
-    """Add the images of a Ray data set to a collection whose tokens are in the payload.
+    """Ingest the images of a Ray data set into a collection with tokens in the payload.
 
-    Rows have `path`, and either a file there that every machine can read, or its content in
-    `bytes`, as `ray.data.read_binary_files(..., include_paths=True)` gives it. Other columns become
-    fields of the payload. Each actor loads a model of its own and has its own connection.
+    Each row has the column `path` and, unless every machine can read that file, its content in
+    `bytes`, as returned by `ray.data.read_binary_files(..., include_paths=True)`. Other columns
+    become fields of the payload. Each actor loads its own model and opens its own connection.
 
-    An image's id is made from its file's bytes: what is there already is skipped before it is
-    decoded, and so a run that was stopped by anything goes on where it stopped. What cannot be
-    read is listed in the report and never ends the run. Images that an actor wrote before it died
-    are counted as skipped by the one that does its work again; copies of an image that two actors
-    meet at the same moment may be counted as added twice, and are in the collection once.
+    Images that are in the collection already are skipped before they are decoded, because an
+    image's id is derived from its file's bytes; so a run that was stopped can be continued by
+    running it again. Files that cannot be read are listed in the report and do not stop the run.
+    If an actor dies, the images it wrote are counted as skipped when its batch is repeated. Copies
+    of an image that two actors process at the same time may both be counted as added; the
+    collection contains the image once.
 
     Args:
         dataset: The images.
-        location: The address of a Qdrant server, as every machine of the cluster can reach it.
-        name: The collection's.
-        model: What `EDJEModel.from_pretrained` takes; a folder must be on every machine.
-        concurrency: Actors.
+        location: Address of a Qdrant server that every machine of the cluster can reach.
+        name: Name of the collection.
+        model: The argument of `EDJEModel.from_pretrained`; a folder must be on every machine.
+        concurrency: Maximum number of actors.
         batch_size: Images that an actor looks up, encodes and writes at a time.
-        num_cpus: Cores of an actor; as many threads read and decode.
-        num_gpus: GPUs of an actor; with 0 it encodes on the processor.
-        max_retries: Times that a batch is done again whose actor died, or whose calls to the server
-            failed even after the connection's own tries; then the run ends.
-        max_pixels: Images with more are refused before they are decoded.
-        create: Create the collection where it is missing.
-        codec: How a collection that is created stores tokens: a name, or a codec that was fitted.
-        qdrant: How the server is to keep a collection that is created.
-        api_key: Sent with every request to the server; it travels to the actors through Ray.
+        num_cpus: Cores of an actor, which is also its number of threads that read and decode.
+        num_gpus: GPUs of an actor; with 0 it encodes on the CPU.
+        max_retries: How often a batch is repeated whose actor died, or whose requests to the
+            server failed after the connection's own retries. After that, the run ends.
+        max_pixels: Larger images are refused before they are decoded.
+        create: Create the collection if it does not exist.
+        codec: Codec of a collection that is created: a name, or a fitted codec.
+        qdrant: Server-side settings of a collection that is created.
+        api_key: Sent with every request to the server; Ray transfers it to the actors.
         prefer_grpc: Use gRPC for large transfers.
         timeout: Seconds to wait for one answer of the server.
 
     Returns:
-        What was added, skipped and refused.
+        The numbers of images added and skipped, and the failures.
 
     Raises:
         ConfigError: An argument or a column cannot be used, or the collection keeps its tokens in
-            side files, which one process at a time may write.
-        CollectionNotFoundError: There is none; pass `create=True`.
+            side files, which only one process at a time can write.
+        CollectionNotFoundError: The collection does not exist; pass `create=True`.
         ContractMismatchError: Another model wrote the collection.
         CheckpointError: The model cannot be loaded.
-        StoreError: The server failed; what was added before is kept.
-        EngineUnavailableError: The server cannot be reached; the same holds.
-        WorkerDiedError: A batch's actor died more often than allowed, or Ray failed; the same
-            holds.
+        StoreError: The server failed; images added before are kept.
+        EngineUnavailableError: The server cannot be reached; images added before are kept.
+        WorkerDiedError: The actors of a batch died more often than allowed, or Ray failed; images
+            added before are kept.
 
     Example:
         >>> files = ray.data.read_binary_files("s3://bucket/photos", include_paths=True)
@@ -127,8 +129,7 @@ def ingest_dataset(
         "max_retries": (max_retries, 0), "max_pixels": (max_pixels, 1),
     }  # fmt: skip
     for what, (value, least) in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{what} is {value!r}; give a whole number, {least} or more")
+        check_number(what, value, least=least)
     if not isinstance(num_gpus, int | float) or num_gpus < 0:
         raise ConfigError(f"num_gpus is {num_gpus!r}; give a number, 0 or more")
     if not isinstance(dataset, ray.data.Dataset):
@@ -137,10 +138,11 @@ def ingest_dataset(
         raise ConfigError(f"location is {location!r}, but {_ONE_PROCESS}")
     if not isinstance(model, str | os.PathLike):
         raise ConfigError(
-            f"model is a {type(model).__name__}; give a name or a folder, which each actor loads"
+            f"model is a {type(model).__name__}; give a name or a folder, from which each actor "
+            "loads the model"
         )
     server = {"api_key": api_key, "prefer_grpc": prefer_grpc, "timeout": timeout}
-    # An actor's current folder is another one.
+    # Absolute, because an actor has another working directory.
     chosen = os.path.abspath(model) if os.path.isdir(model) else str(model)
     job = _Job(
         location, name, chosen, None if num_gpus else "cpu", max_retries, max_pixels, num_cpus,
@@ -153,36 +155,36 @@ def ingest_dataset(
         fn_constructor_args=(job, tally),
         batch_size=batch_size,
         batch_format="pyarrow",
-        # From one actor on: as many at once as were asked for could take every core of a small
-        # cluster, and wait for ever for what is to read the images.
+        # Start with one actor: on a small cluster, `concurrency` actors could take every core and
+        # leave none for the tasks that read the images, so that both would wait forever.
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=concurrency),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
     try:
-        added, skipped, failed, fault = _summed(reports)
-    except RayError as error:
+        added, skipped, failed, error = _sum_up(reports)
+    except RayError as ray_error:
         raise WorkerDiedError(
-            f"Ray ended the ingest into {name!r} at {location}: {_first_line(error)}; what was "
-            "added is kept, so look at Ray's logs, and run again"
-        ) from error
-    if fault is not None:
-        raise fault
+            f"Ray ended the ingest into {name!r} at {location}: {_first_line(ray_error)}; what was "
+            "added is kept. Read Ray's logs, then run again"
+        ) from ray_error
+    if error is not None:
+        raise error
     return IngestReport(added, skipped, tuple(failed), time.perf_counter() - started)
 
 
-def _summed(
+def _sum_up(
     reports: ray.data.Dataset,
 ) -> tuple[int, int, list[FailedImage], EdjeError | None]:
-    """Do all batches, or those until one ends the run; return what came of them.
+    """Run the batches until one returns an error; return the totals and that error.
 
-    The error is not raised here: its traceback would keep the data set going.
+    The error is not raised here, because its traceback would keep the data set running.
     """
     added = skipped = 0
     failed: list[FailedImage] = []
     for row in reports.iter_rows():
-        if row["fault"]:
-            return added, skipped, failed, pickle.loads(row["fault"])
+        if row["error"]:
+            return added, skipped, failed, pickle.loads(row["error"])
         added += row["added"]
         skipped += row["skipped"]
         failed += [FailedImage(path, reason) for path, reason in json.loads(row["failed"])]
@@ -191,7 +193,7 @@ def _summed(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Tell an actor what to do."""
+    """Configure an actor."""
 
     location: str
     name: str
@@ -207,7 +209,7 @@ class _Job:
 
 
 class _Worker:
-    """Do batches in an actor, which keeps its model and its connection from one to the next."""
+    """Ingest batches in an actor, which keeps its model and its connection between batches."""
 
     def __init__(self, job: _Job, tally: Any) -> None:
         self._job = job
@@ -217,41 +219,40 @@ class _Worker:
         self._pool = ThreadPoolExecutor(job.threads)
 
     def __call__(self, rows: pa.Table) -> dict[str, list[Any]]:
-        """Add a batch; return one row that says what came of it.
+        """Ingest a batch; return one row with the counts, the failures and the error.
 
-        Errors travel in it too, as Ray would wrap them and do other batches meanwhile.
+        Errors are returned rather than raised, as Ray would wrap them and start further batches.
         """
         try:
             images = [*_listed(rows)]
-            batch = _name_of(images)
+            batch = _batch_name(images)
             if ray.get(self._tally.begin.remote(batch)) > self._job.max_retries + 1:
                 raise WorkerDiedError(
                     f"{self._job.max_retries + 1} actors died of a batch of {len(images)} "
                     f"images, {images[0].path} to {images[-1].path}; what was added before "
-                    "is kept. Look at the actors' logs: an image that kills the process that "
-                    "decodes it must be taken out, and where memory ran out, lower batch_size or "
-                    "raise num_cpus"
+                    "is kept. Read the actors' logs: remove an image that kills the process that "
+                    "decodes it; if memory ran out, lower batch_size or raise num_cpus"
                 )
-            added, skipped, failed = self._again_and_again(images)
+            added, skipped, failed = self._add_with_retries(images)
             ray.get(self._tally.end.remote(batch))
         except EdjeError as error:
-            return _row(fault=pickle.dumps(error))
+            return _row(error=pickle.dumps(error))
         return _row(added, skipped, json.dumps([[each.path, each.reason] for each in failed]))
 
-    def _again_and_again(
+    def _add_with_retries(
         self, images: Sequence[ListedImage | FailedImage]
     ) -> tuple[int, int, list[FailedImage]]:
-        tries = 0
+        retries = 0
         while True:
             try:
                 return self._add(images)
             except (EngineUnavailableError, StoreError) as error:  # noqa: PERF203
-                # The kinds of StoreError say what would be the same again, the plain one is the
-                # server's. No pause, as the connection has paused between tries of its own.
-                passing = type(error) in (EngineUnavailableError, StoreError)
-                if not passing or tries == self._job.max_retries:
+                # Subclasses of StoreError report what would fail again; StoreError itself reports a
+                # failure of the server. No pause, as the connection pauses between its own retries.
+                temporary = type(error) in (EngineUnavailableError, StoreError)
+                if not temporary or retries == self._job.max_retries:
                     raise
-                tries += 1
+                retries += 1
 
     def _add(
         self, images: Sequence[ListedImage | FailedImage]
@@ -267,7 +268,7 @@ class _Worker:
         return run.added, run.skipped, run.failed
 
     def _parts(self) -> tuple[EDJEModel, ImageCollection]:
-        # Not in the constructor, as Ray would wrap what is raised there.
+        # Not in the constructor, as Ray would wrap an error raised there.
         if self._model is None:
             self._model = EDJEModel.from_pretrained(self._job.model, device=self._job.device)
         if self._collection is None:
@@ -278,7 +279,7 @@ class _Worker:
 
 
 def _prepare(job: _Job, wanted: dict[str, Any] | None) -> None:
-    """Open the collection once, or create it as is wanted, before any actor is started."""
+    """Open or create the collection once, before any actor is started."""
     try:
         collection = job.open()
     except CollectionNotFoundError:
@@ -292,20 +293,20 @@ def _prepare(job: _Job, wanted: dict[str, Any] | None) -> None:
         if collection.token_place != "payload":
             raise ConfigError(
                 f"the collection {job.name!r} at {job.location} keeps its tokens in side files, "
-                "which one process at a time may write; ingest into one with tokens in the "
-                "payload, or use ingest_images"
+                "which only one process at a time can write; ingest into a collection with tokens "
+                "in the payload, or use ingest_images"
             )
 
 
 def _listed(rows: pa.Table) -> Iterator[ListedImage | FailedImage]:
-    """Yield the rows of a batch as images.
+    """Convert the rows of a batch.
 
     Raises:
         ConfigError: A column is missing or reserved.
     """
     if "path" not in rows.column_names:
         raise ConfigError(
-            f"the data set has the columns {', '.join(rows.column_names)} and no `path`; give it "
+            f"the data set has the columns {', '.join(rows.column_names)} and no `path`; add "
             "one (read_binary_files does with include_paths=True)"
         )
     if TOKENS_KEY in rows.column_names:
@@ -313,7 +314,7 @@ def _listed(rows: pa.Table) -> Iterator[ListedImage | FailedImage]:
     for row in rows.to_pylist():
         path, content = row["path"], row.pop("bytes", None)
         if not isinstance(path, str) or not path:
-            yield FailedImage(str(path), "its path is no text, or empty")
+            yield FailedImage(str(path), "its path is not a text, or empty")
         elif content is not None and not isinstance(content, bytes):
             yield FailedImage(path, f"its bytes are {type(content).__name__}")
         elif content is None and not os.path.isabs(path):
@@ -322,10 +323,10 @@ def _listed(rows: pa.Table) -> Iterator[ListedImage | FailedImage]:
             yield ListedImage(path, row, content)
 
 
-def _name_of(images: Sequence[ListedImage | FailedImage]) -> str:
-    """Return what is the same when Ray does a batch again, and no other batch's meanwhile.
+def _batch_name(images: Sequence[ListedImage | FailedImage]) -> str:
+    """Return a name that a batch keeps when Ray repeats it, unlike that of any other batch.
 
-    A batch is done again by the actor that died, under its old id.
+    Ray repeats a batch in the actor that died, restarted with the same id.
     """
     paths = "\0".join(image.path for image in images)
     digest = hashlib.sha256(paths.encode(errors="surrogatepass")).hexdigest()
@@ -333,9 +334,9 @@ def _name_of(images: Sequence[ListedImage | FailedImage]) -> str:
 
 
 def _row(
-    added: int = 0, skipped: int = 0, failed: str = "[]", fault: bytes = b""
+    added: int = 0, skipped: int = 0, failed: str = "[]", error: bytes = b""
 ) -> dict[str, list[Any]]:
-    return {"added": [added], "skipped": [skipped], "failed": [failed], "fault": [fault]}
+    return {"added": [added], "skipped": [skipped], "failed": [failed], "error": [error]}
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Count how often batches were begun; by itself, as its actor has no use for torch."""
+"""Counter of started batches, in a module without torch, which its Ray actor does not need."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ __all__ = ["Tally"]
 
 
 class Tally:
-    """Count, in an actor of its own, how often each batch was begun: Ray does so without end."""
+    """Count how often each batch was started, as Ray itself sets no limit; used as an actor."""
 
     def __init__(self) -> None:
-        self._begun: Counter[str] = Counter()
+        self._started: Counter[str] = Counter()
 
     def begin(self, batch: str) -> int:
-        """Return how often it was begun, this time included."""
-        self._begun[batch] += 1
-        return self._begun[batch]
+        """Count a start of a batch and return how often it was started, including this time."""
+        self._started[batch] += 1
+        return self._started[batch]
 
     def end(self, batch: str) -> None:
-        """Forget a batch that is done."""
-        del self._begun[batch]
+        """Remove the count of a batch that is finished."""
+        del self._started[batch]

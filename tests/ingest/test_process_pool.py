@@ -364,7 +364,7 @@ def test_devices_are_shared_out_in_turn() -> None:
         (0, [], "give a list"),
         (0, ["cpu", "nowhere"], "no device 'nowhere'"),
         (0, ["cuda:99"], "no device cuda:99"),
-        (1, ["cpu", "cpu"], "2 devices and 1 processes"),
+        (1, ["cpu", "cpu"], "2 devices but 1 processes"),
     ],
 )
 def test_devices_that_cannot_be_used(processes: int, devices: Any, words: str) -> None:

@@ -140,7 +140,7 @@ def test_a_key_is_written_by_its_variables_name(monkeypatch: pytest.MonkeyPatch)
         assert "do not write this" not in str(data)
         again = kind.from_dict(data)
         assert again.to_dict() == plug.to_dict()
-        assert again._place._api_key.resolve_value() == "do not write this"
+        assert again._shared._api_key.resolve_value() == "do not write this"
 
 
 def test_a_collection_that_is_not_there_is_named(tmp_path: object) -> None:

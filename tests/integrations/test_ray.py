@@ -205,12 +205,12 @@ def test_calls_that_fail_are_done_again_so_many_times(
     worker = plug._Worker(job_for(stand_in.url, tiny_folder, max_retries=2), None)
     worker._add([])  # the model is loaded, and the collection is open
     stand_in.failures.extend([(500, {})] * 2)
-    assert worker._again_and_again(pictures) == (3, 0, [])
+    assert worker._add_with_retries(pictures) == (3, 0, [])
     stand_in.failures.extend([(500, {})] * 3)
     with pytest.raises(errors.StoreError):
-        worker._again_and_again(pictures)
+        worker._add_with_retries(pictures)
     assert not stand_in.failures
-    assert worker._again_and_again(pictures) == (0, 3, [])
+    assert worker._add_with_retries(pictures) == (0, 3, [])
 
 
 def test_what_would_fail_again_is_tried_once(
@@ -220,7 +220,7 @@ def test_what_would_fail_again_is_tried_once(
     worker = plug._Worker(job_for(stand_in.url, tiny_folder), None)
     seen = len(stand_in.seen)
     with pytest.raises(errors.ContractMismatchError) as caught:
-        worker._again_and_again([])
+        worker._add_with_retries([])
     assert stand_in.seen[seen:].count("GET /collections/images") == 1
     # As it comes to the one who started the run.
     there = pickle.loads(pickle.dumps(caught.value))
