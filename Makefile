@@ -15,18 +15,20 @@ UV_PIP := $(UV_VENV)/bin/uv pip install --quiet
 # Old and new packages warn of each other; warnings are errors with the versions of constraints.txt.
 VERSIONS_PYTEST := -m pytest -o filterwarnings=default
 TESTS ?=
+WORKERS ?= 2
+SIDE_BY_SIDE := --numprocesses $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-browser test-open-clip test-lowest test-newest lint check format docs train bench clean
+.PHONY: demo test test-all test-browser test-open-clip test-lowest test-newest lint check format docs train bench clean
 
 demo: $(VENV)/.installed ## Draw, ingest, search and rerank a thousand pictures
 	$(BIN)/edje-qdrant demo
 
-test: $(VENV)/.dev ## Run the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## Run the tests, without those that take long
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-slow: $(VENV)/.dev ## Run what takes longer
-	$(BIN)/python -m pytest -m slow
+test-all: $(VENV)/.dev test-open-clip ## Run all tests that this machine can run
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --hypothesis-profile thorough -m "not open_clip and not network"
 
 test-browser: $(VENV)/.dev ## Run the page's tests in Chromium, which EDJE_CHROMIUM names
 	$(BIN)/python -m pytest -m browser
@@ -105,7 +107,7 @@ $(OPEN_CLIP)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(OPEN_CLIP)
 	@echo "installing torch, the package and open_clip into $(OPEN_CLIP)"
 	$(OPEN_CLIP_PIP) --constraint constraints.txt torch
-	$(OPEN_CLIP_PIP) --constraint constraints.txt --editable . pytest pytest-timeout regex
+	$(OPEN_CLIP_PIP) --constraint constraints.txt --editable . hypothesis pytest pytest-timeout regex
 	$(OPEN_CLIP_PIP) --no-deps torchvision==0.28.0 open_clip_torch==3.3.0 timm==1.0.31
 	touch $@
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
-from tiny_edje import build_tiny_model
 
-from edje_qdrant.model import EDJEModel
+if TYPE_CHECKING:
+    from edje_qdrant.model import EDJEModel
 
 WriteImages = Callable[..., list[Path]]
+
+# One thread for each process that tests run in or start: they run side by side, on all cores.
+# torch reads this when it is imported, which nothing here does before a fixture needs it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes depends on what else the machine does.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", unhurried)
+settings.register_profile("fast", unhurried, max_examples=25)
+settings.load_profile("fast")
 
 # A run in the background begins with SIGINT ignored, and so would every process that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -23,6 +36,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that `EDJEModel.from_pretrained` takes."""
+    from tiny_edje import build_tiny_model
+
     folder = tmp_path_factory.mktemp("models") / "tiny"
     build_tiny_model().save_pretrained(folder)
     return folder
@@ -30,13 +45,27 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder: Path) -> EDJEModel:
+    from edje_qdrant.model import EDJEModel
+
     return EDJEModel.from_pretrained(tiny_folder, device="cpu")
 
 
 @pytest.fixture(scope="session")
 def other_model() -> EDJEModel:
     """A model of the same sizes with other weights."""
+    from tiny_edje import build_tiny_model
+
     return build_tiny_model(seed=1).place("cpu", None)
+
+
+@pytest.fixture(autouse=True)
+def accelerator(request: pytest.FixtureRequest) -> None:
+    """Skip the tests marked `gpu` where there is none."""
+    if request.node.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no accelerator")
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,7 @@ def test_ingesting_again_adds_nothing(
     assert "0 added, 60 there already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(WARNINGS)
 def test_the_example_with_ray_fills_a_server(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -140,6 +140,7 @@ def test_two_processes_give_the_collection_that_none_gives(
     assert children() == set()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(
     tmp_path: Path,
     tiny_model: EDJEModel,
@@ -167,10 +168,8 @@ def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(
     assert [*tmp_path.glob("edje-model-*")] == []
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "name"),
-    [(1, "the-last.png"), pytest.param(4, "picture-0005b.png", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch_size", "name"), [(1, "the-last.png"), (4, "picture-0005b.png")])
 def test_a_picture_that_kills_who_reads_it_is_listed_and_the_others_are_there(
     tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages, batch_size: int, name: str
 ) -> None:
@@ -185,6 +184,7 @@ def test_a_picture_that_kills_who_reads_it_is_listed_and_the_others_are_there(
     assert failure.reason == "each process that read it ended with exit code 7"
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_no_process_and_keeps_what_was_written(
     tmp_path: Path,
     tiny_model: EDJEModel,

@@ -110,6 +110,7 @@ def check_a_killed_worker(
         client.close()
 
 
+@pytest.mark.slow
 def test_every_picture_is_there_once_though_a_worker_was_killed(
     cluster: None,
     stand_in: StandIn,

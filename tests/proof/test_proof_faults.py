@@ -15,7 +15,7 @@ from proof_faulting import OPERATIONS
 from proof_server import Server
 from proof_world import copy_folder, draw_images
 
-DEFAULT, ALL = 4, 24
+DEFAULT, ALL = 2, 24
 PARTS = [pytest.param(0, id="few"), pytest.param(1, id="many", marks=pytest.mark.slow)]
 
 

@@ -23,7 +23,7 @@ SHARES = {
     "repair": 6,
     "delete": 6,
 }
-DEFAULT, ALL = 22, 324
+DEFAULT, ALL = 11, 324
 KINDS = [kind for kind, share in SHARES.items() for _ in range(share)] * (ALL // 54)
 Random(0).shuffle(KINDS)
 

@@ -117,7 +117,10 @@ def test_searches_go_on_while_tokens_move(
 
 @pytest.mark.parametrize("times", FEW_OR_MANY)
 @pytest.mark.parametrize("tokens", ["file", "payload"])
-@pytest.mark.parametrize(("how", "cases"), [("hangs up", 6), ("is late", 1)])
+@pytest.mark.parametrize(
+    ("how", "cases"),
+    [("hangs up", 6), pytest.param("is late", 1, marks=pytest.mark.slow)],
+)
 def test_a_server_that_goes_away_keeps_what_it_acknowledged(
     server: Server,
     scratch: Path,
