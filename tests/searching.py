@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.search.results import SearchResult
+from edje_qdrant.types import ImageEncoding
 
 COUNT = 40
 TEXTS = ["a red square", "two dogs on a boat", "Kites over the lake!", "b"]
@@ -41,13 +43,20 @@ def random_images(count: int = COUNT) -> list[Image.Image]:
     ]
 
 
+@cache
+def encoding_of(model: EDJEModel) -> ImageEncoding:
+    """Encode the images; the same for all tests of a process."""
+    encoding = model.encode_images(random_images())
+    encoding.embeddings.flags.writeable = encoding.tokens.flags.writeable = False
+    return encoding
+
+
 def make_collection(location: Any, model: EDJEModel, **options: Any) -> ImageCollection:
     if isinstance(location, tuple):
         location, options["engine"] = location
     collection = ImageCollection.create(location, "images", model.contract(), **options)
     ids = [numbered_id(number) for number in range(COUNT)]
-    encoding = model.encode_images(random_images())
-    collection.add(ids, encoding, [payload_of(number) for number in range(COUNT)])
+    collection.add(ids, encoding_of(model), [payload_of(number) for number in range(COUNT)])
     collection.flush()
     return collection
 
@@ -58,7 +67,7 @@ def numbers(result: SearchResult) -> list[int]:
 
 def full_scores(model: EDJEModel, text: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return every image's cosine and logit."""
-    encoding = model.encode_images(random_images())
+    encoding = encoding_of(model)
     return encoding.embeddings @ model.encode_texts([text])[0], model.score(text, encoding.tokens)
 
 
