@@ -1,4 +1,4 @@
-"""Files that survive a crash: replaced whole, by one writer at a time."""
+"""Crash-safe file operations: atomic writes, locks, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from edje_qdrant.errors import CollectionLockedError, StoreError
 __all__ = [
     "lock_file",
     "os_errors_as_store_errors",
+    "read_if_exists",
     "sync_folder",
     "write_atomically",
 ]
@@ -30,7 +31,7 @@ _ADVICE = {
 
 @contextmanager
 def os_errors_as_store_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `StoreError` that says what failed, where, and what to do.
+    """Convert an `OSError` into a `StoreError` that says what failed, where, and what to do.
 
     Raises:
         StoreError: The block raised an `OSError`.
@@ -43,7 +44,7 @@ def os_errors_as_store_errors(action: str, path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names just created or replaced in `folder` survive a power cut, where the system can."""
+    """Make new and replaced names in `folder` survive a power cut, if the system supports it."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -53,10 +54,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader, or a crash at any moment, finds the old or the new, whole.
+def read_if_exists(path: Path, action: str) -> bytes | None:
+    """Return the content of a file, or None if it does not exist.
 
-    Only one process may do so at a time for a given path.
+    Raises:
+        StoreError: The file cannot be read; the message names the action.
+    """
+    with os_errors_as_store_errors(action, path):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file so that readers, and a crash at any moment, find the old or the new content.
+
+    Only one process may write a given path at a time.
     """
     fresh = path.with_name(f"{path.name}.new")
     with fresh.open("wb") as file:
@@ -68,16 +82,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def lock_file(path: Path, holds: str) -> BinaryIO:
-    """Take a lock until the returned file is closed or its process dies.
+    """Acquire a lock, held until the returned file is closed or the process dies.
 
-    On systems without `fcntl` no lock is taken, and keeping to one holder is the caller's business.
+    On systems without `fcntl` no lock is acquired; the caller must ensure a single holder.
 
     Args:
-        path: The lock's file, made if it is missing.
-        holds: What the lock is for, named when it is taken.
+        path: The lock's file, created if it is missing.
+        holds: What the lock protects, for the error message.
 
     Raises:
-        CollectionLockedError: This process or another one holds it.
+        CollectionLockedError: This process or another one holds the lock.
     """
     file = path.open("ab")
     if sys.platform != "win32":

@@ -100,7 +100,7 @@ def verify(
     """Check that the tokens of every image can be read; exit with 1 if some cannot."""
     from edje_qdrant.maintenance import verify as verify_collection
 
-    with open_collection(where_is(index, url), collection, mend=True) as opened:
+    with open_collection(where_is(index, url), collection, for_repair=True) as opened:
         report = verify_collection(opened, pictures=images, progress=bar_shown(progress))
     lines = [f"{report.points} images: {'all is well' if report.clean else 'NOT all is well'}"]
     lines += [f"  {count} {kind}" for kind, count in report.counts().items()]
@@ -127,7 +127,7 @@ def repair(
     """Encode images again whose tokens are lost, and drop orphans; 1 if some cannot be repaired."""
     from edje_qdrant.maintenance.repair import repair as repair_collection
 
-    with open_collection(where_is(index, url), collection, mend=True) as opened:
+    with open_collection(where_is(index, url), collection, for_repair=True) as opened:
         loaded = load_model(model, device, opened)
         report = repair_collection(opened, loaded, progress=bar_shown(progress))
     lines = [
@@ -157,7 +157,7 @@ def compact(
     from edje_qdrant.maintenance import compact as compact_collection
 
     # Damaged side files may be compacted: records that cannot be read stay in place.
-    with open_collection(where_is(index, url), collection, mend=True) as opened:
+    with open_collection(where_is(index, url), collection, for_repair=True) as opened:
         report = compact_collection(opened, progress=bar_shown(progress))
         in_files = opened.token_place == "file"
     text = (
@@ -331,8 +331,8 @@ def delete(
     """Delete images by id or by payload; `compact` frees the space of their tokens."""
     if not ids and not where:
         raise ConfigError("say which images to delete: --id ID, or --where FIELD=VALUE")
-    # mend=True opens collections with damaged side files too.
-    with open_collection(where_is(index, url), collection, mend=True) as opened:
+    # for_repair=True opens collections with damaged side files too.
+    with open_collection(where_is(index, url), collection, for_repair=True) as opened:
         before = opened.count()
         if ids:
             opened.delete(ids)
@@ -360,7 +360,7 @@ def update(
     if not ids and not where:
         raise ConfigError("say which images to update: --id ID, or --where FIELD=VALUE")
     payload = dict(field_of(text) for text in fields)
-    with open_collection(where_is(index, url), collection, mend=True) as opened:
+    with open_collection(where_is(index, url), collection, for_repair=True) as opened:
         chosen = opened.existing(ids or [])
         if where:
             for page in opened.index.scroll(filter=filter_of(where), payload=False):

@@ -40,11 +40,11 @@ __all__ = [
 _LINES_SHOWN = 20
 
 
-def open_collection(where: str, name: str, *, mend: bool = False) -> ImageCollection:
+def open_collection(where: str, name: str, *, for_repair: bool = False) -> ImageCollection:
     """Open a collection; a server's API key comes from the environment."""
     from edje_qdrant.collection.collection import ImageCollection
 
-    return ImageCollection.open(where, name, api_key=api_key(), mend=mend)
+    return ImageCollection.open(where, name, api_key=api_key(), for_repair=for_repair)
 
 
 def open_or_create(

@@ -131,7 +131,7 @@ def search(
     threshold = _min_score(min_score)
     # With "first_stage", side files are looked at only where a candidate's tokens are read.
     lenient = on_missing != "error"
-    with open_collection(where_is(index, url), collection, mend=lenient) as opened:
+    with open_collection(where_is(index, url), collection, for_repair=lenient) as opened:
         from edje_qdrant.search.retriever import TwoStageRetriever
 
         retriever = TwoStageRetriever(opened, load_model(model, device, opened))

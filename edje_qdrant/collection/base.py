@@ -112,7 +112,10 @@ class BaseCollection(ABC):
         )
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Delete points; unknown ids are ignored."""
+        """Delete points; unknown ids are ignored.
+
+        Their tokens in side files take disk space until `maintenance.compact`.
+        """
         with self.write_lock:
             self._index.delete(ids)
 

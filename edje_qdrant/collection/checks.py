@@ -1,4 +1,4 @@
-"""Checks on what is written to a collection, before anything is."""
+"""Checks of points and tokens before a collection writes them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["check_points", "check_reserved", "check_tokens", "fitted_codec"]
 
 
 def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
-    """Return the codec that a collection of this contract is to use.
+    """Return the codec for a collection of this contract, given a codec or its name.
 
     Raises:
-        ConfigError: There is none of that name, it has to be fitted first, it is for tokens of
-            another shape, or the contract's tokens cannot be kept.
+        ConfigError: The name is unknown, the codec is not fitted or is for tokens of another
+            shape, or the contract's tokens cannot be stored.
     """
     if contract.dtype != "float16":
         raise ConfigError(
-            f"the contract's dtype is {contract.dtype!r}; collections keep float16 tokens"
+            f"the contract's dtype is {contract.dtype!r}; collections store float16 tokens"
         )
     if isinstance(codec, str):
         codec = codec_for(codec, contract.num_tokens, contract.token_dim)
@@ -53,14 +53,14 @@ def check_points(
     *,
     of: str = "image",
 ) -> None:
-    """Refuse what the index would refuse later.
+    """Raise an error for points that the index would refuse later.
 
     Args:
-        contract: Of the collection.
+        contract: The collection's contract.
         image_ids: `n` UUID strings.
         embeddings: `(n, d)` float32.
         payloads: `n` JSON objects.
-        of: What the embeddings are of, for messages.
+        of: What an embedding represents, for messages.
 
     Raises:
         ConfigError: Numbers, shapes or dtypes do not fit the contract, an embedding is not finite,
@@ -81,10 +81,10 @@ def check_points(
 
 
 def check_reserved(payloads: Mapping[str, Payload]) -> None:
-    """Refuse payloads with the key that is this package's own.
+    """Raise an error for payloads with the reserved key.
 
     Raises:
-        ConfigError: One has it; names the image.
+        ConfigError: A payload contains it; names the image.
     """
     for image_id, payload in payloads.items():
         if TOKENS_KEY in payload:
@@ -97,7 +97,7 @@ def check_reserved(payloads: Mapping[str, Payload]) -> None:
 def check_tokens(
     contract: TokenContract, image_ids: Sequence[str], tokens: NDArray[np.float16]
 ) -> None:
-    """Refuse tokens that mean nothing, whether or not the codec could keep them.
+    """Raise an error for invalid tokens, whether or not the codec could store them.
 
     Raises:
         ConfigError: Shape or dtype do not fit the contract, or a token is not finite.

@@ -1,4 +1,4 @@
-"""A collection of images: vectors and payloads in an index, tokens in a store, one contract."""
+"""Image collection: vectors and payloads in an index, tokens in a store, one contract."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ __all__ = ["ImageCollection", "user_payload"]
 
 
 class ImageCollection(BaseCollection):
-    """Keep images' embeddings, payloads and tokens, all written by one model.
+    """Store embeddings, payloads and tokens of images, all written by one model.
 
-    This is the only place that knows the order of writes: tokens are put and flushed before the
-    points that refer to them are written, and points are deleted before their tokens. A crash can
-    leave tokens that nobody refers to, never a point without tokens.
+    Only this class knows the order of writes: tokens are written and flushed before the points
+    that refer to them, and points are deleted before their tokens. A crash can leave tokens that
+    no point refers to, never a point without tokens.
 
-    `location` is a folder (an embedded engine; one process at a time), `"http://..."` or
-    `"https://..."` (a Qdrant server), `":memory:"` (gone when closed), or a `QdrantClient`.
-    `api_key`, `prefer_grpc` and `timeout` (seconds) concern servers only.
+    `location` is a folder (embedded engine; one process at a time), `"http://..."` or
+    `"https://..."` (Qdrant server), `":memory:"` (deleted when closed), or a `QdrantClient`.
+    `api_key`, `prefer_grpc` and `timeout` (seconds) apply to servers only.
 
     Examples:
         >>> with ImageCollection.create("photos", "images", contract) as collection:
@@ -60,7 +60,7 @@ class ImageCollection(BaseCollection):
     """
 
     def __init__(self, parts: Parts, name: str) -> None:
-        """Put together what is open already; use `create` or `open`."""
+        """Take open parts; use `create` or `open` instead."""
         super().__init__(parts.index, name, parts.location)
         self._store, self._record = parts.store, parts.record
         self._codec_lock = RLock()
@@ -82,31 +82,31 @@ class ImageCollection(BaseCollection):
         prefer_grpc: bool = False,
         timeout: int = 30,
     ) -> ImageCollection:
-        """Make an empty collection; one that failed half way is not found by `open`.
+        """Create an empty collection; `open` does not find one whose creation failed.
 
         Args:
-            location: Where; see the class.
+            location: Folder, address or client; see the class.
             name: Letters, digits, `-` and `_`.
-            contract: The model's; its codec is replaced by `codec`.
+            contract: Of the model that writes; its codec is replaced by `codec`.
             tokens: `"file"` (default for a folder) or `"payload"` (default elsewhere).
-            codec: How tokens become bytes: a name, or a codec that was fitted to tokens.
-            tokens_folder: The folder for side files, each collection's in one of its own name.
-                Needed for `"file"` on a server; for a folder the default is inside it.
-            payload_indexes: Field -> kind of the payload indexes to make, as in
+            codec: Encodes tokens as bytes: a name, or a codec fitted to tokens.
+            tokens_folder: Folder for side files; each collection uses a subfolder with its name.
+                Required for `"file"` on a server; the default is inside the collection's folder.
+            payload_indexes: Field -> kind of the payload indexes to create, such as
                 `{"album": "keyword"}`; see `create_payload_index`.
-            engine: What keeps the vectors in a folder: `"edge"` (default), `"faiss"`,
-                `"faiss-ivf"` or `"faiss-hnsw"`; `open` finds out by itself. None for a server.
-            qdrant: How a server is to keep the collection: shards, replicas, quantization, what is
-                on disk. None for a folder.
+            engine: Vector engine of a folder: `"edge"` (default), `"faiss"`, `"faiss-ivf"` or
+                `"faiss-hnsw"`; `open` detects it. None for a server.
+            qdrant: Settings of a server's collection: shards, replicas, quantization, storage on
+                disk. None for a folder.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
-            timeout: Seconds to wait for one answer of a server.
+            timeout: Seconds to wait for each response of a server.
 
         Raises:
-            ConfigError: An argument cannot be used.
-            StoreError: There is such a collection already, or it cannot be written.
+            ConfigError: An argument is invalid.
+            StoreError: The collection exists already, or cannot be written.
             EngineUnavailableError: The server cannot be reached.
-            MissingExtraError: faiss is asked for and not installed.
+            MissingExtraError: faiss is requested and not installed.
         """
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
         indexes = check_indexes(payload_indexes or {})
@@ -134,33 +134,33 @@ class ImageCollection(BaseCollection):
         api_key: str | None = None,
         prefer_grpc: bool = False,
         timeout: int = 30,
-        mend: bool = False,
+        for_repair: bool = False,
     ) -> ImageCollection:
         """Open a collection.
 
         Args:
-            location: Where; see the class.
-            name: As it was created.
-            tokens_folder: Where the side files are now, if they were created outside the
+            location: Folder, address or client; see the class.
+            name: The collection's name.
+            tokens_folder: New folder of the side files, if they were created outside the
                 collection's folder and have moved since.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
-            timeout: Seconds to wait for one answer of a server.
-            mend: Open also what is damaged, to verify and repair it: a lost manifest is written
-                anew, and side files are looked at only when they are read.
+            timeout: Seconds to wait for each response of a server.
+            for_repair: Open a damaged collection too, to verify and repair it: a lost manifest is
+                rebuilt, and side files are checked only when they are read.
 
         Raises:
-            CollectionNotFoundError: There is none; names those that are there.
+            CollectionNotFoundError: There is no such collection; lists those that exist.
             CollectionLockedError: Another process has the folder open.
             ContractMismatchError: Index and side file were written by different models.
-            TokensNotFoundError: The side file is not where it should be.
-            TokensCorruptError: The side file is damaged, or another collection's.
-            StoreError: It cannot be read, or something else wrote it.
-            ConfigError: An argument cannot be used.
+            TokensNotFoundError: The side file is missing.
+            TokensCorruptError: The side file is damaged, or belongs to another collection.
+            StoreError: The collection cannot be read, or another program wrote it.
+            ConfigError: An argument is invalid.
             EngineUnavailableError: The server cannot be reached.
         """
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
-        return cls(open_parts(location, name, tokens_folder, options, mend=mend), name)
+        return cls(open_parts(location, name, tokens_folder, options, for_repair=for_repair), name)
 
     @property
     def contract(self) -> TokenContract:
@@ -169,31 +169,31 @@ class ImageCollection(BaseCollection):
 
     @property
     def codec(self) -> Codec:
-        """Return how tokens that are added become bytes."""
+        """Return the codec that encodes new tokens."""
         return self._store.codec
 
     @property
     def store(self) -> TokenStore:
-        """Return where tokens are kept, for maintenance."""
+        """Return the token store, for maintenance."""
         return self._store
 
     @property
     def identity(self) -> str:
-        """Return what tells the collection's rankings from others', for cursors."""
+        """Return a text that identifies the collection and its model, for cursors."""
         return f"{self._name} {self.contract.adapter_hash[:12]}"
 
     @property
     def token_place(self) -> TokenPlace:
-        """Return where the tokens are: in a side file, or in the points' payload."""
+        """Return `"file"` if tokens are in side files, `"payload"` if they are in the points."""
         return "payload" if self._store.in_payload else "file"
 
     def reload(self) -> None:
-        """Learn of codecs that another process has chosen since, for tokens in the payload.
+        """Read which codecs other processes have set since, for tokens in the payload.
 
-        Side files say themselves what encoded them.
+        Side files contain the key of their codec.
 
         Raises:
-            ContractMismatchError: Another model's collection has taken this one's place.
+            ContractMismatchError: A collection of another model has replaced this one.
             StoreError: The collection cannot be read.
         """
         with self._codec_lock:
@@ -212,17 +212,17 @@ class ImageCollection(BaseCollection):
         filter: Filter | None = None,
         strategy: Strategy = "average_vector",
     ) -> list[Candidate]:
-        """Find images like some and unlike others, none of them among those found.
+        """Find images similar to some images and dissimilar to others, without these images.
 
         Args:
-            liked: Ids of images to come near to; `best_score` can do without.
-            disliked: Ids of images to keep away from.
-            num_candidates: Images to find, at most.
-            filter: Which images to look among; None or `{}` for all.
-            strategy: How examples are put together, `average_vector` or `best_score`.
+            liked: Ids of similar images; may be empty with `best_score`.
+            disliked: Ids of dissimilar images.
+            num_candidates: Maximum number of images to find.
+            filter: Search only images whose payload matches; None or `{}` for all.
+            strategy: How examples are combined, `average_vector` or `best_score`.
 
         Raises:
-            ConfigError: An id is unknown, or an argument cannot be used.
+            ConfigError: An id is unknown, or an argument is invalid.
             StoreError: The engine failed.
             EngineUnavailableError: The server cannot be reached.
         """
@@ -231,7 +231,7 @@ class ImageCollection(BaseCollection):
         )
 
     def payload_indexes(self) -> dict[str, str]:
-        """Return field -> kind of every payload index; none where the engine keeps none."""
+        """Return field -> kind of every payload index; empty if the engine has none."""
         return self._index.payload_indexes()
 
     def tokens(self, candidates: Sequence[Candidate]) -> NDArray[np.float16]:
@@ -245,15 +245,15 @@ class ImageCollection(BaseCollection):
     ) -> list[StoredCodes]:
         """Read the candidates' tokens as they are stored, one part for each codec.
 
-        Candidates of several queries may be read in one call, the same image more than once.
+        Candidates of several queries may be read in one call; images may repeat.
 
         Args:
-            candidates: As the first stage found them.
-            empty: Makes the arrays that records of side files are copied to; pinned ones, say.
+            candidates: From the first stage.
+            empty: Allocates the arrays that codes are copied to, in pinned memory for example.
 
         Raises:
-            TokensNotFoundError: Some have none; names the ids.
-            TokensCorruptError: Stored bytes are not what was written; names the ids.
+            TokensNotFoundError: Some candidates have no tokens; names the ids.
+            TokensCorruptError: Stored bytes differ from those written; names the ids.
         """
         found = {candidate.image_id: candidate.payload for candidate in candidates}
         parts = self._codes(found, empty)
@@ -262,11 +262,11 @@ class ImageCollection(BaseCollection):
         return repeated(parts, [*found], [candidate.image_id for candidate in candidates])
 
     def encodings(self, image_ids: Sequence[str]) -> ImageEncoding:
-        """Read images back as the model encoded them, in order, each as often as it is named.
+        """Read embeddings and tokens of images, in order; ids may repeat.
 
         Raises:
-            TokensNotFoundError: Some are not in the collection; names the ids.
-            TokensCorruptError: Stored bytes are not what was written; names the ids.
+            TokensNotFoundError: Some images are not in the collection; names the ids.
+            TokensCorruptError: Stored bytes differ from those written; names the ids.
         """
         payloads = in_order(image_ids, self._index.retrieve(image_ids, tokens=False))
         vectors = in_order(image_ids, self._index.vectors(image_ids))
@@ -280,11 +280,11 @@ class ImageCollection(BaseCollection):
         )
 
     def bytes_per_image(self) -> int:
-        """Return the bytes one image's tokens take as stored, the vector not counted."""
+        """Return the bytes that one image's tokens take as stored, without the vector."""
         return self._store.nbytes_per_image()
 
     def close(self) -> None:
-        """Flush and let go of files and connections; a second call does nothing."""
+        """Flush, and close files and connections; a second call does nothing."""
         try:
             self._index.close()
         finally:
@@ -297,7 +297,7 @@ class ImageCollection(BaseCollection):
 
         Args:
             image_ids: `n` UUID strings.
-            encoding: What the model made of the images.
+            encoding: Embeddings and tokens of the images.
             payloads: `n` JSON objects to return with hits; the key `_edje` is reserved.
 
         Raises:
@@ -305,7 +305,7 @@ class ImageCollection(BaseCollection):
                 is not finite, or an id or a payload cannot be stored; nothing was written.
             CollectionLockedError: Another process is writing tokens.
             StoreError: The disk or the engine refused; points that were written have their tokens.
-            EngineUnavailableError: The server went away; the same holds.
+            EngineUnavailableError: The connection to the server was lost; the same holds.
         """
         check_points(self.contract, image_ids, encoding.embeddings, payloads)
         check_tokens(self.contract, image_ids, encoding.tokens)
@@ -321,7 +321,7 @@ class ImageCollection(BaseCollection):
         codes: NDArray[np.uint8],
         payloads: Sequence[Payload],
     ) -> None:
-        """Write `n` images whose tokens this collection's codec has encoded, as `add` does.
+        """Write `n` images whose tokens are already encoded by this collection's codec; see `add`.
 
         Args:
             image_ids: `n` UUID strings.
@@ -330,7 +330,7 @@ class ImageCollection(BaseCollection):
             payloads: `n` JSON objects; the key `_edje` is reserved.
 
         Raises:
-            ConfigError: The codec cannot have made the codes; for the rest see `add`.
+            ConfigError: The codes do not fit the codec; for other reasons see `add`.
         """
         if codes.shape != (len(image_ids), self.codec.nbytes) or codes.dtype != np.uint8:
             raise ConfigError(
@@ -346,30 +346,31 @@ class ImageCollection(BaseCollection):
         """Set fields of images' payloads; other fields, vectors and tokens stay.
 
         Args:
-            payloads: Id -> fields to set, each replaced whole. Unknown ids are ignored.
+            payloads: Id -> fields to set, each replaced as a whole. Unknown ids are ignored.
 
         Raises:
-            ConfigError: A field is reserved or cannot be stored, or an id is none.
+            ConfigError: A field is reserved or cannot be stored, or an id is invalid.
             StoreError: The engine refused.
-            EngineUnavailableError: The server went away; earlier images may have been changed.
+            EngineUnavailableError: The connection to the server was lost; earlier images may have
+                been changed.
         """
         check_reserved(payloads)
         with self.write_lock:
             self._index.set_payload(payloads)
 
     def set_codec(self, codec: Codec) -> None:
-        """Encode tokens that are added from now on with another codec; what is there stays.
+        """Encode tokens with another codec from now on; stored tokens stay as they are.
 
-        `maintenance.transcode` changes those too.
+        `maintenance.transcode` converts stored tokens too.
 
         Raises:
-            ConfigError: It is not fitted, or does not fit the contract.
+            ConfigError: The codec is not fitted, or does not fit the contract.
             CollectionLockedError: Another process is writing tokens.
-            StoreError: It cannot be kept.
+            StoreError: The codec cannot be stored.
         """
         codec = fitted_codec(self.contract, codec)
         with self.write_lock, self._codec_lock:
-            self.reload()  # or codebooks that another process has added would be lost
+            self.reload()  # or codebooks that another process added would be lost
             record = self._record.with_codec(codec)
             # Stored before it is used, so that readers of new points find the codebook.
             store = self._store.with_codec(codec)
@@ -385,11 +386,11 @@ class ImageCollection(BaseCollection):
         """Index a payload field, so that filters on it need not read every payload.
 
         Args:
-            field: Its path: `album`, `camera.year`.
-            kind: What it holds: keyword, integer, float, bool, datetime, geo, text or uuid.
+            field: Path of the field: `album`, `camera.year`.
+            kind: Kind of its values: keyword, integer, float, bool, datetime, geo, text or uuid.
 
         Raises:
-            ConfigError: The field cannot be indexed, or there is no such kind.
+            ConfigError: The field cannot be indexed, or the kind does not exist.
             StoreError: The engine failed.
             EngineUnavailableError: The server cannot be reached.
         """
@@ -397,14 +398,14 @@ class ImageCollection(BaseCollection):
             self._index.create_payload_index(field, kind)
 
     def delete_matching(self, filter: Filter) -> None:
-        """Remove the images whose payload matches, as `delete` does.
+        """Delete the images whose payload matches, as `delete` does.
 
         Args:
             filter: `{"album": "2024", "year": [2023, 2024]}`: every field must equal its value, or
-                one of its list.
+                one of the values in its list.
 
         Raises:
-            ConfigError: The filter is empty, or has what a filter cannot have.
+            ConfigError: The filter is empty or invalid.
         """
         with self.write_lock:
             self._index.delete_matching(filter)
@@ -421,7 +422,7 @@ class ImageCollection(BaseCollection):
         self._index.upsert([Point(i, e, {**p, TOKENS_KEY: dict(r)}) for i, e, p, r in rows])
 
     def _codes(self, found: Mapping[str, Payload], empty: EmptyCodes) -> list[StoredCodes]:
-        """Read the tokens of images that were found with these payloads, in their order."""
+        """Read the tokens of the images with these payloads, in order."""
         image_ids = [*found]
         try:
             if self._store.in_payload:
@@ -429,8 +430,8 @@ class ImageCollection(BaseCollection):
             references = [reference_of(payload) for payload in in_order(image_ids, found)]
             return self._store.codes(image_ids, references, empty)
         except (TokensNotFoundError, TokensCorruptError):
-            # Compacted or transcoded since they were found, perhaps: look where the points say
-            # their tokens are by now, and with the codecs that there are by now.
+            # They may have been compacted or transcoded since they were found: read the current
+            # references and codecs.
             self.reload()
             again = in_order(image_ids, self._index.retrieve(image_ids))
             return self._store.codes(image_ids, [reference_of(payload) for payload in again])

@@ -1,4 +1,4 @@
-"""Where a collection lies, and what its index keeps about it."""
+"""Location of a collection, and the metadata that its index stores."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ __all__ = [
     "scratch_folder",
 ]
 
-#: Where tokens live: in a side file, or in the points' own payload.
+#: Where tokens are stored: in side files, or in the points' payload.
 TokenPlace = Literal["file", "payload"]
 
-#: What a collection's points stand for.
+#: What a collection's points represent.
 Holds = Literal["images", "captions"]
 
 _FORMAT = 1
@@ -54,15 +54,15 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 @dataclass(frozen=True, slots=True)
 class CollectionRecord:
-    """Say what wrote a collection and where its tokens are; the index's metadata keeps it.
+    """Describe which model wrote a collection and where its tokens are; stored in the index.
 
     Attributes:
         contract: Of the model that wrote the collection, codec included.
-        tokens: Where tokens live.
-        store_id: The side file's identity, where there is one.
-        tokens_folder: The folder around the side file's, if it is outside the collection's.
-        codebooks: Key -> parameters of codecs that have some, where the payload keeps the tokens;
-            side files keep them beside themselves.
+        tokens: Where tokens are stored.
+        store_id: Identity of the token store, for side files.
+        tokens_folder: Parent folder of the token store, if outside the collection's folder.
+        codebooks: Key -> parameters of codecs with a codebook, for tokens in the payload; for side
+            files, codebooks are in the store's folder.
     """
 
     contract: TokenContract
@@ -78,19 +78,19 @@ class CollectionRecord:
         contract: TokenContract,
         tokens_folder: str | Path | None,
     ) -> CollectionRecord:
-        """Describe a collection that is being made."""
+        """Return the record of a new collection."""
         if store.files is None:
             return cls(contract, "payload").with_codec(store.codec)
         outside = None if tokens_folder is None else str(absolute(tokens_folder))
         return cls(contract, "file", store.files.store_id, outside)
 
     def with_codec(self, codec: Codec) -> CollectionRecord:
-        """Return the record of the same collection, whose new tokens another codec encodes."""
+        """Return the record of the same collection with another codec for new tokens."""
         contract = self.contract.with_codec(codec.name, codec.hash)
         parameters = codec.parameters()
         if self.tokens == "file" or parameters is None:
             return replace(self, contract=contract)
-        # Those of earlier codecs stay: points may carry tokens that they encoded.
+        # Codebooks of earlier codecs stay: points may contain tokens encoded with them.
         codebooks = {**self.codebooks, codec.key: parameters}
         return replace(self, contract=contract, codebooks=codebooks)
 
@@ -109,10 +109,10 @@ class CollectionRecord:
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any], what: str) -> CollectionRecord:
-        """Read the record of the collection called `what` in messages.
+        """Read a collection's record; messages call the collection `what`.
 
         Raises:
-            StoreError: It is not there, damaged, or of another version.
+            StoreError: It is missing, damaged, or of another version.
         """
         contract = read_contract(metadata, what, "images")
         try:
@@ -128,22 +128,22 @@ class CollectionRecord:
         return cls(contract, tokens, store_id, tokens_folder, codebooks)
 
     def open_store(
-        self, where: Any, name: str, moved_to: str | Path | None, *, mend: bool = False
+        self, where: Any, name: str, moved_to: str | Path | None, *, for_repair: bool = False
     ) -> TokenStore:
-        """Open the collection's token store, and check that it is this collection's.
+        """Open the token store, and check that it belongs to this collection.
 
         Args:
             where: The collection's location, resolved.
             name: The collection's name.
-            moved_to: The folder around the side file's now, if not the one that was kept.
-            mend: Write a lost or damaged manifest anew, and leave damaged side files to be noticed
-                when they are read.
+            moved_to: Parent folder of the token store, if it differs from the recorded one.
+            for_repair: Rebuild a lost or damaged manifest, and check side files only when they are
+                read.
 
         Raises:
-            ContractMismatchError: The side file was written by another model than the index.
-            TokensNotFoundError: It is not there.
-            TokensCorruptError: It is damaged, or another collection's.
-            StoreError: It cannot be read.
+            ContractMismatchError: The store was written by another model than the index.
+            TokensNotFoundError: The store is missing.
+            TokensCorruptError: The store is damaged, or belongs to another collection.
+            StoreError: The store cannot be read.
         """
         if self.tokens == "payload":
             return PayloadTokenStore(self.contract, self.codebooks)
@@ -151,9 +151,9 @@ class CollectionRecord:
         inside = Path(describe(where)) / name / "tokens"
         folder = inside if around is None else absolute(around) / name
         try:
-            store = FileTokenStore.open(folder, store_id=self.store_id, lenient=mend)
+            store = FileTokenStore.open(folder, store_id=self.store_id, lenient=for_repair)
         except (TokensNotFoundError, TokensCorruptError):
-            if not mend:
+            if not for_repair:
                 raise
             FileTokenStore.rebuild(folder, self.contract, self.store_id or "")
             store = FileTokenStore.open(folder, store_id=self.store_id, lenient=True)
@@ -167,18 +167,18 @@ class CollectionRecord:
 
 
 def new_record(contract: TokenContract, holds: Holds) -> dict[str, Any]:
-    """Return what every collection's metadata says: its format, what wrote it, what it holds."""
+    """Return the metadata of every collection: format, contract, and what it holds."""
     record: dict[str, Any] = {"format": _FORMAT, "contract": contract.as_dict()}
-    # Of images nothing is said: such collections are older than the word.
+    # Image collections have no such key, as they are older than it.
     return record if holds == "images" else {**record, "holds": holds}
 
 
 def read_contract(metadata: Mapping[str, Any], what: str, holds: Holds) -> TokenContract:
-    """Read which model wrote the collection called `what` in messages.
+    """Read the contract of a collection; messages call the collection `what`.
 
     Raises:
-        StoreError: It holds something else, or its metadata is not there, damaged, or of another
-            version.
+        StoreError: The collection holds something else, or its metadata is missing, damaged, or of
+            another version.
     """
     try:
         version, found = metadata["format"], metadata.get("holds", "images")
@@ -201,13 +201,13 @@ def read_contract(metadata: Mapping[str, Any], what: str, holds: Holds) -> Token
 
 def _unreadable(what: str) -> str:
     return (
-        f"collection {what} does not say what wrote it; it is damaged or was made by something "
-        "else: restore it, or ingest into a new collection"
+        f"collection {what} does not say what wrote it; it is damaged or was made by another "
+        "program: restore it, or ingest into a new collection"
     )
 
 
 def resolve(location: Any) -> Any:
-    """Return a `Path` for a folder; what is for a server's client is returned as it is.
+    """Return a `Path` for a folder, and any other location unchanged.
 
     Raises:
         ConfigError: The location is empty.
@@ -227,7 +227,7 @@ def describe(where: Any) -> str:
 
 
 def absolute(folder: str | Path) -> Path:
-    """Return a folder's path from the root, `~` filled in."""
+    """Return the absolute path of a folder, with `~` expanded."""
     return Path(folder).expanduser().absolute()
 
 
@@ -235,21 +235,21 @@ def check_name(name: str) -> None:
     """Check a collection's name.
 
     Raises:
-        ConfigError: It has other characters than letters, digits, `-` and `_`, or too many.
+        ConfigError: It contains other characters than letters, digits, `-` and `_`, or is too long.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"collection name {name!r} cannot be used; take letters, digits, '-' and '_', "
+            f"collection name {name!r} cannot be used; use letters, digits, '-' and '_', "
             "200 at most"
         )
 
 
 @contextmanager
 def scratch_folder(final: Path) -> Iterator[Path]:
-    """Make a hidden folder near `final`, to be renamed to it; removed if that does not happen.
+    """Create a hidden folder near `final`, to be renamed to it; remove it otherwise.
 
     Raises:
-        StoreError: There is something at `final`, or the folder cannot be made.
+        StoreError: `final` exists, or the folder cannot be created.
     """
     with os_errors_as_store_errors("create a collection at", final):
         if final.exists():
@@ -257,7 +257,7 @@ def scratch_folder(final: Path) -> Iterator[Path]:
                 f"there is something at {final} already; open that collection, "
                 "or choose another name"
             )
-        # One level down, so that what a crash leaves behind does not look like a collection.
+        # One level down, so that leftovers of a crash do not look like a collection.
         around = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.new")
         scratch = around / "collection"
         scratch.mkdir(parents=True)
@@ -269,9 +269,10 @@ def scratch_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_store(folder: Path | None, contract: TokenContract, codec: Codec) -> Iterator[TokenStore]:
-    """Make a store, in the payload where there is no folder; unmake it if what follows fails.
+    """Create a store, in the payload if `folder` is None; remove it if the block fails.
 
-    It stays where a server went away, which may have made the collection that refers to it.
+    It is not removed when the connection to a server was lost: the server may have created the
+    collection that refers to it.
     """
     if folder is None:
         parameters = codec.parameters()

@@ -1,4 +1,4 @@
-"""Make and open the parts of a collection: its index, its token store, and the record of both."""
+"""Creation and opening of a collection's parts: index, token store, and the record of both."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = ["Parts", "create_parts", "open_parts"]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Hold what a collection is made of, open."""
+    """Hold the open parts of a collection."""
 
     index: VectorIndex
     store: TokenStore
@@ -60,11 +60,11 @@ def create_parts(
     engine: Engine | None = None,
     settings: QdrantSettings | None = None,
 ) -> Parts:
-    """Make an empty collection's parts; see `ImageCollection.create`.
+    """Create the parts of an empty collection; see `ImageCollection.create`.
 
     Raises:
-        ConfigError: An argument cannot be used.
-        StoreError: There is such a collection already, or it cannot be written.
+        ConfigError: An argument is invalid.
+        StoreError: The collection exists already, or cannot be written.
         EngineUnavailableError: The server cannot be reached.
     """
     where = resolve(location)
@@ -102,14 +102,14 @@ def create_parts(
             dim, metadata = contract.embedding_dim, record.as_metadata()
             create_embedded(scratch, dim, metadata, engine).close()
             store.close()
-            # From here on there is a collection, whole; before, there is none.
+            # The collection exists, complete, from this moment on.
             scratch.rename(final)
         sync_folder(where)
     return open_parts(where, name, None, options)
 
 
 def _require_absent(where: Any, name: str, options: QdrantOptions) -> None:
-    """Check that a server can be reached and has no such collection, before anything is made."""
+    """Check that a server can be reached and has no such collection, before files are created."""
     connection = Connection(where, options)
     try:
         require_absent(connection, name)
@@ -123,15 +123,15 @@ def open_parts(
     tokens_folder: str | Path | None,
     options: QdrantOptions,
     *,
-    mend: bool = False,
+    for_repair: bool = False,
 ) -> Parts:
     """Open a collection's parts; see `ImageCollection.open`.
 
     Raises:
-        CollectionNotFoundError: There is none; names those that are there.
+        CollectionNotFoundError: There is no such collection; lists those that exist.
         CollectionLockedError: Another process has the folder open.
-        StoreError: It cannot be read, or something else wrote it.
-        ConfigError: An argument cannot be used.
+        StoreError: The collection cannot be read, or another program wrote it.
+        ConfigError: An argument is invalid.
         EngineUnavailableError: The server cannot be reached.
     """
     where = resolve(location)
@@ -143,7 +143,7 @@ def open_parts(
         index = QdrantIndex.open(where, name, options)
     try:
         record = CollectionRecord.read(index.metadata, f"{name!r} at {describe(where)}")
-        store = record.open_store(where, name, tokens_folder, mend=mend)
+        store = record.open_store(where, name, tokens_folder, for_repair=for_repair)
     except BaseException:
         index.close()
         raise

@@ -1,4 +1,4 @@
-"""Read what points say of images, in the order they were asked for."""
+"""Token references in payloads, and readers that keep the order of a request."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ T = TypeVar("T")
 
 
 def user_payload(payload: Payload) -> dict[str, Any]:
-    """Return what the user stored with an image, without the reserved key `_edje`."""
+    """Return the payload that the user stored, without the reserved key `_edje`."""
     own = dict(payload)
     own.pop(TOKENS_KEY, None)
     return own
 
 
 def reference_of(payload: Payload) -> TokenReference:
-    """Return what a point's payload says of its tokens; empty where it says nothing."""
+    """Return the token reference in a point's payload; empty if there is none."""
     reference = payload.get(TOKENS_KEY)
     return reference if isinstance(reference, Mapping) else {}
 
 
 def in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
-    """Return what was found of each image.
+    """Return the values found for the ids, in order.
 
     Raises:
-        TokensNotFoundError: Some were not found; names the ids.
+        TokensNotFoundError: Some ids were not found; names them.
     """
     gone = [image_id for image_id in image_ids if image_id not in found]
     if gone:
         raise TokensNotFoundError(
             f"images {', '.join(gone[:3])} ({len(gone)} in all) are not in the collection; "
-            "if they were found before, they have been deleted since: search again",
+            "if an earlier search found them, they have been deleted since: search again",
             gone,
         )
     return [found[image_id] for image_id in image_ids]
@@ -51,15 +51,15 @@ def in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
 def readable(
     items: Sequence[Item], id_of: Callable[[Item], str], read: Callable[[list[Item]], R]
 ) -> tuple[list[Item], R, dict[str, StoreError]]:
-    """Read the tokens of those items that have them undamaged.
+    """Read the tokens of items, and leave out items whose tokens are missing or damaged.
 
     Args:
-        items: What to read.
-        id_of: Returns the image's id of an item.
-        read: Reads several, or raises an error that names those it concerns.
+        items: Items to read.
+        id_of: Returns the image id of an item.
+        read: Reads several items, or raises an error that names the image ids concerned.
 
     Returns:
-        The items that were read, what was read of them, and id -> error of the others.
+        The items that were read, the result of reading them, and id -> error of the others.
 
     Raises:
         StoreError: The store itself cannot be read.
@@ -80,7 +80,7 @@ def readable(
 def repeated(
     parts: Sequence[StoredCodes], image_ids: Sequence[str], wanted: Sequence[str]
 ) -> list[StoredCodes]:
-    """Return parts read for `image_ids`, each once, as if read for `wanted`, each often."""
+    """Return the parts for `wanted`, where ids may repeat, from parts read for distinct ids."""
     place = {image_id: row for row, image_id in enumerate(image_ids)}
     asked = np.array([place[image_id] for image_id in wanted], np.intp)
     result: list[StoredCodes] = []

@@ -37,7 +37,7 @@ def repair(
     ingested. What cannot be mended is left as it is, and listed: nothing is deleted.
 
     Args:
-        collection: Opened with `mend=True`.
+        collection: Opened with `for_repair=True`.
         model: The one that wrote the collection; without it nothing is encoded.
         batch_size: Images encoded at a time.
         progress: Show bars on stderr.
@@ -51,7 +51,7 @@ def repair(
     if model is not None:
         collection.require(model.contract())
     if collection.store.files is not None:
-        collection.store.files.begin_writing(mend=True)
+        collection.store.files.begin_writing(replace_damaged=True)
     found = verify(collection, progress=progress).findings
     broken = {f.image_id: f for f in found if f.kind in _MENDED}.values()
     mendable: list[Finding] = []

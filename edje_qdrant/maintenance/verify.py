@@ -22,7 +22,7 @@ def verify(
 ) -> VerifyReport:
     """Read every point's tokens, and compare the side files with what the points refer to.
 
-    Open the collection with `mend=True` to check also one that does not open otherwise.
+    Open the collection with `for_repair=True` to check also one that does not open otherwise.
 
     Args:
         collection: Open; searches may go on.

@@ -1,3 +1,3 @@
-"""How tokens become bytes and where they live: codecs, a side file, or the points' payload."""
+"""Token codecs and token stores: side files, or the points' payload."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A fitted codec's parameters as bytes: a safetensors file that says what it is for."""
+"""Serialisation of a fitted codec's parameters as safetensors, with metadata."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _FORMAT = "edje-qdrant codec 1"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Codebook:
-    """Hold the tables of a codec with `M` bytes a token.
+    """Hold the tables of a codec with `M` bytes per token.
 
     Attributes:
         whole: `(256, d_text)` float16, finite.
-        pieces: `(M - 1, 256, width)` float16, finite; the narrower ones end with a 0.
+        pieces: `(M - 1, 256, width)` float16, finite; narrower pieces end with a 0.
     """
 
     whole: NDArray[np.float16]
@@ -39,13 +39,13 @@ class Codebook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameters:
-    """Hold what a file of parameters says.
+    """Hold the content of a file of parameters.
 
     Attributes:
-        name: The codec's.
+        name: Name of the codec.
         token_dim: Width of the tokens it was fitted to.
         codebook: The tables.
-        adapter_hash: Of the adapter that made those tokens; `""` where that is not known.
+        adapter_hash: Of the adapter that computed those tokens; `""` if unknown.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Parameters:
 
 
 def pack(parameters: Parameters) -> bytes:
-    """Turn parameters into safetensors bytes; the same parameters give the same bytes."""
+    """Serialise parameters as safetensors bytes; equal parameters give equal bytes."""
     tables = {"whole": parameters.codebook.whole, "pieces": parameters.codebook.pieces}
     metadata = {
         "format": _FORMAT,
@@ -65,7 +65,7 @@ def pack(parameters: Parameters) -> bytes:
     }
     if parameters.adapter_hash:
         metadata["adapter_hash"] = parameters.adapter_hash
-    # Written by hand, as the library puts metadata in another order each time.
+    # Written without the library, whose order of metadata differs from call to call.
     entries: dict[str, Any] = {"__metadata__": metadata}
     data = b""
     for name, table in tables.items():
@@ -78,14 +78,14 @@ def pack(parameters: Parameters) -> bytes:
 
 
 def unpack(data: bytes, *, where: str) -> Parameters:
-    """Read parameters back.
+    """Deserialise parameters.
 
     Args:
-        data: What `pack` returned.
-        where: What errors call it.
+        data: Bytes that `pack` returned.
+        where: Name of the source in error messages.
 
     Raises:
-        TokensCorruptError: The bytes are damaged, cut off or something else's.
+        TokensCorruptError: The bytes are damaged, truncated or of another kind.
     """
     try:
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -96,9 +96,9 @@ def unpack(data: bytes, *, where: str) -> Parameters:
         name, token_dim = metadata["name"], int(metadata["token_dim"])
         for table in (codebook.whole, codebook.pieces):
             if table.dtype != np.float16 or not np.isfinite(table).all():
-                raise ValueError("it holds infinite values or NaN, or other numbers than float16")
+                raise ValueError("it holds infinite values or NaN, or numbers that are not float16")
         if codebook.hash != metadata["hash"]:
-            raise ValueError("its hash is another")
+            raise ValueError("its hash differs")
         count, *size = codebook.pieces.shape
         if (
             name != f"pq{count + 1}"
@@ -109,8 +109,8 @@ def unpack(data: bytes, *, where: str) -> Parameters:
         return Parameters(name, token_dim, codebook, metadata.get("adapter_hash", ""))
     except (SafetensorError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise TokensCorruptError(
-            f"{where}: damaged, or no codec that this version can read ({error}); restore it from "
-            "a copy, or fit a new one"
+            f"{where}: damaged, or not a codec that this version can read ({error}); restore it "
+            "from a copy, or fit a new one"
         ) from error
 
 

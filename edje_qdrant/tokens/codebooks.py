@@ -1,4 +1,4 @@
-"""Codebooks in a folder of side files: `codec-KEY.safetensors`, one for each codec that has one."""
+"""Codebooks in a folder of side files: one `codec-KEY.safetensors` for each fitted codec."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["drop_codebooks", "keep_codebook", "stored_codec"]
 
 
 def stored_codec(folder: Path, contract: TokenContract, key: str) -> Codec:
-    """Return the codec of a key, its codebook read from the folder where it has one.
+    """Return the codec of a key; read its codebook, if it has one, from the folder.
 
     Raises:
-        TokensNotFoundError: The codebook is gone.
-        TokensCorruptError: It is damaged or another one, or there is no codec of that name.
-        StoreError: It cannot be read.
+        TokensNotFoundError: The codebook is missing.
+        TokensCorruptError: The codebook is damaged or another codec's, or the name is unknown.
+        StoreError: The codebook cannot be read.
     """
     name, _, has_codebook = key.partition("-")
     shape = (contract.num_tokens, contract.token_dim)
@@ -28,13 +28,13 @@ def stored_codec(folder: Path, contract: TokenContract, key: str) -> Codec:
             return codec_for(name, *shape)
         except ConfigError as error:
             raise TokensCorruptError(
-                f"tokens in {folder} are said to be in an {error}; a side file is damaged, or a "
-                "later version wrote it: restore it from a copy, or use that version"
+                f"tokens in {folder} are marked as encoded with an {error}; a side file is "
+                "damaged, or a later version wrote it: restore it from a copy, or use that version"
             ) from error
     path = _path(folder, key)
     if not path.exists():
         raise TokensNotFoundError(
-            f"the codebook {path} is gone, without which nothing of {key} can be decoded; "
+            f"the codebook {path} is gone, and tokens of {key} cannot be decoded without it; "
             "restore it from a copy"
         )
     try:
@@ -47,20 +47,20 @@ def stored_codec(folder: Path, contract: TokenContract, key: str) -> Codec:
 
 
 def keep_codebook(folder: Path, codec: Codec, contract: TokenContract) -> None:
-    """Write a codec's codebook to the folder, where it has one.
+    """Write the codebook of a codec to the folder, if it has one.
 
     Raises:
-        StoreError: It cannot be written.
+        StoreError: The codebook cannot be written.
     """
     if codec.parameters() is not None:
         write_codec(codec, _path(folder, codec.key), contract=contract)
 
 
 def drop_codebooks(folder: Path, needed: Collection[str] = ()) -> None:
-    """Delete the codebooks but those of the keys that are needed.
+    """Delete all codebooks except those of the needed keys.
 
     Raises:
-        OSError: One cannot be deleted.
+        OSError: A codebook cannot be deleted.
     """
     for path in folder.glob("codec-*.safetensors"):
         if path.stem.removeprefix("codec-") not in needed:

@@ -1,4 +1,4 @@
-"""Fitted codecs in files of their own."""
+"""Files of fitted codecs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.errors import ConfigError, ContractMismatchError, StoreError, TokensCorruptError
-from edje_qdrant.files import os_errors_as_store_errors, write_atomically
+from edje_qdrant.errors import ConfigError, ContractMismatchError, TokensCorruptError
+from edje_qdrant.files import os_errors_as_store_errors, read_if_exists, write_atomically
 from edje_qdrant.tokens.codebook_bytes import unpack
 from edje_qdrant.tokens.codecs import Codec, ProductCodec, codec_for
 
@@ -15,24 +15,24 @@ __all__ = ["read_codec", "write_codec"]
 
 
 def write_codec(codec: Codec, path: str | Path, *, contract: TokenContract | None = None) -> None:
-    """Write a fitted codec to a safetensors file, which replaces one that is there.
+    """Write a fitted codec to a safetensors file, and replace an existing file.
 
-    The file holds what `Codec.parameters` returns.
+    The file contains the bytes that `Codec.parameters` returns.
 
     Args:
-        codec: One with a codebook.
-        path: The file, in a folder that exists.
-        contract: Of the model whose tokens the codec was fitted to; its adapter's hash is kept.
+        codec: A codec with a codebook.
+        path: The file, in an existing folder.
+        contract: Of the model whose tokens the codec was fitted to; its adapter's hash is stored.
 
     Raises:
-        ConfigError: The codec has no parameters, or none yet.
+        ConfigError: The codec has no parameters, or is not fitted.
         StoreError: The file cannot be written.
     """
     if contract is not None and isinstance(codec, ProductCodec):
         codec = replace(codec, adapter_hash=contract.adapter_hash)
     data = codec.parameters()
     if data is None:
-        advice = "its name is all it takes" if codec.fitted else "fit it to tokens first"
+        advice = "its name is enough" if codec.fitted else "fit it to tokens first"
         raise ConfigError(f"the codec {codec.name} has no parameters to write; {advice}")
     path = Path(path)
     with os_errors_as_store_errors("write the codec", path):
@@ -45,28 +45,22 @@ def read_codec(
     """Read a fitted codec for `(num_tokens, token_dim)` tokens.
 
     Args:
-        path: What `write_codec` wrote.
-        num_tokens: Tokens an image, `m`.
+        path: File that `write_codec` wrote.
+        num_tokens: Number of tokens per image, `m`.
         token_dim: Width of a token, `d_text`.
-        adapter_hash: Of the adapter that makes the tokens; a codec fitted to another's is refused.
-            One that does not say what it was fitted to is not.
+        adapter_hash: Of the adapter that computes the tokens; a codec that was fitted to tokens of
+            another adapter is refused, one without a stored hash is accepted.
 
     Raises:
-        ConfigError: There is no such file, or it is for tokens of another width.
-        TokensCorruptError: It is damaged, cut off or something else.
-        ContractMismatchError: It was fitted to another adapter's tokens.
-        StoreError: It cannot be read.
+        ConfigError: The file does not exist, or is for tokens of another width.
+        TokensCorruptError: The file is damaged, truncated or of another kind.
+        ContractMismatchError: The codec was fitted to tokens of another adapter.
+        StoreError: The file cannot be read.
     """
     path = Path(path)
-    try:
-        with os_errors_as_store_errors("read the codec", path):
-            data = path.read_bytes()
-    except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-            raise ConfigError(
-                f"there is no codec at {path}; make one with `edje-qdrant fit-codec`"
-            ) from error
-        raise
+    data = read_if_exists(path, "read the codec")
+    if data is None:
+        raise ConfigError(f"there is no codec at {path}; make one with `edje-qdrant fit-codec`")
     found = unpack(data, where=str(path))
     codec = codec_for(found.name, num_tokens, token_dim)
     if not isinstance(codec, ProductCodec):

@@ -1,4 +1,4 @@
-"""How tokens become bytes."""
+"""Codecs: conversion of tokens to bytes and back."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from edje_qdrant.tokens.validate import check_finite, check_shape
 
 __all__ = ["CODECS", "Codec", "Float16Codec", "ProductCodec", "ScaledCodec", "codec_for"]
 
-S = TypeVar("S", bound="_NothingToFit")
+S = TypeVar("S", bound="_NoParameters")
 
 
 class Codec(Protocol):
-    """Turn an image's `(m, d_text)` tokens into a fixed number of bytes, and back."""
+    """Encode an image's `(m, d_text)` tokens as a fixed number of bytes, and decode them."""
 
     @property
     def name(self) -> str:
-        """Return the name a contract keeps."""
+        """Return the name that a contract stores."""
 
     @property
     def hash(self) -> str:
-        """Return 16 hexadecimal digits that name the parameters; `""` where there are none."""
+        """Return 16 hexadecimal digits that identify the parameters; `""` if there are none."""
 
     @property
     def key(self) -> str:
-        """Return what to keep beside codes: the name, and 8 digits of the hash if there is one."""
+        """Return the key stored with codes: the name, and 8 digits of the hash if there is one."""
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes one image takes."""
+        """Return the bytes that one image takes."""
 
     @property
     def num_tokens(self) -> int:
-        """Return the tokens of an image, `m`."""
+        """Return the number of tokens per image, `m`."""
 
     @property
     def token_dim(self) -> int:
@@ -48,35 +48,35 @@ class Codec(Protocol):
 
     @property
     def fitted(self) -> bool:
-        """Return whether it can encode and decode; those without parameters always can."""
+        """Return whether it can encode and decode; codecs without parameters always can."""
 
     def fit(self, tokens: NDArray[np.float16], *, seed: int = 0) -> Codec:
-        """Return a codec with parameters that suit `(n, m, d_text)` float16; itself if it has none.
+        """Return a codec fitted to `(n, m, d_text)` float16; itself if it has no parameters.
 
         Raises:
-            ConfigError: The tokens have another shape or dtype, or are too few.
-            MissingExtraError: What fits parameters is not installed.
+            ConfigError: Shape or dtype are wrong, or there are too few tokens.
+            MissingExtraError: The library that fits parameters is not installed.
         """
 
     def parameters(self) -> bytes | None:
-        """Return the parameters as bytes for `codec_for`; nothing where there are none."""
+        """Return the parameters as bytes for `codec_for`, or None."""
 
     def encode(self, tokens: NDArray[np.float16]) -> NDArray[np.uint8]:
-        """Turn `(n, m, d_text)` float16 into `(n, nbytes)` uint8.
+        """Encode `(n, m, d_text)` float16 as `(n, nbytes)` uint8.
 
         Raises:
-            ConfigError: The tokens have another shape or dtype.
+            ConfigError: Shape or dtype are wrong.
         """
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """Turn `(n, nbytes)` uint8 into `(n, m, d_text)` float16."""
+        """Decode `(n, nbytes)` uint8 to `(n, m, d_text)` float16."""
 
 
 _LARGEST = float(np.finfo(np.float16).max)
 
 
-class _NothingToFit:
-    """Answer for codecs that have no parameters."""
+class _NoParameters:
+    """Base class of codecs without parameters."""
 
     __slots__ = ()
 
@@ -91,19 +91,19 @@ class _NothingToFit:
         return True
 
     def fit(self: S, tokens: NDArray[np.float16], *, seed: int = 0) -> S:  # noqa: ARG002
-        """Return this codec: it has no parameters."""
+        """Return this codec, which has no parameters."""
         return self
 
     def parameters(self) -> None:
-        """Return nothing: it has no parameters."""
+        """Return None: this codec has no parameters."""
 
 
 @dataclass(frozen=True, slots=True)
-class Float16Codec(_NothingToFit):
-    """Keep tokens exactly: two little-endian bytes a number.
+class Float16Codec(_NoParameters):
+    """Store tokens exactly: two little-endian bytes per number.
 
     Attributes:
-        num_tokens: Tokens an image, `m`.
+        num_tokens: Number of tokens per image, `m`.
         token_dim: Width of a token, `d_text`.
     """
 
@@ -122,35 +122,35 @@ class Float16Codec(_NothingToFit):
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes one image takes."""
+        """Return the bytes that one image takes."""
         return self.num_tokens * self.token_dim * 2
 
     def encode(self, tokens: NDArray[np.float16]) -> NDArray[np.uint8]:
-        """Turn `(n, m, d_text)` float16 into `(n, nbytes)` uint8.
+        """Encode `(n, m, d_text)` float16 as `(n, nbytes)` uint8.
 
         Raises:
-            ConfigError: The tokens have another shape or dtype.
+            ConfigError: Shape or dtype are wrong.
         """
         check_shape(tokens, self.num_tokens, self.token_dim)
         little_endian = np.ascontiguousarray(tokens, dtype="<f2")
         return little_endian.view(np.uint8).reshape(len(tokens), self.nbytes)
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """Turn `(n, nbytes)` uint8 into `(n, m, d_text)` float16, without a copy where it can."""
+        """Decode `(n, nbytes)` uint8 to `(n, m, d_text)` float16, without a copy if possible."""
         tokens = np.ascontiguousarray(codes).view("<f2").astype(np.float16, copy=False)
         return tokens.reshape(len(codes), self.num_tokens, self.token_dim)
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledCodec(_NothingToFit):
-    """Keep each number as a small integer, and a scale for each token.
+class ScaledCodec(_NoParameters):
+    """Store each number as a small integer, with one scale per token.
 
-    An image's record holds its `m` scales, little-endian float16, then the integers: one a byte
-    for 8 bits, two a byte for 4, the first in the lower half. A number is off by at most half the
-    token's largest divided by 127, or by 7.
+    An image's record contains `m` scales as little-endian float16, then the integers: one per byte
+    for 8 bits, two per byte for 4 bits, the first in the lower half. The error of a number is at
+    most half the token's largest number divided by 127, or by 7.
 
     Attributes:
-        num_tokens: Tokens an image, `m`.
+        num_tokens: Number of tokens per image, `m`.
         token_dim: Width of a token, `d_text`.
         bits: 8 or 4.
     """
@@ -171,28 +171,28 @@ class ScaledCodec(_NothingToFit):
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes one image takes."""
+        """Return the bytes that one image takes."""
         return self.num_tokens * (2 + self._width)
 
     def encode(self, tokens: NDArray[np.float16]) -> NDArray[np.uint8]:
-        """Turn `(n, m, d_text)` float16 into `(n, nbytes)` uint8.
+        """Encode `(n, m, d_text)` float16 as `(n, nbytes)` uint8.
 
         Raises:
-            ConfigError: The tokens have another shape or dtype, or are not all finite.
+            ConfigError: Shape or dtype are wrong, or a number is not finite.
         """
         check_shape(tokens, self.num_tokens, self.token_dim)
         numbers = tokens.astype(np.float32, order="C")
         largest = np.abs(numbers).max(axis=2, initial=0.0)  # (n, m)
         check_finite(largest, self.name)
         scales = (largest / self._top).astype("<f2")
-        # Divide by the scale as it is stored; one that rounds to nothing stands for a token of 0.
+        # Divide by the scale as stored; a scale that rounds to 0 stands for a token of zeros.
         divisor = np.where(scales > 0, scales.astype(np.float32), np.inf)[..., None]
         integers = np.clip(np.rint(numbers / divisor), -self._top, self._top).astype(np.int8)
         if self.bits == 4:
             if self.token_dim % 2:
                 integers = np.pad(integers, ((0, 0), (0, 0), (0, 1)))
-            halves = integers.view(np.uint8) & 15
-            integers = halves[..., 0::2] | halves[..., 1::2] << 4
+            nibbles = integers.view(np.uint8) & 15
+            integers = nibbles[..., 0::2] | nibbles[..., 1::2] << 4
         codes = np.empty((len(tokens), self.nbytes), np.uint8)
         codes[:, : 2 * self.num_tokens] = scales.view(np.uint8).reshape(-1, 2 * self.num_tokens)
         codes[:, 2 * self.num_tokens :] = integers.view(np.uint8).reshape(
@@ -201,18 +201,18 @@ class ScaledCodec(_NothingToFit):
         return codes
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """Turn `(n, nbytes)` uint8 into `(n, m, d_text)` float16."""
+        """Decode `(n, nbytes)` uint8 to `(n, m, d_text)` float16."""
         codes = np.ascontiguousarray(codes)
         count, m = len(codes), self.num_tokens
         scales = np.ascontiguousarray(codes[:, : 2 * m]).view("<f2").reshape(count, m, 1)
         stored = codes[:, 2 * m :].reshape(count, m, self._width)
         if self.bits == 4:
-            halves = np.stack([stored << 4, stored & 240], axis=-1).view(np.int8) >> 4
-            integers = halves.reshape(count, m, 2 * self._width)[..., : self.token_dim]
+            nibbles = np.stack([stored << 4, stored & 240], axis=-1).view(np.int8) >> 4
+            integers = nibbles.reshape(count, m, 2 * self._width)[..., : self.token_dim]
         else:
             integers = stored.view(np.int8)
         numbers = integers * scales.astype(np.float32)
-        # A scale that was rounded up can lead a step past float16's largest number.
+        # A scale that was rounded up can exceed float16's largest number by one step.
         return np.clip(numbers, -_LARGEST, _LARGEST, out=numbers).astype(np.float16)
 
     @property
@@ -241,14 +241,14 @@ def codec_for(name: str, num_tokens: int, token_dim: int, parameters: bytes | No
 
     Args:
         name: One of `CODECS`.
-        num_tokens: Tokens an image, `m`.
+        num_tokens: Number of tokens per image, `m`.
         token_dim: Width of a token, `d_text`.
-        parameters: What `Codec.parameters` returned. A codec that needs some and is given none has
-            to be fitted before use.
+        parameters: Bytes that `Codec.parameters` returned. Without them, a codec that needs
+            parameters must be fitted before use.
 
     Raises:
-        ConfigError: There is no such codec (lists those there are), or the parameters are for
-            another one or for tokens of another width.
+        ConfigError: The name is unknown (lists the known ones), or the parameters are of another
+            codec or for tokens of another width.
         TokensCorruptError: The parameters are damaged.
     """
     if name not in CODECS:

@@ -1,4 +1,4 @@
-"""Tokens in side files: fixed-size records, appended to, read through memory maps."""
+"""Token store in side files: append-only fixed-size records, read through memory maps."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ _OPEN_SEGMENTS = 128
 
 
 class FileTokenStore(TokenStore):
-    """Keep tokens in append-only files beside a manifest; one process writes, many read.
+    """Store tokens in append-only files with a manifest; one process writes, many read.
 
     References are `{"segment": id, "record": number, "checksum": text}`. A segment is a file of at
-    most a gigabyte; when it is full, or the codec has changed, the next begins. The writer's lock
-    is taken at the first `put` and held until `close`. Threads may share a store.
+    most a gigabyte; the next one begins when it is full, or when the codec changes. The writer's
+    lock is acquired at the first `put` and held until `close`. Thread-safe.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Use `create` or `open`."""
+        """Take a manifest; use `create` or `open` instead."""
         self._folder = folder
         self._manifest = manifest
         self._codecs: dict[str, Codec] = {}
@@ -71,17 +71,17 @@ class FileTokenStore(TokenStore):
         *,
         segment_bytes: int = _SEGMENT_BYTES,
     ) -> FileTokenStore:
-        """Make an empty store; the manifest comes last, so that half of one never opens.
+        """Create an empty store; the manifest is written last, so an incomplete store never opens.
 
         Args:
-            folder: Where; made if it is missing.
-            contract: Of what will write.
-            codec: The contract's; needed where it has a codebook.
-            segment_bytes: Size past which no side file grows.
+            folder: The store's folder, created if it is missing.
+            contract: Of the model that will write.
+            codec: The contract's codec; required if it has a codebook.
+            segment_bytes: Maximum size of a side file.
 
         Raises:
-            ConfigError: The contract's codec is unknown, or not the one given.
-            StoreError: The folder holds a store already, or cannot be written.
+            ConfigError: The contract's codec is unknown, or differs from `codec`.
+            StoreError: The folder contains a store already, or cannot be written.
         """
         folder = Path(folder)
         codec = codec or codec_for(contract.codec, contract.num_tokens, contract.token_dim)
@@ -105,18 +105,18 @@ class FileTokenStore(TokenStore):
     def open(
         cls, folder: str | Path, *, store_id: str | None = None, lenient: bool = False
     ) -> FileTokenStore:
-        """Open a store; nothing is written and no lock is taken before the first `put`.
+        """Open a store; nothing is written and no lock is acquired before the first `put`.
 
         Args:
-            folder: The store's.
-            store_id: What the collection's index says; another store is refused.
-            lenient: Leave damaged and missing side files to be noticed when they are read.
+            folder: The store's folder.
+            store_id: Recorded by the collection's index; a store of another id is refused.
+            lenient: Check side files only when they are read.
 
         Raises:
-            TokensNotFoundError: There is no store, or a side file is gone.
-            TokensCorruptError: The manifest is damaged or another collection's, or a side file is
+            TokensNotFoundError: The store, or a side file, is missing.
+            TokensCorruptError: The manifest is damaged or of another collection, or a side file is
                 not the one it names.
-            StoreError: It cannot be read, or another version wrote it.
+            StoreError: The store cannot be read, or another version wrote it.
         """
         folder = Path(folder)
         while True:
@@ -130,7 +130,7 @@ class FileTokenStore(TokenStore):
                 return store
             except BaseException as error:
                 store.close()
-                # What it names may have been dropped just now: then there is another manifest.
+                # Another process may have deleted files since: then the manifest has changed too.
                 if not isinstance(error, TokensNotFoundError) or (
                     Manifest.read(folder) == store._manifest
                 ):
@@ -138,16 +138,16 @@ class FileTokenStore(TokenStore):
 
     @classmethod
     def rebuild(cls, folder: str | Path, contract: TokenContract, store_id: str) -> None:
-        """Write a lost or damaged manifest anew, from the headers of the side files.
+        """Rebuild a lost or damaged manifest from the headers of the side files.
 
         Args:
-            folder: The store's.
-            contract: What the collection's index says.
-            store_id: What the collection's index says.
+            folder: The store's folder.
+            contract: Recorded by the collection's index.
+            store_id: Recorded by the collection's index.
 
         Raises:
-            TokensNotFoundError: The codebook that the contract names is gone.
-            TokensCorruptError: It is damaged, or the folder is another collection's.
+            TokensNotFoundError: The codebook that the contract names is missing.
+            TokensCorruptError: The codebook is damaged, or the folder is another collection's.
             CollectionLockedError: Another process is writing.
             StoreError: The folder cannot be read or written.
         """
@@ -159,12 +159,12 @@ class FileTokenStore(TokenStore):
 
     @property
     def contract(self) -> TokenContract:
-        """Return the contract of what wrote the store."""
+        """Return the contract of the model that wrote the tokens, codec included."""
         return self._manifest.contract
 
     @property
     def codec(self) -> Codec:
-        """Return what new tokens are encoded with."""
+        """Return the codec that encodes new tokens."""
         return self._codec_of(self.contract.codec_key)
 
     @property
@@ -174,25 +174,26 @@ class FileTokenStore(TokenStore):
 
     @property
     def folder(self) -> Path:
-        """Return where the store lies."""
+        """Return the store's folder."""
         return self._folder
 
     @property
     def store_id(self) -> str:
-        """Return the store's random identity, 32 hexadecimal digits."""
+        """Return the store's random id, 32 hexadecimal digits."""
         return self._manifest.store_id
 
     def put_codes(self, codes: NDArray[np.uint8]) -> list[TokenReference]:
-        """Append `(n, codec.nbytes)` uint8 that `codec` made; return references, in order.
+        """Append `(n, codec.nbytes)` uint8 encoded by `codec`; return references, in order.
 
         Raises:
-            ConfigError: The codec makes no codes of that size.
+            ConfigError: The codes have another size than the codec's.
             CollectionLockedError: Another process is writing.
             TokensCorruptError: The last side file is damaged; nothing was written.
-            StoreError: As `put`.
+            StoreError: The file cannot be written, or another process has changed the codec since
+                the store was opened; no reference was returned.
         """
         if codes.shape[1:] != (self.codec.nbytes,):
-            raise ConfigError(f"{self.codec.name} makes no codes of shape {codes.shape}")
+            raise ConfigError(f"codes of shape {codes.shape} are not codes of {self.codec.name}")
         with self._mutex, os_errors_as_store_errors("write to the side file in", self._folder):
             places = self._writing().append(codes, self.codec)
         return [
@@ -207,12 +208,12 @@ class FileTokenStore(TokenStore):
         return self
 
     def flush(self) -> None:
-        """Put what was appended on the disk, then the manifest that counts it.
+        """Write appended records to the disk, then the manifest that counts them.
 
         Raises:
-            StoreError: The disk refused. What was put since the last flush counts as lost, and the
-                store closes itself: the system may forget which pages it failed to write, so that a
-                second attempt would succeed without cause.
+            StoreError: The disk refused. Records since the last flush count as lost, and the store
+                closes itself: the system may forget which pages it failed to write, so a second
+                attempt could report success wrongly.
         """
         with self._mutex:
             self._require_open()
@@ -221,7 +222,7 @@ class FileTokenStore(TokenStore):
             try:
                 self._writer.flush()
             except StoreError:
-                self._let_go()
+                self._close_files()
                 raise
             self._manifest = self._writer.manifest
 
@@ -252,10 +253,10 @@ class FileTokenStore(TokenStore):
         return stored
 
     def segments(self) -> list[Segment]:
-        """Return the side files that are listed, with the whole records each holds by now.
+        """Return the listed side files, with their current numbers of whole records.
 
         Raises:
-            StoreError: One cannot be read; a missing one holds none.
+            StoreError: A side file cannot be read; a missing one counts as empty.
         """
         listed: list[Segment] = []
         writer = self._writer
@@ -267,21 +268,21 @@ class FileTokenStore(TokenStore):
         return listed
 
     def unlisted(self) -> list[Segment]:
-        """Return side files of this store that the manifest does not list: a crash left them."""
+        """Return side files that the manifest does not list, left by a crash."""
         listed = {segment.id for segment in self.segments()}
         return [s for s in found_segments(self._folder, self.store_id) if s.id not in listed]
 
     def disk_bytes(self) -> int:
-        """Return the size of the store's side files, listed or not."""
+        """Return the size in bytes of the store's side files, listed or not."""
         found = found_segments(self._folder, self.store_id)
         return sum(HEADER_BYTES + s.num_records * s.record_bytes for s in found)
 
-    def begin_writing(self, *, mend: bool = False) -> None:
-        """Become the one writer now, not at the first `put`, and learn what others have written.
+    def begin_writing(self, *, replace_damaged: bool = False) -> None:
+        """Acquire the writer's lock now, not at the first `put`, and read the current manifest.
 
         Args:
-            mend: Where the last side file is damaged, begin another one: nothing is ever written
-                behind a loss.
+            replace_damaged: If the last side file is damaged, begin another one: records are never
+                appended to a damaged file.
 
         Raises:
             CollectionLockedError: Another process is writing.
@@ -290,16 +291,16 @@ class FileTokenStore(TokenStore):
         """
         with self._mutex, os_errors_as_store_errors("write to the side file in", self._folder):
             writer = self._writing()
-            whole = not mend or writer.is_whole()
-        if not whole:
+            intact = not replace_damaged or writer.is_intact()
+        if not intact:
             self.begin_segment()
 
     def begin_segment(self, codec: Codec | None = None) -> None:
-        """Begin a side file, which takes what is put from now on; with another codec if given.
+        """Begin a side file for new tokens, with another codec if one is given.
 
         Raises:
             CollectionLockedError: Another process is writing.
-            StoreError: It cannot be made.
+            StoreError: The file cannot be created.
         """
         with self._mutex, os_errors_as_store_errors("write to the side file in", self._folder):
             writer = self._writing()
@@ -313,11 +314,11 @@ class FileTokenStore(TokenStore):
     def drop_segments(self, segment_ids: Collection[str]) -> None:
         """Delete side files that no point refers to, and codebooks that no side file needs.
 
-        Readers that have them open keep reading; what they find anew is elsewhere.
+        Readers that have the files open can still read them.
 
         Raises:
             CollectionLockedError: Another process is writing.
-            StoreError: They cannot be deleted.
+            StoreError: A file cannot be deleted.
         """
         with self._mutex, os_errors_as_store_errors("delete side files in", self._folder):
             writer = self._writing()
@@ -332,19 +333,19 @@ class FileTokenStore(TokenStore):
             drop_codebooks(self._folder, needed)
 
     def nbytes_per_image(self) -> int:
-        """Return the bytes of a record."""
+        """Return the size of a record in bytes."""
         return self.codec.nbytes
 
     def close(self) -> None:
-        """Let go of the files and of the writer's lock; a second call does nothing.
+        """Close the files and release the writer's lock; a second call does nothing.
 
-        What was put and not flushed may be lost; no point refers to it.
+        Records that were not flushed may be lost; no point refers to them.
         """
         with self._mutex:
-            self._let_go()
+            self._close_files()
 
     def remove(self) -> None:
-        """Close the store and delete its files; the folder too, if nothing else is in it."""
+        """Close the store and delete its files, and its folder if that is then empty."""
         self.close()
         with os_errors_as_store_errors("delete the token store in", self._folder):
             with lock_store(self._folder):
@@ -356,7 +357,7 @@ class FileTokenStore(TokenStore):
             with suppress(OSError):
                 self._folder.rmdir()
 
-    def _let_go(self) -> None:
+    def _close_files(self) -> None:
         for file in (self._writer, *self._readers.values()):
             if file is not None:
                 file.close()
@@ -387,7 +388,7 @@ class FileTokenStore(TokenStore):
         return reader
 
     def _writing(self) -> FileWriter:
-        """Return the writer, which is begun here.
+        """Return the writer; create it at the first call.
 
         Raises:
             CollectionLockedError: Another process is writing.
@@ -399,9 +400,9 @@ class FileTokenStore(TokenStore):
             key = writer.manifest.contract.codec_key
             if key != self.contract.codec_key:
                 writer.close()
-                # What was encoded for the old one must not end up among the new one's codes.
+                # Codes of the old codec must not be appended to records of the new one.
                 raise StoreError(
-                    f"the codec of the token store in {self._folder} is {key} by now, not "
+                    f"the codec of the token store in {self._folder} is now {key}, not "
                     f"{self.contract.codec_key}; open the collection again"
                 )
             self._writer, self._manifest = writer, writer.manifest

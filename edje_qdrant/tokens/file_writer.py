@@ -1,4 +1,4 @@
-"""The one writer of a token store: appends records, begins side files, keeps the manifest."""
+"""Single writer of a token store: appends records, begins side files, writes the manifest."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ WRITER_LOCK = "writer.lock"
 
 # Why no record that a point refers to is ever overwritten
 #
-# A point is written only after `flush()` returned, and `flush()` returns only after the records are
-# on the disk and then a manifest that counts them is. So a point refers to a record below the
-# manifest's count, whatever happened. A writer never goes below that count: it begins behind the
-# last *whole* record of the last segment, and refuses to begin where that file is shorter than the
-# manifest says. Whole records past the count (put, never flushed) stay as orphans: they cost space,
-# and keep even a manifest older than its file, restored from a copy, from sending a writer over
-# live records. What is cut off is less than one record, bytes for which no reference was given out.
-# A put that failed half way, on a full disk say, gave out none either, so the next may write there.
+# A point is written only after `flush()` has returned, and `flush()` returns only when the records
+# and then a manifest that counts them are on the disk. So a point always refers to a record below
+# the manifest's count. A writer never writes below that count: it starts after the last *whole*
+# record of the last segment, and refuses to start if that file is shorter than the manifest says.
+# Whole records past the count (put, never flushed) stay as orphans. They take disk space, but
+# protect live records if an old manifest is restored from a copy. The writer truncates less than
+# one record, for which no reference was returned. A put that failed, on a full disk for example,
+# returned no reference either, so the next put may overwrite its bytes.
 #
-# Segments say in their headers whose they are and how to decode them, so a reader needs no manifest
-# newer than the one it opened with, and a lost manifest can be written anew.
+# The header of a segment contains its store's id and its codec, so readers need no newer manifest
+# than the one they opened, and a lost manifest can be rebuilt.
 
 
 class FileWriter:
-    """Hold a store's lock and append to it; not for two threads at once.
+    """Hold a store's lock and append to it; not thread-safe.
 
     Attributes:
-        manifest: As it was last written.
-        segments: As they stand, the last one with what was appended since.
+        manifest: The manifest as last written.
+        segments: Current segments, including records appended since then.
     """
 
     def __init__(self, folder: Path, store_id: str) -> None:
-        """Become the one writer, and learn what the last one left.
+        """Acquire the writer's lock, and read the manifest.
 
         Raises:
             CollectionLockedError: Another process is writing.
@@ -66,7 +66,7 @@ class FileWriter:
         """
         lock = lock_store(folder)
         try:
-            # Another writer may have come and gone since the store was opened.
+            # Another process may have written since the store was opened.
             self.manifest = Manifest.read(folder)
             if self.manifest.store_id != store_id:
                 raise StoreError(f"the token store in {folder} was replaced; open it again")
@@ -80,8 +80,8 @@ class FileWriter:
         self._file: BinaryIO | None = None  # the last segment's
         self._filled: list[BinaryIO] = []  # filled since the last flush
 
-    def is_whole(self) -> bool:
-        """Return whether the last side file, if there is one, can be appended to."""
+    def is_intact(self) -> bool:
+        """Return whether the last side file, if any, can be appended to."""
         try:
             if self._file is None and self.segments:
                 self._opened_last().close()
@@ -93,10 +93,10 @@ class FileWriter:
         """Append `(n, codec.nbytes)` records; return the segment and record number of each.
 
         Raises:
-            OSError: They cannot be written; no reference was returned.
-            TokensCorruptError: The last side file has lost records; nothing was written.
+            OSError: The disk refused; no reference was returned.
+            TokensCorruptError: The last side file is damaged; nothing was written.
         """
-        self._find_the_end(codec)
+        self._open_for_append(codec)
         places: list[TokenReference] = []
         full = max(1, self.manifest.segment_bytes // codec.nbytes)
         left = np.ascontiguousarray(codes)
@@ -113,14 +113,14 @@ class FileWriter:
         return places
 
     def begin_segment(self, codec: Codec, contract: TokenContract | None = None) -> None:
-        """Begin a side file; the contract, if one is given, is what the manifest then states.
+        """Begin a side file; the manifest then contains the contract, if one is given.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: The file cannot be created.
         """
         segment = Segment(uuid.uuid4().hex[:8], codec.key, codec.nbytes)
         file = new_segment_file(self._folder, self.manifest.store_id, segment)
-        if contract is not None:  # not before, or one that failed would be stated by the next flush
+        if contract is not None:  # not earlier: the next flush would write it even if this failed
             self.manifest = replace(self.manifest, contract=contract)
         if self._file is not None:
             self._filled.append(self._file)
@@ -128,7 +128,7 @@ class FileWriter:
         self._file = file
 
     def flush(self) -> None:
-        """Put what was appended on the disk, then the manifest that counts it.
+        """Write appended records to the disk, then the manifest that counts them.
 
         Raises:
             StoreError: The disk refused; this writer must not be used any more.
@@ -143,10 +143,10 @@ class FileWriter:
             self._filled.pop().close()
 
     def drop(self, segment_ids: Collection[str]) -> None:
-        """Delete side files, listed or not, also the one that is appended to.
+        """Delete side files, listed or not, including the one being appended to.
 
         Raises:
-            OSError: They cannot be deleted.
+            OSError: A file cannot be deleted.
             StoreError: The manifest cannot be written.
         """
         if self._file is not None and self.segments[-1].id in segment_ids:
@@ -158,7 +158,7 @@ class FileWriter:
             segment_path(self._folder, segment_id).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the files and of the lock."""
+        """Close the files and release the lock."""
         for file in (*self._filled, self._file, self._lock):
             if file is not None:
                 file.close()
@@ -168,8 +168,8 @@ class FileWriter:
         manifest.write(self._folder)
         self.manifest = manifest
 
-    def _find_the_end(self, codec: Codec) -> None:
-        """Open the last side file behind its last whole record, see the note above."""
+    def _open_for_append(self, codec: Codec) -> None:
+        """Open the last side file after its last whole record; see the note above."""
         if self._file is not None and self.segments[-1].codec == codec.key:
             return
         last = self.segments[-1] if self.segments else None
@@ -190,8 +190,8 @@ class FileWriter:
         """Open the last side file for writing.
 
         Raises:
-            OSError: It cannot be opened.
-            TokensCorruptError: It is gone, its header is damaged, or it has lost records.
+            OSError: The file cannot be opened.
+            TokensCorruptError: The file is missing, truncated, or its header is damaged.
         """
         last = self.segments[-1]
         path = segment_path(self._folder, last.id)
@@ -222,7 +222,7 @@ class FileWriter:
 
 
 def lock_store(folder: Path) -> BinaryIO:
-    """Take a store's writer lock, until the returned file is closed.
+    """Acquire a store's writer lock, held until the returned file is closed.
 
     Raises:
         CollectionLockedError: Another writer holds it.

@@ -1,4 +1,4 @@
-"""What a folder of tokens says about itself."""
+"""Manifest of a folder of side files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import xxhash
 
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
-from edje_qdrant.files import os_errors_as_store_errors, write_atomically
+from edje_qdrant.files import os_errors_as_store_errors, read_if_exists, write_atomically
 
 __all__ = ["FORMAT", "MAGIC", "MANIFEST_NAME", "Manifest", "Segment", "another_stores"]
 
-#: What manifests and segments call themselves, and the version of their layout.
+#: Identifier of manifests and segments, and the version of their layout.
 MAGIC = "edje-qdrant tokens"
 FORMAT = 1
 
@@ -28,10 +28,10 @@ class Segment:
     """Describe one file of records.
 
     Attributes:
-        id: 8 hexadecimal digits, drawn at random; references carry it.
-        codec: Key of the codec its records are encoded with.
-        record_bytes: Bytes of a record.
-        num_records: Records that were on the disk at the last flush.
+        id: 8 random hexadecimal digits; references contain it.
+        codec: Key of the codec of its records.
+        record_bytes: Size of a record in bytes.
+        num_records: Number of records on the disk at the last flush.
     """
 
     id: str
@@ -42,13 +42,13 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """State what a store holds; it is replaced whole at each flush.
+    """Describe the content of a store; replaced atomically at each flush.
 
     Attributes:
-        store_id: 32 hexadecimal digits, drawn at random when the store was made.
-        segment_bytes: Size past which no segment grows.
-        contract: What wrote the store; its codec is the one that new records are encoded with.
-        segments: Its files; the last is appended to.
+        store_id: 32 random hexadecimal digits, drawn when the store was created.
+        segment_bytes: Maximum size of a segment.
+        contract: Of the model that wrote the store; its codec encodes new records.
+        segments: Files of the store; records are appended to the last one.
     """
 
     store_id: str
@@ -57,10 +57,10 @@ class Manifest:
     segments: tuple[Segment, ...] = ()
 
     def write(self, folder: Path) -> None:
-        """Put this manifest into the folder, atomically.
+        """Write this manifest to the folder, atomically.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The manifest cannot be written.
         """
         data = {
             "magic": MAGIC,
@@ -78,23 +78,19 @@ class Manifest:
         """Read the folder's manifest.
 
         Raises:
-            TokensNotFoundError: There is none.
-            TokensCorruptError: It is damaged: a byte differs from what was written.
-            StoreError: It cannot be read, or another version wrote it.
+            TokensNotFoundError: There is no manifest.
+            TokensCorruptError: The manifest is damaged: a byte differs from those written.
+            StoreError: The manifest cannot be read, or another version wrote it.
         """
         path = folder / MANIFEST_NAME
-        try:
-            with os_errors_as_store_errors("read", path):
-                text = path.read_bytes()
-        except StoreError as error:
-            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-                raise TokensNotFoundError(
-                    f"no token store at {folder}; if it was moved, say where with tokens_folder, "
-                    "if its manifest was lost, run `edje-qdrant repair`"
-                ) from error
-            raise
+        text = read_if_exists(path, "read")
+        if text is None:
+            raise TokensNotFoundError(
+                f"no token store at {folder}; if it was moved, pass its folder as tokens_folder, "
+                "if its manifest was lost, run `edje-qdrant repair`"
+            )
         damaged = (
-            f"{path} is damaged; `edje-qdrant repair` writes it anew from the files beside it, "
+            f"{path} is damaged; rebuild it from the files beside it with `edje-qdrant repair`, "
             "or restore the folder from a copy"
         )
         try:
@@ -107,7 +103,7 @@ class Manifest:
                 f"{path} has format {version!r} of {magic!r}, this version reads format {FORMAT} "
                 f"of {MAGIC!r}; use the version of the package that wrote it"
             )
-        # Every byte is accounted for: what was read, written again, is what was read.
+        # Serialise the data again and compare: this detects any changed byte.
         data.pop("checksum", None)
         if _sealed(data) != text:
             raise TokensCorruptError(damaged)
@@ -123,14 +119,14 @@ class Manifest:
 
 
 def another_stores(folder: Path) -> TokensCorruptError:
-    """Return the error to raise where a folder holds another collection's store."""
+    """Return the error for a folder that contains another collection's store."""
     return TokensCorruptError(
-        f"the token store at {folder} belongs to another collection; put this collection's own "
-        "back, or say where it is with tokens_folder"
+        f"the token store at {folder} belongs to another collection; restore this collection's "
+        "store, or pass its folder as tokens_folder"
     )
 
 
 def _sealed(data: dict[str, Any]) -> bytes:
-    """Return the document with a checksum of itself at its end."""
+    """Serialise the data, with its own checksum at the end."""
     checksum = xxhash.xxh3_64_hexdigest(json.dumps(data).encode())
     return json.dumps({**data, "checksum": checksum}, indent=1).encode()

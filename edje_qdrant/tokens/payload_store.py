@@ -103,7 +103,7 @@ class PayloadTokenStore(TokenStore):
                 continue
             codec = self._codec_of(key)
             if codec is None:
-                problems.foreign.append(image_id)
+                problems.invalid.append(image_id)
                 continue
             try:
                 code = pybase64.b64decode(text, validate=True)

@@ -1,4 +1,4 @@
-"""Tokens as a few bytes each, and a codebook for all of them: residual product quantization."""
+"""Residual product quantization: a few bytes per token, and one codebook."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["ProductCodec"]
 
 _LARGEST = float(np.finfo(np.float16).max)
 _CENTROIDS = 256
-# More vectors than this make training slower and the codebook hardly better.
+# More vectors slow the fit down and hardly improve the codebook.
 _SAMPLE = 256 * _CENTROIDS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProductCodec:
-    """Keep each token as `M` bytes: the nearest of 256 whole tokens, then pieces of the rest.
+    """Store each token as `M` bytes: the nearest of 256 whole tokens, and `M - 1` residual pieces.
 
-    The first byte names one of 256 whole tokens; the others name, for each of `M - 1` pieces of
-    what that leaves, the nearest of 256 pieces. An image's record is `m * M` bytes, token after
-    token. Where the width is no multiple of `M - 1`, the first pieces are one number wider. `fit`
-    makes both tables with k-means (faiss); encoding and decoding need numpy alone. Codes mean
-    nothing without them.
+    The first byte is the index of the nearest of 256 whole tokens. The residual is cut into
+    `M - 1` pieces, and each further byte is the index of the nearest of 256 centroids of that
+    piece. An image's record is `m * M` bytes, token after token. If the width is not a multiple of
+    `M - 1`, the first pieces are one number wider. `fit` computes both tables with k-means (faiss);
+    encoding and decoding need numpy only. Codes cannot be decoded without the tables.
 
     Attributes:
-        num_tokens: Tokens an image, `m`.
+        num_tokens: Number of tokens per image, `m`.
         token_dim: Width of a token, `d_text`.
-        token_bytes: Bytes a token, `M`, 2 or more.
-        codebook: The tables; nothing before the codec is fitted.
-        adapter_hash: Of the adapter whose tokens it was fitted to; `""` where that is not known.
-        hash: 16 hexadecimal digits that name the codebook; `""` before the codec is fitted.
+        token_bytes: Bytes per token, `M`, 2 or more.
+        codebook: The tables; None before the codec is fitted.
+        adapter_hash: Of the adapter whose tokens it was fitted to; `""` if unknown.
+        hash: 16 hexadecimal digits that identify the codebook; `""` before the codec is fitted.
 
     Source: Jégou, Douze, Schmid: Product Quantization for Nearest Neighbor Search (2011).
     """
@@ -54,7 +54,7 @@ class ProductCodec:
 
     @property
     def name(self) -> str:
-        """Return `"pq32"` for 32 bytes a token."""
+        """Return `"pq32"` for 32 bytes per token."""
         return f"pq{self.token_bytes}"
 
     @property
@@ -64,27 +64,27 @@ class ProductCodec:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes one image takes."""
+        """Return the bytes that one image takes."""
         return self.num_tokens * self.token_bytes
 
     @property
     def fitted(self) -> bool:
-        """Return whether there is a codebook."""
+        """Return whether the codec has a codebook."""
         return self.codebook is not None
 
     def fit(self, tokens: NDArray[np.float16], *, seed: int = 0) -> ProductCodec:
-        """Return this codec with a codebook for tokens like these.
+        """Return this codec with a codebook fitted to tokens.
 
-        On one machine, the same tokens and seed give the same codebook. Of more than 65,536 tokens,
-        as many are drawn.
+        On one machine, equal tokens and seeds give equal codebooks. At most 65,536 tokens are used,
+        drawn at random.
 
         Args:
-            tokens: `(n, m, d_text)` float16, of images like those to be stored.
-            seed: Of the draw and of k-means.
+            tokens: `(n, m, d_text)` float16, of images similar to those that will be stored.
+            seed: Seed of the draw and of k-means.
 
         Raises:
-            ConfigError: The tokens have another shape or dtype, are not all finite, or are fewer
-                than 256.
+            ConfigError: Shape or dtype are wrong, a number is not finite, or there are fewer than
+                256 tokens.
             MissingExtraError: faiss is not installed.
         """
         check_shape(tokens, self.num_tokens, self.token_dim)
@@ -93,21 +93,21 @@ class ProductCodec:
             raise ConfigError(
                 f"{self.name} is fitted to {_CENTROIDS} tokens or more, and {len(tokens)} images "
                 f"have {len(vectors)}; give {-(-_CENTROIDS // self.num_tokens)} images or more, "
-                "a few thousand if you can"
+                "if possible a few thousand"
             )
         if len(vectors) > _SAMPLE:
             rows = np.random.default_rng(seed).choice(len(vectors), _SAMPLE, replace=False)
             vectors = vectors[np.sort(rows)]
         check_finite(vectors, self.name)
         exact = vectors.astype(np.float32)
-        whole = _halves(_k_means(exact, 1, seed)[0])
+        whole = _to_float16(_k_means(exact, 1, seed)[0])
         rest = exact - whole.astype(np.float32)[_nearest(exact[None], whole[None])[0]]
         cut = self._cut(rest).transpose(1, 0, 2).reshape(len(rest), -1)
-        pieces = _halves(_k_means(cut, self.token_bytes - 1, seed))
+        pieces = _to_float16(_k_means(cut, self.token_bytes - 1, seed))
         return replace(self, codebook=Codebook(whole, pieces), adapter_hash="")
 
     def parameters(self) -> bytes | None:
-        """Return the codebook as safetensors bytes; nothing before the codec is fitted."""
+        """Return the codebook as safetensors bytes, or None before the codec is fitted."""
         if self.codebook is None:
             return None
         return pack(Parameters(self.name, self.token_dim, self.codebook, self.adapter_hash))
@@ -115,15 +115,15 @@ class ProductCodec:
     def with_parameters(
         self, parameters: bytes, *, where: str = "the codec's parameters"
     ) -> ProductCodec:
-        """Return this codec with the codebook that another one's `parameters` returned.
+        """Return this codec with a codebook that `parameters` returned.
 
         Args:
-            parameters: The bytes.
-            where: What errors call them.
+            parameters: Bytes of the codebook.
+            where: Name of their source in error messages.
 
         Raises:
-            ConfigError: They are another codec's, or for tokens of another width.
-            TokensCorruptError: They are damaged.
+            ConfigError: The codebook is of another codec, or for tokens of another width.
+            TokensCorruptError: The bytes are damaged.
         """
         found = unpack(parameters, where=where)
         if (found.name, found.token_dim) != (self.name, self.token_dim):
@@ -134,30 +134,28 @@ class ProductCodec:
         return replace(self, codebook=found.codebook, adapter_hash=found.adapter_hash)
 
     def encode(self, tokens: NDArray[np.float16]) -> NDArray[np.uint8]:
-        """Turn `(n, m, d_text)` float16 into `(n, nbytes)` uint8.
-
-        An image's codes do not depend on which others come with it.
+        """Encode `(n, m, d_text)` float16 as `(n, nbytes)` uint8, each image independently.
 
         Raises:
-            ConfigError: The tokens have another shape or dtype, or are not all finite, or the codec
-                has no codebook.
+            ConfigError: Shape or dtype are wrong, a number is not finite, or the codec is not
+                fitted.
         """
         check_shape(tokens, self.num_tokens, self.token_dim)
         check_finite(tokens, self.name)
         book = self._fitted()
         whole = book.whole.astype(np.float32)
         codes = np.empty((len(tokens), self.num_tokens, self.token_bytes), np.uint8)
-        for picture, row in zip(tokens.astype(np.float32), codes, strict=True):
-            row[:, 0] = _nearest(picture[None], book.whole[None])[0]
-            pieces = self._cut(picture - whole[row[:, 0]])
+        for image, row in zip(tokens.astype(np.float32), codes, strict=True):
+            row[:, 0] = _nearest(image[None], book.whole[None])[0]
+            pieces = self._cut(image - whole[row[:, 0]])
             row[:, 1:] = _nearest(pieces, book.pieces).T
         return codes.reshape(len(tokens), self.nbytes)
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """Turn `(n, nbytes)` uint8 into `(n, m, d_text)` float16.
+        """Decode `(n, nbytes)` uint8 to `(n, m, d_text)` float16.
 
         Raises:
-            ConfigError: The codec has no codebook.
+            ConfigError: The codec is not fitted.
         """
         book = self._fitted()
         rows = codes.reshape(-1, self.token_bytes)  # (n * m, M)
@@ -173,13 +171,13 @@ class ProductCodec:
             ],
             axis=1,
         )
-        # Added up in float32 and rounded once, as every device does it alike.
+        # Summed in float32 and rounded once: equal results on all devices.
         tokens += book.whole.astype(np.float32).take(rows[:, 0], axis=0)
-        return _halves(tokens).reshape(len(codes), self.num_tokens, self.token_dim)
+        return _to_float16(tokens).reshape(len(codes), self.num_tokens, self.token_dim)
 
     @property
     def wide_pieces(self) -> int:
-        """Return how many pieces come first that have one number more than the others."""
+        """Return the number of leading pieces that are one number wider than the others."""
         count = self.token_bytes - 1
         return self.token_dim - count * (self._width - 1)
 
@@ -188,7 +186,7 @@ class ProductCodec:
         return -(-self.token_dim // (self.token_bytes - 1))
 
     def _cut(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Cut `(k, d_text)` into pieces, `(M - 1, k, width)`, narrow ones with a 0 at the end."""
+        """Cut `(k, d_text)` into pieces `(M - 1, k, width)`; narrow pieces end with a 0."""
         count, width, wide = self.token_bytes - 1, self._width, self.wide_pieces
         pieces = np.zeros((count, len(rest), width), np.float32)
         first, last = rest[:, : wide * width], rest[:, wide * width :]
@@ -208,16 +206,16 @@ class ProductCodec:
 
 
 def _nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float16]) -> NDArray[np.intp]:
-    """Return which of `(p, 256, w)` is nearest to each of `(p, k, w)`, as `(p, k)`."""
+    """Return the index of the nearest of `(p, 256, w)` for each of `(p, k, w)`: `(p, k)`."""
     exact = centroids.astype(np.float32)
-    halves = (exact**2).sum(axis=2)[:, None] / 2  # (p, 1, 256)
-    # |x - c|^2 is least where x c - |c|^2 / 2 is largest.
-    nearest: NDArray[np.intp] = (vectors @ exact.transpose(0, 2, 1) - halves).argmax(axis=2)
+    half_norms = (exact**2).sum(axis=2)[:, None] / 2  # (p, 1, 256)
+    # |x - c|^2 is minimal where x c - |c|^2 / 2 is maximal.
+    nearest: NDArray[np.intp] = (vectors @ exact.transpose(0, 2, 1) - half_norms).argmax(axis=2)
     return nearest
 
 
-def _halves(numbers: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Round to float16, what is too large to its largest."""
+def _to_float16(numbers: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Round to float16, clipped to its largest number."""
     return np.clip(numbers, -_LARGEST, _LARGEST).astype(np.float16)
 
 
@@ -225,7 +223,7 @@ def _k_means(vectors: NDArray[np.float32], pieces: int, seed: int) -> NDArray[np
     """Cut `(k, pieces * width)` vectors into pieces; return `(pieces, 256, width)` centroids."""
     try:
         with warnings.catch_warnings():
-            # Of the binding's own types, on import, in later Pythons.
+            # Raised by the bindings' own types, on import, in later Pythons.
             warnings.simplefilter("ignore", DeprecationWarning)
             import faiss
     except ImportError as error:
@@ -233,7 +231,7 @@ def _k_means(vectors: NDArray[np.float32], pieces: int, seed: int) -> NDArray[np
 
     quantizer = faiss.ProductQuantizer(vectors.shape[1], pieces, 8)
     quantizer.cp.seed = seed
-    # Else it prints a warning below 39 vectors a centroid, and draws a sample above 256.
+    # Otherwise faiss warns below 39 vectors per centroid, and draws a sample above 256.
     quantizer.cp.min_points_per_centroid = 1
     quantizer.cp.max_points_per_centroid = len(vectors)
     quantizer.train(vectors)

@@ -1,4 +1,4 @@
-"""Sort out references before reading, and what was wrong with them after."""
+"""Grouping of token references by segment, and errors found while reading them."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ _MAX_RECORDS = 2**40
 
 @dataclass(slots=True)
 class Problems:
-    """Collect what was wrong, so that one error names every image it concerns.
+    """Collect errors, so that one exception names every image concerned.
 
     Attributes:
-        where: What errors call the place.
-        unknown: Images whose reference does not say where their tokens are.
-        foreign: Images whose reference cannot be.
-        lost: Images whose record lies past the end of its file.
-        damaged: Images whose bytes differ from what was written.
+        where: Name of the store in error messages.
+        unknown: Images without a reference.
+        invalid: Images with an invalid reference, or one of another store.
+        lost: Images whose record is past the end of its file.
+        damaged: Images whose bytes differ from those written.
+        errors: Errors of segments that cannot be read.
     """
 
     where: Path | str
     unknown: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
+    invalid: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     errors: list[StoreError] = field(default_factory=list)
 
     def unreadable(self, error: StoreError, image_ids: list[str]) -> None:
-        """Add images whose whole file cannot be read.
+        """Add images whose segment cannot be read.
 
         Raises:
-            StoreError: The error is about the store, not about these images.
+            StoreError: The error concerns the store, not these images.
         """
         if not isinstance(error, TokensNotFoundError | TokensCorruptError):
             raise error
@@ -61,23 +62,23 @@ class Problems:
                 self.damaged.append(image_ids[row])
 
     def raise_first(self) -> None:
-        """Raise the first kind of problem there is.
+        """Raise an exception for the first kind of error found, if any.
 
         Raises:
-            TokensNotFoundError: Tokens are not there; names the images.
-            TokensCorruptError: Tokens are not what was written; names the images.
+            TokensNotFoundError: Tokens are missing; names the images.
+            TokensCorruptError: Tokens differ from those written; names the images.
         """
         if self.unknown:
             raise TokensNotFoundError(
-                f"nothing says where the tokens of {named(self.unknown)} are; run "
+                f"the points of {named(self.unknown)} do not say where their tokens are; run "
                 "`edje-qdrant repair`, or ingest them again",
                 self.unknown,
             )
-        if self.foreign:
+        if self.invalid:
             raise TokensCorruptError(
-                f"the tokens of {named(self.foreign)} were not written to {self.where}; open the "
-                "collection with what it was written with",
-                self.foreign,
+                f"the tokens of {named(self.invalid)} were not written to {self.where}; open the "
+                "collection with the token store that it was written with",
+                self.invalid,
             )
         if self.errors:
             raise self.errors[0]
@@ -135,7 +136,7 @@ def located(
             or not isinstance(segment, str)
             or (segment not in groups and not is_segment_id(segment))
         ):
-            problems.foreign.append(image_id)
+            problems.invalid.append(image_id)
         else:
             wanted = groups.setdefault(segment, WantedRecords())
             wanted.rows.append(row)

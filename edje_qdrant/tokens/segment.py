@@ -1,4 +1,4 @@
-"""One file of records of a token store, read through a memory map."""
+"""Segments: files of fixed-size records, read through memory maps."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = [
     "write_whole",
 ]
 
-#: A page, so that records whose size is a multiple of it begin on one.
+#: One memory page, so that records of whole pages start on a page.
 HEADER_BYTES = 4096
 
 _ID = re.compile(r"[0-9a-f]{8}")
 
 
 def is_segment_id(value: object) -> bool:
-    """Return whether `value` is 8 hexadecimal digits; anything else must not become a path."""
+    """Return whether `value` is 8 hexadecimal digits; other values must not be used in paths."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
@@ -50,7 +50,7 @@ def segment_path(folder: Path, segment_id: str) -> Path:
 
 
 def whole_records(size: int, record_bytes: int) -> int:
-    """Return how many whole records a file of `size` bytes holds."""
+    """Return the number of whole records in a file of `size` bytes."""
     return max(size - HEADER_BYTES, 0) // record_bytes
 
 
@@ -70,10 +70,10 @@ def segment_header(store_id: str, segment: Segment) -> bytes:
 
 
 def new_segment_file(folder: Path, store_id: str, segment: Segment) -> BinaryIO:
-    """Make a segment's file, on the disk with its name when this returns, open for appending.
+    """Create a segment's file, durable with its name on return, open for appending.
 
     Raises:
-        OSError: It cannot be made; nothing is left of it.
+        OSError: The file cannot be created; nothing is left of it.
     """
     path = segment_path(folder, segment.id)
     file = path.open("x+b", buffering=0)
@@ -90,10 +90,10 @@ def new_segment_file(folder: Path, store_id: str, segment: Segment) -> BinaryIO:
 
 
 def write_whole(file: BinaryIO, data: bytes) -> None:
-    """Write all of `data` to an unbuffered file, which may take it in pieces.
+    """Write all of `data` to an unbuffered file, in several writes if needed.
 
     Raises:
-        OSError: The disk refused some of it.
+        OSError: A write failed.
     """
     left = memoryview(data)
     while left:
@@ -104,7 +104,7 @@ class SegmentReader:
     """Read the records of one segment; threads may share it."""
 
     def __init__(self, path: Path, file: BinaryIO, codec: Codec, record_bytes: int) -> None:
-        """Wrap an open file; use `open`."""
+        """Take an open file; use `open` instead."""
         self.codec = codec
         self._path = path
         self._file = file
@@ -118,15 +118,15 @@ class SegmentReader:
         """Open a segment.
 
         Args:
-            folder: The store's.
-            store_id: The store's.
-            segment_id: The segment's.
+            folder: Folder of the store.
+            store_id: Identity of the store.
+            segment_id: Id of the segment.
             codec: Returns the codec of a key.
 
         Raises:
-            TokensNotFoundError: There is no such segment.
-            TokensCorruptError: Its header is not what was written, or another store's.
-            StoreError: It cannot be read.
+            TokensNotFoundError: The segment does not exist.
+            TokensCorruptError: Its header is damaged, or belongs to another store.
+            StoreError: The segment cannot be read.
         """
         path = segment_path(folder, segment_id)
         with os_errors_as_store_errors("read", path):
@@ -150,7 +150,7 @@ class SegmentReader:
             if own.nbytes != segment.record_bytes:
                 raise TokensCorruptError(
                     f"the side file {path} has records of {segment.record_bytes} bytes, "
-                    f"not the {own.nbytes} that {own.name} makes; restore it from a copy"
+                    f"not the {own.nbytes} of {own.name}; restore it from a copy"
                 )
         except BaseException:
             file.close()
@@ -158,23 +158,23 @@ class SegmentReader:
         return cls(path, file, own, segment.record_bytes)
 
     def records(self, count: int) -> NDArray[np.uint8]:
-        """Return the mapped records, `count` of them or more where the file has them.
+        """Return the mapped records: at least `count`, if the file has as many.
 
-        Not for two threads at once; what it returned stays readable after `close`.
+        Not thread-safe; returned arrays stay readable after `close`.
 
         Raises:
             StoreError: The file cannot be read.
         """
         with os_errors_as_store_errors("read", self._path):
             whole = whole_records(os.fstat(self._file.fileno()).st_size, self._record_bytes)
-            # Looked at each time: a map that reaches past the end of a file cut short kills the
-            # process that touches it, and one made before an append misses the new records.
+            # Checked each time: access to a map past the end of a truncated file kills the
+            # process, and a map older than an append misses the new records.
             if not min(count, whole) <= len(self._records) <= whole:
                 self._records = self._mapped(whole)
         return self._records
 
     def close(self) -> None:
-        """Let go of the file; maps live on for as long as a reading thread holds them."""
+        """Close the file; maps stay valid while a reading thread holds them."""
         self._file.close()
         self._records = self._records[:0]
 
@@ -188,7 +188,7 @@ class SegmentReader:
 
 
 def found_segments(folder: Path, store_id: str) -> list[Segment]:
-    """Return the segments of a store that lie in a folder, oldest first, listed or not.
+    """Return the segments of a store in a folder, oldest first, listed in the manifest or not.
 
     Raises:
         StoreError: The folder cannot be read.
@@ -208,10 +208,10 @@ def found_segments(folder: Path, store_id: str) -> list[Segment]:
 
 
 def segments_without_manifest(folder: Path, store_id: str) -> tuple[Segment, ...]:
-    """Return the segments of a store whose manifest is lost, damaged or another store's.
+    """Return the segments of a store whose manifest is lost, damaged or of another store.
 
     Raises:
-        TokensCorruptError: The folder is the other store's, and no place to write to.
+        TokensCorruptError: The folder belongs to the other store, and must not be written to.
         StoreError: The folder cannot be read.
     """
     segments = tuple(found_segments(folder, store_id))
@@ -225,10 +225,10 @@ def segments_without_manifest(folder: Path, store_id: str) -> tuple[Segment, ...
 
 
 def drop_unfinished(folder: Path, listed: Collection[str]) -> None:
-    """Delete files that are not listed and end within their header: a crash left them behind.
+    """Delete unlisted files with an incomplete header, which a crash left.
 
     Raises:
-        OSError: One cannot be deleted.
+        OSError: A file cannot be deleted.
     """
     for path in folder.glob("tokens-*.bin"):
         segment_id = path.stem.removeprefix("tokens-")
@@ -238,10 +238,10 @@ def drop_unfinished(folder: Path, listed: Collection[str]) -> None:
 
 
 def _parsed(header: bytes, segment_id: str) -> Segment | None:
-    """Return what a header says of its segment, or None where it cannot be read.
+    """Return the segment that a header describes, or None if it cannot be parsed.
 
     Raises:
-        StoreError: Another version wrote it.
+        StoreError: Another version wrote the header.
     """
     try:
         data = json.loads(header)

@@ -1,4 +1,4 @@
-"""What every codec asks of tokens before it encodes them."""
+"""Checks of tokens before a codec encodes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_shape(tokens: NDArray[Any], num_tokens: int, token_dim: int) -> None:
     """Check that tokens are `(n, num_tokens, token_dim)` float16.
 
     Raises:
-        ConfigError: They have another shape or dtype.
+        ConfigError: Shape or dtype differ.
     """
     if tokens.ndim != 3 or tokens.shape[1:] != (num_tokens, token_dim) or tokens.dtype != "f2":
         raise ConfigError(
@@ -26,13 +26,13 @@ def check_shape(tokens: NDArray[Any], num_tokens: int, token_dim: int) -> None:
 
 
 def check_finite(numbers: NDArray[Any], codec: str) -> None:
-    """Check that no number is infinite or NaN, for a codec that cannot keep such.
+    """Check that no number is infinite or NaN, for a codec that cannot store them.
 
     Raises:
-        ConfigError: Some are.
+        ConfigError: Some numbers are infinite or NaN.
     """
     if not np.isfinite(numbers).all():
         raise ConfigError(
-            f"tokens hold infinite values or NaN, which {codec} cannot keep; the model "
+            f"tokens hold infinite values or NaN, which {codec} cannot store; the model "
             "overflowed: encode in float32 or bfloat16"
         )

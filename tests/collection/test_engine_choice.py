@@ -174,7 +174,7 @@ def test_pictures_in_answers_out_and_lost_tokens_mended(
         assert isinstance(collection.store, FileTokenStore)
         (side,) = collection.store.folder.glob("tokens-*.bin")
     side.unlink()
-    with ImageCollection.open(tmp_path / "faiss", "images", mend=True) as collection:
+    with ImageCollection.open(tmp_path / "faiss", "images", for_repair=True) as collection:
         assert len(verify(collection).findings) == 12
         assert len(repair(collection, tiny_model).encoded) == 12
         assert verify(collection).clean

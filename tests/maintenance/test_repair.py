@@ -92,7 +92,7 @@ def filled(place, model, pictures, **more):
 
 
 def mended(place):
-    return ImageCollection.open(place.location, "images", mend=True)
+    return ImageCollection.open(place.location, "images", for_repair=True)
 
 
 def nearly(ours, theirs):
@@ -219,10 +219,10 @@ def test_what_cannot_be_mended_is_listed_and_left(
         else:  # its content is the same, and yet it cannot be decoded here
             real = repair_module.open_upright
 
-            def fails(file, name, **more):
-                if name == str(pictures[1]):
-                    raise repair_module.ImageReadError(name, "no decoder")
-                return real(file, name, **more)
+            def fails(file, *args, **more):
+                if str(file) == str(pictures[1]):
+                    raise repair_module.ImageReadError(file, "no decoder")
+                return real(file, *args, **more)
 
             monkeypatch.setattr(repair_module, "open_upright", fails)
         report = repair(collection, tiny_model)

@@ -172,7 +172,7 @@ def test_a_side_file_that_is_lost(file_place, how):
 
 
 def opened_to_mend(place):
-    return ImageCollection.open(place.location, "images", mend=True)
+    return ImageCollection.open(place.location, "images", for_repair=True)
 
 
 @pytest.mark.parametrize("how", ["gone", "damaged", "cut"])

@@ -301,7 +301,7 @@ def _opened_and_searched(case: Case) -> str:
 
 def _first_stage(case: Case) -> str:
     """Search a collection opened to be mended: what is damaged keeps its place, without a score."""
-    with ImageCollection.open(case.folder, "images", mend=True) as collection:
+    with ImageCollection.open(case.folder, "images", for_repair=True) as collection:
         results = searched(collection, on_missing="first_stage")
     unscored: set[str] = set()
     for result, expected in zip(results, case.expected, strict=True):
@@ -343,14 +343,14 @@ def _mend(case: Case, random: Random) -> str:
     if case.kind == "put an older one" and case.target == "manifest":
         _write_on(case)
     try:
-        with ImageCollection.open(case.folder, "images", mend=True) as collection:
+        with ImageCollection.open(case.folder, "images", for_repair=True) as collection:
             report = repair(collection, model())
     finally:
         if away is not None:
             away.with_suffix(".away").rename(away)
     left = {finding.image_id for finding in report.left}
     assert left == ({i for i, path in paths.items() if path == away} if away else set())
-    with ImageCollection.open(case.folder, "images", mend=bool(left)) as collection:
+    with ImageCollection.open(case.folder, "images", for_repair=bool(left)) as collection:
         if left:
             results = searched(collection, on_missing="first_stage")
             for result in results:

@@ -265,7 +265,7 @@ def _start(root: str, scratch: str, operation: str) -> Path:
 
 def _opened(folder: Path, operation: str) -> ImageCollection:
     if operation == "repair":
-        return ImageCollection.open(folder, "images", mend=True)
+        return ImageCollection.open(folder, "images", for_repair=True)
     return opened(str(folder))
 
 

@@ -199,7 +199,7 @@ def _compact(folder: str) -> None:
 
 
 def _repair(folder: str) -> None:
-    with ImageCollection.open(folder, "images", mend=True) as collection:
+    with ImageCollection.open(folder, "images", for_repair=True) as collection:
         repair(collection, model(), batch_size=2)
 
 

@@ -420,7 +420,7 @@ def test_a_side_file_that_is_lost_is_no_end_where_it_is_allowed(
     with pytest.raises(TokensNotFoundError):
         ImageCollection.open(tmp_path, "images")
     with TwoStageRetriever(
-        ImageCollection.open(tmp_path, "images", mend=True), tiny_model
+        ImageCollection.open(tmp_path, "images", for_repair=True), tiny_model
     ) as retriever:
         result = retriever.search("a cat", on_missing="first_stage")
         assert [hit.score for hit in result] == [None] * 10

@@ -90,7 +90,7 @@ def test_writing_replaces(codec, path):
 
 @pytest.mark.parametrize("name", ["float16", "int8", "int4", "pq16"])
 def test_a_codec_without_parameters_is_not_written(path, name):
-    advice = "fit it" if name == "pq16" else "its name is all it takes"
+    advice = "fit it" if name == "pq16" else "its name is enough"
     with pytest.raises(ConfigError, match=f"{name} has no parameters to write; {advice}"):
         write_codec(codec_for(name, 3, 7), path)
     assert not path.exists()
@@ -151,7 +151,7 @@ def test_junk_is_refused(path, junk):
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        (None, "damaged, or no codec"),
+        (None, "damaged, or not a codec"),
         ({"format": "pt"}, "format is 'pt'"),
         ({"format": "edje-qdrant codec 2"}, "this version"),
         ({"format": "edje-qdrant codec 1"}, "damaged"),
