@@ -1,4 +1,4 @@
-"""The contract: what wrote a collection, kept with it and checked at every open."""
+"""Contract of a collection: identifies the model that wrote it; checked at every open."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from edje_qdrant.errors import ContractMismatchError, StoreError
 
 __all__ = ["TokenContract"]
 
-# These say where the model came from and when; two sides may differ in them and still agree.
+# Not compared: they say where the model came from and when.
 _INFORMATIVE = frozenset({"model", "library_version"})
 
 
 @dataclass(frozen=True, slots=True)
 class TokenContract:
-    """State everything that must be equal for tokens and scores to mean the same.
+    """Hold all properties that must be equal for tokens and scores to be comparable.
 
     Attributes:
         encoder: Name of the stage-1 encoder.
         encoder_revision: Hash of the encoder's weights.
         preprocessing: Hash of the image processor's settings.
-        embedding_dim: Width of the stage-1 vector.
+        embedding_dim: Width of the embedding.
         adapter_hash: Hash of the adapter's weights.
-        num_tokens: Tokens an image.
+        num_tokens: Number of tokens per image.
         token_dim: Width of a token.
-        dtype: The tokens' dtype before the codec.
-        codec: How tokens become bytes.
-        codec_hash: Hash of the codec's codebook, where it has one.
-        model: Name, folder or hub id to load the model from again (not compared).
-        library_version: Version that wrote the collection (not compared).
+        dtype: Dtype of tokens before encoding.
+        codec: Name of the codec of stored tokens.
+        codec_hash: Hash of the codec's codebook, if it has one.
+        model: Name, folder or hub id of the model (not compared).
+        library_version: Package version that wrote the collection (not compared).
     """
 
     encoder: str
@@ -48,7 +48,7 @@ class TokenContract:
 
     @property
     def codec_key(self) -> str:
-        """Return what names the codec beside stored codes: its name, and its codebook's hash."""
+        """Return the key of the codec: its name, and digits of its codebook's hash."""
         return f"{self.codec}-{self.codec_hash[:8]}" if self.codec_hash else self.codec
 
     def with_codec(self, codec: str, codec_hash: str = "") -> TokenContract:
@@ -61,7 +61,7 @@ class TokenContract:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TokenContract:
-        """Read a contract back; keys of later versions that this one does not know are refused.
+        """Parse a contract; unknown keys, of later versions, are refused.
 
         Raises:
             StoreError: A field is missing, unknown or of the wrong type.
@@ -84,10 +84,10 @@ class TokenContract:
         return cls(**data)
 
     def require_match(self, found: TokenContract, *, where: str) -> None:
-        """Check that `found`, read at `where`, agrees with this contract.
+        """Check that `found`, read at `where`, matches this contract.
 
         Raises:
-            ContractMismatchError: It does not; names each field that differs on both sides.
+            ContractMismatchError: It does not; names each field that differs, with both values.
         """
         ours, theirs = self.as_dict(), found.as_dict()
         differing = [k for k in ours if k not in _INFORMATIVE and ours[k] != theirs[k]]
@@ -105,9 +105,9 @@ class TokenContract:
         )
 
     def require_same_model(self, found: TokenContract, *, where: str) -> None:
-        """Check that `found`, read at `where`, agrees with this contract in all but the codec.
+        """Check that `found`, read at `where`, matches this contract, whatever the codec.
 
         Raises:
-            ContractMismatchError: It does not; names each field that differs on both sides.
+            ContractMismatchError: It does not; names each field that differs, with both values.
         """
         self.with_codec(found.codec, found.codec_hash).require_match(found, where=where)

@@ -1,4 +1,4 @@
-"""Every exception this package raises on purpose.
+"""Exceptions of this package.
 
 The tree::
 
@@ -49,24 +49,24 @@ __all__ = [
 
 
 class EdjeError(Exception):
-    """Stand at the root: catch this to catch everything the package raises on purpose."""
+    """Base class of all exceptions that the package raises deliberately."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what the error says and carries, so that it crosses from process to process."""
+        """Pickle message and attributes, so that errors can be sent between processes."""
         return _unpickled, (type(self), self.args), self.__dict__
 
 
 class ConfigError(EdjeError, ValueError):
-    """Refuse an argument or a setting; nothing was read or written."""
+    """Report an invalid argument or setting; nothing was read or written."""
 
 
 class CheckpointError(EdjeError):
-    """Refuse a model's weights: unreadable, incomplete or of the wrong shape.
+    """Report weights of a model that are unreadable, incomplete or of the wrong shape.
 
     Attributes:
         path: The file or folder.
-        missing: Keys the model needs and the checkpoint lacks.
-        mismatched: Key -> (shape the model needs, shape found).
+        missing: Keys that the model needs and the checkpoint does not contain.
+        mismatched: Key -> (expected shape, shape found).
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class CheckpointError(EdjeError):
 
 
 class ImageReadError(EdjeError):
-    """Refuse an image: missing, unreadable, or with too many pixels.
+    """Report an image that is missing, unreadable, or too large.
 
     Attributes:
-        path: The image's path.
-        reason: Why, in a few words.
+        path: Path of the image.
+        reason: Short reason.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -98,16 +98,16 @@ class ImageReadError(EdjeError):
 
 
 class StoreError(EdjeError):
-    """Report trouble with a collection's files or its vector engine."""
+    """Report a problem with a collection's files or its vector engine."""
 
 
 class CollectionNotFoundError(StoreError):
-    """Report that there is no such collection.
+    """Report that a collection does not exist.
 
     Attributes:
-        location: The folder or address looked in.
-        name: The collection's name.
-        known: Names that do exist there.
+        location: Folder or address.
+        name: Name of the collection.
+        known: Names of existing collections.
     """
 
     def __init__(self, location: str, name: str, known: Sequence[str] = ()) -> None:
@@ -140,7 +140,7 @@ class TokensNotFoundError(StoreError):
     """Report images whose tokens are not in the store.
 
     Attributes:
-        image_ids: The images' ids.
+        image_ids: Ids of the images.
     """
 
     def __init__(self, message: str, image_ids: Sequence[str] = ()) -> None:
@@ -149,10 +149,10 @@ class TokensNotFoundError(StoreError):
 
 
 class TokensCorruptError(StoreError):
-    """Report stored tokens whose bytes are not what was written; they are never scored.
+    """Report stored tokens whose bytes differ from those written; they are never scored.
 
     Attributes:
-        image_ids: The images' ids, where known.
+        image_ids: Ids of the images, if known.
     """
 
     def __init__(self, message: str, image_ids: Sequence[str] = ()) -> None:
@@ -161,11 +161,11 @@ class TokensCorruptError(StoreError):
 
 
 class ContractMismatchError(StoreError):
-    """Refuse to mix what two different models (or settings) wrote.
+    """Report data written by another model, or with other settings.
 
     Attributes:
-        expected: Field -> value on the side that asks.
-        found: Field -> value on the side that was written; the same fields.
+        expected: Field -> expected value.
+        found: Field -> value found; the same fields.
     """
 
     def __init__(self, message: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -175,10 +175,10 @@ class ContractMismatchError(StoreError):
 
 
 class EngineUnavailableError(EdjeError):
-    """Report that the vector engine cannot be reached; what was acknowledged is kept.
+    """Report that the vector engine cannot be reached; acknowledged writes are kept.
 
     Attributes:
-        location: The engine's address.
+        location: Address of the engine.
     """
 
     def __init__(self, message: str, *, location: str = "") -> None:
@@ -187,14 +187,14 @@ class EngineUnavailableError(EdjeError):
 
 
 class BusyError(EdjeError):
-    """Turn a request away because as many wait already as may; nothing was done.
+    """Reject a request because the queue is full; nothing was done.
 
     Attributes:
-        waiting: How many wait.
+        waiting: Number of requests in the queue.
     """
 
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"{waiting} requests wait already, as many as may; ask again in a moment")
+        super().__init__(f"{waiting} requests wait already, the limit; try again in a moment")
         self.waiting = waiting
 
 
@@ -202,7 +202,7 @@ class MissingExtraError(EdjeError, ImportError):
     """Report that an optional dependency is not installed.
 
     Attributes:
-        extra: The extra that brings it.
+        extra: Name of the extra that installs it.
     """
 
     def __init__(self, package: str, extra: str) -> None:
@@ -243,7 +243,7 @@ class UnsupportedVersionError(EdjeError, ImportError):
 
 
 class WorkerDiedError(EdjeError):
-    """Report processes of a run that died more often than was allowed; what they wrote is kept."""
+    """Report that processes of a run died more often than allowed; written data is kept."""
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -252,7 +252,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _unpickled(kind: type[EdjeError], args: tuple[Any, ...]) -> EdjeError:
-    """Make an error without its constructor, which wants what the message was made of."""
+    """Create an error without calling its constructor, whose arguments are not in `args`."""
     error = kind.__new__(kind)
     error.args = args
     return error

@@ -1,4 +1,4 @@
-"""Work ahead in threads, in order and within bounds."""
+"""Ordered work in threads, and batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 def in_threads(
     pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int
 ) -> Iterator[R]:
-    """Yield `function` of each item in order, while up to `ahead` further ones are worked on."""
+    """Yield `function(item)` in order, while up to `ahead` further items are processed."""
     waiting: deque[Future[R]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -28,7 +28,7 @@ def in_threads(
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of `size` items; the last one holds the rest."""
+    """Yield lists of `size` items; the last one may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

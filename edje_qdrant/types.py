@@ -1,4 +1,4 @@
-"""Frozen dataclasses that cross rooms."""
+"""Data classes that several packages use."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Payload = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ImageEncoding:
-    """Hold what a model makes of `n` images.
+    """Hold the encodings of `n` images.
 
     Attributes:
-        embeddings: `(n, d)` float32, unit length: the first stage's vectors.
-        tokens: `(n, m, d_text)` float16: what the joint encoder reads.
+        embeddings: `(n, d)` float32, unit length, for the first stage.
+        tokens: `(n, m, d_text)` float16, for the joint encoder.
     """
 
     embeddings: NDArray[np.float32]
@@ -45,7 +45,7 @@ class Point:
     Attributes:
         id: UUID string.
         vector: `(d,)` float32, unit length.
-        payload: JSON-like; what concerns tokens lies under the reserved key `_edje`.
+        payload: JSON object; the token reference is under the reserved key `_edje`.
     """
 
     id: str
@@ -60,7 +60,7 @@ class Candidate:
     Attributes:
         image_id: UUID string.
         score: Cosine of text and image embedding.
-        rank: Place in the first stage, from 1.
+        rank: Rank in the first stage, from 1.
         payload: As stored, `_edje` included (without token bytes).
     """
 
@@ -72,9 +72,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Hold the wall-clock milliseconds each stage of one search took.
+    """Hold the wall-clock milliseconds of each stage of one search.
 
-    In a batch, stages that ran for all queries at once are shared out evenly.
+    In a batch, the time of stages that ran for all queries at once is divided evenly.
     """
 
     encode: float
@@ -84,7 +84,7 @@ class Timings:
 
     @property
     def total(self) -> float:
-        """Sum the stages, in ms."""
+        """Return the sum of all stages, in ms."""
         return self.encode + self.retrieve + self.fetch + self.rerank
 
     def as_dict(self) -> dict[str, float]:
@@ -100,7 +100,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class FailedImage:
-    """Name an image that was not ingested, and why."""
+    """Hold an image that was not ingested, and the reason."""
 
     path: str
     reason: str
@@ -108,14 +108,14 @@ class FailedImage:
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """Sum up one ingest.
+    """Report one ingest.
 
     Attributes:
-        added: Images now in the collection that were not before.
-        skipped: Images that were there already (the same content, or twice in the source).
+        added: Number of images added to the collection.
+        skipped: Number of images that existed already (same content, or twice in the source).
         failed: Images that could not be read, each with the reason.
-        seconds: Wall-clock time of the whole.
-        pruned: Images deleted because they are gone from the source.
+        seconds: Wall-clock time in total.
+        pruned: Number of images deleted because the source no longer contains them.
     """
 
     added: int
@@ -126,5 +126,5 @@ class IngestReport:
 
     @property
     def images_per_second(self) -> float:
-        """Return images added each second."""
+        """Return the number of images added per second."""
         return self.added / self.seconds if self.seconds > 0 else 0.0

@@ -101,7 +101,7 @@ def verify(
     from edje_qdrant.maintenance import verify as verify_collection
 
     with open_collection(where_is(index, url), collection, for_repair=True) as opened:
-        report = verify_collection(opened, pictures=images, progress=bar_shown(progress))
+        report = verify_collection(opened, images=images, progress=bar_shown(progress))
     lines = [f"{report.points} images: {'all is well' if report.clean else 'NOT all is well'}"]
     lines += [f"  {count} {kind}" for kind, count in report.counts().items()]
     lines += _findings(report.findings)

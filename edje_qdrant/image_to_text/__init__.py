@@ -1,1 +1,1 @@
-"""Search in the other direction: captions and labels for an image."""
+"""Image to text: captions and labels for an image."""

@@ -1,4 +1,4 @@
-"""A collection of captions, to find by image: text vectors in an index, texts in the payload."""
+"""Caption collection: text embeddings in an index, texts in the payload, searched by image."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from edje_qdrant.types import Payload, Point
 
 __all__ = ["TEXT_KEY", "CaptionCollection", "caption_ids"]
 
-#: The payload's key for the caption itself.
+#: Payload key of the caption's text.
 TEXT_KEY = "text"
 
-# Ids must stay the same for ever, or a rerun would add every caption again.
+# Must never change, or a rerun would add every caption again.
 _NAMESPACE = uuid.UUID("c0a6b1de-4f1c-5b62-9a3f-7d5e2f80b917")
 
 
 def caption_ids(texts: Sequence[str]) -> list[str]:
-    """Return the ids captions have in every collection, made from their cleaned texts alone.
+    """Return the ids of captions, computed from their cleaned texts only.
 
     Raises:
-        ConfigError: One is no text, or has no word in it.
+        ConfigError: A caption is not a string, or contains no word.
     """
     if isinstance(texts, str):
         raise ConfigError(f"texts is the text {texts!r}; give a list of captions")
@@ -58,12 +58,14 @@ def caption_ids(texts: Sequence[str]) -> list[str]:
 
 
 class CaptionCollection(BaseCollection):
-    """Keep captions' embeddings, texts and payloads, all written by one model.
+    """Store embeddings, texts and payloads of captions, all written by one model.
 
-    `location` is a folder (the embedded engine; one process at a time), `"http://..."` or
-    `"https://..."` (a Qdrant server), `":memory:"` (gone when closed), or a `QdrantClient`.
-    `api_key`, `prefer_grpc` and `timeout` (seconds) concern servers only. A folder or a server may
-    hold collections of images and of captions side by side, under different names.
+    `location` is a folder (embedded engine; one process at a time), `"http://..."` or
+    `"https://..."` (Qdrant server), `":memory:"` (deleted when closed), or a `QdrantClient`.
+    `api_key`, `prefer_grpc` and `timeout` (seconds) apply to servers only. A folder or a server can
+    contain collections of images and of captions, under different names.
+
+    Candidates of `nearest` have the caption's id as `image_id`, and its text in the payload.
 
     Examples:
         >>> with CaptionCollection.create("photos", "captions", model.contract()) as collection:
@@ -74,7 +76,7 @@ class CaptionCollection(BaseCollection):
     def __init__(
         self, index: VectorIndex, contract: TokenContract, name: str, location: str
     ) -> None:
-        """Put together what is open already; use `create` or `open`."""
+        """Take an open index; use `create` or `open` instead."""
         super().__init__(index, name, location)
         self._contract = contract
 
@@ -90,20 +92,20 @@ class CaptionCollection(BaseCollection):
         prefer_grpc: bool = False,
         timeout: int = 30,
     ) -> CaptionCollection:
-        """Make an empty collection; one that failed half way is not found by `open`.
+        """Create an empty collection; `open` does not find one whose creation failed.
 
         Args:
-            location: Where; see the class.
+            location: Folder, address or client; see the class.
             name: Letters, digits, `-` and `_`.
-            contract: The model's.
-            qdrant: How a server is to keep the collection; None for a folder.
+            contract: Of the model that writes.
+            qdrant: Settings of a server's collection; None for a folder.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
-            timeout: Seconds to wait for one answer of a server.
+            timeout: Seconds to wait for each response of a server.
 
         Raises:
-            ConfigError: An argument cannot be used.
-            StoreError: There is such a collection already, or it cannot be written.
+            ConfigError: An argument is invalid.
+            StoreError: The collection exists already, or cannot be written.
             EngineUnavailableError: The server cannot be reached.
         """
         where = resolve(location)
@@ -117,7 +119,7 @@ class CaptionCollection(BaseCollection):
         final = where / name
         with scratch_folder(final) as scratch:
             EdgeIndex.create(scratch, dim, record).close()
-            # From here on there is a collection, whole; before, there is none.
+            # The collection exists, complete, from this moment on.
             scratch.rename(final)
         sync_folder(where)
         return cls.open(where, name)
@@ -135,17 +137,17 @@ class CaptionCollection(BaseCollection):
         """Open a collection.
 
         Args:
-            location: Where; see the class.
-            name: As it was created.
+            location: Folder, address or client; see the class.
+            name: The collection's name.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
-            timeout: Seconds to wait for one answer of a server.
+            timeout: Seconds to wait for each response of a server.
 
         Raises:
-            CollectionNotFoundError: There is none; names those that are there.
+            CollectionNotFoundError: There is no such collection; lists those that exist.
             CollectionLockedError: Another process has the folder open.
-            StoreError: It holds images, cannot be read, or something else wrote it.
-            ConfigError: An argument cannot be used.
+            StoreError: The collection contains images, cannot be read, or another program wrote it.
+            ConfigError: An argument is invalid.
             EngineUnavailableError: The server cannot be reached.
         """
         where = resolve(location)
@@ -175,14 +177,14 @@ class CaptionCollection(BaseCollection):
         embeddings: NDArray[np.float32],
         payloads: Sequence[Payload] | None = None,
     ) -> list[str]:
-        """Write captions that are not there yet; `CaptionRetriever.add` encodes them, too.
+        """Write captions that the collection does not contain; `CaptionRetriever.add` encodes too.
 
-        A caption's id is made from its text as the model reads it, so `A dog!` and `a dog` are
-        one caption: the first that is added stays, with its spelling and its payload.
+        A caption's id is computed from its cleaned text, so `A dog!` and `a dog` are one caption:
+        the first one added is kept, with its spelling and its payload.
 
         Args:
             texts: `n` captions.
-            embeddings: `(n, d)` float32, unit length, as `EDJEModel.encode_texts` gives them.
+            embeddings: `(n, d)` float32, unit length, from `EDJEModel.encode_texts`.
             payloads: `n` JSON objects to return with hits; the keys `text` and `_edje` are
                 reserved.
 
@@ -190,27 +192,27 @@ class CaptionCollection(BaseCollection):
             The captions' ids, in order.
 
         Raises:
-            ConfigError: A caption has no word in it, numbers, shapes or dtypes do not fit, an
+            ConfigError: A caption contains no word, numbers, shapes or dtypes do not fit, an
                 embedding is not finite, or a payload cannot be stored; nothing was written.
-            StoreError: The disk or the engine refused; some may have been written.
-            EngineUnavailableError: The server went away; the same holds.
+            StoreError: The disk or the engine refused; some captions may have been written.
+            EngineUnavailableError: The connection to the server was lost; the same holds.
         """
         ids = caption_ids(texts)
         stored = with_texts(texts, payloads)
         check_points(self._contract, ids, embeddings, stored, of="caption")
         with self.write_lock:
-            there = self.existing(ids)
+            existing = self.existing(ids)
             rows = {ids[row]: row for row in reversed(range(len(ids)))}  # the first of each
-            fresh = sorted(row for image_id, row in rows.items() if image_id not in there)
+            fresh = sorted(row for image_id, row in rows.items() if image_id not in existing)
             self._index.upsert([Point(ids[r], embeddings[r], stored[r]) for r in fresh])
         return ids
 
 
 def with_texts(texts: Sequence[str], payloads: Sequence[Payload] | None) -> list[dict[str, Any]]:
-    """Return what is stored with each caption: its payload, if there are any, and its text.
+    """Return the payload to store with each caption: its text, and its own payload if any.
 
     Raises:
-        ConfigError: There are not as many payloads as captions, or one has the key `text`.
+        ConfigError: Numbers of payloads and captions differ, or a payload has the key `text`.
     """
     if payloads is None:
         return [{TEXT_KEY: text} for text in texts]
@@ -219,7 +221,7 @@ def with_texts(texts: Sequence[str], payloads: Sequence[Payload] | None) -> list
     for text, payload in zip(texts, payloads, strict=True):
         if TEXT_KEY in payload:
             raise ConfigError(
-                f"the payload of {text!r} has the key {TEXT_KEY!r}, which is the caption's own; "
-                "rename it"
+                f"the payload of {text!r} has the key {TEXT_KEY!r}, which is reserved for the "
+                "caption; rename it"
             )
     return [{**payload, TEXT_KEY: text} for text, payload in zip(texts, payloads, strict=True)]

@@ -1,7 +1,7 @@
-"""Find captions for an image in two stages: the index finds candidates, the joint encoder ranks.
+"""Two-stage retrieval of captions for an image: vector search, then the joint encoder.
 
-The image is encoded once: its embedding asks the index, its tokens are what every candidate is
-read against.
+The image is encoded once: its embedding queries the index, its tokens are scored with every
+candidate.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class CaptionHit:
     """Hold one caption of a search result.
 
     Attributes:
-        caption_id: UUID string, made from the cleaned text.
+        caption_id: UUID string, computed from the cleaned text.
         text: The caption, as it was first added.
-        score: The joint encoder's logit; higher is better. Comparable within one query.
-        rank: Place after reranking, from 1.
-        retrieval_score: The first stage's cosine.
-        retrieval_rank: Place in the first stage, from 1.
-        payload: What was stored with the caption, its text left out.
+        score: Logit of the joint encoder; higher is better. Comparable within one query.
+        rank: Rank after reranking, from 1.
+        retrieval_score: Cosine of the first stage.
+        retrieval_rank: Rank in the first stage, from 1.
+        payload: Payload of the caption, without its text.
     """
 
     caption_id: str
@@ -66,7 +66,7 @@ class CaptionResult(Sequence[CaptionHit]):
 
     Attributes:
         hits: Best first.
-        timings: Milliseconds by stage; `fetch` is 0, as captions come with the candidates.
+        timings: Milliseconds by stage; `fetch` is 0, as candidates include their captions.
     """
 
     hits: tuple[CaptionHit, ...]
@@ -90,9 +90,9 @@ class CaptionRetriever:
     """Find captions by image.
 
     Args:
-        collection: Where to search; `close` closes it.
-        model: The one that wrote the collection.
-        reranker: Scores candidates; one of the model's with default settings where none is given.
+        collection: Collection to search; `close` closes it.
+        model: Model that wrote the collection.
+        reranker: Scores candidates; by default `Reranker(model)`.
 
     Raises:
         ContractMismatchError: Another model wrote the collection.
@@ -127,21 +127,21 @@ class CaptionRetriever:
 
         Args:
             location: A folder, `"http://..."`, `"https://..."` or a `QdrantClient`.
-            name: The collection's.
-            model: A model, or what `EDJEModel.from_pretrained` takes; by default what the
-                collection's contract names.
-            device: Where a model that is loaded here goes; CUDA where there is one, by default.
+            name: The collection's name.
+            model: A model, or an argument for `EDJEModel.from_pretrained`; by default the name in
+                the collection's contract.
+            device: Device of a model that is loaded here; by default CUDA if available.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
-            timeout: Seconds to wait for one answer of a server.
+            timeout: Seconds to wait for each response of a server.
 
         Raises:
             CollectionNotFoundError: There is no such collection.
             CollectionLockedError: Another process has the folder open.
-            ContractMismatchError: The model is not the one that wrote the collection.
+            ContractMismatchError: Another model wrote the collection.
             CheckpointError: The model cannot be loaded.
-            ConfigError: An argument cannot be used, or no model is named.
-            StoreError: The collection holds images, or cannot be read.
+            ConfigError: An argument is invalid, or the contract names no model.
+            StoreError: The collection contains images, or cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
         collection = CaptionCollection.open(
@@ -164,26 +164,26 @@ class CaptionRetriever:
         return self._model
 
     def add(self, texts: Sequence[str], payloads: Sequence[Payload] | None = None) -> list[str]:
-        """Encode captions that the collection lacks, and add them; it is flushed at the end.
+        """Encode and add captions that the collection does not contain, then flush it.
 
         Args:
             texts: Any number of captions; see `CaptionCollection.add`.
-            payloads: One JSON object a caption, to return with hits.
+            payloads: One JSON object for each caption, to return with hits.
 
         Returns:
             The captions' ids, in order.
 
         Raises:
-            ConfigError: A caption has no word in it, or payloads do not fit; nothing was written.
+            ConfigError: A caption contains no word, or payloads do not fit; nothing was written.
             StoreError: As `CaptionCollection.add`.
             EngineUnavailableError: As `CaptionCollection.add`.
         """
         ids = caption_ids(texts)
-        with_texts(texts, payloads)  # refused before anything is encoded
+        with_texts(texts, payloads)  # raises before anything is encoded
         for start in range(0, len(ids), _TEXTS):
             rows = range(start, min(start + _TEXTS, len(ids)))
-            there = self._collection.existing([ids[row] for row in rows])
-            fresh = [row for row in rows if ids[row] not in there]
+            existing = self._collection.existing([ids[row] for row in rows])
+            fresh = [row for row in rows if ids[row] not in existing]
             new = [texts[row] for row in fresh]
             kept = None if payloads is None else [payloads[row] for row in fresh]
             if new:
@@ -202,18 +202,18 @@ class CaptionRetriever:
         """Find the captions that fit an image best.
 
         Args:
-            image: A path, an image that Pillow opened, or an `ImageEncoding` of one image, such
-                as `ImageCollection.encodings` reads back.
-            top_k: Hits to return; fewer where there are fewer captions.
-            num_candidates: Captions of the first stage to rerank.
-            filter: Which captions to look among, by their payload: `{"language": "en"}`.
+            image: A path, a Pillow image, or an `ImageEncoding` of one image, for example from
+                `ImageCollection.encodings`.
+            top_k: Maximum number of hits.
+            num_candidates: Number of captions of the first stage to rerank.
+            filter: Search only captions whose payload matches: `{"language": "en"}`.
 
         Returns:
-            Hits, best first, equal scores in the first stage's order.
+            Hits, best first; equal scores in the order of the first stage.
 
         Raises:
-            ConfigError: The image is none, `top_k` is below 1, `num_candidates` is below `top_k`,
-                or the filter cannot be used.
+            ConfigError: The image is invalid, `top_k` is below 1, `num_candidates` is below
+                `top_k`, or the filter cannot be used.
             ImageReadError: The image cannot be read.
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
@@ -226,12 +226,12 @@ class CaptionRetriever:
                 "candidates, so raise num_candidates or lower top_k"
             )
         began = time.perf_counter()
-        picture = encode_query(self._model, image)
+        query = encode_query(self._model, image)
         encoded = time.perf_counter()
-        found = self._collection.nearest(picture.embeddings, num_candidates, filter=filter)[0]
+        found = self._collection.nearest(query.embeddings, num_candidates, filter=filter)[0]
         retrieved = time.perf_counter()
         texts = [self._text(candidate) for candidate in found]
-        tokens = np.broadcast_to(picture.tokens, (len(found), *picture.tokens.shape[1:]))
+        tokens = np.broadcast_to(query.tokens, (len(found), *query.tokens.shape[1:]))
         scores = self._reranker.score_pairs(texts, tokens)
         reranked = time.perf_counter()
         hits = tuple(
@@ -262,7 +262,7 @@ class CaptionRetriever:
             c = self._collection
             raise StoreError(
                 f"the caption {candidate.image_id} in {c.name!r} at {c.location} has no text: "
-                "something else wrote to the collection; delete it, and add it again"
+                "another program wrote to the collection; delete it, and add it again"
             )
         return text
 

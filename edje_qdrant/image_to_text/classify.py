@@ -1,4 +1,4 @@
-"""Judge texts against images: rank sentences for one, or tell which of some labels it is."""
+"""Ranking of texts for an image, and zero-shot classification of images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edje_qdrant.text import clean_caption
 __all__ = ["LabelScore", "TextMatch", "classify", "classify_batch", "match_texts"]
 
 _PLACE = "{}"
-# Bound on the tokens that are handed to the joint encoder in one call.
+# Maximum size of the tokens in one call of the joint encoder.
 _TOKEN_BYTES = 256 << 20
 
 
@@ -27,13 +27,13 @@ class TextMatch:
     """Hold how well one text fits an image.
 
     Attributes:
-        index: Place of the text among those given, from 0.
-        text: As given.
-        score: The joint encoder's logit; higher is better. None where the first stage ranked the
-            text behind the candidates.
-        rank: Place among all, from 1.
-        retrieval_score: Cosine of the image's and the text's embedding.
-        retrieval_rank: Place by that cosine, from 1.
+        index: Index of the text in the input, from 0.
+        text: The text as passed in.
+        score: Logit of the joint encoder; higher is better. None for texts that the first stage
+            ranked behind the candidates.
+        rank: Rank among all texts, from 1.
+        retrieval_score: Cosine of the embeddings of image and text.
+        retrieval_rank: Rank by that cosine, from 1.
     """
 
     index: int
@@ -49,14 +49,13 @@ class LabelScore:
     """Hold how well one label fits an image.
 
     Attributes:
-        index: Place of the label among those given, from 0.
-        label: As given.
-        score: The joint encoder's logit, averaged over the templates.
-        probability: Softmax of `score` over the labels given. It says how the labels compare, as
-            if one of them had to be right; it is not calibrated, and labels that are all wrong
-            share out 1 as well.
-        rank: Place among the labels, from 1.
-        retrieval_score: Cosine of the image's and the text's embedding, averaged likewise.
+        index: Index of the label in the input, from 0.
+        label: The label as passed in.
+        score: Logit of the joint encoder, averaged over the templates.
+        probability: Softmax of `score` over the labels. It compares labels under the assumption
+            that one of them is right; it is not calibrated, and sums to 1 even if all are wrong.
+        rank: Rank among the labels, from 1.
+        retrieval_score: Cosine of the embeddings of image and text, averaged over the templates.
     """
 
     index: int
@@ -80,33 +79,33 @@ def match_texts(
 
     Args:
         model: Encodes and scores.
-        image: A path, an image that Pillow opened, or an `ImageEncoding` of one image.
-        texts: What to rank; the same text may come more than once.
-        top_k: Matches to return; all by default.
-        num_candidates: Texts of the first stage to score with the joint encoder; all by default.
-            The others come behind those, in the first stage's order, without a score.
-        reranker: Scores; one of the model's with default settings where none is given.
+        image: A path, a Pillow image, or an `ImageEncoding` of one image.
+        texts: Texts to rank; they may repeat.
+        top_k: Maximum number of matches; all by default.
+        num_candidates: Number of texts of the first stage to score with the joint encoder; all by
+            default. Other texts follow in the order of the first stage, without a score.
+        reranker: Scores texts; by default `Reranker(model)`.
 
     Returns:
-        Best first, equal scores in the first stage's order, equal cosines as given.
+        Best first; equal scores in the order of the first stage, equal cosines in input order.
 
     Raises:
-        ConfigError: A text has no word in it, a number is below 1, or the image is none.
+        ConfigError: A text contains no word, a number is below 1, or the image is invalid.
         ImageReadError: The image cannot be read.
         CheckpointError: A score is not a number.
     """
     check_texts("texts", texts)
     for name, number in (("top_k", top_k), ("num_candidates", num_candidates)):
         check_number(name, number, optional=True)
-    picture = encode_query(model, image)
-    # Each text once: the same one's scores could differ in their last digits.
+    query = encode_query(model, image)
+    # Equal texts are scored once, as their scores could differ in the last digits.
     distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    found = (picture.embeddings @ encode_all(model, [*distinct]).T)[0]
+    found = (query.embeddings @ encode_all(model, [*distinct]).T)[0]
     cosines = found[[distinct[text] for text in texts]]
     order = np.argsort(-cosines, kind="stable")
     chosen = [texts[row] for row in order[:num_candidates]]
     asked = [*dict.fromkeys(chosen)]
-    tokens = np.broadcast_to(picture.tokens, (len(asked), *picture.tokens.shape[1:]))
+    tokens = np.broadcast_to(query.tokens, (len(asked), *query.tokens.shape[1:]))
     logits = (reranker or Reranker(model)).score_pairs(asked, tokens)
     logit_of = dict(zip(asked, logits, strict=True))
     scores = np.array([logit_of[text] for text in chosen], np.float32)
@@ -134,23 +133,23 @@ def classify(
     template: str | Sequence[str] = "a photo of {}",
     reranker: Reranker | None = None,
 ) -> list[LabelScore]:
-    """Tell which of some labels fits an image best, without training for them.
+    """Rank labels by how well they fit an image (zero-shot classification).
 
-    Each label is put into each template and scored by the joint encoder; the mean of a label's
-    logits ranks it, and a softmax of these means over the labels is its probability.
+    Each label is inserted into each template and scored by the joint encoder. Labels are ranked by
+    the mean of their logits; a softmax of these means is their probability.
 
     Args:
         model: Encodes and scores.
-        image: A path, an image that Pillow opened, or an `ImageEncoding` of one image.
-        labels: Two labels that read the same once cleaned up are refused.
-        template: A text with `{}` where the label goes, or several.
-        reranker: Scores; one of the model's with default settings where none is given.
+        image: A path, a Pillow image, or an `ImageEncoding` of one image.
+        labels: Labels, which must differ after clean-up.
+        template: A text with `{}` for the label, or several such texts.
+        reranker: Scores labels; by default `Reranker(model)`.
 
     Returns:
-        Every label, best first, equal ones as given.
+        All labels, best first; equal ones in input order.
 
     Raises:
-        ConfigError: There is no label or no template, one cannot be used, or the image is none.
+        ConfigError: There is no label or no template, one is invalid, or the image is invalid.
         ImageReadError: The image cannot be read.
         CheckpointError: A score is not a number.
     """
@@ -165,17 +164,17 @@ def classify_batch(
     template: str | Sequence[str] = "a photo of {}",
     reranker: Reranker | None = None,
 ) -> list[list[LabelScore]]:
-    """Do as `classify` for several images; the labels' texts are encoded once for them all.
+    """Classify several images; labels are encoded only once.
 
     Args:
         model: Encodes and scores.
-        images: Any number of images, each as `classify` takes it.
+        images: Any number of images, each as in `classify`.
         labels: As `classify`.
         template: As `classify`.
         reranker: As `classify`.
 
     Returns:
-        One list of all labels an image, in order.
+        One list of all labels for each image, in order.
 
     Raises:
         ConfigError: As `classify`; nothing was scored.
@@ -186,27 +185,27 @@ def classify_batch(
         raise ConfigError("classify_batch takes a list of images; for one use classify")
     texts, templates = _filled(labels, template)
     embeddings = encode_all(model, texts)
-    judge = reranker or Reranker(model)
+    reranker = reranker or Reranker(model)
     c = model.config
     step = max(1, _TOKEN_BYTES // (2 * c.num_tokens * c.token_dim * len(texts)))
     results: list[list[LabelScore]] = []
     for start in range(0, len(images), step):
-        pictures = [encode_query(model, image) for image in images[start : start + step]]
-        tokens = np.stack([picture.tokens for picture in pictures])  # (p, 1, m, d)
-        # Not copied where it is a single image, however many labels there are.
-        spread = np.broadcast_to(tokens, (len(pictures), len(texts), *tokens.shape[2:]))
-        logits = judge.score_pairs(
-            texts * len(pictures), spread.reshape(-1, c.num_tokens, c.token_dim)
+        queries = [encode_query(model, image) for image in images[start : start + step]]
+        tokens = np.stack([query.tokens for query in queries])  # (p, 1, m, d_text)
+        # A view, not a copy, for a single image.
+        spread = np.broadcast_to(tokens, (len(queries), len(texts), *tokens.shape[2:]))
+        logits = reranker.score_pairs(
+            texts * len(queries), spread.reshape(-1, c.num_tokens, c.token_dim)
         )
-        for row, picture in enumerate(pictures):
+        for row, query in enumerate(queries):
             own = logits[row * len(texts) : (row + 1) * len(texts)]
-            cosines = (picture.embeddings @ embeddings.T)[0]
+            cosines = (query.embeddings @ embeddings.T)[0]
             results.append(_labels(labels, *(a.reshape(templates, -1) for a in (own, cosines))))
     return results
 
 
 def _filled(labels: Sequence[str], template: str | Sequence[str]) -> tuple[list[str], int]:
-    """Return each template with each label in it, template by template, and how many those are."""
+    """Return each template with each label, template by template, and the number of templates."""
     check_texts("labels", labels)
     if not labels:
         raise ConfigError("there are no labels; give one or more")
@@ -215,8 +214,8 @@ def _filled(labels: Sequence[str], template: str | Sequence[str]) -> tuple[list[
         cleaned = clean_caption(label)
         if cleaned in known:
             raise ConfigError(
-                f"the labels {known[cleaned]!r} and {label!r} read the same, and would share their "
-                "probability; leave one out"
+                f"the labels {known[cleaned]!r} and {label!r} are equal after clean-up, and "
+                "would share their probability; leave one out"
             )
         known[cleaned] = label
     templates = [template] if isinstance(template, str) else list(template)
@@ -224,7 +223,7 @@ def _filled(labels: Sequence[str], template: str | Sequence[str]) -> tuple[list[
         raise ConfigError(f"there is no template; give one or more with {_PLACE!r} in it")
     for text in templates:
         if not isinstance(text, str) or _PLACE not in text:
-            raise ConfigError(f"the template {text!r} has no {_PLACE!r} where the label goes")
+            raise ConfigError(f"the template {text!r} has no {_PLACE!r} for the label")
     return [text.replace(_PLACE, label) for text in templates for label in labels], len(templates)
 
 

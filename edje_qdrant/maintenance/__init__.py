@@ -1,4 +1,4 @@
-"""The life of a collection: copies, archives, other codecs, side files without holes, checks."""
+"""Maintenance of collections: verify, repair, compact, transcode, copy, export and import."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A whole collection in one file: contract, codebook, points and tokens.
+"""Export of a collection to one file, and import from it.
 
-An archive is a plain tar file. First comes `archive-CHECKSUM.json`: format, contract, codec. Then,
-where the codec has a codebook, `codec-CHECKSUM.safetensors`; then `part00000-CHECKSUM.safetensors`
-and so on, each with at most a few hundred images; last `end-CHECKSUM.json`, which counts them.
-Each name carries the XXH3 of the member's bytes, so damage and cuts are noticed before anything of
-a member is used.
+An archive is a plain tar file with these members: `archive-CHECKSUM.json` (format, contract,
+codec); `codec-CHECKSUM.safetensors`, if the codec has a codebook; `part00000-CHECKSUM.safetensors`
+and so on, each with at most a few hundred images; `end-CHECKSUM.json` (numbers of parts and
+images). Each name contains the XXH3 of the member's bytes, so damage and truncation are detected
+before a member is used.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _MAGIC, _FORMAT = "edje-qdrant archive", 1
 def export_collection(
     collection: ImageCollection, path: str | Path, *, progress: bool = False
 ) -> CopyReport:
-    """Write a collection to one file, which appears under its name only when it is whole.
+    """Write a collection to one file, renamed to `path` when it is complete.
 
-    Searches in this process, and on a server everywhere, go on meanwhile.
+    Searches continue, in this process and on a server.
 
     Raises:
-        ConfigError: There is something at `path` already.
+        ConfigError: `path` exists already.
         TokensNotFoundError: Some images have no tokens; run `verify`.
         TokensCorruptError: Some tokens are damaged; run `verify`.
         StoreError: The collection cannot be read, or the file not written.
@@ -74,7 +74,7 @@ def export_collection(
             sync_folder(path.parent)
         except BaseException:
             with suppress(OSError):
-                written.unlink(missing_ok=True)  # or it would be in the way of the next run
+                written.unlink(missing_ok=True)  # or it would block the next run
             raise
     return report
 
@@ -87,25 +87,26 @@ def import_collection(
     progress: bool = False,
     **options: Any,
 ) -> CopyReport:
-    """Make a collection from an archive, or go on where an interrupted import stopped.
+    """Create a collection from an archive, or continue an interrupted import.
 
     Args:
-        path: What `export_collection` wrote.
-        location: Where to; as `ImageCollection.create`.
-        name: The collection's; made if it is missing.
+        path: File that `export_collection` wrote.
+        location: Location of the new collection; see `ImageCollection`.
+        name: Name of the collection, created if it is missing.
         progress: Show a bar on stderr.
-        options: For `ImageCollection.create`, but for the codec; those of `open` where it is there.
+        options: Options of `ImageCollection.create`, except the codec; for an existing collection,
+            of `ImageCollection.open`.
 
     Raises:
-        ConfigError: There is no such file, or an argument cannot be used.
-        TokensCorruptError: The archive is damaged or cut short; parts before that are written.
-        ContractMismatchError: The collection is there and was made for another model or codec.
+        ConfigError: The file does not exist, or an argument is invalid.
+        TokensCorruptError: The archive is damaged or truncated; earlier parts have been written.
+        ContractMismatchError: The collection exists and is of another model or codec.
         StoreError: The collection cannot be written, or another version wrote the archive.
-        EngineUnavailableError: The server went away; what was written is kept.
+        EngineUnavailableError: The connection to the server was lost; written images are kept.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ConfigError(f"there is no archive {path}; give what `edje-qdrant export` wrote")
+        raise ConfigError(f"there is no archive {path}; give one that `edje-qdrant export` wrote")
     with os_errors_as_store_errors("read", path), _opened(path) as archive:
         members = _members(archive, path)
         contract, indexes = _head(members, path)
@@ -155,10 +156,10 @@ def _packed(part: Part) -> bytes:
 
 
 def _unpacked(data: bytes, codec: str, path: Path) -> Part:
-    """Read a part.
+    """Parse a part.
 
     Raises:
-        TokensCorruptError: It is none.
+        TokensCorruptError: The data cannot be parsed.
     """
     try:
         arrays = load(data)
@@ -186,10 +187,10 @@ def _damaged(path: Path) -> str:
 
 
 def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield stem and bytes of each member, checked.
+    """Yield stem and bytes of each member, after checking its checksum.
 
     Raises:
-        TokensCorruptError: A member is damaged, or the archive ends within one.
+        TokensCorruptError: A member is damaged, or the archive is truncated.
     """
     damaged = _damaged(path)
     try:
@@ -202,7 +203,7 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, bytes]
             yield stem, data
     except (tarfile.TarError, EOFError) as error:
         raise TokensCorruptError(damaged) from error
-    raise TokensCorruptError(damaged)  # whoever reads on after the last member misses something
+    raise TokensCorruptError(damaged)  # reading past the last member: a member is missing
 
 
 def _opened(path: Path) -> tarfile.TarFile:
@@ -210,16 +211,16 @@ def _opened(path: Path) -> tarfile.TarFile:
         return tarfile.open(path, mode="r:")
     except tarfile.TarError as error:
         raise TokensCorruptError(
-            f"{path} is no archive of `edje-qdrant export`, or its beginning is damaged"
+            f"{path} is not an archive of `edje-qdrant export`, or its beginning is damaged"
         ) from error
 
 
 def _head(members: Iterator[tuple[str, bytes]], path: Path) -> tuple[TokenContract, dict[str, Any]]:
-    """Return the contract, and field -> kind of payload indexes, of which there may be none.
+    """Return the contract, and field -> kind of the payload indexes.
 
     Raises:
-        StoreError: Another version wrote the archive, or something else.
-        TokensCorruptError: It is damaged.
+        StoreError: Another version, or another program, wrote the archive.
+        TokensCorruptError: The archive is damaged.
     """
     stem, data = next(members)
     head = _object(data, path) if stem == "archive" else {}
@@ -236,45 +237,45 @@ def _codec(members: Iterator[tuple[str, bytes]], contract: TokenContract, path: 
     parameters = next(members)[1] if contract.codec_hash else None
     codec = codec_for(contract.codec, contract.num_tokens, contract.token_dim, parameters)
     if codec.hash != contract.codec_hash:
-        raise TokensCorruptError(f"the archive {path} holds another codebook than its own")
+        raise TokensCorruptError(f"the codebook in the archive {path} is not its contract's")
     return codec
 
 
 def _parts(
     members: Iterator[tuple[str, bytes]], codec: str, path: Path, *, progress: bool
 ) -> Iterator[Part]:
-    """Yield the parts, to the last.
+    """Yield all parts.
 
     Raises:
-        TokensCorruptError: One is damaged or missing.
+        TokensCorruptError: A part is damaged or missing.
     """
-    parts = pictures = 0
+    parts = images = 0
     with tqdm(desc="importing", unit=" images", disable=not progress) as shown:
         for stem, data in members:
             if stem == "end":
-                if _object(data, path) != {"parts": parts, "pictures": pictures}:
+                if _object(data, path) != {"parts": parts, "pictures": images}:
                     raise TokensCorruptError(f"the archive {path} lacks parts; take another copy")
                 return
             part = _unpacked(data, codec, path)
             yield part
             parts += 1
-            pictures += len(part.image_ids)
+            images += len(part.image_ids)
             shown.update(len(part.image_ids))
 
 
 def _target(
     location: Any, name: str, contract: TokenContract, codec: Codec, options: dict[str, Any]
 ) -> ImageCollection:
-    """Open the collection to write to, or make it.
+    """Open the target collection, or create it.
 
     Raises:
-        ContractMismatchError: It is there, and was made for another model or codec.
+        ContractMismatchError: It exists, and is of another model or codec.
     """
     try:
-        # Where the tokens of a collection are, and in what engine, is settled when it is made.
-        settled = ("tokens", "engine", "payload_indexes")
+        # These options apply to creation only.
+        creation_only = ("tokens", "engine", "payload_indexes")
         found = ImageCollection.open(
-            location, name, **{key: options[key] for key in options if key not in settled}
+            location, name, **{key: options[key] for key in options if key not in creation_only}
         )
     except CollectionNotFoundError:
         return ImageCollection.create(location, name, contract, codec=codec, **options)

@@ -1,4 +1,4 @@
-"""Copy a collection to another place, stored tokens and all, without encoding an image again."""
+"""Copies of collections, stored tokens included, without encoding an image again."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Part", "add_indexes", "add_part", "add_parts", "copy_collection", "s
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Hold `n` images as a collection stores them.
+    """Hold `n` images in their stored form.
 
     Attributes:
         codec: Key of the codec.
         image_ids: `n` UUID strings.
         embeddings: `(n, d)` float32, unit length.
-        codes: `(n, nbytes)` uint8, of that codec.
-        payloads: `n` JSON objects, without what concerns tokens.
+        codes: `(n, nbytes)` uint8, encoded with that codec.
+        payloads: `n` JSON objects, without token references.
     """
 
     codec: str
@@ -42,9 +42,9 @@ class Part:
 def stored_parts(
     collection: ImageCollection, codec: Codec, *, progress: bool = False
 ) -> Iterator[Part]:
-    """Yield a collection's images, each checked against its checksum, all in one codec.
+    """Yield a collection's images, verified by checksum and converted to one codec.
 
-    Others may search the collection meanwhile; images added meanwhile may or may not be seen.
+    Searches continue; images added during the iteration may or may not be included.
 
     Raises:
         TokensNotFoundError: Some images have no tokens; names the ids.
@@ -66,19 +66,19 @@ def stored_parts(
 
 
 def add_part(target: ImageCollection, part: Part) -> int:
-    """Write those images of a part that are not there yet; return how many.
+    """Write the images of a part that are not in the collection yet; return their number.
 
     Raises:
-        StoreError: The target's codec was changed meanwhile, or it cannot be written.
+        StoreError: Another process changed the collection's codec, or it cannot be written.
     """
     with target.write_lock:
         if target.codec.key != part.codec:
             raise StoreError(
                 f"the codec of the collection {target.name!r} was changed to {target.codec.key} "
-                f"while images came in {part.codec}; transcode it back, and run this again"
+                f"while images were copied with {part.codec}; transcode it back, and run this again"
             )
-        there = target.existing(part.image_ids)
-        fresh = [row for row, image_id in enumerate(part.image_ids) if image_id not in there]
+        existing = target.existing(part.image_ids)
+        fresh = [row for row, image_id in enumerate(part.image_ids) if image_id not in existing]
         target.add_codes(
             [part.image_ids[row] for row in fresh],
             part.embeddings[fresh],
@@ -104,21 +104,21 @@ def add_parts(target: ImageCollection, parts: Iterable[Part]) -> CopyReport:
 def copy_collection(
     source: ImageCollection, target: ImageCollection, *, progress: bool = False
 ) -> CopyReport:
-    """Copy all images to a collection of the same contract, codec included; indexes too.
+    """Copy all images and payload indexes to a collection of the same contract and codec.
 
-    A copy that was interrupted is taken up by the next run: what is there is left alone.
+    The next run continues an interrupted one: images that the target contains are skipped.
 
     Args:
-        source: Open; others may search it meanwhile.
-        target: Open; made with the source's contract and codec.
+        source: An open collection; searches continue.
+        target: An open collection, created with the source's contract and codec.
         progress: Show a bar on stderr.
 
     Raises:
-        ContractMismatchError: The target was made for another model or codec.
+        ContractMismatchError: The target is of another model or codec.
         TokensNotFoundError: Some of the source's images have no tokens; run `verify`.
         TokensCorruptError: Some of the source's tokens are damaged; run `verify`.
-        StoreError: One of them cannot be read or written.
-        EngineUnavailableError: The server went away; what was written is kept.
+        StoreError: A collection cannot be read or written.
+        EngineUnavailableError: The connection to the server was lost; written images are kept.
     """
     source.reload()
     target.contract.require_match(
@@ -129,7 +129,7 @@ def copy_collection(
 
 
 def add_indexes(target: ImageCollection, indexes: Mapping[str, str]) -> None:
-    """Make those payload indexes that a collection lacks, given as field -> kind."""
+    """Create the payload indexes, given as field -> kind, that the collection does not have."""
     there = target.payload_indexes()
     for field, kind in indexes.items():
         if there.get(field) != kind:

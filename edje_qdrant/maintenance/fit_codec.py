@@ -1,4 +1,4 @@
-"""Fit a codec's codebook to tokens of a collection."""
+"""Fitting of a codec's codebook to tokens of a collection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edje_qdrant.tokens.codecs import Codec, codec_for
 
 __all__ = ["SAMPLE", "fit_codec"]
 
-#: Images whose tokens a codebook is fitted to; more changed nothing that could be measured.
+#: Number of images in the sample; more made no measurable difference.
 SAMPLE = 2048
 
 
@@ -20,14 +20,14 @@ def fit_codec(
     """Fit a codec to tokens of images drawn at random from a collection.
 
     Args:
-        collection: Whose tokens.
-        name: The codec's; one without a codebook is returned as it is.
-        sample: Images to draw.
-        seed: Of the draw and of the fit.
+        collection: Collection to draw from.
+        name: Name of the codec; a codec without a codebook is returned unchanged.
+        sample: Number of images to draw.
+        seed: Seed of the draw and of the fit.
 
     Raises:
-        ConfigError: There is no such codec, too few images, or `sample` is below 1.
-        TokensCorruptError: A drawn image's tokens are damaged; names the ids.
+        ConfigError: The codec is unknown, there are too few images, or `sample` is below 1.
+        TokensCorruptError: Tokens of a drawn image are damaged; names the ids.
         MissingExtraError: The library that fits codebooks is not installed.
         StoreError: The collection cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Mend what can be mended in a collection: tokens from the images' files, side files' holes."""
+"""Repair of a collection: encodes images with damaged tokens again, removes orphaned records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["repair"]
 
-_MENDED = frozenset({"tokens missing", "tokens damaged", "record used twice"})
+_REPAIRABLE = frozenset({"tokens missing", "tokens damaged", "record used twice"})
 
 
 def repair(
@@ -31,36 +31,36 @@ def repair(
     batch_size: int = 32,
     progress: bool = False,
 ) -> RepairReport:
-    """Encode again the images whose tokens are missing or damaged, then drop what is orphaned.
+    """Encode images with missing or damaged tokens again, then remove orphaned records.
 
-    An image is encoded again where its payload's `path` still holds the very content that was
-    ingested. What cannot be mended is left as it is, and listed: nothing is deleted.
+    An image is encoded again if the file at its payload's `path` is unchanged since it was
+    ingested. Other damaged images are listed and kept.
 
     Args:
         collection: Opened with `for_repair=True`.
-        model: The one that wrote the collection; without it nothing is encoded.
-        batch_size: Images encoded at a time.
+        model: The model that wrote the collection; without it no image is encoded.
+        batch_size: Number of images encoded at a time.
         progress: Show bars on stderr.
 
     Raises:
         ContractMismatchError: Another model wrote the collection.
         CollectionLockedError: Another process is writing tokens.
         StoreError: The disk or the engine refused; run it again.
-        EngineUnavailableError: The server went away; run it again.
+        EngineUnavailableError: The connection to the server was lost; run it again.
     """
     if model is not None:
         collection.require(model.contract())
     if collection.store.files is not None:
         collection.store.files.begin_writing(replace_damaged=True)
     found = verify(collection, progress=progress).findings
-    broken = {f.image_id: f for f in found if f.kind in _MENDED}.values()
-    mendable: list[Finding] = []
+    broken = {f.image_id: f for f in found if f.kind in _REPAIRABLE}.values()
+    repairable: list[Finding] = []
     left: list[Finding] = []
     for finding in broken:
-        (mendable if model is not None and _same_content(finding) else left).append(finding)
+        (repairable if model is not None and _same_content(finding) else left).append(finding)
     encoded: list[str] = []
     if model is not None:
-        for batch in batches(mendable, batch_size):
+        for batch in batches(repairable, batch_size):
             done, failed = _encode_again(collection, model, batch)
             encoded += done
             left += failed
@@ -78,23 +78,23 @@ def _same_content(finding: Finding) -> bool:
 def _encode_again(
     collection: ImageCollection, model: EDJEModel, findings: Sequence[Finding]
 ) -> tuple[list[str], list[Finding]]:
-    """Encode images and write them over.
+    """Encode images again and replace their tokens.
 
     Returns:
-        The ids of those written, and those whose file cannot be decoded any more.
+        The ids of the images written, and the findings whose file cannot be decoded.
     """
     failed: list[Finding] = []
-    pictures: dict[str, Image.Image] = {}
+    images: dict[str, Image.Image] = {}
     for finding in findings:
-        picture = _opened(str(finding.path))
-        if picture is None:
+        image = _opened(str(finding.path))
+        if image is None:
             failed.append(finding)
         else:
-            pictures[finding.image_id] = picture
-    payloads = collection.index.retrieve([*pictures], tokens=False)
-    ids = [image_id for image_id in pictures if image_id in payloads]  # or deleted meanwhile
+            images[finding.image_id] = image
+    payloads = collection.index.retrieve([*images], tokens=False)
+    ids = [image_id for image_id in images if image_id in payloads]  # others were deleted
     if ids:
-        encoding = model.encode_images([pictures[image_id] for image_id in ids])
+        encoding = model.encode_images([images[image_id] for image_id in ids])
         collection.add(ids, encoding, [user_payload(payloads[image_id]) for image_id in ids])
     return ids, failed
 

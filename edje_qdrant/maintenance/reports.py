@@ -1,4 +1,4 @@
-"""What maintenance found and did."""
+"""Reports of maintenance functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 __all__ = ["CompactReport", "CopyReport", "Finding", "FindingKind", "RepairReport", "VerifyReport"]
 
-#: What can be wrong with an image, the first three so that it cannot be ranked.
+#: Kinds of findings; images with one of the first three cannot be ranked.
 FindingKind = Literal[
     "tokens missing",
     "tokens damaged",
@@ -20,13 +20,13 @@ FindingKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class CompactReport:
-    """Sum up what moving tokens to new side files did.
+    """Report moved tokens.
 
     Attributes:
-        moved: Images whose tokens were written anew.
-        unreadable: Images whose tokens were left where they are, as they cannot be read.
-        bytes_before: Size of the side files before.
-        bytes_after: And after.
+        moved: Number of images whose tokens were rewritten.
+        unreadable: Ids of images whose tokens were not moved, as they cannot be read.
+        bytes_before: Size of the side files before, in bytes.
+        bytes_after: Size of the side files after, in bytes.
     """
 
     moved: int
@@ -37,12 +37,12 @@ class CompactReport:
 
 @dataclass(frozen=True, slots=True)
 class CopyReport:
-    """Sum up a copy.
+    """Report a copy.
 
     Attributes:
-        copied: Images written.
-        skipped: Images that were there already.
-        nbytes: Bytes of the tokens of both, as stored.
+        copied: Number of images written.
+        skipped: Number of images that existed already.
+        nbytes: Size of the tokens of both as stored, in bytes.
     """
 
     copied: int
@@ -52,13 +52,13 @@ class CopyReport:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Name what is wrong with one image.
+    """Describe a problem of one image.
 
     Attributes:
-        kind: What is wrong.
-        image_id: The image's id.
-        path: Its file, where the payload names one.
-        detail: The error's message, or what was expected.
+        kind: Kind of problem.
+        image_id: Id of the image.
+        path: File of the image, if the payload names it.
+        detail: Message of the error, or what was expected.
     """
 
     kind: FindingKind
@@ -69,14 +69,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """Sum up what a collection's check found.
+    """Report the result of `verify`.
 
     Attributes:
-        points: Images in the index.
-        findings: What is wrong, image by image.
-        orphan_records: Records in side files that no point refers to; they cost space alone.
-        orphan_bytes: Their bytes.
-        unlisted_files: Side files that the manifest does not list: a crash left them behind.
+        points: Number of images in the index.
+        findings: Problems, image by image.
+        orphan_records: Number of records that no point refers to; they only take disk space.
+        orphan_bytes: Their size in bytes.
+        unlisted_files: Side files that the manifest does not list, left by a crash.
     """
 
     points: int
@@ -87,11 +87,11 @@ class VerifyReport:
 
     @property
     def clean(self) -> bool:
-        """Return whether nothing is wrong with any image; orphans are no fault."""
+        """Return whether no image has a problem; orphaned records are not counted."""
         return not self.findings
 
     def counts(self) -> dict[str, int]:
-        """Return how many findings there are of each kind."""
+        """Return the number of findings of each kind."""
         counts: dict[str, int] = {}
         for finding in self.findings:
             counts[finding.kind] = counts.get(finding.kind, 0) + 1
@@ -115,12 +115,12 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class RepairReport:
-    """Sum up a repair.
+    """Report a repair.
 
     Attributes:
-        encoded: Ids of images whose tokens were made anew from their files.
-        left: What could not be mended.
-        compacted: What dropping orphans did, where tokens are in side files.
+        encoded: Ids of images that were encoded again.
+        left: Problems that could not be repaired.
+        compacted: Report of the removal of orphaned records, for tokens in side files.
     """
 
     encoded: tuple[str, ...]

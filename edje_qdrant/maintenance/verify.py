@@ -1,4 +1,4 @@
-"""Check that every image of a collection can be ranked by what was written for it."""
+"""Verification of a collection: tokens, side files, and image files."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["path_of", "verify"]
 
 
 def verify(
-    collection: ImageCollection, *, pictures: bool = False, progress: bool = False
+    collection: ImageCollection, *, images: bool = False, progress: bool = False
 ) -> VerifyReport:
-    """Read every point's tokens, and compare the side files with what the points refer to.
+    """Read the tokens of every point, and compare side files with the points' references.
 
-    Open the collection with `for_repair=True` to check also one that does not open otherwise.
+    Open the collection with `for_repair=True` to verify one that is too damaged to open otherwise.
 
     Args:
-        collection: Open; searches may go on.
-        pictures: Read also the image files that payloads name, and compare their content with
-            the ids.
+        collection: An open collection; searches continue.
+        images: Also read the image files that payloads name, and compare their content with the
+            ids.
         progress: Show a bar on stderr.
 
     Raises:
-        StoreError: The index or the store cannot be read at all.
+        StoreError: The index or the store cannot be read.
         EngineUnavailableError: The server cannot be reached.
     """
     findings: list[Finding] = []
@@ -52,7 +52,7 @@ def verify(
             if part.codec.key != key
             for row in part.rows.tolist()
         ]
-        if pictures:
+        if images:
             findings += _image_findings(page)
     orphans = records.orphans()
     return VerifyReport(
@@ -122,4 +122,6 @@ def _image_findings(page: Sequence[Point]) -> Iterator[Finding]:
             yield _finding("picture gone", point, error.reason)
         else:
             if found != point.id:
-                yield _finding("picture changed", point, "its content is another one's by now")
+                yield _finding(
+                    "picture changed", point, "its content has changed since it was ingested"
+                )

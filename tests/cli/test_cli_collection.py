@@ -451,7 +451,7 @@ def test_archives_that_are_refused(index: Path, tmp_path: Path) -> None:
     flip(archive, archive.stat().st_size // 2)
     assert "damaged" in refused(run("import", archive, *new))
     archive.write_bytes(b"no archive")
-    assert "no archive of `edje-qdrant export`" in refused(run("import", archive, *new))
+    assert "not an archive of `edje-qdrant export`" in refused(run("import", archive, *new))
     flip(side_file(index), HEADER_BYTES + 5)
     assert "edje-qdrant repair" in refused(run("export", tmp_path / "b.tar", "--index", index))
     assert not (tmp_path / "b.tar").exists()

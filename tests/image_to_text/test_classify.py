@@ -191,8 +191,8 @@ def test_a_batch_encodes_the_labels_once(
     [
         ([], "{}", "there are no labels"),
         ("cat", "{}", "labels is the text 'cat'"),
-        (["cat", "dog", "Cat!"], "{}", "'cat' and 'Cat!' read the same"),
-        (["cat", "cat"], "{}", "'cat' and 'cat' read the same"),
+        (["cat", "dog", "Cat!"], "{}", "'cat' and 'Cat!' are equal after clean-up"),
+        (["cat", "cat"], "{}", "'cat' and 'cat' are equal after clean-up"),
         (["cat", "--"], "{}", "labels holds '--'"),
         (["cat"], "a photo", "the template 'a photo' has no '{}'"),
         (["cat"], ["{}", "a photo"], "the template 'a photo' has no '{}'"),

@@ -324,17 +324,17 @@ def with_files(tmp_path):
 
 def test_the_pictures_files_are_compared_where_that_is_asked_for(with_files):
     collection, ids, paths = with_files
-    assert verify(collection, pictures=True).clean
+    assert verify(collection, images=True).clean
     paths[0].unlink()
     paths[1].write_bytes(paths[2].read_bytes())
     collection.index.remove_payload_keys([ids[3]], ["path"])  # none is named, so none is missed
     assert verify(collection).clean
-    report = verify(collection, pictures=True)
+    report = verify(collection, images=True)
     found = {f.image_id: f for f in report.findings}
     assert found == {
         ids[0]: Finding("picture gone", ids[0], str(paths[0]), "No such file or directory"),
         ids[1]: Finding(
-            "picture changed", ids[1], str(paths[1]), "its content is another one's by now"
+            "picture changed", ids[1], str(paths[1]), "its content has changed since it was ingested"
         ),
     }
     assert not report.clean

@@ -139,7 +139,7 @@ def rankings_of(results: list[SearchResult]) -> list[list[list[str]]]:
 def state_of(collection: ImageCollection) -> dict[str, Any]:
     """What must be the same however often writing was interrupted."""
     found = [point for page in collection.index.scroll(batch_size=5) for point in page]
-    report = verify(collection, pictures=True)
+    report = verify(collection, images=True)
     return {
         "ids": sorted(point.id for point in found),
         "count": collection.count(),
