@@ -236,7 +236,7 @@ class UnsupportedVersionError(EdjeError, ImportError):
         try:
             found = version(package)
         except PackageNotFoundError:
-            return  # whatever imports it says so
+            return  # the import itself reports a missing package
         required = LOWEST[package]
         if _numbers(found) < _numbers(required):
             raise cls(package, found, required)
