@@ -334,7 +334,10 @@ def test_the_pictures_files_are_compared_where_that_is_asked_for(with_files):
     assert found == {
         ids[0]: Finding("picture gone", ids[0], str(paths[0]), "No such file or directory"),
         ids[1]: Finding(
-            "picture changed", ids[1], str(paths[1]), "its content has changed since it was ingested"
+            "picture changed",
+            ids[1],
+            str(paths[1]),
+            "its content has changed since it was ingested",
         ),
     }
     assert not report.clean
