@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["EvalCommand", "calibrate", "evaluate", "gather_numbers"]
 
 _NUMBERS = "--num-candidates"
+
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder that image paths start from; the annotation file's own by default.",
+    ),
+]
 
 
 class EvalCommand(TyperCommand):
@@ -72,13 +79,7 @@ def evaluate(
             "'scenes' draws the demo's images.",
         ),
     ],
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Folder that image paths start from; the annotation file's own by default.",
-        ),
-    ] = None,
+    images: Images = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -157,7 +158,7 @@ def evaluate(
     from edje_qdrant.evaluation.run import Settings
     from edje_qdrant.evaluation.run import evaluate as run
 
-    shown = sys.stderr.isatty() if progress is None else progress
+    shown = bar_shown(progress)
     settings = Settings(
         protocol=protocol,
         split=split,
@@ -198,13 +199,7 @@ def calibrate(
             "into the model's own folder.",
         ),
     ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Folder that image paths start from; the annotation file's own by default.",
-        ),
-    ] = None,
+    images: Images = None,
     split: Annotated[
         str | None, typer.Option(help="Split of a Karpathy file; 'val' by default.")
     ] = None,

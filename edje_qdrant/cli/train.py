@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from edje_qdrant.cli.loading import check_device, print_result, silence_libraries
+from edje_qdrant.cli.loading import bar_shown, check_device, print_result, silence_libraries
 from edje_qdrant.cli.options import Device, Json, Progress
 from edje_qdrant.errors import ConfigError
 
@@ -78,8 +77,7 @@ def train(
             )
         if cache_vision is not None:
             changed["data.cache_vision"] = str(cache_vision)
-        shown = sys.stderr.isatty() if progress is None else progress
-        report = run(read_recipe(path, changed), out, device=device, progress=shown)
+        report = run(read_recipe(path, changed), out, device=device, progress=bar_shown(progress))
         model = Path(report["model"])
     if rank() == 0:
         print_result(report, f"wrote {model}; use it with --model {model}", as_json)
