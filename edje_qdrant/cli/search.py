@@ -33,27 +33,29 @@ __all__ = ["search"]
 def search(
     text: Annotated[
         str | None,
-        typer.Argument(metavar="[TEXT]", help="What the image shows.", show_default=False),
+        typer.Argument(metavar="[TEXT]", help="Description of the image.", show_default=False),
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Look for what looks like this image, not for TEXT."),
+        typer.Option(metavar="FILE", help="Search by an image file, with the first stage alone."),
     ] = None,
     like: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ID",
-            help="Look for more images like this one of the collection; repeat it for more. "
-            "With TEXT, what is found is ranked by it.",
+            help="Find images like this one of the collection; repeat it for more. With TEXT, the "
+            "joint encoder ranks the hits by it.",
         ),
     ] = None,
     unlike: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="With --like: not like this one; repeat it for more."),
+        typer.Option(metavar="ID", help="Find images unlike this one; repeat it for more."),
     ] = None,
     cursor: Annotated[
         str | None,
-        typer.Option(metavar="CURSOR", help="Go on from the cursor that --json printed."),
+        typer.Option(
+            metavar="CURSOR", help="Return the next page, from the cursor that --json printed."
+        ),
     ] = None,
     index: Index = None,
     url: Url = None,
@@ -64,72 +66,78 @@ def search(
     candidates: Annotated[
         int | None,
         typer.Option(
-            help="Images of the first stage to rerank; 100 by default, or --top-k if it is more."
+            help="First-stage images to rerank; 100 by default, or --top-k if that is larger."
         ),
     ] = None,
     where: Where = None,
     group_by: Annotated[
         str | None,
         typer.Option(
-            metavar="FIELD", help="Of images with the same FIELD in their payload, only the best."
+            metavar="FIELD",
+            help="Return only the best of the images with the same value of this payload field.",
         ),
     ] = None,
     fusion: Annotated[
         str,
         typer.Option(
             metavar="rerank|rrf|blend",
-            help="What ranks: the joint encoder alone, reciprocal ranks of both stages, or a blend "
-            "of both scores.",
+            help="Ranking by the joint encoder alone, by reciprocal ranks of both stages, or by a "
+            "blend of both scores.",
         ),
     ] = "rerank",
     budget_ms: Annotated[
         float | None,
         typer.Option(
-            metavar="MS", help="Milliseconds for the search; what is not scored by then follows."
+            metavar="MS",
+            help="Time budget in milliseconds; candidates not scored in time follow in first-stage "
+            "order.",
         ),
     ] = None,
     adaptive: Annotated[
         bool,
         typer.Option(
-            "--adaptive", help="Stop scoring once it can hardly matter; see edje-qdrant calibrate."
+            "--adaptive",
+            help="Stop scoring once the rest is unlikely to matter; see edje-qdrant calibrate.",
         ),
     ] = False,
     min_score: Annotated[
         str | None,
         typer.Option(
             metavar="SCORE|auto",
-            help="Leave out what scores lower; auto: what the model's calibration says.",
+            help="Leave out hits with a lower score; auto: the cutoff of the model's calibration.",
         ),
     ] = None,
     explain: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Draw into FOLDER which regions of each hit, and which words, carried the match.",
+            help="Draw into FOLDER which regions and words contributed to each match.",
         ),
     ] = None,
     on_missing: Annotated[
         str,
         typer.Option(
             metavar="error|first_stage",
-            help="What becomes of images whose tokens are missing or damaged: an error, or they "
-            "keep their first-stage place.",
+            help="For images whose tokens are missing or damaged: raise an error, or keep their "
+            "first-stage place.",
         ),
     ] = "error",
     as_json: Json = False,
 ) -> None:
-    """Find the images that a text fits best, or that are like others."""
+    """Find the images that fit a text best, or that are like other images."""
     ways = [image is not None, bool(like or unlike), cursor is not None]
     if sum(ways) > 1 or (text is not None and (ways[0] or ways[2])):
         raise ConfigError(
             "give one of TEXT, --image, --like and --cursor; only --like and --unlike take a TEXT"
         )
     if text is None and not any(ways):
-        raise ConfigError("say what to look for: TEXT, --image FILE, --like ID or --cursor CURSOR")
+        raise ConfigError(
+            "nothing to search for; give TEXT, --image FILE, --like ID or --cursor CURSOR"
+        )
     if explain is not None and text is None:
         raise ConfigError("--explain draws how images match a TEXT; give one")
     threshold = _min_score(min_score)
-    # With "first_stage", side files are looked at only where a candidate's tokens are read.
+    # With "first_stage", damaged side files do not prevent opening the collection.
     lenient = on_missing != "error"
     with open_collection(where_is(index, url), collection, for_repair=lenient) as opened:
         from edje_qdrant.search.retriever import TwoStageRetriever

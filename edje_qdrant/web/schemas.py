@@ -1,4 +1,4 @@
-"""What requests and answers hold; the OpenAPI description is made of these."""
+"""Schemas of requests and answers, from which the OpenAPI description is generated."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Filtered(_Model):
 
 
 class SearchRequest(_Filtered):
-    """Ask for the images that a text fits best."""
+    """Search by text."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -68,54 +68,62 @@ class SearchRequest(_Filtered):
         }
     )
 
-    text: Text = Field(description="What the image shows.")
+    text: Text = Field(description="Description of the image.")
     top_k: Count = Field(10, description="Hits to return.")
     num_candidates: Count | None = Field(
-        None, description="Images of the first stage to rerank; 100 by default, or top_k if more."
+        None,
+        description="First-stage images to rerank; 100 by default, or top_k if that is larger.",
     )
     fusion: Fusion = Field(
         DEFAULTS["fusion"],
-        description="What ranks: the joint encoder alone, or both stages together.",
+        description="Ranking by the joint encoder alone, or by both stages together.",
     )
     fusion_weights: tuple[float, float] | None = Field(
-        None, description="Of the first stage and of the joint encoder, for rrf and blend."
+        None, description="Weights of the first stage and of the joint encoder, for rrf and blend."
     )
     group_by: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
-        None, description="A payload field; of the images that share its value, only the best."
+        None,
+        description="A payload field; of the images that share its value, only the best is "
+        "returned.",
     )
     budget_ms: Annotated[float, Field(gt=0, le=600_000)] | None = Field(
-        None, description="Milliseconds for the search, waiting included."
+        None, description="Time budget of the search in milliseconds, including waiting."
     )
-    adaptive: bool = Field(False, description="Stop scoring once it can hardly matter any more.")
+    adaptive: bool = Field(False, description="Stop scoring once the rest is unlikely to matter.")
     min_score: MinScore | None = Field(
         None, description="Leave out hits with a lower logit; auto: below the calibrated cutoff."
     )
     on_missing: OnMissing = Field(
         DEFAULTS["on_missing"],
-        description="What becomes of candidates whose tokens are missing or damaged.",
+        description="For candidates whose tokens are missing or damaged: an error, or their "
+        "first-stage place.",
     )
     first_stage: bool = Field(
-        False, description="Return also what the first stage alone would have shown."
+        False, description="Also return the ranking of the first stage alone."
     )
 
 
 class NextRequest(_Model):
-    """Ask for the next page of an earlier answer."""
+    """Request the next page of an earlier answer."""
 
     cursor: str = Field(min_length=1, description="The `cursor` of that answer.")
     top_k: Count = Field(10, description="Hits of the page.")
 
 
 class RecommendRequest(_Filtered):
-    """Ask for more images like some, and unlike others."""
+    """Search for images like some and unlike others."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"liked": [_ID], "text": "a red star", "top_k": 5}]}
     )
 
-    liked: list[ImageId] = Field(max_length=100, description="Ids to come near to.")
-    disliked: list[ImageId] = Field([], max_length=100, description="Ids to keep away from.")
-    text: Text | None = Field(None, description="What the images should show as well.")
+    liked: list[ImageId] = Field(
+        max_length=100, description="Ids of images to find similar ones to."
+    )
+    disliked: list[ImageId] = Field(
+        [], max_length=100, description="Ids of images to avoid similar ones to."
+    )
+    text: Text | None = Field(None, description="Text that ranks the images found.")
     top_k: Count = 10
     num_candidates: Count | None = None
     strategy: Strategy = "average_vector"
@@ -123,7 +131,7 @@ class RecommendRequest(_Filtered):
 
 
 class RerankRequest(_Model):
-    """Rank images of the collection by a text, as rerank services do."""
+    """Rank given images by a text, in the form of rerank services."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -132,18 +140,18 @@ class RerankRequest(_Model):
     )
 
     model: str | None = Field(
-        None, max_length=200, description="Taken for likeness; the service has one model."
+        None, max_length=200, description="Accepted for compatibility; the service has one model."
     )
-    query: Text = Field(description="What the images may show.")
+    query: Text = Field(description="Text to rank the images by.")
     documents: list[ImageId] = Field(
         min_length=1, max_length=10_000, description="Ids of images in the collection."
     )
     top_n: Count | None = Field(None, description="Results to return; all by default.")
-    return_documents: bool = Field(False, description="Return the ids beside the scores.")
+    return_documents: bool = Field(False, description="Return the ids with the scores.")
 
 
 class ExplainRequest(_Model):
-    """Ask where in an image a text is seen."""
+    """Explain where in an image a text is seen."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"image_id": _ID, "text": "a red star"}]}
@@ -154,18 +162,20 @@ class ExplainRequest(_Model):
 
 
 class Hit(BaseModel):
-    """An image that was found."""
+    """Image found by a search."""
 
     image_id: str = Field(examples=[_ID])
-    rank: int = Field(description="Place in the answer, from 1; pages count on.")
+    rank: int = Field(description="Rank from 1, continued over pages.")
     score: float | None = Field(description="The joint encoder's logit; null if not scored.")
-    probability: float | None = Field(description="That text and image match, if calibrated.")
+    probability: float | None = Field(
+        description="Probability that text and image match, if calibrated."
+    )
     retrieval_score: float = Field(description="The first stage's cosine.")
-    retrieval_rank: int = Field(description="Place in the first stage, from 1.")
+    retrieval_rank: int = Field(description="Rank in the first stage, from 1.")
     fusion_score: float | None = None
     group: Any = None
     payload: dict[str, Any] = Field(
-        description="What was stored with the image; `path` below the images' folder."
+        description="Stored payload; `path` is relative to the image folder."
     )
 
 
@@ -175,62 +185,64 @@ class Answer(BaseModel):
     query: str
     hits: list[Hit]
     first_stage: list[Hit] | None = Field(
-        None, description="The first stage's own order, where it was asked for."
+        None, description="Hits of the first stage alone, if requested."
     )
     timings_ms: dict[str, float] = Field(
-        description="By stage: queue, encode, retrieve, fetch, rerank, total.",
+        description="Milliseconds by stage: queue, encode, retrieve, fetch, rerank, total.",
         examples=[
             {"queue": 1.9, "encode": 2.1, "retrieve": 0.6, "fetch": 0.4, "rerank": 9, "total": 14}
         ],
     )
     candidates: int
     scored: int
-    degraded: bool = Field(description="Whether the ranking is less than was asked for.")
+    degraded: bool = Field(description="Whether some candidates were not scored as requested.")
     reason: str | None = None
     cursor: str | None = Field(description="For /v1/search/next; null past the last hit.")
 
 
 class RerankResult(BaseModel):
-    """One image's place."""
+    """Rank and score of one image."""
 
-    index: int = Field(description="Place in `documents`, from 0.")
+    index: int = Field(description="Position in `documents`, from 0.")
     relevance_score: float = Field(
         description="Between 0 and 1: the calibrated probability, or the logit's sigmoid."
     )
-    score: float = Field(description="The logit itself.")
+    score: float = Field(description="The logit.")
     document: str | None = None
 
 
 class Reranked(BaseModel):
     """Images by relevance, best first."""
 
-    id: str = Field(description="The request's.")
+    id: str = Field(description="The request's id.")
     model: str
     results: list[RerankResult]
 
 
 class FailedUpload(BaseModel):
-    """A file that was not added, and why."""
+    """File that was not added, with the reason."""
 
     name: str
     reason: str
 
 
 class Ingested(BaseModel):
-    """What became of uploaded images."""
+    """Result of an ingest."""
 
     added: int
-    skipped: int = Field(description="Those that were there already.")
+    skipped: int = Field(description="Images that the collection already held.")
     failed: list[FailedUpload]
-    image_ids: list[str] = Field(description="Of all that are now in the collection, in order.")
+    image_ids: list[str] = Field(
+        description="Ids of the uploaded images that the collection now holds, in order."
+    )
 
 
 class Picture(BaseModel):
-    """An image of the collection."""
+    """Image of the collection."""
 
     image_id: str
     payload: dict[str, Any]
-    file: str | None = Field(description="Where the image is; null if it is not served.")
+    file: str | None = Field(description="Address of the image file; null if it is not served.")
     thumbnail: str | None
 
 
@@ -241,7 +253,7 @@ class PictureList(BaseModel):
 
 
 class CollectionInfo(BaseModel):
-    """What is served, and within which limits."""
+    """Collection, model and limits of the service."""
 
     name: str
     pictures: int
@@ -257,15 +269,15 @@ class CollectionInfo(BaseModel):
 
 
 class Word(BaseModel):
-    """One word of a text, and where the image speaks for it."""
+    """Word of a text, with the regions of the image that support it."""
 
     word: str
-    weight: float = Field(description="How much likelier the image makes it, in nats.")
-    heat: list[list[float]] = Field(description="Rows of cells; they sum to 1, or are all 0.")
+    weight: float = Field(description="How much more likely the image makes the word, in nats.")
+    heat: list[list[float]] = Field(description="Rows of cells that sum to 1, or are all 0.")
 
 
 class Explained(BaseModel):
-    """Where a match was seen."""
+    """Explanation of a match."""
 
     image_id: str
     text: str
@@ -273,19 +285,19 @@ class Explained(BaseModel):
     heat: list[list[float]]
     words: list[Word]
     area: tuple[float, float, float, float] = Field(
-        description="What the maps cover: left, top, right, bottom, as shares of the image."
+        description="Area that the maps cover: left, top, right, bottom, as shares of the image."
     )
 
 
 class HealthBody(BaseModel):
-    """How the service is."""
+    """State of the service."""
 
     status: str = Field(examples=["ok"])
 
 
 class ErrorBody(BaseModel):
-    """What went wrong."""
+    """Error."""
 
-    error: str = Field(examples=["ConfigError"], description="A name to compare.")
+    error: str = Field(examples=["ConfigError"], description="Name of the error, for programs.")
     message: str = Field(examples=["top_k is 0; give a whole number, 1 or more"])
     request_id: str = Field(examples=["0f3c9a4e6d2b4f0d8a1c"])

@@ -1,4 +1,4 @@
-"""Routes that search: by text, by image, by example, on from a cursor; and that rank."""
+"""Routes for search (by text, image, example, cursor), rerank and explain."""
 
 from __future__ import annotations
 
@@ -33,47 +33,45 @@ _FILTER: TypeAdapter[dict[str, Any]] = TypeAdapter(FilterDict)
 
 
 def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
-    """Return the routes of a service."""
+    """Create the search routes of a service."""
     router = APIRouter(prefix="/v1", tags=["search"], responses=responses)
     retriever = service.retriever
 
     @router.post("/search")
     async def search(request: SearchRequest) -> Answer:
-        """Find the images that a text fits best, in two stages."""
+        """Find the images that fit a text best, in two stages."""
         return await service.search(request)
 
     @router.post("/search/next")
     async def search_next(request: NextRequest) -> Answer:
-        """Return the next page of an answer; nothing is searched again."""
+        """Return the next page of an answer, without a new search."""
         service.check_top_k(request.top_k)
         result = await service.read(lambda: retriever.resume(request.cursor, top_k=request.top_k))
         return service.answer(result)
 
     @router.post("/search/image")
     async def search_image(
-        file: Annotated[UploadFile, File(description="An image to look for the like of.")],
+        file: Annotated[UploadFile, File(description="Image to search by.")],
         top_k: Annotated[int, Form(ge=1)] = 10,
-        filter: Annotated[str | None, Form(description="As in /v1/search, as JSON.")] = None,
+        filter: Annotated[str | None, Form(description="Filter as in /v1/search, as JSON.")] = None,
         group_by: Annotated[str | None, Form(min_length=1, max_length=200)] = None,
     ) -> Answer:
-        """Find the images that look most like one, by the first stage."""
+        """Find the images most like an uploaded one, by the first stage alone."""
         service.check_top_k(top_k)
         chosen = _read_filter(filter)
         upload = Upload(file.filename or "the image", await file.read())
-        picture = await service.read(
+        image = await service.read(
             lambda: uploaded_image(upload, max_pixels=service.settings.max_pixels)
         )
         result = await service.score(
-            lambda: retriever.search_by_image(
-                picture, top_k=top_k, filter=chosen, group_by=group_by
-            )
+            lambda: retriever.search_by_image(image, top_k=top_k, filter=chosen, group_by=group_by)
         )
         service.metrics.search(result, 0.0)
         return service.answer(result)
 
     @router.post("/recommend")
     async def recommend(request: RecommendRequest) -> Answer:
-        """Find more images like some of the collection's, and unlike others."""
+        """Find images like some of the collection, and unlike others."""
         top_k, number = service.counts(request.top_k, request.num_candidates)
         if request.text is not None:
             service.check_text(request.text)
@@ -95,11 +93,11 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
 
     @router.post("/rerank")
     async def rerank(body: RerankRequest, request: Request) -> Reranked:
-        """Rank images of the collection by a text, whatever the first stage thinks of them."""
+        """Rank given images of the collection by a text, without the first stage."""
         service.check_text(body.query)
         if len(body.documents) > service.settings.max_candidates:
             most = service.settings.max_candidates
-            raise RequestError(400, "LimitExceeded", f"documents may be {most} at most")
+            raise RequestError(400, "LimitExceeded", f"documents may hold at most {most} ids")
         logits = await service.score(lambda: retriever.score(body.query, body.documents))
         calibration = retriever.model.calibration
         relevance = 1 / (1 + np.exp(-logits.astype(np.float64)))
@@ -122,7 +120,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
 
     @router.post("/explain")
     async def explain(request: ExplainRequest) -> Explained:
-        """Tell where in an image each word of a text is seen."""
+        """Explain where in an image each word of a text is seen."""
         return await service.score(lambda: service.explain(request.image_id, request.text))
 
     return router
