@@ -93,7 +93,7 @@ def test_ingest_search_and_info_as_json(
     ("options", "words"),
     [
         (["--devices", "cpu,nowhere"], "no device 'nowhere'"),
-        (["--devices", "cpu,cpu", "--processes", "1"], "2 devices and 1 processes"),
+        (["--devices", "cpu,cpu", "--processes", "1"], "2 devices but 1 processes"),
         (["--devices", "cpu", "--device", "cpu"], "--device or --devices"),
         (["--processes", "-1"], "--processes"),
     ],
