@@ -1,4 +1,4 @@
-"""Compare the embedded first stages: Qdrant Edge, and faiss flat, with cells (IVF), as a graph.
+"""Compare the embedded first stages: Qdrant Edge and faiss.
 
     python benchmarks/first_stages.py [--sizes 10000 100000] [--out docs/results/first_stages.json]
 
@@ -94,16 +94,16 @@ def _measure(
     index = open_embedded(folder)
     opened = time.process_time() - begun
     apart = queries["apart"]
-    index.search(apart[:1], LIMIT)
-    singles = [_seconds(lambda n=n: index.search(apart[n : n + 1], LIMIT)) for n in range(SINGLES)]
+    index.nearest(apart[:1], LIMIT)
+    singles = [_seconds(lambda n=n: index.nearest(apart[n : n + 1], LIMIT)) for n in range(SINGLES)]
     batches = [
-        _seconds(lambda n=n: index.search(apart[n : n + BATCH], LIMIT))
+        _seconds(lambda n=n: index.nearest(apart[n : n + BATCH], LIMIT))
         for n in range(0, BATCH * BATCHES, BATCH)
     ]
     chosen = {"album": "album 3"}
-    first = _seconds(lambda: index.search(apart[:1], LIMIT, filter=chosen))
+    first = _seconds(lambda: index.nearest(apart[:1], LIMIT, filter=chosen))
     again = [
-        _seconds(lambda n=n: index.search(apart[n : n + 1], LIMIT, filter=chosen))
+        _seconds(lambda n=n: index.nearest(apart[n : n + 1], LIMIT, filter=chosen))
         for n in range(1, 6)
     ]
     row = {
@@ -121,7 +121,7 @@ def _measure(
     row = {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
     for name, given in queries.items():
         hits = [len({c.image_id for c in found} & best) for found, best in
-                zip(index.search(given, LIMIT), exact[name], strict=True)]  # fmt: skip
+                zip(index.nearest(given, LIMIT), exact[name], strict=True)]  # fmt: skip
         row[f"recall_{name}"] = round(sum(hits) / (LIMIT * len(given)), 4)
     index.close()
     return row

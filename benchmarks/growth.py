@@ -209,7 +209,7 @@ def _recall(
     """Return the share of the true nearest that was found."""
     from qdrant_edge import Query, QueryRequest, SearchParams
 
-    shard, shares = cast("Any", collection.index)._shard, []
+    shard, shares = cast("Any", collection.index)._backend._engine, []
     for query, candidates in zip(queries, found, strict=True):
         exact = shard.query(
             QueryRequest(

@@ -31,7 +31,8 @@ from demo_world import conditions, demo_collection
 
 from edje_qdrant import EDJEModel, Reranker, TwoStageRetriever
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.index.edge.reader import EdgeReader
+from edje_qdrant.index.edge.backend import EdgeBackend
+from edje_qdrant.index.index import VectorIndex
 from edje_qdrant.rerank.scorer import CandidateScorer
 from edje_qdrant.rerank.token_loader import TokenReader
 from edje_qdrant.search import retriever as retriever_module
@@ -172,10 +173,10 @@ def _by_itself(collection: ImageCollection, model: EDJEModel, texts: list[str]) 
     given = {text: model.encode_texts([text]) for text in texts}
     reranker, towers, index = Reranker(model), model.encode_texts, cast("Any", collection.index)
     zeros = np.zeros(CANDIDATES, np.float32)
-    clocks, shard = Clocks(), index._shard
+    clocks, shard = Clocks(), index._backend._engine
     cast("Any", reranker)._logits = lambda _ids, _lengths, tokens: zeros[: len(tokens)]
     cast("Any", model).encode_texts = lambda queries: given[queries[0]]
-    index._shard = ClockedShard(shard, clocks)
+    index._backend._engine = ClockedShard(shard, clocks)
     seconds = []
     try:
         retriever = TwoStageRetriever(collection, model, reranker=reranker)
@@ -186,15 +187,16 @@ def _by_itself(collection: ImageCollection, model: EDJEModel, texts: list[str]) 
             seconds.append(time.thread_time() - began - sum(clocks.seconds.values()))
     finally:
         cast("Any", model).encode_texts = towers
-        index._shard = shard
+        index._backend._engine = shard
     return float(np.median(seconds))
 
 
 def _put_on(clocks: Clocks, collection: ImageCollection, model: EDJEModel) -> None:
     index: Any = collection.index
-    index._shard = ClockedShard(index._shard, clocks)
-    clocks.wrap(EdgeReader, "_ranked", "candidates out of the engine, in order")
-    clocks.wrap(EdgeReader, "search", "query into the engine")
+    backend = index._backend
+    backend._engine = ClockedShard(backend._engine, clocks)
+    clocks.wrap(VectorIndex, "nearest", "candidates out of the engine, in order")
+    clocks.wrap(EdgeBackend, "nearest", "query into the engine")
     clocks.wrap(model, "encode_texts", "text tower")
     clocks.wrap(FileTokenStore, "codes", "tokens: side files")
     clocks.wrap(store_module, "gathered", "tokens: copy")

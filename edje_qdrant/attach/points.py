@@ -172,7 +172,7 @@ class ForeignPoints:
             self._client.scroll,
             self._name,
             limit=16,
-            with_payload=qdrant_requests.shown(payload=True, tokens=False),
+            with_payload=qdrant_requests.selected(payload=True, tokens=False),
         )
         names = dict.fromkeys(key for record in records for key in record.payload or {})
         return [name for name in names if name != TOKENS_KEY]

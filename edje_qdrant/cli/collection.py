@@ -64,8 +64,6 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show what a collection holds and which model wrote it."""
-    from edje_qdrant.index.engines import engine_of
-
     where = where_is(index, url)
     with open_collection(where, collection) as opened:
         contract = opened.contract
@@ -73,7 +71,7 @@ def info(
             "points": opened.count(),
             "location": where,
             "name": opened.name,
-            "engine": engine_of(opened.index),
+            "engine": opened.index.engine,
             "model": contract.model,
             "tokens": f"{contract.num_tokens} x {contract.token_dim}, {contract.codec}, "
             f"in the {'side file' if opened.token_place == 'file' else 'payload'}",

@@ -73,7 +73,7 @@ def open_or_create(
         ConfigError: The collection exists with another codec or engine than the given one.
     """
     from edje_qdrant.collection.collection import ImageCollection
-    from edje_qdrant.index.engines import check_engine, engine_of
+    from edje_qdrant.index.engines import check_engine
     from edje_qdrant.index.qdrant.settings import check_settings
 
     check_engine(engine, folder="://" not in where)  # before a model is loaded
@@ -93,7 +93,7 @@ def open_or_create(
         )  # fmt: skip
         return created, loaded
     try:
-        if engine not in (None, found := engine_of(collection.index)):
+        if engine not in (None, found := collection.index.engine):
             raise ConfigError(
                 f"the collection {name!r} at {where} is kept by {found}, not {engine}; leave "
                 "--engine out, or copy it to a new one: `edje-qdrant copy --engine`"

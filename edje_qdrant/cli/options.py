@@ -94,8 +94,8 @@ Engine = Annotated[
     str | None,
     typer.Option(
         "--engine",
-        help="Vector engine of a new collection in a folder: edge (default), or with the extra "
-        "faiss: faiss (exact), faiss-ivf, faiss-hnsw.",
+        help="Vector engine of a new collection in a folder: edge (default), or faiss (exact; "
+        "needs the extra faiss).",
     ),
 ]
 Shards = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from threading import RLock
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.index import Filter, QdrantIndex, VectorIndex
+from edje_qdrant.index import Filter, VectorIndex
 from edje_qdrant.types import Candidate
 
 __all__ = ["BaseCollection"]
@@ -88,7 +87,7 @@ class BaseCollection(ABC):
             StoreError: The engine failed.
             EngineUnavailableError: The server cannot be reached.
         """
-        return self._index.search(embeddings, num_candidates, filter=filter, timeout=timeout)
+        return self._index.nearest(embeddings, num_candidates, filter=filter, timeout=timeout)
 
     async def nearest_async(
         self,
@@ -103,12 +102,8 @@ class BaseCollection(ABC):
         A server is queried through `AsyncQdrantClient`; an embedded engine runs in another thread,
         but holds the interpreter's lock for the milliseconds that a query takes.
         """
-        if isinstance(self._index, QdrantIndex):
-            return await self._index.search_async(
-                embeddings, num_candidates, filter=filter, timeout=timeout
-            )
-        return await asyncio.to_thread(
-            self.nearest, embeddings, num_candidates, filter=filter, timeout=timeout
+        return await self._index.nearest_async(
+            embeddings, num_candidates, filter=filter, timeout=timeout
         )
 
     def delete(self, ids: Sequence[str]) -> None:

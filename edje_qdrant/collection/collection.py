@@ -94,8 +94,8 @@ class ImageCollection(BaseCollection):
                 Required for `"file"` on a server; the default is inside the collection's folder.
             payload_indexes: Field -> kind of the payload indexes to create, such as
                 `{"album": "keyword"}`; see `create_payload_index`.
-            engine: Vector engine of a folder: `"edge"` (default), `"faiss"`, `"faiss-ivf"` or
-                `"faiss-hnsw"`; `open` detects it. None for a server.
+            engine: Vector engine of a folder: `"edge"` (default) or `"faiss"`; `open` detects it.
+                None for a server.
             qdrant: Settings of a server's collection: shards, replicas, quantization, storage on
                 disk. None for a folder.
             api_key: Sent with every request to a server.

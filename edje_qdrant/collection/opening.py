@@ -22,12 +22,13 @@ from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import sync_folder
 from edje_qdrant.index import (
     Engine,
-    QdrantIndex,
     QdrantOptions,
     QdrantSettings,
     VectorIndex,
     create_embedded,
+    create_on_server,
     open_embedded,
+    open_on_server,
 )
 from edje_qdrant.index.engines import check_engine
 from edje_qdrant.index.qdrant.connection import Connection
@@ -89,7 +90,7 @@ def create_parts(
         _require_absent(where, name, options)
         with new_store(outside, contract, codec) as store:
             record = CollectionRecord.of(store, contract, tokens_folder)
-            index = QdrantIndex.create(
+            index = create_on_server(
                 where, name, contract.embedding_dim, record.as_metadata(), options, settings
             )
         return Parts(index, store, record, describe(where))
@@ -136,11 +137,10 @@ def open_parts(
     """
     where = resolve(location)
     check_name(name)
-    index: VectorIndex
     if isinstance(where, Path):
         index = open_embedded(where / name)
     else:
-        index = QdrantIndex.open(where, name, options)
+        index = open_on_server(where, name, options)
     try:
         record = CollectionRecord.read(index.metadata, f"{name!r} at {describe(where)}")
         store = record.open_store(where, name, tokens_folder, for_repair=for_repair)

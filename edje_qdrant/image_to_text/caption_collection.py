@@ -24,11 +24,13 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import sync_folder
 from edje_qdrant.index import (
-    EdgeIndex,
-    QdrantIndex,
     QdrantOptions,
     QdrantSettings,
     VectorIndex,
+    create_embedded,
+    create_on_server,
+    open_embedded,
+    open_on_server,
 )
 from edje_qdrant.index.qdrant.settings import check_settings
 from edje_qdrant.text import clean_captions
@@ -114,11 +116,11 @@ class CaptionCollection(BaseCollection):
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
         dim, record = contract.embedding_dim, new_record(contract, "captions")
         if not isinstance(where, Path):
-            made = QdrantIndex.create(where, name, dim, record, options, qdrant)
+            made = create_on_server(where, name, dim, record, options, qdrant)
             return cls(made, contract, name, describe(where))
         final = where / name
         with scratch_folder(final) as scratch:
-            EdgeIndex.create(scratch, dim, record).close()
+            create_embedded(scratch, dim, record).close()
             # The collection exists, complete, from this moment on.
             scratch.rename(final)
         sync_folder(where)
@@ -152,12 +154,11 @@ class CaptionCollection(BaseCollection):
         """
         where = resolve(location)
         check_name(name)
-        index: VectorIndex
         if isinstance(where, Path):
-            index = EdgeIndex.open(where / name)
+            index = open_embedded(where / name)
         else:
             options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
-            index = QdrantIndex.open(where, name, options)
+            index = open_on_server(where, name, options)
         try:
             what = f"{name!r} at {describe(where)}"
             contract = read_contract(index.metadata, what, "captions")

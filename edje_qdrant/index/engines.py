@@ -1,23 +1,41 @@
-"""Indexes in a folder, whichever engine keeps them."""
+"""Creating and opening an index, whichever engine stores it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index.edge.index import EdgeIndex
-from edje_qdrant.index.faiss.built import check_kind
-from edje_qdrant.index.faiss.index import FaissIndex
+from edje_qdrant.index.edge.backend import EdgeBackend
+from edje_qdrant.index.faiss.backend import FaissBackend
 from edje_qdrant.index.folder import FAISS, holds_index
-from edje_qdrant.index.protocol import VectorIndex
+from edje_qdrant.index.index import VectorIndex
+from edje_qdrant.index.qdrant.backend import QdrantBackend
+from edje_qdrant.index.qdrant.connection import QdrantOptions
+from edje_qdrant.index.qdrant.settings import QdrantSettings
 
-__all__ = ["Engine", "check_engine", "create_embedded", "engine_of", "open_embedded"]
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
 
-#: What keeps an index in a folder: Qdrant Edge, or faiss with all vectors compared (`faiss`), those
-#: of the nearest cells (`faiss-ivf`), or along a graph (`faiss-hnsw`).
-Engine: TypeAlias = Literal["edge", "faiss", "faiss-ivf", "faiss-hnsw"]
+__all__ = [
+    "Engine",
+    "check_engine",
+    "create_embedded",
+    "create_on_server",
+    "open_embedded",
+    "open_on_server",
+]
+
+#: What stores an index in a folder: Qdrant Edge, or faiss, which compares all vectors.
+Engine: TypeAlias = Literal["edge", "faiss"]
+
+_BACKENDS: dict[str, type[EdgeBackend | FaissBackend]] = {
+    "edge": EdgeBackend,
+    "faiss": FaissBackend,
+}
+_REMOVED = ("faiss-ivf", "faiss-hnsw")
+_DEFAULTS = QdrantOptions()
 
 
 def check_engine(engine: str | None, folder: bool) -> None:
@@ -30,6 +48,11 @@ def check_engine(engine: str | None, folder: bool) -> None:
     Raises:
         ConfigError: There is no such engine, or the place has its own.
     """
+    if engine in _REMOVED:
+        raise ConfigError(
+            f"engine is {engine!r}, which this version no longer has; use faiss, which compares "
+            "all vectors, or edge, which builds a graph for large collections"
+        )
     if engine is not None and engine not in get_args(Engine):
         raise ConfigError(f"engine is {engine!r}; give one of {', '.join(get_args(Engine))}")
     if engine is not None and not folder:
@@ -40,25 +63,77 @@ def check_engine(engine: str | None, folder: bool) -> None:
 
 
 def create_embedded(
-    folder: Path, dim: int, metadata: Mapping[str, Any], engine: Engine | None = None
+    folder: Path | str, dim: int, metadata: Mapping[str, Any], engine: Engine | None = None
 ) -> VectorIndex:
-    """Make an empty index of `dim`-wide vectors in `folder`; see the engines' own `create`."""
+    """Make an empty index of `dim`-wide vectors in `folder`, which may exist already.
+
+    Args:
+        folder: Where.
+        dim: Width of the vectors.
+        metadata: A JSON object to keep with the index.
+        engine: What stores the index; Edge by default.
+
+    Raises:
+        ConfigError: An argument cannot be used.
+        StoreError: The folder holds an index already, or cannot be written.
+        CollectionLockedError: Another process is making or using one there.
+        MissingExtraError: faiss is not installed.
+    """
     check_engine(engine, folder=True)
-    if engine is None or engine == "edge":
-        return EdgeIndex.create(folder, dim, metadata)
-    kind = check_kind(engine.removeprefix("faiss").removeprefix("-") or "flat")
-    return FaissIndex.create(folder, dim, metadata, kind)
+    return VectorIndex(_BACKENDS[engine or "edge"].create(Path(folder), dim, metadata))
 
 
-def open_embedded(folder: Path) -> VectorIndex:
-    """Open the index in `folder` with the engine that wrote it; see the engines' own `open`."""
-    if holds_index(folder, FAISS):
-        return FaissIndex.open(folder)
-    return EdgeIndex.open(folder)
+def open_embedded(folder: Path | str) -> VectorIndex:
+    """Open the index in `folder` with the engine that wrote it.
+
+    Raises:
+        CollectionNotFoundError: There is none; names those beside it.
+        CollectionLockedError: It is open already, here or in another process.
+        StoreError: It cannot be read.
+        MissingExtraError: faiss is not installed.
+    """
+    folder = Path(folder)
+    backend = FaissBackend if holds_index(folder, FAISS) else EdgeBackend
+    return VectorIndex(backend.open(folder))
 
 
-def engine_of(index: VectorIndex) -> str:
-    """Return the name of what keeps an index: an `Engine`, or `qdrant`."""
-    if isinstance(index, FaissIndex):
-        return "faiss" if index.kind == "flat" else f"faiss-{index.kind}"
-    return "edge" if isinstance(index, EdgeIndex) else "qdrant"
+def create_on_server(
+    location: str | QdrantClient,
+    name: str,
+    dim: int,
+    metadata: Mapping[str, Any],
+    options: QdrantOptions = _DEFAULTS,
+    settings: QdrantSettings | None = None,
+) -> VectorIndex:
+    """Make an empty Qdrant collection of `dim`-wide vectors.
+
+    Args:
+        location: An address (`"http://localhost:6333"`; port 6333 if none is given), `":memory:"`,
+            or a `QdrantClient`, which is not closed here. Each `":memory:"` is a new, empty engine:
+            to open what was created in memory, pass the same client to both.
+        name: Letters, digits, `-` and `_`.
+        dim: Width of the vectors.
+        metadata: A JSON object to keep with the collection.
+        options: How to reach the server.
+        settings: How the server stores the collection; without effect in memory.
+
+    Raises:
+        ConfigError: An argument cannot be used.
+        StoreError: There is a collection of that name.
+        EngineUnavailableError: The server cannot be reached.
+    """
+    return VectorIndex(QdrantBackend.create(location, name, dim, metadata, options, settings))
+
+
+def open_on_server(
+    location: str | QdrantClient, name: str, options: QdrantOptions = _DEFAULTS
+) -> VectorIndex:
+    """Open a Qdrant collection; see `create_on_server`.
+
+    Raises:
+        CollectionNotFoundError: There is none; names those that are there.
+        StoreError: It was not made by this package.
+        ConfigError: The location or the API key cannot be used.
+        EngineUnavailableError: The server cannot be reached.
+    """
+    return VectorIndex(QdrantBackend.open(location, name, options))

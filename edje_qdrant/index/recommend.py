@@ -79,16 +79,12 @@ def example_vectors(
     return positive, negative
 
 
-def average(
-    positive: NDArray[np.float32], negative: NDArray[np.float32], strategy: Strategy
-) -> NDArray[np.float32] | None:
-    """Return the `(d,)` vector that `average_vector` searches near, None for other strategies.
+def average(positive: NDArray[np.float32], negative: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the `(d,)` vector that `average_vector` searches near.
 
     Raises:
         ConfigError: The examples cancel each other out.
     """
-    if strategy != "average_vector":
-        return None
     middle: NDArray[np.float32] = positive.mean(axis=0)
     if len(negative):
         middle = 2 * middle - negative.mean(axis=0)

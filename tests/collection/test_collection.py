@@ -35,7 +35,9 @@ from edje_qdrant.errors import (
     TokensCorruptError,
     TokensNotFoundError,
 )
-from edje_qdrant.index import EdgeIndex, QdrantIndex
+from edje_qdrant.index import create_embedded
+from edje_qdrant.index.edge.backend import EdgeBackend
+from edje_qdrant.index.qdrant.backend import QdrantBackend
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.manifest import Manifest
 from edje_qdrant.types import Point
@@ -646,8 +648,8 @@ def test_create_that_fails_half_way_leaves_nothing(place, monkeypatch, tmp_path)
         raise StoreError("the engine failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(EdgeIndex, "create", fail)
-        patch.setattr(QdrantIndex, "create", fail)
+        patch.setattr(EdgeBackend, "create", fail)
+        patch.setattr(QdrantBackend, "create", fail)
         with pytest.raises(StoreError, match="the engine failed"):
             place.create()
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
@@ -751,7 +753,7 @@ def test_tokens_kept_elsewhere_may_be_moved(tmp_path, engine):
     ],
 )
 def test_an_index_that_something_else_wrote(tmp_path, metadata, message):
-    EdgeIndex.create(tmp_path / "images", 8, metadata).close()
+    create_embedded(tmp_path / "images", 8, metadata).close()
     with pytest.raises(StoreError, match=message):
         ImageCollection.open(tmp_path, "images")
     with pytest.raises(StoreError, match=message):

@@ -24,7 +24,6 @@ from edje_qdrant.errors import (
     StoreError,
 )
 from edje_qdrant.index import Engine
-from edje_qdrant.index.engines import engine_of
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.maintenance import (
     compact,
@@ -69,7 +68,7 @@ def test_open_finds_out_by_itself(tmp_path: Path, engine: Engine, tokens: Any) -
         ImageCollection.create(tmp_path, "images", CONTRACT)
     created.close()
     with ImageCollection.open(tmp_path, "images") as opened:
-        assert engine_of(opened.index) == engine
+        assert opened.index.engine == engine
         found = opened.nearest(encoding.embeddings[:5], 3)
         assert [hits[0].image_id for hits in found] == ids_of(5)
         np.testing.assert_array_equal(
@@ -81,12 +80,14 @@ def test_open_finds_out_by_itself(tmp_path: Path, engine: Engine, tokens: Any) -
 
 def test_edge_is_what_a_folder_has_by_default(tmp_path: Path) -> None:
     with ImageCollection.create(tmp_path, "images", CONTRACT) as collection:
-        assert engine_of(collection.index) == "edge"
+        assert collection.index.engine == "edge"
 
 
 def test_engines_that_cannot_be_had(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'faiss-pq'; give one of edge, faiss, faiss-ivf"):
+    with pytest.raises(ConfigError, match=r"'faiss-pq'; give one of edge, faiss$"):
         ImageCollection.create(tmp_path, "images", CONTRACT, engine="faiss-pq")  # type: ignore
+    with pytest.raises(ConfigError, match="'faiss-ivf', which this version no longer has; use"):
+        ImageCollection.create(tmp_path, "images", CONTRACT, engine="faiss-ivf")  # type: ignore
     client = QdrantClient(":memory:")
     for location in (client, ":memory:", "http://localhost:1"):
         with pytest.raises(ConfigError, match="a Qdrant server is its own engine; leave it out"):
@@ -122,11 +123,11 @@ def test_copies_and_archives_there_and_back(tmp_path: Path, engine: Engine) -> N
         report = import_collection(tmp_path / "archive", tmp_path / "d", "images", engine=engine)
         assert report.copied == expected
     with ImageCollection.open(tmp_path / "d", "images") as opened:
-        assert engine_of(opened.index) == engine
+        assert opened.index.engine == engine
         assert everything(opened) == there
     import_collection(tmp_path / "archive", tmp_path / "e", "images")
     with ImageCollection.open(tmp_path / "e", "images") as opened:
-        assert engine_of(opened.index) == "edge"
+        assert opened.index.engine == "edge"
 
 
 @pytest.mark.parametrize("tokens", ["file", "payload"])
@@ -203,14 +204,14 @@ def test_commands(tmp_path: Path, tiny_folder: Path, write_images: Any) -> None:
     assert refused.exit_code == 2
     assert "give one of edge, faiss" in refused.stderr
     for _ in range(2):
-        done = run(*ingest, "--engine", "faiss-hnsw", "--json")
+        done = run(*ingest, "--engine", "faiss", "--json")
         assert done.exit_code == 0, done.stderr
     about = run("info", "--index", index, "--json")
-    assert json.loads(about.stdout.splitlines()[-1])["engine"] == "faiss-hnsw"
+    assert json.loads(about.stdout.splitlines()[-1])["engine"] == "faiss"
     assert run(*ingest).exit_code == 0  # the engine need not be named again
     refused = run(*ingest, "--engine", "edge")
     assert refused.exit_code == 2
-    assert "is kept by faiss-hnsw, not edge" in refused.stderr
+    assert "is kept by faiss, not edge" in refused.stderr
     copied = run("copy", index, str(tmp_path / "copy"), "--engine", "edge")
     assert copied.exit_code == 0, copied.stderr
     about = run("info", "--index", str(tmp_path / "copy"), "--json")

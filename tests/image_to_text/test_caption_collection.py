@@ -21,7 +21,7 @@ from edje_qdrant.errors import (
     StoreError,
 )
 from edje_qdrant.image_to_text.caption_collection import CaptionCollection, caption_ids
-from edje_qdrant.index import EdgeIndex, QdrantIndex
+from edje_qdrant.index import open_embedded, open_on_server
 
 CONTRACT = TokenContract(
     encoder="tiny", encoder_revision="e0", preprocessing="p0", embedding_dim=8, adapter_hash="a0",
@@ -156,9 +156,9 @@ def test_a_record_that_cannot_be_read_is_refused(place: Place) -> None:
         with pytest.raises(StoreError, match=message):
             place.open()
         if isinstance(place.location, Path):
-            index: Any = EdgeIndex.open(place.location / "captions")
+            index: Any = open_embedded(place.location / "captions")
         else:
-            index = QdrantIndex.open(place.location, "captions")
+            index = open_on_server(place.location, "captions")
         index.set_metadata(record)
         index.close()
     place.open().close()

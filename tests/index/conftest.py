@@ -10,9 +10,7 @@ from index_engines import Engine, edge_engine, faiss_engine, qdrant_engine
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient
 
-from edje_qdrant.index import QdrantIndex
-from edje_qdrant.index.faiss import built as faiss_built
-from edje_qdrant.index.faiss import snapshot as faiss_snapshot
+from edje_qdrant.index import create_on_server, open_on_server
 
 
 @pytest.fixture
@@ -32,25 +30,16 @@ def stand_in() -> Iterator[StandIn]:
     params=[
         "edge",
         "faiss",
-        "faiss-ivf",
-        "faiss-hnsw",
         "memory",
         "http",
         pytest.param("server", marks=pytest.mark.qdrant_server),
     ]
 )
-def engine(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     if request.param == "edge":
         engine = edge_engine(tmp_path)
     elif request.param == "faiss":
         engine = faiss_engine(tmp_path)
-    elif request.param.startswith("faiss-"):
-        # With a few vectors already, as if the collection were a hundred times as large.
-        monkeypatch.setattr(faiss_built, "SCANNED", 40)
-        monkeypatch.setattr(faiss_snapshot, "WIDEST", 1000)
-        engine = faiss_engine(tmp_path, request.param.removeprefix("faiss-"))
     elif request.param == "memory":
         engine = qdrant_engine(request.getfixturevalue("memory"))
     elif request.param == "http":
@@ -68,8 +57,8 @@ def server_engine() -> Iterator[Engine]:
         pytest.skip("EDJE_QDRANT_URL names no server")
     prefix = f"edje-test-{uuid.uuid4().hex[:8]}-"
     yield Engine(
-        lambda name, dim, metadata: QdrantIndex.create(url, prefix + name, dim, metadata),
-        lambda name: QdrantIndex.open(url, prefix + name),
+        lambda name, dim, metadata: create_on_server(url, prefix + name, dim, metadata),
+        lambda name: open_on_server(url, prefix + name),
     )
     client = QdrantClient(url=url, check_compatibility=False)
     for collection in client.get_collections().collections:

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
 from edje_qdrant.index import (
-    EdgeIndex,
-    FaissIndex,
-    FaissKind,
-    QdrantIndex,
     QdrantOptions,
     VectorIndex,
+    create_embedded,
+    create_on_server,
+    open_embedded,
+    open_on_server,
 )
 from edje_qdrant.types import Point
 
@@ -53,22 +53,22 @@ class Engine:
 
 def edge_engine(folder: Path) -> Engine:
     return Engine(
-        lambda name, dim, metadata: EdgeIndex.create(folder / name, dim, metadata),
-        lambda name: EdgeIndex.open(folder / name),
+        lambda name, dim, metadata: create_embedded(folder / name, dim, metadata),
+        lambda name: open_embedded(folder / name),
     )
 
 
-def faiss_engine(folder: Path, kind: FaissKind = "flat") -> Engine:
+def faiss_engine(folder: Path) -> Engine:
     return Engine(
-        lambda name, dim, metadata: FaissIndex.create(folder / name, dim, metadata, kind),
-        lambda name: FaissIndex.open(folder / name),
+        lambda name, dim, metadata: create_embedded(folder / name, dim, metadata, "faiss"),
+        lambda name: open_embedded(folder / name),
     )
 
 
 def qdrant_engine(location: str | QdrantClient, options: QdrantOptions = FAST) -> Engine:
     return Engine(
-        lambda name, dim, metadata: QdrantIndex.create(location, name, dim, metadata, options),
-        lambda name: QdrantIndex.open(location, name, options),
+        lambda name, dim, metadata: create_on_server(location, name, dim, metadata, options),
+        lambda name: open_on_server(location, name, options),
     )
 
 

@@ -16,7 +16,7 @@ from qdrant_client import QdrantClient, models
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.image_to_text.caption_collection import CaptionCollection
-from edje_qdrant.index import QdrantIndex, QdrantSettings
+from edje_qdrant.index import QdrantSettings, create_on_server, open_on_server
 from edje_qdrant.model import EDJEModel
 
 #: What a collection is made with when nothing is asked for.
@@ -49,16 +49,16 @@ def given(body: dict[str, Any]) -> Any:
 def test_without_settings_the_request_is_the_plain_one(
     stand_in: StandIn, settings: QdrantSettings | None
 ) -> None:
-    index = QdrantIndex.create(stand_in.url, "images", 8, {}, FAST, settings)
+    index = create_on_server(stand_in.url, "images", 8, {}, FAST, settings)
     assert given(stand_in.created["images"]) == PLAIN
     index.upsert(make_points(unit_vectors(5)))
-    index.search(unit_vectors(1), 3)
+    index.nearest(unit_vectors(1), 3)
     assert [params.quantization for params in stand_in.params] == [None]
     index.close()
 
 
 def test_the_request_holds_just_what_is_set(stand_in: StandIn) -> None:
-    QdrantIndex.create(stand_in.url, "images", 8, {}, FAST, ALL).close()
+    create_on_server(stand_in.url, "images", 8, {}, FAST, ALL).close()
     assert given(stand_in.created["images"]) == {
         **PLAIN,
         "vectors": {"size": 8, "distance": "Cosine", "on_disk": True},
@@ -68,7 +68,7 @@ def test_the_request_holds_just_what_is_set(stand_in: StandIn) -> None:
         "on_disk_payload": True,
         "quantization_config": {"scalar": {"type": "int8", "always_ram": True}},
     }
-    QdrantIndex.create(
+    create_on_server(
         stand_in.url, "more", 8, {}, FAST, QdrantSettings(shards=2, payload_on_disk=False)
     ).close()
     asked = {**PLAIN, "shard_number": 2, "on_disk_payload": False}
@@ -88,13 +88,13 @@ def test_what_is_quantized_is_scored_again_by_the_vectors(
     stand_in: StandIn, quantization: Any, config: dict[str, Any], oversampling: float
 ) -> None:
     settings = QdrantSettings(quantization=quantization)
-    made = QdrantIndex.create(stand_in.url, "images", 8, {}, FAST, settings)
+    made = create_on_server(stand_in.url, "images", 8, {}, FAST, settings)
     assert given(stand_in.created["images"]) == {**PLAIN, "quantization_config": config}
     made.upsert(make_points(unit_vectors(20)))
-    opened = QdrantIndex.open(stand_in.url, "images", FAST)
+    opened = open_on_server(stand_in.url, "images", FAST)
     for index in (made, opened):  # whoever opens it learns of it from the server
         stand_in.params.clear()
-        index.search(unit_vectors(2), 3)
+        index.nearest(unit_vectors(2), 3)
         (point,) = index.scroll(batch_size=1).__next__()
         index.recommend([point.id], [], 3)
         assert [params.quantization for params in stand_in.params] == [
@@ -157,9 +157,9 @@ def test_collections_pass_them_on(stand_in: StandIn, tiny_model: EDJEModel) -> N
 
 
 def test_in_memory_nothing_comes_of_them(memory: QdrantClient) -> None:
-    index = QdrantIndex.create(memory, "images", 8, {}, FAST, ALL)
+    index = create_on_server(memory, "images", 8, {}, FAST, ALL)
     index.upsert(make_points(unit_vectors(5)))
-    assert len(index.search(unit_vectors(1), 3)[0]) == 3
+    assert len(index.nearest(unit_vectors(1), 3)[0]) == 3
 
 
 @pytest.mark.qdrant_server
@@ -170,7 +170,7 @@ def test_a_server_gives_them_back() -> None:
     client = QdrantClient(url=url, check_compatibility=False)
     name = f"edje-test-{uuid.uuid4().hex[:8]}"
     # Of replicas a single node makes only as many as it has room for, and says what was asked for.
-    index = QdrantIndex.create(url, name, 8, {}, FAST, ALL)
+    index = create_on_server(url, name, 8, {}, FAST, ALL)
     try:
         vectors = unit_vectors(300)
         index.upsert(make_points(vectors))
@@ -183,8 +183,8 @@ def test_a_server_gives_them_back() -> None:
         assert params["vectors"]["on_disk"] is True
         assert isinstance(config.quantization_config, models.ScalarQuantization)
         assert config.quantization_config.scalar.always_ram is True
-        found = QdrantIndex.open(url, name, FAST)
-        best = [ranked[0].image_id for ranked in found.search(vectors[:20], 5)]
+        found = open_on_server(url, name, FAST)
+        best = [ranked[0].image_id for ranked in found.nearest(vectors[:20], 5)]
         assert best == [point.id for point in make_points(vectors)[:20]]
         found.close()
     finally:

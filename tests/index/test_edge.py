@@ -19,7 +19,7 @@ from edje_qdrant.errors import (
     ConfigError,
     StoreError,
 )
-from edje_qdrant.index import EdgeIndex, hnsw
+from edje_qdrant.index import create_embedded, hnsw, open_embedded
 
 HERE = Path(__file__).parent
 
@@ -37,41 +37,41 @@ def child(code: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def test_another_process_is_refused(tmp_path: Path) -> None:
-    index = EdgeIndex.create(tmp_path / "images", 8, {})
+    index = create_embedded(tmp_path / "images", 8, {})
     index.upsert(make_points(unit_vectors(5)))
     code = """
 try:
-    EdgeIndex.open(folder / "images")
+    open_embedded(folder / "images")
 except CollectionLockedError as error:
     print(error.location)
 """
     assert child(code, tmp_path).communicate()[0].strip() == str(tmp_path / "images")
     index.close()
-    code = 'index = EdgeIndex.open(folder / "images"); print(index.count()); index.close()'
+    code = 'index = open_embedded(folder / "images"); print(index.count()); index.close()'
     assert child(code, tmp_path).communicate()[0].strip() == "5"
 
 
 def test_the_same_process_is_refused_too(tmp_path: Path) -> None:
-    index = EdgeIndex.create(tmp_path, 8, {})
+    index = create_embedded(tmp_path, 8, {})
     with pytest.raises(CollectionLockedError):
-        EdgeIndex.open(tmp_path)
+        open_embedded(tmp_path)
     index.close()
-    EdgeIndex.open(tmp_path).close()
+    open_embedded(tmp_path).close()
 
 
 def test_a_refused_opener_leaves_unfinished_segments_alone(tmp_path: Path) -> None:
-    index = EdgeIndex.create(tmp_path, 8, {})
+    index = create_embedded(tmp_path, 8, {})
     unfinished = tmp_path / "shard" / "segments" / "11111111-1111-1111-1111-111111111111"
     unfinished.mkdir()
     with pytest.raises(CollectionLockedError):
-        EdgeIndex.open(tmp_path)
+        open_embedded(tmp_path)
     assert unfinished.exists()
     index.close()
 
 
 def test_what_was_flushed_survives_kill(tmp_path: Path) -> None:
     code = """
-index = EdgeIndex.create(folder / "images", 8, {"encoder": "tiny"})
+index = create_embedded(folder / "images", 8, {"encoder": "tiny"})
 vectors = unit_vectors(1000)
 index.upsert(make_points(vectors[:300]))
 index.delete([image_id(0)])
@@ -95,13 +95,13 @@ while True:
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
-    index = EdgeIndex.open(tmp_path / "images")
+    index = open_embedded(tmp_path / "images")
     flushed = [image_id(n) for n in range(1, 400)]
     assert index.existing([image_id(0), *flushed]) == set(flushed)
     assert index.metadata == {"encoder": "tiny"}
     vectors = unit_vectors(1000)
     for number in (1, 250, 399):
-        (found,) = index.search(vectors[number][None], 1)
+        (found,) = index.nearest(vectors[number][None], 1)
         assert found[0].score == pytest.approx(1, abs=float32_slack(1, roundings=DOT))
         assert found[0].payload["_edje"] == {"record": number % 1000}
     index.upsert(make_points(unit_vectors(10, seed=1), 5000))
@@ -111,7 +111,7 @@ while True:
 
 def test_payloads_that_were_flushed_survive_kill(tmp_path: Path) -> None:
     code = """
-index = EdgeIndex.create(folder / "images", 8, {})
+index = create_embedded(folder / "images", 8, {})
 index.upsert(make_points(unit_vectors(1000)))
 index.flush()
 index.optimize()
@@ -135,7 +135,7 @@ while True:
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
-    index = EdgeIndex.open(tmp_path / "images")
+    index = open_embedded(tmp_path / "images")
     assert index.metadata == {"turn": 1}
     payloads = index.retrieve([image_id(n) for n in range(1000)])
     assert len(payloads) == index.count() == 998
@@ -150,7 +150,7 @@ while True:
         payload = {**payloads[image_id(number)]}
         payload.pop("later", None)
         assert payload == expected
-    (found,) = index.search(unit_vectors(1000)[250:251], 1)
+    (found,) = index.nearest(unit_vectors(1000)[250:251], 1)
     assert found[0].image_id == image_id(250)
     index.set_payload({image_id(1): {"after": 1}})
     assert index.count({"after": 1}) == 1
@@ -159,7 +159,7 @@ while True:
 
 def test_kill_before_the_first_flush(tmp_path: Path) -> None:
     code = """
-index = EdgeIndex.create(folder, 8, {"encoder": "tiny"})
+index = create_embedded(folder, 8, {"encoder": "tiny"})
 index.upsert(make_points(unit_vectors(50)))
 print("written", flush=True)
 sys.stdin.read()
@@ -169,7 +169,7 @@ sys.stdin.read()
     assert process.stdout.readline() == "written\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    index = EdgeIndex.open(tmp_path)
+    index = open_embedded(tmp_path)
     assert index.metadata == {"encoder": "tiny"}
     assert index.count() in range(51)
     index.upsert(make_points(unit_vectors(50)))
@@ -189,38 +189,38 @@ def test_a_create_cut_short_is_taken_up_again(
     with monkeypatch.context() as broken:
         broken.setattr(*broken_call, full)
         with pytest.raises(StoreError, match="No space left"):
-            EdgeIndex.create(tmp_path / "images", 8, {"try": 1})
+            create_embedded(tmp_path / "images", 8, {"try": 1})
     with pytest.raises(CollectionNotFoundError):
-        EdgeIndex.open(tmp_path / "images")
-    index = EdgeIndex.create(tmp_path / "images", 16, {"try": 2})
+        open_embedded(tmp_path / "images")
+    index = create_embedded(tmp_path / "images", 16, {"try": 2})
     index.upsert(make_points(unit_vectors(2, 16)))
     index.close()
-    index = EdgeIndex.open(tmp_path / "images")
+    index = open_embedded(tmp_path / "images")
     assert index.metadata == {"try": 2}
     assert index.count() == 2
     index.close()
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    EdgeIndex.create(tmp_path / "cats", 8, {}).close()
+    create_embedded(tmp_path / "cats", 8, {}).close()
     (tmp_path / "notes").mkdir()
     with pytest.raises(CollectionNotFoundError) as caught:
-        EdgeIndex.open(tmp_path / "dogs")
+        open_embedded(tmp_path / "dogs")
     assert (caught.value.location, caught.value.name) == (str(tmp_path), "dogs")
     assert caught.value.known == ("cats",)
     assert not (tmp_path / "dogs").exists()
     with pytest.raises(CollectionNotFoundError):
-        EdgeIndex.open(tmp_path / "notes")
+        open_embedded(tmp_path / "notes")
     with pytest.raises(CollectionNotFoundError):
-        EdgeIndex.open(tmp_path / "nowhere" / "at" / "all")
+        open_embedded(tmp_path / "nowhere" / "at" / "all")
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="check that it is a folder"):
-        EdgeIndex.create(tmp_path / "file", 8, {})
+        create_embedded(tmp_path / "file", 8, {})
     with pytest.raises(StoreError, match="check that it is a folder"):
-        EdgeIndex.create(tmp_path / "file" / "images", 8, {})
+        create_embedded(tmp_path / "file" / "images", 8, {})
 
 
 def halve(path: Path) -> None:
@@ -252,37 +252,37 @@ def add_a_space(path: Path) -> None:
 def test_damaged_files(
     tmp_path: Path, pattern: str, damage: Callable[[Path], object], words: str
 ) -> None:
-    index = EdgeIndex.create(tmp_path, 8, {})
+    index = create_embedded(tmp_path, 8, {})
     index.upsert(make_points(unit_vectors(20)))
     index.close()
     (path,) = tmp_path.glob(pattern)
     damage(path)
     for _ in range(2):  # the first failure must not keep the folder locked
         with pytest.raises(StoreError, match=words) as caught:
-            EdgeIndex.open(tmp_path)
+            open_embedded(tmp_path)
         assert not isinstance(caught.value, CollectionLockedError)
 
 
 def test_bad_arguments_leave_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        EdgeIndex.create(tmp_path / "images", -1, {})
+        create_embedded(tmp_path / "images", -1, {})
     assert not (tmp_path / "images").exists()
 
 
 def test_the_folder_may_move(tmp_path: Path) -> None:
-    index = EdgeIndex.create(tmp_path / "here", 8, {})
+    index = create_embedded(tmp_path / "here", 8, {})
     index.upsert(make_points(unit_vectors(20)))
     index.close()
     (tmp_path / "here").rename(tmp_path / "there")
-    moved = EdgeIndex.open(tmp_path / "there")
-    assert moved.search(unit_vectors(1), 1)[0][0].image_id == image_id(0)
+    moved = open_embedded(tmp_path / "there")
+    assert moved.nearest(unit_vectors(1), 1)[0][0].image_id == image_id(0)
     moved.close()
 
 
 def test_graph_finds_nearly_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hnsw, "SCAN_KILOBYTES", 500)
     vectors = unit_vectors(4000, 128)
-    index = EdgeIndex.create(tmp_path, 128, {})
+    index = create_embedded(tmp_path, 128, {})
     index.upsert(make_points(vectors[:3000]))
     index.flush()
     assert not list(tmp_path.glob("shard/segments/*/vector_index/graph.bin"))
@@ -295,11 +295,11 @@ def test_graph_finds_nearly_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
         hits = [
             len({c.image_id for c in found} & {image_id(int(n)) for n in best})
-            for found, best in zip(index.search(queries, 10), truth, strict=True)
+            for found, best in zip(index.nearest(queries, 10), truth, strict=True)
         ]
         assert np.mean(hits) >= 9.8
         index.close()
-        index = EdgeIndex.open(tmp_path)
+        index = open_embedded(tmp_path)
         index.optimize()
     index.close()
 
@@ -307,7 +307,7 @@ def test_graph_finds_nearly_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_closed_by_another_thread_in_mid_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = EdgeIndex.create(tmp_path, 8, {})
+    index = create_embedded(tmp_path, 8, {})
     index.upsert(make_points(unit_vectors(20)))
 
     def close(limit: int) -> int:
@@ -316,18 +316,18 @@ def test_closed_by_another_thread_in_mid_search(
 
     monkeypatch.setattr(hnsw, "search_width", close)
     with pytest.raises(StoreError, match="closed; open it again"):
-        index.search(unit_vectors(1), 5)
+        index.nearest(unit_vectors(1), 5)
 
 
 def test_small_indexes_stay_exact(tmp_path: Path) -> None:
-    index = EdgeIndex.create(tmp_path, 64, {})
+    index = create_embedded(tmp_path, 64, {})
     index.upsert(make_points(unit_vectors(4000, 64)))
     index.optimize()
     assert not list(tmp_path.glob("shard/segments/*/vector_index/graph.bin"))
     index.close()
 
 
-@pytest.mark.parametrize("module", ["edje_qdrant.index", "edje_qdrant.index.protocol"])
+@pytest.mark.parametrize("module", ["edje_qdrant.index", "edje_qdrant.index.index"])
 def test_import_loads_no_engine(module: str, tmp_path: Path) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run(

@@ -25,7 +25,7 @@ def test_metadata_comes_back_after_reopening(engine: Engine) -> None:
     reopened = engine.open()
     assert reopened.metadata == metadata
     assert reopened.count() == 3
-    assert reopened.search(unit_vectors(1), 3)[0][0].payload["path"] == "0.png"
+    assert reopened.nearest(unit_vectors(1), 3)[0][0].payload["path"] == "0.png"
 
 
 def test_empty_metadata_comes_back(engine: Engine) -> None:
@@ -73,7 +73,7 @@ def test_search_is_exact_and_ordered(engine: Engine) -> None:
     index.upsert(make_points(vectors))
     index.optimize()
     truth = queries @ vectors.T
-    for found, cosines in zip(index.search(queries, 20), truth, strict=True):
+    for found, cosines in zip(index.nearest(queries, 20), truth, strict=True):
         best = np.argsort(-cosines)[:20]
         assert [c.image_id for c in found] == [image_id(int(n)) for n in best]
         assert [c.rank for c in found] == list(range(1, 21))
@@ -88,7 +88,7 @@ def test_scores_are_cosines_whatever_the_length(engine: Engine) -> None:
     index = engine.create()
     index.upsert(make_points(scaled))
     query = unit_vectors(1, seed=1)
-    (found,) = index.search(query * np.float32(1e-3), 20)
+    (found,) = index.nearest(query * np.float32(1e-3), 20)
     truth = {image_id(n): cosine for n, cosine in enumerate(vectors @ query[0])}
     np.testing.assert_allclose(
         [c.score for c in found],
@@ -105,30 +105,30 @@ def test_ties_are_broken_by_id(engine: Engine) -> None:
     # Written at another time and place, stored twins may differ in the last bit.
     index.upsert(make_points(np.stack([twin] * 3), start=100))
     twins = sorted([image_id(n) for n in range(1, 13)] + [image_id(100 + n) for n in range(3)])
-    (found,) = index.search(twin[None], 16)
+    (found,) = index.nearest(twin[None], 16)
     assert [c.image_id for c in found] == [*twins, image_id(0)]
     assert len({c.score for c in found[:15]}) == 1
-    (cut,) = index.search(twin[None], 4)
+    (cut,) = index.nearest(twin[None], 4)
     assert [c.image_id for c in cut] == twins[:4]
 
 
 def test_limit_above_count_gives_all(engine: Engine) -> None:
     index = engine.create()
     index.upsert(make_points(unit_vectors(5)))
-    found = index.search(unit_vectors(2, seed=1), 1000)
+    found = index.nearest(unit_vectors(2, seed=1), 1000)
     assert [len(hits) for hits in found] == [5, 5]
 
 
 def test_search_of_an_empty_index(engine: Engine) -> None:
     index = engine.create()
-    assert index.search(unit_vectors(2), 10) == [[], []]
+    assert index.nearest(unit_vectors(2), 10) == [[], []]
     assert index.count() == 0
 
 
 def test_search_without_queries(engine: Engine) -> None:
     index = engine.create()
     index.upsert(make_points(unit_vectors(2)))
-    assert index.search(np.empty((0, 8), np.float32), 10) == []
+    assert index.nearest(np.empty((0, 8), np.float32), 10) == []
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_search_refuses_what_it_cannot_compare(
 ) -> None:
     index = engine.create()
     with pytest.raises(ConfigError, match=words):
-        index.search(queries, limit)
+        index.nearest(queries, limit)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_upsert_replaces(engine: Engine) -> None:
     index.upsert([Point(image_id(0), old, {"path": "old.png", "gone": 1})])
     index.upsert([Point(image_id(0), new, {"path": "new.png"})])
     assert index.count() == 1
-    (found,) = index.search(new[None], 1)
+    (found,) = index.nearest(new[None], 1)
     assert found[0].score == pytest.approx(1, abs=float32_slack(1, roundings=DOT))
     assert found[0].payload == {"path": "new.png"}
 
@@ -188,7 +188,7 @@ def test_the_last_of_equal_ids_stands(engine: Engine) -> None:
     first, last = unit_vectors(2)
     index.upsert([Point(image_id(0), first, {"n": 1}), Point(image_id(0), last, {"n": 2})])
     assert index.retrieve([image_id(0)]) == {image_id(0): {"n": 2}}
-    found = index.search(last[None], 1)[0]
+    found = index.nearest(last[None], 1)[0]
     assert found[0].score == pytest.approx(1, abs=float32_slack(1, roundings=DOT))
 
 
@@ -217,7 +217,7 @@ def test_search_keeps_token_bytes_back(engine: Engine) -> None:
             Point(image_id(2), unit_vectors(3)[2], {"_edje": {"tokens": "QUJD"}, "tokens": "mine"}),
         ]
     )
-    (found,) = index.search(unit_vectors(1), 3)
+    (found,) = index.nearest(unit_vectors(1), 3)
     payloads = {c.image_id: c.payload for c in found}
     assert payloads == {
         image_id(0): {"path": "0.png", "_edje": {"record": 0}},
@@ -266,7 +266,7 @@ def test_payloads_keep_their_types(engine: Engine) -> None:
     back = index.retrieve([image_id(0)])[image_id(0)]
     assert back == payload
     assert [type(value) for value in back.values()] == [type(v) for v in payload.values()]
-    assert index.search(unit_vectors(1), 1)[0][0].payload == payload
+    assert index.nearest(unit_vectors(1), 1)[0][0].payload == payload
 
 
 def test_large_payloads(engine: Engine) -> None:
@@ -287,7 +287,7 @@ def test_delete(engine: Engine) -> None:
     index.upsert(make_points(unit_vectors(5)))
     index.delete([image_id(1), image_id(77), image_id(3)])
     assert index.count() == 3
-    (found,) = index.search(unit_vectors(1), 10)
+    (found,) = index.nearest(unit_vectors(1), 10)
     assert {c.image_id for c in found} == {image_id(n) for n in (0, 2, 4)}
     index.close()
     assert engine.open().count() == 3
@@ -302,7 +302,7 @@ def test_close_twice_and_use_after(engine: Engine) -> None:
         index.flush,
         index.optimize,
         lambda: index.upsert([]),
-        lambda: index.search(unit_vectors(1), 1),
+        lambda: index.nearest(unit_vectors(1), 1),
         lambda: index.existing([]),
         lambda: index.retrieve([]),
         lambda: index.delete([]),
@@ -322,7 +322,7 @@ def test_threads_search_while_others_write(engine: Engine) -> None:
     def read() -> None:
         try:
             while not done.is_set():
-                for found in index.search(queries, 10):
+                for found in index.nearest(queries, 10):
                     assert [c.rank for c in found] == list(range(1, 11))
                     assert all("_edje" in c.payload for c in found)
         except BaseException as error:
@@ -358,7 +358,7 @@ def test_engines_rank_alike(tmp_path: Path, memory: QdrantClient, stand_in: Stan
             index.upsert(make_points(vectors[start : start + 150], start))
         index.flush()
         index.optimize()
-        rankings.append(index.search(queries, 50))
+        rankings.append(index.nearest(queries, 50))
         engine.close()
     first, *others = rankings
     for other in others:

@@ -1,4 +1,4 @@
-"""What is faiss's alone: its files, its kinds, what a kill and damage leave of them."""
+"""The faiss engine's own: its files, what a kill and damage leave of them, exact search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,12 @@ from rounding import DOT, float32_slack
 from edje_qdrant.errors import (
     CollectionLockedError,
     CollectionNotFoundError,
-    ConfigError,
     MissingExtraError,
     StoreError,
 )
-from edje_qdrant.index import EdgeIndex, FaissIndex, FaissKind, VectorIndex
-from edje_qdrant.index.faiss import built as faiss_built
-from edje_qdrant.index.faiss import snapshot as faiss_snapshot
+from edje_qdrant.index import VectorIndex, create_embedded, open_embedded
+from edje_qdrant.index.edge.backend import EdgeBackend
+from edje_qdrant.index.faiss.backend import FaissBackend
 from edje_qdrant.index.faiss.database import Database
 from edje_qdrant.types import Point
 
@@ -78,12 +77,8 @@ def points_of(vectors: NDArray[np.float32], start: int = 0) -> list[Point]:
     ]
 
 
-def built_files(folder: Path) -> list[Path]:
-    return sorted((folder / "faiss").glob("built*"))
-
-
 def recall(
-    index: FaissIndex,
+    index: VectorIndex,
     queries: NDArray[np.float32],
     vectors: dict[int, NDArray[np.float32]],
     limit: int,
@@ -93,7 +88,7 @@ def recall(
     ids = [image_id(n) for n in vectors]
     cosines = queries @ np.stack([*vectors.values()]).T
     hits = 0
-    for found, row in zip(index.search(queries, limit, filter=filter), cosines, strict=True):
+    for found, row in zip(index.nearest(queries, limit, filter=filter), cosines, strict=True):
         best = {ids[n] for n in np.argsort(-row)[:limit]}
         assert len(found) == len(best)
         scores = dict(zip(ids, row, strict=True))
@@ -103,14 +98,14 @@ def recall(
             atol=float32_slack(1, roundings=DOT),
         )
         hits += len(best & {c.image_id for c in found})
-    return hits / (len(queries) * limit)
+    return hits / (len(queries) * min(limit, len(vectors)))
 
 
 # Crashes
 
 
 WRITES = """
-index = FaissIndex.create(folder / "images", 8, {"encoder": "tiny"})
+index = create_embedded(folder / "images", 8, {"encoder": "tiny"}, "faiss")
 index.upsert(make_points(unit_vectors(100)))
 index.optimize()
 index.delete([image_id(0)])
@@ -139,7 +134,7 @@ def test_what_was_acknowledged_survives_kill(tmp_path: Path) -> None:
     turns = [turns, *map(int, process.communicate()[0].split())][-1]
     assert process.returncode == -signal.SIGKILL
 
-    index = FaissIndex.open(tmp_path / "images")
+    index = open_embedded(tmp_path / "images")
     assert index.metadata == {"encoder": "tiny"}
     assert image_id(0) not in index.existing([image_id(0)])
     for turn in range(turns):
@@ -151,137 +146,59 @@ def test_what_was_acknowledged_survives_kill(tmp_path: Path) -> None:
         assert payloads[ids[0]]["turn"] == turn
         assert payloads[ids[2]] == {}
         assert payloads[ids[9]]["_edje"] == {"record": start + 9, "tokens": "QUJD" * 10}
-        nearest = [hits[0].image_id for hits in index.search(vectors, 1)]
+        nearest = [hits[0].image_id for hits in index.nearest(vectors, 1)]
         assert [nearest[0], *nearest[2:]] == [ids[0], *ids[2:]]
     assert index.count() in range(99 + 9 * turns, 99 + 9 * turns + 11)
     index.upsert(make_points(unit_vectors(1), 5000))
     index.close()
 
 
-@pytest.mark.parametrize("step", ["write", "save", "record"])
-def test_an_optimize_cut_short_changes_nothing(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    index = engine.create()
-    index.upsert(make_points(unit_vectors(30)))
-    index.optimize()
-    before = built_files(tmp_path / "images")
-    index.upsert(make_points(unit_vectors(30, seed=1), 30))
-    queries = unit_vectors(5, seed=2)
-    found = index.search(queries, 10)
-
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as broken:
-        if step == "record":
-            broken.setattr(Database, "set_built", full)
-        else:
-            broken.setattr(os, {"write": "fsync", "save": "replace"}[step], full)
-        with pytest.raises(StoreError, match="No space left"):
-            index.optimize()
-    assert index.search(queries, 10) == found
-    index.close()
-    reopened = engine.open()
-    assert reopened.search(queries, 10) == found
-    assert built_files(tmp_path / "images") == before  # what was left behind is gone
-
-
-def flipped(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def another(path: Path) -> None:
-    other = faiss_engine(path.parent.parent.parent).create("other")
-    other.upsert(make_points(unit_vectors(300, seed=9)))
-    other.optimize()
-    other.close()
-    (file,) = built_files(path.parent.parent.parent / "other")
-    path.write_bytes(file.read_bytes())
-
-
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-@pytest.mark.parametrize(
-    "damage",
-    [flipped, another, Path.unlink, lambda path: os.truncate(path, 100)],
-    ids=["flipped", "another", "gone", "cut"],
-)
-def test_a_damaged_built_file_is_built_again(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: FaissKind,
-    damage: Callable[[Path], None],
-) -> None:
-    monkeypatch.setattr(faiss_built, "SCANNED", 100)
-    vectors, queries = unit_vectors(300), unit_vectors(5, seed=1)
-    index = FaissIndex.create(tmp_path / "images", 8, {}, kind)
+def test_a_folder_of_an_earlier_version_opens(tmp_path: Path, kind: str) -> None:
+    """Cells and graphs were files beside the points, which hold all of it."""
+    vectors = unit_vectors(50)
+    index = create_embedded(tmp_path / "images", 8, {"x": 1}, "faiss")
     index.upsert(make_points(vectors))
-    index.optimize()
     index.delete([image_id(7)])
-    found = index.search(queries, 20)
     index.close()
-    (file,) = built_files(tmp_path / "images")
-    damage(file)
-    index = FaissIndex.open(tmp_path / "images")
-    assert index.search(queries, 20) == found
-    (file,) = built_files(tmp_path / "images")
-    assert faiss_built.digest_of(file) in file.name
-    built = index._snapshot.built
-    assert built is not None
-    assert (built.shape, len(built.rows), index._snapshot.settled) == (kind, 299, True)
+    folder = tmp_path / "images" / "faiss"
+    with sqlite3.connect(folder / "points.sqlite") as connection:
+        connection.execute("UPDATE settings SET kind = ?", (kind,))
+        connection.execute("INSERT INTO built VALUES (?, 'ff00', ?)", (kind, b"\1" + bytes(7)))
+    connection.close()
+    (folder / "built-ff00.faiss").write_bytes(b"cells or a graph")
+    (folder / "built.new").touch()
+    index = open_embedded(tmp_path / "images")
+    assert (index.engine, index.metadata, index.count()) == ("faiss", {"x": 1}, 49)
+    assert recall(index, vectors, {n: v for n, v in enumerate(vectors) if n != 7}, 20) == 1
+    assert [path.name for path in folder.glob("built*")] == []
     index.close()
 
 
-def test_an_older_copy_of_the_points_is_not_mixed_with_a_later_built_file(tmp_path: Path) -> None:
+def test_what_is_damaged_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "images"
-    index = FaissIndex.create(folder, 8, {})
-    index.upsert(make_points(unit_vectors(10)))
-    index.optimize()
-    index.close()
-    old = (folder / "faiss" / "points.sqlite").read_bytes()
-    index = FaissIndex.open(folder)
-    index.upsert(make_points(unit_vectors(10, seed=1), 10))
-    index.optimize()
-    index.close()
-    (folder / "faiss" / "points.sqlite").write_bytes(old)
-    index = FaissIndex.open(folder)
-    other = unit_vectors(10, seed=2)  # these get the numbers that the lost ones had
-    index.upsert(make_points(other, 20))
-    assert {c.image_id for c in index.search(other[:1], 100)[0]} == {
-        image_id(n) for n in [*range(10), *range(20, 30)]
-    }
-    assert [hits[0].image_id for hits in index.search(other, 1)] == [
-        image_id(n) for n in range(20, 30)
-    ]
-    index.close()
-
-
-def test_what_is_damaged_otherwise_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    FaissIndex.create(folder, 8, {}).close()
+    create_embedded(folder, 8, {}, "faiss").close()
     file = folder / "faiss" / "points.sqlite"
     whole = file.read_bytes()
 
     file.write_bytes(b"no database" * 1000)
     with pytest.raises(StoreError, match="file is not a database"):
-        FaissIndex.open(folder)
+        open_embedded(folder)
     file.unlink()
     with pytest.raises(StoreError, match=r"points\.sqlite is missing"):
-        FaissIndex.open(folder)
+        open_embedded(folder)
     assert not file.exists()
     file.write_bytes(whole)
     with sqlite3.connect(file) as connection:
         connection.execute("PRAGMA user_version = 7")
     connection.close()
     with pytest.raises(StoreError, match=r"points\.sqlite has format 7, this version reads 1"):
-        FaissIndex.open(folder)
+        open_embedded(folder)
     file.write_bytes(whole)
-    FaissIndex.create(tmp_path / "wide", 9, {}).close()
+    create_embedded(tmp_path / "wide", 9, {}, "faiss").close()
     (folder / "index.json").write_bytes((tmp_path / "wide" / "index.json").read_bytes())
-    with pytest.raises(StoreError, match=r"width 8, and index\.json speaks of 9"):
-        FaissIndex.open(folder)
+    with pytest.raises(StoreError, match=r"width 8, but index\.json says 9"):
+        open_embedded(folder)
 
 
 def test_a_write_that_fails_leaves_no_trace(
@@ -289,7 +206,7 @@ def test_a_write_that_fails_leaves_no_trace(
 ) -> None:
     index = engine.create()
     index.upsert(make_points(unit_vectors(20)))
-    found = index.search(unit_vectors(3, seed=1), 10)
+    found = index.nearest(unit_vectors(3, seed=1), 10)
 
     def full(*args: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
@@ -298,7 +215,7 @@ def test_a_write_that_fails_leaves_no_trace(
         broken.setattr(Database, "_put_tokens", full)
         with pytest.raises(StoreError, match="disk is full"):
             index.upsert(make_points(unit_vectors(20, seed=5)))
-    assert index.search(unit_vectors(3, seed=1), 10) == found
+    assert index.nearest(unit_vectors(3, seed=1), 10) == found
     index.upsert(make_points(unit_vectors(1, seed=6), 100))
     assert index.count() == 21
     index.close()
@@ -315,12 +232,12 @@ def test_a_create_cut_short_is_taken_up_again(
     with monkeypatch.context() as broken:
         broken.setattr(*broken_call, full)
         with pytest.raises(StoreError, match="No space left"):
-            FaissIndex.create(tmp_path / "images", 8, {"try": 1})
+            create_embedded(tmp_path / "images", 8, {"try": 1}, "faiss")
     with pytest.raises(CollectionNotFoundError):
-        FaissIndex.open(tmp_path / "images")
-    FaissIndex.create(tmp_path / "images", 16, {"try": 2}, "hnsw").close()
-    index = FaissIndex.open(tmp_path / "images")
-    assert (index.metadata, index.kind) == ({"try": 2}, "hnsw")
+        open_embedded(tmp_path / "images")
+    create_embedded(tmp_path / "images", 16, {"try": 2}, "faiss").close()
+    index = open_embedded(tmp_path / "images")
+    assert (index.metadata, index.engine) == ({"try": 2}, "faiss")
     index.close()
 
 
@@ -328,125 +245,68 @@ def test_a_create_cut_short_is_taken_up_again(
 
 
 def test_another_process_is_refused(tmp_path: Path) -> None:
-    index = FaissIndex.create(tmp_path / "images", 8, {})
+    index = create_embedded(tmp_path / "images", 8, {}, "faiss")
     code = """
 try:
-    FaissIndex.open(folder / "images")
+    open_embedded(folder / "images")
 except CollectionLockedError as error:
     print(error.location)
 """
     assert child(code, tmp_path).communicate()[0].strip() == str(tmp_path / "images")
     with pytest.raises(CollectionLockedError):
-        FaissIndex.open(tmp_path / "images")
+        open_embedded(tmp_path / "images")
     index.close()
-    FaissIndex.open(tmp_path / "images").close()
+    open_embedded(tmp_path / "images").close()
 
 
 def test_the_folder_of_another_engine(tmp_path: Path) -> None:
-    EdgeIndex.create(tmp_path / "edge", 8, {}).close()
-    FaissIndex.create(tmp_path / "faiss", 8, {}).close()
-    for index, other in ((FaissIndex, "edge"), (EdgeIndex, "faiss")):
+    create_embedded(tmp_path / "edge", 8, {}).close()
+    create_embedded(tmp_path / "faiss", 8, {}, "faiss").close()
+    for backend, other in ((FaissBackend, "edge"), (EdgeBackend, "faiss")):
         with pytest.raises(CollectionNotFoundError) as caught:
-            index.open(tmp_path / other)
+            backend.open(tmp_path / other)
         assert caught.value.known == ("edge", "faiss")
         with pytest.raises(StoreError, match="already"):
-            index.create(tmp_path / other, 8, {})
+            backend.create(tmp_path / other, 8, {})
 
 
 def test_without_faiss_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    FaissIndex.create(tmp_path / "there", 8, {}).close()
+    create_embedded(tmp_path / "there", 8, {}, "faiss").close()
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingExtraError, match=r"edje-qdrant\[faiss\]"):
-        FaissIndex.create(tmp_path / "new", 8, {})
+        create_embedded(tmp_path / "new", 8, {}, "faiss")
     with pytest.raises(MissingExtraError, match=r"edje-qdrant\[faiss\]"):
-        FaissIndex.open(tmp_path / "there")
+        open_embedded(tmp_path / "there")
     assert not (tmp_path / "new").exists()
 
 
-def test_kinds_that_there_are_not(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="kind is 'pq'; give one of flat, ivf, hnsw"):
-        FaissIndex.create(tmp_path, 8, {}, "pq")  # type: ignore[arg-type]
-
-
-# Kinds
-
-
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_cells_and_graphs_find_what_a_scan_finds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: FaissKind
-) -> None:
-    """Beside points written since, with points that are gone, and through filters."""
-    monkeypatch.setattr(faiss_built, "SCANNED", 1000)
-    monkeypatch.setattr(faiss_built, "_PROBED", 24)
-    monkeypatch.setattr(faiss_snapshot, "WIDEST", 0.3)
+def test_every_search_is_exact(tmp_path: Path) -> None:
+    """With points deleted and written again, through filters, before and after `optimize`."""
     vectors = clustered(COUNT, DIM, 0)
     queries = np.concatenate([clustered(20, DIM, 1), unit_vectors(20, DIM, seed=2)])
-    index = FaissIndex.create(tmp_path / kind, DIM, {}, kind)
+    index = create_embedded(tmp_path / "images", DIM, {}, "faiss")
     index.upsert(points_of(vectors[: COUNT - 250]))
-    index.optimize()
-    built = index._snapshot.built
-    assert built is not None
-    assert built.shape == kind
+    index.upsert(points_of(-vectors[:50]))
+    index.upsert(points_of(vectors[:50]))
     index.upsert(points_of(vectors[COUNT - 250 :], COUNT - 250))
     index.delete([image_id(n) for n in range(0, COUNT, 10)])
     left = {n: vectors[n] for n in range(COUNT) if n % 10}
-    below = {most: {n: v for n, v in left.items() if n % 100 < most} for most in (3, 50, 90)}
 
-    def chosen(most: int) -> models.Filter:
+    def below(most: int) -> models.Filter:
         return models.Filter(must=[models.FieldCondition(key="tag", range=models.Range(lt=most))])
 
-    def check() -> None:
-        assert recall(index, queries, left, 30) > 0.97
-        assert recall(index, queries, below[90], 30, chosen(90)) > 0.97
-        assert recall(index, queries, below[50], 30, chosen(50)) == 1
-        assert recall(index, queries, below[3], 30, chosen(3)) == 1
-
-    walks: list[int] = []
-    walk = faiss_built.Built.walk
-    monkeypatch.setattr(
-        faiss_built.Built, "walk", lambda *given: (walks.append(1), walk(*given))[1]
-    )
-    check()
-    assert len(walks) == 2
-    index.optimize()
-    extended = index._snapshot.built
-    assert extended is not None
-    assert len(extended.rows) == COUNT - 25  # what was gone in the tail is; the rest waits
-    check()
-    index.delete([image_id(n) for n in range(COUNT) if n % 4 == 1])
-    index.optimize()
-    anew = index._snapshot.built
-    assert anew is not None
-    assert len(anew.rows) == index.count() == index._snapshot.count
+    for _ in range(3):
+        assert index.count() == len(left)
+        assert recall(index, queries, left, 30) == 1
+        for most in (3, 50, 90):
+            chosen = {n: v for n, v in left.items() if n % 100 < most}
+            assert recall(index, queries, chosen, 30, below(most)) == 1
+        index.optimize()
+        index.delete([image_id(n) for n in range(COUNT) if n % 4 == 1])
+        left = {n: v for n, v in left.items() if n % 4 != 1}
     index.close()
-    index = FaissIndex.open(tmp_path / kind)
-    again = {n: v for n, v in left.items() if n % 4 != 1}
-    assert recall(index, queries, again, 30) > 0.97
-    index.close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "least"), [("ivf", 0.97), ("hnsw", 0.98)])
-def test_recall_of_fifty_thousand(tmp_path: Path, kind: FaissKind, least: float) -> None:
-    vectors = clustered(50_000, 64, 0, centers=500)
-    queries = np.concatenate([clustered(50, 64, 1, centers=500), unit_vectors(50, 64, seed=2)])
-    index = FaissIndex.create(tmp_path, 64, {}, kind)
-    index.upsert(points_of(vectors))
-    index.optimize()
-    built = index._snapshot.built
-    assert built is not None
-    assert built.shape == kind
-    assert recall(index, queries, dict(enumerate(vectors)), 100) > least
-    index.close()
-
-
-def test_few_vectors_are_scanned_whatever_the_kind(tmp_path: Path) -> None:
-    index = FaissIndex.create(tmp_path, 8, {}, "hnsw")
-    index.upsert(make_points(unit_vectors(100)))
-    index.optimize()
-    assert index._snapshot.built is not None
-    assert index._snapshot.built.shape == "flat"
-    assert index.kind == "hnsw"
+    index = open_embedded(tmp_path / "images")
+    assert recall(index, queries, left, 30) == 1
     index.close()
 
 
@@ -454,12 +314,12 @@ def test_a_search_with_more_twins_than_are_asked_for_is_always_the_same(engine: 
     index = engine.create()
     twin = unit_vectors(1)
     index.upsert(make_points(np.repeat(twin, 15, axis=0)))
-    first = index.search(twin, 5)
+    first = index.nearest(twin, 5)
     assert [c.image_id for c in first[0]] == sorted(image_id(n) for n in range(15))[:5]
     index.optimize()
-    assert index.search(twin, 5) == first
+    assert index.nearest(twin, 5) == first
     index.close()
-    assert engine.open().search(twin, 5) == first
+    assert engine.open().nearest(twin, 5) == first
 
 
 # Filters and threads
@@ -509,7 +369,7 @@ def test_filters_choose_what_they_choose_in_memory(both: tuple[VectorIndex, Vect
         assert chosen_by(ours, chosen) == expected
         # These two do not look into payloads that lack a text which the filter asks for.
         assert ours.count(chosen) == len(expected)
-        found = ours.search(unit_vectors(1), 1000, filter=chosen)[0]
+        found = ours.nearest(unit_vectors(1), 1000, filter=chosen)[0]
         assert {c.image_id for c in found} == {*expected}
 
     check()
@@ -561,11 +421,11 @@ def test_hits_match_the_filter_however_payloads_change(engine: Engine) -> None:
         try:
             while not done.is_set():
                 for side in (0, 1):
-                    (found,) = index.search(vectors[:1], 30, filter={"side": side})
+                    (found,) = index.nearest(vectors[:1], 30, filter={"side": side})
                     assert len(found) == 20
                     assert {c.payload["side"] for c in found} == {side}
                 # Always there, though written again and again.
-                assert index.search(vectors[3:4], 1)[0][0].image_id == image_id(3)
+                assert index.nearest(vectors[3:4], 1)[0][0].image_id == image_id(3)
         except BaseException as error:
             failures.append(error)
 
@@ -581,29 +441,3 @@ def test_hits_match_the_filter_however_payloads_change(engine: Engine) -> None:
     for reader in readers:
         reader.join()
     assert failures == []
-
-
-def test_points_written_while_a_graph_is_built_are_there(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index = engine.create()
-    vectors = unit_vectors(60)
-    index.upsert(make_points(vectors[:40]))
-    save = faiss_built.Built.save
-
-    def meanwhile(built: faiss_built.Built, folder: Path) -> str:
-        index.upsert(make_points(vectors[40:50], 40))
-        index.delete([image_id(n) for n in range(5)])
-        index.upsert(make_points(vectors[50:51], 10))
-        return save(built, folder)
-
-    monkeypatch.setattr(faiss_built.Built, "save", meanwhile)
-    index.optimize()
-    for _ in range(2):
-        assert index.count() == 45
-        assert {c.image_id for c in index.search(vectors[:1], 100)[0]} == {
-            image_id(n) for n in range(5, 50)
-        }
-        assert index.search(vectors[50:51], 1)[0][0].image_id == image_id(10)
-        index.close()
-        index = engine.open()

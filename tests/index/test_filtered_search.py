@@ -47,7 +47,7 @@ def check_top(
     """Return which part of the true top was found, and that nothing else was."""
     allowed = {image_id(n) for n in among}
     hits = 0
-    for found, query in zip(index.search(queries, limit, filter=chosen), queries, strict=True):
+    for found, query in zip(index.nearest(queries, limit, filter=chosen), queries, strict=True):
         cosines = vectors[among] @ query
         best = {image_id(among[n]) for n in np.argsort(-cosines)[:limit]}
         assert len(found) == len(best)
@@ -78,17 +78,17 @@ def test_the_top_among_what_a_filter_lets_through(engine: Engine) -> None:
 
 def test_a_filter_that_lets_nothing_through(engine: Engine) -> None:
     index = engine.create()
-    assert index.search(unit_vectors(2), 5, filter={"tag": 1}) == [[], []]
+    assert index.nearest(unit_vectors(2), 5, filter={"tag": 1}) == [[], []]
     fill(index, unit_vectors(20))
-    assert index.search(unit_vectors(2), 5, filter={"tag": "none"}) == [[], []]
-    assert index.search(unit_vectors(0), 5, filter={"tag": 1}) == []
+    assert index.nearest(unit_vectors(2), 5, filter={"tag": "none"}) == [[], []]
+    assert index.nearest(unit_vectors(0), 5, filter={"tag": 1}) == []
 
 
 def test_token_bytes_stay_out_of_filtered_searches(engine: Engine) -> None:
     index = engine.create()
     vector = unit_vectors(1)
     index.upsert([Point(image_id(0), vector[0], {"tag": 1, "_edje": {"record": 7, "tokens": "Q"}})])
-    ((found,),) = index.search(vector, 5, filter={"tag": 1})
+    ((found,),) = index.nearest(vector, 5, filter={"tag": 1})
     assert found.payload == {"tag": 1, "_edje": {"record": 7}}
 
 
@@ -96,7 +96,7 @@ def test_a_bad_filter_is_refused_before_the_search(engine: Engine) -> None:
     index = engine.create()
     for bad in ({"_edje": 1}, {"tag": 1.5}, equal(2**63), "tag = 1"):
         with pytest.raises(ConfigError):
-            index.search(unit_vectors(1), 5, filter=bad)  # type: ignore[arg-type]
+            index.nearest(unit_vectors(1), 5, filter=bad)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_graph_loses_nothing_to_a_filter(
         index.create_payload_index("tag", "integer")
     fill(index, vectors)
     index.optimize()
-    assert index._shard.info().indexed_vectors_count == count  # type: ignore[attr-defined]
+    assert index._backend._engine.info().indexed_vectors_count == count  # type: ignore[attr-defined]
     if indexed == "after":
         index.create_payload_index("tag", "integer")
 
@@ -139,9 +139,9 @@ def test_a_graph_loses_nothing_to_a_filter(
     assert part({}, 100) > 0.99
     if indexed != "before":  # then the graph has links for the field
         monkeypatch.setattr(
-            "edje_qdrant.index.edge.reader.reach_of", lambda matching, total: hnsw.Reach.ALL
+            "edje_qdrant.index.hnsw.reach_of", lambda matching, total: hnsw.Reach.ALL
         )
-        lists = index.search(queries, limit, filter={"tag": 0})
+        lists = index.nearest(queries, limit, filter={"tag": 0})
         assert sum(map(len, lists)) < 0.2 * limit * len(queries)  # what a bare walk would find
 
 
@@ -150,7 +150,7 @@ def test_how_a_server_is_asked(stand_in: StandIn) -> None:
     index = engine.create()
     fill(index, unit_vectors(100))
     for chosen in (None, {"tag": 0}, below(50), below(90)):
-        index.search(unit_vectors(1), 5, filter=chosen)
+        index.nearest(unit_vectors(1), 5, filter=chosen)
     none, one, half, most = stand_in.params
     assert {asked.hnsw_ef for asked in stand_in.params} == {512}
     assert [asked.exact for asked in (none, one, half, most)] == [False, True, True, False]

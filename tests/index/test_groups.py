@@ -28,7 +28,7 @@ def test_whole_groups_and_pictures_are_left_out(
         models.Filter(must_not=[models.HasIdCondition(has_id=[image_id(1)])]),
     ):
         chosen = beyond_groups(filter, field, groups, [image_id(4)])
-        found = index.search(vectors[:1], 50, filter=chosen)[0]
+        found = index.nearest(vectors[:1], 50, filter=chosen)[0]
         left = {
             n
             for n, value in enumerate(VALUES)

@@ -15,7 +15,7 @@ from index_stand_in import StandIn
 from qdrant_client import QdrantClient
 
 from edje_qdrant.errors import ConfigError, StoreError
-from edje_qdrant.index import EdgeIndex, QdrantIndex
+from edje_qdrant.index import create_embedded, create_on_server, open_embedded, open_on_server
 from edje_qdrant.index.folder import read_metadata, write_metadata
 
 OLD = {"encoder": "tiny", "nested": {"gone": 1, "kept": [1, {"x": 2}]}, "stale": True}
@@ -32,7 +32,7 @@ def test_metadata_is_replaced_whole(engine: Engine) -> None:
     index = engine.open()
     assert index.metadata == NEW
     assert index.count() == 3
-    assert index.search(unit_vectors(1), 1)[0][0].payload["path"] == "0.png"
+    assert index.nearest(unit_vectors(1), 1)[0][0].payload["path"] == "0.png"
     index.set_metadata({})
     assert index.metadata == {}
     index.close()
@@ -65,8 +65,8 @@ def location(
 
 
 def test_another_index_sees_it_when_it_looks_again(location: str | QdrantClient) -> None:
-    first = QdrantIndex.create(location, "images", 8, OLD, FAST)
-    second = QdrantIndex.open(location, "images", FAST)
+    first = create_on_server(location, "images", 8, OLD, FAST)
+    second = open_on_server(location, "images", FAST)
     first.set_metadata(NEW)
     assert second.metadata == OLD
     assert second.reload_metadata() == NEW
@@ -76,8 +76,9 @@ def test_another_index_sees_it_when_it_looks_again(location: str | QdrantClient)
 
 
 def test_what_others_keep_with_the_collection_stays(location: str | QdrantClient) -> None:
-    index = QdrantIndex.create(location, "images", 8, OLD, FAST)
-    client = location if isinstance(location, QdrantClient) else index._client
+    index = create_on_server(location, "images", 8, OLD, FAST)
+    backend: Any = index._backend
+    client = location if isinstance(location, QdrantClient) else backend._client
     client.update_collection("images", metadata={"theirs": {"a": 1}})
     index.set_metadata(NEW)
     assert client.get_collection("images").config.metadata == {
@@ -90,7 +91,7 @@ def test_what_others_keep_with_the_collection_stays(location: str | QdrantClient
 def test_a_server_that_mixes_old_and_new_is_found_out(
     stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = QdrantIndex.create(stand_in.url, "images", 8, OLD, FAST)
+    index = create_on_server(stand_in.url, "images", 8, OLD, FAST)
     update = stand_in.client.update_collection
 
     def merge_deep(name: str, *, metadata: dict[str, Any]) -> bool:
@@ -106,7 +107,7 @@ def test_a_server_that_mixes_old_and_new_is_found_out(
 def test_a_node_that_lags_behind_is_asked_again(
     stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = QdrantIndex.create(stand_in.url, "images", 8, OLD, FAST)
+    index = create_on_server(stand_in.url, "images", 8, OLD, FAST)
     stale = [stand_in.client.get_collection("images")] * 2
     look = stand_in.client.get_collection
     monkeypatch.setattr(
@@ -119,7 +120,7 @@ def test_a_node_that_lags_behind_is_asked_again(
 
 
 def test_an_embedded_index_reads_its_file_again(tmp_path: Path) -> None:
-    index = EdgeIndex.create(tmp_path, 8, OLD)
+    index = create_embedded(tmp_path, 8, OLD)
     write_metadata(tmp_path, 8, NEW)
     assert index.metadata == OLD
     assert index.reload_metadata() == NEW
@@ -133,7 +134,7 @@ def test_an_embedded_index_reads_its_file_again(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_old_metadata(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = EdgeIndex.create(tmp_path, 8, OLD)
+    index = create_embedded(tmp_path, 8, OLD)
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -150,8 +151,8 @@ def test_a_full_disk_leaves_the_old_metadata(
 def test_metadata_is_whole_after_kill(tmp_path: Path) -> None:
     code = """
 import sys
-from edje_qdrant.index import EdgeIndex
-index = EdgeIndex.create(sys.argv[1], 8, {"turn": 0, "twice": [0, 0]})
+from edje_qdrant.index import create_embedded
+index = create_embedded(sys.argv[1], 8, {"turn": 0, "twice": [0, 0]})
 for turn in range(1, 1_000_000):
     index.set_metadata({"turn": turn, "twice": [turn, turn], "long": "x" * (turn % 1000)})
     print(turn, flush=True)
@@ -163,7 +164,7 @@ for turn in range(1, 1_000_000):
         for _ in range(30):
             acknowledged = int(process.stdout.readline())
         process.kill()
-    index = EdgeIndex.open(tmp_path)
+    index = open_embedded(tmp_path)
     turn = index.metadata["turn"]
     assert turn >= acknowledged
     assert index.metadata == {"turn": turn, "twice": [turn, turn], "long": "x" * (turn % 1000)}
@@ -208,12 +209,12 @@ def test_any_changed_byte_of_the_metadata_is_found_out(tmp_path: Path) -> None:
 
 
 def test_metadata_written_otherwise_is_not_taken(tmp_path: Path) -> None:
-    EdgeIndex.create(tmp_path, 8, OLD).close()
+    create_embedded(tmp_path, 8, OLD).close()
     path = tmp_path / "index.json"
     path.write_text(path.read_text().replace("tiny", "huge"))
     for _ in range(2):
         with pytest.raises(StoreError, match="checksum does not fit"):
-            EdgeIndex.open(tmp_path)
+            open_embedded(tmp_path)
     path.write_text("[" * 100_000)
     with pytest.raises(StoreError, match="missing or damaged"):
-        EdgeIndex.open(tmp_path)
+        open_embedded(tmp_path)

@@ -50,7 +50,7 @@ def check_filters(index: Any) -> None:
     for kind in KINDS:
         chosen = models.Filter(must=[models.FieldCondition(key=kind, **CONDITIONS[kind])])
         assert index.count(chosen) == 1, kind
-        assert [c.image_id for c in index.search(unit_vectors(1), 4, filter=chosen)[0]] == [
+        assert [c.image_id for c in index.nearest(unit_vectors(1), 4, filter=chosen)[0]] == [
             image_id(0)
         ]
 

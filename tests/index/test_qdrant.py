@@ -15,13 +15,13 @@ from edje_qdrant.errors import (
     EngineUnavailableError,
     StoreError,
 )
-from edje_qdrant.index import QdrantIndex, QdrantOptions
+from edje_qdrant.index import QdrantOptions, VectorIndex, create_on_server, open_on_server
 from edje_qdrant.types import Point
 
 
 @pytest.fixture
-def index(stand_in: StandIn) -> Iterator[QdrantIndex]:
-    index = QdrantIndex.create(stand_in.url, "images", 8, {}, FAST)
+def index(stand_in: StandIn) -> Iterator[VectorIndex]:
+    index = create_on_server(stand_in.url, "images", 8, {}, FAST)
     stand_in.seen.clear()
     yield index
     index.close()
@@ -43,27 +43,27 @@ def closed_port() -> int:
 
 
 def test_each_memory_is_a_new_engine() -> None:
-    index = QdrantIndex.create(":memory:", "images", 8, {})
+    index = create_on_server(":memory:", "images", 8, {})
     with pytest.raises(CollectionNotFoundError, match="it holds none"):
-        QdrantIndex.open(":memory:", "images")
+        open_on_server(":memory:", "images")
     index.close()
 
 
 def test_a_client_passed_in_stays_open(memory: QdrantClient) -> None:
-    QdrantIndex.create(memory, "images", 8, {}).close()
+    create_on_server(memory, "images", 8, {}).close()
     assert memory.collection_exists("images")
 
 
 @pytest.mark.parametrize("location", ["localhost:6333", "./photos", "", 6333, None])
 def test_bad_locations(location: str) -> None:
     with pytest.raises(ConfigError, match='give "http://host:6333"'):
-        QdrantIndex.open(location, "images")
+        open_on_server(location, "images")
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\0b", "x" * 256])
 def test_bad_names(memory: QdrantClient, name: str) -> None:
     with pytest.raises(ConfigError, match="collection name"):
-        QdrantIndex.create(memory, name, 8, {})
+        create_on_server(memory, name, 8, {})
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_foreign_collections_are_refused(
 ) -> None:
     memory.create_collection("theirs", vectors_config=params, metadata=metadata)
     with pytest.raises(StoreError, match="made by something else"):
-        QdrantIndex.open(memory, "theirs")
+        open_on_server(memory, "theirs")
 
 
 @pytest.mark.parametrize("prefer_grpc", [False, True])
@@ -96,8 +96,8 @@ def test_unreachable_server(closed_port: int, prefer_grpc: bool) -> None:
     url = f"http://127.0.0.1:{closed_port}"
     options = QdrantOptions(prefer_grpc=prefer_grpc, timeout=1, retries=1, backoff=0.01)
     for use in (
-        lambda: QdrantIndex.open(url, "images", options),
-        lambda: QdrantIndex.create(url, "images", 8, {}, options),
+        lambda: open_on_server(url, "images", options),
+        lambda: create_on_server(url, "images", 8, {}, options),
     ):
         with pytest.raises(EngineUnavailableError, match="after 2 tries") as caught:
             use()
@@ -109,12 +109,12 @@ def test_server_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(EngineUnavailableError, match="timed out"):
-            QdrantIndex.open(url, "images", QdrantOptions(timeout=1, retries=0))
+            open_on_server(url, "images", QdrantOptions(timeout=1, retries=0))
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_passing_failures_are_tried_again(
-    stand_in: StandIn, index: QdrantIndex, pauses: list[float], status: int
+    stand_in: StandIn, index: VectorIndex, pauses: list[float], status: int
 ) -> None:
     stand_in.failures.extend([(status, {}), (status, {})])
     index.upsert(make_points(unit_vectors(3)))
@@ -136,7 +136,7 @@ CHANGES = {
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_are_tried_again(
-    stand_in: StandIn, index: QdrantIndex, pauses: list[float], change: str, status: int
+    stand_in: StandIn, index: VectorIndex, pauses: list[float], change: str, status: int
 ) -> None:
     index.upsert(make_points(unit_vectors(3)))
     stand_in.seen.clear()
@@ -158,7 +158,7 @@ def test_changes_are_tried_again(
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_answer_that_got_lost(
     stand_in: StandIn,
-    index: QdrantIndex,
+    index: VectorIndex,
     pauses: list[float],
     change: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -179,7 +179,7 @@ def test_an_answer_that_got_lost(
     assert index.count() == (1 if change == "delete_matching" else 3)
 
 
-def test_scroll_tries_again(stand_in: StandIn, index: QdrantIndex, pauses: list[float]) -> None:
+def test_scroll_tries_again(stand_in: StandIn, index: VectorIndex, pauses: list[float]) -> None:
     index.upsert(make_points(unit_vectors(10)))
     pages = index.scroll(batch_size=4)
     seen = [point.id for point in next(pages)]
@@ -190,7 +190,7 @@ def test_scroll_tries_again(stand_in: StandIn, index: QdrantIndex, pauses: list[
 
 
 def test_payloads_set_before_the_server_went_away_are_kept(
-    stand_in: StandIn, index: QdrantIndex, pauses: list[float]
+    stand_in: StandIn, index: VectorIndex, pauses: list[float]
 ) -> None:
     index.upsert(make_points(unit_vectors(120)))
     stand_in.seen.clear()
@@ -208,7 +208,7 @@ def test_payloads_set_before_the_server_went_away_are_kept(
 
 
 def test_a_server_that_went_away_deletes_nothing_by_filter(
-    stand_in: StandIn, index: QdrantIndex, pauses: list[float]
+    stand_in: StandIn, index: VectorIndex, pauses: list[float]
 ) -> None:
     index.upsert(make_points(unit_vectors(10)))
     pages = index.scroll(batch_size=4)
@@ -228,21 +228,21 @@ def test_a_server_that_went_away_deletes_nothing_by_filter(
 
 
 def test_the_server_says_how_long_to_wait(
-    stand_in: StandIn, index: QdrantIndex, pauses: list[float]
+    stand_in: StandIn, index: VectorIndex, pauses: list[float]
 ) -> None:
     stand_in.failures.extend([(429, {"Retry-After": "7"}), (429, {"Retry-After": "3600"})])
     assert index.count() == 0
     assert pauses == [7.0, 30.0]
 
 
-def test_tries_come_to_an_end(stand_in: StandIn, index: QdrantIndex, pauses: list[float]) -> None:
+def test_tries_come_to_an_end(stand_in: StandIn, index: VectorIndex, pauses: list[float]) -> None:
     stand_in.failures.extend([(503, {})] * 10)
     with pytest.raises(EngineUnavailableError, match="after 4 tries") as caught:
-        index.search(unit_vectors(1), 5)
+        index.nearest(unit_vectors(1), 5)
     assert "503" in str(caught.value)
     assert len(stand_in.seen) == 4
     stand_in.failures.clear()
-    assert index.search(unit_vectors(1), 5) == [[]]
+    assert index.nearest(unit_vectors(1), 5) == [[]]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_tries_come_to_an_end(stand_in: StandIn, index: QdrantIndex, pauses: lis
     ],
 )
 def test_lasting_failures_are_not_tried_again(
-    stand_in: StandIn, index: QdrantIndex, status: int, kind: type[Exception], words: str
+    stand_in: StandIn, index: VectorIndex, status: int, kind: type[Exception], words: str
 ) -> None:
     stand_in.failures.append((status, {}))
     with pytest.raises(kind, match=words):
@@ -263,13 +263,13 @@ def test_lasting_failures_are_not_tried_again(
     assert len(stand_in.seen) == 1
 
 
-def test_collection_deleted_meanwhile(stand_in: StandIn, index: QdrantIndex) -> None:
+def test_collection_deleted_meanwhile(stand_in: StandIn, index: VectorIndex) -> None:
     stand_in.client.delete_collection("images")
     stand_in.client.create_collection("other", vectors_config={})
     for use in (
         index.count,
         lambda: index.upsert(make_points(unit_vectors(3))),
-        lambda: index.search(unit_vectors(1), 5),
+        lambda: index.nearest(unit_vectors(1), 5),
         lambda: index.retrieve([image_id(0)]),
     ):
         with pytest.raises(CollectionNotFoundError) as caught:
@@ -278,7 +278,7 @@ def test_collection_deleted_meanwhile(stand_in: StandIn, index: QdrantIndex) -> 
 
 
 def test_collection_deleted_meanwhile_in_memory(memory: QdrantClient) -> None:
-    index = QdrantIndex.create(memory, "images", 8, {})
+    index = create_on_server(memory, "images", 8, {})
     memory.delete_collection("images")
     with pytest.raises(CollectionNotFoundError):
         index.count()
@@ -287,7 +287,7 @@ def test_collection_deleted_meanwhile_in_memory(memory: QdrantClient) -> None:
 def test_something_else_answers(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stand_in, "answer", lambda *request: ["not", "Qdrant"])
     with pytest.raises(StoreError, match="see the server's log"):
-        QdrantIndex.open(stand_in.url, "images", FAST)
+        open_on_server(stand_in.url, "images", FAST)
 
 
 def test_a_server_that_drops_metadata_is_refused_at_create(
@@ -300,11 +300,11 @@ def test_a_server_that_drops_metadata_is_refused_at_create(
         lambda name, *, vectors_config, metadata: create(name, vectors_config=vectors_config),
     )
     with pytest.raises(StoreError, match=r"older than Qdrant 1\.16"):
-        QdrantIndex.create(stand_in.url, "images", 8, {}, FAST)
+        create_on_server(stand_in.url, "images", 8, {}, FAST)
 
 
 def test_upserts_travel_in_batches(
-    stand_in: StandIn, index: QdrantIndex, monkeypatch: pytest.MonkeyPatch
+    stand_in: StandIn, index: VectorIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.upsert(make_points(unit_vectors(120)))
     assert len(stand_in.seen) == 3
@@ -316,7 +316,7 @@ def test_upserts_travel_in_batches(
 
 
 def test_payloads_travel_in_batches(
-    stand_in: StandIn, index: QdrantIndex, monkeypatch: pytest.MonkeyPatch
+    stand_in: StandIn, index: VectorIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.upsert(make_points(unit_vectors(120)))
     stand_in.seen.clear()
@@ -328,10 +328,10 @@ def test_payloads_travel_in_batches(
     assert len(stand_in.seen) == 3  # two, two and one
 
 
-def test_many_queries_travel_in_one_request(stand_in: StandIn, index: QdrantIndex) -> None:
+def test_many_queries_travel_in_one_request(stand_in: StandIn, index: VectorIndex) -> None:
     index.upsert(make_points(unit_vectors(20)))
     stand_in.seen.clear()
-    found = index.search(unit_vectors(50, seed=1), 5)
+    found = index.nearest(unit_vectors(50, seed=1), 5)
     assert [len(hits) for hits in found] == [5] * 50
     assert stand_in.seen == ["POST /collections/images/points/query/batch"]
 
@@ -341,6 +341,6 @@ def test_api_key(stand_in: StandIn) -> None:
     assert "secret" not in repr(options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
-        index = QdrantIndex.create(stand_in.url, "images", 8, {}, options)
+        index = create_on_server(stand_in.url, "images", 8, {}, options)
     index.close()
     assert {headers["api-key"] for headers in stand_in.headers} == {"secret"}

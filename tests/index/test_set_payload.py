@@ -34,7 +34,7 @@ def test_keys_are_set_and_others_stay(engine: Engine) -> None:
         "_edje": {"record": 1, "tokens": "QUJD" * 10},
     }
     assert payload_of(index, 0) == make_points(unit_vectors(1))[0].payload
-    (found,) = index.search(unit_vectors(2)[1:], 1)
+    (found,) = index.nearest(unit_vectors(2)[1:], 1)
     assert found[0].payload == {"path": "moved.png", "album": "2024", "_edje": {"record": 1}}
     after = index.vectors([image_id(n) for n in range(3)])
     for key, vector in before.items():
@@ -104,7 +104,7 @@ def test_many_at_once(engine: Engine) -> None:
             expected["all"] = "same"
         assert payloads[image_id(n)] == expected
     truth = np.argsort(-(unit_vectors(1, seed=1) @ unit_vectors(300).T))[0, :9]
-    (found,) = index.search(unit_vectors(1, seed=1), 9)
+    (found,) = index.nearest(unit_vectors(1, seed=1), 9)
     assert [c.image_id for c in found] == [image_id(int(n)) for n in truth]
 
 

@@ -17,8 +17,9 @@ from proof_world import codec_of, ingest, model, opened, searched, state_of
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import reference_of
 from edje_qdrant.errors import CollectionNotFoundError
-from edje_qdrant.index import EdgeIndex
+from edje_qdrant.index import VectorIndex
 from edje_qdrant.index import folder as index_folder
+from edje_qdrant.index.edge.backend import EdgeBackend
 from edje_qdrant.maintenance import compact, transcode, verify
 from edje_qdrant.maintenance.repair import repair
 from edje_qdrant.tokens import codec_file, file_writer, manifest
@@ -110,11 +111,11 @@ class Points:
             ("delete", lambda call, index, ids: call(index, ids[: len(ids) // 2])),
             ("set_payload", _half_of_the_payloads),
         ):
-            self.halved(EdgeIndex, name, f"engine {name}", half)
+            self.halved(VectorIndex, name, f"engine {name}", half)
         for name in ("flush", "close"):
             self._flushed(name)
         for name in ("flush", "optimize", "close"):
-            self.around(EdgeIndex, name, f"engine {name}", during=True)
+            self.around(VectorIndex, name, f"engine {name}", during=True)
         for name in ("create", "open"):
             self._class_method(name)
 
@@ -132,13 +133,13 @@ class Points:
         os.fsync = wrapped  # type: ignore[assignment]
 
     def _flushed(self, name: str) -> None:
-        original = getattr(EdgeIndex, name)
+        original = getattr(VectorIndex, name)
 
-        def wrapped(index: EdgeIndex) -> None:
+        def wrapped(index: VectorIndex) -> None:
             original(index)
             self._disk.flushed()
 
-        setattr(EdgeIndex, name, wrapped)
+        setattr(VectorIndex, name, wrapped)
 
     def _file_replaced(self, module: Any) -> None:
         original = module.write_atomically
@@ -163,7 +164,7 @@ class Points:
         setattr(owner, name, wrapped)
 
     def _class_method(self, name: str) -> None:
-        original = getattr(EdgeIndex, name)
+        original = getattr(EdgeBackend, name)
 
         def wrapped(*arguments: Any) -> Any:
             self.soon(f"engine {name}: during")
@@ -171,7 +172,7 @@ class Points:
             self.at(f"engine {name}: after")
             return result
 
-        setattr(EdgeIndex, name, staticmethod(wrapped))
+        setattr(EdgeBackend, name, staticmethod(wrapped))
 
 
 def killable(

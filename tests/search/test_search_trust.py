@@ -18,8 +18,7 @@ from rounding import float32_slack
 from searching import TEXTS, engine_places, full_scores, make_collection, numbers
 
 from edje_qdrant.errors import CheckpointError, ConfigError, EngineUnavailableError
-from edje_qdrant.index import QdrantOptions
-from edje_qdrant.index.qdrant.index import QdrantIndex
+from edje_qdrant.index import QdrantOptions, open_on_server
 from edje_qdrant.model import EDJEModel, FastJointEncoder
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.search.results import SearchResult
@@ -320,7 +319,7 @@ def test_a_server_that_is_away_does_not_outlast_the_budget(
     server: StandIn, tiny_model: EDJEModel
 ) -> None:
     collection = make_collection(server.url, tiny_model)
-    index = QdrantIndex.open(server.url, "images", QdrantOptions(retries=50, backoff=0.2))
+    index = open_on_server(server.url, "images", QdrantOptions(retries=50, backoff=0.2))
     collection._index.close()
     collection._index = index
     with TwoStageRetriever(collection, tiny_model) as retriever:

@@ -1,4 +1,4 @@
-"""What a Qdrant server is asked, in its client's words."""
+"""Requests to a Qdrant server, as its client's models."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from edje_qdrant.index.hnsw import Reach
 if TYPE_CHECKING:
     from qdrant_client import models
 
-__all__ = ["best", "like", "setting_payload", "shown", "stored", "without"]
+__all__ = ["best", "best_score", "selected", "setting_payload", "stored"]
 
 
-def shown(payload: bool, tokens: bool) -> bool | models.PayloadSelectorExclude:
+def selected(payload: bool, tokens: bool) -> bool | models.PayloadSelectorExclude:
     """Return which part of a payload to read."""
     from qdrant_client import models
 
@@ -34,15 +34,15 @@ def best(
     reach: Reach | None,
     oversampling: float | None,
 ) -> list[models.QueryRequest]:
-    """Ask for the `wanted` points that fit each query best, of those that the filter chooses.
+    """Return requests for the `wanted` best of the chosen points for each query.
 
     Args:
-        queries: Vectors, or what else a query may be.
-        wanted: How many points for each.
-        chosen: What may be found.
-        reach: How to search; None where there is no graph to walk.
-        oversampling: How many more candidates to take by quantized vectors, and compare by the
-            vectors themselves; None where they are not quantized.
+        queries: Vectors, or other queries of the client's.
+        wanted: Points for each query.
+        chosen: Which points may be found.
+        reach: How to search; None where there is no graph.
+        oversampling: Candidates by quantized vectors for each wanted point, to be rescored by the
+            original vectors; None where vectors are not quantized.
     """
     from qdrant_client import models
 
@@ -63,40 +63,32 @@ def best(
             query=query,
             limit=wanted,
             filter=chosen,
-            with_payload=shown(payload=True, tokens=False),
+            with_payload=selected(payload=True, tokens=False),
             params=params,
         )
         for query in queries
     ]
 
 
-def like(
-    positive: NDArray[np.float32], negative: NDArray[np.float32], strategy: str
+def best_score(
+    positive: NDArray[np.float32], negative: NDArray[np.float32]
 ) -> models.RecommendQuery:
-    """Ask for what is like the `(p, d)` examples and unlike the `(n, d)` ones."""
+    """Return a query by `best_score` for `(p, d)` and `(n, d)` example vectors."""
     from qdrant_client import models
 
     return models.RecommendQuery(
         recommend=models.RecommendInput(
             positive=positive.tolist(),
             negative=negative.tolist(),
-            strategy=models.RecommendStrategy(strategy),
+            strategy=models.RecommendStrategy.BEST_SCORE,
         )
     )
-
-
-def without(ids: Sequence[str], chosen: models.Filter | None) -> models.Filter:
-    """Leave points out of what a filter chooses."""
-    from qdrant_client import models
-
-    left_out = models.HasIdCondition(has_id=[*ids])
-    return models.Filter(must=[chosen] if chosen else None, must_not=[left_out])
 
 
 def setting_payload(
     payload: dict[str, Any], chosen: models.Filter | list[str]
 ) -> models.SetPayloadOperation:
-    """Set the payload's keys in points, given by filter or by id."""
+    """Return the operation that sets payload keys in points given by filter or by id."""
     from qdrant_client import models
 
     if isinstance(chosen, list):
@@ -107,7 +99,7 @@ def setting_payload(
 
 
 def stored(ids: Sequence[str]) -> models.Filter:
-    """Name points in a way that allows for unknown ones; in a plain list they are an error."""
+    """Name points by filter, which allows unknown ids; in a plain list they are an error."""
     from qdrant_client import models
 
     return models.Filter(must=[models.HasIdCondition(has_id=[*ids])])

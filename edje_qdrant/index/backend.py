@@ -1,0 +1,179 @@
+"""The interface that every vector engine implements below `VectorIndex`."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.index.filters.filter import Filter
+from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
+from edje_qdrant.types import Payload, Point
+
+__all__ = ["NO_VECTOR", "Backend", "Hits", "Record", "as_points"]
+
+#: Points found for one query: id, score and payload without token bytes, in any order.
+Hits: TypeAlias = Iterable[tuple[str, float, Payload]]
+
+#: The vector of a point whose vector was not asked for.
+NO_VECTOR: NDArray[np.float32] = np.empty(0, np.float32)
+
+
+class Record(Protocol):
+    """A point as Qdrant's clients return it."""
+
+    @property
+    def id(self) -> Any: ...
+    @property
+    def vector(self) -> Any: ...
+    @property
+    def payload(self) -> Any: ...
+
+
+def as_points(records: Iterable[Record], *, vectors: bool) -> list[Point]:
+    """Convert records to points; `vectors` says whether the records have vectors."""
+    return [
+        Point(
+            str(record.id),
+            np.array(record.vector, np.float32) if vectors else NO_VECTOR,
+            record.payload or {},
+        )
+        for record in records
+    ]
+
+
+class Backend(ABC):
+    """One vector engine. `VectorIndex` has checked every argument before it arrives here.
+
+    Every method but `close` raises StoreError once the backend is closed.
+
+    Attributes:
+        name: Name of the engine.
+        dim: Width of the vectors.
+        batch_size: Points to write in one call, at most.
+        metadata: The metadata as last read or written.
+    """
+
+    name: str
+    dim: int
+    batch_size: int
+    metadata: dict[str, Any]
+
+    @abstractmethod
+    def check_open(self) -> None:
+        """Raise StoreError if the backend is closed."""
+
+    @abstractmethod
+    def set_metadata(self, metadata: dict[str, Any]) -> None:
+        """Replace the metadata atomically."""
+
+    @abstractmethod
+    def reload_metadata(self) -> None:
+        """Read the metadata again."""
+
+    @abstractmethod
+    def translate(self, filter: Filter | None) -> Any:
+        """Check a filter and return it in the engine's form; None for every point.
+
+        Raises:
+            ConfigError: The filter cannot be used.
+        """
+
+    @abstractmethod
+    def nearest(
+        self, queries: NDArray[np.float32], wanted: int, chosen: Any, timeout: float | None
+    ) -> list[Hits]:
+        """Find the `wanted` nearest of the chosen points for each of `(q, d)` unit vectors."""
+
+    async def nearest_async(
+        self, queries: NDArray[np.float32], wanted: int, chosen: Any, timeout: float | None
+    ) -> list[Hits]:
+        """Do the same without blocking the event loop."""
+        return await asyncio.to_thread(self.nearest, queries, wanted, chosen, timeout)
+
+    @abstractmethod
+    def best_score(
+        self,
+        positive: NDArray[np.float32],
+        negative: NDArray[np.float32],
+        wanted: int,
+        chosen: Any,
+    ) -> Hits:
+        """Find points by Qdrant's `best_score` for `(p, d)` and `(n, d)` example vectors."""
+
+    @abstractmethod
+    def fetch(
+        self,
+        ids: Sequence[str],
+        *,
+        payload: bool = False,
+        tokens: bool = False,
+        vectors: bool = False,
+    ) -> Iterable[Point]:
+        """Read points by id; unknown ids are left out."""
+
+    @abstractmethod
+    def page(
+        self, start: Any, size: int, chosen: Any, *, payload: bool, tokens: bool, vectors: bool
+    ) -> tuple[list[Point], Any]:
+        """Read up to `size` of the chosen points in order of id.
+
+        Args:
+            start: Where to start: None, or what the previous call returned.
+            size: Points to read, at most.
+            chosen: A translated filter.
+            payload: Whether to read payloads.
+            tokens: Whether payloads include token bytes.
+            vectors: Whether to read vectors.
+
+        Returns:
+            The points, and where the next page starts; None after the last page.
+        """
+
+    @abstractmethod
+    def write(self, points: Sequence[CheckedPoint]) -> None:
+        """Write points, replacing those with the same id."""
+
+    @abstractmethod
+    def set_payload(self, payloads: Sequence[CheckedPayload]) -> None:
+        """Set top-level payload keys; unknown ids are ignored."""
+
+    @abstractmethod
+    def remove_keys(self, ids: Sequence[str], paths: Sequence[str]) -> None:
+        """Remove top-level payload keys, given as paths; unknown ids and keys are ignored."""
+
+    @abstractmethod
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete points; unknown ids are ignored."""
+
+    @abstractmethod
+    def delete_matching(self, chosen: Any) -> None:
+        """Delete the chosen points; never called with None."""
+
+    @abstractmethod
+    def count(self, chosen: Any) -> int:
+        """Count the chosen points exactly."""
+
+    @abstractmethod
+    def create_payload_index(self, path: str, kind: str) -> None:
+        """Index a payload field, where the engine has such indexes."""
+
+    @abstractmethod
+    def payload_indexes(self) -> dict[str, str]:
+        """Return field path -> kind of every payload index."""
+
+    def flush(self) -> None:
+        """Make every write survive a killed process."""
+        self.check_open()
+
+    def optimize(self) -> None:
+        """Build the search graph where the engine does so on request."""
+        self.check_open()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and release files and connections; a second call does nothing."""

@@ -1,0 +1,256 @@
+"""Qdrant Edge: the embedded engine, in this process, in a folder of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.index import hnsw
+from edje_qdrant.index.backend import Hits, as_points
+from edje_qdrant.index.batches import by_payload
+from edje_qdrant.index.edge.filter import edge_filter
+from edje_qdrant.index.filters.field_paths import TOKEN_BYTES
+from edje_qdrant.index.filters.filter import Filter
+from edje_qdrant.index.folder import SHARD, require_space
+from edje_qdrant.index.folder_backend import FolderBackend
+from edje_qdrant.index.payload_indexes import edge_schema, kinds_of
+from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
+from edje_qdrant.types import Point
+
+if TYPE_CHECKING:
+    import qdrant_edge
+    from qdrant_edge import EdgeShard, PayloadSelector, Query, ScoredPoint
+
+__all__ = ["EdgeBackend"]
+
+
+class EdgeBackend(FolderBackend["EdgeShard"]):
+    """An Edge shard.
+
+    Threads may search and write at the same time, but the engine holds Python's interpreter lock
+    while it works: `optimize` on a large index stops every other thread.
+    """
+
+    name = "edge"
+    subfolder = SHARD
+
+    @staticmethod
+    def _create(folder: Path, dim: int) -> None:
+        from qdrant_edge import (
+            Distance,
+            EdgeConfig,
+            EdgeOptimizersConfig,
+            EdgeShard,
+            EdgeVectorParams,
+            HnswIndexConfig,
+        )
+
+        config = EdgeConfig(
+            vectors=EdgeVectorParams(size=dim, distance=Distance.Cosine),
+            hnsw_config=HnswIndexConfig(
+                m=hnsw.LINKS,
+                ef_construct=hnsw.BUILD_WIDTH,
+                full_scan_threshold=hnsw.SCAN_KILOBYTES,
+            ),
+            optimizers=EdgeOptimizersConfig(indexing_threshold=hnsw.SCAN_KILOBYTES),
+        )
+        EdgeShard.create(str(folder), config).close()
+
+    @staticmethod
+    def _load(folder: Path, dim: int) -> EdgeShard:  # noqa: ARG004 - the shard knows it
+        from qdrant_edge import EdgeShard
+
+        return EdgeShard.load(str(folder))
+
+    def translate(self, filter: Filter | None) -> qdrant_edge.Filter | None:
+        return edge_filter(filter)
+
+    def nearest(
+        self,
+        queries: NDArray[np.float32],
+        wanted: int,
+        chosen: qdrant_edge.Filter | None,
+        timeout: float | None,  # noqa: ARG002 - this engine cannot be interrupted
+    ) -> list[Hits]:
+        from qdrant_edge import Query
+
+        return self._query([Query.Nearest(query.tolist()) for query in queries], wanted, chosen)
+
+    def best_score(
+        self,
+        positive: NDArray[np.float32],
+        negative: NDArray[np.float32],
+        wanted: int,
+        chosen: qdrant_edge.Filter | None,
+    ) -> Hits:
+        from qdrant_edge import Query, RecommendQuery
+
+        examples = RecommendQuery(positive.tolist(), negative.tolist())
+        return self._query([Query.RecommendBestScore(examples)], wanted, chosen)[0]
+
+    def fetch(
+        self, ids: Sequence[str], *, payload: bool = False, tokens: bool = False,
+        vectors: bool = False,
+    ) -> list[Point]:  # fmt: skip
+        with self._using() as shard:
+            records = shard.retrieve([*ids], _selected(payload, tokens), vectors)
+        return as_points(records, vectors=vectors)
+
+    def page(
+        self,
+        start: Any,
+        size: int,
+        chosen: qdrant_edge.Filter | None,
+        *,
+        payload: bool,
+        tokens: bool,
+        vectors: bool,
+    ) -> tuple[list[Point], Any]:
+        from qdrant_edge import ScrollRequest
+
+        request = ScrollRequest(
+            offset=start,
+            limit=size,
+            filter=chosen,
+            with_payload=_selected(payload, tokens),
+            with_vector=vectors,
+        )
+        with self._using() as shard:
+            records, following = shard.scroll(request)
+        return as_points(records, vectors=vectors), following
+
+    def write(self, points: Sequence[CheckedPoint]) -> None:
+        from qdrant_edge import Point, UpdateOperation
+
+        with self._using() as shard:
+            require_space(self._folder)
+            shard.update(
+                UpdateOperation.upsert_points([Point(p.id, p.vector, p.payload) for p in points])
+            )
+
+    def set_payload(self, payloads: Sequence[CheckedPayload]) -> None:
+        from qdrant_edge import UpdateOperation
+
+        with self._using() as shard:
+            require_space(self._folder)
+            for ids, payload in by_payload(payloads):
+                shard.update(UpdateOperation.set_payload_by_filter(_stored(ids), payload))
+
+    def remove_keys(self, ids: Sequence[str], paths: Sequence[str]) -> None:
+        from qdrant_edge import UpdateOperation
+
+        with self._using() as shard:
+            shard.update(UpdateOperation.delete_payload_by_filter(_stored(ids), [*paths]))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        from qdrant_edge import UpdateOperation
+
+        with self._using() as shard:
+            if ids:
+                shard.update(UpdateOperation.delete_points([*ids]))
+
+    def delete_matching(self, chosen: qdrant_edge.Filter) -> None:
+        from qdrant_edge import UpdateOperation
+
+        with self._using() as shard:
+            shard.update(UpdateOperation.delete_points_by_filter(chosen))
+
+    def count(self, chosen: qdrant_edge.Filter | None) -> int:
+        from qdrant_edge import CountRequest
+
+        with self._using() as shard:
+            return shard.count(CountRequest(filter=chosen))
+
+    def create_payload_index(self, path: str, kind: str) -> None:
+        from qdrant_edge import UpdateOperation
+
+        # The graph gets links for the field as well if `optimize` builds it later.
+        with self._using() as shard:
+            shard.update(UpdateOperation.create_field_index(path, edge_schema(kind)))
+
+    def payload_indexes(self) -> dict[str, str]:
+        with self._using() as shard:
+            return kinds_of(shard.info().payload_schema)
+
+    def flush(self) -> None:
+        # The engine also writes a log, from which it usually restores later writes; nothing here
+        # relies on that.
+        with self._using() as shard:
+            shard.flush()
+
+    def optimize(self) -> None:
+        with self._using() as shard:
+            require_space(self._folder, _allocated(self._folder / SHARD))
+            shard.optimize()
+
+    def _before_close(self, engine: EdgeShard) -> None:
+        engine.flush()
+
+    def _query(
+        self, queries: Sequence[Query], wanted: int, chosen: qdrant_edge.Filter | None
+    ) -> list[Hits]:
+        from qdrant_edge import (
+            AcornSearchParams,
+            CountRequest,
+            QueryBatchRequest,
+            QueryRequest,
+            SearchParams,
+        )
+
+        with self._using() as shard:
+            # Counting would go through every point: 40 ms among a million.
+            total = shard.info().points_count
+            wanted = min(wanted, total)
+            if wanted == 0:
+                return [[] for _ in queries]
+            reach = hnsw.Reach.ALL
+            if chosen is not None:
+                matching = shard.count(CountRequest(exact=False, filter=chosen))
+                reach = hnsw.reach_of(matching, total)
+            params = SearchParams(
+                hnsw_ef=hnsw.search_width(wanted),
+                exact=reach is hnsw.Reach.FEW,
+                acorn=AcornSearchParams(True, 1.0) if reach is hnsw.Reach.MOST else None,
+            )
+            selected = _selected(payload=True, tokens=False)
+            requests = [
+                QueryRequest(
+                    limit=wanted, query=query, filter=chosen, with_payload=selected, params=params
+                )
+                for query in queries
+            ]
+            return [_hits(answer) for answer in shard.query_batch(QueryBatchRequest(requests))]
+
+
+def _hits(answer: Sequence[ScoredPoint]) -> Hits:
+    return ((str(hit.id), hit.score, hit.payload or {}) for hit in answer)
+
+
+def _selected(payload: bool, tokens: bool) -> bool | PayloadSelector:
+    """Return which part of a payload to read."""
+    from qdrant_edge import PayloadSelector
+
+    return PayloadSelector.Exclude([TOKEN_BYTES]) if payload and not tokens else payload
+
+
+def _stored(ids: Sequence[str]) -> qdrant_edge.Filter:
+    """Name points by filter, which allows unknown ids; in a plain list they are an error."""
+    from qdrant_edge import Filter, HasIdCondition
+
+    return Filter(must=[HasIdCondition({*ids})])
+
+
+def _allocated(folder: Path) -> int:
+    """Return the bytes that a folder's files take on the disk, holes left out."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # the engine may be removing files
+            status = path.stat()
+            # Windows does not count blocks.
+            total += 512 * getattr(status, "st_blocks", -(-status.st_size // 512))
+    return total

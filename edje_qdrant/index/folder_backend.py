@@ -1,0 +1,170 @@
+"""The base of backends that keep an index in a folder: create, open, lock, metadata, close."""
+
+from __future__ import annotations
+
+import shutil
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import IO, Any, ClassVar, Generic, Protocol, TypeVar
+
+from typing_extensions import Self
+
+from edje_qdrant.errors import StoreError
+from edje_qdrant.files import sync_folder
+from edje_qdrant.index.backend import Backend
+from edje_qdrant.index.folder import (
+    lock_folder,
+    read_metadata,
+    refuse_existing,
+    reporting,
+    require_existing,
+    require_space,
+    write_metadata,
+)
+from edje_qdrant.index.validate import check_dim, check_metadata
+
+__all__ = ["FolderBackend"]
+
+
+class _Engine(Protocol):
+    def close(self) -> None: ...
+
+
+E = TypeVar("E", bound=_Engine)
+
+
+class FolderBackend(Backend, Generic[E]):
+    """A backend whose engine works in this process, on a folder that one process opens at a time.
+
+    Attributes:
+        subfolder: Name of the engine's own folder within the index's.
+    """
+
+    subfolder: ClassVar[str]
+    batch_size = 1024
+
+    def __init__(
+        self, folder: Path, dim: int, metadata: dict[str, Any], engine: E, lock: IO[bytes]
+    ) -> None:
+        self.dim = dim
+        self.metadata = metadata
+        self._folder = folder
+        self._engine: E | None = engine
+        self._lock = lock
+        self._closing = Lock()
+
+    @staticmethod
+    @abstractmethod
+    def _create(folder: Path, dim: int) -> None:
+        """Make the engine's empty files in `folder`, which does not exist yet."""
+
+    @staticmethod
+    @abstractmethod
+    def _load(folder: Path, dim: int) -> E:
+        """Open the engine's files in `folder`."""
+
+    @classmethod
+    def create(cls, folder: Path, dim: int, metadata: Mapping[str, Any]) -> Self:
+        """Make an empty index of `dim`-wide vectors in `folder`, which may exist already.
+
+        Raises:
+            ConfigError: `dim` is below 1, or the metadata is not a JSON object.
+            StoreError: The folder holds an index already, or cannot be written.
+            CollectionLockedError: Another process is making or using one there.
+        """
+        kept = check_metadata(metadata)
+        check_dim(dim)
+        refuse_existing(folder)
+        with reporting(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as undo:
+            lock = undo.enter_context(lock_folder(folder))
+            refuse_existing(
+                folder
+            )  # another process may have made one before this one got the lock
+            with reporting(folder):
+                # The rename is what makes the index exist: a crash before it leaves a folder that
+                # `create` accepts and `open` reports as empty.
+                fresh = folder / f"{cls.subfolder}.new"
+                shutil.rmtree(fresh, ignore_errors=True)
+                require_space(folder)
+                cls._create(fresh, dim)
+                write_metadata(folder, dim, kept)
+                fresh.rename(folder / cls.subfolder)
+                sync_folder(folder)
+            return cls._opened(folder, dim, kept, lock, undo)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the index in `folder`.
+
+        Raises:
+            CollectionNotFoundError: There is none; names those beside it.
+            CollectionLockedError: It is open already, here or in another process.
+            StoreError: It cannot be read.
+        """
+        require_existing(folder, cls.subfolder)
+        with ExitStack() as undo:
+            lock = undo.enter_context(lock_folder(folder))
+            with reporting(folder):
+                dim, metadata = read_metadata(folder)
+            return cls._opened(folder, dim, metadata, lock, undo)
+
+    @classmethod
+    def _opened(
+        cls, folder: Path, dim: int, metadata: dict[str, Any], lock: IO[bytes], undo: ExitStack
+    ) -> Self:
+        with reporting(folder):
+            engine = undo.enter_context(closing(cls._load(folder / cls.subfolder, dim)))
+            backend = cls(folder, dim, metadata, engine, lock)
+        undo.pop_all()  # the backend closes them from here on
+        return backend
+
+    @contextmanager
+    def _using(self) -> Iterator[E]:
+        """Yield the engine; translate its errors.
+
+        Raises:
+            StoreError: The index is closed, or the engine failed.
+        """
+        engine = self._engine
+        closed = f"the index at {self._folder} is closed; open it again"
+        if engine is None:
+            raise StoreError(closed)
+        try:
+            with reporting(self._folder):
+                yield engine
+        except StoreError as error:
+            if self._engine is None:  # another thread closed it during the call
+                raise StoreError(closed) from error
+            raise
+
+    def check_open(self) -> None:
+        with self._using():
+            pass
+
+    def set_metadata(self, metadata: dict[str, Any]) -> None:
+        with self._closing, self._using():  # the folder stays locked until the file is written
+            write_metadata(self._folder, self.dim, metadata)
+            self.metadata = metadata
+
+    def reload_metadata(self) -> None:
+        with self._closing, self._using():
+            self.metadata = read_metadata(self._folder)[1]
+
+    def close(self) -> None:
+        with self._closing:
+            engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        try:
+            with reporting(self._folder), closing(engine):
+                self._before_close(engine)
+        finally:
+            self._lock.close()
+
+    def _before_close(self, engine: E) -> None:
+        """Flush what the engine has not written yet."""

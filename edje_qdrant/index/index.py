@@ -1,0 +1,293 @@
+"""Stage 1: the vector index, the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.index.backend import Backend
+from edje_qdrant.index.batches import in_batches
+from edje_qdrant.index.filters.filter import Filter, require_filter
+from edje_qdrant.index.payload_indexes import PayloadKind, check_field, check_kind
+from edje_qdrant.index.ranking import SLACK, rank
+from edje_qdrant.index.recommend import Strategy, average, check_examples, example_vectors
+from edje_qdrant.index.validate import (
+    check_batch_size,
+    check_ids,
+    check_keys,
+    check_limit,
+    check_metadata,
+    check_payloads,
+    check_points,
+    check_vectors,
+)
+from edje_qdrant.types import Candidate, Payload, Point
+
+__all__ = ["VectorIndex"]
+
+
+class VectorIndex:
+    """Store one vector and one payload for each image, and find the nearest by cosine.
+
+    Checks arguments, ranks and pages; the backend talks to the engine. Threads may share an index.
+    Every method raises ConfigError for arguments that cannot be used, before anything is written.
+    Every method but `close` raises StoreError once the index is closed or where the engine fails,
+    and EngineUnavailableError where a server cannot be reached.
+
+    Make one with `create_embedded`, `open_embedded`, `create_on_server` or `open_on_server`.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @property
+    def engine(self) -> str:
+        """Return the engine's name: `edge`, `faiss` or `qdrant`."""
+        return self._backend.name
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Return the JSON object given at create, or to `set_metadata` since."""
+        return self._backend.metadata
+
+    def set_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Replace the metadata atomically: readers see the old or the new, never a mix.
+
+        Raises:
+            StoreError: It cannot be written (the old is kept), or a server returns something else.
+        """
+        self._backend.set_metadata(check_metadata(metadata))
+
+    def reload_metadata(self) -> Mapping[str, Any]:
+        """Read the metadata again, as another process may have replaced it, and return it."""
+        self._backend.reload_metadata()
+        return self._backend.metadata
+
+    def upsert(self, points: Sequence[Point]) -> None:
+        """Write points, replacing those with the same id; visible to searches on return.
+
+        Raises:
+            StoreError: The disk is full or the engine failed; earlier batches may be written.
+        """
+        checked = check_points(points, self._backend.dim)
+        self._backend.check_open()
+        for batch in in_batches(checked, self._backend.batch_size):
+            self._backend.write(batch)
+
+    def set_payload(self, payloads: Mapping[str, Payload]) -> None:
+        """Set keys of stored payloads, id -> key -> value; visible to searches on return.
+
+        A key's value is replaced whole, however deep it is; other keys and the vector stay as
+        they are. Unknown ids are ignored. A value of None at the top is refused.
+        """
+        checked = check_payloads(payloads)
+        self._backend.check_open()
+        for batch in in_batches(checked, self._backend.batch_size):
+            self._backend.set_payload(batch)
+
+    def remove_payload_keys(self, image_ids: Sequence[str], keys: Sequence[str]) -> None:
+        """Remove top-level keys from stored payloads; unknown ids and keys are ignored.
+
+        A dot is part of the key's name here.
+        """
+        ids, paths = check_ids(image_ids), check_keys(keys)
+        self._backend.check_open()
+        if ids and paths:
+            self._backend.remove_keys(ids, paths)
+
+    def flush(self) -> None:
+        """Make every write so far survive a killed process.
+
+        On Edge, a power cut may still lose writes. On faiss and on a server every write has
+        survived both by the time it returns.
+        """
+        self._backend.flush()
+
+    def optimize(self) -> None:
+        """Build the search graph where the engine does so on request.
+
+        Edge merges its segments and builds a graph from 100 MB of vectors on; points written later
+        are scanned until the next call. faiss frees the memory of deleted vectors. A server
+        optimizes in the background.
+
+        Raises:
+            StoreError: The disk has no room for a second copy of what is merged.
+        """
+        self._backend.optimize()
+
+    def existing(self, image_ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that are stored."""
+        return {point.id for point in self._backend.fetch(check_ids(image_ids))}
+
+    def nearest(
+        self,
+        vectors: NDArray[np.float32],
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        timeout: float | None = None,
+    ) -> list[list[Candidate]]:
+        """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most.
+
+        Args:
+            vectors: `(q, d)` query vectors of any length above 0.
+            limit: Points to find for each query.
+            filter: Which points to search; None or `{}` for all. A filter on a field without an
+                index (see `create_payload_index`) reads every payload.
+            timeout: Seconds after which a server is not asked again; an embedded engine cannot be
+                interrupted.
+        """
+        queries, chosen = self._checked(vectors, limit, filter)
+        found = self._backend.nearest(queries, limit + SLACK, chosen, timeout)
+        return [rank(hits, limit) for hits in found]
+
+    async def nearest_async(
+        self,
+        vectors: NDArray[np.float32],
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        timeout: float | None = None,
+    ) -> list[list[Candidate]]:
+        """Do as `nearest` does without blocking the event loop.
+
+        A server is asked through `AsyncQdrantClient`; an embedded engine works in another thread.
+        """
+        queries, chosen = self._checked(vectors, limit, filter)
+        found = await self._backend.nearest_async(queries, limit + SLACK, chosen, timeout)
+        return [rank(hits, limit) for hits in found]
+
+    def recommend(
+        self,
+        positive_ids: Sequence[str],
+        negative_ids: Sequence[str],
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        strategy: Strategy = "average_vector",
+    ) -> list[Candidate]:
+        """Find points like some stored ones and unlike others, best first, `limit` at most.
+
+        The examples themselves are excluded. With `best_score` the candidates' scores are not
+        cosines: the engine computes them, and only their order has a meaning.
+
+        Args:
+            positive_ids: Points to come near to; `best_score` works without.
+            negative_ids: Points to keep away from; may be empty.
+            limit: Points to find.
+            filter: Which points to search; None or `{}` for all.
+            strategy: How examples are combined.
+        """
+        check_limit(limit)
+        ids = check_examples(positive_ids, negative_ids, strategy)
+        chosen = self._backend.translate(filter)
+        examples = {*ids.positive, *ids.negative}
+        positive, negative = example_vectors(self.vectors([*examples]), ids)
+        wanted = limit + SLACK + len(examples)  # the examples may be among the best
+        if strategy == "average_vector":
+            query = check_vectors(average(positive, negative)[np.newaxis], self._backend.dim)
+            (hits,) = self._backend.nearest(query, wanted, chosen, None)
+        else:
+            hits = self._backend.best_score(positive, negative, wanted, chosen)
+        return rank((hit for hit in hits if hit[0] not in examples), limit)
+
+    def create_payload_index(self, field: str, kind: PayloadKind) -> None:
+        """Index a payload field, so that filters on it need not read payloads.
+
+        What filters match stays the same as long as the field holds what `kind` says: other values
+        are not in the index, and conditions may miss or misread them. An index of another kind on
+        the same field is replaced. faiss and Qdrant's local mode have no such indexes: there this
+        only checks its arguments.
+
+        Args:
+            field: Its path in Qdrant's syntax: `album`, `camera.year`; a name with characters other
+                than letters, digits, _ and - in double quotes. Fields of the objects in a list are
+                refused; what a plain list holds is indexed by the list's name.
+            kind: What the field holds.
+        """
+        self._backend.create_payload_index(check_field(field), check_kind(kind))
+
+    def payload_indexes(self) -> dict[str, str]:
+        """Return field path -> kind of every index; empty where the engine has none."""
+        return self._backend.payload_indexes()
+
+    def retrieve(
+        self, image_ids: Sequence[str], *, tokens: bool = True
+    ) -> dict[str, Mapping[str, Any]]:
+        """Return id -> payload, with or without token bytes; unknown ids are left out."""
+        points = self._backend.fetch(check_ids(image_ids), payload=True, tokens=tokens)
+        return {point.id: point.payload for point in points}
+
+    def vectors(self, image_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Return id -> `(d,)` vector of unit length; unknown ids are left out."""
+        points = self._backend.fetch(check_ids(image_ids), vectors=True)
+        return {point.id: point.vector for point in points}
+
+    def scroll(
+        self,
+        *,
+        batch_size: int = 256,
+        filter: Filter | None = None,
+        payload: bool = True,
+        tokens: bool = False,
+        vectors: bool = False,
+    ) -> Iterator[list[Point]]:
+        """Yield every point that matches the filter once, in order of id, in pages.
+
+        Points written or deleted between pages may or may not be seen; all others are, exactly
+        once. So the points of a page may be deleted or changed before the next page.
+
+        Args:
+            batch_size: Points in a page, at most.
+            filter: Which points; None or `{}` for all.
+            payload: Whether to read payloads; if not, they are empty.
+            tokens: Whether payloads include `_edje.tokens`.
+            vectors: Whether to read vectors, `(d,)` float32; if not, they have width 0.
+        """
+        check_batch_size(batch_size)
+        chosen = self._backend.translate(filter)
+        self._backend.check_open()
+
+        def pages() -> Iterator[list[Point]]:
+            start = None
+            while True:
+                points, start = self._backend.page(
+                    start, batch_size, chosen, payload=payload, tokens=tokens, vectors=vectors
+                )
+                if points:
+                    yield points
+                if start is None:
+                    return
+
+        return pages()
+
+    def delete(self, image_ids: Sequence[str]) -> None:
+        """Delete points; unknown ids are ignored."""
+        self._backend.delete(check_ids(image_ids))
+
+    def delete_matching(self, filter: Filter) -> None:
+        """Delete every point that matches the filter; an empty one is refused.
+
+        A server in strict mode also refuses fields without a payload index. A request without an
+        answer is sent again, which also deletes what was written in between.
+        """
+        chosen = self._backend.translate(filter)
+        require_filter(filter)
+        self._backend.delete_matching(chosen)
+
+    def count(self, filter: Filter | None = None) -> int:
+        """Count the points that match the filter; all points without one."""
+        return self._backend.count(self._backend.translate(filter))
+
+    def close(self) -> None:
+        """Flush and release files and connections; a second call does nothing."""
+        self._backend.close()
+
+    def _checked(
+        self, vectors: NDArray[np.float32], limit: int, filter: Filter | None
+    ) -> tuple[NDArray[np.float32], Any]:
+        check_limit(limit)
+        return check_vectors(vectors, self._backend.dim), self._backend.translate(filter)

@@ -1,0 +1,334 @@
+"""A collection on a Qdrant server, cluster or Cloud, or in the client's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edje_qdrant.errors import CollectionNotFoundError, ConfigError, StoreError
+from edje_qdrant.index.backend import Backend, Hits, as_points
+from edje_qdrant.index.batches import by_payload, in_runs, vectors_per_request
+from edje_qdrant.index.filters.filter import Filter, qdrant_filter
+from edje_qdrant.index.hnsw import Reach, reach_of
+from edje_qdrant.index.payload_indexes import kinds_of, qdrant_schema
+from edje_qdrant.index.qdrant import requests as qdrant_requests
+from edje_qdrant.index.qdrant.connection import Connection, QdrantOptions
+from edje_qdrant.index.qdrant.metadata import (
+    Found,
+    as_metadata,
+    new_settings,
+    read_settings,
+    require_absent,
+    was_made,
+)
+from edje_qdrant.index.qdrant.settings import QdrantSettings, check_settings
+from edje_qdrant.index.validate import (
+    CheckedPayload,
+    CheckedPoint,
+    check_dim,
+    check_metadata,
+    check_name,
+)
+from edje_qdrant.types import Point
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient, models
+
+__all__ = ["QdrantBackend"]
+
+# Ids in one request, at most.
+_IDS_PER_REQUEST = 4096
+
+
+class QdrantBackend(Backend):
+    """A Qdrant collection, which many processes may use at once.
+
+    A client passed in is not closed here. Every acknowledged write is in the server's log on disk.
+    Writing again changes nothing, so requests without an answer are sent again.
+    """
+
+    name = "qdrant"
+
+    def __init__(
+        self, connection: Connection, name: str, found: Found, options: QdrantOptions
+    ) -> None:
+        self.dim = found.dim
+        self.batch_size = options.batch_size
+        self.metadata = found.metadata
+        self._oversampling = found.oversampling
+        self._connection = connection
+        self._client = connection.client
+        self._collection = name
+        self._retries = options.retries
+
+    @classmethod
+    def create(
+        cls,
+        location: str | QdrantClient,
+        name: str,
+        dim: int,
+        metadata: Mapping[str, Any],
+        options: QdrantOptions,
+        settings: QdrantSettings | None,
+    ) -> QdrantBackend:
+        """Make an empty collection; see `create_on_server`."""
+        check_name(name)
+        check_dim(dim)
+        check_settings(settings, folder=False)
+        kept = check_metadata(metadata)
+        connection = Connection(location, options)
+        try:
+            require_absent(connection, name)
+            try:
+                connection.call(
+                    name,
+                    connection.client.create_collection,
+                    name,
+                    **new_settings(dim, settings or QdrantSettings()),
+                    metadata=as_metadata(kept),
+                )
+            except (ConfigError, StoreError):
+                # Made by the first try, of which the answer was lost?
+                if not was_made(connection, name, kept):
+                    raise
+            # Read back, as an old server drops metadata without an error.
+            found = read_settings(connection, name)
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection, name, found._replace(dim=dim, metadata=kept), options)
+
+    @classmethod
+    def open(cls, location: str | QdrantClient, name: str, options: QdrantOptions) -> QdrantBackend:
+        """Open a collection; see `open_on_server`."""
+        connection = Connection(location, options)
+        try:
+            if not connection.call(name, connection.client.collection_exists, name):
+                raise CollectionNotFoundError(connection.address, name, connection.known())
+            found = read_settings(connection, name)
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection, name, found, options)
+
+    def check_open(self) -> None:
+        self._connection.require_open(self._collection)
+
+    def set_metadata(self, metadata: dict[str, Any]) -> None:
+        """Replace the metadata and read it back; what others keep there stays."""
+        self._connection.call(
+            self._collection,
+            self._client.update_collection,
+            self._collection,
+            metadata=as_metadata(metadata),
+        )
+        # In a cluster another node may answer, a moment behind the one that wrote.
+        for tries in range(self._retries + 1):
+            self.reload_metadata()
+            if self.metadata == metadata:
+                return
+            if tries < self._retries:
+                self._connection.pause(tries)
+        raise StoreError(
+            f"collection {self._collection!r} at {self._connection.address} has other metadata "
+            "than was just written: another process wrote it at the same time, or the server mixed "
+            "old and new; let one process write it, and check that the server is Qdrant 1.16 or "
+            "later"
+        )
+
+    def reload_metadata(self) -> None:
+        self.metadata = read_settings(self._connection, self._collection).metadata
+
+    def translate(self, filter: Filter | None) -> models.Filter | None:
+        return qdrant_filter(filter)
+
+    def nearest(
+        self,
+        queries: NDArray[np.float32],
+        wanted: int,
+        chosen: models.Filter | None,
+        timeout: float | None,
+    ) -> list[Hits]:
+        """Search; all vectors travel in one request of up to 16 MB.
+
+        With a filter, two short requests before it count how many points the filter matches.
+        """
+        self.check_open()
+        with self._connection.within(timeout) as limits:
+            return self._query([query.tolist() for query in queries], wanted, chosen, limits)
+
+    async def nearest_async(
+        self,
+        queries: NDArray[np.float32],
+        wanted: int,
+        chosen: models.Filter | None,
+        timeout: float | None,
+    ) -> list[Hits]:
+        if self._connection.is_local:
+            return await super().nearest_async(queries, wanted, chosen, timeout)
+        self.check_open()
+        name, ask = self._collection, self._connection.call_async
+        with self._connection.within(timeout) as limits:
+            reach = Reach.ALL
+            if chosen is not None and len(queries):
+                matching, total = [
+                    (await ask(name, "count", name, each, exact=False, **limits)).count
+                    for each in (chosen, None)
+                ]
+                reach = reach_of(matching, total)
+            requests = self._requests(queries.tolist(), wanted, chosen, reach)
+            answers: list[Any] = []
+            for run in in_runs(requests, vectors_per_request(self.dim)):
+                answers += await ask(name, "query_batch_points", name, run, **limits)
+        return [_hits(answer) for answer in answers]
+
+    def best_score(
+        self,
+        positive: NDArray[np.float32],
+        negative: NDArray[np.float32],
+        wanted: int,
+        chosen: models.Filter | None,
+    ) -> Hits:
+        query = qdrant_requests.best_score(positive, negative)
+        return self._query([query], wanted, chosen, {})[0]
+
+    def fetch(
+        self, ids: Sequence[str], *, payload: bool = False, tokens: bool = False,
+        vectors: bool = False,
+    ) -> list[Point]:  # fmt: skip
+        self.check_open()
+        step = self.batch_size if payload else _IDS_PER_REQUEST
+        selected = qdrant_requests.selected(payload, tokens)
+        points: list[Point] = []
+        for run in in_runs([*ids], vectors_per_request(self.dim) if vectors else step):
+            records = self._connection.call(
+                self._collection,
+                self._client.retrieve,
+                self._collection,
+                run,
+                with_payload=selected,
+                with_vectors=vectors,
+            )
+            points += as_points(records, vectors=vectors)
+        return points
+
+    def page(
+        self,
+        start: Any,
+        size: int,
+        chosen: models.Filter | None,
+        *,
+        payload: bool,
+        tokens: bool,
+        vectors: bool,
+    ) -> tuple[list[Point], Any]:
+        """Read a page; with vectors it is limited to 16 MB of them."""
+        records, following = self._connection.call(
+            self._collection,
+            self._client.scroll,
+            self._collection,
+            scroll_filter=chosen,
+            limit=min(size, vectors_per_request(self.dim)) if vectors else size,
+            offset=start,
+            with_payload=qdrant_requests.selected(payload, tokens),
+            with_vectors=vectors,
+        )
+        return as_points(records, vectors=vectors), following
+
+    def write(self, points: Sequence[CheckedPoint]) -> None:
+        from qdrant_client import models
+
+        self._write(
+            self._client.upsert,
+            [models.PointStruct(id=p.id, vector=p.vector, payload=p.payload) for p in points],
+        )
+
+    def set_payload(self, payloads: Sequence[CheckedPayload]) -> None:
+        self._connection.call(self._collection, self._set_payload, payloads)
+
+    def remove_keys(self, ids: Sequence[str], paths: Sequence[str]) -> None:
+        for run in in_runs([*ids], _IDS_PER_REQUEST):
+            self._write(self._client.delete_payload, [*paths], qdrant_requests.stored(run))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        from qdrant_client import models
+
+        self.check_open()
+        for run in in_runs([*ids], _IDS_PER_REQUEST):
+            self._write(self._client.delete, models.PointIdsList(points=[*run]))
+
+    def delete_matching(self, chosen: models.Filter) -> None:
+        from qdrant_client import models
+
+        self._write(self._client.delete, models.FilterSelector(filter=chosen))
+
+    def count(self, chosen: models.Filter | None, *, exact: bool = True, **limits: Any) -> int:
+        return self._connection.call(
+            self._collection, self._client.count, self._collection, chosen, exact=exact, **limits
+        ).count
+
+    def create_payload_index(self, path: str, kind: str) -> None:
+        schema = qdrant_schema(kind)
+        self.check_open()
+        if not self._connection.is_local:  # every filter goes through all points there
+            self._write(self._client.create_payload_index, path, field_schema=schema)
+
+    def payload_indexes(self) -> dict[str, str]:
+        info = self._connection.call(
+            self._collection, self._client.get_collection, self._collection
+        )
+        return kinds_of(info.payload_schema)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _write(self, method: Any, *args: Any, **more: Any) -> None:
+        """Call a method of the client and wait until it is done."""
+        name = self._collection
+        self._connection.call(name, method, name, *args, **more, wait=True)
+
+    def _set_payload(self, payloads: Sequence[CheckedPayload]) -> None:
+        local = self._connection.is_local
+        if local:  # it goes through every point to find one by a filter
+            ids = [item.id for item in payloads]
+            found = self._client.retrieve(self._collection, ids, with_payload=False)
+            known = {str(record.id) for record in found}
+            payloads = [item for item in payloads if item.id in known]
+        operations = [
+            qdrant_requests.setting_payload(payload, ids if local else qdrant_requests.stored(ids))
+            for ids, payload in by_payload(payloads)
+        ]
+        if operations:
+            self._client.batch_update_points(self._collection, operations, wait=True)
+
+    def _query(
+        self,
+        queries: list[Any],
+        wanted: int,
+        chosen: models.Filter | None,
+        limits: Mapping[str, Any],
+    ) -> list[Hits]:
+        # Local mode scans everything, and warns when told how to search.
+        reach = None if self._connection.is_local else Reach.ALL
+        if chosen is not None and reach is not None and queries:
+            matching, total = (self.count(each, exact=False, **limits) for each in (chosen, None))
+            reach = reach_of(matching, total)
+        answers: list[models.QueryResponse] = []
+        requests = self._requests(queries, wanted, chosen, reach)
+        for run in in_runs(requests, vectors_per_request(self.dim)):
+            answers += self._connection.call(
+                self._collection, self._client.query_batch_points, self._collection, run, **limits
+            )
+        return [_hits(answer) for answer in answers]
+
+    def _requests(
+        self, queries: list[Any], wanted: int, chosen: models.Filter | None, reach: Reach | None
+    ) -> list[models.QueryRequest]:
+        return qdrant_requests.best(queries, wanted, chosen, reach, self._oversampling)
+
+
+def _hits(answer: models.QueryResponse) -> Hits:
+    return ((str(hit.id), hit.score, hit.payload or {}) for hit in answer.points)
