@@ -1,1 +1,1 @@
-"""Explanations of scores: which image regions a text matches."""
+"""Explanations of scores: the image regions and words that a match rests on."""

@@ -1,4 +1,4 @@
-"""What a match rests on: a map of heat over the image, a weight and a map for every word."""
+"""`Explanation`: a heat map for a match, and a weight and a heat map for every word."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ __all__ = ["Explanation"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """Hold which regions of an image and which words of a text carried their match.
+    """The regions of an image and the words of a text that a match rests on.
 
-    A map of heat is not negative and sums to one, or is all zeros where nothing spoke for the
-    match; its cells are the encoder's patches, row by row.
+    A heat map is non-negative and sums to one, or is all zeros if nothing supports the match. Its
+    cells are the encoder's patches, row by row.
 
     Attributes:
-        text: The text, as it was given.
+        text: The text as given.
         score: The joint encoder's logit.
         heat: `(h, w)` float32, where the image raises the score.
-        words: The text's words, as a person reads them; what the model drops, such as a lone
-            dash, is left out.
-        word_weights: `(len(words),)` float32: how much likelier the image makes each word, in
-            nats. About zero says that the image tells nothing of it; below zero, that it speaks
-            against it.
-        word_heat: `(len(words), h, w)` float32, where the image speaks for each word. A weight
-            says how much; a word of no weight has a map as well. Words past those that the model
-            reads have weight zero and no heat.
-        tokens: `(m,)` float32, what each compressed token adds to the score; the sum is the score
-            less that of an image of one colour.
-        area: What part of the image the maps cover: left, top, right and bottom as shares of its
-            width and height. `(0, 0, 1, 1)` is all of it; a cropping encoder's lies inside that,
-            and one that fills images up has an area that reaches beyond.
+        words: The text's words as written, without those that clean-up removes, such as a lone
+            dash.
+        word_weights: `(len(words),)` float32: the gain of each word's log-probability by the image,
+            in nats. About zero: the image says nothing about the word; below zero: the image
+            contradicts it.
+        word_heat: `(len(words), h, w)` float32, where the image supports each word. Words of low
+            weight have a map as well. Words beyond those that the model reads have weight zero and
+            no heat.
+        tokens: `(m,)` float32, contribution of each compressed token to the score; the sum is the
+            score minus that of an image of one colour.
+        area: Part of the image that the maps cover: left, top, right and bottom as shares of its
+            width and height. `(0, 0, 1, 1)` is the whole image; the area is smaller for an encoder
+            that crops, and extends beyond the image for one that pads.
     """
 
     text: str
@@ -49,15 +49,15 @@ class Explanation:
     area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
     def resize(self, width: int, height: int, *, word: int | None = None) -> NDArray[np.float32]:
-        """Return the heat at an image's size, smoothed over the borders of the patches.
+        """Return a heat map at the size of an image, interpolated between patches.
 
         Args:
-            width: Of the image, in pixels, or of a thumbnail of it.
+            width: Of the image or a thumbnail of it, in pixels.
             height: Likewise.
-            word: Index of the word whose heat to return; the whole text's by default.
+            word: Index of a word; by default the heat of the whole text.
 
         Returns:
-            `(height, width)`, zero where the encoder did not look; it sums to one, or is all zeros.
+            `(height, width)`, zero outside `area`; it sums to one, or is all zeros.
 
         Raises:
             ConfigError: A side is less than one pixel, or there is no such word.
@@ -92,17 +92,17 @@ class Explanation:
 
 
 def _spread(pixels: int, cells: int, start: float, end: float) -> NDArray[np.float64]:
-    """Return `(pixels, cells)`: how much of each cell a pixel shows, by a quadratic B-spline.
+    """Return interpolation weights `(pixels, cells)`, by a quadratic B-spline.
 
-    The spline is smooth and never negative, as heat is; cubic interpolation undershoots.
+    The spline is smooth and non-negative, as heat is; cubic interpolation would undershoot.
     """
     place = (np.arange(pixels) + 0.5) / pixels  # shares of the image
-    place = (place - start) / (end - start) * cells - 0.5  # in cells, from the first one's middle
+    place = (place - start) / (end - start) * cells - 0.5  # in cells, from the first one's centre
     distance = np.abs(place[:, None] - np.arange(cells))
     near = 0.75 - distance**2
     far = 0.5 * np.clip(1.5 - distance, 0, None) ** 2
     weights = np.where(distance < 0.5, near, far)
     inside = (place >= -0.5) & (place <= cells - 0.5)
-    total = np.where(inside, weights.sum(axis=1), 1.0)  # less than one along the borders
+    total = np.where(inside, weights.sum(axis=1), 1.0)  # below 1 at the borders
     spread: NDArray[np.float64] = weights * inside[:, None] / total[:, None]
     return spread

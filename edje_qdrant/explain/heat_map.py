@@ -1,4 +1,4 @@
-"""Draw an explanation: heat over the image, and one panel for each word that says something."""
+"""Drawings of an explanation: heat over the image, and a sheet with a panel per word."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _FOOT = (
 )
 _INK, _SOFT, _PAPER = (28, 30, 36), (112, 116, 126), (250, 250, 248)
 _FOR, _AGAINST = (24, 128, 72), (188, 44, 44)
-# Below this (nats) the image is said to tell nothing of a word.
+# Below this weight (nats), a word counts as unrelated to the image.
 _TELLING = 0.5
-# Words that stand for nothing in an image; all others get a panel.
+# Words that name nothing in an image; all others get a panel.
 _EMPTY = frozenset({
     "a", "an", "the", "some", "this", "that", "these", "those", "it", "its", "we",
     "of", "to", "in", "on", "at", "by", "for", "from", "with", "as", "than", "and", "or", "also",
@@ -38,15 +38,15 @@ _EMPTY = frozenset({
 def draw_heat(
     image: Image.Image | str | Path, explanation: Explanation, *, word: int | None = None
 ) -> Image.Image:
-    """Lay heat over an image, which fades where it is cold.
+    """Overlay an image with heat; cold regions fade.
 
     Args:
-        image: The image that was explained, or a thumbnail of it, or its file.
-        explanation: What `explain_match` returned.
-        word: Index of the word whose heat to draw; the whole text's by default.
+        image: The explained image, a thumbnail of it, or its file.
+        explanation: The result of `explain_match`.
+        word: Index of a word; by default the heat of the whole text.
 
     Returns:
-        RGB, of the image's size.
+        An RGB image of the same size.
 
     Raises:
         ImageReadError: The image cannot be read.
@@ -58,15 +58,15 @@ def draw_heat(
 def draw_explanation(image: Image.Image | str | Path, explanation: Explanation) -> Image.Image:
     """Draw a sheet: the image, the heat of the whole text, and a small panel for each word.
 
-    Every map is scaled to its own hottest place; a word's weight stands beside it, and the heat of
-    words of which the image tells nothing is faint. Words such as "the" have no panel.
+    Every map is scaled to its own maximum. Each word is shown with its weight; the heat of words
+    unrelated to the image is faint. Words such as "the" have no panel.
 
     Args:
-        image: The image that was explained, or its file.
-        explanation: What `explain_match` returned.
+        image: The explained image, or its file.
+        explanation: The result of `explain_match`.
 
     Returns:
-        RGB, 1,068 pixels wide.
+        An RGB image, 1,068 pixels wide.
 
     Raises:
         ImageReadError: The image cannot be read.
@@ -115,7 +115,7 @@ def _rgb(image: Image.Image | str | Path) -> Image.Image:
 
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:
-    """Return the image with its longer side `side` pixels long."""
+    """Resize an image so that its longer side is `side` pixels."""
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.resize(size, Image.Resampling.LANCZOS)
@@ -125,12 +125,12 @@ def _heated(
     image: Image.Image, explanation: Explanation, word: int | None, *, strength: float
 ) -> Image.Image:
     heat = explanation.resize(*image.size, word=word)
-    level = np.sqrt(heat / heat.max()) if heat.max() > 0 else heat  # the root lifts what is warm
+    level = np.sqrt(heat / heat.max()) if heat.max() > 0 else heat  # lifts medium heat
     level = level[..., None]
     pixels = np.asarray(image, dtype=np.float32)
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     cold = 0.6 * (0.5 * pixels + 0.5 * grey[..., None])
-    # Where it is hot the image keeps its own colours under a thin veil.
+    # Hot regions keep the image's colours under a transparent layer.
     base = cold + (pixels - cold) * level * strength
     veil = 0.5 * level * strength
     mixed = base * (1 - veil) + _ramp()[np.rint(level[..., 0] * 255).astype(int)] * veil
@@ -139,9 +139,9 @@ def _heated(
 
 @lru_cache(maxsize=1)
 def _ramp() -> NDArray[np.float32]:
-    """Return `(256, 3)` sRGB from dark violet over red to light yellow.
+    """Return the colour ramp `(256, 3)` in sRGB, from dark violet over red to light yellow.
 
-    Lightness grows evenly in OKLab, so that hotter always looks brighter, in grey as well.
+    Lightness grows linearly in OKLab, so that hotter always looks brighter, in greyscale too.
     """
     share = np.linspace(0, 1, 256)
     lightness, chroma = 0.25 + 0.7 * share, 0.06 + 0.14 * np.sin(np.pi * (0.15 + 0.75 * share))
@@ -160,7 +160,7 @@ def _ramp() -> NDArray[np.float32]:
 
 
 def _content_words(explanation: Explanation) -> list[int]:
-    """Return the words that get a panel: those that may stand for something, in their order."""
+    """Return the words that get a panel, in text order: content words of the largest weights."""
     words = [n for n, word in enumerate(explanation.words) if word.lower() not in _EMPTY]
     words = words or list(range(len(explanation.words)))
     weightiest = sorted(words, key=lambda n: -abs(explanation.word_weights[n]))
@@ -168,7 +168,7 @@ def _content_words(explanation: Explanation) -> list[int]:
 
 
 def _legend(sheet: Image.Image, pen: ImageDraw.ImageDraw, right: int, top: int, font: Any) -> None:
-    """Draw the ramp with its two ends named, ending at `right`."""
+    """Draw the colour ramp with labels, right-aligned at `right`."""
     bar = Image.fromarray(np.broadcast_to(_ramp().astype(np.uint8), (10, 256, 3)).copy())
     pen.text((right, top), "hot", _SOFT, font, anchor="ra")
     left = right - round(pen.textlength("hot", font)) - 6 - 80

@@ -1,4 +1,4 @@
-"""Integrated gradients from an image of one colour to an image, through adapter and scores."""
+"""Integrated gradients from an image of one colour to an image, through the adapter."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from edje_qdrant.model.edje import EDJEModel
 
 __all__ = ["TokenPath", "gradients"]
 
-#: The integral along the path is a sum over so many intervals.
+#: Intervals of the sum that approximates the integral.
 _STEPS = 16
 
 
 class TokenPath:
-    """Lead in equal steps from a plain image's vision tokens to an image's.
+    """A straight path from a plain image's vision tokens to an image's, in equal steps.
 
-    Made and used under `gradients`.
+    Create and use it within `gradients`.
 
     Args:
         adapter: Vision tokens -> tokens.
-        plain: `(n, d_v)`, where the path begins.
-        vision_tokens: `(n, d_v)`, where it ends.
+        plain: `(n, d_v)`, start of the path.
+        vision_tokens: `(n, d_v)`, end of the path.
 
     Attributes:
-        tokens: `(s, m, d_text)`, what the adapter makes of every place of the path; compute from
-            these what `relevance` is asked of.
+        tokens: `(s, m, d_text)`, the adapter's output at every point of the path; compute the
+            outputs for `relevance` from these.
     """
 
     def __init__(
@@ -43,18 +43,19 @@ class TokenPath:
         self.tokens = self._made.detach().requires_grad_()
 
     def relevance(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Share an output's growth along the path out over patches and over tokens.
+        """Attribute the change of an output along the path to patches and to tokens.
 
         Args:
-            outputs: `(s,)`, computed from `tokens`, each place from its own tokens alone.
+            outputs: `(s,)`, computed from `tokens`, each one from the tokens of its point alone.
 
         Returns:
-            `(n,)` and `(m,)` float32; either sums to the last output less the first, nearly.
+            Relevance of patches `(n,)` and of tokens `(m,)`, float32; each sums to approximately
+            the last output minus the first.
         """
-        (by_tokens,) = torch.autograd.grad(outputs.sum(), self.tokens)
+        (by_tokens,) = torch.autograd.grad(outputs.sum(), self.tokens)  # (s, m, d_text)
         (by_places,) = torch.autograd.grad(
             self._made, self._places, grad_outputs=by_tokens, retain_graph=True
-        )
+        )  # (s, n, d_v)
         change = self._change.float()
         patches = (_between(by_places.float()).mean(0) * change).sum(-1)
         steps = self.tokens.detach().float().diff(dim=0)  # (s - 1, m, d_text)
@@ -62,23 +63,23 @@ class TokenPath:
 
 
 def _between(values: Tensor) -> Tensor:
-    """Return the means of neighbours along the path."""
+    """Return the means of neighbouring points: `(s, ...)` -> `(s - 1, ...)`."""
     return (values[1:] + values[:-1]) / 2
 
 
 @contextmanager
 def gradients(model: EDJEModel) -> Iterator[None]:
-    """Compute with gradients and without dropout, whatever the modules and the caller are set to.
+    """Enable gradients and disable dropout, regardless of the modes of modules and caller.
 
-    Gradients are taken to what goes through the model and never reach its parameters.
+    Gradients are taken with respect to activations, never to parameters.
 
     Raises:
-        ConfigError: The model was loaded in inference mode, which rules gradients out for good.
+        ConfigError: The model was loaded in inference mode, which makes gradients impossible.
     """
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ConfigError(
-            "the model was loaded under torch.inference_mode(), which rules gradients out; load "
-            "it outside of that to explain its matches"
+            "the model was loaded under torch.inference_mode(), which makes gradients impossible; "
+            "load it outside to explain its matches"
         )
     with model.inference(), torch.inference_mode(False), torch.enable_grad():
         yield

@@ -1,8 +1,8 @@
-"""Explain a match: ask the model which regions and which words it rests on.
+"""Explain a match: the regions and words that it rests on.
 
-Regions get what integrated gradients give them along the way from an image of one colour, through
-the adapter, to the image. For the words, each is hidden in turn, and the joint encoder's
-masked-word head says how likely the image makes it.
+Regions: integrated gradients from an image of one colour to the image, through the adapter. Words:
+each is masked in turn, and the joint encoder's masked-language-model head gives its probability
+with the image.
 """
 
 from __future__ import annotations
@@ -26,55 +26,55 @@ from edje_qdrant.model import EDJEModel
 
 __all__ = ["can_explain", "explain_match"]
 
-# Logits in all. An image of one colour comes to less by rounding alone.
+# Total relevance (logits) below which there is no heat: rounding errors alone reach less.
 _NOTHING = 1e-3
 
 
 def can_explain(model: EDJEModel) -> bool:
-    """Tell whether a model's matches can be explained: its encoder says how its patches lie."""
+    """Return whether a model's matches can be explained: its encoder has a `patch_grid`."""
     return getattr(model.encoder, "patch_grid", None) is not None
 
 
 def explain_match(model: EDJEModel, text: str, image: Image.Image | str | Path) -> Explanation:
-    """Tell which regions of an image and which words of a text carried their match.
+    """Compute the regions of an image and the words of a text that their match rests on.
 
-    It takes about as long as scoring 50 images for each word.
+    Per word, this takes about as long as scoring 50 images.
 
     Args:
-        model: With an encoder that says how its patches lie, as SigLIP's and open_clip's do.
+        model: Its encoder must have a `patch_grid`, as those for SigLIP and open_clip do.
         text: The query.
-        image: An image of any mode, or a file, which is turned upright.
+        image: An image of any mode, or a file, which is rotated by its EXIF orientation.
 
     Raises:
-        ConfigError: The text has no words, or the encoder cannot tell how its patches lie.
+        ConfigError: The text has no words, or the encoder has no `patch_grid`.
         ImageReadError: The image cannot be read.
     """
-    with torch.inference_mode(False):  # even if the caller infers: gradients go past the ids
+    with torch.inference_mode(False):  # ids made in inference mode would break autograd
         words = _Words(model, text)
     opened = image if isinstance(image, Image.Image) else open_upright(image)
     rows, columns = _grid(model)
     pixels = model.preprocess([opened])
     area = model.encoder.seen_area(*opened.size)
     with model.inference():
-        vision_tokens = model.encoder.encode_pixels(pixels)[1]
+        vision_tokens = model.encoder.encode_pixels(pixels)[1]  # (1, n, d_v)
         tokens = model.adapter(vision_tokens).to("cpu", torch.float16)
         one_colour = pixels.mean((2, 3), keepdim=True).expand_as(pixels)
         plain = model.encoder.encode_pixels(one_colour)[1]
     score = float(model.score(text, tokens)[0])
     if vision_tokens.shape[1] != rows * columns:
         raise ConfigError(
-            f"the encoder {model.encoder.name} makes {vision_tokens.shape[1]} vision tokens, which "
-            f"are not its {rows} x {columns} patches; its patch_grid must say how they lie"
+            f"the encoder {model.encoder.name} makes {vision_tokens.shape[1]} vision tokens, but "
+            f"its patch_grid is {rows} x {columns}; correct its patch_grid"
         )
     with gradients(model):
-        # Copies, as what was made in inference mode has no gradients.
+        # Copies: tensors created in inference mode cannot have gradients.
         path = TokenPath(model.adapter, plain[0].clone(), vision_tokens[0].clone())
         patches, by_token = path.relevance(words.match(path.tokens))
         weights = np.zeros(len(words.words), np.float32)
         heat = np.zeros((len(words.words), rows * columns), np.float32)
         for number in range(len(words.words)):
             if words.is_read(number):
-                logits, weights[number] = words.hidden(number, path.tokens)
+                logits, weights[number] = words.masked(number, path.tokens)
                 heat[number] = _heat(path.relevance(logits)[0])
     return Explanation(
         text=text,
@@ -89,7 +89,7 @@ def explain_match(model: EDJEModel, text: str, image: Image.Image | str | Path) 
 
 
 class _Words:
-    """Know a text's words, where their pieces stand, and what the joint encoder says of them."""
+    """A text's words, the positions of their pieces, and their logits."""
 
     def __init__(self, model: EDJEModel, text: str) -> None:
         self._joint_encoder = model.joint_encoder
@@ -107,26 +107,26 @@ class _Words:
         pieces = [
             (place, start)
             for place, (start, end) in enumerate(encoded["offset_mapping"])
-            if end > start  # not [CLS] nor [SEP]
+            if end > start  # neither [CLS] nor [SEP]
         ]
         self._places = [[p for p, at in pieces if start <= at < end] for start, end in spans]
 
     def is_read(self, word: int) -> bool:
-        """Tell whether the model reads a word: long texts are cut."""
+        """Return whether the model reads a word; long texts are cut."""
         return bool(self._places[word])
 
     def match(self, tokens: Tensor) -> Tensor:
-        """Return the logit of the match `(s,)` for tokens `(s, m, d_text)`."""
+        """Return the match's logits `(s,)` for tokens `(s, m, d_text)`."""
         s = len(tokens)
         logits: Tensor = self._joint_encoder(
             self._ids.expand(s, -1), self._mask.expand(s, -1), tokens
         )
         return logits
 
-    def hidden(self, word: int, tokens: Tensor) -> tuple[Tensor, float]:
-        """Return a hidden word's logit `(s,)`, and the log of how much likelier the tokens make it.
+    def masked(self, word: int, tokens: Tensor) -> tuple[Tensor, float]:
+        """Return a masked word's logits `(s,)`, and the gain of its log-probability along the path.
 
-        A word of several pieces is hidden whole, and its pieces' logits are added up.
+        All pieces of a word are masked together, and their logits are summed.
         """
         places, s = self._places[word], len(tokens)
         pieces = self._ids[0, places]
@@ -143,7 +143,7 @@ class _Words:
 
 
 def _as_written(text: str, cleaned: list[str]) -> tuple[str, ...]:
-    """Return the words as they stand in the text, or as the model reads them if it reads others."""
+    """Return the words as written, or after clean-up if that splits the text differently."""
     written = [word for word in text.split() if clean_caption(word)]
     if [clean_caption(word) for word in written] != cleaned:
         return tuple(cleaned)
@@ -153,15 +153,15 @@ def _as_written(text: str, cleaned: list[str]) -> tuple[str, ...]:
 def _grid(model: EDJEModel) -> tuple[int, int]:
     if not can_explain(model):
         raise ConfigError(
-            f"the encoder {model.encoder.name} does not say how its patches lie; give it a "
-            "patch_grid and a seen_area (see edje_qdrant.encoders.Encoder) to explain its matches"
+            f"the encoder {model.encoder.name} has no patch_grid; give it a patch_grid and a "
+            "seen_area (see edje_qdrant.encoders.Encoder) to explain its matches"
         )
     rows, columns = model.encoder.patch_grid
     return rows, columns
 
 
 def _heat(relevance: Tensor) -> NDArray[np.float32]:
-    """Keep what spoke for the match, and make it sum to one; next to nothing becomes nothing."""
+    """Keep positive relevance and scale it to sum to one; almost none becomes all zeros."""
     values = relevance.clamp_min(0).cpu().numpy()
     total = values.sum()
     heat: NDArray[np.float32] = values / total if total > _NOTHING else np.zeros_like(values)

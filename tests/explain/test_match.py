@@ -244,10 +244,10 @@ def test_an_encoder_that_does_not_know_its_grid_is_refused_by_name(picture: Imag
         patch_grid = (3, 5)
 
     model.encoder.__class__ = Gridless
-    with pytest.raises(ConfigError, match="encoder tiny does not say how its patches lie"):
+    with pytest.raises(ConfigError, match="encoder tiny has no patch_grid"):
         explain_match(model, "red", picture)
     model.encoder.__class__ = WithClassToken
-    with pytest.raises(ConfigError, match=r"tiny makes 16 vision tokens, .* not its 3 x 5"):
+    with pytest.raises(ConfigError, match=r"tiny makes 16 vision tokens, .* is 3 x 5"):
         explain_match(model, "red", picture)
 
 
