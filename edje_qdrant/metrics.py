@@ -1,8 +1,8 @@
-"""Retrieval metrics in plain numpy; each docstring says which of the usual readings is meant.
+"""Retrieval metrics in numpy; docstrings state which of the usual definitions is used.
 
-Most work on a table `right`, `(queries, places)` bool: whether the answer at each place of a
-query's ranking, best first, is a right one. They give one figure a query; the mean over queries is
-what papers report, and the single figures are what intervals are drawn from.
+Most functions take a table `right`, `(queries, ranks)` bool: whether there is a right answer at
+each rank of a query's ranking, best first. They return one value for each query: papers report the mean
+over queries, and confidence intervals are computed from the single values.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ __all__ = [
     "reciprocal_ranks",
 ]
 
-#: The rank of what was not found: behind every place there is.
+#: The rank of an answer that was not found, larger than any other rank.
 NOT_FOUND = np.iinfo(np.int64).max
 
 
 def ranks_of(scores: ArrayLike, targets: ArrayLike) -> NDArray[np.int64]:
-    """Find the place of each query's one right answer.
+    """Return the rank of the one right answer of each query.
 
-    Ties count against the right answer: an answer no better than others is not a find. A search
-    breaks ties by an order of its own instead; where a ranking exists, use `first_ranks`.
+    Ties count against the right answer: it ranks behind all answers with the same score. A search
+    breaks ties by its own order instead; if a ranking exists, use `first_ranks`.
 
     Args:
         scores: `(queries, answers)`, higher is better; `-inf` where an answer was not retrieved.
         targets: `(queries,)` index of the right answer.
 
     Returns:
-        `(queries,)` int64 from 1; an answer that was not retrieved stands behind all others.
+        `(queries,)` int64 from 1; an answer that was not retrieved ranks behind all others.
     """
     table = np.asarray(scores, dtype=np.float64)
     own = table[np.arange(len(table)), np.asarray(targets)]
@@ -51,13 +51,14 @@ def ranks_of(scores: ArrayLike, targets: ArrayLike) -> NDArray[np.int64]:
 def recall_at(ranks: Sequence[int | None] | NDArray[np.int64], k: int) -> float:
     """Return the share of queries whose right answer is among the first `k`.
 
-    With one right answer a query, as in text-to-image search, recall and success are the same.
-    With several (an image's five captions), papers of this field call it a hit if any is found,
-    which others call Success@k; recall proper would count the share found.
+    With one right answer for each query, as in text-to-image search, recall and success are the
+    same. With several right answers (an image's five captions), papers on image-text retrieval
+    count a hit if any is found, which is elsewhere called Success@k; recall in the strict sense is
+    the share found.
 
     Args:
-        ranks: Place of the right answer from 1, or None where it was not found.
-        k: How many answers are looked at.
+        ranks: Rank of the right answer from 1, or None if it was not found.
+        k: Number of answers considered.
 
     Raises:
         ConfigError: `k` is less than 1 or there are no queries.
@@ -68,13 +69,13 @@ def recall_at(ranks: Sequence[int | None] | NDArray[np.int64], k: int) -> float:
 
 
 def first_ranks(right: ArrayLike) -> NDArray[np.int64]:
-    """Find the place of each query's first right answer.
+    """Return the rank of the first right answer of each query.
 
     Args:
-        right: `(queries, places)` bool.
+        right: `(queries, ranks)` bool.
 
     Returns:
-        `(queries,)` int64 from 1; `NOT_FOUND` where no place holds a right answer.
+        `(queries,)` int64 from 1; `NOT_FOUND` if there is no right answer.
     """
     table = _table(right)
     if table.shape[1] == 0:
@@ -83,15 +84,15 @@ def first_ranks(right: ArrayLike) -> NDArray[np.int64]:
 
 
 def hits_at(right: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Say for each query whether any right answer is among the first `k`: its mean is R@k.
+    """Return for each query whether any right answer is among the first `k`; the mean is R@k.
 
-    This is the reading of papers on image and text retrieval, called Success@k elsewhere. Recall
-    as information retrieval has it, the share of the right answers that were found, is less where
-    a query has several: two captions of five found in ten count as 1 here and as 0.4 there.
+    This is the definition of papers on image-text retrieval, elsewhere called Success@k. Recall as
+    defined in information retrieval, the share of right answers found, is lower if a query has
+    several: two of five captions found count as 1 here and as 0.4 there.
 
     Args:
-        right: `(queries, places)` bool.
-        k: How many places are looked at.
+        right: `(queries, ranks)` bool.
+        k: Number of ranks considered.
 
     Returns:
         `(queries,)` float64, 0 or 1.
@@ -99,19 +100,19 @@ def hits_at(right: ArrayLike, k: int) -> NDArray[np.float64]:
     Raises:
         ConfigError: `k` is less than 1.
     """
-    found: NDArray[np.bool_] = np.any(_table(right)[:, : _cut(k)], axis=1)
+    found: NDArray[np.bool_] = np.any(_table(right)[:, : _check_k(k)], axis=1)
     return found.astype(np.float64)
 
 
 def reciprocal_ranks(right: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Return one over the place of each query's first right answer: its mean is MRR@k.
+    """Return the reciprocal rank of each query's first right answer; the mean is MRR@k.
 
-    A right answer behind place `k` counts as 0. The other reading, MRR without a cut, gives it
-    1/place, however far back; it needs the whole pool ranked. The difference is at most 1/(k+1).
+    A right answer behind rank `k` counts as 0. MRR without a cut-off counts 1/rank for every rank
+    and needs a ranking of the whole pool. The difference is at most 1/(k+1).
 
     Args:
-        right: `(queries, places)` bool.
-        k: How many places are looked at.
+        right: `(queries, ranks)` bool.
+        k: Number of ranks considered.
 
     Returns:
         `(queries,)` float64 in [0, 1].
@@ -119,23 +120,24 @@ def reciprocal_ranks(right: ArrayLike, k: int) -> NDArray[np.float64]:
     Raises:
         ConfigError: `k` is less than 1.
     """
-    ranks = first_ranks(_table(right)[:, : _cut(k)])
+    ranks = first_ranks(_table(right)[:, : _check_k(k)])
     shares: NDArray[np.float64] = np.where(ranks == NOT_FOUND, 0.0, 1.0 / ranks)
     return shares
 
 
 def ndcg_at(right: ArrayLike, num_right: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Return each query's nDCG@k: found right answers, discounted by place, against the best order.
+    """Return each query's nDCG@k: discounted gain of the answers found, relative to the ideal.
 
-    Gains are binary, the discount is 1/log2(place + 1), and the ideal puts
-    min(k, number of right answers) first, whether or not they were retrieved. Other readings differ
-    in the gain (2^grade - 1, the same for 0 and 1) and in the ideal: some take it over the
-    retrieved answers alone, which flatters a search that found few.
+    Gains are binary, the discount is 1/log2(rank + 1), and the ideal ranking has
+    min(k, number of right answers) right answers first, whether or not they were retrieved. Other
+    definitions differ in the gain (2^grade - 1, which is the same for 0 and 1) and in the ideal:
+    some compute it from the retrieved answers only, which gives higher values to a search that
+    found few.
 
     Args:
-        right: `(queries, places)` bool.
-        num_right: `(queries,)` right answers in the pool, 1 or more, found or not.
-        k: How many places are looked at.
+        right: `(queries, ranks)` bool.
+        num_right: `(queries,)` number of right answers in the pool, at least 1, found or not.
+        k: Number of ranks considered.
 
     Returns:
         `(queries,)` float64 in [0, 1].
@@ -146,21 +148,21 @@ def ndcg_at(right: ArrayLike, num_right: ArrayLike, k: int) -> NDArray[np.float6
     table, wanted = _table(right), np.asarray(num_right)
     if (wanted < 1).any() or (wanted < table.sum(axis=1)).any():
         raise ConfigError("nDCG needs the number of right answers of each query, found or not")
-    discounts = 1.0 / np.log2(np.arange(2, _cut(k) + 2))
+    discounts = 1.0 / np.log2(np.arange(2, _check_k(k) + 2))
     found = table[:, :k] @ discounts[: table.shape[1]]
     gains: NDArray[np.float64] = found / np.cumsum(discounts)[np.minimum(wanted, k) - 1]
     return gains
 
 
 def kendall_tau(scores: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
-    """Say how far two scorings put each query's answers into the same order: Kendall's tau-a.
+    """Return the rank correlation of two scorings of each query's answers: Kendall's tau-a.
 
-    The share of pairs of answers that both order alike, less the share that they order differently.
-    A pair that either of them gives equal scores counts as neither (tau-b would leave it out).
+    Tau-a is the share of pairs of answers in the same order minus the share in opposite order. A
+    pair with equal scores in either scoring counts as neither (tau-b would leave it out).
 
     Args:
         scores: `(queries, answers)`.
-        others: Likewise.
+        others: `(queries, answers)`.
 
     Returns:
         `(queries,)` float64 in [-1, 1].
@@ -185,11 +187,11 @@ def kendall_tau(scores: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
 def _table(right: ArrayLike) -> NDArray[np.bool_]:
     table = np.asarray(right, dtype=np.bool_)
     if table.ndim != 2:
-        raise ConfigError(f"right answers take a table (queries, places), not shape {table.shape}")
+        raise ConfigError(f"right answers must have the shape (queries, ranks), not {table.shape}")
     return table
 
 
-def _cut(k: int) -> int:
+def _check_k(k: int) -> int:
     if k < 1:
-        raise ConfigError(f"k is {k}; look at 1 place or more")
+        raise ConfigError(f"k is {k}; give 1 or more")
     return k

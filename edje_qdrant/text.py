@@ -1,60 +1,71 @@
-"""The clean-up every text goes through before it meets a tokenizer."""
+"""Clean-up of texts before tokenization, and shortening of texts to a width."""
 
 from __future__ import annotations
 
 import html
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import ftfy
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["clean_caption", "clean_captions"]
+__all__ = ["clean_caption", "clean_captions", "shorten_text"]
 
 _NO_PUNCTUATION = str.maketrans({"_": " ", **dict.fromkeys(string.punctuation.replace("_", ""))})
 
 
-# Characters of texts that are remembered, so that a thousand of them are never much.
+# Longest text that is cached, to bound the memory of the cache.
 _SHORT = 500
 
 
 def clean_caption(text: str) -> str:
-    """Return the text as the model was trained to read it.
+    """Clean a text up as in the model's training.
 
-    Mojibake and HTML entities are mended, underscores become spaces, ASCII punctuation is removed,
-    letters are lower-cased and white space is collapsed. Cleaning twice changes nothing more.
+    Mojibake and HTML entities are repaired, underscores become spaces, ASCII punctuation is
+    removed, letters are lower-cased and white space is collapsed. The result is unchanged by a
+    second clean-up.
 
-    Source: EDJE facts, the model, 4; what open_clip calls canonicalising.
+    Source: `canonicalize_text` of open_clip.
     """
-    # A search checks, encodes and reranks the same words, each time after cleaning them.
-    return _remembered(text) if len(text) <= _SHORT else _cleaned(text)
+    # Cached: a search cleans the same text up three times, to check, encode and rerank it.
+    return _cached_clean(text) if len(text) <= _SHORT else _clean(text)
 
 
-def _cleaned(text: str) -> str:
-    # Once is enough for anything people write; removed punctuation can leave new mojibake behind.
+def _clean(text: str) -> str:
+    # Once is almost always enough, but removing punctuation can create new mojibake.
     while (cleaned := _clean_once(text)) != text:
         text = cleaned
     return text
 
 
-_remembered = lru_cache(maxsize=1024)(_cleaned)
+_cached_clean = lru_cache(maxsize=1024)(_clean)
 
 
 def _clean_once(text: str) -> str:
-    mended = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(mended.translate(_NO_PUNCTUATION).lower().split())
+    repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(repaired.translate(_NO_PUNCTUATION).lower().split())
 
 
 def clean_captions(texts: Sequence[str]) -> list[str]:
     """Clean up several texts.
 
     Raises:
-        ConfigError: Nothing is left of one of them.
+        ConfigError: A text contains no word or number.
     """
     cleaned = [clean_caption(text) for text in texts]
-    for text, words in zip(texts, cleaned, strict=True):
-        if not words:
+    for text, clean in zip(texts, cleaned, strict=True):
+        if not clean:
             raise ConfigError(f"a text needs at least one word or number; {text!r} has none")
     return cleaned
+
+
+def shorten_text(text: str, fits: Callable[[str], bool], end: str = "…") -> str:
+    """Collapse white space and, if the text does not fit, truncate it and append `end`."""
+    text = " ".join(text.split())
+    if fits(text):
+        return text
+    while text and not fits(f"{text}{end}"):
+        text = text[:-1].rstrip()
+    return f"{text}{end}"

@@ -1,1 +1,1 @@
-"""Measure how often a search finds the right answer, before and after reranking."""
+"""Evaluation of searches on annotated images, before and after reranking."""

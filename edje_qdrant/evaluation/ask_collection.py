@@ -1,4 +1,4 @@
-"""Ask a collection through the retriever that users have, with every caption of a gallery."""
+"""Evaluation through `TwoStageRetriever`: search results, stored encodings and search times."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ _TIMED = 20
 def text_to_image(
     gallery: Gallery, retriever: TwoStageRetriever, depth: int, *, progress: bool = False
 ) -> Rankings:
-    """Search with the captions of every image that is asked about.
+    """Search with every caption that is a query.
 
-    Images of the collection that the gallery does not know take part: they are wrong answers to
-    every caption.
+    Images in the collection that are not in the gallery count as wrong answers to every caption.
 
     Args:
-        gallery: Images, all of them in the collection, and captions.
-        retriever: On that collection.
-        depth: Candidates a caption.
+        gallery: Images and captions; all its images are in the collection.
+        retriever: Searches the collection.
+        depth: Candidates for each caption.
         progress: Show a bar on stderr.
     """
     asked = np.flatnonzero(gallery.asked[gallery.owner])
@@ -54,14 +53,14 @@ def text_to_image(
                         answers.append(str(hit.payload.get("path", hit.image_id)))
                     candidates[query, place] = rows[hit.image_id]
                     first[query, place] = hit.retrieval_score
-                    assert hit.score is not None  # damage raises unless asked not to
+                    assert hit.score is not None  # damaged tokens raise an error
                     joint[query, place] = hit.score
             bar.update(len(texts))
     return caption_rankings(gallery, asked, answers, candidates, first, joint, pool=pool)
 
 
 def stored_encodings(gallery: Gallery, collection: ImageCollection) -> Encodings:
-    """Return what reads images' embeddings and tokens out of the collection."""
+    """Return a function that reads embeddings and tokens of images from the collection."""
 
     def read(rows: NDArray[np.int64]) -> ImageEncoding:
         return collection.encodings([gallery.image_ids[row] for row in rows])
@@ -72,9 +71,10 @@ def stored_encodings(gallery: Gallery, collection: ImageCollection) -> Encodings
 def query_milliseconds(
     gallery: Gallery, retriever: TwoStageRetriever, num_candidates: int
 ) -> float:
-    """Time single searches, one after another, and return the median's milliseconds.
+    """Return the median time of single searches, one after another, in milliseconds.
 
-    At most twenty captions are asked, spread evenly; a first search that warms up is not counted.
+    At most twenty captions are searched, evenly spaced; the first search is a warm-up and is not
+    counted.
     """
     asked = np.flatnonzero(gallery.asked[gallery.owner])
     chosen = asked[np.linspace(0, len(asked) - 1, min(_TIMED, len(asked))).astype(int)]

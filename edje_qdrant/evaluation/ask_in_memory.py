@@ -1,4 +1,4 @@
-"""The fast way: everything in arrays, exact cosines, large batches; it agrees with the other."""
+"""Evaluation in memory, with exact cosines and large batches; results as through a retriever."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from edje_qdrant.types import ImageEncoding
 
 __all__ = ["array_encodings", "read_out", "text_to_image"]
 
-_PICTURES = 1024
+_IMAGES = 1024
 
 
 def read_out(gallery: Gallery, collection: ImageCollection) -> ImageEncoding:
-    """Read the gallery's embeddings and tokens out of a collection, in the gallery's order."""
+    """Read the gallery's embeddings and tokens from a collection, in the gallery's order."""
     contract = collection.contract
     count = len(gallery)
     embeddings = np.empty((count, contract.embedding_dim), np.float32)
     tokens = np.empty((count, contract.num_tokens, contract.token_dim), np.float16)
-    for start in range(0, count, _PICTURES):
-        rows = slice(start, start + _PICTURES)
+    for start in range(0, count, _IMAGES):
+        rows = slice(start, start + _IMAGES)
         stored = collection.encodings(gallery.image_ids[rows])
         embeddings[rows], tokens[rows] = stored.embeddings, stored.tokens
     return ImageEncoding(embeddings, tokens)
@@ -36,23 +36,23 @@ def read_out(gallery: Gallery, collection: ImageCollection) -> ImageEncoding:
 def text_to_image(
     gallery: Gallery,
     model: EDJEModel,
-    pictures: ImageEncoding,
+    images: ImageEncoding,
     depth: int,
     *,
     progress: bool = False,
 ) -> Rankings:
-    """Rank the gallery's images for the captions of every image that is asked about.
+    """Rank the gallery's images for every caption that is a query.
 
     Args:
         gallery: Images and captions.
         model: Encodes captions and scores pairs.
-        pictures: The gallery's embeddings and tokens, in its order.
-        depth: Candidates a caption.
+        images: The gallery's embeddings and tokens, in its order.
+        depth: Candidates for each caption.
         progress: Show a bar on stderr.
     """
     asked = np.flatnonzero(gallery.asked[gallery.owner])
     texts = encode_captions(model, tuple(gallery.captions[row] for row in asked))
-    candidates, first = nearest(texts, pictures.embeddings, depth, names=gallery.image_ids)
+    candidates, first = nearest(texts, images.embeddings, depth, names=gallery.image_ids)
     depth = candidates.shape[1]
     joint = np.empty(candidates.shape, np.float32)
     reranker = Reranker(model)
@@ -60,8 +60,8 @@ def text_to_image(
     with tqdm(total=len(asked), desc="captions", unit=" queries", disable=not progress) as bar:
         for start in range(0, len(asked), step):
             rows = slice(start, start + step)
-            said = [gallery.captions[row] for row in asked[rows] for _ in range(depth)]
-            scores = reranker.score_pairs(said, pictures.tokens[candidates[rows].ravel()])
+            captions = [gallery.captions[row] for row in asked[rows] for _ in range(depth)]
+            scores = reranker.score_pairs(captions, images.tokens[candidates[rows].ravel()])
             joint[rows] = scores.reshape(-1, depth)
             bar.update(len(scores) // depth)
     return caption_rankings(
@@ -69,10 +69,10 @@ def text_to_image(
     )
 
 
-def array_encodings(pictures: ImageEncoding) -> Encodings:
-    """Return what reads images' embeddings and tokens out of arrays."""
+def array_encodings(images: ImageEncoding) -> Encodings:
+    """Return a function that reads embeddings and tokens of images from arrays."""
 
     def read(rows: NDArray[np.int64]) -> ImageEncoding:
-        return ImageEncoding(pictures.embeddings[rows], pictures.tokens[rows])
+        return ImageEncoding(images.embeddings[rows], images.tokens[rows])
 
     return read

@@ -1,4 +1,4 @@
-"""How sure a figure is: percentile intervals from queries drawn again and again."""
+"""Bootstrap of metrics over images: percentile intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = ["LEVEL", "RESAMPLES", "Difference", "difference", "interval", "resampled_means"]
 
-#: Share of the resamples that an interval holds.
+#: Share of the resamples that an interval contains.
 LEVEL = 0.95
 
-#: Resamples drawn; more than this changes an interval's ends by less than they are worth.
+#: Default number of resamples; more change the ends of an interval only slightly.
 RESAMPLES = 1000
 
 _CELLS = 1 << 24
@@ -22,13 +22,13 @@ _CELLS = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Hold how much more one system finds than another on the same queries.
+    """Hold the difference between two systems on the same queries.
 
     Attributes:
         mean: The difference of the two means.
         low: The interval's lower end.
         high: Its upper end.
-        share_above_0: Share of the resamples in which the first system finds more, not as much.
+        share_above_0: Share of the resamples in which the first system is better, ties excluded.
     """
 
     mean: float
@@ -53,18 +53,18 @@ def resampled_means(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Draw whole clusters with replacement, and average the queries that were drawn.
+    """Resample whole clusters with replacement and return the mean of each resample.
 
-    Captions of one image succeed and fail together: drawing them one by one would make intervals
-    too narrow. So images are drawn, each with all of its queries. Systems measured on the same
-    queries go in together, as columns, or with the same seed: then each resample draws the same
-    images for all, and the difference of two columns is a paired one.
+    The results for the captions of one image are correlated, so resampling single captions would
+    make the intervals too narrow. Images are resampled instead, each with all of its queries. For
+    paired differences, pass systems measured on the same queries together as columns, or with the
+    same seed: each resample then contains the same images for all of them.
 
     Args:
-        values: `(queries, columns)` float64: a figure of each query, of each system.
+        values: `(queries, columns)` float64: the metric of each query, for each system.
         clusters: `(queries,)` int64: the image each query belongs to.
-        resamples: How often to draw.
-        seed: Of the draws.
+        resamples: Number of resamples.
+        seed: Random seed.
 
     Returns:
         `(resamples, columns)` float64 means.
@@ -93,7 +93,7 @@ def resampled_means(
 
 
 def interval(means: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
-    """Return the ends between which the middle `level` of the resamples lies."""
+    """Return the ends of the interval that contains the middle `level` of the resamples."""
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -101,13 +101,13 @@ def interval(means: NDArray[np.float64], level: float = LEVEL) -> tuple[float, f
 def difference(
     mean: float, ours: NDArray[np.float64], others: NDArray[np.float64], level: float = LEVEL
 ) -> Difference:
-    """Compare two systems whose resamples drew the same queries.
+    """Compare two systems whose resamples contain the same queries.
 
     Args:
         mean: The difference of the two means over all queries.
         ours: `(resamples,)` means of one system.
         others: `(resamples,)` means of the other.
-        level: Share of the resamples that the interval holds.
+        level: Share of the resamples that the interval contains.
     """
     gaps = ours - others
     low, high = interval(gaps, level)

@@ -1,4 +1,4 @@
-"""Fit what a model's logits mean to annotated images, and say how well it holds on others."""
+"""Calibration of a model's logits on annotated images, with cross-validated quality figures."""
 
 from __future__ import annotations
 
@@ -23,23 +23,22 @@ from edje_qdrant.model.calibration import Calibration, adaptive_stops, fit_calib
 
 __all__ = ["Accepts", "CalibrationReport", "accepts", "calibrate", "savings", "with_matches"]
 
-# A pool on which fewer candidates are found would teach nothing of those far behind.
+# With fewer candidates, the fit would not cover the scores of candidates at low ranks.
 _FEWEST = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Accepts:
-    """Hold how well a score tells queries that have a right image from those that have none.
+    """Hold how well the score of the best hit separates queries with and without a right image.
 
-    The score is that of the best hit. A query with its right image in the pool is truly accepted
-    if that image is the best hit and reaches the cutoff; one without is falsely accepted if
-    anything reaches it.
+    A query with its right image in the pool is truly accepted if that image is the best hit and
+    reaches the cutoff. A query without a right image is falsely accepted if any image reaches it.
 
     Attributes:
         true: Share of queries with a right image that are truly accepted, at the cutoff.
         false: Share of queries without one that are falsely accepted, at the cutoff.
-        true_at: False share (0.01, 0.05, 0.1) -> largest true share that any cutoff with no more
-            false accepts gives.
+        true_at: False share (0.01, 0.05, 0.1) -> largest true share at any cutoff with at most
+            this false share.
     """
 
     true: float | None
@@ -49,15 +48,17 @@ class Accepts:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """Say what was fitted and how well it holds on queries it was not fitted to.
+    """Hold a calibration and its quality on queries it was not fitted to.
 
     Attributes:
-        calibration: What was fitted, to all queries.
+        calibration: The calibration, fitted to all queries.
         joint: Accepts by the joint encoder's score, by cross-validation in two halves.
-        cosine: Accepts by the first stage's, of the same queries.
+        cosine: Accepts by the first stage's score, of the same queries.
         brier: Mean squared error of the probabilities, by cross-validation.
-        pairs_saved: Share of pairs that stopping early leaves out, for one hit; likewise.
-        winners_lost: Share of queries whose best image it misses; likewise.
+        pairs_saved: Share of pairs not scored with early stopping for one hit, by
+            cross-validation.
+        winners_lost: Share of queries whose best image early stopping misses, by
+            cross-validation.
     """
 
     calibration: Calibration
@@ -72,7 +73,7 @@ class CalibrationReport:
         return asdict(self)
 
     def text(self) -> str:
-        """Return the report for people."""
+        """Return the report as text."""
         found = self.calibration
         shares = "  ".join(f"{100 * float(share):>5.0f}%" for share in self.joint.true_at)
         lines = [
@@ -106,24 +107,24 @@ def calibrate(
     winners_lost: float = 0.002,
     progress: bool = False,
 ) -> CalibrationReport:
-    """Rank annotated images for their captions, and fit a calibration to the scores.
+    """Rank annotated images for their captions and fit a calibration to the scores.
 
     Args:
-        model: The model; it is left as it is.
-        annotations: Images and captions like those that will be searched; none that the model
-            was trained on, of which it is surer than of others.
-        data: What they are called in the calibration.
-        matches: Caption -> paths of all images it is true of, where that is known; without it a
-            caption is taken to be true of its own image alone.
-        num_candidates: Candidates a caption.
-        limit: Only the first images.
-        cutoff_probability: Where `min_score="auto"` cuts.
+        model: The model; it is not changed.
+        annotations: Images and captions similar to those that will be searched, and not part of
+            the training data, for which a model's scores are too high.
+        data: Names the data in the calibration.
+        matches: Caption -> paths of all images it describes, if known; by default a caption
+            describes only its own image.
+        num_candidates: Candidates for each caption.
+        limit: Use only this number of images, the first ones; None for all.
+        cutoff_probability: Probability at the cutoff of `min_score="auto"`.
         winners_lost: Share of queries whose best image `adaptive=True` may miss.
         progress: Show bars on stderr.
 
     Raises:
-        ConfigError: There are too few images, captions do not fit, or an argument is out of
-            bounds.
+        ConfigError: There are too few images, a caption cannot be used, or an argument is out of
+            range.
     """
     if num_candidates < _FEWEST:
         raise ConfigError(f"num_candidates is {num_candidates}; calibrate on {_FEWEST} or more")
@@ -135,8 +136,8 @@ def calibrate(
     ):
         failed = ingest_gallery(gallery, collection, model, progress=progress)
         gallery = gallery.without(failed)
-        pictures = read_out(gallery, collection)
-    rankings = text_to_image(gallery, model, pictures, num_candidates, progress=progress)
+        images = read_out(gallery, collection)
+    rankings = text_to_image(gallery, model, images, num_candidates, progress=progress)
     if matches is not None:
         rankings = with_matches(rankings, matches)
 
@@ -152,16 +153,16 @@ def calibrate(
 
     everything = np.arange(len(rankings))
     whole = fit(everything)
-    # Captions of one image stay together, or each half would know the other's images.
+    # Captions of one image are in the same half, so that the halves have no image in common.
     halves = [everything[rankings.clusters % 2 == half] for half in (0, 1)]
     return _report(whole, rankings, [(fit(halves[1 - h]), halves[h]) for h in (0, 1)])
 
 
 def with_matches(rankings: Rankings, matches: Mapping[str, Collection[str]]) -> Rankings:
-    """Return the rankings with all images counted as right that a caption is true of.
+    """Return the rankings with every image counted as right that a caption describes.
 
     Args:
-        rankings: From text to image.
+        rankings: Text-to-image rankings.
         matches: Caption -> paths.
     """
     right = rankings.right.copy()
@@ -174,14 +175,14 @@ def with_matches(rankings: Rankings, matches: Mapping[str, Collection[str]]) -> 
 def accepts(
     rankings: Rankings, scores: NDArray[np.float32], accepted: NDArray[np.bool_] | None = None
 ) -> Accepts:
-    """Say how well a score tells queries with a right image from those without.
+    """Return how well a score separates queries with a right image from those without.
 
-    Each query is asked twice: of all its candidates, and of those without the right ones.
+    Each query is used twice: with all its candidates, and with only its wrong ones.
 
     Args:
         rankings: The queries.
-        scores: `(q, depth)`, of either stage.
-        accepted: `(q, depth)` bool: what reaches a cutoff, where there is one.
+        scores: `(q, depth)` scores of either stage.
+        accepted: `(q, depth)` bool: whether a candidate reaches the cutoff; None for no cutoff.
     """
     rows = np.arange(len(rankings))
     best = scores.argmax(axis=1)
@@ -203,7 +204,7 @@ def accepts(
 def savings(
     calibration: Calibration, rankings: Rankings, *, top_k: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return `(q,)` pairs that `adaptive=True` scores, and the row of the best among them."""
+    """Return `(q,)` numbers of pairs scored with `adaptive=True`, and the best one's index."""
     stops = adaptive_stops(calibration, rankings.first, rankings.joint, top_k=top_k)
     places = np.arange(rankings.depth)
     seen = np.where(places < stops[:, None], rankings.joint, -np.inf)

@@ -1,4 +1,4 @@
-"""Every query's fate, one a line, and the images of those that reranking harmed most."""
+"""JSON lines with the outcome of every query, and a sheet of those that reranking harmed most."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _SHOWN = 5
 
 
 def write_cases(rankings: Rankings, num_candidates: int, path: Path) -> None:
-    """Write one JSON object a query.
+    """Write one JSON object for each query.
 
-    `query`; `right`, the answers that are right; `first_rank` and `final_rank` of the first right
-    answer, null where none was retrieved; `change`: `win` where reranking brought it forward,
-    `loss` where it pushed it back, `same`; `first_score` and `joint_score` of the right answer that
-    ended first; `top`, the answer that ended first, with its scores.
+    Fields: `query`; `right`, the right answers; `first_rank` and `final_rank` of the first right
+    answer, null if none was retrieved; `change`: `win` if reranking improved its rank, `loss` if
+    it worsened it, `same` otherwise; `first_score` and `joint_score` of the right answer with the
+    best final rank; `top`, the answer ranked first, with its scores.
 
     Args:
-        rankings: Of one model and one direction.
-        num_candidates: How many of them are reranked.
-        path: A `.jsonl` file; replaced.
+        rankings: Rankings of one model in one direction.
+        num_candidates: Candidates reranked.
+        path: A `.jsonl` file; overwritten.
 
     Raises:
         StoreError: The file cannot be written.
@@ -56,11 +56,11 @@ def write_cases(rankings: Rankings, num_candidates: int, path: Path) -> None:
 
 
 def worst(rankings: Rankings, num_candidates: int, count: int) -> list[int]:
-    """Return the queries that reranking harmed most, and then those it helped least.
+    """Return the queries that reranking harmed most, then those it helped least.
 
-    Harm is what a query loses in reciprocal rank: from place 1 to 3 is worse than from 10 to 50.
-    Queries whose right answer ends first, or was not retrieved at all, are not among them: the
-    second stage cannot be blamed for those.
+    Harm is the loss in reciprocal rank: from rank 1 to 3 is worse than from 10 to 50. Queries whose
+    right answer is ranked first in the end, or was not retrieved, are left out, as the second stage
+    did not cause an error there.
     """
     before, after = _gains(rankings, 0), _gains(rankings, num_candidates)
     blamed = np.flatnonzero((after < 1) & (before > 0))
@@ -69,13 +69,13 @@ def worst(rankings: Rankings, num_candidates: int, count: int) -> list[int]:
 
 
 def draw_worst(rankings: Rankings, num_candidates: int, path: Path, *, count: int = 8) -> bool:
-    """Draw the worst queries of a text-to-image ranking; return whether there were any.
+    """Draw the worst queries of text-to-image rankings; return whether there were any.
 
     Args:
-        rankings: From text to image.
-        num_candidates: How many of them are reranked.
-        path: A PNG; replaced.
-        count: Queries shown at most.
+        rankings: Text-to-image rankings.
+        num_candidates: Candidates reranked.
+        path: A PNG; overwritten.
+        count: Maximum number of queries shown.
 
     Raises:
         StoreError: The file cannot be written.
@@ -90,8 +90,8 @@ def draw_worst(rankings: Rankings, num_candidates: int, path: Path, *, count: in
         SheetRow(
             query=rankings.queries[query],
             right=Path(rankings.answers[rankings.rights[query][0]]),
-            first_stage=_pictures(rankings, query, np.arange(_SHOWN)),
-            reranked=_pictures(rankings, query, order[query, :_SHOWN]),
+            first_stage=_paths(rankings, query, np.arange(_SHOWN)),
+            reranked=_paths(rankings, query, order[query, :_SHOWN]),
             first_rank=before[query],
             final_rank=after[query],
         )
@@ -132,6 +132,6 @@ def _top(rankings: Rankings, query: int, place: int) -> dict[str, str | float | 
     return {"answer": rankings.answers[row], **_scores(rankings, query, place)}
 
 
-def _pictures(rankings: Rankings, query: int, shown: NDArray[np.int64]) -> list[Path]:
+def _paths(rankings: Rankings, query: int, shown: NDArray[np.int64]) -> list[Path]:
     rows = rankings.candidates[query, shown[shown < rankings.depth]]
     return [Path(rankings.answers[row]) for row in rows if row >= 0]

@@ -1,4 +1,4 @@
-"""Draw what reranking changed: each query, the first stage's top five, the reranked top five."""
+"""Contact sheet of queries, each with its top five images before and after reranking."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import open_upright, to_rgb
+from edje_qdrant.text import shorten_text
 
 __all__ = ["SheetRow", "draw_contact_sheet"]
 
@@ -26,11 +27,11 @@ class SheetRow:
 
     Attributes:
         query: The text.
-        right: The image that was asked for.
-        first_stage: Best first, as the vector search ranked them.
-        reranked: Best first, as the joint encoder ranked them.
-        first_rank: Place of the right image in the first stage, from 1; None if not retrieved.
-        final_rank: Its place after reranking.
+        right: The right image.
+        first_stage: Images as ranked by the vector search, best first.
+        reranked: Images as ranked by the joint encoder, best first.
+        first_rank: Rank of the right image in the first stage, from 1; None if not retrieved.
+        final_rank: Its rank after reranking.
     """
 
     query: str
@@ -42,9 +43,9 @@ class SheetRow:
 
 
 def draw_contact_sheet(rows: Sequence[SheetRow], title: str, path: Path) -> None:
-    """Write the sheet as a PNG; the right image is framed wherever it is shown.
+    """Write the sheet as a PNG, with a frame around the right image of each query.
 
-    Images that cannot be read any more are grey; long queries are cut to their line.
+    Images that cannot be read any more are grey; long queries are truncated.
     """
     half = _SHOWN * (_THUMB + _GAP) - _GAP
     width = 2 * _MARGIN + 2 * half + _MIDDLE
@@ -65,10 +66,10 @@ def draw_contact_sheet(rows: Sequence[SheetRow], title: str, path: Path) -> None
         pen.text((width - _MARGIN, top + 10), moved, font=small, fill=_RIGHT, anchor="ra")
         top += _CAPTION
         for left, shown in ((_MARGIN, row.first_stage), (second, row.reranked)):
-            for number, picture in enumerate(shown[:_SHOWN]):
+            for number, image in enumerate(shown[:_SHOWN]):
                 x = left + number * (_THUMB + _GAP)
-                sheet.paste(_thumb(picture), (x, top))
-                if picture == row.right:
+                sheet.paste(_thumb(image), (x, top))
+                if image == row.right:
                     frame = (x - 4, top - 4, x + _THUMB + 3, top + _THUMB + 3)
                     pen.rectangle(frame, outline=_RIGHT, width=5)
         _arrow(pen, _MARGIN + half + _MIDDLE // 2, top + _THUMB // 2)
@@ -76,22 +77,17 @@ def draw_contact_sheet(rows: Sequence[SheetRow], title: str, path: Path) -> None
     sheet.save(path)
 
 
-def _thumb(picture: Path) -> Image.Image:
-    """Return the upright image, cut to a square; grey where it cannot be read any more."""
+def _thumb(image: Path) -> Image.Image:
+    """Return the image upright, cropped to a square; grey if it cannot be read any more."""
     try:
-        upright = to_rgb(open_upright(picture))
+        upright = to_rgb(open_upright(image))
     except ImageReadError:
         return Image.new("RGB", (_THUMB, _THUMB), _GONE)
     return ImageOps.fit(upright, (_THUMB, _THUMB))
 
 
 def _shortened(text: str, pen: ImageDraw.ImageDraw, font: Any, room: float) -> str:
-    text = " ".join(text.split())
-    if pen.textlength(text, font) <= room:
-        return text
-    while text and pen.textlength(f"{text}…”", font) > room:
-        text = text[:-1].rstrip()
-    return f"{text}…”"
+    return shorten_text(text, lambda shown: pen.textlength(shown, font) <= room, "…”")
 
 
 def _place(rank: int | None) -> str:

@@ -1,4 +1,4 @@
-"""The pool that is measured: images that a collection holds, and all that is said of them."""
+"""The pool of an evaluation: images in a collection, with their captions."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["Gallery", "build_gallery"]
 class Gallery:
     """Hold `n` images and `m` captions, each of which belongs to one image.
 
-    Files with the same bytes are one image, as in a collection, with the captions of them all.
+    Files with the same bytes are one image, as in a collection, with the captions of all of them.
 
     Attributes:
         image_ids: `n` UUID strings.
-        paths: `n` paths, one an image.
-        captions: `m` texts, those of an image side by side.
+        paths: `n` paths, one for each image.
+        captions: `m` texts; those of an image are consecutive.
         owner: `(m,)` int64: the image each caption belongs to.
-        asked: `(n,)` bool: whether an image, and its captions, are queries; all are in the pool.
+        asked: `(n,)` bool: whether an image and its captions are queries; all are in the pool.
         failed: Images that could not be read; their captions are left out.
-        lost_captions: How many captions that are.
-        twins: Paths left out as their bytes are another path's.
+        lost_captions: Number of these captions.
+        twins: Number of paths left out because another path has the same bytes.
     """
 
     image_ids: tuple[str, ...]
@@ -48,17 +48,17 @@ class Gallery:
         return len(self.image_ids)
 
     def digest(self) -> str:
-        """Return a short name for just these images, whatever their order."""
+        """Return a short hash of the images, independent of their order."""
         return hashlib.sha256("\n".join(sorted(self.image_ids)).encode()).hexdigest()[:8]
 
     def without(self, failures: Mapping[str, str]) -> Gallery:
-        """Return the gallery without the images at some paths.
+        """Return the gallery without some images.
 
         Args:
-            failures: Path -> why it could not be read.
+            failures: Path -> why the image could not be read.
 
         Raises:
-            ConfigError: Nothing is left, or nothing to ask.
+            ConfigError: No image, or no query, is left.
         """
         if not failures:
             return self
@@ -81,7 +81,7 @@ class Gallery:
 
 
 def _identified(annotations: Sequence[Annotation]) -> tuple[dict[str, str], list[FailedImage]]:
-    """Read every image's file once and return path -> id, and what could not be read."""
+    """Read every image file once; return path -> id, and the files that could not be read."""
     paths = dict.fromkeys(annotation.image for annotation in annotations)
     found = {path: _identify(path) for path in paths}
     ids = {path: outcome for path, outcome in found.items() if isinstance(outcome, str)}
@@ -98,15 +98,15 @@ def _identify(path: str) -> str | FailedImage:
 def build_gallery(
     annotations: Sequence[Annotation], *, asked: Sequence[Annotation] | None = None
 ) -> Gallery:
-    """Put the pool together; images are read as files, and not decoded yet.
+    """Build the pool; image files are read, but not decoded.
 
     Args:
         annotations: The pool.
-        asked: Those of the pool that are queries; all by default.
+        asked: The part of the pool that is used as queries; all by default.
 
     Raises:
-        ConfigError: A caption holds no word (names file and line), or no image can be read, or
-            none that is asked for.
+        ConfigError: A caption contains no word (names file and line), or no image that is a query
+            can be read.
     """
     _check_captions(annotations)
     annotations = group_by_image(annotations)
@@ -145,8 +145,8 @@ def _check_captions(annotations: Sequence[Annotation]) -> None:
         for caption in annotation.captions:
             if not clean_caption(caption):
                 raise ConfigError(
-                    f"{annotation.where}: the caption {caption!r} of {annotation.image} holds no "
-                    "word; mend it or take it out"
+                    f"{annotation.where}: the caption {caption!r} of {annotation.image} contains "
+                    "no word; correct or remove it"
                 )
 
 
@@ -154,7 +154,7 @@ def _checked(gallery: Gallery) -> Gallery:
     if not gallery.asked.any():
         first = f" ({gallery.failed[0].path}: {gallery.failed[0].reason})" if gallery.failed else ""
         raise ConfigError(
-            f"no image to ask about is left: {len(gallery.failed)} cannot be read{first}; "
-            "say with --images (images=) where the annotations' paths start from"
+            f"no image is left to evaluate: {len(gallery.failed)} cannot be read{first}; "
+            "give the folder of the annotations' relative paths with --images (images=)"
         )
     return gallery

@@ -1,4 +1,4 @@
-"""From an image to its captions: the nearest captions, read against the image's own tokens."""
+"""Image-to-text evaluation: captions retrieved by cosine and reranked with the image's tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edje_qdrant.types import ImageEncoding
 
 __all__ = ["Encodings", "encode_captions", "image_to_text", "pairs_at_once"]
 
-#: Rows of the gallery -> what was stored of those images, in order.
+#: Function from rows of the gallery to the stored encodings of these images, in order.
 Encodings = Callable[[NDArray[np.int64]], ImageEncoding]
 
 _TOKEN_BYTES = 256 << 20
@@ -27,16 +27,16 @@ _TEXTS = 256
 def image_to_text(
     gallery: Gallery, model: EDJEModel, encodings: Encodings, depth: int, *, progress: bool = False
 ) -> Rankings:
-    """Rank the pool's captions for every image that is asked about.
+    """Rank the pool's captions for every image that is a query.
 
-    A caption is right if it belongs to the image; the same words said of another image are
-    wrong, as in the published protocol. Captions of equal cosine are ordered as in the annotations.
+    A caption is right if it belongs to the image; the same text as a caption of another image is
+    wrong, as in the published protocol. Captions of equal cosine keep the annotations' order.
 
     Args:
         gallery: Images and captions.
         model: Encodes captions and scores pairs.
-        encodings: Reads images' embeddings and tokens.
-        depth: Candidates an image.
+        encodings: Reads embeddings and tokens of images.
+        depth: Candidates for each image.
         progress: Show a bar on stderr.
     """
     texts = encode_captions(model, gallery.captions)
@@ -47,17 +47,17 @@ def image_to_text(
     candidates = np.empty(shape, np.int64)
     first, joint = np.empty(shape, np.float32), np.empty(shape, np.float32)
     step = max(1, pairs_at_once(model) // depth)
-    with tqdm(total=len(asked), desc="pictures", unit=" queries", disable=not progress) as bar:
+    with tqdm(total=len(asked), desc="images", unit=" queries", disable=not progress) as bar:
         for start in range(0, len(asked), step):
             rows = slice(start, start + step)
-            pictures = encodings(asked[rows])
-            candidates[rows], first[rows] = nearest(pictures.embeddings, texts, depth)
+            images = encodings(asked[rows])
+            candidates[rows], first[rows] = nearest(images.embeddings, texts, depth)
             found = candidates[rows].ravel()
             joint[rows] = reranker.score_pairs(
                 [gallery.captions[caption] for caption in found],
-                np.repeat(pictures.tokens, depth, axis=0),
+                np.repeat(images.tokens, depth, axis=0),
             ).reshape(-1, depth)
-            bar.update(len(pictures))
+            bar.update(len(images))
     starts = np.searchsorted(gallery.owner, asked, side="left")
     ends = np.searchsorted(gallery.owner, asked, side="right")
     return Rankings(
@@ -87,5 +87,5 @@ def encode_captions(model: EDJEModel, captions: tuple[str, ...]) -> NDArray[np.f
 
 
 def pairs_at_once(model: EDJEModel) -> int:
-    """Return how many pairs' tokens are held in memory at a time."""
+    """Return the number of pairs whose tokens are held in memory at a time."""
     return max(1, _TOKEN_BYTES // (2 * model.config.num_tokens * model.config.token_dim))

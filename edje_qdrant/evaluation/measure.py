@@ -1,4 +1,4 @@
-"""Ask one model every question, by one of the two ways."""
+"""Measurement of one model on all queries, through a retriever or in memory."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["Contender", "measure"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contender:
-    """Hold a model that takes part.
+    """Hold a model to evaluate.
 
     Attributes:
-        label: What it is called in tables; no two alike.
+        label: Its name in tables; unique.
         model: The model.
-        collection: An open collection of its own to measure in; missing images are added to it.
-            Without one, a collection is made below the output folder, and used again next time.
-        codec: How a collection made for it stores tokens. One that needs fitting is fitted to
-            the gallery's own.
+        collection: An open collection written by this model; missing images are added to it. By
+            default a collection is created below the output folder and reused by later runs.
+        codec: Codec of a collection that is created. A codec with a codebook is fitted to the
+            gallery's tokens.
     """
 
     label: str
@@ -47,21 +47,21 @@ def measure(
     in_memory: bool = False,
     progress: bool = False,
 ) -> dict[Direction, Measured]:
-    """Rank everything once, at the largest number of candidates.
+    """Rank all queries once, at the largest number of candidates.
 
     Args:
         contender: The model.
-        collection: Holds the gallery's images, written by the model.
+        collection: Contains the gallery's images, written by the model.
         gallery: Images and captions.
-        directions: Which to measure.
-        num_candidates: Sweep; single searches are timed at each, from text to image, unless
-            in memory.
-        in_memory: Take exact cosines and large batches in memory instead of the vector engine.
+        directions: The directions to measure.
+        num_candidates: Numbers of candidates; single text-to-image searches are timed at each,
+            unless `in_memory` is set.
+        in_memory: Use exact cosines and large batches in memory instead of the vector engine.
         progress: Show bars on stderr.
     """
     depth = max(*num_candidates, DEEPEST)
     model = contender.model
-    pictures = memory.read_out(gallery, collection) if in_memory else None
+    images = memory.read_out(gallery, collection) if in_memory else None
     measured: dict[Direction, Measured] = {}
     for direction in directions:
         milliseconds: dict[int, float] = {}
@@ -69,12 +69,12 @@ def measure(
         if direction == "i2t":
             encodings = (
                 collection_path.stored_encodings(gallery, collection)
-                if pictures is None
-                else memory.array_encodings(pictures)
+                if images is None
+                else memory.array_encodings(images)
             )
             rankings = image_to_text(gallery, model, encodings, depth, progress=progress)
-        elif pictures is not None:
-            rankings = memory.text_to_image(gallery, model, pictures, depth, progress=progress)
+        elif images is not None:
+            rankings = memory.text_to_image(gallery, model, images, depth, progress=progress)
         else:
             retriever = TwoStageRetriever(collection, model)
             rankings = collection_path.text_to_image(gallery, retriever, depth, progress=progress)
@@ -84,8 +84,8 @@ def measure(
             }
         measured[direction] = Measured(
             model=contender.label,
-            tokens_per_picture=collection.contract.num_tokens,
-            bytes_per_picture=collection.bytes_per_image(),
+            tokens_per_image=collection.contract.num_tokens,
+            bytes_per_image=collection.bytes_per_image(),
             rankings=rankings,
             milliseconds=milliseconds,
         )

@@ -1,4 +1,4 @@
-"""From rankings to figures: each number of candidates, with intervals and paired differences."""
+"""Metrics of each model and number of candidates, with intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ __all__ = ["Comparison", "Measured", "System", "compare_systems", "steps"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """Hold what was measured of one model in one direction.
+    """Hold the measurements of one model in one direction.
 
     Attributes:
-        model: The label it is shown by.
-        tokens_per_picture: Tokens stored for each image.
-        bytes_per_picture: What they take as stored, without the vector.
-        rankings: At the largest number of candidates.
-        milliseconds: Number of candidates -> median of one search; empty where none was timed.
+        model: The model's label.
+        tokens_per_image: Tokens stored for each image.
+        bytes_per_image: Stored size of these tokens, without the vector.
+        rankings: Rankings at the largest number of candidates.
+        milliseconds: Number of candidates -> median time of one search; empty if not timed.
     """
 
     model: str
-    tokens_per_picture: int
-    bytes_per_picture: int
+    tokens_per_image: int
+    bytes_per_image: int
     rankings: Rankings
     milliseconds: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Hold the paired differences of one system's reranked figures to another's.
+    """Hold the paired differences of one system's reranked metrics to those of another.
 
     Attributes:
-        model: The other's.
-        num_candidates: The other's.
-        difference: Figure -> how much more the first finds.
+        model: The other system's model.
+        num_candidates: The other system's number of candidates.
+        difference: Metric -> this system's value minus the other's.
     """
 
     model: str
@@ -53,23 +53,25 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Hold the figures of one model, one direction and one number of candidates.
+    """Hold the metrics of one model, one direction and one number of candidates.
 
     Attributes:
-        model: Its label.
+        model: The model's label.
         direction: `t2i` or `i2t`.
-        num_candidates: Reranked for each query; no more than the pool holds.
-        queries: Asked.
-        pool: Answers searched in.
-        tokens_per_picture: Tokens stored for each image.
-        bytes_per_picture: What they take as stored, without the vector.
-        ms_per_query: Median of one search, where it was timed.
-        first_stage: Figure -> mean over the queries, in [0, 1].
+        num_candidates: Candidates reranked for each query; at most the size of the pool.
+        queries: Number of queries.
+        pool: Number of answers searched.
+        tokens_per_image: Tokens stored for each image.
+        bytes_per_image: Stored size of these tokens, without the vector.
+        ms_per_query: Median time of one search; None if not timed.
+        first_stage: Metric -> mean over the queries, in [0, 1].
         reranked: The same after reranking.
-        intervals: `first_stage` and `reranked` -> figure -> the interval's ends.
-        difference: Figure -> reranked less first stage, paired.
-        moved: Queries whose first right answer went `up`, went `down` or stayed (`same`).
-        against: The first model at this number of candidates, and this model at its smallest.
+        intervals: `first_stage` and `reranked` -> metric -> ends of the interval.
+        difference: Metric -> reranked minus first stage, paired.
+        moved: Numbers of queries whose first right answer moved `up`, moved `down` or kept its
+            rank (`same`).
+        against: Comparisons with the first model at this number of candidates, and with this
+            model at its smallest number.
     """
 
     model: str
@@ -77,8 +79,8 @@ class System:
     num_candidates: int
     queries: int
     pool: int
-    tokens_per_picture: int
-    bytes_per_picture: int
+    tokens_per_image: int
+    bytes_per_image: int
     ms_per_query: float | None
     first_stage: Mapping[str, float]
     reranked: Mapping[str, float]
@@ -95,8 +97,8 @@ class System:
             "num_candidates": self.num_candidates,
             "queries": self.queries,
             "pool": self.pool,
-            "tokens_per_picture": self.tokens_per_picture,
-            "bytes_per_picture": self.bytes_per_picture,
+            "tokens_per_picture": self.tokens_per_image,
+            "bytes_per_picture": self.bytes_per_image,
             "ms_per_query": None if self.ms_per_query is None else round(self.ms_per_query, 2),
             "first_stage": _rounded(self.first_stage),
             "reranked": _rounded(self.reranked),
@@ -119,7 +121,7 @@ class System:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sample:
-    """Hold a stage's figures: `mean` `(figures,)`, `drawn` `(resamples, figures)`."""
+    """Hold the metrics of one stage: `mean` `(metrics,)`, `drawn` `(resamples, metrics)`."""
 
     mean: NDArray[np.float64]
     drawn: NDArray[np.float64]
@@ -140,7 +142,7 @@ class _Sample:
 
 
 def steps(num_candidates: Sequence[int], pool: int) -> list[int]:
-    """Return the numbers of candidates to look at, smallest first, none above the pool."""
+    """Return the distinct numbers of candidates, ascending, each at most the pool's size."""
     return sorted({min(number, pool) for number in num_candidates})
 
 
@@ -151,22 +153,22 @@ def compare_systems(
     resamples: int,
     seed: int,
 ) -> list[System]:
-    """Work out the figures of one direction for every model and number of candidates.
+    """Compute the metrics of one direction for every model and number of candidates.
 
     Args:
-        measured: One a model, all of the same queries.
-        num_candidates: Sweep.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        measured: The measurements of each model, all with the same queries.
+        num_candidates: Numbers of candidates.
+        resamples: Number of resamples of the bootstrap.
+        seed: Random seed of the bootstrap.
 
     Raises:
-        ConfigError: The models were asked different queries.
+        ConfigError: The models were measured with different queries.
     """
     for other in measured[1:]:
         if [*other.rankings.queries] != [*measured[0].rankings.queries]:
             raise ConfigError(
-                f"{other.model} and {measured[0].model} were asked different queries; "
-                "only the same ones can be compared"
+                f"{other.model} and {measured[0].model} were measured with different "
+                "queries; only results for the same queries can be compared"
             )
     reranked: dict[tuple[str, int], _Sample] = {}
     systems = []
@@ -186,8 +188,8 @@ def compare_systems(
                     num_candidates=number,
                     queries=len(one.rankings),
                     pool=one.rankings.pool,
-                    tokens_per_picture=one.tokens_per_picture,
-                    bytes_per_picture=one.bytes_per_picture,
+                    tokens_per_image=one.tokens_per_image,
+                    bytes_per_image=one.bytes_per_image,
                     ms_per_query=one.milliseconds.get(number),
                     first_stage=first.named(),
                     reranked=sample.named(),
@@ -211,7 +213,7 @@ def compare_systems(
 def _samples(
     rankings: Rankings, numbers: Sequence[int], resamples: int, seed: int
 ) -> Iterator[_Sample]:
-    """Yield the figures at each number of candidates; all resamples draw the same queries."""
+    """Yield the metrics at each number of candidates, all with the same resamples."""
     for number in numbers:
         values = figures(rankings.right_after(number), rankings.num_right)
         drawn = resampled_means(values, rankings.clusters, resamples=resamples, seed=seed)

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in memory, ordered as the collections' engines order them."""
+"""Exact nearest neighbours in memory, in the order in which collections return them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edje_qdrant.index.ranking import SLACK, rank
 
 __all__ = ["nearest"]
 
-# Bounds the table of cosines held at a time.
+# Maximum number of cosines held at a time.
 _CELLS = 1 << 25
 
 
@@ -24,13 +24,13 @@ def nearest(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Find the answers nearest to each query by cosine.
 
-    Cosines that are equal to a float's rounding are ordered by name, as in a collection.
+    Cosines that are equal up to rounding are ordered by name, as in a collection.
 
     Args:
         queries: `(q, d)` float32, unit length.
         answers: `(n, d)` float32, unit length.
-        depth: Answers a query, `n` at most.
-        names: What equal answers are ordered by; their row by default.
+        depth: Answers for each query, at most `n`.
+        names: Names that equal answers are ordered by; by default their rows.
 
     Returns:
         Rows of `answers` `(q, depth)` int64, best first, and their cosines `(q, depth)` float32.

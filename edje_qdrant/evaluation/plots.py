@@ -1,4 +1,4 @@
-"""Plots of what was measured: how often, at how many candidates, and at what cost."""
+"""Plots of an evaluation: recall, recall against candidates, and recall against cost."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ _CUTS = ("R@1", "R@5", "R@10")
 
 
 def draw_plots(systems: Sequence[System], folder: Path) -> list[Path]:
-    """Draw what the systems have to show and return the PNG files.
+    """Draw the plots of an evaluation and return the PNG files.
 
     `recall.png`: R@1/5/10 of both stages at the largest number of candidates. `candidates.png`,
-    for a sweep: R@1 against candidates. `cost.png`, where systems differ in what they cost: R@1
-    against milliseconds, tokens and bytes. Whiskers and bands are the bootstrap's intervals.
+    if there are several numbers of candidates: R@1 against candidates. `cost.png`, if systems
+    differ in cost: R@1 against milliseconds, tokens and bytes. Error bars and bands are the
+    bootstrap's intervals.
 
     Args:
-        systems: All of one evaluation.
-        folder: Where to.
+        systems: All systems of one evaluation.
+        folder: The folder to write to.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -134,13 +135,13 @@ def _draw_sweep(systems: Sequence[System]) -> Figure | None:
 
 
 def _draw_cost(systems: Sequence[System]) -> Figure | None:
-    """Draw R@1 against each cost that is not the same for all systems."""
+    """Draw R@1 against each cost in which the systems differ."""
     direction = _directions(systems)[0]
     own = _of(systems, direction)
     costs: list[tuple[str, Callable[[System], float | None]]] = [
         ("milliseconds a query", lambda system: system.ms_per_query),
-        ("tokens an image", lambda system: system.tokens_per_picture),
-        ("bytes an image", lambda system: system.bytes_per_picture),
+        ("tokens an image", lambda system: system.tokens_per_image),
+        ("bytes an image", lambda system: system.bytes_per_image),
     ]
     shown = [
         (name, cost)
@@ -197,7 +198,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _legend(figure: Figure, axes: Axes, models: int) -> None:
-    """Put the legend below the panels, one column a model where there are several."""
+    """Draw the legend below the panels, with one column for each model if there are several."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles,
@@ -211,7 +212,7 @@ def _legend(figure: Figure, axes: Axes, models: int) -> None:
 
 
 def _lighter(colour: str) -> str:
-    """Return a `#rrggbb` colour two thirds of the way to white."""
+    """Mix a `#rrggbb` colour with two thirds of white."""
     channels = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return "#" + "".join(f"{channel + (255 - channel) * 2 // 3:02x}" for channel in channels)
 

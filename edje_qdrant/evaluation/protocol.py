@@ -1,4 +1,4 @@
-"""Which images and captions are searched, which are asked, and what is reported."""
+"""Evaluation protocols: which images and captions are the pool and the queries, and metrics."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ProtocolName = Literal["karpathy", "full"]
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Hold what a protocol settles.
+    """Hold the parameters of a protocol.
 
     Attributes:
         name: `karpathy` or `full`.
-        shown: The figures its tables show; the JSON file has them all.
-        num_candidates: Candidates reranked, where nothing else is asked for.
+        shown: The metrics shown in tables; the JSON file contains all of them.
+        num_candidates: Default number of candidates to rerank.
     """
 
     name: ProtocolName
@@ -29,8 +29,8 @@ class Protocol:
     num_candidates: int
 
 
-#: Karpathy's: one split is the pool and asks every question, R@1/5/10, ten candidates. Full pool:
-#: the images and captions of all splits are the pool, R@5/10/20.
+#: Karpathy: one split is both pool and queries; R@1/5/10, ten candidates. Full pool: the images
+#: and captions of all splits are the pool; R@5/10/20.
 PROTOCOLS: dict[str, Protocol] = {
     "karpathy": Protocol("karpathy", ("R@1", "R@5", "R@10"), 10),
     "full": Protocol("full", ("R@5", "R@10", "R@20"), 50),
@@ -40,18 +40,18 @@ PROTOCOLS: dict[str, Protocol] = {
 def choose(
     annotations: Sequence[Annotation], protocol: Protocol, split: str | None
 ) -> tuple[list[Annotation], list[Annotation] | None, str | None]:
-    """Return the pool, those of it that ask (None: all), and the split's name.
+    """Return the pool, its part that is used as queries (None: all), and the split's name.
 
-    Files without splits are one pool. In a Karpathy file the Karpathy protocol takes `test` by
-    default; under the full-pool protocol every caption asks, or those of a split that is named.
+    A file without splits is one pool. In a Karpathy file the Karpathy protocol uses `test` by
+    default; in the full-pool protocol every caption is a query, or those of `split` if given.
 
     Args:
-        annotations: The whole file.
-        protocol: Which.
-        split: Of a Karpathy file.
+        annotations: All annotations of the file.
+        protocol: The protocol.
+        split: A split of a Karpathy file.
 
     Raises:
-        ConfigError: There is no such split; names those there are.
+        ConfigError: There is no such split; lists the existing ones.
     """
     parts = sorted({a.part for a in annotations if a.part is not None})
     if split is None and protocol.name == "karpathy" and parts:

@@ -1,4 +1,4 @@
-"""What both stages say of many queries, and every ranking that follows from it."""
+"""Candidates of many queries with the scores of both stages, and rankings derived from them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from edje_qdrant.metrics import NOT_FOUND, first_ranks, hits_at, ndcg_at, recipr
 
 __all__ = ["DEEPEST", "FIGURES", "Direction", "Rankings", "caption_rankings", "figures", "places"]
 
-#: From text to image, or from image to text.
+#: Text-to-image or image-to-text.
 Direction = Literal["t2i", "i2t"]
 
-#: The deepest place that a figure looks at; the first stage is always asked for as many.
+#: Deepest rank used by any metric; the first stage always returns at least this many.
 DEEPEST = 20
 
-#: The figures of every system, in the order they are shown.
+#: The metrics of every system, in the order in which they are shown.
 FIGURES = ("R@1", "R@5", "R@10", "R@20", "MRR@20", "nDCG@10")
 
 
@@ -28,23 +28,23 @@ FIGURES = ("R@1", "R@5", "R@10", "R@20", "MRR@20", "nDCG@10")
 class Rankings:
     """Hold the candidates of `q` queries, `depth` each, with the scores of both stages.
 
-    One scoring serves every smaller number of candidates: reranking the first K is sorting those K
-    by their joint scores, while the places behind keep the first stage's order. Equal joint scores
-    keep that order too, as they do in a search; ties are not counted against anybody.
+    Scores at one depth give the rankings for every smaller number of candidates: reranking the
+    first K sorts those K by their joint scores, and the others keep the first stage's order. Equal
+    joint scores also keep that order, as in a search; ties are not counted as errors.
 
     Attributes:
         direction: `t2i` or `i2t`.
-        queries: `q` texts or images' paths.
-        answers: Texts or images' paths, by row; those that candidates point to.
+        queries: `q` texts or image paths.
+        answers: Texts or image paths, indexed by `candidates`.
         candidates: `(q, depth)` int64 rows of `answers`, best of the first stage first; -1 where
-            the pool holds fewer.
+            there are fewer candidates.
         first: `(q, depth)` float32 cosines; -inf where there is no candidate.
         joint: `(q, depth)` float32 logits; -inf where there is no candidate.
         right: `(q, depth)` bool: whether a candidate is a right answer.
-        rights: `q` tuples, the rows of all right answers, found or not.
-        clusters: `(q,)` int64: the image each query belongs to; captions of one image are no
-            independent witnesses.
-        pool: Answers searched in.
+        rights: `q` tuples: the rows of all right answers, found or not.
+        clusters: `(q,)` int64: the image each query belongs to; results for captions of one image
+            are not independent.
+        pool: Number of answers searched.
     """
 
     direction: Direction
@@ -63,19 +63,19 @@ class Rankings:
 
     @property
     def depth(self) -> int:
-        """Return the number of candidates a query."""
+        """Return the number of candidates for each query."""
         return int(self.candidates.shape[1])
 
     @property
     def num_right(self) -> NDArray[np.int64]:
-        """Return `(q,)` int64, the right answers of each query, found or not."""
+        """Return `(q,)` int64: the number of right answers of each query, found or not."""
         return np.array([len(rows) for rows in self.rights], dtype=np.int64)
 
     def order(self, num_candidates: int) -> NDArray[np.int64]:
-        """Return `(q, depth)` int64: each final place's place in the first stage, from 0.
+        """Return `(q, depth)` int64: the first-stage index at each final rank, from 0.
 
         Args:
-            num_candidates: How many of the first stage are reranked; 0 for none.
+            num_candidates: Candidates reranked; 0 for none.
         """
         reranked = np.argsort(-self.joint[:, :num_candidates], axis=1, kind="stable")
         behind = np.arange(reranked.shape[1], self.depth)
@@ -83,7 +83,7 @@ class Rankings:
         return np.concatenate([reranked, tail], axis=1).astype(np.int64)
 
     def right_after(self, num_candidates: int) -> NDArray[np.bool_]:
-        """Return `(q, depth)` bool: whether each final place holds a right answer."""
+        """Return `(q, depth)` bool: whether there is a right answer at each final rank."""
         return np.take_along_axis(self.right, self.order(num_candidates), axis=1)
 
 
@@ -97,16 +97,16 @@ def caption_rankings(
     *,
     pool: int,
 ) -> Rankings:
-    """Return the rankings of images for captions, each right for its own image alone.
+    """Return the rankings of images for captions, each of which is right for its own image only.
 
     Args:
         gallery: Images and captions.
-        asked: `(q,)` the captions' rows.
-        answers: Images' paths; the gallery's come first.
-        candidates: `(q, depth)`, as `Rankings` holds them.
+        asked: `(q,)` rows of the captions.
+        answers: Image paths; those of the gallery come first.
+        candidates: `(q, depth)`, as in `Rankings`.
         first: `(q, depth)` cosines.
         joint: `(q, depth)` logits.
-        pool: Images searched in.
+        pool: Number of images searched.
     """
     owners = gallery.owner[asked]
     return Rankings(
@@ -124,11 +124,11 @@ def caption_rankings(
 
 
 def figures(right: NDArray[np.bool_], num_right: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return `(queries, figures)`: each query's figures, in the order of `FIGURES`.
+    """Return `(queries, metrics)`: the metrics of each query, in the order of `FIGURES`.
 
     Args:
-        right: `(queries, places)` bool; at least `DEEPEST` places, or the whole pool.
-        num_right: `(queries,)` right answers, found or not.
+        right: `(queries, ranks)` bool; at least `DEEPEST` ranks, or the whole pool.
+        num_right: `(queries,)` number of right answers, found or not.
     """
     return np.stack(
         [
@@ -141,5 +141,5 @@ def figures(right: NDArray[np.bool_], num_right: NDArray[np.int64]) -> NDArray[n
 
 
 def places(right: NDArray[np.bool_]) -> list[int | None]:
-    """Return the place of each query's first right answer, None where there is none."""
+    """Return the rank of each query's first right answer; None where there is none."""
     return [None if rank == NOT_FOUND else rank for rank in first_ranks(right).tolist()]

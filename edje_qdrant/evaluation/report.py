@@ -1,4 +1,4 @@
-"""What an evaluation found, as a table for people and as JSON for everything else."""
+"""Results of an evaluation, as text with tables and as JSON."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ _CELL = 22
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Hold everything that one evaluation found.
+    """Hold all results of one evaluation.
 
     Attributes:
-        data: What was measured on, as it was named.
-        split: Of a Karpathy file.
-        protocol: Pool, questions and figures shown.
-        in_memory: Whether exact cosines in memory stood in for the vector engine.
-        images: In the pool, strangers not counted.
-        captions: In the pool.
-        failed: Images left out as they cannot be read.
-        lost_captions: Theirs.
-        twins: Paths whose bytes are another path's; they are one image with all captions.
-        strangers: Images that the collection holds and no annotation names.
-        systems: One for each model, direction and number of candidates.
-        files: What was written: `json`, and lists `cases`, `sheets` and `plots`.
-        seconds: Of the whole.
+        data: Name of the data.
+        split: Split of a Karpathy file.
+        protocol: Protocol of the evaluation.
+        in_memory: Whether exact cosines in memory were used instead of the vector engine.
+        images: Number of images in the pool, without `strangers`.
+        captions: Number of captions in the pool.
+        failed: Images left out because they cannot be read.
+        lost_captions: Number of captions of these images.
+        twins: Number of paths with the same bytes as another path; both are one image with the
+            captions of both.
+        strangers: Number of images in the collection that no annotation names.
+        systems: Metrics of each model, direction and number of candidates.
+        files: Paths of the files written: `json`, and lists `cases`, `sheets` and `plots`.
+        seconds: Wall-clock time of the evaluation.
     """
 
     data: str
     split: str | None
     protocol: Protocol
     in_memory: bool
-    pictures: int
+    images: int
     captions: int
     failed: tuple[FailedImage, ...]
     lost_captions: int
@@ -63,7 +64,7 @@ class Evaluation:
             "split": self.split,
             "protocol": self.protocol.name,
             "in_memory": self.in_memory,
-            "pictures": self.pictures,
+            "pictures": self.images,
             "captions": self.captions,
             "failed": [{"path": f.path, "reason": f.reason} for f in self.failed],
             "lost_captions": self.lost_captions,
@@ -75,10 +76,10 @@ class Evaluation:
         }
 
     def text(self) -> str:
-        """Return the evaluation as a person reads it."""
+        """Return the evaluation as text."""
         where = f"{self.data}, split {self.split}" if self.split else self.data
         name = {"karpathy": "Karpathy protocol", "full": "full pool"}[self.protocol.name]
-        lines = [f"{where}: {self.pictures:,} images, {self.captions:,} captions, {name}"]
+        lines = [f"{where}: {self.images:,} images, {self.captions:,} captions, {name}"]
         lines += self._notes()
         for direction in dict.fromkeys(system.direction for system in self.systems):
             lines += ["", *self._table([s for s in self.systems if s.direction == direction])]
@@ -119,8 +120,8 @@ class Evaluation:
             own = [system for system in systems if system.model == model]
             if len(models) > 1:
                 lines.append(
-                    f"{model} ({own[0].tokens_per_picture} tokens, "
-                    f"{own[0].bytes_per_picture:,} bytes an image)"
+                    f"{model} ({own[0].tokens_per_image} tokens, "
+                    f"{own[0].bytes_per_image:,} bytes an image)"
                 )
             ends = own[0].intervals["first_stage"]
             lines.append(self._row("  first stage", own[0].first_stage, ends, None))

@@ -1,4 +1,4 @@
-"""Evaluate models: ingest what is missing, ask, rerank, compare, and write it all down."""
+"""Evaluation of models: ingest of missing images, measurement, comparison and result files."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ _DIRECTIONS: dict[str, tuple[Direction, ...]] = {
     "both": ("t2i", "i2t"),
 }
 
-# Images whose tokens a codec is fitted to; fitting takes no more of them than these have.
+# Maximum number of images to fit a codec to; fitting uses no more tokens than these have.
 _FITTED_TO = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settle what is measured and how.
+    """Configure an evaluation.
 
     Attributes:
         protocol: `karpathy` or `full`.
-        split: Of a Karpathy file; `test` under the Karpathy protocol, by default.
+        split: Split of a Karpathy file; by default `test` with the Karpathy protocol.
         direction: `t2i`, `i2t` or `both`.
-        num_candidates: Sweep; empty for the protocol's own.
-        in_memory: Take exact cosines and large batches in memory instead of the vector engine.
-        limit: Only the first images of the pool.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        num_candidates: Numbers of candidates; empty for the protocol's default.
+        in_memory: Use exact cosines and large batches in memory instead of the vector engine.
+        limit: Use only this number of images, the first of the pool; None for all.
+        resamples: Number of resamples of the bootstrap.
+        seed: Random seed of the bootstrap.
         progress: Show bars on stderr.
     """
 
@@ -84,21 +84,21 @@ def evaluate(
     *,
     data: str = "",
 ) -> Evaluation:
-    """Measure models on annotated images and write report, queries, sheets and plots.
+    """Evaluate models on annotated images and write the report, query results, sheets and plots.
 
     Args:
-        annotations: What `read_annotations` returned, all splits of it.
+        annotations: The result of `read_annotations`, with all splits.
         contenders: The models; all are compared with the first, on the same queries.
         out: Folder for `eval.json`, `cases-*.jsonl`, `worst-*.png`, plots and collections.
-        settings: What to measure.
-        data: What the annotations are called in the report.
+        settings: Settings of the evaluation.
+        data: Names the annotations in the report.
 
     Returns:
-        Everything that was found. Without matplotlib, no plots are among its files.
+        The results. Without matplotlib, no plots are written.
 
     Raises:
-        ConfigError: There is nothing to measure, or a setting cannot be used.
-        ContractMismatchError: A contender's collection was written by another model.
+        ConfigError: There are no models, no images or no queries, or a setting is invalid.
+        ContractMismatchError: A model's collection was written by another model.
         StoreError: A collection or the folder cannot be read or written.
         EngineUnavailableError: The server cannot be reached.
     """
@@ -106,7 +106,7 @@ def evaluate(
     settings = settings or Settings()
     labels = [contender.label for contender in contenders]
     if not labels or len(set(labels)) < len(labels):
-        raise ConfigError(f"give one model or more, each once, not {labels}")
+        raise ConfigError(f"give at least one model, each with its own label, not {labels}")
     protocol = PROTOCOLS[settings.protocol]
     pool, asked, split = choose(annotations, protocol, settings.split)
     if settings.limit is not None:
@@ -149,7 +149,7 @@ def evaluate(
         split=split,
         protocol=protocol,
         in_memory=settings.in_memory,
-        pictures=len(gallery),
+        images=len(gallery),
         captions=len(gallery.captions),
         failed=gallery.failed,
         lost_captions=gallery.lost_captions,
@@ -169,7 +169,7 @@ def evaluate(
 def _collection(
     contender: Contender, gallery: Gallery, folder: Path, settings: Settings
 ) -> Iterator[ImageCollection]:
-    """Yield the contender's collection, or the one of just this model and these images."""
+    """Yield the contender's collection, or open or create one for this model and these images."""
     if contender.collection is not None:
         yield contender.collection
         return
@@ -196,7 +196,7 @@ def _collection(
 def ingest_gallery(
     gallery: Gallery, collection: ImageCollection, model: EDJEModel, *, progress: bool = False
 ) -> dict[str, str]:
-    """Add what is missing; return path -> reason of what could not be added."""
+    """Ingest missing images; return path -> reason of those that could not be added."""
     report = ingest_images([*gallery.paths], collection, model, progress=progress)
     failed = {failure.path: failure.reason for failure in report.failed}
     existing = collection.existing(gallery.image_ids)

@@ -1,4 +1,4 @@
-"""The files that an evaluation leaves behind, beside its report."""
+"""Writing of an evaluation's files, apart from its report: cases, sheets and plots."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["write_files"]
 def write_files(
     measured: Mapping[Direction, Sequence[Measured]], systems: Sequence[System], folder: Path
 ) -> dict[str, str | list[str]]:
-    """Write every query's fate, the sheets of the worst and the plots; leave out what cannot be.
+    """Write the results of every query, sheets of the worst queries, and plots.
 
-    Queries and sheets are of the largest number of candidates. Where matplotlib is not installed,
-    the list of plots is empty.
+    Query results and sheets are for the largest number of candidates. If matplotlib is not
+    installed, no plots are drawn.
 
     Returns:
-        The paths of `json` (which is written later), and lists `cases`, `sheets` and `plots`.
+        The path of `json` (which is written later), and lists `cases`, `sheets` and `plots`.
 
     Raises:
         StoreError: A file cannot be written.
@@ -51,7 +51,7 @@ def write_files(
                 sheets.append(str(sheet))
     try:
         plots = [str(path) for path in draw_plots(systems, folder)]
-    except MissingExtraError:  # figures first: the caller can see that there are no plots
+    except MissingExtraError:  # the metrics matter more; the empty list shows there are no plots
         plots = []
     return {
         "json": str(folder / "eval.json"),

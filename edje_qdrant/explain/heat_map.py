@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from edje_qdrant.explain.explanation import Explanation
 from edje_qdrant.images import open_upright, to_rgb
+from edje_qdrant.text import shorten_text
 
 __all__ = ["draw_explanation", "draw_heat"]
 
@@ -177,9 +178,4 @@ def _legend(sheet: Image.Image, pen: ImageDraw.ImageDraw, right: int, top: int, 
 
 
 def _shortened(text: str, pen: ImageDraw.ImageDraw, font: Any, room: float) -> str:
-    text = " ".join(text.split())
-    if pen.textlength(text, font) <= room:
-        return text
-    while text and pen.textlength(f"{text}…", font) > room:
-        text = text[:-1].rstrip()
-    return f"{text}…"
+    return shorten_text(text, lambda shown: pen.textlength(shown, font) <= room)

@@ -1,1 +1,1 @@
-"""Scores for image-text pairs that a file lists."""
+"""Scoring of the image-text pairs of a file."""

@@ -1,4 +1,4 @@
-"""Keep the best share of scored pairs, however many there are."""
+"""Selection of the best share of scored pairs, in bounded memory."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _LINES = 4096
 def keep_top(
     scores: Path, kept: Path, share: float, moved: Callable[[int], object]
 ) -> tuple[int, float | None]:
-    """Copy a finished output with `keep` set for the best pairs; memory does not grow with it.
+    """Copy a finished score file with `keep` set for the best pairs; memory use is constant.
 
-    The score at the cut is found exactly, in two readings that count float32 numbers by the upper
-    and then by the lower half of their bits. All pairs with that score are kept, so where many are
-    equal there can be more than the share.
+    The score at the cut-off is determined exactly, in two passes that build histograms of the
+    float32 scores by the upper and then by the lower half of their bits. All pairs with that score
+    are kept, so that equal scores can make the share larger.
 
     Args:
-        scores: What was written.
-        kept: Where to; replaced whole.
-        share: Of the pairs that have a score; their number is rounded.
-        moved: Called with the number of lines of each step of the last reading.
+        scores: The finished score file.
+        kept: The copy; replaced atomically.
+        share: Share of the pairs with a score; the number of pairs is rounded.
+        moved: Called with the number of lines of each step of the last pass.
 
     Returns:
-        How many are kept, and the lowest score among them; None where there is none.
+        The number of pairs kept and the lowest score among them, None if no pair is kept.
 
     Raises:
         StoreError: A file cannot be read or written.
@@ -59,7 +59,7 @@ def keep_top(
 
 
 def _score_at(scores: Path, share: float) -> float | None:
-    """Return the score that the given share of the scored pairs reach."""
+    """Return the lowest score among the given share of the best pairs."""
     upper = np.zeros(1 << 16, np.int64)
     for keys in _keys(scores):
         upper += np.bincount(keys >> 16, minlength=1 << 16)
@@ -77,17 +77,17 @@ def _score_at(scores: Path, share: float) -> float | None:
 
 
 def _bin_of(counts: NDArray[np.int64], wanted: int) -> tuple[int, int]:
-    """Return the bin that holds the `wanted`-th highest, and how many lie in higher ones."""
+    """Return the bin of the `wanted`-th highest score, and the number of scores in higher bins."""
     reached = np.cumsum(counts[::-1])
     place = int(np.searchsorted(reached, wanted))
     return len(counts) - 1 - place, int(reached[place] - counts[::-1][place])
 
 
 def _keys(scores: Path) -> Iterator[NDArray[np.uint32]]:
-    """Yield the scores as integers that have the same order."""
+    """Yield the scores as unsigned integers with the same order."""
     for block in _blocks(scores):
         found = np.array([pair.score for pair in block if pair.score is not None], np.float32)
-        bits = (found + 0).view(np.uint32)  # -0 becomes 0, as the two are equal
+        bits = (found + 0).view(np.uint32)  # turns -0 into 0, which is equal
         yield np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
 
 
@@ -98,7 +98,7 @@ def _blocks(scores: Path) -> Iterator[list[ScoredPair]]:
             try:
                 block.append(ScoredPair.of(line))
             except ValueError as error:
-                raise StoreError(f"{scores}:{number}: {error}; it was changed meanwhile") from error
+                raise StoreError(f"{scores}:{number}: {error}; the file was changed") from error
             if len(block) == _LINES:
                 yield block
                 block = []

@@ -1,4 +1,4 @@
-"""Score the pairs of an image-text data set, to keep those whose caption fits; resumable."""
+"""Resumable scoring of the pairs of an image-text data set, to select matching captions."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ from edje_qdrant.types import FailedImage, ImageEncoding
 
 __all__ = ["PairReport", "score_pairs_file"]
 
-# Pairs between two writes; what is encoded and scored together lies within.
+# Pairs between two writes; only pairs of one such chunk are encoded and scored together.
 _PAIRS = 256
 _FAILURES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class PairReport:
-    """Sum up a run of pair scoring, what earlier parts of it did included.
+    """Summarise a run of pair scoring, including its earlier interrupted parts.
 
     Attributes:
-        pairs: In the input.
-        scored: Pairs that have a score; the others have an error.
-        kept: Pairs whose score reaches the threshold; None where none was asked for.
-        threshold: As given, or the lowest score kept of a share; None where there is none.
-        resumed: Pairs that were scored by earlier parts of the run.
+        pairs: Number of pairs in the input.
+        scored: Number of pairs with a score; the others have an error.
+        kept: Number of pairs kept by the threshold or the share; None if neither was given.
+        threshold: The given threshold, or the lowest score kept for a share; None if neither.
+        resumed: Number of pairs scored by earlier parts of the run.
         seconds: Wall-clock time of this part.
-        out: Where the scores are.
-        kept_out: Where they are with `keep` set for a share, if one was asked for.
-        failures: The first 20 images that could not be scored, and why.
+        out: The file with the scores.
+        kept_out: The file with `keep` set for a share, if a share was given.
+        failures: The first 20 images that could not be scored, with the reasons.
     """
 
     pairs: int
@@ -103,36 +103,38 @@ def score_pairs_file(
     workers: int = 2,
     progress: bool = True,
 ) -> PairReport:
-    """Score every caption of a file against its image, and tell which to keep.
+    """Score every caption of a file against its image, and mark which pairs to keep.
 
     The input is a `.jsonl` annotation file: `{"image": path, "caption": text or list of texts}`.
-    The output has one JSON line a pair, in order: `image` (absolute path), `caption`, `score` (the
-    joint encoder's logit), `cosine` (of the embeddings), `keep`, and `error` where an image could
-    not be read or a caption has no word in it; such pairs have no score and are not kept.
+    The output has one JSON line for each pair, in order: `image` (absolute path), `caption`,
+    `score` (the joint encoder's logit), `cosine` (of the embeddings), `keep`, and `error` if an
+    image could not be read or a caption contains no word; such pairs have no score and are not
+    kept.
 
-    All of the input is checked before anything is scored. A run that was interrupted, or killed,
-    goes on where it stopped when it is called again, and then gives what it would have given
-    uninterrupted; `out.run.json` says what it was begun with. An image is encoded once for all of
-    its captions that follow each other. Memory does not grow with the input.
+    The whole input is checked before anything is scored. A run that was interrupted or killed
+    continues where it stopped when it is called again, and gives the same result as an
+    uninterrupted run; `out.run.json` contains its settings. An image is encoded once for its
+    consecutive captions. Memory use does not grow with the input.
 
     Args:
         pairs: The input.
-        out: The output; made, or appended to.
+        out: The output; created or appended to.
         model: Encodes and scores.
-        images: Folder that relative image paths start from; the input's own by default.
-        threshold: Keep pairs with this logit or more. Without one `keep` is null.
-        keep_top: Keep this share of the pairs that have a score, the best. As that is known only
-            when all are scored, `keep` goes into a second file, `scores.top0.3.jsonl` for 0.3 of
-            `scores.jsonl`, which is otherwise the same. The scores may be there already, from a run
-            without a threshold or with another share.
+        images: Folder for relative image paths; by default the folder of the input.
+        threshold: Keep pairs with at least this logit. Without a threshold, `keep` is null.
+        keep_top: Keep this share of the pairs with a score, the best ones. They are known only
+            when all pairs are scored, so `keep` is set in a second file, `scores.top0.3.jsonl` for
+            0.3 of `scores.jsonl`, which is otherwise identical. The scores may exist already, from
+            a run without a threshold or with another share.
         batch_size: Images encoded at a time.
-        workers: Threads that read and decode beside the encoding.
+        workers: Threads that read and decode in parallel with the encoding.
         progress: Show a bar on stderr.
 
     Raises:
-        ConfigError: An argument cannot be used, a line of the input is wrong (names file and
-            line), or the output is of another run, or of none.
-        StoreError: The output cannot be written, was changed, or another process writes it.
+        ConfigError: An argument is invalid, a line of the input is invalid (names file and line),
+            or the output file belongs to another run or to none.
+        StoreError: The output cannot be written, was changed, or is being written by another
+            process.
         CheckpointError: A score is not a number.
     """
     began = time.perf_counter()
@@ -147,7 +149,7 @@ def score_pairs_file(
     file = ScoreFile(out, header)
     tally = _Tally()
     scorer = _Scorer(model, batch_size, threshold)
-    resumed, going_on = 0, False
+    resumed, past_written = 0, False
     try:
         with (
             warnings.catch_warnings(),
@@ -157,9 +159,9 @@ def score_pairs_file(
             ignore_decoder_warnings()
             try:
                 for chunk in chunked(read_pairs(pairs, images), _PAIRS):
-                    scored = None if going_on else file.written(chunk)
+                    scored = None if past_written else file.written(chunk)
                     if scored is None:
-                        going_on = True
+                        past_written = True
                         scored = scorer.score(chunk, pool)
                         file.write(scored)
                     else:
@@ -169,7 +171,7 @@ def score_pairs_file(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        if not going_on:
+        if not past_written:
             file.require_end()
         kept, kept_out = (None if threshold is None else tally.kept), None
         if keep_top is not None:
@@ -185,7 +187,7 @@ def score_pairs_file(
 
 
 class _Tally:
-    """Count what became of pairs."""
+    """Count scored, kept and failed pairs."""
 
     def __init__(self) -> None:
         self.scored = self.kept = 0
@@ -200,7 +202,7 @@ class _Tally:
 
 
 class _Scorer:
-    """Score chunks of pairs; what a chunk's scores are depends on nothing outside of it."""
+    """Score chunks of pairs; the scores of a chunk are independent of other chunks."""
 
     def __init__(self, model: EDJEModel, batch_size: int, threshold: float | None) -> None:
         self._model = model
@@ -209,18 +211,18 @@ class _Scorer:
         self._threshold = threshold
 
     def score(self, chunk: Sequence[Pair], pool: ThreadPoolExecutor) -> list[ScoredPair]:
-        rows, errors, pictures = self._encoded([*dict.fromkeys(p.image for p in chunk)], pool)
-        judged = []
+        rows, errors, images = self._encoded([*dict.fromkeys(p.image for p in chunk)], pool)
+        scorable = []
         for place, pair in enumerate(chunk):
             if pair.image in rows and clean_caption(pair.caption):
-                judged.append(place)
-        texts = [chunk[place].caption for place in judged]
-        asked = np.array([rows[chunk[place].image] for place in judged], np.intp)
+                scorable.append(place)
+        texts = [chunk[place].caption for place in scorable]
+        asked = np.array([rows[chunk[place].image] for place in scorable], np.intp)
         distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         vectors = encode_all(self._model, [*distinct])[[distinct[text] for text in texts]]
-        cosines = (vectors * pictures.embeddings[asked]).sum(axis=1)
-        logits = self._reranker.score_pairs(texts, pictures.tokens[asked])
-        found = dict(zip(judged, zip(_plain(logits), _plain(cosines), strict=True), strict=True))
+        cosines = (vectors * images.embeddings[asked]).sum(axis=1)
+        logits = self._reranker.score_pairs(texts, images.tokens[asked])
+        found = dict(zip(scorable, zip(_plain(logits), _plain(cosines), strict=True), strict=True))
         return [self._line(pair, found.get(place), errors) for place, pair in enumerate(chunk)]
 
     def _line(
@@ -235,7 +237,7 @@ class _Scorer:
     def _encoded(
         self, paths: Sequence[str], pool: ThreadPoolExecutor
     ) -> tuple[dict[str, int], dict[str, str], ImageEncoding]:
-        """Return path -> row of images that could be read, path -> error of others, and rows."""
+        """Return path -> row of readable images, path -> error of the others, and the encodings."""
         errors: dict[str, str] = {}
         rows: dict[str, int] = {}
         c = self._model.config
@@ -264,7 +266,7 @@ class _Scorer:
 
 
 def _plain(numbers: NDArray[np.float32]) -> list[float]:
-    """Return float32 numbers as the shortest decimals that mean them."""
+    """Return float32 numbers as the shortest decimals that round to them."""
     return [float(str(number)) for number in numbers]
 
 
@@ -276,7 +278,7 @@ def _keep_top(
 
 
 def _identity(model: EDJEModel) -> dict[str, Any]:
-    """Return what must be equal for two models' scores to be the same."""
+    """Return the properties of a model that determine its scores."""
     contract = model.contract()
     return {
         "encoder": contract.encoder,
@@ -295,8 +297,7 @@ def _check(pairs: Path, out: Path, threshold: float | None, keep_top: float | No
         raise ConfigError(f"threshold is {threshold}; give a number")
     if keep_top is not None and not 0 < keep_top <= 1:
         raise ConfigError(
-            f"keep_top is {keep_top}; give a share of the pairs above 0 and not above 1, such as "
-            "0.3"
+            f"keep_top is {keep_top}; give a share of the pairs above 0 and at most 1, such as 0.3"
         )
     if out.absolute() == pairs.absolute():
-        raise ConfigError(f"the output would replace {out}; choose another file")
+        raise ConfigError(f"the output would overwrite the input {out}; choose another file")

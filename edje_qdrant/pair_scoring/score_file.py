@@ -1,4 +1,4 @@
-"""A run of pair scoring on the disk: what goes in, what was written, and where to go on."""
+"""Files of a pair-scoring run: reading of pairs, and a score file that can be continued."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _FORMAT = 1
-# A chunk may grow to as many times its size, to keep an image's captions together.
+# A chunk may grow to this many times its size, to keep the captions of an image together.
 _STRETCH = 4
 
 
@@ -44,11 +44,11 @@ class ScoredPair:
 
     Attributes:
         image: Absolute path.
-        caption: As it was read.
-        score: The joint encoder's logit; None where there is an error.
-        cosine: Of the image's and the caption's embedding; None where there is an error.
-        keep: Whether the score reaches the threshold; None where there is none.
-        error: Why the pair could not be scored.
+        caption: The caption, unchanged.
+        score: The joint encoder's logit; None if there is an error.
+        cosine: Cosine of the embeddings of image and caption; None if there is an error.
+        keep: Whether the score reaches the threshold; None without a threshold.
+        error: Why the pair could not be scored; None if it was.
     """
 
     image: str
@@ -59,16 +59,16 @@ class ScoredPair:
     error: str | None
 
     def line(self) -> bytes:
-        """Return the line as it is written, its end included."""
+        """Return the line as bytes, including the line end."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return json.dumps(fields).encode() + b"\n"
 
     @classmethod
     def of(cls, line: bytes) -> ScoredPair:
-        """Read a line back.
+        """Parse a line.
 
         Raises:
-            ValueError: It is none.
+            ValueError: It is not a line of the output.
         """
         try:
             pair = cls(**json.loads(line))
@@ -76,7 +76,7 @@ class ScoredPair:
             raise ValueError("not a line of score-pairs") from error
         numbers = (pair.score, pair.cosine)
         if not all(number is None or isinstance(number, float) for number in numbers):
-            raise ValueError("its score or its cosine is no number")
+            raise ValueError("its score or cosine is not a number")
         return pair
 
 
@@ -84,7 +84,7 @@ def read_pairs(path: Path, images: str | Path | None) -> Iterator[Pair]:
     """Yield the pairs of an annotation file, in order.
 
     Raises:
-        ConfigError: The file cannot be read, or a line is wrong; names file and line.
+        ConfigError: The file cannot be read, or a line is invalid; names file and line.
     """
     for annotation in iterate_annotations(path, images=images):
         for caption in annotation.captions:
@@ -92,7 +92,7 @@ def read_pairs(path: Path, images: str | Path | None) -> Iterator[Pair]:
 
 
 def survey(pairs: Iterable[Pair]) -> tuple[int, str]:
-    """Return how many pairs there are, and a digest of them all."""
+    """Return the number of pairs and a digest of all of them."""
     count, digest = 0, xxhash.xxh3_128()
     for pair in pairs:
         count += 1
@@ -101,10 +101,10 @@ def survey(pairs: Iterable[Pair]) -> tuple[int, str]:
 
 
 def chunked(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
-    """Yield runs of about `size` pairs, cut between two images where that is near.
+    """Yield chunks of about `size` pairs, split between two images if possible.
 
-    Where they are cut depends on the pairs alone, so that a run that goes on cuts as the one that
-    was interrupted, and what is encoded together is the same.
+    The chunks depend on the pairs only, so that a continued run has the same chunks as the
+    interrupted one, and encodes the same images together.
     """
     chunk: list[Pair] = []
     for pair in pairs:
@@ -118,20 +118,20 @@ def chunked(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
 
 
 def header_path(out: Path) -> Path:
-    """Return where a run keeps what it was started with: beside its output."""
+    """Return the path of the file with the settings of a run, beside its output."""
     return out.with_name(f"{out.name}.run.json")
 
 
 class ScoreFile:
-    """Read what a run has written, then append to it; one process at a time.
+    """Read the lines that a run has written, then append to them; locks the file.
 
     Args:
         out: The file.
-        header: What the run is started with; equal for runs that may go on with each other.
+        header: The settings of the run; a run can be continued only with equal settings.
 
     Raises:
-        ConfigError: The file is another run's, or not a run's at all.
-        StoreError: It cannot be written, or another process is writing it.
+        ConfigError: The file belongs to another run, or to none.
+        StoreError: The file cannot be written, or another process is writing it.
     """
 
     def __init__(self, out: Path, header: Mapping[str, Any]) -> None:
@@ -152,12 +152,12 @@ class ScoreFile:
                 raise
 
     def written(self, chunk: Sequence[Pair]) -> list[ScoredPair] | None:
-        """Return what was written of the next chunk; None if it is not all there.
+        """Return the lines written for the next chunk; None if they are not complete.
 
-        Then its lines, and what a crash left of a line, are cut off, and `write` goes on there.
+        An incomplete chunk is truncated, and `write` continues in its place.
 
         Raises:
-            StoreError: A line is not what this run would have written, or cannot be read.
+            StoreError: A line cannot be read, or this run would not have written it.
         """
         with os_errors_as_store_errors("read", self._out):
             start = self._written.tell()
@@ -172,10 +172,10 @@ class ScoreFile:
             return found
 
     def write(self, pairs: Sequence[ScoredPair]) -> None:
-        """Append lines, which survive a power cut once this has returned.
+        """Append lines and sync them to disk.
 
         Raises:
-            StoreError: They cannot be written; what was appended before is kept.
+            StoreError: They cannot be written; lines appended before are kept.
         """
         with os_errors_as_store_errors("write", self._out):
             self._file.write(b"".join(pair.line() for pair in pairs))
@@ -183,16 +183,18 @@ class ScoreFile:
             os.fsync(self._file.fileno())
 
     def require_end(self) -> None:
-        """Check that nothing follows the last chunk that was asked for.
+        """Check that there are no lines after the last chunk.
 
         Raises:
-            StoreError: Something does.
+            StoreError: There are.
         """
         if self._written.read(1):
-            raise StoreError(f"{self._out} has more lines than there are pairs; {_anew(self._out)}")
+            raise StoreError(
+                f"{self._out} has more lines than there are pairs; {_reset(self._out)}"
+            )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file and release its lock."""
         self._written.close()
         self._file.close()
 
@@ -200,38 +202,39 @@ class ScoreFile:
         try:
             scored = ScoredPair.of(line)
             if (scored.image, scored.caption) != (pair.image, pair.caption):
-                raise ValueError("it is of another pair")
+                raise ValueError("it belongs to another pair")
         except ValueError as error:
             raise StoreError(
-                f"{self._out}:{self._line} is not what this run wrote ({error}); {_anew(self._out)}"
+                f"{self._out}:{self._line} was not written by this run ({error}); "
+                f"{_reset(self._out)}"
             ) from error
         return scored
 
 
 def _require_header(out: Path, header: Mapping[str, Any]) -> None:
-    """Check that the output is of a run like this one; a new run's header is written."""
+    """Check that the output belongs to a run with these settings; write those of a new run."""
     path = header_path(out)
     ours = {"format": _FORMAT, **header}
     if not path.exists():
         if out.stat().st_size:
             raise ConfigError(
-                f"there is something at {out} already, and no {path.name} beside it that says "
-                "which run wrote it; choose another file, or delete it"
+                f"{out} exists, but not {path.name}, which contains the settings of its run; "
+                "choose another file, or delete it"
             )
         write_atomically(path, json.dumps(ours, indent=1).encode())
         return
     try:
         theirs = dict(json.loads(path.read_bytes()))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged; {_anew(out)}") from error
+        raise ConfigError(f"{path} is damaged; {_reset(out)}") from error
     differing = [key for key in ours if theirs.get(key) != ours[key]]
     if differing:
         detail = "; ".join(
-            f"{key}: then {_shown(theirs.get(key))}, now {_shown(ours[key])}" for key in differing
+            f"{key}: was {_shown(theirs.get(key))}, now {_shown(ours[key])}" for key in differing
         )
         raise ConfigError(
-            f"{out} was begun with something else ({detail}); give the same again to go on with "
-            f"it, choose another file, or {_anew(out)}"
+            f"{out} was started with other settings ({detail}); give the same settings to "
+            f"continue, choose another file, or {_reset(out)}"
         )
 
 
@@ -239,5 +242,5 @@ def _shown(value: Any) -> str:
     return json.dumps(value) if value is not None else "none"
 
 
-def _anew(out: Path) -> str:
-    return f"delete {out} and {header_path(out).name} to begin anew"
+def _reset(out: Path) -> str:
+    return f"delete {out} and {header_path(out).name} to start over"

@@ -26,7 +26,7 @@ def evaluation() -> Evaluation:
         split="test",
         protocol=PROTOCOLS["karpathy"],
         in_memory=False,
-        pictures=40,
+        images=40,
         captions=200,
         failed=tuple(FailedImage(f"/x/{n}.jpg", "no such file") for n in range(12)),
         lost_captions=60,

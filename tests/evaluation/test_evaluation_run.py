@@ -79,7 +79,7 @@ def test_it_reproduces_the_demos_figures(tmp_path: Path) -> None:
     for cut in ("R@1", "R@5", "R@10"):
         assert system.first_stage[cut] == pytest.approx(demo.first_stage[cut])
         assert system.reranked[cut] == pytest.approx(demo.reranked[cut])
-    assert system.bytes_per_picture == demo.bytes_per_image
+    assert system.bytes_per_image == demo.bytes_per_image
     assert system.ms_per_query is not None
     assert system.ms_per_query > 0
 
@@ -168,7 +168,7 @@ def test_a_codec_that_needs_it_is_fitted_to_the_gallery(
     ]
     settings = replace(QUICK, direction="t2i", in_memory=True)
     exact, coded = evaluate(some, contenders, tmp_path, settings).systems
-    assert (exact.bytes_per_picture, coded.bytes_per_picture) == (4 * 16 * 2, 4 * 16)
+    assert (exact.bytes_per_image, coded.bytes_per_image) == (4 * 16 * 2, 4 * 16)
     assert coded.first_stage == exact.first_stage
     (place,) = (tmp_path / "collections").glob("*-pq16")
     with ImageCollection.open(place, "images") as collection:
@@ -193,9 +193,9 @@ def test_another_gallery_in_the_same_folder_has_no_strangers(
 ) -> None:
     contenders = [Contender("tiny", tiny_model)]
     settings = replace(QUICK, direction="t2i")
-    assert evaluate(annotations, contenders, tmp_path, settings).pictures == 30
+    assert evaluate(annotations, contenders, tmp_path, settings).images == 30
     fewer = evaluate(annotations, contenders, tmp_path, replace(settings, limit=12))
-    assert (fewer.pictures, fewer.strangers, fewer.systems[0].pool) == (12, 0, 12)
+    assert (fewer.images, fewer.strangers, fewer.systems[0].pool) == (12, 0, 12)
     assert fewer.captions == sum(len(a.captions) for a in annotations[:12])
     assert fewer.systems[0].num_candidates == 10
 
@@ -209,7 +209,7 @@ def test_pictures_that_nobody_annotated_take_part_and_are_counted(
         contenders = [Contender("tiny", tiny_model, collection)]
         report = evaluate(annotations[:9], contenders, tmp_path / "out", QUICK)
         assert collection.count() == 30  # still open
-    assert (report.pictures, report.strangers) == (9, 21)
+    assert (report.images, report.strangers) == (9, 21)
     assert [system.pool for system in report.systems] == [30, report.captions]
     assert "21 images that no annotation names" in report.text()
 
@@ -226,7 +226,7 @@ def test_broken_pictures_leave_with_their_captions_and_are_listed(
     ]
     report = evaluate([*annotations, *more], [Contender("tiny", tiny_model)], tmp_path, QUICK)
     assert sorted(Path(f.path).name for f in report.failed) == ["broken.png", "gone.png"]
-    assert (report.pictures, report.lost_captions, report.twins) == (30, 3, 1)
+    assert (report.images, report.lost_captions, report.twins) == (30, 3, 1)
     assert report.captions == sum(len(a.captions) for a in annotations) + 1
 
 
@@ -263,9 +263,9 @@ def test_settings_that_mean_nothing_are_refused(settings: dict, words: str) -> N
 def test_models_alike_and_other_models_collections_are_refused(
     tmp_path: Path, annotations: list[Annotation], tiny_model: EDJEModel, other_model: EDJEModel
 ) -> None:
-    with pytest.raises(ConfigError, match="each once"):
+    with pytest.raises(ConfigError, match="each with its own label"):
         evaluate(annotations, [Contender("a", tiny_model)] * 2, tmp_path)
-    with pytest.raises(ConfigError, match="one model or more"):
+    with pytest.raises(ConfigError, match="at least one model"):
         evaluate(annotations, [], tmp_path)
     with (
         ImageCollection.create(tmp_path, "images", other_model.contract()) as collection,

@@ -53,7 +53,7 @@ def test_pictures_that_fail_later_leave_with_their_captions(annotations: list[An
     assert fewer.lost_captions == 5
     assert gallery.without({}) is gallery
     assert fewer.digest() != gallery.digest()
-    with pytest.raises(ConfigError, match="no image to ask about"):
+    with pytest.raises(ConfigError, match="no image is left to evaluate"):
         gallery.without(dict.fromkeys(gallery.paths, "broken"))
 
 

@@ -221,14 +221,14 @@ def test_a_run_of_something_else_does_not_go_on(
     out = tmp_path / "scores.jsonl"
     score(data, out, tiny_model)
     whole = out.read_bytes()
-    with pytest.raises(ConfigError, match=r"threshold: then none, now 1\.5"):
+    with pytest.raises(ConfigError, match=r"threshold: was none, now 1\.5"):
         score(data, out, tiny_model, threshold=1.5)
-    with pytest.raises(ConfigError, match="joint_encoder: then"):
+    with pytest.raises(ConfigError, match="joint_encoder: was"):
         score(data, out, other_model)
     with pytest.raises(ConfigError, match="digest: then"):
         score_pairs_file(data / "pairs.jsonl", out, tiny_model, progress=False)
     fewer = write(data / "fewer.jsonl", lines_of(data / "pairs.jsonl")[:-1])
-    with pytest.raises(ConfigError, match="pairs: then 31, now 30"):
+    with pytest.raises(ConfigError, match="pairs: was 31, now 30"):
         score_pairs_file(fewer, out, tiny_model, images=data / "images", progress=False)
     assert out.read_bytes() == whole
     with out.open("ab") as file:
@@ -274,7 +274,7 @@ def test_arguments_that_cannot_be_used_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         score(data, tmp_path / "scores.jsonl", tiny_model, **more)
-    with pytest.raises(ConfigError, match="would replace"):
+    with pytest.raises(ConfigError, match="would overwrite the input"):
         score(data, data / "pairs.jsonl", tiny_model)
 
 

@@ -100,8 +100,8 @@ def test_a_changed_line_is_named(tmp_path: Path) -> None:
     for bad, message in [
         (b"\0\0\0\n", "not a line of score-pairs"),
         (b"[1]\n", "not a line of score-pairs"),
-        (good[1].replace(b"1.5", b'"x"'), "its score or its cosine is no number"),
-        (scored(Pair("/9.png", "caption 1")).line(), "it is of another pair"),
+        (good[1].replace(b"1.5", b'"x"'), "its score or cosine is not a number"),
+        (scored(Pair("/9.png", "caption 1")).line(), "it belongs to another pair"),
     ]:
         out.write_bytes(good[0] + bad + good[2])
         file = ScoreFile(out, HEADER)
@@ -123,10 +123,10 @@ def test_one_run_at_a_time_writes_a_file_and_it_stays_that_runs(tmp_path: Path) 
         ScoreFile(out, HEADER)
     file.close()
     for change, message in [
-        ({"threshold": 0.5}, "threshold: then none, now 0.5"),
-        ({"encoder": "b", "digest": "e"}, 'digest: then "d", now "e"; encoder: then "tiny"'),
+        ({"threshold": 0.5}, "threshold: was none, now 0.5"),
+        ({"encoder": "b", "digest": "e"}, 'digest: was "d", now "e"; encoder: was "tiny"'),
     ]:
-        with pytest.raises(ConfigError, match=f"{message}.*to begin anew"):
+        with pytest.raises(ConfigError, match=f"{message}.*to start over"):
             ScoreFile(out, {**HEADER, **change})
     ScoreFile(out, HEADER).close()
     header_path(out).write_text("[]")
@@ -140,7 +140,7 @@ def test_one_run_at_a_time_writes_a_file_and_it_stays_that_runs(tmp_path: Path) 
 def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "mine.jsonl"
     out.write_text("mine\n")
-    with pytest.raises(ConfigError, match="there is something at"):
+    with pytest.raises(ConfigError, match="exists, but not"):
         ScoreFile(out, HEADER)
     assert out.read_text() == "mine\n"
     assert not header_path(out).exists()
