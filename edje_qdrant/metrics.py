@@ -1,8 +1,8 @@
 """Retrieval metrics in numpy; docstrings state which of the usual definitions is used.
 
 Most functions take a table `right`, `(queries, ranks)` bool: whether there is a right answer at
-each rank of a query's ranking, best first. They return one value for each query: papers report the mean
-over queries, and confidence intervals are computed from the single values.
+each rank of a query's ranking, best first. They return one value for each query: papers
+report the mean over queries, and confidence intervals are computed from the single values.
 """
 
 from __future__ import annotations

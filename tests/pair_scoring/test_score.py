@@ -225,7 +225,7 @@ def test_a_run_of_something_else_does_not_go_on(
         score(data, out, tiny_model, threshold=1.5)
     with pytest.raises(ConfigError, match="joint_encoder: was"):
         score(data, out, other_model)
-    with pytest.raises(ConfigError, match="digest: then"):
+    with pytest.raises(ConfigError, match="digest: was"):
         score_pairs_file(data / "pairs.jsonl", out, tiny_model, progress=False)
     fewer = write(data / "fewer.jsonl", lines_of(data / "pairs.jsonl")[:-1])
     with pytest.raises(ConfigError, match="pairs: was 31, now 30"):

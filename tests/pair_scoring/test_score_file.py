@@ -105,7 +105,7 @@ def test_a_changed_line_is_named(tmp_path: Path) -> None:
     ]:
         out.write_bytes(good[0] + bad + good[2])
         file = ScoreFile(out, HEADER)
-        with pytest.raises(StoreError, match=rf"scores\.jsonl:2 is not .*{message}.*delete"):
+        with pytest.raises(StoreError, match=rf"scores\.jsonl:2 was not .*{message}.*delete"):
             file.written(chunk)
         file.close()
     out.write_bytes(b"".join(good) + good[0])
