@@ -1,4 +1,4 @@
-"""Held-out scenes as an annotation file, to measure on as on any other data."""
+"""Held-out scenes as an annotation file, for evaluation like any other data."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from edje_qdrant.files import os_errors_as_store_errors, write_atomically
 
 __all__ = ["CALIBRATION_SEED", "SCENES", "scene_matches", "write_scenes"]
 
-#: As many as the demo draws.
+#: Number of scenes of the demo.
 SCENES = 1000
 
-#: Seed of scenes to calibrate on: those of the demo are for measuring.
+#: Seed of the scenes for calibration; those of the demo are for evaluation.
 CALIBRATION_SEED = 2
 
 
@@ -25,13 +25,13 @@ def write_scenes(
     """Draw the demo's scenes into `folder/pictures` and write `folder/scenes.jsonl`.
 
     Args:
-        folder: Where to; scenes that are there already are not drawn again.
-        count: Scenes, 20 or more.
+        folder: Output folder; existing scenes are not drawn again.
+        count: Number of scenes, at least 20.
         seed: Of scenes and captions.
         progress: Show a bar on stderr.
 
     Returns:
-        The annotation file: each line an image and the caption that the demo asks of it.
+        The annotation file, with an image and the demo's caption of it per line.
 
     Raises:
         ConfigError: `count` is less than 20.
@@ -50,9 +50,9 @@ def write_scenes(
 
 
 def scene_matches(folder: str | Path, *, count: int = SCENES, seed: int = 1) -> dict[str, set[str]]:
-    """Return caption -> paths of all images it is true of, for what `write_scenes` wrote.
+    """Return caption -> paths of all images it is true of, for the scenes of `write_scenes`.
 
-    One caption in ten is true of other images than its own.
+    One caption in ten is true of more images than its own.
 
     Args:
         folder: As given to `write_scenes`.

@@ -1,4 +1,4 @@
-"""True captions for scenes, and which captions are true of which scenes."""
+"""Captions of scenes, and which captions are true of which scenes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Caption", "Mention", "contradict", "describe", "truth_matrix", "voca
 
 _OBJECTS, _MENTIONS = 4, 3  # at most
 _ANY = -1
-# Relation -> (axis, sign): the first object's centre lies on that side of the second's.
+# Relation -> (axis, sign) of the offset of the first object's centre from the second's.
 _RELATIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-# What makes a caption false, and how often.
+# Changes that make a caption false, and their probabilities.
 _CHANGES = ("relation", "places", "colours", "shapes", "size", "colour")
 _CHANGE_SHARES = (0.35, 0.1, 0.1, 0.1, 0.3, 0.05)
 _WORDS = {
@@ -34,12 +34,12 @@ _OPENINGS = ("", "", "", "a picture of ", "there is ", "we see ", "this shows ")
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """Say what a caption says of one object; -1 where it says nothing.
+    """What a caption says of one object.
 
     Attributes:
         shape: Index into `SHAPES`.
         colour: Index into `COLOURS`.
-        size: Index into `SIZES`, or -1.
+        size: Index into `SIZES`, or -1 if the caption does not say.
     """
 
     shape: int
@@ -49,12 +49,12 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """Hold a caption's text and the facts it states.
+    """A caption's text and the facts it states.
 
     Attributes:
-        text: What a person would type.
-        mentions: The objects, in the order of the text; each is a different one.
-        relations: (i, relation, j): mention i stands so to mention j.
+        text: The words.
+        mentions: Different objects, in the order of the text.
+        relations: (i, relation, j): the relation of mention i to mention j.
     """
 
     text: str
@@ -63,7 +63,7 @@ class Caption:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> Caption:
-    """Write one true caption: two or three of the objects, and how two of them stand."""
+    """Write a true caption of two or three objects and the relation of two of them."""
     order = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
     order = order[: 3 if rng.random() < 0.15 else 2]
     mentions = tuple(_mention(o, rng) for o in order)
@@ -72,10 +72,10 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
 
 
 def contradict(caption: Caption, rng: np.random.Generator) -> Caption:
-    """Change one fact, so that the caption speaks of the same things and is most likely false.
+    """Change one fact of a caption, which makes it most likely false.
 
-    A relation is turned round, or two objects swap their colours, shapes or places, or one size or
-    colour is another. By chance the outcome may be true all the same: ask `truth_matrix`.
+    A relation is reversed, two objects swap their colours, shapes or places, or one size or colour
+    changes. The result may be true by chance; `truth_matrix` tells.
     """
     first, second, *rest = caption.mentions
     relations = caption.relations
@@ -132,7 +132,7 @@ def _phrase(mention: Mention, rng: np.random.Generator) -> str:
 
 
 def _relations(first: SceneObject, second: SceneObject) -> list[str]:
-    """Return the relation that holds plainly, or both where the offsets are about equal."""
+    """Return the relation along the larger offset, or both if the offsets are about equal."""
     dx, dy = first.x - second.x, first.y - second.y
     across, along = "left" if dx < 0 else "right", "above" if dy < 0 else "below"
     if abs(dx) > 1.8 * abs(dy):
@@ -143,16 +143,16 @@ def _relations(first: SceneObject, second: SceneObject) -> list[str]:
 
 
 def truth_matrix(captions: Sequence[Caption], scenes: Sequence[Scene]) -> NDArray[np.bool_]:
-    """Tell which captions are true of which scenes.
+    """Compute which captions are true of which scenes.
 
-    A relation counts as true from an offset of `MIN_OFFSET` px along its axis on, also where the
-    offset along the other axis is the larger: nobody would call it false.
+    A relation is true from an offset of `MIN_OFFSET` px along its axis, even if the offset along
+    the other axis is larger.
 
     Returns:
         `(captions, scenes)` bool.
     """
     said = np.full((len(captions), _MENTIONS, 3), _ANY)
-    # The relations stated, two at most: mention i, mention j, axis, sign.
+    # The stated relations, at most two: mention i, mention j, axis, sign.
     stated = np.zeros((2, len(captions)), dtype=bool)
     relation = np.zeros((2, 4, len(captions)), dtype=int)
     for c, caption in enumerate(captions):
@@ -172,7 +172,7 @@ def truth_matrix(captions: Sequence[Caption], scenes: Sequence[Scene]) -> NDArra
     fits = (equal | (said == _ANY)[:, None, :, None, :]).all(-1)
     fits &= (seen[:, :, 0] >= 0)[None, :, None, :]
     made = np.array([len(c.mentions) for c in captions])
-    fits |= (np.arange(_MENTIONS) >= made[:, None])[:, None, :, None]  # a mention not made
+    fits |= (np.arange(_MENTIONS) >= made[:, None])[:, None, :, None]  # unused mentions
     true = np.zeros((len(captions), len(scenes)), dtype=bool)
     for chosen in permutations(range(_OBJECTS), _MENTIONS):
         holds = np.logical_and.reduce([fits[:, :, m, o] for m, o in enumerate(chosen)])
@@ -185,7 +185,7 @@ def truth_matrix(captions: Sequence[Caption], scenes: Sequence[Scene]) -> NDArra
 
 
 def vocabulary() -> list[str]:
-    """Return every word a caption can hold, sorted."""
+    """Return all words of captions, sorted."""
     phrases = [*COLOURS, *SHAPES, *_OPENINGS, "a an and with also"]
     phrases += [w for words in (*_WORDS.values(), *_SIZE_WORDS.values()) for w in words]
     return sorted({word for phrase in phrases for word in phrase.split()})

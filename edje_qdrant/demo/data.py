@@ -1,4 +1,4 @@
-"""Scenes as arrays: the pixels a tower sees, what each patch shows, and fresh captions."""
+"""Scenes as arrays: pixels for the tower, labels of patches, and captions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHUNK = 1000
 def render(
     split: Split, seed: int, count: int, side: int, folder: Path, *, workers: int = 2
 ) -> tuple[list[Scene], NDArray[np.uint8]]:
-    """Draw scenes and shrink them as the image processor does; what is in `folder` is reused.
+    """Draw scenes at the image processor's size; pixels that `folder` has are reused.
 
     Returns:
         The scenes, and their pixels `(count, side, side, 3)` uint8, memory-mapped.
@@ -53,11 +53,11 @@ def _render_chunk(scenes: list[Scene], side: int) -> NDArray[np.uint8]:
 
 
 def patch_labels(scenes: list[Scene], grid: int) -> NDArray[np.int64]:
-    """Say what each patch shows: the object whose middle part covers the patch's centre.
+    """Label each patch with the object whose middle part covers the patch's centre.
 
     Returns:
-        `(scenes, grid * grid, 3)` int64: shape, colour and size; the number of shapes, of
-        colours and of sizes stands for background.
+        `(scenes, grid * grid, 3)` int64: shape, colour and size; for background, the number of
+        shapes, of colours and of sizes.
     """
     patch = CANVAS / grid
     centre = (np.arange(grid) + 0.5) * patch
@@ -75,6 +75,6 @@ def patch_labels(scenes: list[Scene], grid: int) -> NDArray[np.int64]:
 
 
 def captions_for(scenes: list[Scene], seed: int) -> list[Caption]:
-    """Write one caption a scene; the same seed gives the same captions."""
+    """Write one caption per scene; the same seed gives the same captions."""
     rng = np.random.default_rng([seed, 4711])
     return [describe(scene, rng) for scene in scenes]

@@ -1,4 +1,4 @@
-"""Draw a scene: antialiased shapes with an outline, a sheen and a shadow, on a soft background."""
+"""Drawing of a scene: antialiased shapes with outline, sheen and shadow on a soft background."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RGB = (
     (126, 56, 176), (244, 136, 184), (122, 74, 38), (34, 34, 40), (250, 250, 250),
 )  # fmt: skip
 _SUPERSAMPLING = 4
-_SHADOW = 10  # px of room for the shadow on every side
+_SHADOW = 10  # margin for the shadow on every side, px
 _BACKGROUNDS = 64
 
 
@@ -46,7 +46,7 @@ def _rgb(colour: NDArray[np.float64]) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=4096)
 def _masks(shape: int, diameter: int, angle: int) -> tuple[Image.Image, ...]:
-    """Return the outline's, the body's, the sheen's and the shadow's masks, all of one size."""
+    """Return the masks of outline, body, sheen and shadow, all of one size."""
     side = diameter + 2 * _SHADOW
     big = Image.new("L", (side * _SUPERSAMPLING,) * 2, 0)
     _paint(ImageDraw.Draw(big), SHAPES[shape], side * _SUPERSAMPLING / 2,
@@ -63,7 +63,7 @@ def _masks(shape: int, diameter: int, angle: int) -> tuple[Image.Image, ...]:
 
 
 def _paint(pen: ImageDraw.ImageDraw, shape: str, middle: float, radius: float) -> None:
-    """Fill one shape of the given radius round (middle, middle)."""
+    """Fill one shape of the given radius around (middle, middle)."""
 
     def box(factor: float, dx: float = 0.0, dy: float = 0.0) -> tuple[float, float, float, float]:
         x, y, r = middle + dx * radius, middle + dy * radius, radius * factor

@@ -1,8 +1,8 @@
-"""The demo's second stage: an adapter and a joint encoder, trained on frozen vision tokens.
+"""Training of the demo's second stage: adapter and joint encoder on frozen vision tokens.
 
-As the paper does, with masked words, text recovery, and matching against negatives that the first
-stage finds alike; beside them, captions that contradict their own image in one fact. Few
-negatives of a batch hinge on a size or a relation; without contradictions these stay at chance.
+As in the paper: masked words, text recovery, and matching against negatives that are similar to the
+first stage. In addition, captions that contradict their own image in one fact: few negatives of a
+batch differ only in a size or a relation, which would not be learnt without contradictions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from edje_qdrant.training.vision_cache import VisionCache, encode_source, open_c
 
 __all__ = ["JointSettings", "new_model", "train_joint"]
 
-_NEIGHBOURS = 4  # images that look alike to the first stage, in one batch
+_NEIGHBOURS = 4  # images per group of similar images in a batch
 _POOL = 4096
 _VALIDATION_QUERIES, _VALIDATION_CANDIDATES = 500, 10
 
@@ -44,17 +44,17 @@ _OBJECTIVES = Objectives(masked_share=0.3)
 
 @dataclass(frozen=True, slots=True)
 class JointSettings:
-    """Settle what the bundled model is; an ablation changes one of these.
+    """Settings of the bundled model; an ablation changes one of them.
 
     Attributes:
-        adapter: `compressed`, or `local` with one token a patch.
-        num_tokens: Of the compressed adapter.
-        objectives: Few words are masked: the others must say what is asked for.
-        words_alone: Share of the steps before which nothing is matched.
-        random_pairs: Share of the steps before which negatives are random; hard ones follow, from
-            batches of images that look alike.
-        contradictions: A pair, beside hard negatives.
-        batch: Images a step, a multiple of 4.
+        adapter: `compressed`, or `local` with one token per patch.
+        num_tokens: Tokens per image of the compressed adapter.
+        objectives: Weights; few words are masked, because a masked word must follow from the rest.
+        words_alone: Share of the steps before matching begins.
+        random_pairs: Share of the steps with random negatives. Hard negatives follow, in batches of
+            similar images.
+        contradictions: Contradictions per pair, in steps with hard negatives.
+        batch: Images per step, a multiple of 4.
     """
 
     adapter: AdapterKind = "compressed"
@@ -67,7 +67,7 @@ class JointSettings:
 
 
 def new_model(encoder: SiglipEncoder, settings: JointSettings | None = None) -> EDJEModel:
-    """Put an untrained EDJE with a small BERT on top of a trained encoder."""
+    """Create an untrained EDJE model with a small BERT on top of a trained encoder."""
     settings = settings or JointSettings()
     tokenizer = scene_tokenizer()
     config = BertConfig(
@@ -89,20 +89,20 @@ def train_joint(
     encoder: SiglipEncoder, folder: Path, *, steps: int, num_scenes: int, seed: int,
     device: torch.device, settings: JointSettings | None = None, teacher: EDJEModel | None = None,
 ) -> tuple[EDJEModel, dict[str, float]]:  # fmt: skip
-    """Train adapter and joint encoder on a frozen encoder; the best validation's are returned.
+    """Train adapter and joint encoder on a frozen encoder.
 
     Args:
-        encoder: Trained; it stays as it is.
-        folder: Where drawn scenes, vision tokens, logs and checkpoints go.
+        encoder: Trained; it is not changed.
+        folder: For drawn scenes, vision tokens, logs and checkpoints.
         steps: Optimiser steps.
-        num_scenes: Training scenes.
+        num_scenes: Number of training scenes.
         seed: Of weights, captions and batches.
         device: To train on.
         settings: The bundled model's by default.
-        teacher: Gives the soft targets where the objectives distil.
+        teacher: Source of soft targets, if the objectives include distillation.
 
     Returns:
-        The model, and the best validation's figures.
+        The model with the weights of the best validation, and its figures.
     """
     settings = settings or JointSettings()
     torch.manual_seed(seed)
@@ -135,7 +135,7 @@ def train_joint(
         return Batch(
             vision_tokens=torch.from_numpy(cache.tokens[chosen]).to(device).float(),
             image_embeddings=torch.from_numpy(cache.embeddings[chosen]).to(device),
-            # A plain copy: training may not use tensors made in inference mode.
+            # Copied via numpy: autograd does not accept tensors created in inference mode.
             text_embeddings=torch.from_numpy(model.encode_texts(texts)).to(device),
             input_ids=ids[:size],
             attention_mask=mask[:size],
@@ -176,7 +176,7 @@ def train_joint(
 def _contradictions(
     false: list[Caption], scenes: list[Scene], input_ids: Tensor, attention_mask: Tensor
 ) -> dict[str, Tensor]:
-    """Return a batch's contradictions, whose ids follow its captions', and which of them hold."""
+    """Return a batch's contradictions, whose ids follow its captions', and which are false."""
     if not false:
         return {}
     own = np.arange(len(false)) * len(scenes) // len(false)
@@ -224,10 +224,10 @@ def _encoded(
 def _alike(
     embeddings: NDArray[np.float32], size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Choose a batch of groups of images that look alike to the first stage.
+    """Draw a batch of groups of images that are similar to the first stage.
 
-    In a batch of random images even the hardest negative is easy; what the joint encoder will
-    meet are the nearest of a whole collection.
+    In a random batch even the hardest negative is easy, while a search reranks the nearest images
+    of a whole collection.
     """
     pool = rng.choice(len(embeddings), min(_POOL, len(embeddings)), replace=False)
     unit = embeddings[pool]

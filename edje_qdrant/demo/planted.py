@@ -1,4 +1,4 @@
-"""Measure heat against what was planted: the demo's scenes know where each of their objects is."""
+"""Evaluation of heat maps on scenes, where the position of every object is known."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Aim", "aim", "cover", "mentioned", "phrase", "unmistakable", "word_o
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """Say how well heat lies on the objects it should lie on.
+    """How well a heat map covers the objects that it should cover.
 
     Attributes:
-        share: Of the heat, inside their boxes.
-        area: Of the image, inside their boxes: the share that even heat has, and what pointing
-            at random hits.
-        points: Whether the hottest patch's middle lies in one of the boxes.
-        ahead: Whether each of them is hotter, in the mean of its box, than every other object.
+        share: Share of the heat inside their boxes.
+        area: Share of the image inside their boxes, which is the `share` of uniform heat and the
+            hit rate of a random point.
+        points: Whether the centre of the hottest patch is in one of the boxes.
+        ahead: Whether each of them has a higher mean heat in its box than every other object.
     """
 
     share: float
@@ -33,7 +33,7 @@ class Aim:
 
 
 def aim(heat: NDArray[np.floating], scene: Scene, wanted: Sequence[SceneObject]) -> Aim:
-    """Measure heat `(h, w)` over a whole scene against the objects it should lie on."""
+    """Measure a heat map `(h, w)` of a whole scene against the objects it should cover."""
     rows, columns = heat.shape
     boxes = [cover(item, rows, columns) for item in scene.objects]
     inside = np.clip(sum(cover(item, rows, columns) for item in wanted), 0, 1)
@@ -53,7 +53,7 @@ def aim(heat: NDArray[np.floating], scene: Scene, wanted: Sequence[SceneObject])
 
 
 def cover(item: SceneObject, rows: int, columns: int) -> NDArray[np.float64]:
-    """Return `(rows, columns)`: the share of each patch inside an object's box."""
+    """Return the share of each patch inside an object's box: `(rows, columns)`."""
 
     def along(middle: float, cells: int) -> NDArray[np.float64]:
         edges = np.arange(cells + 1) * CANVAS / cells
@@ -66,7 +66,7 @@ def cover(item: SceneObject, rows: int, columns: int) -> NDArray[np.float64]:
 
 
 def unmistakable(scene: Scene) -> bool:
-    """Tell whether no two objects of a scene have both colour and shape in common."""
+    """Return whether no two objects of a scene have the same colour and shape."""
     return len({(item.colour, item.shape) for item in scene.objects}) == len(scene.objects)
 
 
@@ -77,7 +77,7 @@ def phrase(item: SceneObject) -> str:
 
 
 def mentioned(caption: Caption, scene: Scene) -> list[SceneObject]:
-    """Return the objects of an unmistakable scene that a caption names, in its order."""
+    """Return the objects that a caption names, in its order; the scene must be unmistakable."""
     found = {(item.shape, item.colour): item for item in scene.objects}
     return [found[m.shape, m.colour] for m in caption.mentions]
 
@@ -85,7 +85,7 @@ def mentioned(caption: Caption, scene: Scene) -> list[SceneObject]:
 def word_objects(
     caption: Caption, scene: Scene, words: Sequence[str]
 ) -> list[tuple[int, str, SceneObject]]:
-    """Return which words say something of which object.
+    """Return the words that describe an object, with the object.
 
     Args:
         caption: True of the scene.

@@ -1,4 +1,4 @@
-"""Train the bundled model from nothing: draw, train the tower, train the joint encoder, save."""
+"""Training of the bundled model: draw scenes, train tower and joint encoder, save."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ DEMO_RECIPE = Path(__file__).with_name("recipe.toml")
 
 
 class ScenesSection(Section):
-    """Say what is drawn, and how long the tower learns from it.
+    """Number of scenes, and length of the tower's training.
 
     Attributes:
-        pictures: Training scenes.
+        pictures: Number of training scenes.
         tower_steps: Optimiser steps of 128 images.
     """
 
@@ -41,16 +41,16 @@ class ScenesSection(Section):
 
 
 class JointSection(Section):
-    """Settle the joint encoder's training, as `JointSettings`.
+    """The joint encoder's training, as in `JointSettings`.
 
     Attributes:
         steps: Optimiser steps of 64 images.
         adapter: `compressed` or `local`.
-        num_tokens: Of the compressed adapter.
-        words_alone: Share of the steps before which nothing is matched.
-        random_pairs: Share of the steps before which negatives are random.
-        contradictions: A pair.
-        objectives: Their weights.
+        num_tokens: Tokens per image of the compressed adapter.
+        words_alone: Share of the steps before matching begins.
+        random_pairs: Share of the steps with random negatives, before hard ones begin.
+        contradictions: Contradictions per pair.
+        objectives: Weights of the objectives.
     """
 
     steps: int = Field(ge=1)
@@ -62,7 +62,7 @@ class JointSection(Section):
     objectives: WeightsSection
 
     def settings(self) -> JointSettings:
-        """Return what `train_joint` takes."""
+        """Return the settings for `train_joint`."""
         apart = {"steps", "objectives"}
         return JointSettings(
             objectives=self.objectives.objectives(), **self.model_dump(exclude=apart)
@@ -70,7 +70,7 @@ class JointSection(Section):
 
 
 class DemoRecipe(Section):
-    """Hold all that makes a model of scenes."""
+    """All settings of the demo model's training."""
 
     seed: int = Field(ge=0)
     scenes: ScenesSection
@@ -83,13 +83,13 @@ def read_demo_recipe(
     """Read a recipe with a `[scenes]` section.
 
     Raises:
-        ConfigError: The file cannot be read, or a setting is missing, unknown or wrong.
+        ConfigError: The file cannot be read, or a setting is missing, unknown or invalid.
     """
     return validated(DemoRecipe, read_settings(path, changes), path)
 
 
 def scene_encoder(siglip: SiglipModel, tokenizer: BertTokenizer) -> SiglipEncoder:
-    """Wrap a trained tower with the image processor it was trained behind."""
+    """Return the encoder of a trained tower, with the image processing of its training."""
     processor = SiglipPixels(size={"height": SIDE, "width": SIDE})
     return SiglipEncoder(siglip, processor, tokenizer, name="edje-scenes-siglip")
 
@@ -97,17 +97,16 @@ def scene_encoder(siglip: SiglipModel, tokenizer: BertTokenizer) -> SiglipEncode
 def train_demo(
     out: Path, work: Path, recipe: DemoRecipe | None = None, *, device: str | None = None
 ) -> dict[str, Any]:
-    """Train the demo's model and save it; a run that was stopped goes on where it was.
+    """Train the demo's model and save it; a stopped run resumes.
 
     Args:
-        out: Folder the model is saved to, in float16.
-        work: Drawn scenes (3 GB), vision tokens (3 GB), logs and checkpoints.
+        out: Folder for the model, in float16.
+        work: Folder for drawn scenes (3 GB), vision tokens (3 GB), logs and checkpoints.
         recipe: The bundled model's by default.
-        device: CUDA where there is one, by default.
+        device: Defaults to CUDA if available.
 
     Returns:
-        What was trained, how long it took and the validation's figures; also saved as
-        `training.json` beside the model.
+        Settings, times and validation figures; also saved as `training.json` beside the model.
 
     Raises:
         EdjeError: The loss is not finite, or the folder holds another run's state.

@@ -1,4 +1,4 @@
-"""Show on a thousand drawn images what reranking does, with the real engine and real files."""
+"""The demo: ingest a thousand drawn images, search them, and report the gain of reranking."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STAGES = ("encode", "retrieve", "fetch", "rerank", "total")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Hold one query and where the right image stood before and after (None: not retrieved)."""
+    """A query and its right image's rank before and after reranking; None: not retrieved."""
 
     query: str
     first_rank: int | None
@@ -41,20 +41,20 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """Hold what the demo found.
+    """Results of the demo.
 
     Attributes:
-        images: In the collection.
-        queries: Captions asked, one an image.
-        num_candidates: Images reranked a query.
+        images: Images in the collection.
+        queries: Number of captions searched for, one per image.
+        num_candidates: Images reranked per query.
         first_stage: R@1, R@5 and R@10 of the vector search alone.
-        reranked: The same after the joint encoder.
-        examples: Queries drawn evenly from those whose right image moved.
-        bytes_per_image: Stored tokens.
-        timings_ms: Mean of one query, by stage.
-        ingest: What this run added and skipped.
-        contact_sheet: The image to look at.
-        index: The collection's folder, for the commands to try next.
+        reranked: The same after reranking.
+        examples: Queries whose right image changed its rank, evenly chosen.
+        bytes_per_image: Size of an image's stored tokens.
+        timings_ms: Mean time per query, by stage.
+        ingest: Report of the ingest.
+        contact_sheet: File of the contact sheet.
+        index: Folder of the collection.
     """
 
     images: int
@@ -93,7 +93,7 @@ class DemoReport:
         }
 
     def text(self) -> str:
-        """Return the report as a person reads it."""
+        """Return the report as text."""
         cuts = ("R@1", "R@5", "R@10")
         lines = [
             f"{self.queries} captions asked of {self.images} images, "
@@ -124,10 +124,10 @@ class DemoReport:
 
 
 def draw_images(folder: Path, count: int, seed: int, *, progress: bool = True) -> list[str]:
-    """Draw held-out scenes to `folder/scene-0000.png` and so on; whole sets are reused.
+    """Draw held-out scenes to `folder/scene-0000.png` and so on; existing files are reused.
 
     Returns:
-        One caption an image, in order.
+        One caption per image, in order.
 
     Raises:
         ConfigError: `count` is less than 20.
@@ -153,7 +153,7 @@ def draw_images(folder: Path, count: int, seed: int, *, progress: bool = True) -
 
 
 def scene_captions(scenes: Sequence[Scene], seed: int) -> list[Caption]:
-    """Write one caption a scene; the same seed gives the same captions."""
+    """Write one caption per scene; the same seed gives the same captions."""
     rng = np.random.default_rng([seed, 99])
     return [describe(scene, rng) for scene in scenes]
 
@@ -172,27 +172,27 @@ def run_demo(
     seed: int = 1,
     progress: bool = True,
 ) -> DemoReport:
-    """Draw held-out scenes, ingest them, ask one caption an image, and report.
+    """Draw held-out scenes, ingest them, search for one caption per image, and report.
 
-    What an earlier run left in `folder` is reused.
+    Images and index of an earlier run in `folder` are reused.
 
     Args:
-        folder: Images, index and contact sheet go here.
-        images: Scenes to draw, none of whose content was in the bundled model's training.
-        num_candidates: Images of the first stage to rerank for each query, at least 10.
+        folder: For images, index and contact sheet.
+        images: Number of scenes; their content did not occur in the bundled model's training.
+        num_candidates: Images reranked per query, at least 10.
         model: Name or folder of the model.
         seed: Of scenes and captions.
         progress: Show progress bars on stderr.
 
     Raises:
-        ConfigError: Fewer than 20 images or 10 candidates are asked for.
+        ConfigError: `images` is less than 20 or `num_candidates` less than 10.
         StoreError: The folder cannot be written, or holds an index of another model.
     """
     if num_candidates < 10:
         raise ConfigError(f"R@10 needs at least 10 candidates, got {num_candidates}")
     captions = draw_images(folder / "pictures", images, seed, progress=progress)
     edje = EDJEModel.from_pretrained(model)
-    # Another number of images or another seed is another gallery, with an index of its own.
+    # Each number of images and seed has its own index.
     index = folder / f"index-{images}-{seed}"
     with _collection(index, edje) as collection:
         ingest = ingest_images(folder / "pictures", collection, edje, progress=progress)

@@ -1,7 +1,7 @@
-"""Procedural scenes: two to four coloured shapes on a soft background, with true captions.
+"""Procedural scenes: two to four coloured shapes on a soft background.
 
-A scene belongs to one split by a hash of what is in it (the sizes, colours and shapes, wherever
-they stand), so that no held-out scene's content can appear in training, whatever the seeds.
+The split of a scene follows from a hash of its content (sizes, colours and shapes, without
+positions), so that no content of a held-out scene occurs in training, for any seeds.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ COLOURS = (
     "purple", "pink", "brown", "black", "white",
 )  # fmt: skip
 SIZES = ("small", "large")
-# Diameters in px, inclusive; far enough apart that nobody has to guess.
+# Diameters in px, inclusive; small and large differ clearly.
 DIAMETERS = ((54, 62), (88, 102))
-# Two centres this far apart along an axis (px) stand in a relation along it.
+# Minimum offset of two centres along an axis (px) for a relation along that axis.
 MIN_OFFSET = 24.0
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-_BUCKETS = 16  # of which the last is held out, the one before it is for validation
+_BUCKETS = 16  # of hashes: the last is for testing, the one before it for validation
 
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """Place one shape.
+    """One shape and its place.
 
     Attributes:
         shape: Index into `SHAPES`.
@@ -80,19 +80,19 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Hold the objects of one image and its background's number."""
+    """The objects of one image, and the number of its background."""
 
     objects: tuple[SceneObject, ...]
     background: int
 
     @property
     def content(self) -> tuple[tuple[int, int, int], ...]:
-        """Return what is in the scene, wherever it stands: sorted (size, colour, shape)."""
+        """Return the scene's content without positions: sorted (size, colour, shape)."""
         return tuple(sorted((o.size, o.colour, o.shape) for o in self.objects))
 
     @property
     def split(self) -> Split:
-        """Return the one split this scene's content belongs to."""
+        """Return the split that this scene's content belongs to."""
         digest = hashlib.blake2b(repr(self.content).encode(), digest_size=8).digest()
         bucket = int.from_bytes(digest, "little") % _BUCKETS
         if bucket == _BUCKETS - 1:
@@ -101,19 +101,19 @@ class Scene:
 
 
 def draw_scenes(split: Split, seed: int, count: int | None = None) -> Iterator[Scene]:
-    """Draw random scenes of one split, without end unless `count` is given.
+    """Yield random scenes of one split, infinitely many if `count` is not given.
 
     Args:
-        split: Which contents to draw from.
+        split: Split of the scenes' content.
         seed: The same seed gives the same scenes.
-        count: How many.
+        count: Number of scenes.
 
     Raises:
         ConfigError: There is no such split.
     """
     if split not in SPLITS:
         raise ConfigError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
-    # The split is part of the seed, so that equal seeds do not give related positions.
+    # The split is part of the seed, so that positions differ between splits.
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     drawn = 0
     while count is None or drawn < count:
@@ -124,7 +124,7 @@ def draw_scenes(split: Split, seed: int, count: int | None = None) -> Iterator[S
 
 
 def _random_scene(rng: np.random.Generator, split: Split) -> Scene | None:
-    """Draw one scene, or None where its content is another split's or its objects do not fit."""
+    """Draw one scene; None if its content is of another split or its objects do not fit."""
     count = int(rng.choice((2, 3, 4), p=(0.1, 0.4, 0.5)))
     objects: list[SceneObject] = []
     attributes = rng.integers((len(SHAPES), len(COLOURS), len(SIZES)), size=(count, 3)).tolist()

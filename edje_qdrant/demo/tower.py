@@ -1,8 +1,8 @@
-"""The demo's first stage: a small SigLIP, trained from nothing on scenes.
+"""Training of the demo's first stage: a small SigLIP, from scratch on scenes.
 
-A contrastive loss alone teaches a tower this small which colours are there and lets it forget
-where things stand. So its patches are also asked, during training only, what they show and where
-they are; the heads that answer are dropped afterwards.
+A contrastive loss alone teaches so small a tower which colours are present, but not where objects
+are. So during training, heads on the patches also predict what each patch shows and where it is.
+The heads are dropped afterwards.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "train_tower",
 ]
 
-SIDE = 96  # px: what the tower sees of a 256 px image
+SIDE = 96  # px, size of the tower's input; scenes are drawn at 256 px
 PATCH = 12
 GRID = SIDE // PATCH
 TEXT_LENGTH = 32
@@ -44,7 +44,7 @@ _BATCH = 128
 
 
 def scene_tokenizer() -> BertTokenizer:
-    """Build a WordPiece tokenizer of the captions' words; other words fall into letters."""
+    """Create a WordPiece tokenizer of the captions' words; other words split into letters."""
     letters = string.ascii_lowercase + string.digits
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
     pieces += [c for c in letters if c not in pieces] + [f"##{c}" for c in letters]
@@ -52,7 +52,7 @@ def scene_tokenizer() -> BertTokenizer:
 
 
 def new_tower(vocabulary_size: int) -> SiglipModel:
-    """Build the untrained SigLIP, its patch positions set to full-scale 2-D sines and cosines."""
+    """Create the untrained SigLIP, with 2-D sinusoidal position embeddings of full scale."""
     width = 192
     text = {
         "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -73,7 +73,7 @@ def new_tower(vocabulary_size: int) -> SiglipModel:
 
 
 def _sincos(grid: int, width: int) -> Tensor:
-    """Return `(grid * grid, width)` sines and cosines of row and column."""
+    """Return sines and cosines of row and column: `(grid * grid, width)`."""
     frequency = 1.0 / 100 ** (torch.arange(width // 4) / (width // 4))
     angle = torch.arange(grid)[:, None] * frequency  # (grid, width / 4)
     line = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, width / 2)
@@ -83,18 +83,18 @@ def _sincos(grid: int, width: int) -> Tensor:
 
 
 def to_pixels(images: NDArray[np.uint8]) -> Tensor:
-    """Turn `(b, side, side, 3)` bytes into what the image processor gives: `(b, 3, side, side)`."""
+    """Convert bytes `(b, side, side, 3)` to pixels `(b, 3, side, side)` in [-1, 1]."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 class TowerTraining(nn.Module):
-    """Hold the tower and the heads that question its patches while it trains."""
+    """The tower and the heads that predict each patch's content and position in training."""
 
     def __init__(self, siglip: SiglipModel) -> None:
         super().__init__()
         self.siglip = siglip
         width = siglip.vision_model.embeddings.embed_dim
-        # Each answers one question a patch: shape, colour, size, row, column.
+        # Classes of the five predictions per patch: shape, colour, size, row, column.
         self.sizes = [len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID]
         self.heads = nn.Linear(width, sum(self.sizes))
         row, column = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
@@ -102,9 +102,9 @@ class TowerTraining(nn.Module):
         self.register_buffer("place", torch.stack([row, column], -1).reshape(1, -1, 2), False)
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """Return the losses of a batch: pixels, input ids, patch labels, and which captions hold.
+        """Return the losses of a batch: pixels, input ids, patch labels, and true pairs.
 
-        The last is `(b, b)` bool, captions by images.
+        True pairs are `(b, b)` bool, captions by images.
         """
         pixels, input_ids, labels, also_true = batch
         vision = self.siglip.vision_model(pixels)
@@ -122,19 +122,19 @@ class TowerTraining(nn.Module):
         }
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Return `(b, d)`, unit length."""
+        """Embed pixels: `(b, d)`, unit length."""
         return F.normalize(self.siglip.vision_model(pixels).pooler_output.float(), dim=-1)
 
     def embed_texts(self, input_ids: Tensor) -> Tensor:
-        """Return `(b, d)`, unit length."""
+        """Embed texts: `(b, d)`, unit length."""
         return F.normalize(self.siglip.text_model(input_ids).pooler_output.float(), dim=-1)
 
     def questions(self, answers: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Grade the answers: summed cross-entropies, and each question's accuracy on objects."""
+        """Return the summed cross-entropy of the predictions, and their accuracies on objects."""
         place = self.place.expand(len(labels), -1, -1)
         truth = torch.cat([labels, place], dim=-1)  # (b, patches, 5)
         shown = labels[..., 0] < len(SHAPES)
-        # Three patches of four show nothing: weigh those that do the more.
+        # Three of four patches are background: give those with objects more weight.
         weight = torch.where(shown, 1.0, 0.15).flatten()
         weight = weight / weight.sum()
         losses, right = [], []
@@ -145,7 +145,7 @@ class TowerTraining(nn.Module):
             losses.append((entropy * weight).sum())
             right.append((answer.argmax(-1) == truth[..., number])[shown].float().mean())
         shape, *others = losses
-        return 2 * shape + torch.stack(others).sum(), right  # shape is the slow one to learn
+        return 2 * shape + torch.stack(others).sum(), right  # shape is learnt slowest
 
 
 def tokenize(tokenizer: BertTokenizer, texts: Sequence[str]) -> Tensor:
@@ -161,12 +161,12 @@ def tokenize(tokenizer: BertTokenizer, texts: Sequence[str]) -> Tensor:
 def train_tower(
     folder: Path, *, steps: int, num_scenes: int, seed: int, device: torch.device
 ) -> tuple[SiglipModel, BertTokenizer, dict[str, float]]:
-    """Train the small SigLIP on scenes; the best validation's weights are returned.
+    """Train the small SigLIP on scenes; return the weights of the best validation.
 
     Args:
-        folder: Where drawn scenes, logs and checkpoints go.
+        folder: For drawn scenes, logs and checkpoints.
         steps: Optimiser steps of 128 images.
-        num_scenes: Training scenes to draw; each gets a fresh caption whenever it comes up.
+        num_scenes: Number of training scenes; each has a new caption in every batch.
         seed: Of weights, scenes and captions.
         device: To train on.
     """
@@ -177,7 +177,7 @@ def train_tower(
     labels = torch.from_numpy(patch_labels(scenes, GRID))
     tokenizer = scene_tokenizer()
     training = TowerTraining(new_tower(len(tokenizer))).to(device)
-    # On a CPU the plain attention's backward pass is by far the faster at this size.
+    # On a CPU the backward pass of eager attention is much faster at this size.
     training.siglip.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
 
     def batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
