@@ -8,6 +8,8 @@ import importlib
 import pytest
 
 MODULES = [
+    "edje_qdrant.collection.collection",
+    "edje_qdrant.image_to_text.caption_retriever",
     "edje_qdrant.ingest.ingest",
     "edje_qdrant.model.edje",
 ]

@@ -53,10 +53,25 @@ class ImageCollection(BaseCollection):
     `"https://..."` (Qdrant server), `":memory:"` (deleted when closed), or a `QdrantClient`.
     `api_key`, `prefer_grpc` and `timeout` (seconds) apply to servers only.
 
-    Examples:
-        >>> with ImageCollection.create("photos", "images", contract) as collection:
-        ...     collection.add(image_ids, model.encode_images(images), payloads)
-        ...     collection.flush()
+    Example:
+        >>> from uuid import uuid4
+        >>> from PIL import Image, ImageDraw
+        >>> from edje_qdrant import EDJEModel, ImageCollection
+        >>> model = EDJEModel.from_pretrained("demo", device="cpu")
+        >>> images = [Image.new("RGB", (256, 256), "lightgrey") for _ in range(2)]
+        >>> for image, colour in zip(images, ["red", "blue"]):
+        ...     ImageDraw.Draw(image).ellipse((80, 80, 176, 176), fill=colour)
+        >>> with ImageCollection.create(":memory:", "images", model.contract()) as collection:
+        ...     collection.add(
+        ...         [str(uuid4()) for _ in images],
+        ...         model.encode_images(images),
+        ...         [{"colour": "red"}, {"colour": "blue"}],
+        ...     )
+        ...     (found,) = collection.nearest(model.encode_texts(["a red circle"]), 2)
+        ...     [candidate.payload["colour"] for candidate in found]
+        ...     collection.tokens(found).shape
+        ['red', 'blue']
+        (2, 16, 128)
     """
 
     def __init__(self, parts: Parts, name: str) -> None:

@@ -37,7 +37,7 @@ from edje_qdrant.index.qdrant.settings import check_settings
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.protocol import TokenStore
 
-__all__ = ["Parts", "create_parts", "open_parts"]
+__all__ = ["Parts", "create_parts", "open_index", "open_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,14 @@ def _require_absent(where: Any, name: str, options: QdrantOptions) -> None:
         connection.close()
 
 
+def open_index(where: Any, name: str, options: QdrantOptions) -> VectorIndex:
+    """Open the index of a collection at a resolved location; raises as `open_parts`."""
+    check_name(name)
+    if isinstance(where, Path):
+        return open_embedded(where / name)
+    return open_on_server(where, name, options)
+
+
 def open_parts(
     location: Any,
     name: str,
@@ -136,11 +144,7 @@ def open_parts(
         EngineUnavailableError: The server cannot be reached.
     """
     where = resolve(location)
-    check_name(name)
-    if isinstance(where, Path):
-        index = open_embedded(where / name)
-    else:
-        index = open_on_server(where, name, options)
+    index = open_index(where, name, options)
     try:
         record = CollectionRecord.read(index.metadata, f"{name!r} at {describe(where)}")
         store = record.open_store(where, name, tokens_folder, for_repair=for_repair)

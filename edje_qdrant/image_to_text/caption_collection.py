@@ -20,6 +20,7 @@ from edje_qdrant.collection.metadata import (
     resolve,
     scratch_folder,
 )
+from edje_qdrant.collection.opening import open_index
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import sync_folder
@@ -29,8 +30,6 @@ from edje_qdrant.index import (
     VectorIndex,
     create_embedded,
     create_on_server,
-    open_embedded,
-    open_on_server,
 )
 from edje_qdrant.index.qdrant.settings import check_settings
 from edje_qdrant.text import clean_captions
@@ -68,11 +67,6 @@ class CaptionCollection(BaseCollection):
     contain collections of images and of captions, under different names.
 
     Candidates of `nearest` have the caption's id as `image_id`, and its text in the payload.
-
-    Examples:
-        >>> with CaptionCollection.create("photos", "captions", model.contract()) as collection:
-        ...     collection.add(texts, model.encode_texts(texts))
-        ...     collection.flush()
     """
 
     def __init__(
@@ -153,12 +147,8 @@ class CaptionCollection(BaseCollection):
             EngineUnavailableError: The server cannot be reached.
         """
         where = resolve(location)
-        check_name(name)
-        if isinstance(where, Path):
-            index = open_embedded(where / name)
-        else:
-            options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
-            index = open_on_server(where, name, options)
+        options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+        index = open_index(where, name, options)
         try:
             what = f"{name!r} at {describe(where)}"
             contract = read_contract(index.metadata, what, "captions")

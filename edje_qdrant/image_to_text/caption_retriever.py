@@ -97,10 +97,19 @@ class CaptionRetriever:
     Raises:
         ContractMismatchError: Another model wrote the collection.
 
-    Examples:
-        >>> with CaptionRetriever.open("photos") as retriever:
-        ...     for hit in retriever.search("kite.jpg", top_k=5):
+    Example:
+        >>> from PIL import Image, ImageDraw
+        >>> from edje_qdrant import CaptionCollection, CaptionRetriever, EDJEModel
+        >>> model = EDJEModel.from_pretrained("demo", device="cpu")
+        >>> captions = CaptionCollection.create(":memory:", "captions", model.contract())
+        >>> image = Image.new("RGB", (256, 256), "lightgrey")
+        >>> ImageDraw.Draw(image).ellipse((80, 80, 176, 176), fill="blue")
+        >>> with CaptionRetriever(captions, model) as retriever:
+        ...     ids = retriever.add(["a red circle", "a blue circle", "a green star"])
+        ...     for hit in retriever.search(image, top_k=2):
         ...         print(hit.rank, hit.retrieval_rank, hit.text)
+        1 1 a blue circle
+        2 2 a red circle
     """
 
     def __init__(
