@@ -23,7 +23,7 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.files import os_errors_as_store_errors
 from edje_qdrant.tokens.codecs import Codec
-from edje_qdrant.tokens.file_store import FileTokenStore
+from edje_qdrant.tokens.file_store import FileTokenStore, files_of
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
 from edje_qdrant.tokens.protocol import TokenStore
 
@@ -79,10 +79,11 @@ class CollectionRecord:
         tokens_folder: str | Path | None,
     ) -> CollectionRecord:
         """Return the record of a new collection."""
-        if store.files is None:
+        files = files_of(store)
+        if files is None:
             return cls(contract, "payload").with_codec(store.codec)
         outside = None if tokens_folder is None else str(absolute(tokens_folder))
-        return cls(contract, "file", store.files.store_id, outside)
+        return cls(contract, "file", files.store_id, outside)
 
     def with_codec(self, codec: Codec) -> CollectionRecord:
         """Return the record of the same collection with another codec for new tokens."""

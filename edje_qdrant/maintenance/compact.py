@@ -17,7 +17,7 @@ from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.maintenance.reports import CompactReport
 from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
 from edje_qdrant.tokens.codecs import Codec
-from edje_qdrant.tokens.file_store import FileTokenStore
+from edje_qdrant.tokens.file_store import FileTokenStore, files_of
 from edje_qdrant.types import Point
 
 __all__ = ["compact", "transcode"]
@@ -35,7 +35,7 @@ def compact(collection: ImageCollection, *, progress: bool = False) -> CompactRe
         StoreError: The disk or the engine refused; run it again.
         EngineUnavailableError: The connection to the server was lost; run it again.
     """
-    files = collection.store.files
+    files = files_of(collection.store)
     report = CompactReport(0, ())
     if files is None:
         collection.optimize()
@@ -84,7 +84,7 @@ def transcode(
         EngineUnavailableError: The connection to the server was lost; run it again.
     """
     with collection.write_lock:
-        files = collection.store.files
+        files = files_of(collection.store)
         if files is None:
             collection.set_codec(codec)
             return _move(

@@ -15,6 +15,7 @@ from edje_qdrant.maintenance.compact import compact
 from edje_qdrant.maintenance.reports import Finding, RepairReport
 from edje_qdrant.maintenance.verify import verify
 from edje_qdrant.threads import batches
+from edje_qdrant.tokens.file_store import files_of
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
@@ -50,8 +51,9 @@ def repair(
     """
     if model is not None:
         collection.require(model.contract())
-    if collection.store.files is not None:
-        collection.store.files.begin_writing(replace_damaged=True)
+    files = files_of(collection.store)
+    if files is not None:
+        files.begin_writing(replace_damaged=True)
     found = verify(collection, progress=progress).findings
     broken = {f.image_id: f for f in found if f.kind in _REPAIRABLE}.values()
     repairable: list[Finding] = []

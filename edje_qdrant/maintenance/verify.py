@@ -11,6 +11,7 @@ from edje_qdrant.errors import ImageReadError, StoreError, TokensNotFoundError
 from edje_qdrant.images import image_file_id
 from edje_qdrant.maintenance.reports import Finding, FindingKind, VerifyReport
 from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
+from edje_qdrant.tokens.file_store import files_of
 from edje_qdrant.tokens.manifest import Segment
 from edje_qdrant.types import Point
 
@@ -35,7 +36,7 @@ def verify(
         EngineUnavailableError: The server cannot be reached.
     """
     findings: list[Finding] = []
-    files = collection.store.files
+    files = files_of(collection.store)
     unlisted = [] if files is None else files.unlisted()
     records = _Records([] if files is None else [*files.segments(), *unlisted])
     points = 0

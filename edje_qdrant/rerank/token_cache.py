@@ -19,6 +19,7 @@ from edje_qdrant.rerank.lru_rows import Key, Rows
 from edje_qdrant.rerank.token_loader import DeviceCodes, TokenReader
 from edje_qdrant.tokens.checksum import checksums
 from edje_qdrant.tokens.codecs import Codec
+from edje_qdrant.tokens.file_store import files_of
 from edje_qdrant.types import Candidate
 
 __all__ = ["CacheStats", "DeviceTokenCache", "Kept"]
@@ -320,7 +321,7 @@ class DeviceTokenCache:
 
 def _keys(collection: ImageCollection, candidates: Sequence[Candidate]) -> list[Key]:
     """Return what tells each candidate's tokens from all others'."""
-    files = collection.store.files
+    files = files_of(collection.store)
     home = collection.location if files is None else files.store_id
     scope = f"{home} {collection.identity}"
     keys = []

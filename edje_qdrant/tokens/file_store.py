@@ -38,7 +38,7 @@ from edje_qdrant.tokens.segment import (
     whole_records,
 )
 
-__all__ = ["FileTokenStore"]
+__all__ = ["FileTokenStore", "files_of"]
 
 _SEGMENT_BYTES = 1 << 30
 _OPEN_SEGMENTS = 128
@@ -168,9 +168,9 @@ class FileTokenStore(TokenStore):
         return self._codec_of(self.contract.codec_key)
 
     @property
-    def files(self) -> FileTokenStore:
-        """Return this store."""
-        return self
+    def in_payload(self) -> bool:
+        """Return False: references name places in the files."""
+        return False
 
     @property
     def folder(self) -> Path:
@@ -407,3 +407,8 @@ class FileTokenStore(TokenStore):
                 )
             self._writer, self._manifest = writer, writer.manifest
         return self._writer
+
+
+def files_of(store: TokenStore) -> FileTokenStore | None:
+    """Return a store as one of side files, for maintenance of these files; None if it is not."""
+    return store if isinstance(store, FileTokenStore) else None

@@ -65,6 +65,11 @@ class PayloadTokenStore(TokenStore):
         """Return the codec that encodes new tokens."""
         return self._codec
 
+    @property
+    def in_payload(self) -> bool:
+        """Return True: a reference contains the tokens."""
+        return True
+
     def with_codec(self, codec: Codec) -> PayloadTokenStore:
         """Return a store that encodes with `codec` and decodes what earlier codecs encoded."""
         parameters = codec.parameters()

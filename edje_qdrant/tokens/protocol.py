@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.tokens.codecs import Codec
-
-if TYPE_CHECKING:
-    from edje_qdrant.tokens.file_store import FileTokenStore
 
 __all__ = ["EmptyCodes", "StoredCodes", "TokenReference", "TokenStore", "decoded", "empty_codes"]
 
@@ -60,14 +57,9 @@ class TokenStore(ABC):
         """Return the codec that encodes new tokens."""
 
     @property
-    def files(self) -> FileTokenStore | None:
-        """Return this store if its tokens are in side files, for maintenance of these files."""
-        return None
-
-    @property
+    @abstractmethod
     def in_payload(self) -> bool:
         """Return whether references contain the tokens, so that reading needs whole payloads."""
-        return self.files is None
 
     @abstractmethod
     def with_codec(self, codec: Codec) -> TokenStore:
