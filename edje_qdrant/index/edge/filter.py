@@ -7,8 +7,6 @@ from collections.abc import Callable
 from datetime import datetime, time, timezone
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.filters.filter import Filter, check_filter, given_filter
 from edje_qdrant.index.filters.validate import KINDS, clauses
@@ -50,24 +48,26 @@ def edge_filter(filter: Filter | None) -> qdrant_edge.Filter | None:
     return Filter(must=must) if must else None
 
 
-def _edge_value(value: str | int) -> qdrant_edge.MatchValue:
-    """Return the condition that a value is equal.
+class _Truth:
+    """Hold True or False."""
 
-    Raises:
-        ConfigError: It is True or False, and NumPy's are numbers here.
-    """
+    def __init__(self, value: bool) -> None:
+        self._value = value
+
+    def __bool__(self) -> bool:
+        return self._value
+
+
+# The engine's binding takes Python's True for the number 1, and NumPy's too before NumPy 2.3, where
+# it has `__index__`. It recognises NumPy's type by name; this one has the name and no `__index__`.
+_EngineBool = type("bool_", (_Truth,), {"__module__": "numpy"})
+
+
+def _edge_value(value: str | int) -> qdrant_edge.MatchValue:
+    """Return the condition that a value is equal."""
     from qdrant_edge import MatchValue
 
-    if not isinstance(value, bool):
-        return MatchValue(value)
-    # The engine's binding takes Python's True for the number 1, but not NumPy's.
-    match = MatchValue(np.bool_(value))  # type: ignore[arg-type]
-    if not isinstance(match.value, bool):
-        raise ConfigError(
-            "an embedded collection can be filtered by True and False with NumPy 2 only; "
-            "run: pip install 'numpy>=2'"
-        )
-    return match
+    return MatchValue(_EngineBool(value) if isinstance(value, bool) else value)
 
 
 def _edge_conditions(filter: models.Filter, where: str = "filter") -> qdrant_edge.Filter:
