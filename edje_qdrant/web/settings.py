@@ -87,7 +87,7 @@ def check_exposure(host: str, api_keys: Sequence[str], *, without_key: bool) -> 
         raise ConfigError(
             f"on {host} others can reach the service; set a key in EDJE_QDRANT_SERVICE_KEY, or "
             "give "
-            "--without-key if everybody may use it"
+            "--without-key to serve without one"
         )
 
 
