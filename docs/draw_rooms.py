@@ -99,7 +99,7 @@ def draw() -> str:
     arriving = {room: sorted(o for o in arrows if room in arrows[o]) for room in boxes}
     for room, targets in arrows.items():
         left, top, width = boxes[room]
-        ordered = sorted(targets, key=lambda target: boxes[target][0])
+        ordered = sorted(targets, key=lambda target: (boxes[target][0], target))
         for place, target in enumerate(ordered):
             to_left, to_top, to_width = boxes[target]
             sources = sorted(arriving[target], key=lambda source: boxes[source][0])
