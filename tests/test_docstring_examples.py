@@ -12,6 +12,11 @@ MODULES = [
     "edje_qdrant.image_to_text.caption_retriever",
     "edje_qdrant.ingest.ingest",
     "edje_qdrant.model.edje",
+    "edje_qdrant.rerank.reranker",
+    "edje_qdrant.rerank.stopwatch",
+    "edje_qdrant.rerank.token_cache",
+    "edje_qdrant.search.batcher",
+    "edje_qdrant.search.retriever",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Rows of one width in one block of a device's memory, the least recently used replaced first."""
+"""LRU cache of rows of one width, in one tensor on a device."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.tokens.codecs import Codec
 
-__all__ = ["Key", "Rows"]
+__all__ = ["Key", "LruRows"]
 
 
 class Key(NamedTuple):
-    """Tell an image's tokens from all others', earlier ones of the same image among them.
+    """Identify the tokens of an image, also against earlier tokens of the same image.
 
     Attributes:
-        scope: The collection's.
-        image_id: The image's.
-        where: What its point says of where they are, and in which codec.
-        checksum: What its point says of the bytes; None where it does not.
+        scope: Identity of the collection.
+        image_id: Id of the image.
+        where: Place and codec of the tokens, from the payload of the point.
+        checksum: Checksum of the tokens, from the payload; None if it contains none.
     """
 
     scope: str
@@ -31,17 +31,17 @@ class Key(NamedTuple):
     checksum: str | None
 
 
-class Rows:
-    """Hold rows by key; the caller keeps threads apart.
+class LruRows:
+    """Hold rows by key; a full cache replaces the least recently used row. Not thread-safe.
 
-    One block, so that any number of rows is gathered by one operation of the device.
+    All rows are in one tensor, so that one operation of the device gathers any number of them.
 
     Args:
-        codec: Whose codes the rows are.
-        capacity: Rows at most; 0 keeps nothing.
-        width: Numbers of a row.
-        dtype: Theirs.
-        device: Where.
+        codec: Codec of the rows.
+        capacity: Maximum number of rows; 0 keeps nothing.
+        width: Numbers in a row.
+        dtype: Data type of the numbers.
+        device: Device of the tensor.
 
     Raises:
         ConfigError: The device does not have that much memory.
@@ -64,7 +64,7 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of the block."""
+        """Return the size of the tensor in bytes."""
         return self._block.numel() * self._block.element_size()
 
     def __len__(self) -> int:
@@ -74,29 +74,26 @@ class Rows:
         return key in self._slots
 
     def take(self, keys: Sequence[Key], *, pinned: bool = False) -> Tensor:
-        """Return a copy of rows that are here, `(n, width)`, which are the latest used by that.
+        """Return a copy of rows, `(n, width)`, and mark them as recently used.
 
         Args:
-            keys: Whose.
-            pinned: Whether the copy goes on to a GPU: rows of host memory are gathered straight
-                into pinned memory.
+            keys: `n` keys that the cache contains.
+            pinned: Gather rows of host memory into pinned memory, to be copied to a GPU.
         """
-        slots = []
+        slots = [self._slots[key] for key in keys]
         for key in keys:
-            slots.append(self._slots[key])
             self._slots.move_to_end(key)
         chosen = torch.tensor(slots, device=self._block.device)
         if not pinned or self._block.device.type != "cpu":
             return self._block.index_select(0, chosen)
-        shape = (len(slots), self.width)
-        copy = torch.empty(shape, dtype=self._block.dtype, pin_memory=True)
+        copy = torch.empty((len(slots), self.width), dtype=self._block.dtype, pin_memory=True)
         return torch.index_select(self._block, 0, chosen, out=copy)
 
     def put(self, keys: Sequence[Key], rows: Tensor) -> None:
-        """Keep `(n, width)` rows, the first ones if there are more than fit in."""
+        """Add `(n, width)` rows; only the first ones if there are more than the capacity."""
         new: list[int] = []
         slots: list[int] = []
-        for at, key in enumerate(keys[: len(self._block)]):
+        for row, key in enumerate(keys[: len(self._block)]):
             if key in self._slots:
                 continue
             if len(self._slots) < len(self._block):
@@ -104,7 +101,7 @@ class Rows:
             else:
                 _, slot = self._slots.popitem(last=False)
             self._slots[key] = slot
-            new.append(at)
+            new.append(row)
             slots.append(slot)
         if new:
             device = self._block.device

@@ -1,4 +1,4 @@
-"""Score texts against stored tokens, batched so that nothing is spent on padding."""
+"""Score texts against the stored tokens of images, in batches without padding."""
 
 from __future__ import annotations
 
@@ -19,22 +19,36 @@ __all__ = ["Reranker"]
 
 
 class Reranker:
-    """Judge images against texts with a model's joint encoder.
+    """Score pairs of text and image with a model's joint encoder.
 
-    Unlike `EDJEModel.score_pairs`, this cleans and tokenizes a text once however many images it
-    meets, puts captions of like length into one batch, and runs the joint encoder's inference form
-    (`FastJointEncoder`), which follows the model's weights. Where memory runs out, a batch is
-    halved until it fits.
+    Unlike `EDJEModel.score_pairs`, this cleans and tokenizes each distinct text once, sorts pairs
+    by caption length and runs the inference-optimised joint encoder (`FastJointEncoder`), which
+    follows changes of the model's weights. If memory runs out, the batch size is halved.
 
     Args:
-        model: Whose joint encoder; on its device.
-        batch_size: Pairs scored at a time.
-        precision: `auto` is the model's own on a GPU; on a CPU it is the faster one of `float32`
-            and `bfloat16`, measured once, for models wide enough to gain by it. `int8` is for CPUs.
-            `model` runs the training form, in the model's precision.
+        model: The model whose joint encoder scores, on its device.
+        batch_size: Number of pairs scored at a time.
+        precision: `auto` is the model's precision on a GPU; on a CPU it is the faster of `float32`
+            and `bfloat16`, measured once, for models that are wide enough. `int8` is for CPUs.
+            `model` runs the training form of the joint encoder, in the model's precision.
 
     Raises:
-        ConfigError: `batch_size` is below 1, the precision is unknown or the device has none such.
+        ConfigError: `batch_size` is below 1, or the precision is unknown or not supported by the
+            device.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from edje_qdrant import EDJEModel, Reranker
+        >>> model = EDJEModel.from_pretrained("demo", device="cpu")
+        >>> images = [Image.new("RGB", (256, 256), colour) for colour in ("red", "blue")]
+        >>> tokens = model.encode_images(images).tokens
+        >>> tokens.shape
+        (2, 16, 128)
+        >>> reranker = Reranker(model)
+        >>> reranker.score("a red star", tokens).shape
+        (2,)
+        >>> reranker.score_pairs(["a red star", "a blue ring"], tokens).shape
+        (2,)
     """
 
     def __init__(
@@ -52,19 +66,19 @@ class Reranker:
 
     @property
     def precision(self) -> str:
-        """Return what is computed in: `float32`, `bfloat16`, `float16` or `int8`."""
+        """Return the precision in use: `float32`, `bfloat16`, `float16` or `int8`."""
         if self._fast is not None:
             return self._fast.kernel()
         return str(self._model.joint_encoder.classifier.weight.dtype).removeprefix("torch.")
 
     def score(self, text: str, tokens: NDArray[np.float16] | Tensor) -> NDArray[np.float32]:
-        """Score one text against `(n, m, d_text)` tokens.
+        """Score one text against the `(n, m, d_text)` tokens of `n` images.
 
         Returns:
             `(n,)` logits; higher is better.
 
         Raises:
-            ConfigError: The text is empty once cleaned up, or the tokens have a wrong shape.
+            ConfigError: The text is empty after clean-up, or the tokens have a wrong shape.
             CheckpointError: A score is not a number.
         """
         return self.score_pairs([text] * len(tokens), tokens)
@@ -72,14 +86,14 @@ class Reranker:
     def score_pairs(
         self, texts: Sequence[str], tokens: NDArray[np.float16] | Tensor
     ) -> NDArray[np.float32]:
-        """Score the i-th of `n` texts against the i-th of `(n, m, d_text)` tokens.
+        """Score each of `n` texts against the `(n, m, d_text)` tokens of the image beside it.
 
         Returns:
             `(n,)` logits; higher is better.
 
         Raises:
-            ConfigError: A text is empty once cleaned up, the tokens have a wrong shape, or there
-                are not as many texts as images.
+            ConfigError: A text is empty after clean-up, the tokens have a wrong shape, or the
+                numbers of texts and images differ.
             CheckpointError: A score is not a number.
             RuntimeError: Memory does not suffice for a single pair, or the device failed.
         """
@@ -93,9 +107,9 @@ class Reranker:
         if not len(texts):
             return scores
         distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        input_ids, attention_mask = self._model.tokenize([*distinct])
-        rows = np.array([distinct[text] for text in texts])
-        lengths = attention_mask.sum(dim=1).cpu().numpy()[rows]
+        input_ids, attention_mask = self._model.tokenize([*distinct])  # (distinct, t)
+        rows = np.array([distinct[text] for text in texts])  # (n,)
+        lengths = attention_mask.sum(dim=1).cpu().numpy()[rows]  # (n,)
         order = np.argsort(lengths, kind="stable")
         start, size = 0, self._batch_size
         while start < len(order):
@@ -124,7 +138,7 @@ class Reranker:
     def _logits(
         self, input_ids: Tensor, lengths: NDArray[np.int64], tokens: Tensor
     ) -> NDArray[np.float32]:
-        """Score `(n, t)` captions, padded, whose lengths ascend."""
+        """Score `(n, t)` padded captions with ascending lengths against `(n, m, d_text)` tokens."""
         if self._fast is not None:
             starts = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist()]
             ends = [*starts[1:], len(lengths)]
@@ -135,16 +149,16 @@ class Reranker:
             logits = self._fast(groups, tokens)
         else:
             input_ids = input_ids[:, : int(lengths[-1])]
-            behind = torch.arange(input_ids.shape[1]) < torch.from_numpy(lengths)[:, None]
+            read = torch.arange(input_ids.shape[1]) < torch.from_numpy(lengths)[:, None]  # (n, t)
             with self._model.inference():
-                mask = behind.long().to(input_ids.device)
+                mask = read.long().to(input_ids.device)
                 logits = self._model.joint_encoder(input_ids, mask, tokens)
         scores: NDArray[np.float32] = logits.float().cpu().numpy()
         return scores
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out, on an accelerator or (in torch's words alone) on the CPU."""
+    """Return whether memory ran out; on the CPU, only torch's message says so."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "t allocate memory" in str(error)
@@ -153,12 +167,12 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _rows(
     tokens: NDArray[np.float16] | Tensor, rows: NDArray[np.intp], device: torch.device
 ) -> Tensor:
-    """Return rows of tokens, on the device; those that lie in a row are not copied."""
+    """Return `(n, m, d_text)` rows of tokens on the device; consecutive rows are not copied."""
     first = int(rows[0])
     if np.array_equal(rows, np.arange(first, first + len(rows))):
         part = tokens[first : first + len(rows)]
         if not isinstance(part, Tensor):
-            # torch warns of arrays that cannot be written to; those of a memory map cannot.
+            # torch warns about read-only arrays, such as those of a memory map.
             part = torch.from_numpy(np.require(part, requirements=["C", "W"]))
         return part.to(device)
     if isinstance(tokens, Tensor):

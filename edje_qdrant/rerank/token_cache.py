@@ -1,4 +1,4 @@
-"""Keep the tokens of hot images where they are scored, within a number of bytes."""
+"""Cache of image tokens on a device, within a memory budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import in_order, reference_of
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.rerank.lru_rows import Key, Rows
+from edje_qdrant.rerank.lru_rows import Key, LruRows
 from edje_qdrant.rerank.token_loader import DeviceCodes, TokenReader
 from edje_qdrant.tokens.checksum import checksums
 from edje_qdrant.tokens.codecs import Codec
@@ -24,58 +24,73 @@ from edje_qdrant.types import Candidate
 
 __all__ = ["CacheStats", "DeviceTokenCache", "Kept"]
 
-#: Tokens as they are stored, decoded at every use, or decoded once.
+#: Keep tokens as they are stored, decoded at every use; or decoded.
 Kept = Literal["codes", "tokens"]
 
 # Images read at a time by `preload`.
 _PAGE = 512
 
-# Fetches after which a codec that none of them met makes way for those that are met.
-_FORGOTTEN = 256
+# Number of fetches after which a codec that none of them used loses its share of the budget.
+_UNUSED = 256
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Count what a cache did.
+    """Statistics of a cache.
 
     Attributes:
-        hits: Images that were there when they were asked for.
-        misses: Images that had to be read.
-        images: Images held now.
-        bytes: Bytes set aside for them, held or free; never more than the budget.
+        hits: Number of requested images that were in the cache.
+        misses: Number of requested images that had to be read.
+        images: Number of images in the cache now.
+        bytes: Allocated bytes, used or free; never more than the budget.
     """
 
     hits: int
     misses: int
-    pictures: int
+    images: int
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Rows of one codec, codes or tokens, and their places among the requested images."""
+
+    places: list[int]
+    codec: Codec
+    rows: Tensor
+
+
 class DeviceTokenCache:
-    """Keep tokens of the images asked for last in a GPU's memory, or in the CPU's.
+    """Keep the tokens of recently used images in the memory of a GPU or CPU.
 
-    An image is known by what its point says of its tokens (side file, record, codec, checksum),
-    not by its id alone, and what is read is kept only if it has that checksum: tokens of an image
-    that was replaced are never returned for the new one. What was replaced, deleted or moved is
-    never asked for again, and goes as the least recently used.
+    An image is identified by its id and by what its point's payload says about its tokens (side
+    file, record, codec, checksum), and tokens are kept only if they match that checksum. So tokens
+    of a replaced image are never returned for the new one. Tokens of replaced, deleted or moved
+    images are never requested again; they are replaced as the least recently used ones.
 
-    Threads, retrievers and collections may share a cache.
+    Several threads, retrievers and collections can share a cache.
 
     Args:
-        budget_bytes: Bytes to hold at most. They are set aside at the first use: on a GPU at once,
-            on the CPU as they are filled.
-        device: Where: `"cuda"`, `"cpu"`. On the CPU, before a model on a GPU, it saves reading and
-            checking; on the model's own device also the copy.
-        keep: `"codes"` holds many more images where the codec is small; `"tokens"` saves decoding
-            them.
+        budget_bytes: Maximum size of the cache. The memory is allocated at the first use; on the
+            CPU, it is occupied as it is filled.
+        device: `"cuda"` or `"cpu"`. With a model on a GPU, a cache on the CPU saves reading and
+            checking; a cache on the GPU also saves the copy.
+        keep: `"codes"` holds more images if the codec is small; `"tokens"` saves decoding them.
 
     Raises:
-        ConfigError: The budget is below 1, there is no such device, or `keep` is something else.
+        ConfigError: The budget is below 1, there is no such device, or `keep` is unknown.
 
     Examples:
-        >>> cache = DeviceTokenCache(2 << 30, device="cuda")
-        >>> cache.preload(collection)
-        >>> retriever = TwoStageRetriever(collection, model, token_cache=cache)
+        >>> cache = DeviceTokenCache(1 << 20)
+        >>> cache.stats
+        CacheStats(hits=0, misses=0, images=0, bytes=0)
+
+        Fill it, and search with it:
+
+        ```python
+        cache.preload(collection)
+        retriever = TwoStageRetriever(collection, model, token_cache=cache)
+        ```
     """
 
     def __init__(
@@ -89,34 +104,34 @@ class DeviceTokenCache:
             raise ConfigError(f'keep is {keep!r}; give "codes" or "tokens"')
         try:
             self._device = torch.empty(0, device=device).device
-        except Exception as error:  # torch raises this or that, depending on how it was built
+        except Exception as error:  # the type depends on torch's build
             reason = str(error).splitlines()[0]
             raise ConfigError(f"no cache can be kept on the device {device}: {reason}") from error
         self._budget, self._keep = budget_bytes, keep
-        self._turn = Lock()
-        self._rows: dict[str, Rows] = {}
+        self._lock = Lock()
+        self._rows: dict[str, LruRows] = {}
         self._readers: dict[torch.device, TokenReader] = {}
         self._hits = self._misses = self._fetches = 0
         self._written: torch.cuda.Event | None = None
 
     @property
     def device(self) -> torch.device:
-        """Return where tokens are kept."""
+        """Return the device of the cache."""
         return self._device
 
     @property
     def stats(self) -> CacheStats:
-        """Return what the cache did so far, and holds now."""
-        with self._turn:
+        """Return the number of hits and misses so far, and the current size."""
+        with self._lock:
             rows = [*self._rows.values()]
-            pictures, nbytes = sum(map(len, rows)), sum(r.nbytes for r in rows)
-            return CacheStats(self._hits, self._misses, pictures, nbytes)
+            images, nbytes = sum(map(len, rows)), sum(r.nbytes for r in rows)
+            return CacheStats(self._hits, self._misses, images, nbytes)
 
     def require(self, collection: ImageCollection) -> None:
-        """Check that an image of a collection fits in.
+        """Check that at least one image of a collection fits into the budget.
 
         Raises:
-            ConfigError: The budget does not suffice for one.
+            ConfigError: The budget is too small.
         """
         width = self._width(collection.codec)
         if width > self._budget:
@@ -132,53 +147,49 @@ class DeviceTokenCache:
         *,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Return candidates' tokens, in order; those that are not here are read, and kept.
+        """Return the tokens of candidates, in order; read and keep those that are not cached.
 
         Args:
-            collection: Where the candidates were found.
-            candidates: As the first stage found them, the same image as often as you like.
-            device: Where the tokens are needed; the cache's own by default.
+            collection: The collection of the candidates.
+            candidates: `n` candidates; the same image can occur several times.
+            device: Device of the returned tokens; the cache's own by default.
 
         Returns:
             `(n, m, d_text)` float16 on that device, a copy.
 
         Raises:
-            TokensNotFoundError: Some have none; names the ids.
-            TokensCorruptError: Some are damaged; names the ids.
-            ConfigError: The budget cannot be set aside on the device.
+            TokensNotFoundError: Tokens are missing; names the ids.
+            TokensCorruptError: Tokens are damaged; names the ids.
+            ConfigError: The memory cannot be allocated on the device.
         """
         target = self._device if device is None else torch.device(device)
         keys = _keys(collection, candidates)
         wanted = dict(zip(keys, candidates, strict=True))
         distinct = [*wanted]
-        found = self._held(distinct, pinned=target.type == "cuda")
-        here = {at for places, _, _ in found for at in places}
-        absent = [at for at in range(len(distinct)) if at not in here]
-        if absent:
-            missing = [distinct[at] for at in absent]
-            found += self._read(collection, [wanted[key] for key in missing], missing, absent)
+        parts = self._cached(distinct, pinned=target.type == "cuda")
+        parts += self._read(collection, [*wanted.values()], distinct, _absent(parts, len(distinct)))
         contract = collection.contract
         shape = (len(distinct), contract.num_tokens, contract.token_dim)
-        tokens = self._together(found, shape, target)
+        tokens = self._decoded(parts, shape, target)
         if len(distinct) == len(keys):
             return tokens
         place = {key: at for at, key in enumerate(distinct)}
-        return tokens[torch.tensor([place[key] for key in keys], device=target)]
+        return tokens[torch.tensor([place[key] for key in keys], device=target)]  # (n, m, d_text)
 
     def preload(self, collection: ImageCollection, image_ids: Sequence[str] | None = None) -> int:
-        """Read images into the cache until it is full; what else it held makes way.
+        """Read images into the cache until it is full; they replace what it contained.
 
         Args:
-            collection: Where they are.
-            image_ids: Which, the most wanted first; None for all, in the order of their ids.
+            collection: The collection of the images.
+            image_ids: The images, most important first; all by default, in the order of their ids.
 
         Returns:
-            How many of them were read.
+            The number of images that are in the cache now.
 
         Raises:
-            TokensNotFoundError: An image or its tokens are not there; names the ids.
+            TokensNotFoundError: An image or its tokens are missing; names the ids.
             TokensCorruptError: Tokens are damaged; names the ids.
-            ConfigError: The budget does not suffice for an image, or cannot be set aside.
+            ConfigError: The budget is too small for an image, or cannot be allocated.
         """
         self.require(collection)
         if isinstance(image_ids, str):
@@ -188,125 +199,123 @@ class DeviceTokenCache:
         pages = _pages(collection, None if image_ids is None else dict.fromkeys(image_ids))
         while loaded < room and (page := list(islice(pages, min(_PAGE, room - loaded)))):
             keys = _keys(collection, page)
-            held = {at for places, _, _ in self._held(keys, count=False) for at in places}
-            absent = [at for at in range(len(page)) if at not in held]
-            self._read(collection, [page[at] for at in absent], [keys[at] for at in absent], absent)
+            absent = _absent(self._cached(keys, count=False), len(page))
+            self._read(collection, page, keys, absent)
             loaded += len(page)
         return loaded
 
     def clear(self) -> None:
-        """Let go of everything, and of the memory."""
-        with self._turn:
+        """Remove all tokens and free the memory."""
+        with self._lock:
             self._rows.clear()
 
-    def _held(
+    def _cached(
         self, keys: Sequence[Key], *, count: bool = True, pinned: bool = False
-    ) -> list[tuple[list[int], Codec, Tensor]]:
-        """Return what is here: places among the keys, its codec, and a copy of its rows."""
-        found: list[tuple[list[int], Codec, Tensor]] = []
-        with self._turn, self._in_turn_on_device():
+    ) -> list[_Part]:
+        """Return copies of the rows that are in the cache."""
+        parts: list[_Part] = []
+        with self._lock, self._ordered_on_device():
             self._fetches += 1
             for rows in self._rows.values():
                 places = [at for at, key in enumerate(keys) if key in rows]
                 if places:
-                    own = [keys[at] for at in places]
-                    found.append((places, rows.codec, rows.take(own, pinned=pinned)))
+                    own = rows.take([keys[at] for at in places], pinned=pinned)
+                    parts.append(_Part(places, rows.codec, own))
                     rows.last_used = self._fetches
             if count:
-                here = sum(len(places) for places, _, _ in found)
-                self._hits += here
-                self._misses += len(keys) - here
-        return found
+                hits = sum(len(part.places) for part in parts)
+                self._hits += hits
+                self._misses += len(keys) - hits
+        return parts
 
     def _read(
         self,
         collection: ImageCollection,
         candidates: Sequence[Candidate],
         keys: Sequence[Key],
-        places: Sequence[int],
-    ) -> list[tuple[list[int], Codec, Tensor]]:
-        """Read what is not here, and keep what is what its key says."""
-        if not candidates:
-            return []
-        found: list[tuple[list[int], Codec, Tensor]] = []
-        for part in self._reader(self._device).read(collection, candidates):
-            kept = part.codes
+        absent: Sequence[int],
+    ) -> list[_Part]:
+        """Read the absent ones of the candidates, and keep those that match their keys."""
+        parts: list[_Part] = []
+        if not absent:
+            return parts
+        reader = self._reader(self._device)
+        for part in reader.read(collection, [candidates[at] for at in absent]):
+            rows = part.codes
             if self._keep == "tokens":
-                kept = self._reader(self._device).decode(part.codec, part.codes).flatten(1)
-            found.append(([places[row] for row in part.rows], part.codec, kept))
-            self._keep_rows(part, kept, keys)
-        return found
+                rows = reader.decode(part.codec, part.codes).flatten(1)  # (k, m * d_text)
+            places = [absent[row] for row in part.rows]
+            parts.append(_Part(places, part.codec, rows))
+            self._keep_rows(part, rows, [keys[at] for at in places])
+        return parts
 
-    def _keep_rows(self, part: DeviceCodes, kept: Tensor, keys: Sequence[Key]) -> None:
-        own = [keys[row] for row in part.rows]
-        # An image that was written again between search and reading is read as it is by now.
+    def _keep_rows(self, part: DeviceCodes, rows: Tensor, keys: Sequence[Key]) -> None:
+        # An image that was replaced between search and reading has other tokens than its key says.
         same = [
-            at
-            for at, checksum in enumerate(checksums(part.stored))
-            if own[at].checksum is not None and own[at].checksum == checksum
+            row
+            for row, checksum in enumerate(checksums(part.stored))
+            if keys[row].checksum is not None and keys[row].checksum == checksum
         ]
-        with self._turn, self._in_turn_on_device():
-            rows = self._rows_of(part.codec, kept.shape[1])
-            if len(same) == len(own):
-                rows.put(own, kept)
+        with self._lock, self._ordered_on_device():
+            kept = self._rows_of(part.codec, rows.shape[1])
+            if len(same) == len(keys):
+                kept.put(keys, rows)
             elif same:
-                rows.put([own[at] for at in same], kept[torch.tensor(same, device=self._device)])
+                some = rows[torch.tensor(same, device=self._device)]
+                kept.put([keys[row] for row in same], some)
 
-    def _rows_of(self, codec: Codec, width: int) -> Rows:
-        """Return where rows of a codec are kept; the budget is shared among the codecs in use."""
+    def _rows_of(self, codec: Codec, width: int) -> LruRows:
+        """Return the rows of a codec; the codecs in use share the budget equally."""
         kept = "tokens" if self._keep == "tokens" else f"{codec.name} {codec.hash}"
         key = f"{kept} {codec.num_tokens} x {codec.token_dim}"
         in_use = {
             name: rows
             for name, rows in self._rows.items()
-            if name == key or self._fetches - rows.last_used < _FORGOTTEN
+            if name == key or self._fetches - rows.last_used < _UNUSED
         }
         if key not in self._rows or len(in_use) < len(self._rows):
             shares = {name: (rows.codec, rows.width) for name, rows in in_use.items()}
             shares[key] = (codec, width)
-            self._rows.clear()  # first, or old and new would be there at once
+            del in_use
+            self._rows.clear()  # frees the old rows before the new ones are allocated
             share = self._budget // len(shares)
             dtype = torch.float16 if self._keep == "tokens" else torch.uint8
             for name, (owner, columns) in shares.items():
-                self._rows[name] = Rows(
-                    owner, share // (columns * dtype.itemsize), columns, dtype, self._device
-                )
+                capacity = share // (columns * dtype.itemsize)
+                self._rows[name] = LruRows(owner, capacity, columns, dtype, self._device)
                 self._rows[name].last_used = self._fetches
         return self._rows[key]
 
-    def _together(
-        self,
-        found: Sequence[tuple[list[int], Codec, Tensor]],
-        shape: tuple[int, int, int],
-        target: torch.device,
+    def _decoded(
+        self, parts: Sequence[_Part], shape: tuple[int, int, int], target: torch.device
     ) -> Tensor:
-        """Decode parts where they are needed, and put them in order."""
-        parts = []
-        for places, codec, rows in found:
-            there = _moved(rows, target)
+        """Copy parts to a device, decode them there, and put them in order."""
+        decoded = []
+        for part in parts:
+            rows = _moved(part.rows, target)
             if self._keep == "tokens":
-                parts.append((places, there.view(-1, *shape[1:])))
+                decoded.append(rows.view(-1, *shape[1:]))  # (k, m, d_text)
             else:
-                parts.append((places, self._reader(target).decode(codec, there)))
+                decoded.append(self._reader(target).decode(part.codec, rows))
         if len(parts) == 1:
-            return parts[0][1]
-        tokens = torch.empty(shape, dtype=torch.float16, device=target)
-        for places, part in parts:
-            tokens[torch.tensor(places, device=target)] = part
+            return decoded[0]
+        tokens = torch.empty(shape, dtype=torch.float16, device=target)  # (n, m, d_text)
+        for part, own in zip(parts, decoded, strict=True):
+            tokens[torch.tensor(part.places, device=target)] = own
         return tokens
 
     def _reader(self, device: torch.device) -> TokenReader:
         return self._readers.setdefault(device, TokenReader(device))
 
     def _width(self, codec: Codec) -> int:
-        """Return the bytes of an image, as it is kept."""
+        """Return the bytes of an image in the cache."""
         if self._keep == "tokens":
             return 2 * codec.num_tokens * codec.token_dim
         return codec.nbytes
 
     @contextmanager
-    def _in_turn_on_device(self) -> Iterator[None]:
-        """Keep work of several streams on the rows in the order in which it was asked for."""
+    def _ordered_on_device(self) -> Iterator[None]:
+        """Order the work of several CUDA streams on the rows."""
         if self._device.type != "cuda":
             yield
             return
@@ -320,14 +329,14 @@ class DeviceTokenCache:
 
 
 def _keys(collection: ImageCollection, candidates: Sequence[Candidate]) -> list[Key]:
-    """Return what tells each candidate's tokens from all others'."""
+    """Return the key of each candidate's tokens."""
     files = files_of(collection.store)
     home = collection.location if files is None else files.store_id
     scope = f"{home} {collection.identity}"
     keys = []
     for candidate in candidates:
         reference = reference_of(candidate.payload)
-        # Text, whatever stands there: a foreign reference must fail in reading, not here.
+        # As text, whatever its type: an invalid reference must fail when it is read, not here.
         where = f"{reference.get('segment')} {reference.get('record')} {reference.get('codec')}"
         checksum = reference.get("checksum")
         known = checksum if isinstance(checksum, str) else None
@@ -335,8 +344,14 @@ def _keys(collection: ImageCollection, candidates: Sequence[Candidate]) -> list[
     return keys
 
 
+def _absent(parts: Sequence[_Part], count: int) -> list[int]:
+    """Return which of `count` requested images no part contains."""
+    present = {at for part in parts for at in part.places}
+    return [at for at in range(count) if at not in present]
+
+
 def _pages(collection: ImageCollection, image_ids: Iterable[str] | None) -> Iterator[Candidate]:
-    """Yield images as if they had been found."""
+    """Yield images as candidates."""
     if image_ids is None:
         for page in collection.index.scroll(batch_size=_PAGE):
             for point in page:

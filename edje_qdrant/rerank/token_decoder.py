@@ -1,4 +1,4 @@
-"""Decode stored tokens where they are scored, so that only their codes cross the bus."""
+"""Decode stored tokens with torch, on the device that scores them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["TokenDecoder"]
 
 
 class TokenDecoder:
-    """Do in torch what a codec's `decode` does in numpy, to the same bits.
+    """Decode tokens with torch, bit for bit as `Codec.decode` does with numpy.
 
     Args:
-        codec: Which; a codebook is put on the device once.
-        device: Where codes are decoded, and tokens stay.
+        codec: The codec; its codebook is copied to the device once.
+        device: Device on which codes are decoded.
 
     Raises:
-        ConfigError: The codec has no codebook yet, or is not one of this package's.
+        ConfigError: The codec has no codebook yet, or is not supported.
     """
 
     def __init__(self, codec: Codec, device: torch.device | str) -> None:
@@ -38,10 +38,12 @@ class TokenDecoder:
         elif isinstance(codec, ProductCodec):
             self._decode = _product(codec, self._device)
         else:
-            raise ConfigError(f"torch decoding knows nothing of the codec {codec.name}")
+            raise ConfigError(
+                f"codec {codec.name} cannot be decoded with torch; use one of this package's codecs"
+            )
 
     def __call__(self, codes: NDArray[np.uint8]) -> Tensor:
-        """Turn `(n, nbytes)` uint8 into `(n, m, d_text)` float16 on the device.
+        """Copy `(n, nbytes)` uint8 to the device and decode them to `(n, m, d_text)` float16.
 
         Raises:
             ConfigError: The codes have another shape or dtype.
@@ -51,32 +53,32 @@ class TokenDecoder:
                 f"codes must be uint8 of shape (n, {self._nbytes}), not {codes.dtype} of shape "
                 f"{codes.shape}"
             )
-        # torch warns of arrays that cannot be written to; those of a memory map cannot.
+        # torch warns about read-only arrays, such as those of a memory map.
         writeable = np.require(codes, requirements=["C", "W"])
         return self.on_device(torch.from_numpy(writeable).to(self._device))
 
     def on_device(self, codes: Tensor) -> Tensor:
-        """Turn `(n, nbytes)` uint8 that is on the device already into `(n, m, d_text)` float16."""
-        if not len(codes):  # an empty tensor's strides can be such that torch refuses them
+        """Decode `(n, nbytes)` uint8 on the device to `(n, m, d_text)` float16."""
+        if not len(codes):  # torch cannot view an empty tensor with some strides
             return torch.empty((0, *self._shape), dtype=torch.float16, device=self._device)
         return self._decode(codes)
 
 
 def _halves(codes: Tensor) -> Tensor:
-    """Return `(k,)` float16; flat, as torch minds the stride even of a single row."""
+    """View bytes as `(k,)` float16; flat, as torch checks the stride even of a single row."""
     return codes.reshape(-1).view(torch.float16)
 
 
 def _scaled(codec: ScaledCodec, codes: Tensor) -> Tensor:
     m = codec.num_tokens
-    scales = _halves(codes[:, : 2 * m]).view(-1, m)
-    stored = codes[:, 2 * m :].reshape(len(codes), m, -1)
+    scales = _halves(codes[:, : 2 * m]).view(-1, m)  # (n, m)
+    stored = codes[:, 2 * m :].reshape(len(codes), m, -1)  # (n, m, bytes per token)
     if codec.bits == 4:
         halves = torch.stack([stored << 4, stored & 240], dim=-1).view(torch.int8) >> 4
-        integers = halves.flatten(2)[..., : codec.token_dim]
+        integers = halves.flatten(2)[..., : codec.token_dim]  # (n, m, d_text)
     else:
-        integers = stored.view(torch.int8)
-    numbers = integers * scales.float()[..., None]
+        integers = stored.view(torch.int8)  # (n, m, d_text)
+    numbers = integers * scales.float()[..., None]  # (n, m, d_text)
     largest = torch.finfo(torch.float16).max
     return numbers.clamp_(-largest, largest).half()
 
@@ -92,12 +94,12 @@ def _product(codec: ProductCodec, device: torch.device) -> Callable[[Tensor], Te
     largest = torch.finfo(torch.float16).max
 
     def decode(codes: Tensor) -> Tensor:
-        rows = codes.view(-1, count + 1)  # (n * m, M)
-        rest = pieces.index_select(0, (rows[:, 1:] + starts).flatten())
-        rest = rest.view(len(rows), count, width)
+        rows = codes.view(-1, count + 1)  # (n * m, 1 + pieces)
+        rest = pieces.index_select(0, (rows[:, 1:] + starts).flatten())  # (n * m * pieces, width)
+        rest = rest.view(len(rows), count, width)  # (n * m, pieces, width)
         tokens = torch.cat(
             [rest[:, :wide].flatten(1), rest[:, wide:, : width - 1].flatten(1)], dim=1
-        )
+        )  # (n * m, d_text)
         tokens += whole.index_select(0, rows[:, 0].int())
         tokens = tokens.clamp_(-largest, largest).half()
         return tokens.view(len(codes), codec.num_tokens, codec.token_dim)

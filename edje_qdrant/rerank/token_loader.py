@@ -1,4 +1,4 @@
-"""Bring candidates' tokens to where they are scored: codes cross the bus, and are decoded there."""
+"""Load the tokens of candidates onto the device that scores them; codes are decoded there."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class DeviceCodes:
     """Hold encoded tokens of images on a device, all of one codec.
 
     Attributes:
-        codec: What decodes them.
-        rows: `(k,)` places of these images among those asked for, ascending.
+        codec: Decodes them.
+        rows: `(k,)` rows of these images among the requested ones, ascending.
         stored: `(k, codec.nbytes)` uint8 as read, in host memory.
         codes: The same on the device.
     """
@@ -60,13 +60,13 @@ class DeviceCodes:
 
 
 class TokenReader:
-    """Read tokens of candidates onto one device; threads may share it.
+    """Read the tokens of candidates onto one device; safe in several threads.
 
-    Where the device is a GPU, records are gathered from the side files straight into pinned memory,
-    which torch keeps and uses again, and are copied from there while the caller goes on.
+    For a GPU, records of side files are gathered into pinned memory, which torch reuses, and copied
+    from there asynchronously.
 
     Args:
-        device: Where tokens are decoded, and stay.
+        device: Device on which tokens are decoded and returned.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -74,25 +74,25 @@ class TokenReader:
         self._decoders: dict[tuple[str, str, int, int], TokenDecoder] = {}
 
     def tokens(self, source: CodeSource, candidates: Sequence[Candidate]) -> Tensor:
-        """Return `(n, m, d_text)` float16 tokens, in order, the same image as often as named.
+        """Read `(n, m, d_text)` float16 tokens, in the order of the candidates.
 
         Raises:
-            TokensNotFoundError: Some have none; names the ids.
-            TokensCorruptError: Some are damaged; names the ids.
+            TokensNotFoundError: Tokens are missing; names the ids.
+            TokensCorruptError: Tokens are damaged; names the ids.
         """
         parts = self.read(source, candidates)
         if len(parts) == 1:
             return self.decode(parts[0].codec, parts[0].codes)
         contract = source.contract
         shape = (len(candidates), contract.num_tokens, contract.token_dim)
-        tokens = torch.empty(shape, dtype=torch.float16, device=self.device)
+        tokens = torch.empty(shape, dtype=torch.float16, device=self.device)  # (n, m, d_text)
         for part in parts:
             rows = torch.from_numpy(part.rows).to(self.device)
-            tokens[rows] = self.decode(part.codec, part.codes)
+            tokens[rows] = self.decode(part.codec, part.codes)  # (k, m, d_text)
         return tokens
 
     def read(self, source: CodeSource, candidates: Sequence[Candidate]) -> list[DeviceCodes]:
-        """Read tokens as they are stored, one part for each codec; raises what `tokens` does."""
+        """Read encoded tokens, one part for each codec; raises the errors of `tokens`."""
         if self.device.type != "cuda":
             return [
                 DeviceCodes(part.codec, part.rows, part.codes, _from_numpy(part.codes, self.device))
@@ -105,16 +105,15 @@ class TokenReader:
         ]
 
     def decode(self, codec: Codec, codes: Tensor) -> Tensor:
-        """Turn `(n, codec.nbytes)` uint8 on the device into `(n, m, d_text)` float16."""
+        """Decode `(n, codec.nbytes)` uint8 on the device to `(n, m, d_text)` float16."""
         key = (codec.name, codec.hash, codec.num_tokens, codec.token_dim)
-        decoder = self._decoders.get(key)
-        if decoder is None:
-            decoder = self._decoders[key] = TokenDecoder(codec, self.device)
-        return decoder.on_device(codes)
+        if key not in self._decoders:
+            self._decoders[key] = TokenDecoder(codec, self.device)
+        return self._decoders[key].on_device(codes)
 
 
 class _Staging:
-    """Give pinned arrays to be filled, and know them again."""
+    """Allocate pinned arrays, and find their tensors once they are filled."""
 
     def __init__(self) -> None:
         self._pinned: dict[int, Tensor] = {}
@@ -126,7 +125,7 @@ class _Staging:
         return array
 
     def to(self, device: torch.device, codes: NDArray[np.uint8]) -> Tensor:
-        # The very tensor that was allocated: its memory is used again only once it was copied.
+        # Use the tensor that was allocated: torch then reuses its memory only after the copy.
         pinned = self._pinned.get(codes.ctypes.data)
         if pinned is None or pinned.shape != codes.shape:
             return _from_numpy(codes, device)
@@ -134,5 +133,5 @@ class _Staging:
 
 
 def _from_numpy(codes: NDArray[np.uint8], device: torch.device) -> Tensor:
-    # torch warns of arrays that cannot be written to; those of a memory map cannot.
+    # torch warns about read-only arrays, such as those of a memory map.
     return torch.from_numpy(np.require(codes, requirements=["C", "W"])).to(device)

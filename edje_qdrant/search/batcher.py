@@ -1,4 +1,4 @@
-"""Searches of many callers at a time, merged into batches that one thread works through."""
+"""Merge concurrent searches of many callers into batches, processed by one thread."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["SearchBatcher", "SearchFuture"]
 
 T = TypeVar("T")
 
-# What is left of a budget that ended while a request waited: enough to be told so.
+# Budget of a search whose own budget ended while it waited; its result says that it is degraded.
 _LEAST_MS = 1e-3
 
 
 class SearchFuture(Future[SearchResult]):
-    """Hold a search's result, once there is one.
+    """Future of a search's result.
 
     Attributes:
-        waited_ms: Milliseconds from when it was asked for until it was begun; 0 before.
+        waited_ms: Milliseconds between submission and start; 0 until the search starts.
     """
 
     def __init__(self) -> None:
@@ -43,62 +43,75 @@ class SearchFuture(Future[SearchResult]):
 
 @dataclass(slots=True, eq=False)
 class _Search:
-    """Hold what one caller looks for, and where its answer goes."""
+    """A submitted search and its future."""
 
     text: str
     options: SearchOptions
     settings: SearchOptions
     future: SearchFuture = field(default_factory=SearchFuture)
     arrived: float = field(default_factory=time.perf_counter)
-    # Settings as text as well: Python's 1 and True are equal, and a filter tells them apart.
-    written: str = field(init=False)
+    # Settings as text as well: 1 and True are equal in Python, but different in a filter.
+    settings_text: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.written = repr(self.settings)
+        self.settings_text = repr(self.settings)
 
     def is_like(self, other: _Search | _Job) -> bool:
-        """Tell whether both can be one batch; filters can be compared, but have no hash."""
+        """Return whether both can be in one batch; filters can be compared, but not hashed."""
         return (
             isinstance(other, _Search)
-            and self.written == other.written
+            and self.settings_text == other.settings_text
             and self.settings == other.settings
         )
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """Hold other work, which is done by itself."""
+    """Other submitted work and its future."""
 
     work: Callable[[], Any]
     future: Future[Any] = field(default_factory=Future)
 
 
 class SearchBatcher:
-    """Merge searches that callers ask for at about the same time.
+    """Merge concurrent searches of several threads or tasks into batches.
 
-    One thread does what was asked for, the oldest first. It takes up to `max_batch` searches with
-    equal options and does them as one `search_batch`. While it works, further requests gather;
-    where it is idle, the first request waits `max_wait_ms` at most for company. An error of one
-    search, such as damaged tokens of its candidates, does not touch the others that were merged
-    with it. Other work with the model can take its turn in the same thread.
+    One thread processes the requests, oldest first. It takes up to `max_batch` searches with equal
+    options and runs them as one `search_batch`. Further requests queue up while it works; if it is
+    idle, the first request waits up to `max_wait_ms` for others. An error of one search, such as
+    damaged tokens of its candidates, does not affect the others in its batch. Other work with the
+    model can run in the same thread (`do`).
 
-    A budget counts from when a search is asked for, waiting included; searches that were merged
-    share what is left of it.
+    A budget counts from the submission of a search, including the time in the queue; the searches
+    of a batch share the smallest remaining budget.
 
     Args:
-        retriever: What searches; it stays open when the batcher is closed.
-        max_batch: Searches done at a time, at most.
+        retriever: Searches; it stays open when the batcher is closed.
+        max_batch: Maximum number of searches in a batch.
         max_wait_ms: Milliseconds that a search waits for others.
-        max_waiting: Requests that may wait, any number by default; more are turned away.
-        observe: Called with the size of each batch before it is done, in the thread that searches.
+        max_waiting: Maximum number of queued requests, unlimited by default; more are refused.
+        observe: Called with the size of each batch before it runs, in the searching thread.
 
     Raises:
-        ConfigError: A number cannot be used.
+        ConfigError: A number is invalid.
 
     Examples:
-        >>> with SearchBatcher(retriever) as batcher:
-        ...     result = batcher.search("a red kite", top_k=5)  # from any thread
-        ...     futures = [batcher.submit(text) for text in texts]
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from edje_qdrant import EDJEModel, ImageCollection, SearchBatcher, TwoStageRetriever
+        >>> folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        >>> model = EDJEModel.from_pretrained("demo", device="cpu")
+        >>> collection = ImageCollection.create(folder.name, "images", model.contract())
+        >>> ids = [f"00000000-0000-4000-8000-{number:012d}" for number in range(3)]
+        >>> images = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green")]
+        >>> collection.add(ids, model.encode_images(images), [{}, {}, {}])
+        >>> retriever = TwoStageRetriever(collection, model)
+        >>> with retriever, SearchBatcher(retriever) as batcher:
+        ...     future = batcher.submit("a red star", top_k=2)  # from any thread
+        ...     result = batcher.search("a blue ring", top_k=2)  # waits for the result
+        ...     len(future.result()), len(result)
+        (2, 2)
+        >>> folder.cleanup()
     """
 
     def __init__(
@@ -125,80 +138,80 @@ class SearchBatcher:
         self._waiting: deque[_Search | _Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        # A daemon: who forgets to close must not keep the process from ending.
+        # A daemon thread, so that a batcher that was not closed does not keep the process alive.
         self._thread = threading.Thread(target=self._work, name="edje-searches", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """Return how many requests wait."""
+        """Return the number of queued requests."""
         return len(self._waiting)
 
     @property
     def alive(self) -> bool:
-        """Return whether requests are taken and answered."""
+        """Return whether requests are accepted and answered."""
         return self._thread.is_alive() and not self._closed
 
     def submit(self, text: str, **options: Unpack[SearchOptions]) -> SearchFuture:
-        """Ask for a search and return at once.
+        """Submit a search and return at once.
 
         Args:
-            text: What the image shows.
-            options: As `TwoStageRetriever.search`.
+            text: Description of the image.
+            options: See `SearchOptions`.
 
         Returns:
-            What will hold the result, or the error that `TwoStageRetriever.search` raises; it can
-            be cancelled until the search begins. Its callbacks run in the thread that searches.
+            The future of the result, or of the error that `TwoStageRetriever.search` raises; it can
+            be cancelled until the search starts. Its callbacks run in the searching thread.
 
         Raises:
-            ConfigError: The text or an option cannot be used, or the batcher is closed.
-            BusyError: As many requests wait as may.
+            ConfigError: The text or an option is invalid, or the batcher is closed.
+            BusyError: The queue is full.
         """
         check_texts("the query", [text])
-        if options.get("filter") is not None:  # the caller may go on to change it
+        if options.get("filter") is not None:  # the caller may change it later
             options["filter"] = copy.deepcopy(options["filter"])
         search = _Search(text, options, self._retriever.check_options(**options))
         self._put(search)
         return search.future
 
     def search(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
-        """Search, and wait for the result; raises what `submit` and the search raise."""
+        """Search and wait for the result; raises the errors of `submit` and of the search."""
         return self.submit(text, **options).result()
 
     async def asearch(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
-        """Search while the event loop goes on; raises what `submit` and the search raise.
+        """Search without blocking the event loop; raises the errors of `submit` and of the search.
 
-        A task that is cancelled before its search begins takes it out of the line.
+        If the task is cancelled before its search starts, the search is removed from the queue.
         """
         return await asyncio.wrap_future(self.submit(text, **options))
 
     def do(self, work: Callable[[], T]) -> Future[T]:
-        """Let other work take its turn in the thread that searches.
+        """Submit other work to the searching thread.
 
         Args:
-            work: Takes nothing; such as `lambda: retriever.search_by_image(image)`.
+            work: A function without arguments, such as `lambda: retriever.search_by_image(image)`.
 
         Returns:
-            What will hold what it returns or raises; it can be cancelled until the work begins.
+            The future of what it returns or raises; it can be cancelled until the work starts.
 
         Raises:
             ConfigError: The batcher is closed.
-            BusyError: As many requests wait as may.
+            BusyError: The queue is full.
         """
         job = _Job(work)
         self._put(job)
         return job.future
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more requests, answer those that wait, and end; a second call does nothing.
+        """Refuse new requests, answer the queued ones, and end; a second call does nothing.
 
         Args:
-            timeout: Seconds to wait for that, at most; the rest is answered all the same.
+            timeout: Maximum seconds to wait for that; the rest is answered in the background.
         """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:  # a callback may close, too
+        if threading.current_thread() is not self._thread:  # a callback may call close, too
             self._thread.join(timeout)
 
     def __enter__(self) -> SearchBatcher:
@@ -228,14 +241,14 @@ class SearchBatcher:
                 self._answer(running)
 
     def _next(self) -> _Search | _Job | None:
-        """Wait for a request, and return the oldest; None once all is over."""
+        """Wait for a request and return the oldest; None once closed and empty."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
             return self._waiting.popleft() if self._waiting else None
 
     def _gather(self, first: _Search) -> list[_Search]:
-        """Return a search, and those that can be done with it."""
+        """Return a search and the queued searches that can be in its batch."""
         searches, until = [first], first.arrived + self._max_wait
         with self._changed:
             while True:
@@ -250,7 +263,7 @@ class SearchBatcher:
                 self._changed.wait(left)
 
     def _answer(self, searches: Sequence[_Search]) -> None:
-        """Do searches with equal options; never raises."""
+        """Run searches with equal options as one batch; never raises."""
         try:
             if self._observe is not None:
                 self._observe(len(searches))
@@ -261,15 +274,15 @@ class SearchBatcher:
             results = self._retriever.search_batch(texts, **_left(searches))
             answers = [*zip(searches, results, strict=True)]
         except Exception as error:
-            # Which of them failed is not known; alone, the others succeed. What cannot be reached
-            # cannot be reached by any of them, and each would wait for it.
+            # Run each search on its own to find the one that failed. If the engine is unavailable,
+            # all of them would fail, each after a timeout.
             if len(searches) == 1 or isinstance(error, EngineUnavailableError):
                 for search in searches:
                     search.future.set_exception(error)
                 return
             for search in searches:
                 self._answer([search])
-        except BaseException as error:  # the thread must outlive it, or callers wait for ever
+        except BaseException as error:  # if the thread ended, callers would wait forever
             for search in searches:
                 search.future.set_exception(_ended(error))
         else:
@@ -278,7 +291,7 @@ class SearchBatcher:
 
 
 def _settle(job: _Job) -> None:
-    """Do other work; never raises."""
+    """Run other work; never raises."""
     try:
         result = job.work()
     except Exception as error:
@@ -290,11 +303,11 @@ def _settle(job: _Job) -> None:
 
 
 def _ended(error: BaseException) -> EdjeError:
-    return EdjeError(f"the thread that searches was to be ended by {error!r}")
+    return EdjeError(f"the searching thread was interrupted by {error!r}")
 
 
 def _left(searches: Sequence[_Search]) -> SearchOptions:
-    """Return the options, with what is left of the budget of the one that waited longest."""
+    """Return the common options, with the smallest remaining budget."""
     first = searches[0]
     if first.settings["budget_ms"] is None:
         return first.options

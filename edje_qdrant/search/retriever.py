@@ -62,9 +62,24 @@ class TwoStageRetriever:
         ConfigError: The cache is too small for an image of the collection.
 
     Examples:
-        >>> with TwoStageRetriever.open("photos") as retriever:
-        ...     for hit in retriever.search("a red kite over a frozen lake", top_k=5):
-        ...         print(hit.rank, hit.retrieval_rank, hit.payload["path"])
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from edje_qdrant import EDJEModel, ImageCollection, TwoStageRetriever, ingest_images
+        >>> folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        >>> for colour in ("red", "blue", "green"):
+        ...     Image.new("RGB", (64, 64), colour).save(f"{folder.name}/{colour}.png")
+        >>> model = EDJEModel.from_pretrained("demo", device="cpu")
+        >>> index = f"{folder.name}/index"
+        >>> with ImageCollection.create(index, "images", model.contract()) as collection:
+        ...     ingest_images(folder.name, collection, model, progress=False).added
+        3
+        >>> with TwoStageRetriever.open(index, model=model) as retriever:
+        ...     result = retriever.search("a red star above a blue ring", top_k=2)
+        >>> [hit.rank for hit in result], result.candidates
+        ([1, 2], 3)
+        >>> sorted(result[0].payload)
+        ['height', 'path', 'width']
+        >>> folder.cleanup()
     """
 
     def __init__(

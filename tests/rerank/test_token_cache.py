@@ -101,9 +101,9 @@ def test_a_picture_replaced_between_search_and_reading_is_not_kept_as_the_old_on
         new = fill(collection, ids, seed=1).tokens
         compact(collection)  # the old record is gone, so reading looks where the points are now
         np.testing.assert_array_equal(cache.fetch(collection, stale).numpy(), new)
-        assert cache.stats.pictures == 0
+        assert cache.stats.images == 0
         np.testing.assert_array_equal(fetched(cache, collection, ids), new)
-        assert cache.stats.pictures == 3
+        assert cache.stats.images == 3
 
 
 def test_a_deleted_picture_is_not_returned_once_it_is_written_again_otherwise(
@@ -150,7 +150,7 @@ def test_pictures_of_two_codecs_are_kept_side_by_side(tmp_path: Path) -> None:
         cache = DeviceTokenCache(100 * BYTES)
         for _ in range(4):
             np.testing.assert_array_equal(fetched(cache, collection, ids), expected)
-        assert cache.stats.pictures == 6
+        assert cache.stats.images == 6
         assert cache.stats.bytes <= 100 * BYTES
 
 
@@ -162,7 +162,7 @@ def test_the_least_recently_used_goes_first_and_the_budget_holds(
     fetched(cache, collection, ids[:4])
     fetched(cache, collection, ids[:1])  # the first is used again
     fetched(cache, collection, ids[4:6])  # the second and the third go
-    assert cache.stats.pictures == 4
+    assert cache.stats.images == 4
     assert cache.stats.bytes == 4 * BYTES
     before = cache.stats
     fetched(cache, collection, [ids[n] for n in (0, 3, 4, 5)])
@@ -170,7 +170,7 @@ def test_the_least_recently_used_goes_first_and_the_budget_holds(
     # More than fit in at once are returned all the same.
     everything = fetched(cache, collection, ids)
     np.testing.assert_array_equal(everything, encoding_of(ids).tokens)
-    assert cache.stats.pictures == 4
+    assert cache.stats.images == 4
 
 
 def test_preload_takes_what_fits_the_first_ones_first(collection: ImageCollection) -> None:
@@ -183,7 +183,7 @@ def test_preload_takes_what_fits_the_first_ones_first(collection: ImageCollectio
     whole = DeviceTokenCache(100 * BYTES)
     assert whole.preload(collection) == 12
     assert whole.preload(collection) == 12  # those that are there count
-    assert whole.stats.pictures == 12
+    assert whole.stats.images == 12
     np.testing.assert_array_equal(fetched(whole, collection, ids), encoding_of(ids).tokens)
     assert whole.stats.misses == 0
     whole.clear()
@@ -213,7 +213,7 @@ def test_damage_raises_as_without_a_cache_and_is_not_kept(
     with pytest.raises(TokensCorruptError) as caught:
         fetched(cache, collection, ids_of(12))
     assert caught.value.image_ids == (ids_of(12)[11],)
-    assert cache.stats.pictures == 0
+    assert cache.stats.images == 0
 
 
 def test_a_candidate_that_says_nonsense_is_read_where_its_point_says_and_not_kept(
@@ -224,7 +224,7 @@ def test_a_candidate_that_says_nonsense_is_read_where_its_point_says_and_not_kep
     for payload in ({"_edje": {"segment": [1], "record": {}}}, {"_edje": 7}, {}):
         tokens = cache.fetch(collection, [Candidate(ids[0], 0.0, 1, payload)])
         np.testing.assert_array_equal(tokens.numpy(), encoding_of(ids).tokens)
-    assert cache.stats.pictures == 0
+    assert cache.stats.images == 0
     with pytest.raises(TokensNotFoundError):
         cache.fetch(collection, [Candidate(str(uuid.UUID(int=999)), 0.0, 1, {})])
 
@@ -249,7 +249,7 @@ def test_threads_that_evict_each_others_pictures_get_their_own(
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(4)))
     assert 0 < cache.stats.hits < 4 * 60 * 4
-    assert cache.stats.pictures == 5
+    assert cache.stats.images == 5
 
 
 @pytest.mark.parametrize("keep", ["codes", "tokens"])
