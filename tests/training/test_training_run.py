@@ -201,7 +201,7 @@ def test_a_data_set_object_is_trained_on(parts, tmp_path):
     pairs = DatasetPairs(data, image_column="picture", caption_column="said")
     report = train(recipe(parts), tmp_path, sources=[pairs], device="cpu", progress=False)
     assert report["pictures"] == 8
-    with pytest.raises(ConfigError, match="one for each"):
+    with pytest.raises(ConfigError, match="one source for each"):
         train(recipe(parts), tmp_path, sources=[pairs] * 2, device="cpu", progress=False)
 
 
