@@ -138,7 +138,9 @@ def located(
         ):
             problems.invalid.append(image_id)
         else:
-            wanted = groups.setdefault(segment, WantedRecords())
+            wanted = groups.get(segment)
+            if wanted is None:
+                wanted = groups[segment] = WantedRecords()
             wanted.rows.append(row)
             wanted.numbers.append(number)
     return groups
@@ -148,12 +150,17 @@ def gathered(codec: Codec, parts: Sequence[WantedRecords], empty: EmptyCodes) ->
     """Copy the records of all parts, which `codec` encoded, in the order of their rows."""
     if len(parts) == 1:
         part = parts[0]
-        codes = empty((len(part.rows), codec.nbytes))
-        # Modes other than "raise" write to `out` without a buffer; the numbers have been checked.
-        np.take(part.records, part.numbers, axis=0, out=codes, mode="clip")
+        if empty is empty_codes:
+            codes = part.records[part.numbers]  # faster than `take` to a new array
+        else:
+            codes = empty((len(part.rows), codec.nbytes))
+            # Only mode "raise" needs a buffer beside `out`; the numbers have been checked.
+            np.take(part.records, part.numbers, axis=0, out=codes, mode="clip")
         return StoredCodes(codec, np.array(part.rows, np.intp), codes)
-    rows = np.sort(np.concatenate([np.array(part.rows, np.intp) for part in parts]))
+    rows = sorted(row for part in parts for row in part.rows)
+    place = {row: at for at, row in enumerate(rows)}
     codes = empty((len(rows), codec.nbytes))
     for part in parts:
-        codes[np.searchsorted(rows, part.rows)] = part.records[part.numbers]
-    return StoredCodes(codec, rows, codes)
+        for row, number in zip(part.rows, part.numbers, strict=True):
+            codes[place[row]] = part.records[number]
+    return StoredCodes(codec, np.array(rows, np.intp), codes)
