@@ -68,6 +68,7 @@ def test_the_collection_and_memory_agree_on_scenes(tmp_path: Path) -> None:
             assert [*one.queries] == [*other.queries]
 
 
+@pytest.mark.slow
 def test_it_reproduces_the_demos_figures(tmp_path: Path) -> None:
     demo = run_demo(tmp_path / "demo", images=40, num_candidates=20, progress=False)
     scenes = read_annotations(write_scenes(tmp_path / "eval", count=40, progress=False))

@@ -81,7 +81,7 @@ def test_a_condition_finds_the_same_on_both(both: Both, kind: str) -> None:
     assert len(sizes) > 1  # a kind that always lets all or nothing through would show nothing
 
 
-@settings(few, max_examples=100)
+@settings(few, max_examples=settings.default.max_examples)
 @given(chosen=filter_kinds.filters)
 def test_filters_of_filters_find_the_same_on_both(both: Both, chosen: models.Filter) -> None:
     edge, memory = both
