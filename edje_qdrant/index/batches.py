@@ -1,4 +1,4 @@
-"""How much travels at once."""
+"""Batches for requests, limited by number and by bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def in_batches(items: Sequence[S], size: int) -> Iterator[list[S]]:
-    """Yield the items in runs of `size` and 16 MB at most; a larger one goes alone."""
+    """Yield batches of at most `size` items and 16 MB; a larger item is a batch of its own."""
     batch: list[S] = []
     nbytes = 0
     for item in items:
@@ -37,13 +37,13 @@ def in_batches(items: Sequence[S], size: int) -> Iterator[list[S]]:
 
 
 def in_runs(items: list[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in runs of `size` at most."""
+    """Yield batches of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def by_payload(items: Sequence[CheckedPayload]) -> list[tuple[list[str], dict[str, Any]]]:
-    """Return `(ids, payload)`, one for each payload that differs from the others."""
+    """Group by equal payload: return `(ids, payload)` for each."""
     groups: dict[bytes, tuple[list[str], dict[str, Any]]] = {}
     for item in items:
         groups.setdefault(item.text, ([], item.payload))[0].append(item.id)

@@ -1,4 +1,4 @@
-"""The folder of an embedded index: its lock, its metadata file, and the errors it gives rise to."""
+"""The folder of an embedded index: its lock, its metadata file, and its errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "write_metadata",
 ]
 
-#: Each engine's own folder within: one of them is there if and only if an index is.
+#: Each engine's own subfolder. The folder holds an index if and only if one of them exists.
 SHARD = "shard"
 FAISS = "faiss"
 
@@ -39,7 +39,7 @@ _SPARE_BYTES = 64 << 20
 
 @contextmanager
 def reporting(folder: Path) -> Iterator[None]:
-    """Raise this package's errors in place of the engine's and the file system's.
+    """Translate errors of the engine and the file system to this package's.
 
     Raises:
         CollectionLockedError: Another process holds the folder.
@@ -55,7 +55,7 @@ def reporting(folder: Path) -> Iterator[None]:
             "free space"
         ) from error
     except BaseException as error:
-        # The engine raises bare Exception, and on damaged files a panic that is no Exception.
+        # The engine raises plain Exception; on damaged files a panic, which is a BaseException.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         if "WouldBlock" in str(error):
@@ -67,7 +67,7 @@ def reporting(folder: Path) -> Iterator[None]:
 
 
 def holds_index(folder: Path, engine: str | None = None) -> bool:
-    """Return whether the folder holds an index, of the engine with that folder or of any."""
+    """Return whether the folder holds an index, of the engine with that subfolder or of any."""
     return any((folder / name).is_dir() for name in ([engine] if engine else (SHARD, FAISS)))
 
 
@@ -84,10 +84,10 @@ def refuse_existing(folder: Path) -> None:
 
 
 def require_existing(folder: Path, engine: str) -> None:
-    """Check that the folder holds an index of the engine with that folder.
+    """Check that the folder holds an index of the engine with that subfolder.
 
     Raises:
-        CollectionNotFoundError: It does not; names those beside it, of any engine.
+        CollectionNotFoundError: It does not; names the indexes beside it, of any engine.
     """
     if not holds_index(folder, engine):
         parent = folder.absolute().parent
@@ -100,11 +100,11 @@ def require_existing(folder: Path, engine: str) -> None:
 def require_space(folder: Path, nbytes: int = 0) -> None:
     """Check that the disk has `nbytes` free, and 64 MB to spare.
 
-    The engine writes through memory maps into files with holes. Where the disk has no room for one
-    of their pages, the system ends the process, and nobody is left to report it.
+    The engine writes through memory maps into sparse files. If the disk has no space for a page of
+    them, the system kills the process without an error.
 
     Raises:
-        StoreError: It has not.
+        StoreError: It has less.
     """
     disk = shutil.disk_usage(folder)
     needed = nbytes + _SPARE_BYTES
@@ -116,10 +116,10 @@ def require_space(folder: Path, nbytes: int = 0) -> None:
 
 
 def lock_folder(folder: Path) -> BinaryIO:
-    """Take the folder for one index alone, until the returned file is closed.
+    """Lock the folder for one index, until the returned file is closed.
 
-    The engine has a lock of its own, but takes it only after clearing away segments that look
-    unfinished, which may be ones that the lock's holder is writing.
+    The engine has a lock of its own, but takes it only after deleting segments that look
+    unfinished, which the lock's holder may be writing.
 
     Raises:
         CollectionLockedError: Another process, or another index of this one, holds it.
@@ -130,10 +130,10 @@ def lock_folder(folder: Path) -> BinaryIO:
 
 
 def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Return the vectors' width and the metadata, exactly as they were written.
+    """Read the vectors' width and the metadata.
 
     Raises:
-        StoreError: The file is missing, of another format, or one byte of it was changed.
+        StoreError: The file is missing, has another format, or a byte of it was changed.
     """
     path = folder / _METADATA
     try:
@@ -145,7 +145,7 @@ def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:
                 "open it with the version that wrote it, or ingest again"
             )
         dim, metadata = check_dim(data["dim"]), dict(data["metadata"])
-        # Writing it again gives the same bytes, or these are not what was written.
+        # Encoded again it must give the same bytes, so that every changed byte is found.
         if written != _document(dim, metadata):
             raise ValueError("its checksum does not fit its content")
         return dim, metadata
@@ -157,7 +157,7 @@ def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:
 
 
 def write_metadata(folder: Path, dim: int, metadata: Mapping[str, Any]) -> None:
-    """Write the vectors' width and the metadata in one step: wholly, or not at all."""
+    """Write the vectors' width and the metadata atomically."""
     write_atomically(folder / _METADATA, _document(dim, metadata))
 
 

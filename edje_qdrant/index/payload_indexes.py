@@ -1,4 +1,4 @@
-"""Indexes of payload fields, which make filters on them quick: what kinds there are."""
+"""Kinds of payload indexes, and their settings on each engine."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def check_field(field: str) -> str:
     """Return the path of a field that can be indexed.
 
     Raises:
-        ConfigError: It is no path, is reserved, or leads into the objects of a list.
+        ConfigError: It is not a path, is reserved, or leads into the objects of a list.
     """
     if "[" in filter_path(field, "field"):
-        # With such an index, the engine takes `is_empty` in a nested condition to speak of the
-        # whole point, and finds others than without.
+        # With such an index, the engine applies `is_empty` in a nested condition to the whole
+        # point, and so finds other points than without.
         raise ConfigError(
             f"field {field!r} is in the objects of a list, and an index there would change what "
             "nested conditions find; a plain list needs no brackets: index 'tags', not 'tags[]'"
@@ -57,10 +57,10 @@ def check_kind(kind: str) -> str:
 
 
 def check_indexes(indexes: Mapping[str, PayloadKind]) -> Mapping[str, PayloadKind]:
-    """Return field -> kind of indexes that can be made.
+    """Check field -> kind of indexes to create, and return them.
 
     Raises:
-        ConfigError: It is no such mapping, or a field or a kind cannot be used; names it.
+        ConfigError: It is not such a mapping, or a field or a kind is invalid; names it.
     """
     if not isinstance(indexes, Mapping):
         raise ConfigError(
@@ -74,17 +74,17 @@ def check_indexes(indexes: Mapping[str, PayloadKind]) -> Mapping[str, PayloadKin
 
 
 def edge_schema(kind: str) -> qdrant_edge.PayloadSchemaType | qdrant_edge.TextIndexParams:
-    """Return what the embedded engine is to index."""
+    """Return the index settings for Edge."""
     from qdrant_edge import PayloadSchemaType, TextIndexParams, TokenizerType
 
-    if kind == "text":  # without this, phrases would not be found any more
+    if kind == "text":  # without it, phrases are not found
         return TextIndexParams(tokenizer=TokenizerType.Word, lowercase=True, phrase_matching=True)
     schema: PayloadSchemaType = getattr(PayloadSchemaType, kind.capitalize())
     return schema
 
 
 def qdrant_schema(kind: str) -> models.PayloadSchemaType | models.TextIndexParams:
-    """Return what a server is to index."""
+    """Return the index settings for a server."""
     from qdrant_client import models
 
     if kind == "text":
@@ -98,7 +98,7 @@ def qdrant_schema(kind: str) -> models.PayloadSchemaType | models.TextIndexParam
 
 
 def kinds_of(schema: Mapping[str, Any]) -> dict[str, str]:
-    """Return field path -> kind, as either engine tells it."""
+    """Return field path -> kind from an engine's payload schema."""
     kinds = {path: info.data_type for path, info in schema.items()}
     return {
         path: str(getattr(kind, "value", kind)).rpartition(".")[2].lower()

@@ -1,4 +1,4 @@
-"""Turn what an engine found into a ranking that is the same on every engine."""
+"""Ranking of what an engine found, the same on every engine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from edje_qdrant.types import Candidate, Payload
 
 __all__ = ["SLACK", "TIE", "rank"]
 
-#: Cosines closer than this count as equal: engines add up float32 products in different orders.
+#: Cosines closer than this count as equal: engines sum float32 products in different orders.
 TIE = 1e-6
 
-#: Points to ask an engine for beyond the limit, so that ties across the cut are settled here too.
+#: Points to request beyond the limit, so that ties at the limit are resolved here too.
 SLACK = 16
 
 _score = itemgetter(1)
@@ -22,7 +22,7 @@ _score = itemgetter(1)
 def rank(found: Iterable[tuple[str, float, Payload]], limit: int) -> list[Candidate]:
     """Rank `(id, cosine, payload)`, best first, equal cosines by id, and keep `limit`.
 
-    Cosines within `TIE` of the best of their group are equal; all of the group get the best's.
+    Cosines within `TIE` of the best of their group are equal; all of the group get its value.
     """
     level, tied = math.inf, False
     ranked: list[tuple[float, str, Payload]] = []

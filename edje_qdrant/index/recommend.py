@@ -1,4 +1,4 @@
-"""Points given as examples of what to find, and of what to avoid."""
+"""Positive and negative examples for `VectorIndex.recommend`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edje_qdrant.index.validate import check_ids
 
 __all__ = ["Examples", "Strategy", "average", "check_examples", "example_vectors"]
 
-#: How examples are put together. `average_vector` searches near the positives' average, pushed
+#: How examples are combined. `average_vector` searches near the positives' average, pushed
 #: away from the negatives'; the score is the cosine with that. `best_score` compares each point
 #: with every example: its score is high if the nearest is positive, negative if it is not.
 Strategy: TypeAlias = Literal["average_vector", "best_score"]
@@ -22,13 +22,13 @@ Strategy: TypeAlias = Literal["average_vector", "best_score"]
 _STRATEGIES: tuple[str, ...] = get_args(Strategy)
 _NAMED = 5
 
-# Averages of unit vectors shorter than this are rounding, and have no direction.
+# An average of unit vectors shorter than this is rounding error without a direction.
 _SHORTEST = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Hold ids of examples, each once and in one list only."""
+    """Ids of examples, each once and in one list only."""
 
     positive: list[str]
     negative: list[str]
@@ -40,7 +40,8 @@ def check_examples(
     """Return the examples' ids.
 
     Raises:
-        ConfigError: The strategy is unknown, it lacks an example, one is both, or an id is none.
+        ConfigError: The strategy is unknown or lacks an example, an example is both positive and
+            negative, or an id is not valid.
     """
     if strategy not in _STRATEGIES:
         raise ConfigError(f"strategy is {strategy!r}; give one of {', '.join(_STRATEGIES)}")

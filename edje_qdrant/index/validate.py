@@ -1,4 +1,4 @@
-"""Checks on what callers hand to an index, the same for every engine."""
+"""Checks of an index's arguments, the same for every engine."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = [
     "check_vectors",
 ]
 
-#: What one float of a vector takes as JSON text.
+#: Bytes of one float of a vector as JSON text.
 FLOAT_BYTES = 22
 
-# Of the length of a vector of float32 numbers that was scaled to 1.
+# Rounding error of the length of a float32 vector that was scaled to 1.
 _ROUNDING = 2.0**-22
 
-# What is around a payload where it is set: the operation, and the id.
+# Bytes around a payload in a request that sets it: the operation and the id.
 _OPERATION_BYTES = 200
 _CANONICAL = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NOT_IN_NAMES = frozenset('\0\x1f"*/:<>?\\|')
@@ -46,13 +46,13 @@ _NOT_IN_NAMES = frozenset('\0\x1f"*/:<>?\\|')
 
 @dataclass(frozen=True, slots=True)
 class CheckedPoint:
-    """Hold a point that any engine will take.
+    """A point that every engine accepts.
 
     Attributes:
         id: UUID string, canonical.
         vector: `d` floats, unit length.
         payload: JSON object, a copy of the caller's.
-        nbytes: About what the point takes in a request.
+        nbytes: Approximate bytes of the point in a request.
     """
 
     id: str
@@ -63,11 +63,11 @@ class CheckedPoint:
 
 @dataclass(frozen=True, slots=True)
 class CheckedPayload:
-    """Hold what to set in one point's payload.
+    """Payload keys to set in one point.
 
     Attributes:
         id: UUID string, canonical.
-        payload: JSON object, a copy of the caller's; no value at its top is None.
+        payload: JSON object, a copy of the caller's; no value at the top level is None.
         text: The payload as JSON, the same for equal ones.
     """
 
@@ -77,7 +77,7 @@ class CheckedPayload:
 
     @property
     def nbytes(self) -> int:
-        """Return about what it takes in a request."""
+        """Return the approximate bytes in a request."""
         return len(self.text) + _OPERATION_BYTES
 
 
@@ -126,10 +126,10 @@ def check_limit(limit: int) -> int:
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of the metadata, as JSON would give it back.
+    """Return a copy of the metadata, as JSON returns it.
 
     Raises:
-        ConfigError: It is no JSON object.
+        ConfigError: It is not a JSON object.
     """
     return _json_copy(metadata, "metadata")[0]
 
@@ -138,7 +138,7 @@ def check_name(name: str) -> str:
     """Return a collection's name.
 
     Raises:
-        ConfigError: A Qdrant server would not take it.
+        ConfigError: A Qdrant server would refuse it.
     """
     if name in (".", "..") or not 0 < len(name) <= 255 or _NOT_IN_NAMES & set(name):
         raise ConfigError(
@@ -152,11 +152,11 @@ def check_ids(image_ids: Sequence[str]) -> list[str]:
     """Return the ids, each once, in order.
 
     Raises:
-        ConfigError: One is no UUID in its canonical form.
+        ConfigError: One is not a UUID in canonical form.
     """
     for image_id in image_ids:
         if isinstance(image_id, str) and _CANONICAL.fullmatch(image_id):
-            continue  # every search comes through here, and this is ten times faster
+            continue  # ten times faster than uuid, and every search calls this
         try:
             canonical = str(uuid.UUID(image_id))
         except (ValueError, AttributeError, TypeError) as error:
@@ -169,8 +169,8 @@ def check_ids(image_ids: Sequence[str]) -> list[str]:
 def check_vectors(vectors: NDArray[np.floating[Any]], dim: int) -> NDArray[np.float32]:
     """Return `(n, d)` vectors scaled to unit length.
 
-    Scaling happens here, not in the engines, so that all of them store the same numbers. What is of
-    unit length already, but for rounding, stays as it is to the last bit, and so do copies of it.
+    Scaling happens here, not in the engines, so that all of them store the same numbers. A vector
+    that has unit length already, up to rounding, stays the same to the last bit.
 
     Raises:
         ConfigError: The shape is not `(n, dim)`, a number is not finite, or a vector is zero.
@@ -182,7 +182,7 @@ def check_vectors(vectors: NDArray[np.floating[Any]], dim: int) -> NDArray[np.fl
             f"(n, {dim}) floats: use the model the collection was written with"
         )
     wide = array.astype(np.float64)
-    # Dividing by the greatest number first keeps the squares of very large ones finite.
+    # Dividing by the largest number first keeps the squares of very large ones finite.
     peaks = np.abs(wide).max(axis=1, keepdims=True)
     unfit = np.flatnonzero(~(np.isfinite(peaks) & (peaks > 0)))
     if len(unfit):
@@ -199,7 +199,7 @@ def check_vectors(vectors: NDArray[np.floating[Any]], dim: int) -> NDArray[np.fl
 
 
 def check_points(points: Sequence[Point], dim: int) -> list[CheckedPoint]:
-    """Return the points, ready to be written; of several with one id the last stands.
+    """Return the points, ready to be written; of several with the same id, the last one.
 
     Raises:
         ConfigError: An id, a vector or a payload cannot be stored; names the point.
@@ -226,7 +226,7 @@ def check_payloads(payloads: Mapping[str, Payload]) -> list[CheckedPayload]:
     checked: list[CheckedPayload] = []
     for image_id, payload in payloads.items():
         copy, text = _json_copy(payload, f"the payload of point {image_id}")
-        # The engines take None at the top to mean that the key is to go.
+        # To the engines, None at the top level means that the key is to be removed.
         missing = next((key for key, value in copy.items() if value is None), None)
         if missing is not None:
             raise ConfigError(
@@ -240,7 +240,7 @@ def check_payloads(payloads: Mapping[str, Payload]) -> list[CheckedPayload]:
 
 def _json_copy(data: Mapping[str, Any], what: str) -> tuple[dict[str, Any], bytes]:
     try:
-        # A file name's stray bytes are no valid text: encode fails here, not at a server.
+        # Undecodable bytes of a file name are not valid text: encode fails here, not at a server.
         text = json.dumps(dict(data), allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{what} cannot be written as JSON: {error}") from error

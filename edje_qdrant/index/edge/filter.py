@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 __all__ = ["edge_filter"]
 
-# Degrees of a box, at most, and by which boxes overlap.
+# Degrees of a box, at most, and of the overlap of boxes.
 _BOX_WIDTH = 120.0
 _BOX_HEIGHT = 60.0
 _OVERLAP = 1.0
 
-# Degrees of a polygon, at most; it cannot be cut so easily.
+# Degrees of a polygon, at most; polygons are not split.
 _POLYGON_WIDTH = 359.9
 _POLYGON_HEIGHT = 179.9
 
 
 def edge_filter(filter: Filter | None) -> qdrant_edge.Filter | None:
-    """Return the embedded engine's filter, None for every point.
+    """Convert a filter to Edge's; None for every point.
 
     Raises:
-        ConfigError: It is neither, or holds what cannot be filtered by; names the place.
+        ConfigError: It cannot be filtered by; names the place.
     """
     from qdrant_edge import FieldCondition, Filter, MatchAny
 
@@ -58,23 +58,23 @@ class _Truth:
         return self._value
 
 
-# The engine's binding takes Python's True for the number 1, and NumPy's too before NumPy 2.3, where
+# The engine's binding converts Python's True to the number 1, and NumPy's too before NumPy 2.3, where
 # it has `__index__`. It recognises NumPy's type by name; this one has the name and no `__index__`.
 _EngineBool = type("bool_", (_Truth,), {"__module__": "numpy"})
 
 
 def _edge_value(value: str | int) -> qdrant_edge.MatchValue:
-    """Return the condition that a value is equal."""
+    """Return the condition that a value is equal to another."""
     from qdrant_edge import MatchValue
 
     return MatchValue(_EngineBool(value) if isinstance(value, bool) else value)
 
 
 def _edge_conditions(filter: models.Filter, where: str = "filter") -> qdrant_edge.Filter:
-    """Return the same filter for the embedded engine; `check_conditions` must have passed it.
+    """Convert qdrant-client's filter to Edge's; `check_conditions` must have passed it.
 
     Raises:
-        ConfigError: It holds a condition that this engine lacks; names it.
+        ConfigError: It contains a condition that Edge lacks; names it.
     """
     from qdrant_edge import Filter, MinShould
 
@@ -99,7 +99,7 @@ def _condition(condition: Any, where: str) -> Any:
         return _CONDITIONS[kind](condition, where)
     except ConfigError:
         raise
-    except Exception as error:  # the engine's binding raises what it likes
+    except Exception as error:  # the engine's binding raises various types
         raise ConfigError(
             f"{where} cannot be used by the embedded engine: {error}; mend it, or leave it out"
         ) from error
@@ -109,8 +109,8 @@ def _field(condition: Any, where: str) -> Any:
     from qdrant_edge import FieldCondition, Filter, IsEmptyCondition
 
     if condition.is_empty:
-        # In a field condition the engine asks whether any of a path's values is empty, but whether
-        # all are everywhere else.
+        # In a field condition Edge tests whether any of a path's values is empty; everywhere else,
+        # and on other engines, whether all are.
         return IsEmptyCondition(condition.key)
     kind = next(kind for kind in KINDS if getattr(condition, kind) is not None)
     value = getattr(condition, kind)
@@ -174,7 +174,7 @@ def _range(given: Any) -> Any:
 
 
 def _moment(at: Any) -> str | None:
-    """Return a moment as text; what names no time zone is in UTC, as a server takes it."""
+    """Format a moment; without a time zone it is in UTC, as on a server."""
     if at is None:
         return None
     moment = at if isinstance(at, datetime) else datetime.combine(at, time())
@@ -190,7 +190,7 @@ def _count(given: Any) -> Any:
 
 
 def _boxes(given: Any) -> list[Any]:
-    """Cover a box with smaller ones: with an index, the engine finds little in very large ones."""
+    """Split a box into smaller ones: with an index, Edge misses points in very large ones."""
     from qdrant_edge import GeoBoundingBox, GeoPoint
 
     west, east = given.top_left.lon, given.bottom_right.lon
@@ -205,7 +205,7 @@ def _boxes(given: Any) -> list[Any]:
 
 
 def _parts(start: float, end: float, most: float) -> list[tuple[float, float]]:
-    """Cut a stretch into parts that overlap, as what lies on the rim of a box is not in it."""
+    """Split an interval into overlapping parts, as points on the edge of a box are outside."""
     count = max(1, math.ceil((end - start) / most))
     step = (end - start) / count
     return [
@@ -232,7 +232,7 @@ def _polygon(given: Any) -> Any:
 
 
 def _require_bounded(polygon: Any, where: str) -> None:
-    """Refuse what goes around the world: with an index, the engine finds little in it."""
+    """Refuse a polygon around the world: with an index, Edge misses points in it."""
     lons, lats = ([getattr(p, of) for p in polygon.exterior.points] for of in ("lon", "lat"))
     if max(lons) - min(lons) > _POLYGON_WIDTH or max(lats) - min(lats) > _POLYGON_HEIGHT:
         raise ConfigError(

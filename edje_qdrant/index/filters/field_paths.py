@@ -1,4 +1,4 @@
-"""Names of payload fields, written as the engines read them."""
+"""Paths of payload fields in the syntax of the engines."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = ["TOKENS_KEY", "TOKEN_BYTES", "filter_path", "key_path", "nested_path", "require_text"]
 
-#: The payload's reserved key. `_edje.tokens`, where there is one, is never returned by `search`.
+#: The payload's reserved key. `_edje.tokens`, where there is one, is never returned by `nearest`.
 TOKENS_KEY = "_edje"
 
-#: Where in a payload the token bytes are.
+#: Path of the token bytes in a payload.
 TOKEN_BYTES = f"{TOKENS_KEY}.tokens"
 
-# What the engines read as one name without quotes; in quotes they read all but these two.
+# Names that need no quotes; in quotes, a name may have all characters but these two.
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 _UNQUOTABLE = re.compile(r'["\\]')
 
-# A path as Qdrant writes it: names, plain or in quotes, with places in lists, joined by dots.
+# A path in Qdrant's syntax: names, plain or in quotes, with list indexes, joined by dots.
 _NAME = r'(?:[A-Za-z0-9_-]+|"[^"\\]+")(?:\[\d{0,18}\])*'
 _PATH = re.compile(rf"{_NAME}(?:\.{_NAME})*")
 
 
 def key_path(key: str, what: str) -> str:
-    """Return the path of a top-level key, whose dots and brackets are part of its name.
+    """Return the path of a top-level key; its dots and brackets are part of its name.
 
     Args:
         key: As in the payload.
         what: What the key is, for messages.
 
     Raises:
-        ConfigError: The engines have no way to write it.
+        ConfigError: The engines have no syntax for it.
     """
     if not isinstance(key, str):
         raise ConfigError(f"{what} {key!r} is a {type(key).__name__}; give the field's name")
@@ -44,15 +44,15 @@ def key_path(key: str, what: str) -> str:
 
 
 def nested_path(key: str, what: str) -> str:
-    """Return the path of a field, whose dots part a nested field from the object it is in.
+    """Return the path of a field; its dots separate a nested field from its object.
 
     Args:
         key: Names joined by dots.
         what: What the key is, for messages.
 
     Raises:
-        ConfigError: It is the reserved key, has an empty name or a bracket in it, or is one the
-            engines have no way to write.
+        ConfigError: It is the reserved key, contains an empty name or a bracket, or the engines
+            have no syntax for it.
     """
     key_path(key, what)
     names = key.split(".")
@@ -74,7 +74,7 @@ def nested_path(key: str, what: str) -> str:
 
 
 def filter_path(key: str, what: str, *, reserved: bool = True) -> str:
-    """Return a path in Qdrant's own writing, `object.name`, `list[].name` or `"a name"`.
+    """Check a path in Qdrant's syntax: `object.name`, `list[].name` or `"a name"`.
 
     Args:
         key: The path.
@@ -82,7 +82,7 @@ def filter_path(key: str, what: str, *, reserved: bool = True) -> str:
         reserved: Whether it starts at the payload's top, where one key is reserved.
 
     Raises:
-        ConfigError: It is no path, or starts with the reserved key.
+        ConfigError: It is not a path, or starts with the reserved key.
     """
     require_text(key, what)
     if not _PATH.fullmatch(key):
@@ -100,7 +100,7 @@ def filter_path(key: str, what: str, *, reserved: bool = True) -> str:
 
 
 def require_text(value: str, where: str) -> None:
-    """Check that a text can be sent, which a file name's stray bytes cannot.
+    """Check that a text can be encoded as UTF-8; a file name's undecodable bytes cannot.
 
     Raises:
         ConfigError: It cannot.

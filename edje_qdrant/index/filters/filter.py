@@ -1,4 +1,4 @@
-"""Which points: a plain dict or the client's own filter, turned into what each engine takes."""
+"""Filters: a plain dict, or qdrant-client's own filter."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 __all__ = ["Filter", "check_filter", "given_filter", "qdrant_filter", "require_filter"]
 
 #: Payload field -> the value it must equal, or a list of which it must equal any; all keys must
-#: hold. Dots name nested fields: `{"album": "2024", "camera.year": [2023, 2024], "ok": True}`.
-#: Values are str, int or bool, and none of them equals one of another type: 1 is neither True nor
-#: 1.0. A field that holds a list equals what any of its items equals. `{}` means every point.
+#: match. Dots name nested fields: `{"album": "2024", "camera.year": [2023, 2024], "ok": True}`.
+#: Values are str, int or bool, and never equal a value of another type: 1 is neither True nor
+#: 1.0. A field that holds a list matches if any of its items does. `{}` means every point.
 #: For anything else (ranges, places, words, or, not) give a `qdrant_client.models.Filter`.
 Filter: TypeAlias = "Mapping[str, Any] | models.Filter"
 
-# What one condition of an engine can compare with: one value, or several of one type.
+# What one condition of an engine compares with: one value, or several of one type.
 _Match: TypeAlias = "str | int | list[str] | list[int]"
 
 
 def check_filter(filter: Filter | None) -> dict[str, list[_Match]]:
-    """Return field path -> what it is to be compared with, of which any must hold; for a dict.
+    """Return field path -> comparisons, of which any must hold, for a dict or None.
 
     Raises:
-        ConfigError: It is no dict, or a key or a value cannot be filtered by; names the key.
+        ConfigError: It is not a dict, or a key or a value cannot be filtered by; names the key.
     """
     if filter is None:
         return {}
@@ -44,7 +44,7 @@ def check_filter(filter: Filter | None) -> dict[str, list[_Match]]:
 
 
 def require_filter(filter: Filter | None) -> None:
-    """Check that a filter leaves some points out, as far as can be told.
+    """Check that a filter has a condition, so that it need not match every point.
 
     Raises:
         ConfigError: It is None or empty.
@@ -61,10 +61,10 @@ def require_filter(filter: Filter | None) -> None:
 
 
 def qdrant_filter(filter: Filter | None) -> models.Filter | None:
-    """Return the client's filter, None for every point.
+    """Convert a filter to qdrant-client's; None for every point.
 
     Raises:
-        ConfigError: It is neither, or holds what cannot be filtered by; names the place.
+        ConfigError: It cannot be filtered by; names the place.
     """
     from qdrant_client.models import FieldCondition, Filter, MatchAny, MatchValue
 
@@ -84,10 +84,10 @@ def qdrant_filter(filter: Filter | None) -> models.Filter | None:
 
 
 def given_filter(filter: Filter | None) -> models.Filter | None:
-    """Return the client's filter, checked, if it is one.
+    """Check qdrant-client's own filter and return it; None for any other.
 
     Raises:
-        ConfigError: It holds what cannot be filtered by; names the place.
+        ConfigError: It contains what cannot be filtered by; names the place.
     """
     if not _is_given(filter):
         return None
@@ -97,14 +97,14 @@ def given_filter(filter: Filter | None) -> models.Filter | None:
 
 def _is_given(filter: Filter | None) -> TypeGuard[models.Filter]:
     if filter is None or isinstance(filter, Mapping):
-        return False  # most are; whoever has a filter of the client's has loaded it already
+        return False  # without importing qdrant-client, which takes long
     from qdrant_client import models
 
     return isinstance(filter, models.Filter)
 
 
 def _matches(key: str, value: Any) -> list[_Match]:
-    """Sort the values by type, as an engine compares with a list of one type only."""
+    """Group the values by type, as an engine compares with a list of one type only."""
     values = [*value] if isinstance(value, list | tuple) else [value]
     if not values:
         raise ConfigError(

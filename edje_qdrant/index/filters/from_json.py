@@ -1,4 +1,4 @@
-"""Read a filter in Qdrant's own JSON, as it comes over a network."""
+"""Filters in Qdrant's own JSON, from a request."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _DEEPEST = 16
 
 
 def filter_from_json(value: Mapping[str, Any]) -> models.Filter:
-    """Return the filter that a JSON object says, as in `{"must": [{"key": "page", ...}]}`.
+    """Parse a filter from a JSON object such as `{"must": [{"key": "page", ...}]}`.
 
     Raises:
-        ConfigError: It says none, or is nested too deep; names the first place that is wrong.
+        ConfigError: It is not a filter, or is nested too deep; names the first invalid place.
     """
     from pydantic import ValidationError
     from qdrant_client import models

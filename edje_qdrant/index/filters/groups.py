@@ -1,4 +1,4 @@
-"""Fields that group images: their values, and filters that leave groups out."""
+"""Fields that group images: their values, and filters that exclude groups."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["beyond_groups", "check_group_field", "field_value", "is_group"]
 
 
 def check_group_field(field: str) -> str:
-    """Return a field that can group images, a name or names joined by dots.
+    """Check the name of a field that groups images; dots name nested fields.
 
     Raises:
-        ConfigError: It is no such name, or the reserved key.
+        ConfigError: It is not a valid name, or the reserved key.
     """
     nested_path(field, "group_by")
     return field
 
 
 def field_value(payload: Mapping[str, Any], field: str) -> Any:
-    """Return a payload's value of a field, dots parting nested ones; None where there is none."""
+    """Return a payload's value of a field; None if there is none. Dots name nested fields."""
     value: Any = payload
     for name in field.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -33,14 +33,14 @@ def field_value(payload: Mapping[str, Any], field: str) -> Any:
 
 
 def is_group(value: Any) -> TypeGuard[str | int]:
-    """Return whether the engines can compare with a value: text, whole numbers, true and false."""
+    """Return whether the engines can compare with a value: text, a whole number or a bool."""
     return isinstance(value, str | int)
 
 
 def beyond_groups(
     filter: Filter | None, field: str, groups: Sequence[str | int], seen: Sequence[str]
 ) -> models.Filter:
-    """Return a filter that lets through what `filter` does, less some groups and some images.
+    """Return a filter that matches what `filter` does, without some groups and some images.
 
     Raises:
         ConfigError: The filter or the field cannot be used.

@@ -29,7 +29,7 @@ _ValueTest: TypeAlias = Callable[[Any], bool]
 
 _STEP = re.compile(r'"([^"]+)"|([A-Za-z0-9_-]+)|\[(\d*)\]')
 _WORD = re.compile(r"[^\W_]+")
-# What Qdrant reads as a moment: a date, or with hours and minutes, and perhaps seconds and a zone.
+# A moment as Qdrant reads it: a date, optionally with hours and minutes, seconds and a zone.
 _MOMENT = re.compile(
     r"\s*(\d{4}-\d\d?-\d\d?)(?:[Tt ](\d\d?:\d\d?)"
     r"(?:(:\d\d?)(\.\d+)?( UTC| ?(?:[Zz]|[+-]\d\d(?::?\d\d)?))?)?)?"
@@ -240,7 +240,7 @@ def _in_utc(at: date) -> datetime:
 
 
 def _moment(text: str) -> datetime | None:
-    """Parse what Qdrant reads as a moment."""
+    """Parse a moment in one of Qdrant's formats."""
     found = _MOMENT.fullmatch(text)
     if found is None:
         return None

@@ -1,7 +1,7 @@
-"""Checks on a filter in the words of Qdrant's client, the same for every engine.
+"""Checks of qdrant-client's filters, the same for every engine.
 
-What the engines would read in different ways, or would drop without a word, is refused here: a
-condition that asks two things, a range without a bound, a number that is not finite.
+Refuses what the engines interpret differently or ignore silently: a condition with two tests, a
+range without a bound, a number that is not finite.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "check_conditions", "clauses", "has_condition"]
 
-#: What a condition on a field may ask, one at a time.
+#: Tests of a condition on a field, of which it has exactly one.
 KINDS = (
     "match",
     "range",
@@ -43,15 +43,15 @@ _MATCHES = {
 }
 _BOUNDS = ("gte", "gt", "lte", "lt")
 
-# Filters in filters; a server reads JSON four times as deep, and Python recurses into them here.
+# Depth of nested filters. A server reads JSON four times as deep; this code recurses into them.
 _DEEPEST = 32
 
-# A ring's corners: three, and the first again.
+# Points of a closed ring, at least: three corners, and the first again.
 _RING = 4
 
 
 def clauses(filter: models.Filter, where: str) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
-    """Yield the name of each clause, and its conditions with where in the filter each is."""
+    """Yield the name of each clause, and its conditions with the place of each in the filter."""
     for name in ("must", "should", "must_not", "min_should"):
         clause = getattr(filter, name)
         if clause is None:
@@ -62,7 +62,7 @@ def clauses(filter: models.Filter, where: str) -> Iterator[tuple[str, list[tuple
 
 
 def has_condition(filter: models.Filter) -> bool:
-    """Return whether the filter holds a condition, however deep."""
+    """Return whether the filter contains a condition, at any depth."""
     return any(
         type(condition).__name__ != "Filter" or has_condition(condition)
         for _, conditions in clauses(filter, "")
@@ -73,15 +73,15 @@ def has_condition(filter: models.Filter) -> bool:
 def check_conditions(
     filter: models.Filter, where: str = "filter", *, in_element: bool = False
 ) -> None:
-    """Check that every engine takes the filter, and reads it as the others do.
+    """Check that every engine accepts the filter and interprets it alike.
 
     Args:
         filter: What to check.
-        where: What messages call it.
-        in_element: Whether it speaks of a list's elements, not of points.
+        where: Its name in messages.
+        in_element: Whether it is about a list's elements, not about points.
 
     Raises:
-        ConfigError: It names the reserved key, or holds what cannot be filtered by; names the
+        ConfigError: It names the reserved key, or contains what cannot be filtered by; names the
             condition.
     """
     if where.count("[") > _DEEPEST:
@@ -184,7 +184,7 @@ def _check_polygon(polygon: Any, where: str) -> None:
 
 
 def _check_corner(point: Any, where: str) -> None:
-    if not (-180 <= point.lon <= 180 and -90 <= point.lat <= 90):  # what is no number fails too
+    if not (-180 <= point.lon <= 180 and -90 <= point.lat <= 90):  # NaN fails too
         raise ConfigError(
             f"{where} is lon {point.lon}, lat {point.lat}; lon goes from -180 to 180, lat from "
             "-90 to 90"
@@ -192,7 +192,9 @@ def _check_corner(point: Any, where: str) -> None:
 
 
 def _check_number(number: float, where: str) -> None:
-    if not math.isfinite(number):  # a server would be sent null, and drop the bound
+    if not math.isfinite(
+        number
+    ):  # JSON has no such number: a server would get null and ignore the bound
         raise ConfigError(f"{where} is {number}; give a finite number, or leave it out")
 
 

@@ -1,4 +1,4 @@
-"""Calls to Qdrant: which client to use, when to try again, and what its errors mean."""
+"""Connection to Qdrant: clients, retries, and translation of errors."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ _HTTP_OF_GRPC = {
 }
 _LONGEST_PAUSE = 30.0
 
-# When the call under way is of no use any more, in seconds of time.monotonic; one for each thread.
-_end: ContextVar[float] = ContextVar("end", default=math.inf)
+# Deadline of the current call, in seconds of time.monotonic; one per thread or task.
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 @dataclass(frozen=True, slots=True)
 class QdrantOptions:
-    """Say how to reach a Qdrant server; the first three do not apply to a client passed in.
+    """How to reach a Qdrant server; the first three do not apply to a client passed in.
 
     Attributes:
         api_key: Sent with every request.
         prefer_grpc: Use gRPC (port 6334), which is faster for large batches.
-        timeout: Seconds to wait for one answer.
+        timeout: Seconds to wait for each response.
         batch_size: Points in one request, at most; a request also stays below 16 MB.
-        retries: Times to try again when the server is away, slow or overloaded.
-        backoff: Seconds before the first retry; doubled for each further one, give or take half.
+        retries: Times to retry when the server is unreachable, slow or overloaded.
+        backoff: Seconds before the first retry; doubled for each further one, plus or minus half.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -73,11 +73,11 @@ class QdrantOptions:
 
 
 class Connection:
-    """Hold a client and pass calls through it.
+    """A client, with retries and translated errors.
 
     Attributes:
-        client: The client itself.
-        address: What errors call it.
+        client: The client.
+        address: Its name in errors.
         is_local: Whether it keeps its data in this process (`:memory:`).
     """
 
@@ -96,14 +96,14 @@ class Connection:
         self.is_local = given["location"] == ":memory:" or given["path"] is not None
         places = (given[key] for key in ("url", "host", "location", "path"))
         self.address: str = next((place for place in places if place), "localhost")
-        # The client's local mode changes arrays in place, so readers must wait for writers.
-        self._turn = RLock() if self.is_local else nullcontext()
+        # The client's local mode changes arrays in place, so calls must not run at the same time.
+        self._lock = RLock() if self.is_local else nullcontext()
 
     def call(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a method of the client about the collection `name`; try again where that may help.
+        """Call a method of the client for the collection `name`; retry if that may help.
 
         Raises:
-            EngineUnavailableError: The server did not answer, or was overloaded, to the last try.
+            EngineUnavailableError: The server did not respond, or was overloaded, at every try.
             CollectionNotFoundError: It has no such collection.
             ConfigError: It refused the request or the API key.
             StoreError: The connection is closed, or the server failed.
@@ -112,14 +112,14 @@ class Connection:
         tries = 0
         while True:
             try:
-                with self._turn:
+                with self._lock:
                     return function(*args, **kwargs)
-            except Exception as error:  # noqa: PERF203 - trying again takes a loop
+            except Exception as error:  # noqa: PERF203 - retries need a loop
                 time.sleep(self._until_next_try(name, error, tries))
                 tries += 1
 
     async def call_async(self, name: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Await a method of the asynchronous client, as `call` does with the other's.
+        """Await a method of the asynchronous client; otherwise like `call`.
 
         Raises:
             EngineUnavailableError: As `call`.
@@ -135,34 +135,34 @@ class Connection:
         while True:
             try:
                 return await getattr(self._async[loop], method)(*args, **kwargs)
-            except Exception as error:  # noqa: PERF203 - trying again takes a loop
+            except Exception as error:  # noqa: PERF203 - retries need a loop
                 await asyncio.sleep(self._until_next_try(name, error, tries))
                 tries += 1
 
     @contextmanager
     def within(self, seconds: float | None) -> Iterator[dict[str, int]]:
-        """Try no more, inside, once these seconds are over; yield what tells the server so.
+        """Limit the time of the calls inside; yield the arguments that tell the server.
 
-        The server and the client count in whole seconds, so a call under way may take one more.
+        The server and the client count in whole seconds, so a running call may take one more.
 
         Args:
-            seconds: From now; None for no end.
+            seconds: From now; None for no limit.
         """
         if seconds is None or self.is_local:
             yield {}
             return
-        token = _end.set(time.monotonic() + seconds)
+        token = _deadline.set(time.monotonic() + seconds)
         try:
             yield {"timeout": max(1, math.ceil(seconds))}
         finally:
-            _end.reset(token)
+            _deadline.reset(token)
 
     def pause(self, tries: int, least: float = 0) -> None:
-        """Wait before another try: longer each time, spread so that clients do not march.
+        """Wait before another try: longer each time, and for a random part of it.
 
         Args:
-            tries: How many tries there were before the one that was in vain.
-            least: Seconds to wait at least; 30 is the most.
+            tries: Failed tries before the last one.
+            least: Seconds to wait at least; the maximum is 30.
         """
         time.sleep(self._pause(tries, least))
 
@@ -176,7 +176,7 @@ class Connection:
             raise StoreError(f"the collection {name!r} at {self.address} is closed; open it again")
 
     def known(self) -> tuple[str, ...]:
-        """Return the names of the collections there, none where it cannot be asked."""
+        """Return the names of the collections there; none if the server does not respond."""
         try:
             return tuple(sorted(c.name for c in self.client.get_collections().collections))
         except Exception:
@@ -196,13 +196,13 @@ class Connection:
         """Return the seconds to wait before another try.
 
         Raises:
-            EngineUnavailableError: There is none left, or no time for one.
+            EngineUnavailableError: No try is left, or no time for one.
             EdjeError: Another try would not help.
         """
         if not _is_transient(error):
             raise self._translate(name, error) from error
         seconds = self._pause(tries, float(getattr(error, "retry_after_s", 0)))
-        late = time.monotonic() + seconds > _end.get()
+        late = time.monotonic() + seconds > _deadline.get()
         if late or tries == self._options.retries:
             raise EngineUnavailableError(
                 f"no answer from Qdrant at {self.address} after {tries + 1} tries"
@@ -218,7 +218,7 @@ class Connection:
 
         given = {**self.client.init_options}
         given.update(given.pop("kwargs", None) or {})
-        given["check_compatibility"] = False  # the other client has done so, if anyone wants it
+        given["check_compatibility"] = False  # the other client has done so if wanted
         return AsyncQdrantClient(**given)
 
     def _translate(self, name: str, error: Exception) -> Exception:
@@ -255,7 +255,7 @@ def _connect(location: str, options: QdrantOptions) -> QdrantClient:
             api_key=options.api_key,
             prefer_grpc=options.prefer_grpc,
             timeout=options.timeout,
-            check_compatibility=False,  # it warns from a thread; open() checks what matters
+            check_compatibility=False,  # it warns from a thread; `open` checks what is needed
         )
     except ValueError as error:
         raise ConfigError(f"location {location!r} is no address: {error}; {_LOCATIONS}") from error
@@ -281,6 +281,6 @@ def _grpc_code(error: Exception) -> str:
 
 
 def _words(error: Exception) -> str:
-    details = getattr(error, "details", None)  # gRPC's own text runs over many lines
+    details = getattr(error, "details", None)  # gRPC's own text has many lines
     text = str(details() if callable(details) else error) or type(error).__name__
     return " ".join(text.split())

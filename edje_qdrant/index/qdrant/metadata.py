@@ -1,4 +1,4 @@
-"""What is kept with a collection on a Qdrant server: its settings and our metadata."""
+"""Settings and metadata of a collection on a Qdrant server."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from edje_qdrant.index.qdrant.settings import QdrantSettings, as_request, oversa
 
 __all__ = ["Found", "as_metadata", "new_settings", "read_settings", "require_absent", "was_made"]
 
-# The key of Qdrant's collection metadata that holds ours. Qdrant merges new metadata into the old
-# by its top-level keys, and replaces the value of each whole: under a key of its own, ours is
-# replaced in one step and leaves nothing of the old behind.
+# The key of this package's metadata in Qdrant's. Qdrant merges new metadata into the old by
+# top-level keys and replaces each value whole: under one key, the metadata is replaced atomically
+# and completely.
 _METADATA_KEY = "edje_qdrant"
 
 
 class Found(NamedTuple):
-    """Hold what a server says of a collection.
+    """A collection as a server describes it.
 
     Attributes:
-        dim: How wide its vectors are.
-        metadata: Ours.
-        oversampling: How many more candidates to take where vectors are quantized; else None.
+        dim: Width of its vectors.
+        metadata: This package's metadata.
+        oversampling: Candidates for each wanted point if vectors are quantized; else None.
     """
 
     dim: int
@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
 
 def as_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return our metadata as Qdrant is to keep it."""
+    """Return metadata as Qdrant stores it."""
     return {_METADATA_KEY: metadata}
 
 
@@ -57,7 +57,7 @@ def read_settings(connection: Connection, name: str) -> Found:
     """Return width, metadata and oversampling of a collection.
 
     Raises:
-        StoreError: It is not ours.
+        StoreError: This package did not create it.
     """
     from qdrant_client import models
 

@@ -1,4 +1,4 @@
-"""How a Qdrant server is to keep a collection: shards, replicas, what is on disk, quantization."""
+"""Settings of a collection on a Qdrant server: shards, replicas, disk, quantization."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ if TYPE_CHECKING:
 
 __all__ = ["QdrantSettings", "Quantization", "as_request", "check_settings", "oversampling_of"]
 
-#: What a search reads in place of the vectors, 4 bytes a number: `int8` takes 1 byte a number,
-#: `binary` 1 bit, and `product-x4` to `product-x64` a 4th to a 64th of the vectors' bytes.
+#: What a search reads in place of the vectors, which have 4 bytes per number: `int8` has 1 byte per
+#: number, `binary` 1 bit, `product-x4` to `product-x64` a 4th to a 64th of the vectors' bytes.
 Quantization: TypeAlias = Literal[
     "int8", "binary", "product-x4", "product-x8", "product-x16", "product-x32", "product-x64"
 ]
 
 _PRODUCT = "product-"
 
-# Candidates that a search takes by their quantized vectors for each one wanted, before it compares
-# the vectors themselves: the more, the coarser the quantization; benchmarks/quantization.py shows
-# what each finds. A query is text and what is searched are images: harder than usual.
+# Candidates that a search takes by their quantized vectors for each one wanted, before it rescores
+# by the original vectors: more for coarser quantization; benchmarks/quantization.py measures the
+# recall of each. Text queries on images need more than usual.
 _OVERSAMPLING = {"scalar": 2.0, "binary": 4.0, "product": 4.0}
 
 
 @dataclass(frozen=True, slots=True)
 class QdrantSettings:
-    """Say how a Qdrant server is to keep a new collection; None leaves it to the server.
+    """How a Qdrant server stores a new collection; None leaves a setting to the server.
 
     Attributes:
-        shards: Parts that the images are spread over; fixed once the collection is there. A
-            multiple of the number of nodes, so that all do the same work.
+        shards: Parts that the images are spread over; cannot be changed later. Use a multiple of
+            the number of nodes, so that all do the same work.
         replicas: Copies of each shard, on as many nodes.
-        write_consistency: Copies that must have a write before it counts; at most `replicas`.
-        payload_on_disk: Read payloads, and tokens with them, from disk where they are needed.
-        vectors_on_disk: Read vectors from disk; the page cache holds what there is room for.
-        quantization: What a search reads in place of the vectors; the best it finds are compared
-            by the vectors themselves.
-        quantized_in_memory: Keep what quantization makes in memory, wherever the vectors are.
+        write_consistency: Copies that must confirm a write; at most `replicas`.
+        payload_on_disk: Read payloads, and tokens in them, from disk when needed.
+        vectors_on_disk: Read vectors from disk; the page cache holds as many as fit.
+        quantization: What a search reads in place of the vectors; the best candidates are
+            rescored by the original vectors.
+        quantized_in_memory: Keep quantized vectors in memory, even if vectors are on disk.
 
     Raises:
-        ConfigError: A value cannot be used, or two do not fit each other.
+        ConfigError: A value is invalid, or two contradict each other.
     """
 
     shards: int | None = None
@@ -74,10 +74,10 @@ class QdrantSettings:
 
 
 def check_settings(settings: QdrantSettings | None, *, folder: bool) -> None:
-    """Check that there is a server for the settings to be about; in memory they change nothing.
+    """Check that settings are given only for a server; in memory they have no effect.
 
     Raises:
-        ConfigError: The place is a folder, or these are no settings.
+        ConfigError: The place is a folder, or these are not settings.
     """
     if settings is not None and not isinstance(settings, QdrantSettings):
         raise ConfigError(f"qdrant is a {type(settings).__name__}; give QdrantSettings(...)")
@@ -92,10 +92,10 @@ def check_settings(settings: QdrantSettings | None, *, folder: bool) -> None:
 
 
 def as_request(settings: QdrantSettings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what `create_collection` is told: about the vectors, and about the collection.
+    """Return the arguments of `create_collection`: of the vectors, and of the collection.
 
-    Only what is set is in it. `always_ram` and `on_disk` have newer names, which servers of the
-    versions that this package works with do not all know.
+    Only settings that are not None. `always_ram` and `on_disk` have newer names, which not all
+    supported versions of the server know.
     """
     told = {
         "shard_number": settings.shards,
@@ -109,7 +109,7 @@ def as_request(settings: QdrantSettings) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def oversampling_of(config: models.QuantizationConfig | None) -> float | None:
-    """Return how many more candidates to take by quantized vectors; None without quantization."""
+    """Return the candidates for each wanted point; None without quantization."""
     for kind, more in _OVERSAMPLING.items():
         if hasattr(config, kind):
             return more
