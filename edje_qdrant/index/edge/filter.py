@@ -58,7 +58,7 @@ class _Truth:
         return self._value
 
 
-# The engine's binding converts Python's True to the number 1, and NumPy's too before NumPy 2.3, where
+# The engine's binding converts Python's True to 1, and NumPy's too before NumPy 2.3, where
 # it has `__index__`. It recognises NumPy's type by name; this one has the name and no `__index__`.
 _EngineBool = type("bool_", (_Truth,), {"__module__": "numpy"})
 
