@@ -3,8 +3,8 @@
     python benchmarks/ablation.py --work runs/demo --out docs/results/ablation.json [VARIANT ...]
 
 All variants share the bundled model's encoder, the drawn scenes, the seed and the number of steps;
-each changes one setting. A variant that is in the result file already, trained for as many steps,
-is left out; so a run that was stopped goes on. What is printed is a table of all that is there.
+each changes one setting. A variant that is in the result file already, with the same number of
+steps, is skipped, so that an interrupted run can be continued. Prints a table of all results.
 
 Training scenes are drawn and encoded once into WORK (7 GB). Held-out scenes are the demo's: 1,000
 images, one caption each, 50 candidates, measured as `edje-qdrant eval --in-memory` does.
@@ -44,7 +44,7 @@ VARIANTS = {
     "local": replace(PLAIN, adapter="local"),
     "no masked words": replace(PLAIN, objectives=replace(OBJECTIVES, words=0.0), words_alone=0.0),
     "no text recovery": replace(PLAIN, objectives=replace(OBJECTIVES, recovery=0.0)),
-    # Contradictions go with hard negatives, so neither is there.
+    # Contradictions belong to the hard negatives, so this variant has neither.
     "random negatives alone": replace(PLAIN, random_pairs=2.0),
     "no contradictions": replace(PLAIN, contradictions=0),
     "distilled from local": replace(PLAIN, objectives=replace(OBJECTIVES, distillation=1.0)),
@@ -63,7 +63,7 @@ def main() -> None:
         if key in {(run["variant"], run["steps"], run["seed"]) for run in _read(options.out)}:
             continue
         run = _train_and_measure(name, options, gallery, device)
-        # Read again: another of these may have written meanwhile.
+        # Read again: another process may have written results since.
         _write(options.out, [*_read(options.out), run])
         print(_table(_read(options.out)), flush=True)
     print(_table(_read(options.out)))
@@ -90,7 +90,7 @@ def _train_and_measure(
         if not (work / shared).exists():
             (work / shared).symlink_to((options.work / shared).resolve())
     model, figures = train_joint(
-        encoder, work, steps=options.steps, num_scenes=options.pictures, seed=options.seed,
+        encoder, work, steps=options.steps, num_scenes=options.images, seed=options.seed,
         device=device, settings=settings, teacher=teacher,
     )  # fmt: skip
     model.save_pretrained(work / "model", dtype=torch.float16)
@@ -170,7 +170,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/demo"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/ablation.json"))
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--images", "--pictures", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()

@@ -1,12 +1,11 @@
-"""Compare 32 clients that search at the same time, merged by `SearchBatcher`, with a batch.
+"""Compare concurrent clients, whose searches `SearchBatcher` merges, with one batch of searches.
 
     python benchmarks/concurrency.py [--clients 32] [--rounds 4] [--out concurrency.json]
 
 The bundled model, 300 drawn scenes in the embedded engine, 20 candidates a search. `offline` is
-`search_batch` of as many texts as there are clients; `merged` are threads that each search, wait
-for the answer and search again, through a `SearchBatcher`; `alone` is one search after another. The
-three take turns, a round each, and the ratios are the medians over rounds, so that other work on
-the machine meets all alike.
+`search_batch` with one text for each client; `merged` are threads that each search repeatedly
+through a `SearchBatcher`; `alone` is one search after another. The three alternate in rounds, and
+the ratios are medians over rounds, so that other work on the machine affects all of them equally.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from demo_world import conditions, demo_collection
 
 from edje_qdrant import EDJEModel, SearchBatcher, TwoStageRetriever
 
-PICTURES, CANDIDATES, EACH = 300, 20, 3
+IMAGES, CANDIDATES, EACH = 300, 20, 3
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = EDJEModel.from_pretrained("demo", device="cpu")
     with tempfile.TemporaryDirectory() as folder:
-        collection, captions = demo_collection(Path(folder), model, PICTURES)
+        collection, captions = demo_collection(Path(folder), model, IMAGES)
         with TwoStageRetriever(collection, model) as retriever:
             report = _measure(retriever, captions, options)
     if options.out:
@@ -73,7 +72,7 @@ def _measure(
                 retriever.search(texts[0], num_candidates=CANDIDATES)
 
         for call in (merged, offline):
-            call()  # threads are started, caches filled
+            call()  # warm-up
         for _ in range(options.rounds):
             for name, call, count in (
                 ("offline", offline, clients * EACH),
@@ -86,7 +85,7 @@ def _measure(
     return {
         "clients": clients,
         "candidates": CANDIDATES,
-        "pictures": PICTURES,
+        "pictures": IMAGES,
         "rounds": options.rounds,
         **conditions(),
         "searches_per_second": {

@@ -1,4 +1,4 @@
-"""What several benchmarks share: drawn scenes and captions, an untrained model, the machine."""
+"""Helpers shared by the benchmarks: drawn scenes with captions, an untrained model, conditions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ BATCH = 50
 
 
 def demo_collection(
-    folder: Path, model: EDJEModel, pictures: int, **options: Any
+    folder: Path, model: EDJEModel, images: int, **options: Any
 ) -> tuple[ImageCollection, list[str]]:
     """Make a collection of held-out scenes; return it and a caption of each."""
-    scenes = list(draw_scenes("test", 0, pictures))
+    scenes = list(draw_scenes("test", 0, images))
     collection = ImageCollection.create(folder, "images", model.contract(), **options)
-    for start in range(0, pictures, BATCH):
-        part = range(start, min(start + BATCH, pictures))
+    for start in range(0, images, BATCH):
+        part = range(start, min(start + BATCH, images))
         ids = [f"00000000-0000-4000-8000-{number:012d}" for number in part]
         payloads = [
             {"path": f"/pictures/scene-{n:04d}.png", "width": 256, "height": 256} for n in part

@@ -1,4 +1,4 @@
-"""Show what grows with a collection: latency, opening, memory, bytes.
+"""Measure latency, opening time, memory and disk size of collections of increasing size.
 
     python benchmarks/growth.py [--sizes 10000 100000] [--out docs/results/growth.json]
         [--plot docs/results/growth.png] [--keep FOLDER]
@@ -295,7 +295,7 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("pictures")
+        axes.set_xlabel("images")
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -1,7 +1,7 @@
-"""Measure where heat lies, in held-out demo scenes, which know where each of their objects is.
+"""Measure how well heat maps locate objects in held-out demo scenes, whose positions are known.
 
     python benchmarks/heat_maps.py --out docs/results/heat_maps.json \
-        --picture docs/results/heat_map.png
+        --image docs/results/heat_map.png
 
 Each scene is asked one phrase ("a red star") that names one of its two to four objects; the first
 scenes are asked a caption as well, each of whose words is measured against the object that it
@@ -51,15 +51,15 @@ def main() -> None:
     source = (scene for scene in draw_scenes("test", SEED) if unmistakable(scene))
     for number in range(options.scenes):
         scene = next(source)
-        picture, item = draw(scene), scene.objects[rng.integers(len(scene.objects))]
-        explanation = explain_match(model, phrase(item), picture)
+        image, item = draw(scene), scene.objects[rng.integers(len(scene.objects))]
+        explanation = explain_match(model, phrase(item), image)
         found["phrase", "explain_match"].append(aim(explanation.heat, scene, [item]))
-        for name, heat in others.heats(phrase(item), picture, explanation.tokens).items():
+        for name, heat in others.heats(phrase(item), image, explanation.tokens).items():
             found["phrase", name].append(aim(heat, scene, [item]))
         if number >= options.captions:
             continue
         caption = describe(scene, rng)
-        explanation = explain_match(model, caption.text, picture)
+        explanation = explain_match(model, caption.text, image)
         named = mentioned(caption, scene)
         found["caption", "explain_match"].append(aim(explanation.heat, scene, named))
         kinds = dict.fromkeys(range(len(explanation.words)), "other")
@@ -90,8 +90,8 @@ def main() -> None:
     print("mean weights of words, nats:", report["mean_word_weights"])
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if options.picture:
-        _draw_example(model, options.picture)
+    if options.image:
+        _draw_example(model, options.image)
 
 
 class OtherWays:
@@ -106,11 +106,11 @@ class OtherWays:
             lambda _module, _inputs, output: self._attention.append(output[1])
         )
 
-    def heats(self, text: str, picture: Image.Image, by_token: np.ndarray) -> dict[str, np.ndarray]:
+    def heats(self, text: str, image: Image.Image, by_token: np.ndarray) -> dict[str, np.ndarray]:
         """Return `(h, w)` by the name of each way; `by_token` is what `explain_match` found."""
         model, ids = self._model, self._model.tokenize([text])
         with gradients(model):
-            vision_tokens = model.encoder.encode_pixels(model.preprocess([picture]))[1].detach()
+            vision_tokens = model.encoder.encode_pixels(model.preprocess([image]))[1].detach()
             looks = model.adapter.attention_weights(vision_tokens)[0]  # (m, n)
             tokens = model.adapter(vision_tokens).detach().requires_grad_()  # (1, m, d)
             m = tokens.shape[1]
@@ -147,8 +147,8 @@ def _row(asked: str, way: str, aims: Sequence[Aim]) -> dict[str, Any]:
 def _draw_example(model: EDJEModel, path: Path) -> None:
     """Draw the fifth of the demo's scenes."""
     *_, scene = draw_scenes("test", SEED, 5)
-    picture = draw(scene)
-    sheet = draw_explanation(picture, explain_match(model, EXAMPLE, picture))
+    image = draw(scene)
+    sheet = draw_explanation(image, explain_match(model, EXAMPLE, image))
     sheet.save(path, optimize=True)
 
 
@@ -157,7 +157,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=400, help="scenes asked a phrase")
     parser.add_argument("--captions", type=int, default=120, help="of which asked a caption too")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--picture", type=Path, help="PNG of one explanation to write")
+    parser.add_argument("--image", "--picture", type=Path, help="PNG of one explanation to write")
     return parser.parse_args()
 
 

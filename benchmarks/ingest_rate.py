@@ -1,13 +1,13 @@
-"""Compare `ingest_images` with encoding alone, in one run.
+"""Compare the speed of `ingest_images` with that of the encoder alone.
 
-    python benchmarks/ingest_rate.py [--model base] [--pictures 32] [--batch-size 8] [--rounds 3]
+    python benchmarks/ingest_rate.py [--model base] [--images 32] [--batch-size 8] [--rounds 3]
         [--out docs/results/ingest_rate_base.json]
 
 Drawn scenes of 256 x 256 pixels as PNG files. `encoder` is `EDJEModel.encode_pixels` on images
 that were read before; `ingest` reads, decodes, hashes, encodes and writes them to a new collection
 of the embedded engine; `all but` is everything but the encoder, one after another, in a single
-thread. They take turns, and the ratios are medians over rounds. `hidden` is the share of `all but`
-that ingest did beside the encoder.
+thread. They alternate, and the ratios are medians over rounds. `hidden` is the share of `all but`
+that an ingest does in parallel with the encoder.
 
 `--model base` has a vision tower of SigLIP B/16's size at 224 pixels and 64 tokens of 384, with
 random weights (speed does not depend on them), and computes with every core, as an ingest does.
@@ -52,11 +52,11 @@ def main() -> None:
         )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pictures = folder / "pictures"
-        pictures.mkdir()
-        for number, scene in enumerate(draw_scenes("test", 0, options.pictures)):
-            draw(scene).save(pictures / f"{number:05}.png", compress_level=1)
-        report = _measure(folder, sorted(pictures.iterdir()), model, options)
+        images = folder / "pictures"
+        images.mkdir()
+        for number, scene in enumerate(draw_scenes("test", 0, options.images)):
+            draw(scene).save(images / f"{number:05}.png", compress_level=1)
+        report = _measure(folder, sorted(images.iterdir()), model, options)
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report))
@@ -155,7 +155,7 @@ def _processor_seconds() -> float:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=["base", "demo"], default="base")
-    parser.add_argument("--pictures", type=int, default=32)
+    parser.add_argument("--images", "--pictures", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=0, help="add an ingest with so many")

@@ -1,4 +1,4 @@
-"""Compare forms of the joint encoder side by side: pairs a second, and what fewer bits change.
+"""Compare implementations of the joint encoder: pairs per second, and effect of lower precision.
 
     python benchmarks/joint_encoder.py [--parts cpu blip quality gpu] [--quick]
         [--out docs/results/joint_encoder.json]
@@ -152,9 +152,9 @@ def quality(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = write_scenes(folder, count=scenes, progress=False)
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        pictures = model.encode_images([Image.open(Path(folder) / x["image"]) for x in lines])
+        images = model.encode_images([Image.open(Path(folder) / x["image"]) for x in lines])
     captions = [line["caption"] for line in lines]
-    found, _ = nearest(model.encode_texts(captions), pictures.embeddings, depth)
+    found, _ = nearest(model.encode_texts(captions), images.embeddings, depth)
     right = found == np.arange(scenes)[:, None]
     scores: dict[str, np.ndarray] = {}
     seconds: dict[str, float] = {}
@@ -162,7 +162,7 @@ def quality(quick: bool) -> dict[str, Any]:
         reranker = Reranker(model, precision=name)
         began = time.process_time()
         said = [caption for caption in captions for _ in range(depth)]
-        joint = reranker.score_pairs(said, pictures.tokens[found.ravel()])
+        joint = reranker.score_pairs(said, images.tokens[found.ravel()])
         scores[name] = joint.reshape(scenes, depth)
         seconds[name] = time.process_time() - began
     rows = []
@@ -190,11 +190,11 @@ def gpu(quick: bool) -> dict[str, Any] | None:
     encoder = _encoder("sdpa").to("cuda", torch.bfloat16)
     fast = FastJointEncoder(encoder)
     matmul = _gpu_matmul()
-    batch, pictures = 2048, 16 * 2048
+    batch, images = 2048, 16 * 2048
     ids = _input(1)[0].cuda().expand(batch, -1)
-    host = torch.randn(pictures, TOKENS, WIDTH).half().pin_memory()
+    host = torch.randn(images, TOKENS, WIDTH).half().pin_memory()
     resident = host.cuda()
-    starts = range(0, pictures, batch)
+    starts = range(0, images, batch)
 
     def from_device() -> None:
         for start in starts:
@@ -231,7 +231,7 @@ def gpu(quick: bool) -> dict[str, Any] | None:
     for name, call in (
         ("transformers", by_transformers), ("resident", from_device), ("pinned", from_host),
     ):  # fmt: skip
-        rate = pictures / _gpu_seconds(call, 1 if quick else 5)
+        rate = images / _gpu_seconds(call, 1 if quick else 5)
         report[f"{name}_pairs_per_s"] = round(rate)
         report[f"{name}_share_of_matmul"] = round(rate * FLOPS / 1e12 / matmul, 3)
     for count in (100, 1000):

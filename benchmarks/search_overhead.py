@@ -1,17 +1,16 @@
-"""List where the microseconds of one search go, outside the engine and the models.
+"""Measure the time of each step of a search outside the engine and the models.
 
     python benchmarks/search_overhead.py [--searches 200] [--out docs/results/search_overhead.json]
 
 The bundled model, 500 drawn scenes in the embedded engine, tokens in side files, 100 candidates.
-Functions on the way are wrapped by clocks that charge each its own time, that of the wrapped
-functions below it left out; shown are the medians over searches with different texts, one after
-another. A search of the same text without clocks runs in turn with each, and gives `whole`. The
-processor's time is counted, not the wall's, so that other work on the machine does not; torch works
-with one thread, so the two are the same on a machine at rest.
+Functions are wrapped by clocks that measure their own time without that of wrapped functions they
+call. Reported are medians over searches with different texts, one after another. The same searches
+without clocks give `whole`. Processor time is used, so that other work on the machine does not
+count; torch uses one thread, so that it equals wall-clock time on an idle machine.
 
-`outside` is all but the engine's query and the two models. It is measured once more `by itself`,
-with both models' answers given beforehand: the joint encoder fills the processor's caches with
-numbers of its own, and what runs after it has to fetch its code and data again.
+`outside` is everything except the engine's query and the two models. It is also measured `by
+itself`, with precomputed results of both models, because the joint encoder evicts code and data of
+other steps from the processor's caches.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from edje_qdrant.tokens import file_store as store_module
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.references import Problems
 
-CANDIDATES, PICTURES = 100, 500
+CANDIDATES, IMAGES = 100, 500
 
 # What search() spends that is neither the first stage nor a model.
 INSIDE = {"the engine's query", "text tower", "joint encoder"}
@@ -50,7 +49,7 @@ AROUND = ("query into the engine", "candidates out of the engine, in order")
 
 
 class Clocks:
-    """Charge functions with their own processor time."""
+    """Measure the own processor time of functions."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -79,7 +78,7 @@ class Clocks:
 
 
 class ClockedShard:
-    """Stand before the engine's shard."""
+    """Wrap the engine's shard to measure its queries."""
 
     def __init__(self, shard: Any, clocks: Clocks) -> None:
         self._shard = shard
@@ -96,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = EDJEModel.from_pretrained("demo", device="cpu")
     with tempfile.TemporaryDirectory() as folder:
-        collection, captions = demo_collection(Path(folder), model, PICTURES)
+        collection, captions = demo_collection(Path(folder), model, IMAGES)
         with collection:
             report = _measure(collection, model, captions, options.searches)
     if options.out:
@@ -146,7 +145,7 @@ def _measure(
     stages = median["the engine's query"] + median["joint encoder"]
     return {
         "candidates": CANDIDATES,
-        "pictures": PICTURES,
+        "pictures": IMAGES,
         "searches": searches,
         **conditions(),
         "rows": [

@@ -1,9 +1,9 @@
-"""Measure on scenes what the options of a search give and cost.
+"""Measure quality and cost of search options on drawn scenes.
 
     python benchmarks/search_quality.py --out docs/results
 
-What it was calibrated on are scenes of another seed than those measured here. Written are
-`search.json` and `search.png`; printed is a table of each part:
+The model was calibrated on scenes with another seed than those used here. Writes `search.json` and
+`search.png` and prints a table for each part:
 
 fusion     R@1 with each way to put the stages together, on both sets of scenes: what is chosen on
            one has to hold on the other.
@@ -89,8 +89,8 @@ def _ranked(
         else ImageCollection.create(folder / "index", "images", model.contract())
     ) as collection:
         ingest_gallery(gallery, collection, model)
-        pictures = read_out(gallery, collection)
-        yield collection, gallery, text_to_image(gallery, model, pictures, CANDIDATES)
+        images = read_out(gallery, collection)
+        yield collection, gallery, text_to_image(gallery, model, images, CANDIDATES)
 
 
 def _fusions(rankings: Rankings, other: Rankings) -> list[dict[str, Any]]:

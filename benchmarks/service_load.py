@@ -1,6 +1,6 @@
 """Ask a service from many clients while images are added, and watch for errors.
 
-    python benchmarks/service_load.py [--seconds 60] [--clients 16] [--pictures 300]
+    python benchmarks/service_load.py [--seconds 60] [--clients 16] [--images 300]
         [--candidates 20] [--out docs/results/service_load.json]
 
 The service is a process of its own with the bundled model and drawn scenes. Each client searches
@@ -126,7 +126,7 @@ def main() -> None:
     busy = conditions()["load_average"]  # the load's own comes on top of it later
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        captions = _prepare(folder, options.pictures)
+        captions = _prepare(folder, options.images)
         process, url = _start(folder)
         try:
             load = Load(url, captions, options.candidates)
@@ -139,7 +139,7 @@ def main() -> None:
     report = {
         "clients": options.clients,
         "seconds": round(took, 1),
-        "pictures": options.pictures,
+        "pictures": options.images,
         "candidates": options.candidates,
         "requests": rows,
         "errors": dict(load.errors),
@@ -228,7 +228,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--images", "--pictures", type=int, default=300)
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()

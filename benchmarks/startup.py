@@ -1,12 +1,12 @@
-"""Time what a process waits for before it can work: imports, the command line's help, opening.
+"""Measure start-up times: imports, the help of the command line, opening of a collection.
 
-    python benchmarks/startup.py [--runs 9] [--pictures 100000] [--light] [--out startup.json]
+    python benchmarks/startup.py [--runs 9] [--images 100000] [--light] [--out startup.json]
 
-Each line is the median over fresh processes, in turn with `python -c pass`, which is taken off in
-`beyond_python_ms`: the wall's time and, as other work on the machine does not count in it, the
-processor's. `open` is the time that `ImageCollection.open` takes in a process that has imported it,
-and has opened another collection before, for images with synthetic vectors, 64 wide, in the
-embedded engine.
+Each line is the median over fresh processes, which alternate with `python -c pass`; the time of
+that is subtracted in `beyond_python_ms`. Wall-clock time is reported and, as it is hardly affected
+by other work on the machine, processor time. `open` is the time of `ImageCollection.open` in a
+process that has imported it and opened another collection before, for images with synthetic vectors
+of 64 dimensions in the embedded engine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     base = np.median(times["python -c pass"][1:], axis=0)
     rows = []
     for name, found in times.items():
-        wall, processor = np.median(found[1:], axis=0)  # the first filled the disk's cache
+        wall, processor = np.median(found[1:], axis=0)  # the first run fills the page cache
         rows.append(
             {
                 "what": name,
@@ -66,9 +66,9 @@ def main() -> None:
         )
         print(json.dumps(rows[-1]), flush=True)
     report: dict[str, Any] = {"runs": options.runs, **conditions(), "rows": rows}
-    if options.pictures:
+    if options.images:
         with tempfile.TemporaryDirectory() as folder:
-            _fill(Path(folder), options.pictures)
+            _fill(Path(folder), options.images)
             code = (
                 "import sys, time; from edje_qdrant import ImageCollection\n"
                 "ImageCollection.open(sys.argv[1], 'small').close()\n"
@@ -85,7 +85,7 @@ def main() -> None:
                 found.append([float(word) for word in done.stdout.split()])
             wall, processor = np.median(found, axis=0)
             report["open"] = {
-                "pictures": options.pictures,
+                "pictures": options.images,
                 "wall_ms": round(1000 * wall, 1),
                 "processor_ms": round(1000 * processor, 1),
             }
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def _run(command: list[str]) -> tuple[float, float]:
-    """Return the wall's and the processor's seconds of a process."""
+    """Return the wall-clock and processor seconds of a process."""
     began, before = time.perf_counter(), os.times()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     after = os.times()
@@ -104,10 +104,10 @@ def _run(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - began, processor
 
 
-def _fill(folder: Path, pictures: int) -> None:
+def _fill(folder: Path, images: int) -> None:
     rng = np.random.default_rng(0)
     contract = TokenContract("synthetic", "0", "0", 64, "0", num_tokens=1, token_dim=8)
-    for name, size in (("small", 10), ("images", pictures)):
+    for name, size in (("small", 10), ("images", images)):
         with ImageCollection.create(folder, name, contract) as collection:
             for start in range(0, size, PAGE):
                 numbers = range(start, min(start + PAGE, size))
@@ -126,7 +126,9 @@ def _fill(folder: Path, pictures: int) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--pictures", type=int, default=100_000, help="0 leaves opening out")
+    parser.add_argument(
+        "--images", "--pictures", type=int, default=100_000, help="0 leaves opening out"
+    )
     parser.add_argument("--light", action="store_true", help="leave out what loads torch")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()

@@ -1,13 +1,13 @@
-"""Time reading the stored tokens of 100 candidates, against a plain copy of as many bytes.
+"""Measure the time to read the stored tokens of 100 candidates, relative to a memory copy.
 
     python benchmarks/token_fetch.py [--records 2000] [--out docs/results/token_fetch.json]
 
 Tokens are random, 64 x 384, in the embedded engine's payload or in side files, in several codecs.
-`fetch` is what a search waits for: references to checked bytes. `decode` turns them into the
-joint encoder's input on the CPU. Medians of one run: `warm` is fetching over and over, `in turn` is
-fetching between a copy and a decoding, which push it out of the processor's caches, as the joint
-encoder does between two searches. The ratio of that to a copy of the same bytes, in turn as well,
-is what to compare between machines. The page cache is warm in both.
+`fetch` is the step of a search from references to verified bytes. `decode` converts these to the
+joint encoder's input on the CPU. Values are medians of one run: `warm` is repeated fetching; `in
+turn` is fetching between a copy and a decoding, which evict its data from the processor's caches as
+the joint encoder does between two searches. To compare machines, use the ratio of the latter to a
+copy of the same bytes. The page cache is warm in both cases.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _measure(
 
 
 def _medians(calls: list[Callable[[int], None]], repeats: int = 60) -> list[float]:
-    """Return each call's median milliseconds; they take turns, so that noise meets all alike."""
+    """Return the median milliseconds of each call; calls alternate, so that noise affects all."""
     times = np.empty((repeats, len(calls)))
     for turn in range(repeats):
         for place, call in enumerate(calls):

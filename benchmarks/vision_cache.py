@@ -1,6 +1,6 @@
-"""Time training steps whose images are read and encoded each time, and from the cache.
+"""Compare training steps that read and encode their images with steps that use the vision cache.
 
-    python benchmarks/vision_cache.py [--size base] [--pictures 64] [--steps 4]
+    python benchmarks/vision_cache.py [--size base] [--images 64] [--steps 4]
 
 A SigLIP and a MiniLM of the published shapes with random weights (speed does not depend on them),
 64 tokens, drawn scenes saved as PNG. Prints one JSON object with images a second and the ratio.
@@ -41,7 +41,7 @@ def main() -> None:
     """Time both and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--images", "--pictures", type=int, default=64)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--device")
     options = parser.parse_args()
@@ -50,7 +50,7 @@ def main() -> None:
     parts = TrainedParts(model, Objectives())
     optimizer = torch.optim.AdamW(parts.parameters(), lr=1e-4)
     with tempfile.TemporaryDirectory() as folder:
-        pairs = open_pairs(write_scenes(Path(folder), count=options.pictures, progress=False))
+        pairs = open_pairs(write_scenes(Path(folder), count=options.images, progress=False))
         recipe = Recipe.model_validate(
             {
                 "model": {"encoder": "random"},
@@ -90,7 +90,7 @@ def main() -> None:
         "encoder": f"SigLIP {options.size}, {SIZES[options.size][3]} px",
         "pictures_per_second": {name: round(BATCH / s, 2) for name, s in steps.items()},
         "ratio": round(steps["live"] / steps["cached"], 1),
-        "encoding_once_pictures_per_second": round(options.pictures / encoding, 2),
+        "encoding_once_pictures_per_second": round(options.images / encoding, 2),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         f"{accelerator.device.type}",
     }

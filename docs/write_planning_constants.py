@@ -39,14 +39,14 @@ def constants() -> dict[str, Any]:
         "first_stage_ms": {
             "value": largest["search_ms"],
             "what": f"one query of {growth['candidates']} candidates among {largest['size']:,} "
-            f"pictures, vectors {growth['dim']} wide, embedded engine",
+            f"images, vectors {growth['dim']} wide, embedded engine",
             "pictures": largest["size"],
             "candidates": growth["candidates"],
             **of_growth,
         },
         "index_bytes_besides_vectors": {
             "value": round(largest["index_bytes"] / largest["size"] - 4 * growth["dim"]),
-            "what": "graph, ids and a payload of three fields, a picture",
+            "what": "graph, ids and a payload of three fields, an image",
             **of_growth,
         },
         "fetch_ms": {

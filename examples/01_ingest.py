@@ -1,8 +1,8 @@
-"""Put a folder of images into a collection; run it again, and only what is new is added.
+"""Ingest a folder of images into a collection; a second run adds only new images.
 
-    python examples/01_ingest.py [PICTURES] [INDEX]
+    python examples/01_ingest.py [IMAGES] [INDEX]
 
-Without PICTURES, sixty drawn ones are made.
+Without IMAGES, sixty images are drawn.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Search what 01_ingest.py wrote, and see what reranking changed.
+"""Search the collection of 01_ingest.py, and show what reranking changed.
 
 python examples/02_search.py ["a red star above a blue ring"] [INDEX]
 """
@@ -11,7 +11,7 @@ from edje_qdrant import TwoStageRetriever
 
 
 def main(text: str = "a red star above a blue ring", index: str = "example-index") -> None:
-    """Print the hits with both scores and both places, then the next page."""
+    """Print the hits with the scores and ranks of both stages, then the next page."""
     with TwoStageRetriever.open(index) as retriever:  # with the model that wrote the collection
         result = retriever.search(text, top_k=5, num_candidates=50)
         for page in (result, result.next(5)):

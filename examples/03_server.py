@@ -1,10 +1,10 @@
-"""The same collection on a Qdrant server, where many processes may search it at once.
+"""Copy a collection to a Qdrant server, which many processes can search at the same time.
 
     docker compose -f examples/docker-compose.yml up -d
     python examples/03_server.py [URL] [INDEX]
 
-Without a URL, qdrant-client's own engine in memory takes the server's place. Images are copied
-from the folder that 01_ingest.py wrote: nothing is encoded again.
+Without a URL, the in-memory engine of qdrant-client is used instead of a server. Images are copied
+from the collection of 01_ingest.py; nothing is encoded again.
 """
 
 from __future__ import annotations

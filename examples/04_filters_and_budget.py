@@ -1,4 +1,4 @@
-"""Filters, groups, a time budget, and a cutoff below which nothing is shown.
+"""Search with filters, groups, a time budget and a minimum score.
 
 python examples/04_filters_and_budget.py [INDEX]
 """

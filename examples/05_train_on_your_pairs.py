@@ -1,9 +1,9 @@
-"""Train the reranker further on images and captions of your own, and calibrate it.
+"""Fine-tune the reranker on your own images and captions, and calibrate it.
 
     python examples/05_train_on_your_pairs.py [TRAIN.jsonl VALIDATION.jsonl] [OUT] [STEPS]
 
-Without pairs, drawn scenes with their captions are taken; a few steps show that it works, and no
-more. The same by hand: edje-qdrant train --recipe examples/recipes/finetuning-coco.toml ...
+Without pairs, drawn scenes with their captions are used, for a few steps that only show how it
+works. On the command line: edje-qdrant train --recipe examples/recipes/finetuning-coco.toml ...
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure a model on annotated images: first stage against reranked, with intervals.
+"""Evaluate a model on annotated images: first stage and reranked, with intervals.
 
     python examples/06_evaluate.py [ANNOTATIONS] [MODEL]
 

@@ -3,7 +3,7 @@
     pip install 'edje-qdrant[langchain]'
     python examples/07_langchain.py ["a red star above a blue ring"] [INDEX]
 
-It searches what 01_ingest.py wrote.
+Searches the collection of 01_ingest.py.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     pip install 'edje-qdrant[ray]'
     docker compose -f examples/docker-compose.yml up -d
-    python examples/08_ray.py [URL] [PICTURES]
+    python examples/08_ray.py [URL] [IMAGES]
 
-PICTURES is anything that Ray reads on each machine: a folder they share, or s3://bucket/photos.
-Without it, sixty drawn ones are made. Run it again after a crash: only what is missing is added.
+IMAGES is a path that Ray can read on each machine: a shared folder, or s3://bucket/photos. Without
+it, sixty images are drawn. After a crash, run it again: only missing images are added.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Estimates of memory, disk and time for a planned collection."""
+"""Estimates of the hardware that a planned collection needs."""

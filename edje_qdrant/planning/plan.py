@@ -1,4 +1,4 @@
-"""Say what a collection of a given size and load takes: disk, memory, shards, GPUs or CPUs."""
+"""Estimate of the disk, memory, shards, cores and GPUs that a collection and its load need."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from edje_qdrant.tokens.codecs import codec_for
 
 __all__ = ["Accelerator", "Line", "Plan", "Workload", "load_constants", "plan"]
 
-#: What runs the joint encoder.
+#: The kind of processor that runs the joint encoder.
 Accelerator = Literal["gpu", "cpu"]
 
-# Length of the sequence that the rates of the joint encoder were measured with: 64 tokens, [CLS],
-# 16 words, [SEP] and the separator between; the work of a pair grows with it.
+# Sequence length with which the rates of the joint encoder were measured: 64 tokens, [CLS], 16
+# words, [SEP] and the separator in between. The cost of a pair grows with the length.
 _WORDS, _MEASURED_LENGTH = 19, 83
 
-# Bytes of one number of a vector as the engine keeps it.
+# Bytes of one component of a vector in the engine.
 _FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Hold what is to be stored and asked, and on what.
+    """Describe a collection, its load and the machines.
 
     Attributes:
-        images: Images.
-        qps: Searches a second, at the peak.
-        codec: How tokens are stored.
-        candidates: Images reranked a search.
-        num_tokens: Tokens an image.
-        token_dim: Width of a token.
-        embedding_dim: Width of a vector.
-        replicas: Copies of everything stored.
+        images: Number of images.
+        qps: Searches per second at peak load.
+        codec: Codec of the tokens.
+        candidates: Images reranked in each search.
+        num_tokens: Tokens of each image.
+        token_dim: Dimension of a token.
+        embedding_dim: Dimension of an embedding.
+        replicas: Number of copies of all data.
         machine_ram_gb: Memory of a machine, in 10^9 bytes.
-        accelerator: What runs the joint encoder.
-        gpu_pairs_per_second: Of one GPU; None for the shipped constant.
-        cpu_pairs_per_second: Of one core; None for the shipped constant.
-        load: Share of the time that processors, and share of the memory that vectors, may take.
+        accelerator: The kind of processor that runs the joint encoder.
+        gpu_pairs_per_second: Rate of one GPU; None for the shipped constant.
+        cpu_pairs_per_second: Rate of one core; None for the shipped constant.
+        load: Maximum utilisation of processors, and share of the memory used for vectors.
 
     Raises:
-        ConfigError: A number cannot be used, or there is no such codec.
+        ConfigError: A number is invalid, or there is no such codec.
     """
 
     images: int
@@ -76,7 +76,7 @@ class Workload:
             if not _is_number(value) or value <= 0:
                 raise ConfigError(f"{name} is {value!r}; give a number above 0")
         if not _is_number(self.load) or not 0 < self.load <= 1:
-            raise ConfigError(f"load is {self.load!r}; give a number above 0, 1 at most")
+            raise ConfigError(f"load is {self.load!r}; give a number above 0 and at most 1")
         if self.accelerator not in get_args(Accelerator):
             raise ConfigError(f'accelerator is {self.accelerator!r}; give "gpu" or "cpu"')
         codec_for(self.codec, self.num_tokens, self.token_dim)
@@ -84,13 +84,13 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Hold one step of the arithmetic.
+    """Hold one step of the calculation.
 
     Attributes:
-        section: What it belongs to: disk, memory, ...
-        what: What is counted.
-        arithmetic: How, in numbers.
-        value: What comes out, in `unit`.
+        section: Section of the plan: disk, memory, ...
+        what: The quantity.
+        arithmetic: The calculation, in numbers.
+        value: The result, in `unit`.
         unit: bytes, machines, cores, ...
     """
 
@@ -103,19 +103,20 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Hold what a workload takes.
+    """Hold the hardware that a workload needs.
 
     Attributes:
-        workload: What was asked for.
-        disk_bytes: On all machines together, replicas included.
-        ram_bytes: For vectors and graphs to stay in memory, replicas included.
-        shards: Parts the index is cut into, so that each fits in one machine's memory.
-        machines: For the index, replicas included.
-        cores: For the first stage, for reading tokens and, without GPUs, for the joint encoder.
-        gpus: For the joint encoder; 0 where the CPU runs it.
-        lines: The arithmetic.
-        notes: What to know before relying on it.
-        constants: What was counted with: when, where and how each was measured.
+        workload: The workload.
+        disk_bytes: Disk on all machines together, including replicas.
+        ram_bytes: Memory for vectors and graphs, including replicas.
+        shards: Number of shards of the index, each of which fits into one machine's memory.
+        machines: Machines for the index, including replicas.
+        cores: Cores for the first stage, for reading tokens and, without GPUs, for the joint
+            encoder.
+        gpus: GPUs for the joint encoder; 0 if the CPU runs it.
+        lines: The calculation.
+        notes: Limitations of the estimate.
+        constants: The constants used, with date, machine and command of each measurement.
     """
 
     workload: Workload
@@ -131,18 +132,18 @@ class Plan:
 
 
 def load_constants() -> dict[str, dict[str, Any]]:
-    """Return what was measured: name -> value, what it is, date, machine and command."""
+    """Return the shipped constants: name -> value, description, date, machine and command."""
     path = Path(__file__).with_name("constants.json")
     found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
 def plan(workload: Workload, constants: Mapping[str, Mapping[str, Any]] | None = None) -> Plan:
-    """Count what a workload takes.
+    """Estimate the hardware that a workload needs.
 
     Args:
-        workload: What is stored and asked.
-        constants: As `load_constants` returns them, the shipped ones by default.
+        workload: The collection and its load.
+        constants: In the form of `load_constants`; by default the shipped ones.
     """
     known = load_constants() if constants is None else constants
     w, sums = workload, _Sums()
@@ -158,7 +159,7 @@ def plan(workload: Workload, constants: Mapping[str, Mapping[str, Any]] | None =
         and w.gpu_pairs_per_second is None
     ]  # fmt: skip
     notes.append(
-        "the first stage was measured with vectors in memory, narrower than large encoders' are, "
+        "the first stage was measured with vectors in memory, smaller than in large encoders, "
         "and scaled by the logarithm of a shard's size; measure with your own images before "
         "buying"
     )
@@ -178,7 +179,7 @@ def plan(workload: Workload, constants: Mapping[str, Mapping[str, Any]] | None =
 
 
 class _Sums:
-    """Collect the lines of the arithmetic."""
+    """Collect the lines of the calculation."""
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
@@ -192,7 +193,7 @@ class _Sums:
 def _disk(
     w: Workload, known: Mapping[str, Mapping[str, Any]], sums: _Sums, codec_bytes: int
 ) -> tuple[int, int, int]:
-    """Return the bytes of everything, of one copy of the index, and of one of the side files."""
+    """Return the bytes of all data, of one index copy and of one copy of the side files."""
     sums.section = "disk"
     each = _FLOAT_BYTES * w.embedding_dim
     besides = known["index_bytes_besides_vectors"]["value"]
@@ -213,7 +214,7 @@ def _disk(
 
 
 def _memory(w: Workload, sums: _Sums, index_bytes: int) -> tuple[int, int, int]:
-    """Return the bytes of memory of all copies, the shards, and the machines."""
+    """Return the bytes of memory of all copies, and the numbers of shards and machines."""
     sums.section = "memory"
     usable = w.load * w.machine_ram_gb * 1e9
     sums.add("vectors and graph of a copy", "vectors + graph, ids, payloads", index_bytes, "bytes")
@@ -236,11 +237,11 @@ def _searching(
     shards: int,
     codec_bytes: int,
 ) -> int:
-    """Return the cores that the first stage and reading take."""
+    """Return the cores for the first stage and for reading tokens."""
     sums.section = "searching"
     first = known["first_stage_ms"]
     in_shard = w.images / shards
-    # A search in a graph takes steps that grow with the logarithm of its size.
+    # The number of steps of a graph search grows with the logarithm of the graph's size.
     growth = max(math.log(max(in_shard, 2)) / math.log(first["pictures"]), 0.1)
     each = sums.add(
         "first stage of a query in a shard",
@@ -280,7 +281,7 @@ def _searching(
 def _joint_encoder(
     w: Workload, known: Mapping[str, Mapping[str, Any]], sums: _Sums, codec_bytes: int
 ) -> tuple[int, int]:
-    """Return the cores and the GPUs that the joint encoder takes."""
+    """Return the numbers of cores and of GPUs for the joint encoder."""
     sums.section = "joint encoder"
     pairs = w.qps * w.candidates
     sums.add("pairs", f"{w.qps:g} x {w.candidates} candidates", pairs, "a second")
@@ -320,12 +321,12 @@ def _ingest(w: Workload, known: Mapping[str, Mapping[str, Any]], sums: _Sums) ->
 
 
 def _of_codec(values: Mapping[str, float], codec: str) -> float:
-    """Return a codec's milliseconds; the largest for one that was not measured."""
+    """Return the milliseconds of a codec; for an unmeasured codec, the largest value."""
     return float(values.get(codec, max(values.values())))
 
 
 def _size(nbytes: float) -> str:
-    """Return bytes as people write them."""
+    """Format a number of bytes with a unit."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= size:
             return f"{nbytes / size:,.3g} {unit}"
