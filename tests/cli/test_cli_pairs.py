@@ -92,7 +92,7 @@ def test_score_pairs_goes_on_and_keeps_what_is_asked_for(
     kept = (tmp_path / "scores.top0.4.jsonl").read_text().splitlines()
     assert [json.loads(line)["keep"] for line in kept].count(True) == 1
 
-    assert "begun with something else" in refused(run(*options, "--threshold", -1.5))
+    assert "started with other settings" in refused(run(*options, "--threshold", -1.5))
     options[options.index(out)] = tmp_path / "other.jsonl"
     data = json_of(run(*options, "--threshold", -1000, "--json"))
     assert (data["kept"], data["threshold"]) == (3, -1000)
