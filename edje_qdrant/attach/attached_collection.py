@@ -1,4 +1,4 @@
-"""Rerank what searches of somebody's own Qdrant collection found; see `attaching`."""
+"""Rerank the results of searches in an existing Qdrant collection; see `attach_tokens`."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ __all__ = ["AttachedCollection", "RankedPoint", "is_attached", "read_attachment"
 
 @dataclass(frozen=True, slots=True)
 class RankedPoint:
-    """Hold a point of the caller's search, as reranked.
+    """Hold a reranked point of the caller's search.
 
     Attributes:
-        point: As it was passed in; `.id`, `.payload` and `.score`, the first stage's, are its own.
-        score: The joint encoder's logit; higher is better. None where there are no tokens to score.
+        point: The point as it was passed in, with the first stage's `score`.
+        score: The joint encoder's logit; higher is better. None if it has no readable tokens.
         rank: Place in the new order, from 1.
         retrieval_rank: Place among the points passed in, from 1.
-        probability: That text and image match; None where the model holds no calibration.
+        probability: Probability that text and image match; None if the model has no calibration.
     """
 
     point: ScoredPoint
@@ -52,9 +52,9 @@ class RankedPoint:
 
 
 class AttachedCollection:
-    """Score images of a collection that something else made, to which tokens were attached.
+    """Score images of an existing Qdrant collection to which tokens were attached.
 
-    The search itself stays the caller's: any vectors, filters and options that its client takes.
+    The caller searches with its own client, with any vectors, filters and options.
 
     Examples:
         >>> client = QdrantClient(url="http://localhost:6333")
@@ -74,7 +74,7 @@ class AttachedCollection:
         *,
         reranker: Reranker | None = None,
     ) -> None:
-        """Put together what is open already; use `open`."""
+        """Assemble the opened parts; use `open`."""
         self._points, self._store, self._record = points, store, record
         self._name, self._model = name, model
         read = partial(TokenReader(model.device).tokens, self)
@@ -98,12 +98,12 @@ class AttachedCollection:
 
         Args:
             location: `"http://..."`, `"https://..."` or a `QdrantClient`, which stays open.
-            name: The collection's.
-            model: A model, or what `EDJEModel.from_pretrained` takes; by default what was noted
-                when tokens were attached.
-            device: Where a model that is loaded here goes; CUDA where there is one, by default.
-            reranker: Scores; one of the model's with default settings where none is given.
-            tokens_folder: Where side files have moved to since.
+            name: Name of the collection.
+            model: A model, or what `EDJEModel.from_pretrained` takes; by default the one that was
+                recorded when tokens were attached.
+            device: Device of a model that is loaded here; by default CUDA if available.
+            reranker: Scores; by default one with the model and default settings.
+            tokens_folder: New folder of side files that were moved.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             timeout: Seconds to wait for one answer of a server.
@@ -155,25 +155,25 @@ class AttachedCollection:
         top_k: int | None = None,
         on_missing: OnMissing = "error",
     ) -> list[RankedPoint]:
-        """Put points that a search found into the joint encoder's order.
+        """Rank the points of a search by the joint encoder's score.
 
         Args:
-            text: What the images should show.
-            points: As `client.query_points(...).points` returned them; vectors and payloads are
-                not needed.
-            top_k: Points to return; all by default.
-            on_missing: What becomes of points without readable tokens, which are never scored:
-                `"error"` raises; with `"first_stage"` they keep their place, with no score.
+            text: Description of the images.
+            points: Points as `client.query_points(...).points` returns them; vectors and payloads
+                are not needed.
+            top_k: Number of points to return; all by default.
+            on_missing: What to do with points without readable tokens: `"error"` raises; with
+                `"first_stage"` they keep their place, without a score.
 
         Returns:
-            Best first, equal scores in the order passed in.
+            Points, best first, equal scores in the order passed in.
 
         Raises:
-            ConfigError: The text has no word in it, or an option cannot be used.
+            ConfigError: The text contains no word, or an option is invalid.
             TokensNotFoundError: Points have no tokens, or another image than when these were
                 attached; names the ids.
             TokensCorruptError: Tokens are damaged; names the ids.
-            StoreError: Tokens cannot be read.
+            StoreError: Tokens cannot be read, or the device failed.
             EngineUnavailableError: The server cannot be reached.
             CheckpointError: The joint encoder gives scores that are not numbers.
         """
@@ -200,7 +200,7 @@ class AttachedCollection:
         top_k: int | None = None,
         on_missing: OnMissing = "error",
     ) -> list[RankedPoint]:
-        """Do as `rerank_points` does, in another thread, while the event loop goes on.
+        """Run `rerank_points` in another thread, without blocking the event loop.
 
         Args:
             text: As `rerank_points`.
@@ -218,10 +218,10 @@ class AttachedCollection:
         )
 
     def score(self, text: str, image_ids: Sequence[PointId]) -> NDArray[np.float32]:
-        """Score a text against points' images.
+        """Score a text against the images of points.
 
         Args:
-            text: What the images may show.
+            text: Description of the images.
             image_ids: `n` ids of points.
 
         Returns:
@@ -237,7 +237,7 @@ class AttachedCollection:
         return self._logits(text, image_ids, "error")
 
     def close(self) -> None:
-        """Let go of files and connections; a client that was passed in stays open."""
+        """Close files and connections; a client that was passed in stays open."""
         try:
             self._points.close()
         finally:
@@ -292,10 +292,10 @@ class AttachedCollection:
 
 
 def read_attachment(points: ForeignPoints, name: str) -> tuple[CollectionRecord, str] | None:
-    """Read what is attached to a collection, and by which field its images are named.
+    """Read the record of the attached tokens and the payload field that names the images.
 
     Raises:
-        StoreError: What is noted about it is damaged, or of another version.
+        StoreError: The record is damaged, or of another version.
     """
     metadata = points.metadata()
     if metadata is None:
@@ -311,16 +311,16 @@ def read_attachment(points: ForeignPoints, name: str) -> tuple[CollectionRecord,
 
 
 def require(contract: TokenContract, record: CollectionRecord, name: str, address: str) -> None:
-    """Check that a model may read and add tokens, whatever the codec.
+    """Check that a model fits the attached tokens, whatever their codec.
 
     Raises:
-        ContractMismatchError: It may not; names each field that differs on both sides.
+        ContractMismatchError: It does not; names each field that differs.
     """
     contract.require_same_model(record.contract, where=f"what is attached to {name!r} at {address}")
 
 
 def is_attached(point: ForeignPoint | None) -> bool:
-    """Return whether a point has tokens, and of the image that it names now."""
+    """Return whether a point has tokens of the image that its payload names now."""
     return (
         point is not None
         and point.reference is not None

@@ -1,4 +1,4 @@
-"""Put the two stages' scores together."""
+"""Combine the scores of both stages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 __all__ = ["DEFAULT_WEIGHTS", "blend", "reciprocal_ranks"]
 
-#: Weights of the first stage and of the joint encoder: the best of those tried on scenes, other
-#: ones than docs/results.md measures.
+#: Weights of the first stage and of the joint encoder: the best of those tried on scenes that are
+#: not among the ones measured in docs/results.md.
 DEFAULT_WEIGHTS = {"rrf": (1.0, 3.0), "blend": (0.3, 0.7)}
 
-# Of the formula's source; it keeps the very first places from outweighing all others.
+# From the formula's source; it limits the weight of the first places.
 _SMOOTHING = 60
 
 
@@ -23,7 +23,7 @@ def reciprocal_ranks(
     Args:
         cosines: `(n,)` scores of the first stage.
         logits: `(n,)` scores of the joint encoder.
-        weights: Of the first stage and of the joint encoder.
+        weights: Weights of the first stage and of the joint encoder.
 
     Source: Cormack, Clarke, Buettcher, Reciprocal Rank Fusion, SIGIR 2009.
     """
@@ -39,13 +39,13 @@ def blend(
 ) -> NDArray[np.float64]:
     """Return `(n,)`: the weighted mean of both stages' scores.
 
-    Cosines and logits have no common scale, so each stage's are first brought to mean 0 and
-    standard deviation 1 over the `n` candidates.
+    Cosines and logits have no common scale, so those of each stage are first standardised to mean 0
+    and standard deviation 1 over the `n` candidates.
 
     Args:
         cosines: `(n,)` scores of the first stage.
         logits: `(n,)` scores of the joint encoder.
-        weights: Of the first stage and of the joint encoder.
+        weights: Weights of the first stage and of the joint encoder.
     """
     first, second = weights
     mean: NDArray[np.float64] = (first * _standard(cosines) + second * _standard(logits)) / (
@@ -55,7 +55,7 @@ def blend(
 
 
 def _ranks(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return each score's place, from 1; of equal ones, the first given comes first."""
+    """Return the `(n,)` rank of each score, from 1; equal scores rank in order."""
     ranks = np.empty(len(scores), np.int64)
     ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
     return ranks
