@@ -6,7 +6,7 @@
 The service is a process of its own with the bundled model and drawn scenes. Each client searches
 without a pause for captions of the scenes, every tenth time for a page or a thumbnail; one more
 uploads a new scene a second. Every answer's first hit is compared with that of the same search
-before the load: scenes that are added meanwhile may move it, so a change counts only where the hit
+before the load: scenes that are added during it may move it, so a change counts only where the hit
 is a scene of the beginning. Memory is what the service's process has in use (VmRSS), at eleven even
 steps: what it fills once shows in the first of them, what it loses in all.
 """

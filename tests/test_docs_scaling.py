@@ -35,7 +35,7 @@ def test_the_pages_examples_run(
         exec(compile(block, PAGE.name, "exec"), {})
     shown = capsys.readouterr().out
     assert "side files" in shown
-    assert "hits=12, misses=0, pictures=12" in shown
+    assert "hits=12, misses=0, images=12" in shown
     assert ".png" in shown
 
 
