@@ -8,6 +8,8 @@ import importlib
 import pytest
 
 MODULES = [
+    "edje_qdrant.attach.attach_tokens",
+    "edje_qdrant.attach.attached_collection",
     "edje_qdrant.collection.collection",
     "edje_qdrant.image_to_text.caption_retriever",
     "edje_qdrant.ingest.ingest",

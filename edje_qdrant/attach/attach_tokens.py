@@ -1,4 +1,4 @@
-"""Add tokens to the points of a Qdrant collection that something else made; resumable."""
+"""Attachment of tokens to the points of an existing Qdrant collection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeAlias
 from PIL import Image
 
 from edje_qdrant.attach.attached_collection import is_attached, read_attachment, require
-from edje_qdrant.attach.points import ForeignPoint, ForeignPoints
+from edje_qdrant.attach.points import AttachablePoint, AttachablePoints
 from edje_qdrant.checks import check_number
 from edje_qdrant.collection.checks import check_tokens, fitted_codec
 from edje_qdrant.collection.metadata import CollectionRecord, absolute, new_store, resolve
@@ -30,7 +30,7 @@ from edje_qdrant.types import FailedImage, ImageEncoding, IngestReport, Payload
 
 __all__ = ["Locate", "attach_tokens", "detach_tokens"]
 
-#: Turns a payload field's value into an image: a path, an open file, or an image of Pillow's.
+#: Maps the value of a payload field to an image: a path, an open file, or a Pillow image.
 Locate: TypeAlias = "Callable[[Any], str | Path | BinaryIO | Image.Image]"
 
 
@@ -53,40 +53,61 @@ def attach_tokens(
 ) -> IngestReport:
     """Add tokens to every point whose payload names an image, for `AttachedCollection`.
 
-    Only the reserved payload key `_edje` and a key of the collection's metadata are written;
-    vectors and the rest of the payload are not touched. Points that have tokens already are
-    skipped, so a run that was interrupted goes on where it stopped, and a later one adds what is
-    new. A point that names another image by then gets its tokens anew; a file that was changed
-    under the same name is not noticed. Memory does not grow with the collection.
+    Only the reserved payload key `_edje` and one key of the collection's metadata are written;
+    vectors and the rest of the payload are not changed. Points that have tokens already are
+    skipped, so an interrupted run can be continued by a rerun, and a later run adds tokens to new
+    points. If a point's payload names another image than before, its tokens are replaced; a file
+    whose content changed under the same path is not detected. Memory use does not grow with the
+    collection.
 
     Args:
         location: `"http://..."`, `"https://..."` or a `QdrantClient`, which stays open.
-        name: The collection's.
-        model: Makes the tokens, and scores them later.
-        path_field: The payload field that names the image; dots part nested ones.
-        images: Folder that relative paths start from; the working folder by default.
-        locate: What finds the image of the field's value, where that is no path of a file here.
-        codec: How tokens become bytes, `"float16"` by default: a name, or a fitted codec. Later
-            runs keep to that of the first.
-        tokens_folder: Keep tokens in side files in this folder, which every machine that reranks
-            must read; in the payload by default.
+        name: Name of the collection.
+        model: Model that makes the tokens and later scores them.
+        path_field: Payload field that names the image; `"a.b"` is field `b` of object `a`.
+        images: Folder to which relative paths refer; the working folder by default.
+        locate: Function that returns the image for a value of the field, if the value is not the
+            path of a local file.
+        codec: Codec of the stored tokens: a name, or a fitted codec; `"float16"` by default.
+            Later runs must use the codec of the first one, which is then the default.
+        tokens_folder: Store tokens in side files in this folder, which every machine that reranks
+            must be able to read; by default, tokens are stored in the payload.
         batch_size: Images encoded and written at a time.
-        workers: Threads that read and decode beside the encoding.
+        workers: Threads that read and decode in parallel with the encoding.
         progress: Show a bar on stderr.
         api_key: Sent with every request to a server.
         prefer_grpc: Use gRPC for large transfers.
         timeout: Seconds to wait for one answer of a server.
 
     Returns:
-        What was added, skipped, and not read.
+        The numbers of points that got tokens and that were skipped, and the failures.
 
     Raises:
         CollectionNotFoundError: There is no such collection.
-        ConfigError: No point has the field, an argument cannot be used, or is not that of the first
-            run; or this package made the collection.
+        ConfigError: No point has the field, an argument is invalid or differs from that of the
+            first run, or the collection was made by this package.
         ContractMismatchError: Another model's tokens are attached.
-        StoreError: Tokens cannot be written; what was added before is kept.
-        EngineUnavailableError: The server went away; the same holds.
+        StoreError: Tokens cannot be written; tokens added before are kept.
+        EngineUnavailableError: The server cannot be reached; tokens added before are kept.
+
+    Example:
+        >>> from PIL import Image
+        >>> from qdrant_client import QdrantClient, models
+        >>> from edje_qdrant import EDJEModel, attach_tokens
+        >>> model = EDJEModel.from_pretrained("demo", device="cpu")
+        >>> images = {name: Image.new("RGB", (256, 256), name) for name in ("red", "blue")}
+        >>> vectors = model.encode_images([*images.values()]).embeddings
+        >>> client = QdrantClient(":memory:")
+        >>> vector_params = models.VectorParams(size=vectors.shape[1], distance="Cosine")
+        >>> _ = client.create_collection("products", vectors_config=vector_params)
+        >>> client.upload_collection("products", vectors, [{"colour": name} for name in images])
+        >>> options = {"path_field": "colour", "locate": images.get, "progress": False}
+        >>> first = attach_tokens(client, "products", model, **options)
+        >>> second = attach_tokens(client, "products", model, **options)
+        >>> first.added, first.skipped, len(first.failed)
+        (2, 0, 0)
+        >>> second.added, second.skipped, len(second.failed)
+        (0, 2, 0)
     """
     started = time.perf_counter()
     check_number("batch_size", batch_size)
@@ -94,7 +115,7 @@ def attach_tokens(
     locate = locate or _files(images)
     options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
     where = resolve(location)
-    points = ForeignPoints(where, name, path_field, options)
+    points = AttachablePoints(where, name, path_field, options)
     try:
         store = _store(points, where, name, model, path_field, codec, tokens_folder)
         try:
@@ -128,32 +149,32 @@ def detach_tokens(
     prefer_grpc: bool = False,
     timeout: int = 30,
 ) -> None:
-    """Remove everything that `attach_tokens` wrote to a collection; side files stay.
+    """Remove everything that `attach_tokens` wrote to a collection; side files are kept.
 
     Args:
         location: As `attach_tokens`.
-        name: The collection's.
+        name: Name of the collection.
         api_key: Sent with every request to a server.
         prefer_grpc: Use gRPC for large transfers.
         timeout: Seconds to wait for one answer of a server.
 
     Raises:
         CollectionNotFoundError: There is no such collection.
-        ConfigError: This package made the collection, or an argument cannot be used.
-        EngineUnavailableError: The server went away; run it again.
+        ConfigError: The collection was made by this package, or an argument is invalid.
+        EngineUnavailableError: The server cannot be reached; a rerun continues.
     """
     options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
-    points = ForeignPoints(resolve(location), name, options=options)
+    points = AttachablePoints(resolve(location), name, options=options)
     try:
         points.unmark()
-        # Last, so that what a crash leaves behind is found as attached, and detached by a rerun.
+        # Last: after a crash, the tokens still count as attached and a rerun removes them.
         points.set_metadata(None)
     finally:
         points.close()
 
 
 def _store(
-    points: ForeignPoints,
+    points: AttachablePoints,
     where: Any,
     name: str,
     model: EDJEModel,
@@ -161,7 +182,7 @@ def _store(
     codec: str | Codec | None,
     tokens_folder: str | Path | None,
 ) -> TokenStore:
-    """Open the store of an earlier run, or note what this one attaches and make its store."""
+    """Open the token store of an earlier run, or write the metadata and create a store."""
     found = read_attachment(points, name)
     if found is None:
         fields = points.some_fields()
@@ -189,25 +210,25 @@ def _store(
     ):  # fmt: skip
         if wrong:
             raise ConfigError(
-                f"{name!r} has tokens attached already, with another {what} ({kept}); keep to "
-                "that, or detach them first (`edje-qdrant detach`)"
+                f"tokens are attached to {name!r} already, with another {what} ({kept}); use that "
+                "one, or detach the tokens first (`edje-qdrant detach`)"
             )
     return record.open_store(where, name, tokens_folder)
 
 
 class _Target:
-    """Add tokens to points: first to the store, then references to them at the points."""
+    """Write tokens to the store, then references to them into the points' payloads."""
 
     def __init__(
         self,
-        points: ForeignPoints,
+        points: AttachablePoints,
         store: TokenStore,
         contract: TokenContract,
     ) -> None:
         self._points, self._store, self._contract = points, store, contract
 
-    def existing(self, image_ids: Sequence[str]) -> set[str]:  # noqa: ARG002 - IngestTarget's
-        return set()  # points with tokens were skipped when they were listed
+    def existing(self, image_ids: Sequence[str]) -> set[str]:  # noqa: ARG002 - required by IngestTarget
+        return set()  # _without_tokens has skipped points with tokens
 
     def add(
         self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
@@ -223,7 +244,8 @@ class _Target:
         )
 
 
-def _without_tokens(points: ForeignPoints, run: IngestRun) -> Iterator[ForeignPoint]:
+def _without_tokens(points: AttachablePoints, run: IngestRun) -> Iterator[AttachablePoint]:
+    """Yield points without tokens; count the others as skipped."""
     for page in points.scroll():
         for point in page:
             if is_attached(point):
@@ -233,7 +255,7 @@ def _without_tokens(points: ForeignPoints, run: IngestRun) -> Iterator[ForeignPo
 
 
 def _decode(
-    point: ForeignPoint, model: EDJEModel, path_field: str, locate: Locate
+    point: AttachablePoint, model: EDJEModel, path_field: str, locate: Locate
 ) -> DecodedImage | FailedImage:
     if point.field is None:
         return FailedImage(f"point {point.id}", f"its payload has no {path_field!r}")
@@ -243,19 +265,19 @@ def _decode(
         return DecodedImage(str(point.id), {"id": point.id, "path": point.field}, pixels)
     except ImageReadError as error:
         return FailedImage(shown, error.reason)
-    except Exception as error:  # image processors and `locate` raise any type of error
+    except Exception as error:  # image processors and `locate` can raise any error
         return FailedImage(shown, error_reason(error))
 
 
 def _files(images: str | Path | None) -> Locate:
-    """Return what finds files by their path."""
-    around = Path("." if images is None else images).expanduser()
-    if not around.is_dir():
-        raise ConfigError(f"there is no folder {around}; say where the images are (--images)")
+    """Return a function that finds files by path, relative to a folder."""
+    folder = Path("." if images is None else images).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}; name the images' folder (--images)")
 
     def locate(value: Any) -> Path:
         if not isinstance(value, str):
-            raise ValueError(f"{value!r} is no path")
-        return around / value.removeprefix("file://")
+            raise ValueError(f"{value!r} is not a path")
+        return folder / value.removeprefix("file://")
 
     return locate

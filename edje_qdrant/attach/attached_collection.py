@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edje_qdrant.attach.points import ForeignPoint, ForeignPoints, PointId
+from edje_qdrant.attach.points import AttachablePoint, AttachablePoints, PointId
 from edje_qdrant.checks import check_number, check_texts
 from edje_qdrant.collection.metadata import CollectionRecord, resolve
 from edje_qdrant.contract import TokenContract
@@ -56,17 +56,35 @@ class AttachedCollection:
 
     The caller searches with its own client, with any vectors, filters and options.
 
-    Examples:
-        >>> client = QdrantClient(url="http://localhost:6333")
-        >>> attached = AttachedCollection.open(client, "products")
-        >>> points = client.query_points("products", query=embed(text), limit=100).points
-        >>> for ranked in attached.rerank_points(text, points, top_k=10):
-        ...     print(ranked.rank, ranked.score, ranked.point.id)
+    Example:
+        >>> from PIL import Image, ImageDraw
+        >>> from qdrant_client import QdrantClient, models
+        >>> from edje_qdrant import AttachedCollection, EDJEModel, attach_tokens
+        >>> model = EDJEModel.from_pretrained("demo", device="cpu")
+        >>> images = {}
+        >>> for colour in ("red", "blue", "green"):
+        ...     images[colour] = Image.new("RGB", (256, 256), "lightgrey")
+        ...     ImageDraw.Draw(images[colour]).ellipse((80, 80, 176, 176), fill=colour)
+        >>> vectors = model.encode_images([*images.values()]).embeddings
+        >>> client = QdrantClient(":memory:")
+        >>> vector_params = models.VectorParams(size=vectors.shape[1], distance="Cosine")
+        >>> _ = client.create_collection("products", vectors_config=vector_params)
+        >>> payloads = [{"colour": colour} for colour in images]
+        >>> client.upload_collection("products", vectors, payloads, ids=[1, 2, 3])
+        >>> options = {"path_field": "colour", "locate": images.get, "progress": False}
+        >>> report = attach_tokens(client, "products", model, **options)
+        >>> text = "a blue circle"
+        >>> query = model.encode_texts([text])[0]
+        >>> points = client.query_points("products", query, limit=3).points
+        >>> with AttachedCollection.open(client, "products", model=model) as attached:
+        ...     for ranked in attached.rerank_points(text, points, top_k=1):
+        ...         print(ranked.rank, ranked.point.id, ranked.point.payload["colour"])
+        1 2 blue
     """
 
     def __init__(
         self,
-        points: ForeignPoints,
+        points: AttachablePoints,
         store: TokenStore,
         record: CollectionRecord,
         name: str,
@@ -118,7 +136,7 @@ class AttachedCollection:
         """
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
         where = resolve(location)
-        points = ForeignPoints(where, name, options=options)
+        points = AttachablePoints(where, name, options=options)
         try:
             found = read_attachment(points, name)
             if found is None:
@@ -291,7 +309,7 @@ class AttachedCollection:
         return query.logits[[row_of[point_id] for point_id in ids]]
 
 
-def read_attachment(points: ForeignPoints, name: str) -> tuple[CollectionRecord, str] | None:
+def read_attachment(points: AttachablePoints, name: str) -> tuple[CollectionRecord, str] | None:
     """Read the record of the attached tokens and the payload field that names the images.
 
     Raises:
@@ -304,22 +322,23 @@ def read_attachment(points: ForeignPoints, name: str) -> tuple[CollectionRecord,
     path_field = metadata.get("path_field")
     if not isinstance(path_field, str):
         raise StoreError(
-            f"what is noted about the tokens attached to {name!r} is damaged; detach them "
+            f"the metadata of the tokens attached to {name!r} is damaged; detach them "
             f"(`edje-qdrant detach --collection {name}`) and attach them again"
         )
     return record, path_field
 
 
 def require(contract: TokenContract, record: CollectionRecord, name: str, address: str) -> None:
-    """Check that a model fits the attached tokens, whatever their codec.
+    """Check that a model made the attached tokens; their codec is not compared.
 
     Raises:
-        ContractMismatchError: It does not; names each field that differs.
+        ContractMismatchError: Another model made them; names each field that differs.
     """
-    contract.require_same_model(record.contract, where=f"what is attached to {name!r} at {address}")
+    where = f"the tokens attached to {name!r} at {address}"
+    contract.require_same_model(record.contract, where=where)
 
 
-def is_attached(point: ForeignPoint | None) -> bool:
+def is_attached(point: AttachablePoint | None) -> bool:
     """Return whether a point has tokens of the image that its payload names now."""
     return (
         point is not None
@@ -333,6 +352,6 @@ def _load(
 ) -> EDJEModel:
     if name_or_path is None:
         raise ConfigError(
-            f"what is attached to {name!r} does not say where its model is; pass it with model="
+            f"the metadata of the tokens attached to {name!r} names no model; pass one with model="
         )
     return EDJEModel.from_pretrained(name_or_path, device=device)

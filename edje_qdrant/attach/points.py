@@ -1,4 +1,4 @@
-"""The points of a Qdrant collection that something else made: read, and marked with tokens."""
+"""Access to the points of an existing Qdrant collection: payload field and token references."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
     from qdrant_client.models import ScoredPoint as ScoredPoint  # for annotations elsewhere
 
-__all__ = ["ForeignPoint", "ForeignPoints", "PointId"]
+__all__ = ["AttachablePoint", "AttachablePoints", "PointId"]
 
-#: Qdrant's own: a whole number, or a UUID as text.
+#: Id of a point, as Qdrant defines it: an integer or a UUID.
 PointId: TypeAlias = "int | str | UUID"
 
-# Of the collection's metadata; another key than that of collections this package makes, so that
-# neither is taken for the other.
+# Keys in the collection's metadata: of attached tokens, and of collections that this package made.
+# They differ, so that the two kinds of collections cannot be confused.
 _METADATA_KEY = "edje_qdrant_attached"
 _OUR_KEY = "edje_qdrant"
 
@@ -35,13 +35,13 @@ _OPERATION_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignPoint:
-    """Hold what is read of a point.
+class AttachablePoint:
+    """Hold the parts of a point that attachment needs.
 
     Attributes:
-        id: As the collection has it.
-        field: Value of the payload field that was asked for; None where there is none.
-        reference: What lies under the reserved key; None where nothing does.
+        id: Id in the collection.
+        field: Value of the payload field; None if the payload does not have it.
+        reference: Token reference under the reserved key; None if the point has no tokens.
     """
 
     id: PointId
@@ -56,21 +56,21 @@ class _Mark:
     nbytes: int
 
 
-class ForeignPoints:
-    """Read one payload field of somebody's points, and write the reserved key beside it.
+class AttachablePoints:
+    """Read one payload field of existing points, and write token references next to it.
 
-    Vectors are neither read nor written, nor is any other part of a payload. What concerns the
-    whole is kept in the collection's metadata, under a key of its own.
+    References are written under the reserved payload key. Vectors and other parts of payloads are
+    neither read nor written. Data about all attached tokens is stored in the collection's metadata.
 
     Args:
         location: `"http://..."`, `"https://..."` or a `QdrantClient`, which is not closed here.
-        name: The collection's.
-        field: Name of the payload field, names joined by dots for a nested one; None to read none.
-        options: How to reach the server.
+        name: Name of the collection.
+        field: Name of the payload field, `"a.b"` for a nested one; None to read none.
+        options: Connection to the server.
 
     Raises:
-        CollectionNotFoundError: There is no such collection; names those that are there.
-        ConfigError: It was made by this package, or an argument cannot be used.
+        CollectionNotFoundError: There is no such collection; the message lists existing ones.
+        ConfigError: The collection was made by this package, or an argument is invalid.
         EngineUnavailableError: The server cannot be reached.
     """
 
@@ -91,8 +91,8 @@ class ForeignPoints:
                 raise CollectionNotFoundError(self.address, name, self._connection.known())
             if _OUR_KEY in self._all_metadata():
                 raise ConfigError(
-                    f"the collection {name!r} at {self.address} was made by edje-qdrant and has "
-                    "tokens of its own; search it with TwoStageRetriever"
+                    f"the collection {name!r} at {self.address} was made by edje-qdrant and "
+                    "contains tokens; search it with TwoStageRetriever"
                 )
         except BaseException:
             self.close()
@@ -100,30 +100,30 @@ class ForeignPoints:
 
     @property
     def address(self) -> str:
-        """Return what errors call the server."""
+        """Return the name of the server for error messages."""
         return self._connection.address
 
     def read_field(self, field: str | None) -> None:
-        """Read another payload field from now on.
+        """Set the payload field to read.
 
         Raises:
-            ConfigError: It cannot be one.
+            ConfigError: It is not a valid name of a field.
         """
         self._path = None if field is None else nested_path(field, "path_field")
         self._field = field
 
     def metadata(self) -> dict[str, Any] | None:
-        """Read what is kept about the attached tokens; None where nothing is."""
+        """Read the metadata of the attached tokens; None if no tokens are attached."""
         return self._all_metadata().get(_METADATA_KEY) or None
 
     def set_metadata(self, metadata: dict[str, Any] | None) -> None:
-        """Keep something about the attached tokens, or nothing any more; other keys stay.
+        """Write the metadata of the attached tokens, or remove it; other keys are kept.
 
         Raises:
-            StoreError: The server keeps no metadata.
-            EngineUnavailableError: The server went away.
+            StoreError: The server does not store metadata.
+            EngineUnavailableError: The server cannot be reached.
         """
-        # A server may take None for "leave it"; an empty object is as good as nothing.
+        # A server can read None as "do not change"; an empty object counts as removed.
         update = {_METADATA_KEY: metadata or {}}
         self._connection.call(
             self._name, self._client.update_collection, self._name, metadata=update
@@ -131,10 +131,10 @@ class ForeignPoints:
         for tries in range(self._options.retries + 1):
             if self.metadata() == (metadata or None):
                 return
-            if tries < self._options.retries:  # another node may answer, a moment behind
+            if tries < self._options.retries:  # the response can come from a node that lags behind
                 self._connection.pause(tries)
         raise StoreError(
-            f"the server at {self.address} does not keep the metadata of {self._name!r}; it is "
+            f"the server at {self.address} does not store the metadata of {self._name!r}; it is "
             "older than Qdrant 1.16: upgrade it, then attach again"
         )
 
@@ -142,11 +142,11 @@ class ForeignPoints:
         """Return the number of points."""
         return self._connection.call(self._name, self._client.count, self._name, exact=True).count
 
-    def scroll(self, batch_size: int = 256) -> Iterator[list[ForeignPoint]]:
+    def scroll(self, batch_size: int = 256) -> Iterator[list[AttachablePoint]]:
         """Yield all points in pages, without token bytes.
 
         Raises:
-            EngineUnavailableError: The server cannot be reached; raised before a page.
+            EngineUnavailableError: The server cannot be reached; can be raised before any page.
         """
         check_batch_size(batch_size)
         start: Any = None
@@ -166,7 +166,7 @@ class ForeignPoints:
                 return
 
     def some_fields(self) -> list[str]:
-        """Return the names of the fields that the first points have."""
+        """Return the names of the payload fields of the first points."""
         records, _ = self._connection.call(
             self._name,
             self._client.scroll,
@@ -177,19 +177,19 @@ class ForeignPoints:
         names = dict.fromkeys(key for record in records for key in record.payload or {})
         return [name for name in names if name != TOKENS_KEY]
 
-    def retrieve(self, ids: Sequence[PointId], *, tokens: bool) -> dict[PointId, ForeignPoint]:
+    def retrieve(self, ids: Sequence[PointId], *, tokens: bool) -> dict[PointId, AttachablePoint]:
         """Return id -> point; unknown ids are left out.
 
         Args:
-            ids: Any number, each once.
-            tokens: Whether references come with the token bytes they carry.
+            ids: Any number of different ids.
+            tokens: Whether to read token bytes that are stored in references.
 
         Raises:
-            ConfigError: An id is none that Qdrant takes.
+            ConfigError: Qdrant does not accept an id.
             EngineUnavailableError: The server cannot be reached.
         """
         step = self._options.batch_size if tokens else 4096
-        found: dict[PointId, ForeignPoint] = {}
+        found: dict[PointId, AttachablePoint] = {}
         for run in in_runs([*ids], step):
             records = self._connection.call(
                 self._name,
@@ -203,13 +203,14 @@ class ForeignPoints:
         return found
 
     def mark(self, references: Mapping[PointId, Mapping[str, Any]]) -> None:
-        """Write references under the reserved key; acknowledged ones are on the server's disk.
+        """Write references under the reserved key, and wait until the server has stored them.
 
-        Points that are gone by now are left out. Marking again changes nothing, so requests that
-        got no answer are sent again.
+        Points that no longer exist are left out. The operation is idempotent, so requests without
+        a response are retried.
 
         Raises:
-            EngineUnavailableError: The server went away; earlier batches may have been written.
+            EngineUnavailableError: The server cannot be reached; earlier batches may have been
+                written.
         """
         marks = []
         for point_id, reference in references.items():
@@ -222,7 +223,7 @@ class ForeignPoints:
         """Remove the reserved key from all points.
 
         Raises:
-            EngineUnavailableError: The server went away; some may have it still.
+            EngineUnavailableError: The server cannot be reached; the key may remain on some points.
         """
         from qdrant_client import models
 
@@ -244,19 +245,19 @@ class ForeignPoints:
         return info.config.metadata or {}
 
     def _shown(self, *, tokens: bool) -> Any:
-        """Return which part of a payload to read: the field, and the reserved key."""
+        """Return a selector of the payload field and the reserved key."""
         from qdrant_client import models
 
-        # What may be in a reference, by name: a selector cannot both include and exclude.
+        # All fields of a reference but the bytes: a selector cannot both include and exclude.
         inside = ("path", "codec", "segment", "record", "checksum")
         ours = [TOKENS_KEY] if tokens else [f"{TOKENS_KEY}.{name}" for name in inside]
         field = [] if self._path is None else [self._path]
         return models.PayloadSelectorInclude(include=[*field, *ours])
 
-    def _point(self, record: Any) -> ForeignPoint:
+    def _point(self, record: Any) -> AttachablePoint:
         payload = record.payload or {}
         reference = payload.get(TOKENS_KEY)
-        return ForeignPoint(
+        return AttachablePoint(
             record.id,
             None if self._field is None else field_value(payload, self._field),
             reference if isinstance(reference, Mapping) else None,
@@ -266,7 +267,7 @@ class ForeignPoints:
         from qdrant_client import models
 
         local = self._connection.is_local
-        if local:  # it goes through every point to find one by a filter
+        if local:  # local mode scans all points to apply a filter
             found = self._client.retrieve(
                 self._name, [mark.id for mark in batch], with_payload=False
             )
@@ -277,7 +278,7 @@ class ForeignPoints:
             setting = models.SetPayload(payload=mark.payload)
             if local:
                 setting.points = [mark.id]
-            else:  # in a plain list, an id that is gone would be an error
+            else:  # a list of ids raises an error for ids that do not exist
                 has_id = models.HasIdCondition(has_id=[mark.id])
                 setting.filter = models.Filter(must=[has_id])
             operations.append(models.SetPayloadOperation(set_payload=setting))

@@ -6,7 +6,6 @@ candidate.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.named import model_for
 from edje_qdrant.model.queries import ImageQuery, encode_query
 from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.rerank.stopwatch import Stopwatch
 from edje_qdrant.text import clean_caption
 from edje_qdrant.types import Candidate, Payload, Timings
 
@@ -234,15 +234,16 @@ class CaptionRetriever:
                 f"num_candidates is {num_candidates} and top_k {top_k}; hits are chosen among the "
                 "candidates, so raise num_candidates or lower top_k"
             )
-        began = time.perf_counter()
+        watch = Stopwatch()
+        watch.start("encode")
         query = encode_query(self._model, image)
-        encoded = time.perf_counter()
+        watch.start("retrieve")
         found = self._collection.nearest(query.embeddings, num_candidates, filter=filter)[0]
-        retrieved = time.perf_counter()
+        watch.start("rerank")
         texts = [self._text(candidate) for candidate in found]
         tokens = np.broadcast_to(query.tokens, (len(found), *query.tokens.shape[1:]))
         scores = self._reranker.score_pairs(texts, tokens)
-        reranked = time.perf_counter()
+        timings = watch.timings()
         hits = tuple(
             CaptionHit(
                 caption_id=found[row].image_id,
@@ -256,12 +257,6 @@ class CaptionRetriever:
                 },
             )
             for rank, row in enumerate(np.argsort(-scores, kind="stable")[:top_k].tolist(), start=1)
-        )
-        timings = Timings(
-            encode=1000 * (encoded - began),
-            retrieve=1000 * (retrieved - encoded),
-            fetch=0.0,
-            rerank=1000 * (reranked - retrieved),
         )
         return CaptionResult(hits, timings)
 

@@ -162,7 +162,9 @@ def test_vectors_payload_and_metadata_of_others_are_not_touched(
         attached(shop, tiny_model)
 
 
-def test_broken_pictures_are_listed_and_are_no_end(shop: Shop, tiny_model: EDJEModel) -> None:
+def test_unreadable_images_are_reported_and_do_not_stop_the_run(
+    shop: Shop, tiny_model: EDJEModel
+) -> None:
     shop.paths[3].write_bytes(b"no image")
     shop.paths[4].unlink()
     shop.client.upsert(
@@ -175,7 +177,7 @@ def test_broken_pictures_are_listed_and_are_no_end(shop: Shop, tiny_model: EDJEM
     assert len(reasons) == 4
     assert "not an image" in reasons[f"{shop.paths[3].name} (point 3)"]
     assert "No such file" in reasons[f"{shop.paths[4].name} (point {point_id(4)})"]
-    assert reasons["5 (point 5)"] == "5 is no path"
+    assert reasons["5 (point 5)"] == "5 is not a path"
     assert reasons["point 77"] == "its payload has no 'picture.file'"
 
     found = shop.search(COUNT + 1)
