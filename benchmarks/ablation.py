@@ -52,7 +52,7 @@ VARIANTS = {
 
 
 def main() -> None:
-    """Train what is missing, and print the table."""
+    """Train and measure the missing variants, and print the table."""
     options = _options()
     torch.set_float32_matmul_precision("high")
     device = torch.device(options.device)
@@ -79,7 +79,7 @@ def _train_and_measure(
     if settings.objectives.distillation:
         folder = _folder(options, TEACHER) / "model"
         if not folder.exists():
-            raise SystemExit(f"the teacher is trained first: run the variant {TEACHER!r}")
+            raise SystemExit(f"the teacher is not trained yet; run the variant {TEACHER!r} first")
         teacher = EDJEModel.from_pretrained(folder, device=device, dtype=torch.float32)
         teacher.encoder = encoder
         teacher.joint_encoder.language_model.set_attn_implementation("eager")

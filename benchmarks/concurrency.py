@@ -28,7 +28,7 @@ IMAGES, CANDIDATES, EACH = 300, 20, 3
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print and write the results."""
     options = _options()
     torch.set_num_threads(1)
     model = EDJEModel.from_pretrained("demo", device="cpu")

@@ -26,7 +26,7 @@ BATCH = 50
 def demo_collection(
     folder: Path, model: EDJEModel, images: int, **options: Any
 ) -> tuple[ImageCollection, list[str]]:
-    """Make a collection of held-out scenes; return it and a caption of each."""
+    """Create a collection of held-out scenes; return it and one caption for each scene."""
     scenes = list(draw_scenes("test", 0, images))
     collection = ImageCollection.create(folder, "images", model.contract(), **options)
     for start in range(0, images, BATCH):
@@ -42,10 +42,10 @@ def demo_collection(
 
 
 def untrained_model(**vision: int) -> EDJEModel:
-    """Return a model that knows nothing, its joint encoder of MiniLM-L12's size, 64 x 384 tokens.
+    """Build a model with random weights, 64 x 384 tokens and a MiniLM-L12-sized joint encoder.
 
     Args:
-        vision: Settings of SigLIP's vision tower.
+        vision: Arguments of SigLIP's vision configuration.
     """
     letters = string.ascii_lowercase
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
@@ -67,7 +67,7 @@ def untrained_model(**vision: int) -> EDJEModel:
 
 
 def conditions() -> dict[str, Any]:
-    """Say when and on what a benchmark ran."""
+    """Return the date, machine, load and versions of a benchmark run."""
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, "

@@ -2,14 +2,21 @@
 
     python benchmarks/first_stages.py [--sizes 10000 100000] [--out docs/results/first_stages.json]
 
-Vectors are synthetic, 256 wide, around a center for every hundred of them. `near` queries are drawn
-around the same centers; `apart` ones are directions by chance, as texts lie apart from images in
-an encoder's space. Times are the processor's, of all threads together, so that other work on the
-machine does not count; nor does waiting for the disk. `write` is what it takes to put points in,
-`optimize` to build what searches use, `open` to open the index again. Searches ask for 100 points;
-medians of runs over different queries. `filter` searches among the tenth of the points that a
-payload field without an index lets through; `again` is the same filter with other queries. Recall
-is the part of the true top 100 that was found. Run it with OMP_NUM_THREADS=1.
+Vectors are synthetic, of 256 dimensions, in clusters of 100. `near` queries are drawn around the
+same cluster centers; `apart` queries have random directions, as texts and images lie apart in an
+encoder's space. Times are processor times of all threads, so that other work on the machine and
+waiting for the disk do not count:
+
+write      Upsert all points.
+optimize   Build the structures that searches use.
+open       Open the index again.
+one        Search with one query for 100 points.
+batch      Search with 64 queries for 100 points each.
+filter     Search the tenth of the points that match a payload field without a payload index.
+again      The same filter with other queries.
+
+Search times are medians over different queries. Recall is the share of the true top 100 that was
+found. Run it with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -38,7 +45,7 @@ Vectors = NDArray[np.float32]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print and write the results."""
     options = _options()
     begun = time.perf_counter()
     rows: list[dict[str, Any]] = []
@@ -181,7 +188,7 @@ def _line(row: dict[str, Any]) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--out", type=Path, help="file to write the results to, .json")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()
 
 

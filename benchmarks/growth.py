@@ -3,16 +3,19 @@
     python benchmarks/growth.py [--sizes 10000 100000] [--out docs/results/growth.json]
         [--plot docs/results/growth.png] [--keep FOLDER]
 
-Embeddings are synthetic, 256 wide, around a center for every hundred of them; codes of tokens are
-random bytes for a pq16 codec of 64 x 384 tokens, whose codebook is fitted to random tokens: 1,024
-bytes an image. They go through `ImageCollection.add_codes` into the embedded engine and side
-files, then `optimize` builds the graph. A fresh process then opens the collection and measures:
-the time to open it, the first stage for 100 candidates and reading and decoding their tokens
-(medians over queries, directions by chance), and its resident memory, that of mapped files apart,
-and once more that of reading the side files alone. Times are the processor's, of all threads, but
-for `optimize`; the wall's are beside those of searches. 1,000,000 images need about 8 GB of disk,
-and an hour on two cores: give --sizes, and --keep, with which collections are left in a folder and
-measured again without being built again.
+Embeddings are synthetic, of 256 dimensions, in clusters of 100. Codes are random bytes for a pq16
+codec of 64 x 384 tokens whose codebook is fitted to random tokens: 1,024 bytes an image. They are
+written with `ImageCollection.add_codes` to the embedded engine and side files; then `optimize`
+builds the graph.
+
+A new process opens the collection and measures the time to open it, to run the first stage for 100
+candidates, and to read and decode their tokens (medians over random queries). It also measures its
+resident memory, its mapped files, and the memory that reading side files takes. Times are
+processor times of all threads, except for `optimize`; wall-clock times of searches are reported as
+well.
+
+1,000,000 images need about 8 GB of disk and an hour on two cores: ask for them with --sizes. With
+--keep, collections stay in a folder and later runs measure them without building them.
 """
 
 from __future__ import annotations
@@ -45,15 +48,15 @@ from edje_qdrant.types import Candidate
 DIM, NUM_TOKENS, TOKEN_DIM, CODEC, CANDIDATES = 256, 64, 384, "pq16", 100
 PAGE, CENTERS_EACH = 1000, 100
 
-# Queries: the first, those that follow untimed, and those that are timed; whole searches timed.
+# Numbers of queries: timed as the first ones, then untimed for warm-up, then timed; whole searches.
 FIRST, WARM, QUERIES, WHOLE = 20, 1500, 60, 12
 
-# Disk that an image takes while the graph is built, and that must be left free besides.
+# Disk space that an image needs while the graph is built, and space to leave free.
 BYTES_EACH, SPARE = 12_000, 2 << 30
 
 
 def main() -> None:
-    """Measure each size in a process of its own, and print."""
+    """Measure each size in a separate process, and print the results."""
     options = _options()
     if options.measure:
         print(json.dumps(_measured(options.measure)))
@@ -79,7 +82,7 @@ def main() -> None:
                 folder.mkdir(parents=True)
                 free = shutil.disk_usage(folder).free
                 if free < size * BYTES_EACH + SPARE:
-                    print(f"{size:,} images need more than the {free:,} bytes of disk: left out")
+                    print(f"{size:,} images skipped: they need more disk space than {free:,} bytes")
                     continue
                 filled.write_text(json.dumps(_filled(folder / "photos", size)), encoding="utf-8")
             if options.only_build:
@@ -132,8 +135,8 @@ def _filled(folder: Path, size: int) -> dict[str, Any]:
 
 
 def _measured(folder: Path) -> dict[str, Any]:
-    """Open and search; the process has done nothing else."""
-    import qdrant_edge  # noqa: F401 - or its library would count as the collection's memory
+    """Measure opening and searching in a new process."""
+    import qdrant_edge  # noqa: F401 - so that the library is not counted as the collection's memory
 
     torch.set_num_threads(1)
     before = _resident()
@@ -156,7 +159,7 @@ def _measured(folder: Path) -> dict[str, Any]:
         decode = _medians(lambda n: reader.tokens(collection, found[n]))
         after = _resident()
         recall = _recall(collection, steady, found)
-        # The side files alone, opened once more: what reading them takes besides what is mapped.
+        # Memory to read the side files alone, without mapped files.
         with closing(FileTokenStore.open(folder / "images" / "tokens")) as store:
             for part in found:
                 ids = [candidate.image_id for candidate in part]
@@ -192,7 +195,7 @@ def _measured(folder: Path) -> dict[str, Any]:
 
 
 def _queries(count: int, size: int) -> NDArray[np.float32]:
-    """Return directions near what was stored, and off to a side."""
+    """Return `(count, DIM)` unit vectors near the stored ones, shifted in one common direction."""
     _, _, centers = _drawn(size)
     rng = np.random.default_rng(1)
     aside = _directions(1, rng)
@@ -206,7 +209,7 @@ def _recall(
     queries: NDArray[np.float32],
     found: Sequence[Sequence[Candidate]],
 ) -> float:
-    """Return the share of the true nearest that was found."""
+    """Return the mean share of the true nearest neighbours that was found."""
     from qdrant_edge import Query, QueryRequest, SearchParams
 
     shard, shares = cast("Any", collection.index)._backend._engine, []
@@ -225,7 +228,7 @@ def _recall(
 
 
 def _medians(call: Callable[[int], Any], turns: int = QUERIES) -> tuple[float, float]:
-    """Return the median milliseconds of the processor, and of the wall."""
+    """Return the medians of processor and wall-clock time, in milliseconds."""
     times = []
     for turn in range(turns):
         process, wall = time.process_time(), time.perf_counter()
@@ -236,7 +239,7 @@ def _medians(call: Callable[[int], Any], turns: int = QUERIES) -> tuple[float, f
 
 
 def _resident() -> dict[str, int]:
-    """Return the process's resident bytes: its own, and those of files it has mapped."""
+    """Return the resident bytes of the process: anonymous memory and mapped files."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return {name: 1024 * int(fields[name].split()[0]) for name in ("RssAnon", "RssFile")}
@@ -245,7 +248,7 @@ def _resident() -> dict[str, int]:
 def _drawn(
     size: int,
 ) -> tuple[np.random.Generator, NDArray[np.float16], NDArray[np.float32]]:
-    """Return tokens to fit the codec to and centers of images, the same each time."""
+    """Return a generator, tokens to fit the codec to, and cluster centers, with a fixed seed."""
     rng = np.random.default_rng(0)
     tokens = rng.standard_normal((64, NUM_TOKENS, TOKEN_DIM), dtype=np.float32)
     return rng, tokens.astype(np.float16), _directions(max(size // CENTERS_EACH, 1), rng)
@@ -310,8 +313,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to draw (extra train)")
-    parser.add_argument("--keep", type=Path, help="folder that keeps the collections")
-    parser.add_argument("--only-build", action="store_true", help="with --keep: measure later")
+    parser.add_argument("--keep", type=Path, help="folder in which to keep the collections")
+    parser.add_argument(
+        "--only-build", action="store_true", help="with --keep: only build the collections"
+    )
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -3,12 +3,16 @@
     python benchmarks/heat_maps.py --out docs/results/heat_maps.json \
         --image docs/results/heat_map.png
 
-Each scene is asked one phrase ("a red star") that names one of its two to four objects; the first
-scenes are asked a caption as well, each of whose words is measured against the object that it
-speaks of. `share` is the heat inside the boxes of the named objects, `area` what even heat would
-have there and what pointing at random would hit, `points` how often the hottest patch's middle is
-inside one of the boxes, and `ahead` how often each named object is hotter than every other.
-Other ways to heat are measured beside `explain_match` on the same phrases.
+Each scene is explained for one phrase ("a red star") that names one of its two to four objects. The
+first scenes are explained for a caption as well, and each of its words is measured against the
+object that it describes. Measured are:
+
+share      Share of the heat inside the boxes of the named objects.
+area       Share of the image inside these boxes: the expected `share` of uniform heat.
+points     How often the center of the hottest patch is inside one of the boxes.
+ahead      How often each named object has more heat than every other object.
+
+Simpler methods are compared with `explain_match` on the same phrases.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ EXAMPLE = "a red heart left of a big black star"
 
 
 def main() -> None:
-    """Measure, print a table, and write what was asked for."""
+    """Measure, print a table, and write the requested files."""
     options = _options()
     torch.set_num_threads(1)
     began = time.process_time()
@@ -95,19 +99,26 @@ def main() -> None:
 
 
 class OtherWays:
-    """Heat by simpler means, to compare with."""
+    """Compute heat maps with simpler methods, for comparison."""
 
     def __init__(self) -> None:
         self._model = EDJEModel.from_pretrained("demo", device="cpu")
         language_model = self._model.joint_encoder.language_model
-        language_model.set_attn_implementation("eager")  # the others keep no attention
+        # Other implementations do not return attention.
+        language_model.set_attn_implementation("eager")
         self._attention: list[torch.Tensor] = []
         language_model.bert.encoder.layer[-1].attention.self.register_forward_hook(
             lambda _module, _inputs, output: self._attention.append(output[1])
         )
 
     def heats(self, text: str, image: Image.Image, by_token: np.ndarray) -> dict[str, np.ndarray]:
-        """Return `(h, w)` by the name of each way; `by_token` is what `explain_match` found."""
+        """Return method -> `(h, w)` heat.
+
+        Args:
+            text: Phrase to explain.
+            image: Image to explain.
+            by_token: `(m,)` relevance of tokens, from `explain_match`.
+        """
         model, ids = self._model, self._model.tokenize([text])
         with gradients(model):
             vision_tokens = model.encoder.encode_pixels(model.preprocess([image]))[1].detach()
@@ -145,7 +156,7 @@ def _row(asked: str, way: str, aims: Sequence[Aim]) -> dict[str, Any]:
 
 
 def _draw_example(model: EDJEModel, path: Path) -> None:
-    """Draw the fifth of the demo's scenes."""
+    """Draw the explanation of the fifth demo scene."""
     *_, scene = draw_scenes("test", SEED, 5)
     image = draw(scene)
     sheet = draw_explanation(image, explain_match(model, EXAMPLE, image))
@@ -154,8 +165,10 @@ def _draw_example(model: EDJEModel, path: Path) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=400, help="scenes asked a phrase")
-    parser.add_argument("--captions", type=int, default=120, help="of which asked a caption too")
+    parser.add_argument("--scenes", type=int, default=400, help="scenes to explain for a phrase")
+    parser.add_argument(
+        "--captions", type=int, default=120, help="scenes to explain for a caption as well"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--image", "--picture", type=Path, help="PNG of one explanation to write")
     return parser.parse_args()

@@ -3,17 +3,17 @@
     python benchmarks/ingest_rate.py [--model base] [--images 32] [--batch-size 8] [--rounds 3]
         [--out docs/results/ingest_rate_base.json]
 
-Drawn scenes of 256 x 256 pixels as PNG files. `encoder` is `EDJEModel.encode_pixels` on images
-that were read before; `ingest` reads, decodes, hashes, encodes and writes them to a new collection
-of the embedded engine; `all but` is everything but the encoder, one after another, in a single
-thread. They alternate, and the ratios are medians over rounds. `hidden` is the share of `all but`
-that an ingest does in parallel with the encoder.
+The images are drawn scenes of 256 x 256 pixels as PNG files. `encoder` is
+`EDJEModel.encode_pixels` on preloaded images; `ingest` reads, decodes, hashes, encodes and writes
+them to a new collection of the embedded engine; `all_but` does all of that except the encoding, in
+a single thread. They alternate, and the ratios are medians over rounds. `hidden` is the share of
+`all_but` that an ingest does in parallel with the encoder.
 
 `--model base` has a vision tower of SigLIP B/16's size at 224 pixels and 64 tokens of 384, with
-random weights (speed does not depend on them), and computes with every core, as an ingest does.
-`--model demo` is the bundled one, hundreds of times smaller, so that what is around it weighs much
-more; it computes with one thread. `--processes 2` adds an ingest with as many; the seconds that
-these take to start are counted too: ask for some thousand images.
+random weights (speed does not depend on them), and computes on all cores, as an ingest does.
+`--model demo` is the bundled model, which is hundreds of times smaller, so that the other steps
+take a much larger share; it computes with one thread. `--processes 2` adds an ingest with two
+processes. The seconds that processes take to start are included, so use some thousand images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SIDE = 224
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print and write the results."""
     options = _options()
     if options.model == "demo":
         torch.set_num_threads(1)
@@ -114,7 +114,7 @@ def _measure(
         for name, call in calls.items():
             began, processor = time.perf_counter(), _processor_seconds()
             call()
-            if turn:  # the first warms up
+            if turn:  # the first round is the warm-up
                 walls[name].append(time.perf_counter() - began)
                 processors[name].append(_processor_seconds() - processor)
     wall = {name: np.array(each) for name, each in walls.items()}
@@ -148,7 +148,7 @@ def _measure(
 
 
 def _processor_seconds() -> float:
-    """Return what this process and those it started and ended have used."""
+    """Return the processor seconds used by this process and its ended child processes."""
     return sum(os.times()[:4])
 
 
@@ -158,7 +158,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", "--pictures", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=0, help="add an ingest with so many")
+    parser.add_argument(
+        "--processes", type=int, default=0, help="add an ingest with this number of processes"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()
 

@@ -3,14 +3,21 @@
     python benchmarks/joint_encoder.py [--parts cpu blip quality gpu] [--quick]
         [--out docs/results/joint_encoder.json]
 
-Of MiniLM-L12's size (12 layers of 384), 64 tokens and 16 words, random weights: speed does not
-depend on them. Variants take turns, round after round, so that other work on the machine hits all
-alike. Each round's ratio to `eager` is taken within the round; the median of these counts. `wall`
-is what a caller waits; `processor` is the time of all cores together, which other work hardly
-changes. BLIP and BLIP-2 are their image-text matching as a whole, vision tower included, for each
-pair. `quality` scores 20 candidates for each of 1,000 held-out scenes with the bundled model. The
-GPU's part runs where there is one. A part that was run replaces that part of an older `--out`.
-`--quick` is for trying the script: one round, and a tenth of the scenes.
+The joint encoder has MiniLM-L12's size (12 layers of 384) and random weights (speed does not depend
+on them); pairs have 64 tokens and 16 words. Variants alternate in rounds, so that other work on the
+machine affects all of them equally. Ratios to `eager` are computed within each round, and their
+median is reported. `wall` is wall-clock time; `processor` is the time of all cores together, which
+is hardly affected by other work.
+
+The parts are:
+
+cpu        The joint encoder's implementations, at two batch sizes, with one and two threads.
+blip       BLIP's and BLIP-2's complete image-text matching, vision tower included, for each pair.
+quality    Order and R@1 of 20 candidates for each of 1,000 held-out scenes, with the bundled model.
+gpu        The joint encoder on a CUDA device; skipped if there is none.
+
+A part replaces the same part of an existing `--out` file. `--quick` is for trying the script: one
+round, and a tenth of the scenes.
 """
 
 from __future__ import annotations
@@ -48,17 +55,17 @@ from edje_qdrant.rerank.reranker import Reranker
 
 LAYERS, WIDTH, HEADS, INNER, WORDS, TOKENS = 12, 384, 12, 1536, 16, 64
 LENGTH = WORDS + TOKENS + 3  # [CLS], and [SEP] twice
-# Multiplications and additions of a pair, all layers in full.
+# Multiplications and additions for one pair, all layers computed in full.
 FLOPS = LAYERS * (LENGTH * (8 * WIDTH**2 + 4 * WIDTH * INNER) + 4 * LENGTH**2 * WIDTH)
 
-# What BLIP-2's 1.2 billion weights take in float32, with what it computes.
+# Memory of BLIP-2's 1.2 billion float32 weights and its activations.
 BLIP2_BYTES = 7e9
 
 Call = Callable[[], Any]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print and write the results."""
     options = _options()
     report: dict[str, Any] = {}
     if options.out and options.out.exists():
@@ -78,7 +85,7 @@ def main() -> None:
                 "quick": options.quick,
             }
         elif report.get(part):
-            continue  # what an earlier run on another machine found
+            continue  # keep the result of an earlier run on another machine
         report[part] = found
         if options.out:
             options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -86,7 +93,7 @@ def main() -> None:
 
 
 def cpu(quick: bool) -> dict[str, Any]:
-    """Compare forms at two batch sizes, with one thread and with two."""
+    """Compare implementations at two batch sizes, with one thread and with two."""
     encoder = _encoder("eager")
     sdpa = _encoder("sdpa")
     fast: dict[str, FastJointEncoder] = {
@@ -119,7 +126,7 @@ def cpu(quick: bool) -> dict[str, Any]:
 
 
 def blip(quick: bool) -> dict[str, Any]:
-    """Time BLIP's and BLIP-2's image-text matching beside the joint encoder, two threads."""
+    """Compare the joint encoder with BLIP's and BLIP-2's image-text matching, with two threads."""
     torch.set_num_threads(2)
     fast = FastJointEncoder(_encoder("sdpa"))
     ids, _, tokens = _input(64)
@@ -145,7 +152,7 @@ def blip(quick: bool) -> dict[str, Any]:
 
 
 def quality(quick: bool) -> dict[str, Any]:
-    """Compare orders and R@1 on the demo's scenes with those of the training form in float32."""
+    """Compare order and R@1 on demo scenes with those of the training form in float32."""
     torch.set_num_threads(2)
     scenes, depth = 100 if quick else 1000, 20
     model = EDJEModel.from_pretrained("demo", device="cpu")
@@ -183,7 +190,7 @@ def quality(quick: bool) -> dict[str, Any]:
 
 
 def gpu(quick: bool) -> dict[str, Any] | None:
-    """Measure on a CUDA device, where there is one."""
+    """Measure on a CUDA device; return None if there is none."""
     if not torch.cuda.is_available():
         print("  no CUDA device here: not run", flush=True)
         return None
@@ -271,7 +278,7 @@ def _input(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def _compare(calls: dict[str, Call], rounds: int) -> dict[str, dict[str, float]]:
-    """Let calls take turns; return medians of their times, and of ratios of the first's to it."""
+    """Alternate calls; return medians of their times, and of the first call's time over each."""
     times: dict[str, dict[str, list[float]]] = {
         clock: {name: [] for name in calls} for clock in ("wall", "processor")
     }
@@ -280,7 +287,7 @@ def _compare(calls: dict[str, Call], rounds: int) -> dict[str, dict[str, float]]
             for name, call in calls.items():
                 began, spent = time.perf_counter(), time.process_time()
                 call()
-                if turn:  # the first one sets up
+                if turn:  # the first round is the warm-up
                     times["processor"][name].append(time.process_time() - spent)
                     times["wall"][name].append(time.perf_counter() - began)
     found: dict[str, dict[str, float]] = {name: {} for name in calls}
@@ -295,7 +302,7 @@ def _compare(calls: dict[str, Call], rounds: int) -> dict[str, dict[str, float]]
 
 
 def _products() -> dict[str, float]:
-    """Return GFLOP/s of the joint encoder's widest product, in each way that it can be computed."""
+    """Return GFLOP/s of the joint encoder's widest matrix product, by precision."""
     rows = 32 * LENGTH
     x, weight, bias = torch.randn(rows, WIDTH), torch.randn(INNER, WIDTH), torch.randn(INNER)
     calls: dict[str, Call] = {"eager": lambda: torch.nn.functional.linear(x, weight, bias)}
@@ -347,7 +354,7 @@ def _blip2() -> Call:
     with torch.device("meta"):
         model = Blip2ForImageTextRetrieval(config)
     model = model.to_empty(device="cpu").eval()
-    with torch.no_grad():  # drawing a billion numbers would take longer than all else
+    with torch.no_grad():  # random values for a billion weights would take too long
         for weight in model.parameters():
             weight.fill_(0.01)
         for module in model.modules():
@@ -367,7 +374,7 @@ def _blip2() -> Call:
 
 
 def _available() -> float:
-    """Return bytes that can be had without another process losing any, where that is known."""
+    """Return the available memory in bytes; 0 if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -390,13 +397,13 @@ def _gpu_seconds(call: Call, rounds: int) -> float:
         began = time.perf_counter()
         call()
         torch.cuda.synchronize()
-        if turn >= 3:  # graphs are recorded by then
+        if turn >= 3:  # the first three rounds record CUDA graphs
             times.append(time.perf_counter() - began)
     return statistics.median(times)
 
 
 def _gpu_matmul() -> float:
-    """Return TFLOP/s of a large product in bfloat16."""
+    """Return TFLOP/s of a large bfloat16 matrix product."""
     side = 8192
     a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return round(2 * side**3 / _gpu_seconds(lambda: a @ b, 20) / 1e12, 1)
@@ -406,7 +413,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--quick", action="store_true", help="one round: to try the script")
+    parser.add_argument(
+        "--quick", action="store_true", help="try the script: one round, fewer scenes"
+    )
     return parser.parse_args()
 
 

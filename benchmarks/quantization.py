@@ -38,8 +38,8 @@ CONFIGS = {
 
 
 def main() -> None:
-    """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, print, and write the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--images", "--pictures", type=int, default=4000)
     parser.add_argument("--queries", type=int, default=300)
@@ -75,7 +75,8 @@ def _recalls(
     config = edge.EdgeConfig(
         vectors=params,
         hnsw_config=edge.HnswIndexConfig(m=32, ef_construct=200, full_scan_threshold=1_000_000),
-        optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1),  # or nothing is quantized
+        # With the default threshold, nothing is quantized.
+        optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1),
     )
     with tempfile.TemporaryDirectory() as folder:
         shard = edge.EdgeShard.create(folder, config)

@@ -41,15 +41,15 @@ from edje_qdrant.tokens.references import Problems
 
 CANDIDATES, IMAGES = 100, 500
 
-# What search() spends that is neither the first stage nor a model.
+# Steps of search() that do not count as outside: the engine and the models.
 INSIDE = {"the engine's query", "text tower", "joint encoder"}
 
-# Of the first stage's call, in Python.
+# Python steps of the first stage's call, around the engine.
 AROUND = ("query into the engine", "candidates out of the engine, in order")
 
 
 class Clocks:
-    """Measure the own processor time of functions."""
+    """Measure the processor time of functions, without that of clocked functions they call."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -57,10 +57,11 @@ class Clocks:
         self._below = [0.0]
 
     def wrap(self, owner: Any, name: str, label: str) -> None:
-        """Clock a function, method or class under a label."""
+        """Replace a function, method or class of `owner` by its clocked form."""
         setattr(owner, name, self.clocked(getattr(owner, name), label))
 
     def clocked(self, function: Callable[..., Any], label: str) -> Callable[..., Any]:
+        """Return a function that calls another one and adds its time under a label."""
         if label not in self.order:
             self.order.append(label)
 
@@ -90,7 +91,7 @@ class ClockedShard:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print and write the results."""
     options = _options()
     torch.set_num_threads(1)
     model = EDJEModel.from_pretrained("demo", device="cpu")
@@ -126,7 +127,7 @@ def _measure(
         began = time.thread_time()
         plain.search(text, num_candidates=CANDIDATES)
         whole.append(time.thread_time() - began)
-    # Clocks stay once they are on, so all searches without them come first.
+    # Clocks cannot be removed, so all searches without them run first.
     _put_on(clocks, collection, model)
     clocked = TwoStageRetriever(collection, model)
     for text in texts:
@@ -168,7 +169,7 @@ def _measure(
 
 
 def _by_itself(collection: ImageCollection, model: EDJEModel, texts: list[str]) -> float:
-    """Return the median seconds outside the engine where both models answer at once."""
+    """Return the median seconds outside the engine, with precomputed results of both models."""
     given = {text: model.encode_texts([text]) for text in texts}
     reranker, towers, index = Reranker(model), model.encode_texts, cast("Any", collection.index)
     zeros = np.zeros(CANDIDATES, np.float32)
@@ -191,6 +192,7 @@ def _by_itself(collection: ImageCollection, model: EDJEModel, texts: list[str]) 
 
 
 def _put_on(clocks: Clocks, collection: ImageCollection, model: EDJEModel) -> None:
+    """Clock the engine, the models and the steps of a search."""
     index: Any = collection.index
     backend = index._backend
     backend._engine = ClockedShard(backend._engine, clocks)

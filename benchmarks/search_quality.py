@@ -5,13 +5,13 @@
 The model was calibrated on scenes with another seed than those used here. Writes `search.json` and
 `search.png` and prints a table for each part:
 
-fusion     R@1 with each way to put the stages together, on both sets of scenes: what is chosen on
-           one has to hold on the other.
-cutoff     Right answers accepted against false accepts, by each stage's score; the queries without
-           a right image are the same ones, with all images taken out that their caption fits.
+fusion     R@1 of each way to combine the scores of both stages, on two sets of scenes: a choice
+           made on one set must hold on the other.
+cutoff     True accepts against false accepts, by each stage's score. Queries without a right image
+           are the same queries, after all images that fit their caption are removed.
 adaptive   Pairs saved against R@1 lost.
-budget     R@1 as the budget shrinks, through the retriever, in shares of the time a whole search
-           took in the same run.
+budget     R@1 of the retriever with decreasing budgets, given as shares of the time of a whole
+           search in the same run.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)
 
 
 def main() -> None:
-    """Measure everything and write it down."""
+    """Measure all parts, and write and print the results."""
     options = _options()
     model = EDJEModel.from_pretrained("demo")
     if model.calibration is None:
-        raise SystemExit("the bundled model holds no calibration")
+        raise SystemExit("the bundled model has no calibration; run `edje-qdrant calibrate` first")
     with _ranked(model, options.work / "calibration", CALIBRATION_SEED) as (_, _, other):
         pass
     with _ranked(model, options.work / "test", 1) as (collection, gallery, own):
@@ -80,7 +80,7 @@ def main() -> None:
 def _ranked(
     model: EDJEModel, folder: Path, seed: int
 ) -> Iterator[tuple[ImageCollection, Gallery, Rankings]]:
-    """Draw and ingest scenes where that was not done yet, and rank them for their captions."""
+    """Draw and ingest scenes unless an earlier run has, and rank them for their captions."""
     gallery = build_gallery(read_annotations(write_scenes(folder, seed=seed)))
     there = (folder / "index" / "images").exists()
     with (
@@ -94,7 +94,7 @@ def _ranked(
 
 
 def _fusions(rankings: Rankings, other: Rankings) -> list[dict[str, Any]]:
-    """Return R@1 of each fusion, with its paired difference to the joint encoder's alone."""
+    """Return R@1 of each fusion, with its paired difference to the joint encoder alone."""
     base = _right(rankings, rankings.joint)
     others = dict(_ways(other))
     rows = []
@@ -114,7 +114,7 @@ def _fusions(rankings: Rankings, other: Rankings) -> list[dict[str, Any]]:
 
 
 def _ways(rankings: Rankings) -> list[tuple[str, NDArray[Any]]]:
-    """Return name and scores, `(q, depth)`, of each way to rank."""
+    """Return names and `(q, depth)` scores of the ways to rank."""
     ways: list[tuple[str, NDArray[Any]]] = [
         ("first stage", rankings.first),
         ("rerank", rankings.joint),
@@ -157,7 +157,7 @@ def _cutoffs(rankings: Rankings, calibration: Calibration) -> dict[str, Any]:
 
 
 def _bins(probabilities: NDArray[np.float64], right: NDArray[np.bool_]) -> list[list[float]]:
-    """Return lower end, share that is right, mean probability and pairs of each tenth."""
+    """Return lower end, share of right pairs, mean probability and number of pairs by tenth."""
     rows = []
     for low in np.arange(10) / 10:
         inside = (probabilities >= low) & (probabilities < low + 0.1 + (low == 0.9))
@@ -203,7 +203,7 @@ def _budgets(retriever: TwoStageRetriever, gallery: Gallery, queries: int) -> di
             ),
         }
 
-    ask(None)  # warms up
+    ask(None)  # warm-up
     whole = ask(None)
     rows = [
         {"share": share, "budget": share * whole["milliseconds"]}
@@ -299,7 +299,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("runs/search"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--queries", type=int, default=300, help="of the budgets' part")
+    parser.add_argument("--queries", type=int, default=300, help="queries of the part `budget`")
     return parser.parse_args()
 
 

@@ -1,14 +1,17 @@
-"""Ask a service from many clients while images are added, and watch for errors.
+"""Measure latency, errors and memory of the service under load, while images are added.
 
     python benchmarks/service_load.py [--seconds 60] [--clients 16] [--images 300]
         [--candidates 20] [--out docs/results/service_load.json]
 
-The service is a process of its own with the bundled model and drawn scenes. Each client searches
-without a pause for captions of the scenes, every tenth time for a page or a thumbnail; one more
-uploads a new scene a second. Every answer's first hit is compared with that of the same search
-before the load: scenes that are added during it may move it, so a change counts only where the hit
-is a scene of the beginning. Memory is what the service's process has in use (VmRSS), at eleven even
-steps: what it fills once shows in the first of them, what it loses in all.
+The service runs in a separate process with the bundled model and drawn scenes. Each client searches
+for captions of the scenes without a pause, and requests the next page and a thumbnail after one
+search in ten; one more client uploads a new scene every second.
+
+The first hit of every response is compared with that of the same search before the load. Uploaded
+scenes can become first hits, so a change counts only if the new hit is one of the initial scenes.
+
+Memory is the resident memory (VmRSS) of the service's process, measured eleven times at equal
+intervals: caches that fill up show in the first values, a leak in all of them.
 """
 
 from __future__ import annotations
@@ -43,12 +46,12 @@ STEPS = 10
 
 
 class Load:
-    """Count what clients see.
+    """Run clients, and record their latencies, errors and changed responses.
 
     Args:
-        url: The service's.
-        captions: What to search for.
-        candidates: Of each search.
+        url: URL of the service.
+        captions: Texts to search for.
+        candidates: Number of candidates of each search.
     """
 
     def __init__(self, url: str, captions: list[str], candidates: int) -> None:
@@ -58,10 +61,10 @@ class Load:
         self.changed = 0
         self.right: dict[str, str] = {}
         self.ended = threading.Event()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def learn(self) -> None:
-        """Search for every caption once, undisturbed."""
+        """Search for every caption once without load, and record the first hits."""
         with httpx.Client(base_url=self.url, timeout=60) as client:
             for caption in self.captions:
                 hits = self._search(client, caption).json()["hits"]
@@ -70,7 +73,7 @@ class Load:
         self.errors.clear()
 
     def ask(self, seed: int) -> None:
-        """Be one client, until the end."""
+        """Run one client that searches until the end of the load."""
         chance = random.Random(seed)
         known = {*self.right.values()}
         with httpx.Client(base_url=self.url, timeout=60) as client:
@@ -82,7 +85,7 @@ class Load:
                 found = answer.json()
                 first = found["hits"][0]["image_id"]
                 if first != self.right[caption] and first in known:
-                    with self._turn:
+                    with self._lock:
                         self.changed += 1
                 if chance.random() < 0.1:
                     body = {"cursor": found["cursor"], "top_k": 5}
@@ -90,7 +93,7 @@ class Load:
                     self._timed(client, "thumbnail", "GET", f"/v1/images/{first}/thumbnail")
 
     def add(self, seed: int) -> None:
-        """Upload a new scene a second, until the end."""
+        """Upload a new scene every second until the end of the load."""
         with httpx.Client(base_url=self.url, timeout=60) as client:
             for scene in draw_scenes("test", seed, 100_000):
                 if self.ended.is_set():
@@ -113,7 +116,7 @@ class Load:
             answer = client.request(method, path, **options)
         except httpx.TransportError as error:
             answer = httpx.Response(599, text=type(error).__name__)
-        with self._turn:
+        with self._lock:
             self.seconds.setdefault(what, []).append(time.perf_counter() - began)
             if answer.status_code != 200:
                 self.errors[f"{what} {answer.status_code}"] += 1
@@ -121,9 +124,9 @@ class Load:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print and write the results."""
     options = _options()
-    busy = conditions()["load_average"]  # the load's own comes on top of it later
+    busy = conditions()["load_average"]  # before the benchmark adds its own load
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         captions = _prepare(folder, options.images)
@@ -207,7 +210,7 @@ def _start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
             if httpx.get(f"{url}/readyz").status_code == 200:
                 return process, url
         time.sleep(0.2)
-    raise SystemExit(f"the service did not start: exit status {process.returncode}")
+    raise SystemExit(f"the service did not start (exit status {process.returncode})")
 
 
 def _resident(pid: int) -> float:
@@ -218,14 +221,14 @@ def _resident(pid: int) -> float:
 
 
 def _mean_batch(metrics: str, alone: int) -> float:
-    """Return searches a batch, those before the load left out."""
+    """Return the mean number of searches in a batch, without the searches before the load."""
     values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
     searches = float(values["edje_batch_searches_sum"]) - alone
     return round(searches / (float(values["edje_batch_searches_count"]) - alone), 2)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--images", "--pictures", type=int, default=300)

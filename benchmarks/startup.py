@@ -1,10 +1,10 @@
-"""Measure start-up times: imports, the help of the command line, opening of a collection.
+"""Measure start-up times: imports, the command line's help, opening a collection.
 
     python benchmarks/startup.py [--runs 9] [--images 100000] [--light] [--out startup.json]
 
-Each line is the median over fresh processes, which alternate with `python -c pass`; the time of
-that is subtracted in `beyond_python_ms`. Wall-clock time is reported and, as it is hardly affected
-by other work on the machine, processor time. `open` is the time of `ImageCollection.open` in a
+Times are medians over new processes. The commands alternate with `python -c pass`, whose time is
+subtracted in `beyond_python_ms`. Reported are wall-clock time and processor time; the latter is
+hardly affected by other work on the machine. `open` is the time of `ImageCollection.open` in a
 process that has imported it and opened another collection before, for images with synthetic vectors
 of 64 dimensions in the embedded engine.
 """
@@ -43,7 +43,7 @@ PAGE = 2000
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print and write the results."""
     options = _options()
     commands = {name: c for name, c in COMMANDS.items() if not (options.light and name == HEAVY)}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
@@ -127,9 +127,15 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument(
-        "--images", "--pictures", type=int, default=100_000, help="0 leaves opening out"
+        "--images",
+        "--pictures",
+        type=int,
+        default=100_000,
+        help="images of the collection to open; 0 for none",
     )
-    parser.add_argument("--light", action="store_true", help="leave out what loads torch")
+    parser.add_argument(
+        "--light", action="store_true", help="leave out the import that loads torch"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()
 

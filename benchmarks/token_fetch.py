@@ -38,7 +38,7 @@ PLACES = {
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print and write the results."""
     options = _options()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

@@ -3,7 +3,7 @@
     python benchmarks/vision_cache.py [--size base] [--images 64] [--steps 4]
 
 A SigLIP and a MiniLM of the published shapes with random weights (speed does not depend on them),
-64 tokens, drawn scenes saved as PNG. Prints one JSON object with images a second and the ratio.
+64 tokens, drawn scenes saved as PNG. Prints one JSON object with images per second and the ratio.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BATCH = 16
 
 
 def main() -> None:
-    """Time both and print the ratio."""
+    """Measure both kinds of steps and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--images", "--pictures", type=int, default=64)

@@ -1,8 +1,8 @@
-"""Draw `docs/rooms.svg`: the package's rooms, floor by floor, and what imports what.
+"""Draw `docs/rooms.svg`: the subpackages by layer, and the imports between them.
 
-Run `python docs/draw_rooms.py` after a change of the rooms. The picture is made from the import
-statements and from import-linter's layers in pyproject.toml, so it cannot drift from the code; a
-test compares the two.
+Run `python docs/draw_rooms.py` when subpackages or their imports change. The drawing is generated
+from the import statements and from import-linter's layers in pyproject.toml; a test fails when it
+is stale.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ TARGET = ROOT / "docs" / "rooms.svg"
 
 WIDTH, MARGIN, GAP = 1240, 20, 14
 BOX_HEIGHT, FLOOR_HEIGHT = 74, 122
-LINE, LETTERS = 13, 6.0  # pixels of a line and of a letter of the small text
+LINE, LETTERS = 13, 6.0  # height of a line and width of a letter of the small text, in pixels
 COLOURS = ("#e8f0fe", "#e6f4ea", "#fef7e0", "#fce8e6", "#f3e8fd", "#e4f7fb")
 
 
 def floors() -> list[list[str]]:
-    """Return the rooms of each floor, from the top, as import-linter's contract lists them."""
+    """Return the rooms (subpackages) of each layer of import-linter's contract, from the top."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
@@ -53,7 +53,7 @@ def imports(rooms: set[str]) -> dict[str, set[str]]:
 
 
 def without_shortcuts(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Leave out arrows that another path implies; what remains says the same and can be read."""
+    """Remove arrows that a longer path implies (transitive reduction), for legibility."""
     reach: dict[str, set[str]] = {}
 
     def reached(room: str) -> set[str]:
@@ -80,7 +80,7 @@ def description(room: str) -> str:
 
 
 def draw() -> str:
-    """Return the picture as SVG text."""
+    """Return the drawing as SVG text."""
     rows = floors()
     arrows = without_shortcuts(imports({room for row in rows for room in row}))
     height = MARGIN + FLOOR_HEIGHT * len(rows)
@@ -95,7 +95,7 @@ def draw() -> str:
         'font-family="Helvetica, Arial, sans-serif">',
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
     ]
-    # Each room's arrows leave and arrive side by side, in the order of the boxes they lead to.
+    # Spread the ends of a room's arrows along its box, in the order of the boxes at the other ends.
     arriving = {room: sorted(o for o in arrows if room in arrows[o]) for room in boxes}
     for room, targets in arrows.items():
         left, top, width = boxes[room]

@@ -1,4 +1,4 @@
-"""Helpers of the scripts that write tables from `docs/results/`."""
+"""Helpers for the scripts that write tables from `docs/results/`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *notes: str) -> s
 
 
 def sections(parts: Mapping[str, str]) -> str:
-    """Return texts between snippet marks, so that a page can include each by its name."""
+    """Return texts between snippet markers, so that a page can include each by its name."""
     return "".join(
         f"<!-- --8<-- [start:{name}] -->\n{text}<!-- --8<-- [end:{name}] -->\n"
         for name, text in parts.items()

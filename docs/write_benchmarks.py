@@ -21,7 +21,7 @@ _NOT_RUN = "not run: no GPU was available"
 
 
 def page() -> str:
-    """Return the tables as they should be, between the snippet marks that the page uses."""
+    """Return the up-to-date tables, between the snippet markers that the page uses."""
     report = read("joint_encoder")
     writers = {"cpu": _cpu, "blip": _blip, "quality": _quality}
     parts = {"gpu": _gpu(report.get("gpu"))}

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from edje_qdrant.cli.app import app
 
-# Commands that a reader needs first; the others follow.
+# Commands to list first.
 FIRST = (
     "demo",
     "ingest",
@@ -35,9 +35,9 @@ earlier spelling of `--images`, is still accepted.
 
 
 def page() -> str:
-    """Return the page as it should be."""
+    """Return the up-to-date page."""
     parts = [HEAD]
-    known = getattr(get_command(app), "commands")  # noqa: B009 - click's, whichever it is
+    known = getattr(get_command(app), "commands")  # noqa: B009 - attribute of click's Group
     for command in dict.fromkeys([*FIRST, *known]):
         result = CliRunner().invoke(
             app, [command, "--help"], prog_name="edje-qdrant", env={"COLUMNS": "88"}

@@ -1,4 +1,4 @@
-"""Write the table of `cluster.md` from `docs/results/quantization.json`; a test compares them.
+"""Write the table of `cluster.md` from `docs/results/quantization.json`; a test fails when stale.
 
 That file comes from `benchmarks/quantization.py --out docs/results/quantization.json`.
 """
@@ -11,7 +11,7 @@ TABLE = RESULTS / "cluster-table.md"
 
 
 def page() -> str:
-    """Return the table as it should be."""
+    """Return the up-to-date table."""
     report = read("quantization")
     ways = [way for way in report["rows"][0] if way != "quantization"]
     lines = [f"| quantization | {' | '.join(ways)} |", f"| --- |{' ---: |' * len(ways)}"]

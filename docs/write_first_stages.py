@@ -22,12 +22,12 @@ _COLUMNS = {
     "filter, again": ("filter_again_ms", "ms"),
 }
 
-# Larger ratios compare with a step that the first engine skips.
+# Larger ratios are not shown: the first engine skips that step.
 _BEYOND = 50
 
 
 def page() -> str:
-    """Return the table as it should be."""
+    """Return the up-to-date table."""
     report = read("first_stages")
     heads = ["vectors", "engine", *_COLUMNS, "on disk", "recall, near", "recall, apart"]
     return table(
@@ -51,7 +51,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _ratio(row: dict[str, Any], key: str) -> str:
-    """Return the ratio to the first engine, if that took any time."""
+    """Return the ratio to the first engine; empty for that engine and for ratios not shown."""
     if row["engine"] == "edge" or row["of_edge"][key] > _BEYOND:
         return ""
     return f" (x{row['of_edge'][key]:.2g})"

@@ -22,7 +22,7 @@ OWN = "explain_match"
 
 
 def page() -> str:
-    """Return the tables as they should be, between the snippet marks that `explain.md` uses."""
+    """Return the up-to-date tables, between the snippet markers that `explain.md` uses."""
     report = read("heat_maps")
     own = [(ASKED[row["asked"]], row) for row in report["rows"] if row["way"] == OWN]
     others = [(row["way"], row) for row in report["rows"] if row["asked"] == "phrase"]

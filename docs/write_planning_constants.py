@@ -1,7 +1,7 @@
 """Write `edje_qdrant/planning/constants.json`, the constants of `edje-qdrant plan`.
 
-They come from `docs/results/` where it has them, and a test fails when the two differ. The others
-were measured by hand, or are goals, and are marked so.
+Most come from `docs/results/`; a test fails when the file is stale. The others were measured by
+hand or are targets, and are marked as such.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TWO_CORES = "x86_64 with AVX-512 and bf16, 2 cores, no GPU"
 
 
 def constants() -> dict[str, Any]:
-    """Return the constants as they should be."""
+    """Return the up-to-date constants."""
     fetch, growth = read("token_fetch"), read("growth")
     reads = {r["codec"]: r for r in fetch["rows"] if r["place"] == "side file"}
     largest = max(growth["rows"], key=lambda row: row["size"])
@@ -92,7 +92,7 @@ def constants() -> dict[str, Any]:
 
 
 def text() -> str:
-    """Return the file as it should be."""
+    """Return the up-to-date text of the file."""
     return json.dumps(constants(), indent=1) + "\n"
 
 

@@ -123,7 +123,7 @@ edje-qdrant eval dataset_coco.json --images ./coco --split test --model ./edje
 
 
 def page() -> str:
-    """Return the page as it should be."""
+    """Return the up-to-date page."""
     scenes = read("scenes")
     runs = read_runs()
     steps, seed = runs[0]["steps"], runs[0]["seed"]
@@ -158,7 +158,7 @@ def _search() -> str:
         f"{cut['false at cutoff']:.1%} of queries without one."
     )
     tables = (RESULTS / "heat-maps-tables.md").read_text(encoding="utf-8")
-    # Without the snippet marks.
+    # Leave out the snippet markers.
     own = tables.partition("[end:own]")[0].splitlines()
     heat = "\n".join(line for line in own if not line.startswith("<!--"))
     notes = SEARCH_NOTES.format(
@@ -170,13 +170,13 @@ def _search() -> str:
 
 
 def read_runs() -> list[dict[str, Any]]:
-    """Return the ablation's runs, the baseline first."""
+    """Return the ablation's runs, with the baseline first."""
     runs: list[dict[str, Any]] = read("ablation")["runs"]
     return sorted(runs, key=lambda run: (run["variant"] != BASE, _variants().index(run["variant"])))
 
 
 def compare(run: dict[str, Any], base: dict[str, Any]) -> Difference:
-    """Return a variant's paired difference to the first row."""
+    """Return the paired difference of R@1 between a run and the baseline."""
     hits = np.array([[int(a), int(b)] for a, b in zip(run["hits"], base["hits"], strict=True)])
     means = resampled_means(hits.astype(float), np.arange(len(hits)))
     return difference(float(np.diff(hits.mean(axis=0))[0]) * -1, means[:, 0], means[:, 1])

@@ -14,7 +14,7 @@ TABLES = RESULTS / "scaling-tables.md"
 
 
 def page() -> str:
-    """Return the tables as they should be, between the snippet marks that `scaling.md` uses."""
+    """Return the up-to-date tables, between the snippet markers that `scaling.md` uses."""
     parts = {
         "growth": _growth,
         "search_overhead": _overhead,

@@ -1,7 +1,7 @@
 """Write the table of `service.md` from `service_load.json`; a test fails on a stale one.
 
-It comes from `python benchmarks/service_load.py --out docs/results/service_load.json`, on a
-machine with nothing else to do.
+The file comes from `python benchmarks/service_load.py --out docs/results/service_load.json` on an
+otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WHAT = {
 
 
 def page() -> str:
-    """Return the table as it should be."""
+    """Return the up-to-date table."""
     report = read("service_load")
     if not report:
         return "Not run yet.\n"

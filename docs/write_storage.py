@@ -14,14 +14,14 @@ from result_tables import RESULTS, read, sections, table
 
 TABLES = RESULTS / "storage-tables.md"
 
-# The published model's tokens, and vectors of the SigLIP it was trained on.
+# Sizes of the published model's tokens and of its encoder's embeddings.
 NUM_TOKENS, TOKEN_DIM, EMBEDDING_DIM = 64, 384, 1024
 SIZES = {"10,000": 10**4, "1 million": 10**6, "100 million": 10**8, "1 billion": 10**9}
 LINKS = 32  # edje_qdrant/index/hnsw.py
 
 
 def page() -> str:
-    """Return the tables as they should be, between the snippet marks that `storage.md` uses."""
+    """Return the up-to-date tables, between the snippet markers that `storage.md` uses."""
     codecs, fetch = read("codecs"), read("token_fetch")
     parts = {"codecs": _codecs(codecs), "fetch": _fetch(fetch), "sizes": _sizes(fetch)}
     return sections(parts)
@@ -63,7 +63,7 @@ def _lost(against: dict[str, Any] | None, metric: str) -> str:
 
 
 def _points(gained: float) -> float:
-    """Return what was lost, in points, without a minus before a zero."""
+    """Return a loss in percentage points, without a negative zero."""
     return round(-100 * gained, 1) + 0.0
 
 
@@ -104,7 +104,7 @@ def _size(nbytes: float) -> str:
 
 
 def draw(path: Path) -> None:
-    """Draw what each codec loses against the bytes of a token and the milliseconds of a fetch."""
+    """Plot the R@1 lost with each codec against bytes a token and the time of a fetch."""
     import matplotlib as mpl
 
     mpl.use("Agg")

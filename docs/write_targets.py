@@ -11,14 +11,14 @@ from result_tables import RESULTS, read, table
 
 TABLE = RESULTS / "targets-table.md"
 
-#: Target, measured value, and whether the target is reached; None if it has not run.
+#: Target, measured value, and whether the target is reached; None if it was not measured.
 Target = tuple[str, str, bool | None]
 
 _NO_GPU = "not run: no GPU was available"
 
 
 def page() -> str:
-    """Return the table as it should be."""
+    """Return the up-to-date table."""
     words = {True: "yes", False: "**no**", None: "not run"}
     rows = [[aim, found, words[reached]] for aim, found, reached in targets()]
     return table(["target", "measured", "reached"], rows)

@@ -1,4 +1,4 @@
-"""Tokens attached to a collection that nobody here made, and its searches reranked."""
+"""Tests of `attach_tokens` and `AttachedCollection` on an existing Qdrant collection."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COUNT = 12
 
 @dataclass
 class Shop:
-    """Somebody's collection: two named vectors, ids of both kinds, a path deep in the payload."""
+    """An existing collection: two named vectors, ids of both kinds, a nested path field."""
 
     client: QdrantClient
     location: Any
