@@ -27,8 +27,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edje_qdrant.version import LOWEST
-
 __all__ = [
     "BusyError",
     "CheckpointError",
@@ -46,6 +44,9 @@ __all__ = [
     "UnsupportedVersionError",
     "WorkerDiedError",
 ]
+
+#: Older versions of these packages are known to fail; pyproject.toml has the same bounds.
+LOWEST = {"qdrant-client": "1.20", "transformers": "5.3"}
 
 
 class EdjeError(Exception):

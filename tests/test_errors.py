@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from edje_qdrant import errors
-from edje_qdrant.errors import EdjeError, UnsupportedVersionError
-from edje_qdrant.version import LOWEST
+from edje_qdrant.errors import LOWEST, EdjeError, UnsupportedVersionError
 
 EXAMPLES = [
     errors.ConfigError("no"),
