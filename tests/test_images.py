@@ -66,6 +66,7 @@ def test_folders_pipes_and_missing_files_are_refused_at_once(tmp_path: Path) -> 
 
 def test_only_pillows_warnings_are_hidden() -> None:
     with warnings.catch_warnings():
+        warnings.simplefilter("error")
         ignore_decoder_warnings()
         warnings.warn_explicit("odd EXIF", UserWarning, "x.py", 1, module="PIL.Image")
         with pytest.raises(UserWarning, match="elsewhere"):

@@ -106,6 +106,24 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     engine.close()
 
 
+@pytest.mark.parametrize("field", ["sharp", "taken"])
+@pytest.mark.parametrize("names", [("lte", "lt"), ("lt", "lte"), ("gte", "gt"), ("gt", "gte")])
+def test_the_stricter_of_two_bounds_holds_with_an_index(
+    indexed: Both, field: str, names: tuple[str, str]
+) -> None:
+    kind: Any = models.Range if field == "sharp" else models.DatetimeRange
+    values: list[Any] = [-1.0, 1.0] if field == "sharp" else [date(2020, 2, 1), date(2023, 7, 1)]
+    one, other = (
+        models.Filter(must=[models.FieldCondition(key=field, range=kind(**{name: value}))])
+        for name, value in zip(names, values, strict=True)
+    )
+    asked = kind(**dict(zip(names, values, strict=True)))
+    both = models.Filter(must=[models.FieldCondition(key=field, range=asked)])
+    expected = set(found(indexed[0], one)) & set(found(indexed[0], other))
+    assert set(found(indexed[0], both)) == set(found(indexed[1], both)) == expected
+    assert expected
+
+
 @pytest.mark.parametrize("kind", filter_kinds.kinds)
 def test_an_index_of_the_field_changes_nothing(indexed: Both, kind: str) -> None:
     assert indexed[1].payload_indexes() == INDEXED

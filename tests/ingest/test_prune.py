@@ -324,7 +324,9 @@ def test_moved_pictures_get_their_new_path(
         "width": 50,
         "height": 40,
     }
-    assert {c.image_id: c.score for c in collection.nearest(query, 4)[0]} == before
+    assert {c.image_id: c.score for c in collection.nearest(query, 4)[0]} == pytest.approx(
+        before, rel=1e-6
+    )
     assert len(collection.tokens(collection.nearest(query, 4)[0])) == 4
 
 

@@ -168,9 +168,16 @@ def _match(match: Any) -> Any:
 def _range(given: Any) -> Any:
     from qdrant_edge import RangeDateTime, RangeFloat
 
-    if type(given).__name__ == "Range":
-        return RangeFloat(given.gte, given.gt, given.lte, given.lt)
-    return RangeDateTime(*(_moment(at) for at in (given.gte, given.gt, given.lte, given.lt)))
+    kind: Any = RangeFloat if type(given).__name__ == "Range" else RangeDateTime
+    gte, gt, lte, lt = given.gte, given.gt, given.lte, given.lt
+    if kind is RangeDateTime:
+        gte, gt, lte, lt = (_moment(at) for at in (gte, gt, lte, lt))  # ordered as text too
+    # With an index, Edge heeds one bound a side; the stricter one says both.
+    if gte is not None and gt is not None:
+        gte, gt = (gte, None) if gte > gt else (None, gt)
+    if lte is not None and lt is not None:
+        lte, lt = (lte, None) if lte < lt else (None, lt)
+    return kind(gte, gt, lte, lt)
 
 
 def _moment(at: Any) -> str | None:
