@@ -9,7 +9,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import proof_server
 import pytest
@@ -54,17 +53,6 @@ def scratch(base: Path) -> Iterator[Path]:
 def root(base: Path) -> Path:
     """A folder for what a module's tests start from."""
     return Path(tempfile.mkdtemp(dir=base))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Take over what a worker of pytest-xdist has counted."""
-    TALLY.update(node.workeroutput.get("tally", {}))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["tally"] = dict(TALLY)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
