@@ -118,7 +118,7 @@ class DemoReport:
             "Try next:",
             f'  edje-qdrant search "a red star above a blue ring" --index {self.index}',
             f"  edje-qdrant info --index {self.index}",
-            "  edje-qdrant ingest PICTURES --index ./photos    (your own images)",
+            "  edje-qdrant ingest IMAGES --index ./photos      (your own images)",
         ]
         return "\n".join(lines)
 
