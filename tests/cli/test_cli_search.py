@@ -170,7 +170,7 @@ def test_calibrate_writes_into_the_model(tmp_path: Path, folder: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(folder / "model", model)
     (model / CALIBRATION_FILE).unlink()
-    args = ("calibrate", "scenes", "--limit", 40, "--candidates", 10)
+    args = ("calibrate", "scenes", "--limit", 40, "--candidates", 20)
     # A model that knows nothing is told so, or is calibrated for what it is worth.
     result = run(*args, "--model", model)
     assert result.exit_code in (0, 2)

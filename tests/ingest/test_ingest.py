@@ -554,7 +554,7 @@ def test_both_engines_hold_the_same_after_an_ingest(
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Path:
-    """A folder of 70 images, 4 tokens each, and what is none."""
+    """A folder of 70 images, 4 tokens each, and files that are not images."""
     folder = tmp_path_factory.mktemp("many")
     write_images(folder, 70)
     (folder / "broken.png").write_bytes(b"no image")
