@@ -1,16 +1,13 @@
-"""Open images upright and within a size limit, convert them to RGB, name them by content."""
+"""Open images upright and within a size limit."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-import uuid
 import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from edje_qdrant.errors import ImageReadError
@@ -19,21 +16,13 @@ __all__ = [
     "MAX_PIXELS",
     "error_reason",
     "ignore_decoder_warnings",
-    "image_bytes_id",
-    "image_file_id",
     "image_name",
     "open_upright",
-    "to_rgb",
+    "require_file",
 ]
 
 #: Pillow refuses larger images, so a higher limit has no effect.
 MAX_PIXELS = 178_956_970
-
-# Never change this: ids are derived from it, and a rerun would add every image a second time.
-_NAMESPACE = uuid.UUID("6b1f4a52-93a6-5f0e-8d0c-2f5a7c1de4b9")
-_READ_BYTES = 1 << 20
-
-_EMPTY = "the file is empty"
 
 # EXIF orientation -> the operation that turns the image upright (CIPA DC-008, tag 274).
 _ORIENTATION_TAG = 274
@@ -70,7 +59,7 @@ def open_upright(
         file = str(file)
     try:
         if isinstance(file, str):
-            _require_file(file, name)
+            require_file(file, name)
         if isinstance(file, Image.Image):
             return _upright(file, name, max_pixels)
         with Image.open(file) as image:
@@ -82,63 +71,6 @@ def open_upright(
         raise ImageReadError(name, reason) from error
     except Exception as error:  # decoders raise any type of error for damaged files
         raise ImageReadError(name, error_reason(error)) from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB: drop transparency, reduce 16 bits a channel to 8.
-
-    Raises:
-        ImageReadError: The image's data cannot be decoded.
-    """
-    try:
-        if image.mode == "RGB":
-            image.load()
-            return image
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            # Pillow clips these values at 255, which turns a 16-bit image white.
-            values = np.asarray(image, dtype=np.float32)
-            scale = 257.0 if values.size and values.max() > 255 else 1.0
-            image = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
-        elif "transparency" in image.info:
-            image = image.convert("RGBA")
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageReadError(str(getattr(image, "filename", "") or image), str(error)) from error
-
-
-def image_file_id(path: str) -> str:
-    """Return the id of an image file, derived from its bytes alone: the same in every collection.
-
-    Raises:
-        ImageReadError: The file cannot be read or is empty. Whether it holds an image is not
-            checked.
-    """
-    try:
-        _require_file(path, path)
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-            if file.tell() == 0:
-                raise ImageReadError(path, _EMPTY)
-    except (OSError, ValueError) as error:
-        raise ImageReadError(path, error_reason(error)) from error
-    return str(uuid.uuid5(_NAMESPACE, digest.hexdigest()))
-
-
-def image_bytes_id(content: bytes, name: str) -> str:
-    """Return what `image_file_id` returns for a file with these bytes.
-
-    Args:
-        content: The file's bytes.
-        name: Names the image in errors.
-
-    Raises:
-        ImageReadError: There are no bytes.
-    """
-    if not content:
-        raise ImageReadError(name, _EMPTY)
-    return str(uuid.uuid5(_NAMESPACE, hashlib.sha256(content).hexdigest()))
 
 
 def image_name(image: str | Path | BinaryIO | Image.Image) -> str:
@@ -159,7 +91,13 @@ def error_reason(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _require_file(path: str, name: str) -> None:
+def require_file(path: str, name: str) -> None:
+    """Check that a path names a regular file.
+
+    Raises:
+        ImageReadError: It names a folder, a pipe or a device.
+        OSError: It names nothing, or may not be looked at.
+    """
     if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would block
         raise ImageReadError(name, "not a file")
 

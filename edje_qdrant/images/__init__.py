@@ -1,0 +1,24 @@
+"""Open images upright and within a size limit, convert them to RGB, name them by content."""
+
+from __future__ import annotations
+
+from edje_qdrant.images.content_ids import image_bytes_id, image_file_id
+from edje_qdrant.images.open import (
+    MAX_PIXELS,
+    error_reason,
+    ignore_decoder_warnings,
+    image_name,
+    open_upright,
+)
+from edje_qdrant.images.rgb import to_rgb
+
+__all__ = [
+    "MAX_PIXELS",
+    "error_reason",
+    "ignore_decoder_warnings",
+    "image_bytes_id",
+    "image_file_id",
+    "image_name",
+    "open_upright",
+    "to_rgb",
+]
