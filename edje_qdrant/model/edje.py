@@ -23,6 +23,7 @@ from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
 from edje_qdrant.model.checkpoints.folder import read_checkpoint, write_checkpoint
 from edje_qdrant.model.checkpoints.published import read_published
 from edje_qdrant.model.config import AdapterKind, EDJEConfig
+from edje_qdrant.model.flat_modules import FlatModules
 from edje_qdrant.model.joint_encoder import JointEncoder
 from edje_qdrant.text import clean_captions
 from edje_qdrant.types import ImageEncoding
@@ -80,6 +81,7 @@ class EDJEModel(nn.Module):
         self.config = config
         self.name_or_path = name_or_path
         self.calibration: Calibration | None = None
+        self._flat = FlatModules()
 
     @classmethod
     def build(
@@ -371,7 +373,8 @@ class EDJEModel(nn.Module):
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Switch off gradients and dropout; each module's mode is restored afterwards."""
-        training = [module for module in self.modules() if module.training]
+        modules = (self, *self._flat.below(*self.children()))
+        training = [module for module in modules if module.training]
         for module in training:
             module.training = False
         try:

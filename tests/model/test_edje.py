@@ -108,6 +108,28 @@ def test_training_mode_does_not_touch_inference(model: EDJEModel) -> None:
     assert not model.encoder.training
 
 
+def test_inference_switches_off_dropout_of_modules_added_since(model: EDJEModel) -> None:
+    model.encode_texts(["a"])
+    classifier = model.joint_encoder.classifier
+    try:
+        model.joint_encoder.classifier = torch.nn.Sequential(classifier, torch.nn.Dropout())
+        with model.inference():
+            assert not any(module.training for module in model.modules())
+        assert model.joint_encoder.classifier[1].training
+    finally:
+        model.joint_encoder.classifier = classifier
+
+
+def test_inference_does_not_walk_through_the_modules(
+    model: EDJEModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with model.inference():
+        pass
+    monkeypatch.delattr(torch.nn.Module, "named_modules")
+    with model.inference():
+        assert torch.is_inference_mode_enabled()
+
+
 def test_training_reaches_the_adapter_through_the_joint_encoder(model: EDJEModel) -> None:
     pixels = model.preprocess(pictures(2))
     ids, mask = model.tokenize(["red", "a blue star"])

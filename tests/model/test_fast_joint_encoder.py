@@ -153,6 +153,17 @@ def test_weights_that_stay_are_laid_out_once(
     assert joint_encoder.training
 
 
+def test_weights_are_looked_at_without_a_walk_through_the_modules(
+    joint_encoder: JointEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = FastJointEncoder(joint_encoder)
+    groups, tokens = [captions(2, 2)], torch.randn(2, M, WIDTH)
+    expected = fast(groups, tokens)
+    for name in ("named_modules", "_named_members", "named_children"):
+        monkeypatch.delattr(torch.nn.Module, name)
+    torch.testing.assert_close(fast(groups, tokens), expected)
+
+
 def test_training_after_inference_reaches_every_weight(joint_encoder: JointEncoder) -> None:
     groups, tokens = [captions(4, 4)], torch.randn(4, M, WIDTH)
     FastJointEncoder(joint_encoder)(groups, tokens)

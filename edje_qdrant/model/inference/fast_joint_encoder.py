@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.model.flat_modules import FlatModules
 from edje_qdrant.model.inference.cuda_graphs import CudaGraphs
 from edje_qdrant.model.inference.packed_linear import Kernel, has_int8_kernels
 from edje_qdrant.model.inference.packed_weights import PackedWeights, is_supported, pack, signature
@@ -51,6 +52,7 @@ class FastJointEncoder:
         self._precision: Precision = precision
         self._lock = threading.Lock()
         self._packed: PackedWeights | None = None
+        self._flat = FlatModules()
         self._graphs = CudaGraphs(self._forward)
         if precision != "auto":
             self.kernel()
@@ -104,12 +106,12 @@ class FastJointEncoder:
     def _current(self) -> PackedWeights:
         """Return the packed weights; pack them again if the joint encoder's weights changed."""
         kernel = self.kernel()
-        packed, sign = self._packed, signature(self._joint_encoder, kernel)
+        packed, sign = self._packed, signature(self._joint_encoder, kernel, self._flat)
         if packed is None or packed.signature != sign:
             with self._lock:
                 packed = self._packed
                 if packed is None or packed.signature != sign:
-                    packed = self._packed = pack(self._joint_encoder, kernel)
+                    packed = self._packed = pack(self._joint_encoder, kernel, sign)
         return packed
 
     def _cut(self, ids: Tensor) -> Tensor:

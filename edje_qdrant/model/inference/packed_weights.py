@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edje_qdrant.model.flat_modules import FlatModules
 from edje_qdrant.model.inference.packed_linear import Activation, Kernel, Linear, pack_linear
 from edje_qdrant.model.joint_encoder import JointEncoder
 
@@ -123,26 +124,38 @@ def is_supported(joint_encoder: JointEncoder) -> bool:
     )
 
 
-def signature(joint_encoder: JointEncoder, kernel: Kernel) -> tuple[Any, ...]:
+def signature(joint_encoder: JointEncoder, kernel: Kernel, flat: FlatModules) -> tuple[Any, ...]:
     """Return a value that changes when a weight is replaced, moved or written in place.
 
     Writes through `.data` are not detected: torch does not count them.
+
+    Args:
+        joint_encoder: Whose weights.
+        kernel: The kernel they are packed for.
+        flat: Keeps the list of the modules between calls.
     """
-    parts = (joint_encoder.language_model.bert, joint_encoder.pooler, joint_encoder.classifier)
     found: list[Any] = [kernel]
-    for part in parts:
-        for weight in part.parameters():
-            found.append(weight.data_ptr())
-            found.append(0 if weight.is_inference() else weight._version)
-    found.append((weight.dtype, weight.device))
+    parts = (joint_encoder.language_model.bert, joint_encoder.pooler, joint_encoder.classifier)
+    for module in flat.below(*parts):
+        for weight in module._parameters.values():
+            if weight is not None:
+                found.append(weight.data_ptr())
+                found.append(0 if weight.is_inference() else weight._version)
+    last = joint_encoder.classifier.weight
+    found.append((last.dtype, last.device))
     return tuple(found)
 
 
-def pack(joint_encoder: JointEncoder, kernel: Kernel) -> PackedWeights:
-    """Pack the weights for `kernel`, as a second copy of the layers' weights."""
+def pack(joint_encoder: JointEncoder, kernel: Kernel, sign: tuple[Any, ...]) -> PackedWeights:
+    """Pack the weights for `kernel`, as a second copy of the layers' weights.
+
+    Args:
+        joint_encoder: Whose weights.
+        kernel: How the packed weights are computed with.
+        sign: The weights' `signature`.
+    """
     bert: Any = joint_encoder.language_model.bert
     config, embeddings = bert.config, bert.embeddings
-    sign = signature(joint_encoder, kernel)
     dtype = torch.bfloat16 if kernel == "int8" else getattr(torch, kernel)
     heads = int(config.num_attention_heads)
     scale = (config.hidden_size // heads) ** -0.5
