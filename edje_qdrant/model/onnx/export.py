@@ -88,7 +88,8 @@ def export_onnx(model: EDJEModel, out: str | Path, *, int8: bool = False) -> Onn
     tokenizer = portable_tokenizer(model.tokenizer, model.joint_encoder.max_caption_length)
     if tokenizer_path.exists() and tokenizer_path.read_bytes() != tokenizer:
         raise ConfigError(
-            f"{tokenizer_path} belongs to another model; choose another folder for {path.name}"
+            f"{tokenizer_path} belongs to another model, or another version wrote it; choose "
+            f"another folder for {path.name}, or remove it"
         )
     precision = "int8" if int8 else "float32"
     form = PortableJointEncoder(
