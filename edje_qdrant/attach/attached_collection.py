@@ -20,6 +20,7 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError, StoreError, TokensNotFoundError
 from edje_qdrant.index import QdrantOptions
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.scorer import CandidateScorer, OnMissing, best_first
 from edje_qdrant.rerank.token_loader import TokenReader
@@ -96,7 +97,8 @@ class AttachedCollection:
         self._points, self._store, self._record = points, store, record
         self._name, self._model = name, model
         read = partial(TokenReader(model.device).tokens, self)
-        self._scorer = CandidateScorer(model, reranker or Reranker(model), read)
+        self._reranker = reranker or Reranker(model)
+        self._scorer = CandidateScorer(model, self._reranker, read)
 
     @classmethod
     def open(
@@ -106,6 +108,7 @@ class AttachedCollection:
         *,
         model: EDJEModel | str | Path | None = None,
         device: str | torch.device | None = None,
+        precision: Precision = "auto",
         reranker: Reranker | None = None,
         tokens_folder: str | Path | None = None,
         api_key: str | None = None,
@@ -120,7 +123,8 @@ class AttachedCollection:
             model: A model, or what `EDJEModel.from_pretrained` takes; by default the one that was
                 recorded when tokens were attached.
             device: Device of a model that is loaded here; by default CUDA if available.
-            reranker: Scores; by default one with the model and default settings.
+            precision: Precision of the joint encoder; see `Reranker`.
+            reranker: Scores, instead of one with the model and `precision`.
             tokens_folder: New folder of side files that were moved.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
@@ -134,6 +138,8 @@ class AttachedCollection:
             StoreError: Side files cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
+        if reranker is not None and precision != "auto":
+            raise ConfigError("give precision or reranker, which has its own, not both")
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
         where = resolve(location)
         points = AttachablePoints(where, name, options=options)
@@ -149,11 +155,12 @@ class AttachedCollection:
             if not isinstance(model, EDJEModel):
                 model = _load(model or record.contract.model, name, device)
             require(model.contract(), record, name, points.address)
+            scorer = reranker or Reranker(model, precision=precision)
             store = record.open_store(where, name, tokens_folder)
         except BaseException:
             points.close()
             raise
-        return cls(points, store, record, name, model, reranker=reranker)
+        return cls(points, store, record, name, model, reranker=scorer)
 
     @property
     def contract(self) -> TokenContract:
@@ -164,6 +171,11 @@ class AttachedCollection:
     def model(self) -> EDJEModel:
         """Return the model that scores."""
         return self._model
+
+    @property
+    def precision(self) -> str:
+        """Return the precision of the joint encoder; see `Reranker.precision`."""
+        return self._reranker.precision
 
     def rerank_points(
         self,

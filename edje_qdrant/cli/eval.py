@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
@@ -19,11 +19,12 @@ from edje_qdrant.cli.loading import (
     print_result,
     silence_libraries,
 )
-from edje_qdrant.cli.options import Collection, Device, Index, Json, Progress, where_is
+from edje_qdrant.cli.options import Collection, Device, Index, Json, Precision, Progress, where_is
 from edje_qdrant.errors import ConfigError
 
 if TYPE_CHECKING:
     from edje_qdrant.evaluation.measure import Contender
+    from edje_qdrant.model.inference.precision import Precision as PrecisionName
 
 __all__ = ["EvalCommand", "calibrate", "evaluate", "gather_numbers"]
 
@@ -145,6 +146,7 @@ def evaluate(
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Use only the first N images.")] = None,
     device: Device = None,
+    precision: Precision = "auto",
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -171,7 +173,9 @@ def evaluate(
     path = _scenes(out, limit, images, shown) if data == "scenes" else Path(data)
     annotations = read_annotations(path, images=images)
     with ExitStack() as stack:
-        contenders = _contenders(stack, model or [], codec or [], index, url, collection, device)
+        contenders = _contenders(
+            stack, model or [], codec or [], index, url, collection, device, precision
+        )
         if data != "scenes":
             for contender in contenders:
                 note_demo_model(contender.model)
@@ -212,6 +216,7 @@ def calibrate(
         float, typer.Option(help="Share of queries whose best image adaptive=True may miss.")
     ] = 0.002,
     device: Device = None,
+    precision: Precision = "auto",
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -253,6 +258,7 @@ def calibrate(
             limit=limit,
             cutoff_probability=cutoff,
             winners_lost=winners_lost,
+            precision=cast("PrecisionName", precision),
             progress=shown,
         )
     if out is None:
@@ -296,8 +302,11 @@ def _contenders(
     url: str | None,
     collection: str,
     device: str | None,
+    precision: str,
 ) -> list[Contender]:
     from edje_qdrant.evaluation.measure import Contender
+
+    chosen = cast("PrecisionName", precision)
 
     if index is None and url is None:
         contenders = []
@@ -305,7 +314,7 @@ def _contenders(
             loaded = load_model(named, device, None)
             for codec in codecs or ["float16"]:
                 label = f"{named} {codec}" if codecs else named
-                contenders.append(Contender(label, loaded, codec=codec))
+                contenders.append(Contender(label, loaded, codec=codec, precision=chosen))
         return contenders
     where = where_is(index, url)
     if codecs:
@@ -321,4 +330,5 @@ def _contenders(
     name = models[0] if models else None
     opened, loaded = open_or_create(where, collection, name, device)
     stack.enter_context(opened)
-    return [Contender(name or loaded.name_or_path or "model", loaded, opened)]
+    label = name or loaded.name_or_path or "model"
+    return [Contender(label, loaded, opened, precision=chosen)]

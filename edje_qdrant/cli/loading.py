@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from edje_qdrant.contract import TokenContract
     from edje_qdrant.index import Engine, QdrantSettings
     from edje_qdrant.model import EDJEModel
+    from edje_qdrant.model.inference.precision import Precision as PrecisionName
+    from edje_qdrant.rerank.reranker import Reranker
     from edje_qdrant.tokens.codecs import Codec as FittedCodec
     from edje_qdrant.types import FailedImage
 
@@ -28,6 +30,7 @@ __all__ = [
     "check_device",
     "failure_lines",
     "load_model",
+    "make_reranker",
     "named_codec",
     "note_demo_model",
     "open_collection",
@@ -123,6 +126,17 @@ def load_model(
     if name is None and collection is not None and collection.contract.model is not None:
         return load_named_model(collection, device=device)
     return EDJEModel.from_pretrained(name or "demo", device=device)
+
+
+def make_reranker(model: EDJEModel, precision: str) -> Reranker:
+    """Return a reranker in the precision that was given on the command line.
+
+    Raises:
+        ConfigError: There is no such precision, or the device does not support it.
+    """
+    from edje_qdrant.rerank.reranker import Reranker
+
+    return Reranker(model, precision=cast("PrecisionName", precision))
 
 
 def named_codec(name: str, contract: TokenContract) -> FittedCodec:

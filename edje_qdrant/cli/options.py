@@ -23,6 +23,7 @@ __all__ = [
     "Json",
     "Model",
     "OnDisk",
+    "Precision",
     "Progress",
     "Quantization",
     "Replicas",
@@ -80,6 +81,15 @@ Codec = Annotated[
 Device = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda, cuda:1 ...; by default CUDA if available."),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Precision of the joint encoder: float32, bfloat16, float16 (GPUs), int8 (CPUs), or "
+        "model for its training form. auto: the model's on a GPU; on a CPU bfloat16 if the "
+        "processor has instructions for it and the model is wide enough, else float32.",
+    ),
 ]
 Where = Annotated[
     list[str] | None,

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from edje_qdrant.cli.loading import bar_shown, load_model, note_demo_model, print_result
-from edje_qdrant.cli.options import Device, Json, Progress
+from edje_qdrant.cli.loading import (
+    bar_shown,
+    load_model,
+    make_reranker,
+    note_demo_model,
+    print_result,
+)
+from edje_qdrant.cli.options import Device, Json, Precision, Progress
 
 if TYPE_CHECKING:
+    from edje_qdrant.model.inference.precision import Precision as PrecisionName
     from edje_qdrant.pair_scoring.score import PairReport
 
 __all__ = ["classify", "match", "score_pairs"]
@@ -29,6 +36,7 @@ def match(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts to rank.")],
     model: Model = "demo",
     device: Device = None,
+    precision: Precision = "auto",
     top_k: Annotated[
         int | None, typer.Option("--top-k", help="Texts to return; all by default.")
     ] = None,
@@ -43,12 +51,20 @@ def match(
     from edje_qdrant.image_to_text.classify import match_texts
 
     note_demo_model(loaded)
-    matches = match_texts(loaded, image, texts, top_k=top_k, num_candidates=candidates)
+    reranker = make_reranker(loaded, precision)
+    matches = match_texts(
+        loaded, image, texts, top_k=top_k, num_candidates=candidates, reranker=reranker
+    )
     lines = [f"{'rank':>4}  {'score':>8}  {'first stage':>11}  text"]
     for found in matches:
         score = "-" if found.score is None else f"{found.score:.3f}"
         lines.append(f"{found.rank:>4}  {score:>8}  {found.retrieval_rank:>11}  {found.text}")
-    data = {"image": str(image), "model": model, "matches": [asdict(found) for found in matches]}
+    data = {
+        "image": str(image),
+        "model": model,
+        "precision": reranker.precision,
+        "matches": [asdict(found) for found in matches],
+    }
     print_result(data, "\n".join(lines), as_json)
 
 
@@ -57,6 +73,7 @@ def classify(
     labels: Annotated[list[str], typer.Argument(metavar="LABEL", help="Labels to choose from.")],
     model: Model = "demo",
     device: Device = None,
+    precision: Precision = "auto",
     template: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,10 +89,16 @@ def classify(
     from edje_qdrant.image_to_text.classify import classify as classify_image
 
     note_demo_model(loaded)
-    found = classify_image(loaded, image, labels, template=template or _TEMPLATE)
+    reranker = make_reranker(loaded, precision)
+    found = classify_image(loaded, image, labels, template=template or _TEMPLATE, reranker=reranker)
     lines = [f"{'probability':>11}  {'score':>8}  label"]
     lines += [f"{label.probability:>11.1%}  {label.score:>8.3f}  {label.label}" for label in found]
-    data = {"image": str(image), "model": model, "labels": [asdict(label) for label in found]}
+    data = {
+        "image": str(image),
+        "model": model,
+        "precision": reranker.precision,
+        "labels": [asdict(label) for label in found],
+    }
     print_result(data, "\n".join(lines), as_json)
 
 
@@ -94,6 +117,7 @@ def score_pairs(
     ],
     model: Model = "demo",
     device: Device = None,
+    precision: Precision = "auto",
     threshold: Annotated[
         float | None, typer.Option(help="Keep pairs with this score (a logit) or more.")
     ] = None,
@@ -131,6 +155,7 @@ def score_pairs(
         keep_top=keep_top,
         batch_size=batch_size,
         workers=workers,
+        precision=cast("PrecisionName", precision),
         progress=bar_shown(progress),
     )
     print_result({**report.as_dict(), "model": model}, _report_text(report), as_json)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from edje_qdrant.cli.loading import load_model, open_collection, print_result
+from edje_qdrant.cli.loading import load_model, make_reranker, open_collection, print_result
 from edje_qdrant.cli.options import (
     Collection,
     Device,
     Index,
     Json,
     Model,
+    Precision,
     Url,
     Where,
     filter_of,
@@ -62,6 +63,7 @@ def search(
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
+    precision: Precision = "auto",
     top_k: Annotated[int, typer.Option("--top-k", help="Images to return.")] = 10,
     candidates: Annotated[
         int | None,
@@ -142,7 +144,9 @@ def search(
     with open_collection(where_is(index, url), collection, for_repair=lenient) as opened:
         from edje_qdrant.search.retriever import TwoStageRetriever
 
-        retriever = TwoStageRetriever(opened, load_model(model, device, opened))
+        loaded = load_model(model, device, opened)
+        reranker = make_reranker(loaded, precision)
+        retriever = TwoStageRetriever(opened, loaded, reranker=reranker)
         filter = filter_of(where or []) or None
         common: dict[str, Any] = {
             "top_k": top_k,

@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from edje_qdrant.cli.loading import load_model, note_demo_model, open_collection
-from edje_qdrant.cli.options import Collection, Device, Index, Model, Url, service_keys, where_is
+from edje_qdrant.cli.loading import load_model, make_reranker, note_demo_model, open_collection
+from edje_qdrant.cli.options import (
+    Collection,
+    Device,
+    Index,
+    Model,
+    Precision,
+    Url,
+    service_keys,
+    where_is,
+)
 
 __all__ = ["serve"]
 
@@ -19,6 +28,7 @@ def serve(
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
+    precision: Precision = "auto",
     images: Annotated[
         Path | None,
         typer.Option(
@@ -90,7 +100,9 @@ def serve(
     with open_collection(where_is(index, url), collection) as opened:
         from edje_qdrant.search.retriever import TwoStageRetriever
 
-        retriever = TwoStageRetriever(opened, load_model(model, device, opened))
+        loaded = load_model(model, device, opened)
+        reranker = make_reranker(loaded, precision)
+        retriever = TwoStageRetriever(opened, loaded, reranker=reranker)
         note_demo_model(retriever.model)
         typer.echo(f"serving {collection} at http://{_shown(host)}:{port}", err=True)
         run(retriever, settings, host=host, port=port)

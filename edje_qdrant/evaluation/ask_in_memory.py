@@ -39,6 +39,7 @@ def text_to_image(
     images: ImageEncoding,
     depth: int,
     *,
+    reranker: Reranker | None = None,
     progress: bool = False,
 ) -> Rankings:
     """Rank the gallery's images for every caption that is a query.
@@ -48,6 +49,7 @@ def text_to_image(
         model: Encodes captions and scores pairs.
         images: The gallery's embeddings and tokens, in its order.
         depth: Candidates for each caption.
+        reranker: Scores pairs; by default `Reranker(model)`.
         progress: Show a bar on stderr.
     """
     asked = np.flatnonzero(gallery.asked[gallery.owner])
@@ -55,7 +57,7 @@ def text_to_image(
     candidates, first = nearest(texts, images.embeddings, depth, names=gallery.image_ids)
     depth = candidates.shape[1]
     joint = np.empty(candidates.shape, np.float32)
-    reranker = Reranker(model)
+    reranker = reranker or Reranker(model)
     step = max(1, pairs_at_once(model) // depth)
     with tqdm(total=len(asked), desc="captions", unit=" queries", disable=not progress) as bar:
         for start in range(0, len(asked), step):

@@ -20,6 +20,8 @@ from edje_qdrant.evaluation.rankings import Rankings
 from edje_qdrant.evaluation.run import ingest_gallery
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import Calibration, adaptive_stops, fit_calibration
+from edje_qdrant.model.inference.precision import Precision
+from edje_qdrant.rerank.reranker import Reranker
 
 __all__ = ["Accepts", "CalibrationReport", "accepts", "calibrate", "savings", "with_matches"]
 
@@ -105,6 +107,7 @@ def calibrate(
     limit: int | None = 2000,
     cutoff_probability: float = 0.5,
     winners_lost: float = 0.002,
+    precision: Precision = "auto",
     progress: bool = False,
 ) -> CalibrationReport:
     """Rank annotated images for their captions and fit a calibration to the scores.
@@ -120,6 +123,7 @@ def calibrate(
         limit: Use only this number of images, the first ones; None for all.
         cutoff_probability: Probability at the cutoff of `min_score="auto"`.
         winners_lost: Share of queries whose best image `adaptive=True` may miss.
+        precision: Precision of the joint encoder; see `Reranker`.
         progress: Show bars on stderr.
 
     Raises:
@@ -137,7 +141,10 @@ def calibrate(
         failed = ingest_gallery(gallery, collection, model, progress=progress)
         gallery = gallery.without(failed)
         images = read_out(gallery, collection)
-    rankings = text_to_image(gallery, model, images, num_candidates, progress=progress)
+    reranker = Reranker(model, precision=precision)
+    rankings = text_to_image(
+        gallery, model, images, num_candidates, reranker=reranker, progress=progress
+    )
     if matches is not None:
         rankings = with_matches(rankings, matches)
 

@@ -25,7 +25,13 @@ _TEXTS = 256
 
 
 def image_to_text(
-    gallery: Gallery, model: EDJEModel, encodings: Encodings, depth: int, *, progress: bool = False
+    gallery: Gallery,
+    model: EDJEModel,
+    encodings: Encodings,
+    depth: int,
+    *,
+    reranker: Reranker | None = None,
+    progress: bool = False,
 ) -> Rankings:
     """Rank the pool's captions for every image that is a query.
 
@@ -37,10 +43,11 @@ def image_to_text(
         model: Encodes captions and scores pairs.
         encodings: Reads embeddings and tokens of images.
         depth: Candidates for each image.
+        reranker: Scores pairs; by default `Reranker(model)`.
         progress: Show a bar on stderr.
     """
     texts = encode_captions(model, gallery.captions)
-    reranker = Reranker(model)
+    reranker = reranker or Reranker(model)
     asked = np.flatnonzero(gallery.asked)
     depth = min(depth, len(texts))
     shape = (len(asked), depth)

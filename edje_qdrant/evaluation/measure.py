@@ -13,6 +13,8 @@ from edje_qdrant.evaluation.image_to_text import image_to_text
 from edje_qdrant.evaluation.metrics_table import Measured, steps
 from edje_qdrant.evaluation.rankings import DEEPEST, Direction, Rankings
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.inference.precision import Precision
+from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.search.retriever import TwoStageRetriever
 
 __all__ = ["Contender", "measure"]
@@ -29,12 +31,14 @@ class Contender:
             default a collection is created below the output folder and reused by later runs.
         codec: Codec of a collection that is created. A codec with a codebook is fitted to the
             gallery's tokens.
+        precision: Precision of the joint encoder; see `Reranker`.
     """
 
     label: str
     model: EDJEModel
     collection: ImageCollection | None = None
     codec: str = "float16"
+    precision: Precision = "auto"
 
 
 def measure(
@@ -61,6 +65,7 @@ def measure(
     """
     depth = max(*num_candidates, DEEPEST)
     model = contender.model
+    reranker = Reranker(model, precision=contender.precision)
     images = memory.read_out(gallery, collection) if in_memory else None
     measured: dict[Direction, Measured] = {}
     for direction in directions:
@@ -72,11 +77,15 @@ def measure(
                 if images is None
                 else memory.array_encodings(images)
             )
-            rankings = image_to_text(gallery, model, encodings, depth, progress=progress)
+            rankings = image_to_text(
+                gallery, model, encodings, depth, reranker=reranker, progress=progress
+            )
         elif images is not None:
-            rankings = memory.text_to_image(gallery, model, images, depth, progress=progress)
+            rankings = memory.text_to_image(
+                gallery, model, images, depth, reranker=reranker, progress=progress
+            )
         else:
-            retriever = TwoStageRetriever(collection, model)
+            retriever = TwoStageRetriever(collection, model, reranker=reranker)
             rankings = collection_path.text_to_image(gallery, retriever, depth, progress=progress)
             milliseconds = {
                 number: collection_path.query_milliseconds(gallery, retriever, number)
@@ -86,6 +95,7 @@ def measure(
             model=contender.label,
             tokens_per_image=collection.contract.num_tokens,
             bytes_per_image=collection.bytes_per_image(),
+            precision=reranker.precision,
             rankings=rankings,
             milliseconds=milliseconds,
         )

@@ -27,6 +27,7 @@ class Measured:
         bytes_per_image: Stored size of these tokens, without the vector.
         rankings: Rankings at the largest number of candidates.
         milliseconds: Number of candidates -> median time of one search; empty if not timed.
+        precision: Precision of the joint encoder.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Measured:
     bytes_per_image: int
     rankings: Rankings
     milliseconds: Mapping[int, float]
+    precision: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class System:
             rank (`same`).
         against: Comparisons with the first model at this number of candidates, and with this
             model at its smallest number.
+        precision: Precision of the joint encoder.
     """
 
     model: str
@@ -88,6 +91,7 @@ class System:
     difference: Mapping[str, Difference]
     moved: Mapping[str, int]
     against: tuple[Comparison, ...]
+    precision: str
 
     def as_dict(self) -> dict[str, Any]:
         """Return the system as a JSON object."""
@@ -99,6 +103,7 @@ class System:
             "pool": self.pool,
             "tokens_per_picture": self.tokens_per_image,
             "bytes_per_picture": self.bytes_per_image,
+            "precision": self.precision,
             "ms_per_query": None if self.ms_per_query is None else round(self.ms_per_query, 2),
             "first_stage": _rounded(self.first_stage),
             "reranked": _rounded(self.reranked),
@@ -205,6 +210,7 @@ def compare_systems(
                         for other in others
                         if other != (one.model, number) and other in reranked
                     ),
+                    precision=one.precision,
                 )
             )
     return systems

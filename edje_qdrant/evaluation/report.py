@@ -121,7 +121,7 @@ class Evaluation:
             if len(models) > 1:
                 lines.append(
                     f"{model} ({own[0].tokens_per_image} tokens, "
-                    f"{own[0].bytes_per_image:,} bytes an image)"
+                    f"{own[0].bytes_per_image:,} bytes an image, {own[0].precision})"
                 )
             ends = own[0].intervals["first_stage"]
             lines.append(self._row("  first stage", own[0].first_stage, ends, None))

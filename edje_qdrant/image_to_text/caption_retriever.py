@@ -25,6 +25,7 @@ from edje_qdrant.image_to_text.caption_collection import (
 )
 from edje_qdrant.index import Filter
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.model.named import model_for
 from edje_qdrant.model.queries import ImageQuery, encode_query
 from edje_qdrant.rerank.reranker import Reranker
@@ -128,6 +129,7 @@ class CaptionRetriever:
         *,
         model: EDJEModel | str | Path | None = None,
         device: str | torch.device | None = None,
+        precision: Precision = "auto",
         api_key: str | None = None,
         prefer_grpc: bool = False,
         timeout: int = 30,
@@ -140,6 +142,7 @@ class CaptionRetriever:
             model: A model, or an argument for `EDJEModel.from_pretrained`; by default the name in
                 the collection's contract.
             device: Device of a model that is loaded here; by default CUDA if available.
+            precision: Precision of the joint encoder; see `Reranker`.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             timeout: Seconds to wait for each response of a server.
@@ -157,7 +160,8 @@ class CaptionRetriever:
             location, name, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout
         )
         try:
-            return cls(collection, model_for(collection, model, device=device))
+            model = model_for(collection, model, device=device)
+            return cls(collection, model, reranker=Reranker(model, precision=precision))
         except BaseException:
             collection.close()
             raise
@@ -171,6 +175,11 @@ class CaptionRetriever:
     def model(self) -> EDJEModel:
         """Return the model that encodes and scores."""
         return self._model
+
+    @property
+    def precision(self) -> str:
+        """Return the precision of the joint encoder; see `Reranker.precision`."""
+        return self._reranker.precision
 
     def add(self, texts: Sequence[str], payloads: Sequence[Payload] | None = None) -> list[str]:
         """Encode and add captions that the collection does not contain, then flush it.

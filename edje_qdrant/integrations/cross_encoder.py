@@ -21,6 +21,7 @@ from edje_qdrant.errors import ConfigError
 from edje_qdrant.images import ignore_decoder_warnings
 from edje_qdrant.integrations.hits import ImageScorer
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.model.queries import read_pixels
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.threads import batches
@@ -45,6 +46,7 @@ class EDJECrossEncoder:
         collection: A `TwoStageRetriever` or `AttachedCollection` with the same model; images may
             then be given by their ids: UUIDs as text, or integers.
         device: The device for a model that is loaded here; by default CUDA if available.
+        precision: Precision of the joint encoder, see `Reranker`; `collection` has its own.
 
     Examples:
         >>> encoder = EDJECrossEncoder("demo")
@@ -58,12 +60,18 @@ class EDJECrossEncoder:
         *,
         collection: ImageScorer | None = None,
         device: str | torch.device | None = None,
+        precision: Precision = "auto",
     ) -> None:
         if not isinstance(model, EDJEModel):
             model = EDJEModel.from_pretrained(model, device=device)
         self._model = model
         self._collection = collection
-        self._reranker = Reranker(model)
+        self._reranker = Reranker(model, precision=precision)
+
+    @property
+    def precision(self) -> str:
+        """Return the precision of the joint encoder; see `Reranker.precision`."""
+        return self._reranker.precision
 
     def rank(
         self,

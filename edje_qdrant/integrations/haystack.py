@@ -16,6 +16,7 @@ from typing_extensions import Self
 from edje_qdrant.attach.attached_collection import AttachedCollection
 from edje_qdrant.errors import MissingExtraError
 from edje_qdrant.integrations.hits import hit_content, hit_fields, image_ids_of, rank_images
+from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 
@@ -49,9 +50,11 @@ class _SharedCollection:
         model: str | None,
         device: str | None,
         api_key: Secret | None,
+        precision: Precision,
     ) -> None:
         self._location, self._name = location, name
         self._model, self._device, self._api_key = model, device, api_key
+        self._precision: Precision = precision
         self._release: finalize[Any, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,12 +64,14 @@ class _SharedCollection:
             "model": self._model,
             "device": self._device,
             "api_key": self._api_key.to_dict() if self._api_key else None,
+            "precision": self._precision,
         }
 
     def opened(self, kind: type[Any]) -> Any:
         """Return the collection; it is opened once for all components that name it."""
         api_key = self._api_key.resolve_value() if self._api_key else None
-        key = (kind, self._location, self._name, self._model, self._device, api_key)
+        settings = (self._location, self._name, self._model, self._device, self._precision)
+        key = (kind, *settings, api_key)
         with _lock:
             if self._release is None or not self._release.alive:
                 if key not in _open:
@@ -77,6 +82,7 @@ class _SharedCollection:
                             model=self._model,
                             device=self._device,
                             api_key=api_key,
+                            precision=self._precision,
                         )
                     )
                 _open[key].users += 1
@@ -137,7 +143,8 @@ class EDJERetriever(_Component):
 
     A document's id is the image's, its content the image's path (or a payload field), its score
     the joint encoder's logit; its meta hold `image_id`, `path`, `score`, `rank`, `retrieval_score`,
-    `retrieval_rank`, `probability`, `payload`, and `degraded` with its `reason`.
+    `retrieval_rank`, `probability`, `payload`, `degraded` with its `reason`, and the joint
+    encoder's `precision`.
     """
 
     def __init__(
@@ -147,6 +154,7 @@ class EDJERetriever(_Component):
         *,
         model: str | None = None,
         device: str | None = None,
+        precision: Precision = "auto",
         api_key: Secret | None = None,
         top_k: int = 10,
         search_kwargs: dict[str, Any] | None = None,
@@ -160,12 +168,13 @@ class EDJERetriever(_Component):
             model: The argument of `EDJEModel.from_pretrained`; by default the name stored in the
                 collection.
             device: The device for the model; by default CUDA if available.
+            precision: Precision of the joint encoder; see `Reranker`.
             api_key: Sent with every request to a server.
             top_k: Documents to return.
             search_kwargs: Other options of `TwoStageRetriever.search`.
             content_field: Payload field used as the content, such as `caption`.
         """
-        self._shared = _SharedCollection(location, name, model, device, api_key)
+        self._shared = _SharedCollection(location, name, model, device, api_key, precision)
         self.top_k = top_k
         self.search_kwargs = dict(search_kwargs or {})
         self.content_field = content_field
@@ -237,6 +246,7 @@ class EDJERanker(_Component):
         attached: bool = False,
         model: str | None = None,
         device: str | None = None,
+        precision: Precision = "auto",
         api_key: Secret | None = None,
         top_k: int | None = None,
         id_key: str = "image_id",
@@ -250,11 +260,12 @@ class EDJERanker(_Component):
             model: The argument of `EDJEModel.from_pretrained`; by default the name stored in the
                 collection.
             device: The device for the model; by default CUDA if available.
+            precision: Precision of the joint encoder; see `Reranker`.
             api_key: Sent with every request to a server.
             top_k: Documents to return; all by default.
             id_key: Key of the image's id in a document's meta.
         """
-        self._shared = _SharedCollection(location, name, model, device, api_key)
+        self._shared = _SharedCollection(location, name, model, device, api_key, precision)
         self.attached = attached
         self._kind = AttachedCollection if attached else TwoStageRetriever
         self.top_k = top_k

@@ -30,7 +30,8 @@ class ImageScorer(Protocol):
 def hit_fields(hit: SearchHit, result: SearchResult) -> dict[str, Any]:
     """Return a hit as a JSON object: id, path, both scores and ranks, payload.
 
-    If the result is degraded, each of its hits says so and contains the reason.
+    If the result is degraded, each of its hits says so and contains the reason; each also has the
+    joint encoder's precision.
     """
     fields = {name: value for name, value in hit.as_dict().items() if name not in _NOT_PASSED_ON}
     return {
@@ -39,6 +40,7 @@ def hit_fields(hit: SearchHit, result: SearchResult) -> dict[str, Any]:
         "path": hit.payload.get("path"),
         "degraded": result.degraded,
         "reason": result.reason,
+        "precision": result.precision,
     }
 
 

@@ -37,7 +37,7 @@ class EDJERetriever(BaseRetriever):
 
     A document's id is the image's, its text the image's path (or a payload field), and its
     metadata contain `image_id`, `path`, `score`, `rank`, `retrieval_score`, `retrieval_rank`,
-    `probability`, `payload`, and `degraded` with its `reason`.
+    `probability`, `payload`, `degraded` with its `reason`, and the joint encoder's `precision`.
 
     Attributes:
         retriever: Searches the images; it is not closed.

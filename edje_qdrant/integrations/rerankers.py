@@ -17,6 +17,7 @@ from edje_qdrant.images import error_reason
 from edje_qdrant.integrations.cross_encoder import EDJECrossEncoder, RankableImage
 from edje_qdrant.integrations.hits import ImageScorer
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.inference.precision import Precision
 
 try:
     from rerankers.documents import Document
@@ -37,6 +38,7 @@ class EDJERanker(BaseRanker):
         collection: A `TwoStageRetriever` or `AttachedCollection` with the same model; images may
             then be given by their ids.
         device: The device for a model that is loaded here; by default CUDA if available.
+        precision: Precision of the joint encoder, see `Reranker`; `collection` has its own.
         batch_size: Images encoded at a time.
     """
 
@@ -47,11 +49,19 @@ class EDJERanker(BaseRanker):
         *,
         collection: ImageScorer | None = None,
         device: str | torch.device | None = None,
+        precision: Precision = "auto",
         batch_size: int = 32,
     ) -> None:
         self.verbose = verbose
         self.batch_size = batch_size
-        self._encoder = EDJECrossEncoder(model_name_or_path, collection=collection, device=device)
+        self._encoder = EDJECrossEncoder(
+            model_name_or_path, collection=collection, device=device, precision=precision
+        )
+
+    @property
+    def precision(self) -> str:
+        """Return the precision of the joint encoder; see `Reranker.precision`."""
+        return self._encoder.precision
 
     def score(self, query: str, doc: RankableImage | Document) -> float:
         """Return the logit of a text and an image.

@@ -135,7 +135,9 @@ class EDJEModel(nn.Module):
             name_or_path: `demo` for the bundled model, a folder written by `save_pretrained`, or a
                 hub id of such a folder or of the published checkpoint.
             device: Defaults to CUDA if available.
-            dtype: Defaults to bfloat16 on CUDA and float32 elsewhere.
+            dtype: Data type of the weights, bfloat16 on CUDA and float32 elsewhere by default.
+                One that is given is also the one that scores are computed in, unless a `Reranker`
+                is told otherwise.
 
         Raises:
             CheckpointError: There is no such model, or it is unreadable or incomplete.
@@ -161,7 +163,9 @@ class EDJEModel(nn.Module):
             language_model_path: Folder or hub id of the language model; only its settings and
                 tokenizer are read.
             device: Defaults to CUDA if available.
-            dtype: Defaults to bfloat16 on CUDA and float32 elsewhere.
+            dtype: Data type of the weights, bfloat16 on CUDA and float32 elsewhere by default.
+                One that is given is also the one that scores are computed in, unless a `Reranker`
+                is told otherwise.
 
         Raises:
             CheckpointError: The file is unreadable, or a tensor is missing or has a wrong shape.
@@ -208,8 +212,10 @@ class EDJEModel(nn.Module):
     def place(self, device: str | torch.device | None, dtype: torch.dtype | None) -> EDJEModel:
         """Move to a device and a precision (defaults as in `from_pretrained`); set eval mode."""
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        explicit = dtype is not None
         dtype = dtype or (torch.bfloat16 if chosen.type == "cuda" else torch.float32)
         self.to(chosen, dtype)
+        self.joint_encoder.dtype_is_explicit = explicit
         self.eval()
         return self
 

@@ -24,6 +24,10 @@ class JointEncoder(nn.Module):
         embedding_dim: Width of the stage-1 embeddings that `caption_features` learns to predict.
         max_caption_tokens: Word pieces read of a caption; longer captions are cut.
 
+    Attributes:
+        dtype_is_explicit: Whether the user chose the data type of the weights. Inference then
+            computes in it unless told otherwise.
+
     Source: paper section 3, EDJE facts, the model, 3.
     """
 
@@ -43,6 +47,7 @@ class JointEncoder(nn.Module):
         self.text_projection = nn.Linear(width, embedding_dim)
         self.sep_token_id = sep_token_id
         self.max_caption_length = max_caption_tokens + 2
+        self.dtype_is_explicit = False
 
     @property
     def token_dim(self) -> int:

@@ -22,6 +22,7 @@ from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import ignore_decoder_warnings
 from edje_qdrant.ingest.encode import encode_batch
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.model.queries import encode_all, read_pixels
 from edje_qdrant.pair_scoring.keep_top import keep_top
 from edje_qdrant.pair_scoring.score_file import (
@@ -101,6 +102,7 @@ def score_pairs_file(
     keep_top: float | None = None,
     batch_size: int = 32,
     workers: int = 2,
+    precision: Precision = "auto",
     progress: bool = True,
 ) -> PairReport:
     """Score every caption of a file against its image, and mark which pairs to keep.
@@ -128,6 +130,8 @@ def score_pairs_file(
             a run without a threshold or with another share.
         batch_size: Images encoded at a time.
         workers: Threads that read and decode in parallel with the encoding.
+        precision: Precision of the joint encoder; see `Reranker`. An output is continued in the
+            precision it was begun in.
         progress: Show a bar on stderr.
 
     Raises:
@@ -145,10 +149,12 @@ def score_pairs_file(
     total, digest = survey(read_pairs(pairs, images))
     if not total:
         raise ConfigError(f"{pairs} holds no pairs")
-    header = {"pairs": total, "digest": digest, "threshold": threshold, **_identity(model)}
+    reranker = Reranker(model, precision=precision)
+    identity = _identity(model, reranker)
+    header = {"pairs": total, "digest": digest, "threshold": threshold, **identity}
     file = ScoreFile(out, header)
     tally = _Tally()
-    scorer = _Scorer(model, batch_size, threshold)
+    scorer = _Scorer(model, reranker, batch_size, threshold)
     resumed, past_written = 0, False
     try:
         with (
@@ -204,9 +210,11 @@ class _Tally:
 class _Scorer:
     """Score chunks of pairs; the scores of a chunk are independent of other chunks."""
 
-    def __init__(self, model: EDJEModel, batch_size: int, threshold: float | None) -> None:
+    def __init__(
+        self, model: EDJEModel, reranker: Reranker, batch_size: int, threshold: float | None
+    ) -> None:
         self._model = model
-        self._reranker = Reranker(model)
+        self._reranker = reranker
         self._batch_size = batch_size
         self._threshold = threshold
 
@@ -277,8 +285,8 @@ def _keep_top(
         return keep_top(out, kept, share, bar.update)
 
 
-def _identity(model: EDJEModel) -> dict[str, Any]:
-    """Return the properties of a model that determine its scores."""
+def _identity(model: EDJEModel, reranker: Reranker) -> dict[str, Any]:
+    """Return the properties of a model and its reranker that determine the scores."""
     contract = model.contract()
     return {
         "encoder": contract.encoder,
@@ -286,7 +294,7 @@ def _identity(model: EDJEModel) -> dict[str, Any]:
         "preprocessing": contract.preprocessing,
         "adapter_hash": contract.adapter_hash,
         "joint_encoder": hash_weights(model.joint_encoder.state_dict()),
-        "dtype": Reranker(model).precision,
+        "dtype": reranker.precision,
     }
 
 

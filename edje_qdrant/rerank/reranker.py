@@ -28,9 +28,11 @@ class Reranker:
     Args:
         model: The model whose joint encoder scores, on its device.
         batch_size: Number of pairs scored at a time.
-        precision: `auto` is the model's precision on a GPU; on a CPU it is the faster of `float32`
-            and `bfloat16`, measured once, for models that are wide enough. `int8` is for CPUs.
-            `model` runs the training form of the joint encoder, in the model's precision.
+        precision: `auto` is the model's precision on a GPU, and that of a `dtype` the model was
+            loaded with. Otherwise, on a CPU, it is `bfloat16` if the processor has instructions for
+            it and the model is at least 256 wide, else `float32`: the same in every process of a
+            machine. `int8` is for CPUs. `model` runs the training form of the joint encoder, in
+            the model's precision.
 
     Raises:
         ConfigError: `batch_size` is below 1, or the precision is unknown or not supported by the

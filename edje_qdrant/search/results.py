@@ -73,6 +73,7 @@ class SearchResult(Sequence[SearchHit]):
         remaining: What ranks after the hits, best first.
         group_by: The payload field that groups images; None without grouping.
         source: Identity of the collection, for cursors.
+        precision: Precision that the joint encoder computed in; None if it ranked nothing.
     """
 
     query: str
@@ -85,6 +86,7 @@ class SearchResult(Sequence[SearchHit]):
     remaining: tuple[SearchHit, ...] = field(default=(), repr=False)
     group_by: str | None = field(default=None, repr=False)
     source: str = field(default="", repr=False)
+    precision: str | None = field(default=None, repr=False)
 
     def next(self, count: int = 10) -> SearchResult:
         """Return the next page; empty after the last candidate.
@@ -150,6 +152,7 @@ class SearchResult(Sequence[SearchHit]):
             "scored": self.scored,
             "degraded": self.degraded,
             "reason": self.reason,
+            "precision": self.precision,
             "cursor": self.cursor,
         }
 
@@ -178,7 +181,9 @@ _NUMBERS = {
     "retrieval_rank": "<u4",
 }
 _ROW = np.dtype([("id", "V16"), *_NUMBERS.items()])
-_HEAD = ("source", "query", "group_by", "degraded", "reason", "candidates", "scored")
+_HEAD = (
+    "source", "query", "group_by", "degraded", "reason", "candidates", "scored", "precision",
+)  # fmt: skip
 # Maximum size of a decompressed cursor: 100,000 images and their scores.
 _LARGEST = 8 << 20
 _NO_CURSOR = "this is no whole cursor; pass the text of result.cursor as it is, or search again"
@@ -230,6 +235,7 @@ def _read(body: bytes) -> SearchResult:
         remaining=remaining,
         group_by=head["group_by"],
         source=str(head["source"]),
+        precision=head.get("precision"),  # absent in cursors of older versions
     )
 
 

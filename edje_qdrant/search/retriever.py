@@ -24,6 +24,7 @@ from edje_qdrant.explain.match import explain_match
 from edje_qdrant.images import image_file_id
 from edje_qdrant.index import Filter, Strategy, field_value
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.model.named import model_for
 from edje_qdrant.model.queries import ImageQuery, encode_query
 from edje_qdrant.rerank.deadline import Deadline
@@ -97,7 +98,8 @@ class TwoStageRetriever:
         else:
             token_cache.require(collection)
             read = partial(token_cache.fetch, collection, device=model.device)
-        self._scorer = CandidateScorer(model, reranker or Reranker(model), read)
+        self._reranker = reranker or Reranker(model)
+        self._scorer = CandidateScorer(model, self._reranker, read)
 
     @classmethod
     def open(
@@ -107,6 +109,7 @@ class TwoStageRetriever:
         *,
         model: EDJEModel | str | Path | None = None,
         device: str | torch.device | None = None,
+        precision: Precision = "auto",
         token_cache: DeviceTokenCache | None = None,
         tokens_folder: str | Path | None = None,
         api_key: str | None = None,
@@ -121,6 +124,7 @@ class TwoStageRetriever:
             model: A model, or what `EDJEModel.from_pretrained` takes; by default the one that the
                 collection's contract names.
             device: Device of a model that is loaded here; by default CUDA if available.
+            precision: Precision of the joint encoder; see `Reranker`.
             token_cache: Keeps the tokens of frequently found images in memory.
             tokens_folder: New folder of side files that were moved out of the collection's folder.
             api_key: Sent with every request to a server.
@@ -146,7 +150,8 @@ class TwoStageRetriever:
         )
         try:
             model = model_for(collection, model, device=device)
-            return cls(collection, model, token_cache=token_cache)
+            reranker = Reranker(model, precision=precision)
+            return cls(collection, model, reranker=reranker, token_cache=token_cache)
         except BaseException:
             collection.close()
             raise
@@ -160,6 +165,11 @@ class TwoStageRetriever:
     def model(self) -> EDJEModel:
         """Return the model that encodes and scores."""
         return self._model
+
+    @property
+    def precision(self) -> str:
+        """Return the precision of the joint encoder; see `Reranker.precision`."""
+        return self._reranker.precision
 
     def search(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
         """Find the images that fit a text best.
@@ -550,6 +560,7 @@ class TwoStageRetriever:
             remaining=hits[top_k:],
             group_by=settings["group_by"],
             source=self._collection.identity,
+            precision=self.precision,
         )
 
     def _first_stage_result(

@@ -104,6 +104,7 @@ def _other_routes(service: Service) -> APIRouter:
             pictures=await service.read(collection.count),
             model=model.name_or_path,
             calibrated=model.calibration is not None,
+            precision=service.retriever.precision,
             ingest=settings.ingest,
             explain=service.can_explain,
             max_top_k=settings.max_top_k,

@@ -197,6 +197,9 @@ class Answer(BaseModel):
     scored: int
     degraded: bool = Field(description="Whether some candidates were not scored as requested.")
     reason: str | None = None
+    precision: str | None = Field(
+        None, description="Precision of the joint encoder; null if it ranked nothing."
+    )
     cursor: str | None = Field(description="For /v1/search/next; null past the last hit.")
 
 
@@ -259,6 +262,7 @@ class CollectionInfo(BaseModel):
     pictures: int
     model: str | None
     calibrated: bool
+    precision: str = Field(description="Precision of the joint encoder.")
     ingest: bool
     explain: bool
     max_top_k: int

@@ -136,11 +136,13 @@ def test_two_models_side_by_side(
 def test_codecs_side_by_side(tmp_path: Path, karpathy: Path, tiny_folder: Path) -> None:
     place = [karpathy, "--images", karpathy.parent / "images", "--out", tmp_path / "out"]
     options = ["--model", tiny_folder, "--direction", "t2i", "--in-memory", "--json"]
+    options += ["--precision", "bfloat16"]
     data = json_of(run("eval", *place, *options, "--codec", "float16", "--codec", "int8"))
     exact, smaller = data["systems"]
     assert smaller["model"] == f"{tiny_folder} int8"
     assert (exact["bytes_per_picture"], smaller["bytes_per_picture"]) == (4 * 32, 4 * 18)
     assert smaller["against"][0]["model"] == f"{tiny_folder} float16"
+    assert {system["precision"] for system in data["systems"]} == {"bfloat16"}
     made = refused(run("eval", *place, "--codec", "int8", "--index", tmp_path / "i"))
     assert "--codec applies to collections that are created here" in made
 

@@ -32,6 +32,10 @@ def test_match_prints_what_match_texts_finds(
     assert [m["text"] for m in data["matches"]] == [m.text for m in found]
     assert [m["score"] for m in data["matches"]] == [m.score for m in found]
     assert data["matches"][2]["score"] is None
+    for precision in ("float32", "bfloat16"):
+        chosen = json_of(run(*options, "--precision", precision, "--json"))
+        assert chosen["precision"] == precision
+    assert "precision is 'half'" in refused(run(*options, "--precision", "half"))
 
     lines = run(*options, "--candidates", 2).stdout.splitlines()
     assert lines[0].split() == ["rank", "score", "first", "stage", "text"]
@@ -93,6 +97,7 @@ def test_score_pairs_goes_on_and_keeps_what_is_asked_for(
     assert [json.loads(line)["keep"] for line in kept].count(True) == 1
 
     assert "started with other settings" in refused(run(*options, "--threshold", -1.5))
+    assert "started with other settings" in refused(run(*options, "--precision", "bfloat16"))
     options[options.index(out)] = tmp_path / "other.jsonl"
     data = json_of(run(*options, "--threshold", -1000, "--json"))
     assert (data["kept"], data["threshold"]) == (3, -1000)

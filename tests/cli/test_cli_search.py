@@ -97,6 +97,8 @@ def test_groups_fusion_and_cutoffs(search: Search) -> None:
     assert (found["scored"], found["candidates"]) == (8, COUNT)
     found = search("a red square", "--budget-ms", 60_000)
     assert not found["degraded"]
+    found = search("a red square", "--precision", "bfloat16")
+    assert found["precision"] == "bfloat16"
 
 
 def test_pages_go_on_from_the_cursor(search: Search) -> None:

@@ -17,7 +17,9 @@ def evaluation() -> Evaluation:
     systems = []
     for direction in ("t2i", "i2t"):
         measured = [
-            Measured(name, 16, 4096, make_rankings(good=good, direction=direction), {5: 4.25})
+            Measured(
+                name, 16, 4096, make_rankings(good=good, direction=direction), {5: 4.25}, "float32"
+            )
             for name, good in (("first", 1.0), ("second", 4.0))
         ]
         systems += compare_systems(measured, [5, 20], resamples=30, seed=0)

@@ -14,7 +14,7 @@ from edje_qdrant.metrics import recall_at
 
 
 def measured(name: str, good: float) -> Measured:
-    return Measured(name, 4, 128, make_rankings(good=good), {5: 1.5, 20: 3.0})
+    return Measured(name, 4, 128, make_rankings(good=good), {5: 1.5, 20: 3.0}, "float32")
 
 
 def test_a_sweep_is_sorted_without_doubles_and_ends_at_the_pool() -> None:

@@ -18,7 +18,7 @@ def systems(models: int, numbers: list[int], *, timed: bool = True) -> list[Syst
     for direction in ("t2i", "i2t"):
         measured = [
             Measured(f"model {m}", 16 * (m + 1), 4096 * (m + 1),
-                     make_rankings(good=2.0 + m, direction=direction), times)
+                     make_rankings(good=2.0 + m, direction=direction), times, "float32")
             for m in range(models)
         ]  # fmt: skip
         found += compare_systems(measured, numbers, resamples=20, seed=0)

@@ -39,6 +39,7 @@ def check_fields(fields: Mapping[str, Any], hit: SearchHit) -> None:
     assert (fields["rank"], fields["retrieval_rank"]) == (hit.rank, hit.retrieval_rank)
     assert fields["payload"] == hit.payload
     assert (fields["degraded"], fields["reason"]) == (False, None)
+    assert fields["precision"] == "float32"
 
 
 def other_order(items: Sequence[T]) -> list[tuple[int, T]]:

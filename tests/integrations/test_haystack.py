@@ -135,8 +135,10 @@ def test_a_collection_of_their_own_is_reranked(gallery: Gallery) -> None:
 def test_a_key_is_written_by_its_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "do not write this")
     for kind in (EDJERetriever, EDJERanker):
-        plug = kind("http://localhost:6333", api_key=Secret.from_env_var("MY_KEY"))
+        key = Secret.from_env_var("MY_KEY")
+        plug = kind("http://localhost:6333", api_key=key, precision="bfloat16")
         data = plug.to_dict()
+        assert data["init_parameters"]["precision"] == "bfloat16"
         assert "do not write this" not in str(data)
         again = kind.from_dict(data)
         assert again.to_dict() == plug.to_dict()

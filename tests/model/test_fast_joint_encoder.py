@@ -241,15 +241,6 @@ def test_precisions_that_the_device_lacks_are_refused(joint_encoder: JointEncode
         FastJointEncoder(joint_encoder, "float16")
 
 
-def test_the_choice_is_made_once_and_narrow_models_stay_exact() -> None:
-    cpu = torch.device("cpu")
-    assert choose_precision(128, torch.float32, cpu) == "float32"
-    chosen = choose_precision(384, torch.float32, cpu)
-    assert chosen in ("float32", "bfloat16")
-    assert {choose_precision(384, torch.float32, cpu) for _ in range(20)} == {chosen}
-    assert choose_precision(384, torch.float16, torch.device("cuda")) == "float16"
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("n", [1, 5, 8, 200, 300])
 def test_graphs_on_a_gpu_score_as_the_training_form_does(

@@ -152,7 +152,8 @@ def test_a_picture_is_explained(client):
 
 
 def test_an_explanation_says_when_it_cannot_be(client, monkeypatch):
-    assert client.get("/v1/collection").json()["explain"] is True
+    info = client.get("/v1/collection").json()
+    assert (info["explain"], info["precision"]) == (True, "float32")
 
     class Gridless(type(client.retriever.model.encoder)):
         patch_grid = property()  # an encoder of one's own that does not tell

@@ -33,9 +33,10 @@ class FastJointEncoder:
 
     Args:
         joint_encoder: Source of the weights; it is not changed, and may be trained in between.
-        precision: `auto` is the weights' own precision on a GPU. On a CPU it is the faster of
-            `float32` and `bfloat16`, measured once; narrow models always take `float32`. `int8` is
-            for CPUs only.
+        precision: `auto` is the weights' own precision on a GPU, and wherever the joint encoder's
+            `dtype_is_explicit` is set. Otherwise, on a CPU, it is `bfloat16` if the processor has
+            instructions for it and the model is at least 256 wide, else `float32`. `int8` is for
+            CPUs only.
 
     Raises:
         ConfigError: The device does not support the precision, or the joint encoder is not plain
@@ -65,7 +66,12 @@ class FastJointEncoder:
         """
         weight = self._joint_encoder.classifier.weight
         if self._precision == "auto" or self._precision == "model":
-            return choose_precision(self._joint_encoder.token_dim, weight.dtype, weight.device)
+            return choose_precision(
+                self._joint_encoder.token_dim,
+                weight.dtype,
+                weight.device,
+                explicit=self._joint_encoder.dtype_is_explicit,
+            )
         if self._precision == "int8" and (weight.device.type != "cpu" or not has_int8_kernels()):
             raise ConfigError(
                 "precision 'int8' needs a CPU with 8-bit dot products (AVX-512 VNNI, AMX) and a "

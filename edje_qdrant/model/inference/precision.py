@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Literal, cast
 
 import torch
 
-from edje_qdrant.model.inference.packed_linear import Kernel, has_packed_kernels, pack_linear
+from edje_qdrant.model.inference.packed_linear import Kernel, has_packed_kernels
 
 __all__ = ["PRECISIONS", "Precision", "choose_precision"]
 
@@ -18,43 +17,33 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16", "float16", "
 # Narrower models gain nothing from bfloat16, as matrix products are not what takes their time.
 _NARROWEST = 256
 
-# bfloat16 is chosen if its time is at most this share of float32's. Processors with bfloat16
-# instructions are twice as fast; there it only must not be slower, as a busy machine may show less.
-_WORTH = 0.8
-_ROWS, _REPEATS = 128, 20
 
-_chosen: dict[tuple[int, int], Kernel] = {}
+def choose_precision(
+    width: int, dtype: torch.dtype, device: torch.device, *, explicit: bool = False
+) -> Kernel:
+    """Return the kernel that `auto` stands for.
 
+    It depends on the arguments and the processor alone, never on a measurement: every process of
+    a machine computes the same scores.
 
-def choose_precision(width: int, dtype: torch.dtype, device: torch.device) -> Kernel:
-    """Return the best kernel for a model of width `width` with weights in `dtype`.
+    Args:
+        width: Width of the model.
+        dtype: Data type of the weights.
+        device: Device of the weights. On a GPU, the kernel is that of `dtype`.
+        explicit: Whether the user chose `dtype`; it is kept then, except for float16 on a CPU,
+            which is computed in float32.
 
-    On a CPU it is measured once per process, width and number of threads (about 20 ms).
+    Returns:
+        On a CPU, for weights whose `dtype` was not chosen: `bfloat16` if the processor has
+        instructions for it and the model is at least 256 wide, else `float32`.
     """
     if device.type != "cpu":
         return cast("Kernel", str(dtype).removeprefix("torch."))
-    if width < _NARROWEST or not has_packed_kernels(torch.bfloat16):
+    if explicit:
+        return "bfloat16" if dtype == torch.bfloat16 else "float32"
+    if width < _NARROWEST or not _has_instructions():
         return "float32"
-    key = (width, torch.get_num_threads())
-    if key not in _chosen:
-        _chosen[key] = _measure(width)
-    return _chosen[key]
-
-
-def _measure(width: int) -> Kernel:
-    weight, bias = torch.randn(4 * width, width), torch.zeros(4 * width)
-    x = torch.randn(_ROWS, width)
-    full, half = (pack_linear(weight, bias, kernel) for kernel in ("float32", "bfloat16"))
-    y = x.bfloat16()
-    best = {"float32": float("inf"), "bfloat16": float("inf")}
-    for turn in range(1 + _REPEATS):
-        for kernel, linear, rows in (("float32", full, x), ("bfloat16", half, y)):
-            began = time.perf_counter()
-            linear(rows)
-            if turn:  # the first call is warm-up
-                best[kernel] = min(best[kernel], time.perf_counter() - began)
-    worth = 1.0 if _has_instructions() else _WORTH
-    return "bfloat16" if best["bfloat16"] < worth * best["float32"] else "float32"
+    return "bfloat16" if has_packed_kernels(torch.bfloat16) else "float32"
 
 
 def _has_instructions() -> bool:
