@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edje_qdrant.images.content_ids import image_bytes_id, image_file_id
+from edje_qdrant.images.formats import FORMATS, open_listed
 from edje_qdrant.images.open import (
     MAX_PIXELS,
     error_reason,
@@ -13,12 +14,14 @@ from edje_qdrant.images.open import (
 from edje_qdrant.images.rgb import to_rgb
 
 __all__ = [
+    "FORMATS",
     "MAX_PIXELS",
     "error_reason",
     "ignore_decoder_warnings",
     "image_bytes_id",
     "image_file_id",
     "image_name",
+    "open_listed",
     "open_upright",
     "to_rgb",
 ]

@@ -8,9 +8,10 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from edje_qdrant.errors import ImageReadError
+from edje_qdrant.images.formats import open_listed
 
 __all__ = [
     "MAX_PIXELS",
@@ -36,6 +37,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Where Pillow looks for an orientation.
+_WITH_ORIENTATION = ("exif", "raw profile type exif", "Raw profile type exif", "xmp",
+                     "XML:com.adobe.xmp")  # fmt: skip
+
 
 def open_upright(
     file: str | Path | BinaryIO | Image.Image,
@@ -45,6 +50,9 @@ def open_upright(
 ) -> Image.Image:
     """Decode an image and apply its EXIF orientation; the mode is not changed.
 
+    Every file that the package decodes is opened here or in `formats.open_listed`: only files in
+    one of the listed formats are decoded.
+
     Args:
         file: A path, a file opened for reading bytes, or an image that Pillow opened.
         name: Names the image in errors; by default its path, where it has one.
@@ -52,7 +60,8 @@ def open_upright(
             `MAX_PIXELS` has no effect.
 
     Raises:
-        ImageReadError: The file is missing, not an image, damaged, or too large.
+        ImageReadError: The file is missing, not an image, in a format that is not read, damaged,
+            or too large.
     """
     name = name or image_name(file)
     if isinstance(file, Path):
@@ -62,13 +71,10 @@ def open_upright(
             require_file(file, name)
         if isinstance(file, Image.Image):
             return _upright(file, name, max_pixels)
-        with Image.open(file) as image:
+        with open_listed(file, name) as image:
             return _upright(image, name, max_pixels)
     except ImageReadError:
         raise
-    except UnidentifiedImageError as error:
-        reason = "not an image, or in a format that cannot be read here"
-        raise ImageReadError(name, reason) from error
     except Exception as error:  # decoders raise any type of error for damaged files
         raise ImageReadError(name, error_reason(error)) from error
 
@@ -112,4 +118,9 @@ def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     except Exception:  # damaged EXIF data do not make the image unusable
         return image
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for key in _WITH_ORIENTATION:  # copied by Pillow; the result would be turned a second time
+        turned.info.pop(key, None)
+    return turned

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from edje_qdrant.errors import ConfigError, ImageReadError, MissingExtraError
-from edje_qdrant.images import error_reason
+from edje_qdrant.images import error_reason, open_upright
 from edje_qdrant.integrations.cross_encoder import EDJECrossEncoder, RankableImage
 from edje_qdrant.integrations.hits import ImageScorer
 from edje_qdrant.model import EDJEModel
@@ -128,13 +127,12 @@ def _image_of(doc: RankableImage | Document) -> RankableImage:
     if not isinstance(doc, Document):
         return doc
     if doc.base64 is not None:
+        name = f"of document {doc.doc_id!r}"
         try:
-            opened: Image.Image = Image.open(
-                io.BytesIO(base64.b64decode(doc.base64, validate=True))
-            )
-        except (binascii.Error, OSError) as error:
-            raise ImageReadError(f"of document {doc.doc_id!r}", error_reason(error)) from error
-        return opened
+            content = base64.b64decode(doc.base64, validate=True)
+        except binascii.Error as error:
+            raise ImageReadError(name, error_reason(error)) from error
+        return open_upright(io.BytesIO(content), name)
     image: RankableImage | None = doc.image_path if doc.image_path is not None else doc.doc_id
     if doc.document_type != "image" or image is None:
         raise ConfigError(

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import open_upright
+from edje_qdrant.images import open_listed, open_upright
 
 __all__ = ["ImageFolder", "ServedFile", "Thumbnails"]
 
@@ -91,7 +91,7 @@ class ImageFolder:
             return None
         with file:
             try:
-                with Image.open(file) as image:
+                with open_listed(file, "image") as image:
                     media_type = _SHOWN.get(image.format or "")
             except Exception:  # decoders raise any exception on damaged files
                 return None

@@ -15,7 +15,7 @@ from PIL import Image
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import image_file_id, open_upright
+from edje_qdrant.images import image_file_id, open_listed, open_upright
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
@@ -25,8 +25,9 @@ from edje_qdrant.web.schemas import FailedUpload, Ingested
 __all__ = ["Upload", "ingest_uploads", "payload_fields", "uploaded_image"]
 
 _SUFFIXES = {
-    "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png",
-    "TIFF": ".tiff", "WEBP": ".webp",
+    "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "ICO": ".ico", "JPEG": ".jpg",
+    "JPEG2000": ".jp2", "MPO": ".jpg", "PNG": ".png", "PPM": ".ppm", "TIFF": ".tiff",
+    "WEBP": ".webp",
 }  # fmt: skip
 _RESERVED = ("path", "width", "height", "name", TOKENS_KEY)
 _AT_ONCE = 8
@@ -152,7 +153,7 @@ def _ingest(
 def _written(upload: Upload, folder: Path, max_pixels: int) -> tuple[str, str, Path]:
     """Write an image to a temporary file; return its id, its suffix and the file's path."""
     uploaded_image(upload, max_pixels=max_pixels)
-    with Image.open(io.BytesIO(upload.data)) as image:
+    with open_listed(io.BytesIO(upload.data), upload.name) as image:
         suffix = _SUFFIXES.get(image.format or "")
     if suffix is None:
         raise ImageReadError(upload.name, "this image format is not accepted")
