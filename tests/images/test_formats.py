@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
 def test_the_trap_catches_pillow_itself(tmp_path: Path, ghostscript: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(ENDLESS)
-    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(OSError) as caught:
+    with Image.open(tmp_path / "a.jpg") as image, suppress(OSError):
         image.load()
-    assert ghostscript.exists(), caught.value
+    assert ghostscript.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
