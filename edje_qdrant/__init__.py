@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edje_qdrant.errors import (
         BusyError,
         CheckpointError,
+        CollectionExistsError,
         CollectionLockedError,
         CollectionNotFoundError,
         ConfigError,
@@ -68,6 +69,7 @@ __all__ = [
     "CaptionResult",
     "CaptionRetriever",
     "CheckpointError",
+    "CollectionExistsError",
     "CollectionLockedError",
     "CollectionNotFoundError",
     "ConfigError",

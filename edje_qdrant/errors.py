@@ -8,6 +8,7 @@ The tree::
     ├── ImageReadError
     ├── StoreError
     │   ├── CollectionNotFoundError
+    │   ├── CollectionExistsError
     │   ├── CollectionLockedError
     │   ├── TokensNotFoundError
     │   ├── TokensCorruptError
@@ -30,6 +31,7 @@ from typing import Any
 __all__ = [
     "BusyError",
     "CheckpointError",
+    "CollectionExistsError",
     "CollectionLockedError",
     "CollectionNotFoundError",
     "ConfigError",
@@ -120,6 +122,22 @@ class CollectionNotFoundError(StoreError):
         self.location = location
         self.name = name
         self.known = tuple(known)
+
+
+class CollectionExistsError(StoreError):
+    """Report that a new collection's place is taken, perhaps since another process looked.
+
+    Attributes:
+        location: Folder or address.
+        name: Name of the collection.
+    """
+
+    def __init__(self, location: str, name: str) -> None:
+        super().__init__(
+            f"there is a collection {name!r} at {location} already; open it, or choose another name"
+        )
+        self.location = location
+        self.name = name
 
 
 class CollectionLockedError(StoreError):

@@ -18,6 +18,7 @@ EXAMPLES = [
     errors.ImageReadError("/a.png", "broken"),
     errors.StoreError("no"),
     errors.CollectionNotFoundError("/photos", "images", ["other"]),
+    errors.CollectionExistsError("/photos", "images"),
     errors.CollectionLockedError("/photos"),
     errors.TokensNotFoundError("no", ["1"]),
     errors.TokensCorruptError("no", ["1"]),

@@ -19,6 +19,7 @@ PUBLIC = {
     "CaptionResult",
     "CaptionRetriever",
     "CheckpointError",
+    "CollectionExistsError",
     "CollectionLockedError",
     "CollectionNotFoundError",
     "ConfigError",

@@ -119,7 +119,8 @@ class ImageCollection(BaseCollection):
 
         Raises:
             ConfigError: An argument is invalid.
-            StoreError: The collection exists already, or cannot be written.
+            CollectionExistsError: The collection exists already.
+            StoreError: The collection cannot be written.
             EngineUnavailableError: The server cannot be reached.
             MissingExtraError: faiss is requested and not installed.
         """

@@ -5,8 +5,6 @@ from __future__ import annotations
 import binascii
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,13 +13,15 @@ from typing import Any, Literal
 
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
+    CollectionExistsError,
     ConfigError,
     EngineUnavailableError,
     StoreError,
     TokensCorruptError,
     TokensNotFoundError,
 )
-from edje_qdrant.files import os_errors_as_store_errors
+from edje_qdrant.files import hidden_folder, os_errors_as_store_errors, sync_folder
+from edje_qdrant.index.folder import holds_index
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore, files_of
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
@@ -36,6 +36,7 @@ __all__ = [
     "describe",
     "new_record",
     "new_store",
+    "publish",
     "read_contract",
     "resolve",
     "scratch_folder",
@@ -247,25 +248,39 @@ def check_name(name: str) -> None:
 
 @contextmanager
 def scratch_folder(final: Path) -> Iterator[Path]:
-    """Create a hidden folder near `final`, to be renamed to it; remove it otherwise.
+    """Create a hidden folder near `final`, for `publish`; remove what is left in it at the end.
 
     Raises:
-        StoreError: `final` exists, or the folder cannot be created.
+        CollectionExistsError: There is a collection at `final`.
+        StoreError: There is something else at `final`, or the folder cannot be created.
     """
     with os_errors_as_store_errors("create a collection at", final):
-        if final.exists():
-            raise StoreError(
-                f"there is something at {final} already; open that collection, "
-                "or choose another name"
-            )
-        # One level down, so that leftovers of a crash do not look like a collection.
-        around = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.new")
-        scratch = around / "collection"
-        scratch.mkdir(parents=True)
-        try:
+        _require_free(final)
+        with hidden_folder(final) as scratch:
             yield scratch
-        finally:
-            shutil.rmtree(around, ignore_errors=True)
+
+
+def publish(scratch: Path, final: Path) -> None:
+    """Rename a complete collection to its final folder: from this moment on it exists.
+
+    Raises:
+        CollectionExistsError: Another process was quicker.
+        StoreError: It cannot be renamed.
+    """
+    with os_errors_as_store_errors("create a collection at", final):
+        try:
+            scratch.rename(final)
+        except OSError:
+            _require_free(final)
+            raise
+        sync_folder(final.parent)
+
+
+def _require_free(final: Path) -> None:
+    if holds_index(final):
+        raise CollectionExistsError(str(final.parent), final.name)
+    if final.exists():
+        raise StoreError(f"there is something at {final} already; choose another name")
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from edje_qdrant.collection.metadata import (
     check_name,
     describe,
     new_store,
+    publish,
     resolve,
     scratch_folder,
 )
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.files import sync_folder
 from edje_qdrant.index import (
     Engine,
     QdrantOptions,
@@ -65,7 +65,8 @@ def create_parts(
 
     Raises:
         ConfigError: An argument is invalid.
-        StoreError: The collection exists already, or cannot be written.
+        CollectionExistsError: The collection exists already.
+        StoreError: The collection cannot be written.
         EngineUnavailableError: The server cannot be reached.
     """
     where = resolve(location)
@@ -103,9 +104,7 @@ def create_parts(
             dim, metadata = contract.embedding_dim, record.as_metadata()
             create_embedded(scratch, dim, metadata, engine).close()
             store.close()
-            # The collection exists, complete, from this moment on.
-            scratch.rename(final)
-        sync_folder(where)
+            publish(scratch, final)
     return open_parts(where, name, None, options)
 
 

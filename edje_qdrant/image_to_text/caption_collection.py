@@ -16,6 +16,7 @@ from edje_qdrant.collection.metadata import (
     check_name,
     describe,
     new_record,
+    publish,
     read_contract,
     resolve,
     scratch_folder,
@@ -23,7 +24,6 @@ from edje_qdrant.collection.metadata import (
 from edje_qdrant.collection.opening import open_index
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.files import sync_folder
 from edje_qdrant.index import (
     QdrantOptions,
     QdrantSettings,
@@ -101,7 +101,8 @@ class CaptionCollection(BaseCollection):
 
         Raises:
             ConfigError: An argument is invalid.
-            StoreError: The collection exists already, or cannot be written.
+            CollectionExistsError: The collection exists already.
+            StoreError: The collection cannot be written.
             EngineUnavailableError: The server cannot be reached.
         """
         where = resolve(location)
@@ -115,9 +116,7 @@ class CaptionCollection(BaseCollection):
         final = where / name
         with scratch_folder(final) as scratch:
             create_embedded(scratch, dim, record).close()
-            # The collection exists, complete, from this moment on.
-            scratch.rename(final)
-        sync_folder(where)
+            publish(scratch, final)
         return cls.open(where, name)
 
     @classmethod

@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
-import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +31,7 @@ from edje_qdrant.errors import (
     StoreError,
     TokensCorruptError,
 )
-from edje_qdrant.files import os_errors_as_store_errors, sync_folder
+from edje_qdrant.files import new_file, os_errors_as_store_errors
 from edje_qdrant.maintenance.copy import Part, add_indexes, add_parts, stored_parts
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.tokens.codecs import Codec, codec_for
@@ -47,9 +44,10 @@ _MAGIC, _FORMAT = "edje-qdrant archive", 1
 def export_collection(
     collection: ImageCollection, path: str | Path, *, progress: bool = False
 ) -> CopyReport:
-    """Write a collection to one file, renamed to `path` when it is complete.
+    """Write a collection to one file, which appears at `path` when it is complete.
 
-    Searches continue, in this process and on a server.
+    Searches continue, in this process and on a server. What a killed export to the same path left
+    is deleted first.
 
     Raises:
         ConfigError: `path` exists already.
@@ -58,25 +56,13 @@ def export_collection(
         StoreError: The collection cannot be read, or the file not written.
     """
     path = Path(path).expanduser()
-    if path.exists():
-        raise ConfigError(f"there is something at {path} already; choose another name")
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     with os_errors_as_store_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = fresh
         try:
-            with fresh.open("xb") as file:
-                report = _write(collection, file, progress=progress)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, path)
-            written = path
-            sync_folder(path.parent)
-        except BaseException:
-            with suppress(OSError):
-                written.unlink(missing_ok=True)  # or it would block the next run
-            raise
-    return report
+            with new_file(path) as file:
+                return _write(collection, file, progress=progress)
+        except FileExistsError as error:
+            raise ConfigError(_exists(path)) from error
 
 
 def import_collection(
@@ -114,6 +100,21 @@ def import_collection(
         with _target(location, name, contract, codec, options) as target:
             add_indexes(target, indexes)
             return add_parts(target, _parts(members, codec.key, path, progress=progress))
+
+
+def _exists(path: Path) -> str:
+    """Return the message for a path that is in use; a run that was killed late may have ended."""
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            names = archive.getnames()
+    except (OSError, tarfile.TarError):
+        names = []
+    if names and names[0].startswith("archive-") and names[-1].startswith("end-"):
+        return (
+            f"there is a whole archive at {path} already, of an earlier export; delete it to "
+            "write it again, or choose another name"
+        )
+    return f"there is something at {path} already; choose another name"
 
 
 def _write(collection: ImageCollection, file: BinaryIO, *, progress: bool) -> CopyReport:

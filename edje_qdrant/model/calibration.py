@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.files import write_atomically
 
 __all__ = [
     "CALIBRATION_FILE",
@@ -93,10 +94,8 @@ class Calibration:
         """
         path = folder / CALIBRATION_FILE
         text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=2) + "\n"
-        part = path.with_name(path.name + ".part")
         try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
+            write_atomically(path, text.encode())
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {path} ({error}); choose a folder you may write to", path=str(path)

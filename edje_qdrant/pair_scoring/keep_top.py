@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import StoreError
-from edje_qdrant.files import os_errors_as_store_errors, sync_folder
+from edje_qdrant.files import os_errors_as_store_errors, replaced_file
 from edje_qdrant.pair_scoring.score_file import ScoredPair
 
 __all__ = ["keep_top"]
@@ -43,18 +42,13 @@ def keep_top(
     with os_errors_as_store_errors("write", kept):
         lowest = _score_at(scores, share)
         count = 0
-        fresh = kept.with_name(f"{kept.name}.new")
-        with fresh.open("wb") as file:
+        with replaced_file(kept) as file:
             for block in _blocks(scores):
                 for pair in block:
                     keep = pair.score is not None and lowest is not None and pair.score >= lowest
                     count += keep
                     file.write(replace(pair, keep=keep).line())
                 moved(len(block))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, kept)
-        sync_folder(kept.parent)
     return count, lowest
 
 

@@ -57,7 +57,7 @@ def keep_codebook(folder: Path, codec: Codec, contract: TokenContract) -> None:
 
 
 def drop_codebooks(folder: Path, needed: Collection[str] = ()) -> None:
-    """Delete all codebooks except those of the needed keys.
+    """Delete all codebooks except those of the needed keys, and what a killed write of one left.
 
     Raises:
         OSError: A codebook cannot be deleted.
@@ -65,6 +65,8 @@ def drop_codebooks(folder: Path, needed: Collection[str] = ()) -> None:
     for path in folder.glob("codec-*.safetensors"):
         if path.stem.removeprefix("codec-") not in needed:
             path.unlink(missing_ok=True)
+    for path in folder.glob("codec-*.safetensors.new"):
+        path.unlink(missing_ok=True)
 
 
 def _path(folder: Path, key: str) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from edje_qdrant.errors import CheckpointError, EdjeError, MissingExtraError
+from edje_qdrant.files import replaced_file
 from edje_qdrant.training.schedule import LoopConfig, learning_rate
 
 if TYPE_CHECKING:
@@ -263,19 +264,16 @@ class _State:
         if score > self.best_score:
             self.best_score, self.best_weights, self.no_better = score, weights, 0
             self.best = {"step": step, **found}
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(
-            {
-                "step": step,
-                "config": asdict(self.config),
-                "module": weights,
-                "optimizer": self.optimizer.state_dict(),
-                "best": self.best,
-                "best_score": self.best_score,
-                "best_weights": self.best_weights,
-                "no_better": self.no_better,
-                "seconds": seconds,
-            },
-            temporary,
-        )
-        temporary.replace(self.path)
+        state = {
+            "step": step,
+            "config": asdict(self.config),
+            "module": weights,
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "best_score": self.best_score,
+            "best_weights": self.best_weights,
+            "no_better": self.no_better,
+            "seconds": seconds,
+        }
+        with replaced_file(self.path) as file:
+            torch.save(state, file)

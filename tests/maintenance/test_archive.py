@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import re
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from collection_places import CONTRACT, KINDS, Place, encoding_of, fill, ids_of,
 from qdrant_client import QdrantClient
 from stored import damage, failing_after, held, make, meanwhile, same_but_rounded
 
+from edje_qdrant import files
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
     CollectionNotFoundError,
@@ -519,3 +523,27 @@ def test_a_target_whose_codec_changes_meanwhile(tmp_path, memory, fitted, monkey
         assert len(ids) == 8
         expected = first.decode(first.encode(encoding_of(ids).tokens))
         assert collection.encodings(ids).tokens.tobytes() == expected.tobytes()
+
+
+def test_an_export_leaves_nothing_that_blocks_the_next(tmp_path, monkeypatch):
+    """The folder cannot be synced, and what was written cannot be deleted."""
+    path = tmp_path / "a.tar"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with make(make_place("memory-payload", tmp_path), 5) as collection:
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "sync_folder", refuse)
+            patch.setattr(Path, "unlink", refuse)
+            with pytest.raises(StoreError, match=re.escape(f"cannot write {path}: ")):
+                export_collection(collection, path)
+        stray = tmp_path / ".a.tar.0123abcd.new"
+        stray.write_bytes(b"of a run that was killed early")
+        assert export_collection(collection, path).copied == 5
+        assert sorted(each.name for each in tmp_path.iterdir() if each.is_file()) == ["a.tar"]
+        with pytest.raises(ConfigError, match=r"whole archive .*; delete it to write it again"):
+            export_collection(collection, path)
+        os.truncate(path, 2000)
+        with pytest.raises(ConfigError, match=r"something at .*; choose another name"):
+            export_collection(collection, path)

@@ -22,7 +22,7 @@ from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.maintenance import compact, export_collection, transcode
 from edje_qdrant.maintenance.repair import repair
 
-_CHECKED = [(os, "fsync"), (os, "replace"), (os, "open")]
+_CHECKED = [(os, "fsync"), (os, "replace"), (os, "open"), (os, "link")]
 _NO_SPACE_NEEDED = ("open rb", "open", "unlink", "truncate")
 _CHECKED += [(Path, "unlink"), (Path, "rename"), (Path, "mkdir")]  # type: ignore[list-item]
 

@@ -93,6 +93,7 @@ class QdrantBackend(Backend):
             except (ConfigError, StoreError):
                 # Made by the first try, of which the answer was lost?
                 if not was_made(connection, name, kept):
+                    require_absent(connection, name)  # another process may have been quicker
                     raise
             # Read back, as an old server drops metadata without an error.
             found = read_settings(connection, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from edje_qdrant.errors import StoreError
+from edje_qdrant.errors import CollectionExistsError, StoreError
 from edje_qdrant.index import hnsw
 from edje_qdrant.index.qdrant.connection import Connection
 from edje_qdrant.index.qdrant.settings import QdrantSettings, as_request, oversampling_of
@@ -82,13 +82,10 @@ def require_absent(connection: Connection, name: str) -> None:
     """Check that there is no collection of that name.
 
     Raises:
-        StoreError: There is one.
+        CollectionExistsError: There is one.
     """
     if connection.call(name, connection.client.collection_exists, name):
-        raise StoreError(
-            f"there is a collection {name!r} at {connection.address} already; "
-            "open it, or choose another name"
-        )
+        raise CollectionExistsError(connection.address, name)
 
 
 def was_made(connection: Connection, name: str, metadata: dict[str, Any]) -> bool:

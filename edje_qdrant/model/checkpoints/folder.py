@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import BertForMaskedLM
 from edje_qdrant.encoders.loading import encoder_from_folder
 from edje_qdrant.encoders.weights import hash_weights
 from edje_qdrant.errors import CheckpointError
+from edje_qdrant.files import write_atomically
 from edje_qdrant.model.calibration import CALIBRATION_FILE, Calibration
 from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
 from edje_qdrant.model.checkpoints.match_tensors import fill, needed_keys
@@ -73,9 +75,10 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | 
         if checkpoint.calibration is not None:
             checkpoint.calibration.save(folder)
         text = json.dumps(config.as_dict(), indent=2) + "\n"
-        (folder / (_CONFIG + ".part")).write_text(text, encoding="utf-8")
-        os.replace(folder / (_CONFIG + ".part"), folder / _CONFIG)
+        write_atomically(folder / _CONFIG, text.encode())
     except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            (folder / (_WEIGHTS + ".part")).unlink(missing_ok=True)  # to free its space
         raise CheckpointError(
             f"cannot write the model to {folder} ({error}); choose a folder you may write to",
             path=str(folder),

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from edje_qdrant.errors import CheckpointError, ConfigError, MissingExtraError
+from edje_qdrant.files import hidden_folder
 from edje_qdrant.model.onnx.graph import PortableJointEncoder
 from edje_qdrant.model.onnx.tokenizer import portable_tokenizer
 
@@ -98,8 +99,8 @@ def export_onnx(model: EDJEModel, out: str | Path, *, int8: bool = False) -> Onn
     proto = _quantized(_graph(form, model)) if int8 else _graph(form, model)
     _describe(proto, model, precision)
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-") as folder:
-            part, tokenizer_part = Path(folder) / path.name, Path(folder) / TOKENIZER_FILE
+        with hidden_folder(path) as folder:
+            part, tokenizer_part = folder / path.name, folder / TOKENIZER_FILE
             part.write_bytes(proto.SerializeToString())
             tokenizer_part.write_bytes(tokenizer)
             difference = _checked(part, model, precision)
