@@ -172,9 +172,9 @@ def _by_itself(collection: ImageCollection, model: EDJEModel, texts: list[str]) 
     """Return the median seconds outside the engine, with precomputed results of both models."""
     given = {text: model.encode_texts([text]) for text in texts}
     reranker, towers, index = Reranker(model), model.encode_texts, cast("Any", collection.index)
-    zeros = np.zeros(CANDIDATES, np.float32)
+    zeros = torch.zeros(CANDIDATES)
     clocks, shard = Clocks(), index._backend._engine
-    cast("Any", reranker)._logits = lambda _ids, _lengths, tokens: zeros[: len(tokens)]
+    cast("Any", reranker)._score_batch = lambda _groups, tokens: zeros[: len(tokens)]
     cast("Any", model).encode_texts = lambda queries: given[queries[0]]
     index._backend._engine = ClockedShard(shard, clocks)
     seconds = []
@@ -207,8 +207,7 @@ def _put_on(clocks: Clocks, collection: ImageCollection, model: EDJEModel) -> No
     clocks.wrap(TokenReader, "read", "tokens: into torch")
     clocks.wrap(ImageCollection, "codes", "tokens: candidates to references")
     clocks.wrap(Reranker, "score_pairs", "joint encoder: batches, tokenizing")
-    if hasattr(Reranker, "_logits"):
-        clocks.wrap(Reranker, "_logits", "joint encoder")
+    clocks.wrap(Reranker, "_score_batch", "joint encoder")
     clocks.wrap(CandidateScorer, "score_candidates", "scorer")
     clocks.wrap(retriever_module, "rank_candidates", "hits")
     clocks.wrap(retriever_module, "SearchResult", "result")

@@ -313,6 +313,22 @@ class EDJEModel(nn.Module):
         )
         return encoded["input_ids"].to(self.device), encoded["attention_mask"].to(self.device)
 
+    def caption_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Clean texts and return the joint encoder's ids of each, `[CLS] ... [SEP]`, unpadded.
+
+        Raises:
+            ConfigError: A text is empty after clean-up.
+        """
+        encoded = self.tokenizer(
+            clean_captions(texts),
+            truncation=True,
+            max_length=self.joint_encoder.max_caption_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
     def score(self, text: str, tokens: Tokens, *, batch_size: int = 128) -> NDArray[np.float32]:
         """Score one text against many images.
 

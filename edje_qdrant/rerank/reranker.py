@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +16,14 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.fast_joint_encoder import FastJointEncoder
 from edje_qdrant.model.inference.packed_weights import is_supported
 from edje_qdrant.model.inference.precision import PRECISIONS, Precision
+from edje_qdrant.rerank.token_feed import TokenFeed, to_device
 
 __all__ = ["Reranker"]
+
+# Pairs in a batch on a CPU, and at most on a GPU. A GPU takes fewer if its memory is small: the
+# activations of a batch, estimated for float32, get this share of it.
+_CPU_BATCH, _GPU_BATCH, _GPU_SMALLEST = 128, 2048, 32
+_GPU_SHARE = 1 / 8
 
 
 class Reranker:
@@ -23,11 +31,13 @@ class Reranker:
 
     Unlike `EDJEModel.score_pairs`, this cleans and tokenizes each distinct text once, sorts pairs
     by caption length and runs the inference-optimised joint encoder (`FastJointEncoder`), which
-    follows changes of the model's weights. If memory runs out, the batch size is halved.
+    follows changes of the model's weights. On a GPU, all batches are queued before the scores are
+    copied back together. If memory runs out, the batch size is halved.
 
     Args:
         model: The model whose joint encoder scores, on its device.
-        batch_size: Number of pairs scored at a time.
+        batch_size: Number of pairs scored at a time; by default 128 on a CPU, and 2,048 on a GPU or
+            fewer if its memory is small.
         precision: `auto` is the model's precision on a GPU, and that of a `dtype` the model was
             loaded with. Otherwise, on a CPU, it is `bfloat16` if the processor has instructions for
             it and the model is at least 256 wide, else `float32`: the same in every process of a
@@ -54,9 +64,9 @@ class Reranker:
     """
 
     def __init__(
-        self, model: EDJEModel, *, batch_size: int = 128, precision: Precision = "auto"
+        self, model: EDJEModel, *, batch_size: int | None = None, precision: Precision = "auto"
     ) -> None:
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is {precision!r}; give one of {', '.join(PRECISIONS)}")
@@ -105,30 +115,17 @@ class Reranker:
                 f"tokens of {len(texts)} images have the shape {(len(texts), *expected)} with "
                 f"this model, not {tuple(tokens.shape)}"
             )
-        scores = np.empty(len(texts), np.float32)
         if not len(texts):
-            return scores
-        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        input_ids, attention_mask = self._model.tokenize([*distinct])  # (distinct, t)
-        rows = np.array([distinct[text] for text in texts])  # (n,)
-        lengths = attention_mask.sum(dim=1).cpu().numpy()[rows]  # (n,)
-        order = np.argsort(lengths, kind="stable")
-        start, size = 0, self._batch_size
-        while start < len(order):
-            pairs = order[start : start + size]
-            captions = torch.from_numpy(rows[pairs]).to(input_ids.device)
-            try:
-                scores[pairs] = self._logits(
-                    input_ids[captions],
-                    lengths[pairs],
-                    _rows(tokens, pairs, input_ids.device),
-                )
-            except Exception as error:
-                if not _is_out_of_memory(error) or len(pairs) == 1:
-                    raise
-                size = len(pairs) // 2
-                continue
-            start += size
+            return np.empty(0, np.float32)
+        captions = self._captions(texts)
+        logits = self._logits(
+            captions, TokenFeed(tokens, captions.order, captions.input_ids.device)
+        )
+        scores = logits.float().cpu().numpy()  # (n,), in the order of the batches
+        if captions.order is not None:
+            ordered = np.empty_like(scores)
+            ordered[captions.order] = scores
+            scores = ordered
         if not np.isfinite(scores).all():
             raise CheckpointError(
                 "the joint encoder gave scores that are not numbers; load the model in float32, "
@@ -137,26 +134,104 @@ class Reranker:
             )
         return scores
 
-    def _logits(
-        self, input_ids: Tensor, lengths: NDArray[np.int64], tokens: Tensor
-    ) -> NDArray[np.float32]:
-        """Score `(n, t)` padded captions with ascending lengths against `(n, m, d_text)` tokens."""
+    def _captions(self, texts: Sequence[str]) -> _Captions:
+        """Tokenize each distinct text once, and sort the pairs by length."""
+        device, row_of = self._model.device, dict.fromkeys(texts)
+        ids = self._model.caption_ids([*row_of])
+        longest = max(map(len, ids))
+        padded = torch.tensor([own + [0] * (longest - len(own)) for own in ids])
+        if len(ids) == 1:
+            count = len(texts)
+            return _Captions(
+                to_device(padded, device).expand(count, -1), [(0, count, longest)], None
+            )
+        for row, text in enumerate(row_of):
+            row_of[text] = row
+        rows = np.fromiter(map(row_of.__getitem__, texts), np.intp, len(texts))  # (n,)
+        lengths = np.array([*map(len, ids)])[rows]  # (n,)
+        order = None
+        if (lengths[1:] < lengths[:-1]).any():
+            order = np.argsort(lengths, kind="stable")
+            rows, lengths = rows[order], lengths[order]
+        starts = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist()]
+        ends = [*starts[1:], len(texts)]
+        groups = [*zip(starts, ends, lengths[starts].tolist(), strict=True)]
+        chosen = to_device(torch.from_numpy(rows), device)
+        return _Captions(to_device(padded, device).index_select(0, chosen), groups, order)
+
+    def _logits(self, captions: _Captions, feed: TokenFeed) -> Tensor:
+        """Score the pairs batch by batch, `(n,)`; on a GPU, only queue that."""
+        parts: list[Tensor] = []
+        start, count = 0, len(captions.input_ids)
+        size = self._batch_size or _default_batch_size(self._model)
+        while start < count:
+            stop = min(start + size, count)
+            try:
+                parts.append(
+                    self._score_batch(captions.groups_in(start, stop), feed.batch(start, stop))
+                )
+            except Exception as error:
+                if not _is_out_of_memory(error) or stop - start == 1:
+                    raise
+                size = (stop - start) // 2
+                continue
+            start = stop
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _score_batch(self, groups: list[Tensor], tokens: Tensor) -> Tensor:
+        """Score groups of captions, each `(n_g, t_g)`, against `(n, m, d_text)` tokens."""
         if self._fast is not None:
-            starts = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist()]
-            ends = [*starts[1:], len(lengths)]
-            groups = [
-                input_ids[start:end, : int(lengths[start])]
-                for start, end in zip(starts, ends, strict=True)
-            ]
-            logits = self._fast(groups, tokens)
-        else:
-            input_ids = input_ids[:, : int(lengths[-1])]
-            read = torch.arange(input_ids.shape[1]) < torch.from_numpy(lengths)[:, None]  # (n, t)
-            with self._model.inference():
-                mask = read.long().to(input_ids.device)
-                logits = self._model.joint_encoder(input_ids, mask, tokens)
-        scores: NDArray[np.float32] = logits.float().cpu().numpy()
-        return scores
+            return self._fast(groups, tokens)
+        longest = groups[-1].shape[1]
+        input_ids = torch.cat([_padded(ids, longest) for ids in groups])  # (n, t)
+        mask = torch.cat([_padded(torch.ones_like(ids), longest) for ids in groups])
+        with self._model.inference():
+            logits: Tensor = self._model.joint_encoder(input_ids, mask, tokens)  # (n,)
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Captions:
+    """The captions of `n` pairs, sorted by length.
+
+    Attributes:
+        input_ids: `(n, t)` on the model's device, padded.
+        groups: Start, end and length of each group of equal length.
+        order: `(n,)` row of each pair in the request; None if the request is sorted already.
+    """
+
+    input_ids: Tensor
+    groups: list[tuple[int, int, int]]
+    order: NDArray[np.intp] | None
+
+    def groups_in(self, start: int, stop: int) -> list[Tensor]:
+        """Return the captions `start` to `stop` in groups of equal length, without padding."""
+        return [
+            self.input_ids[max(first, start) : min(end, stop), :length]
+            for first, end, length in self.groups
+            if first < stop and end > start
+        ]
+
+
+def _default_batch_size(model: EDJEModel) -> int:
+    if model.device.type != "cuda":
+        return _CPU_BATCH
+    memory = torch.cuda.get_device_properties(model.device).total_memory
+    return _gpu_batch_size(model, memory)
+
+
+def _gpu_batch_size(model: EDJEModel, memory: int) -> int:
+    """Return the pairs in a batch on a GPU with that many bytes: a power of two."""
+    config: Any = model.joint_encoder.language_model.config
+    positions = model.joint_encoder.max_caption_length + model.config.num_tokens + 1
+    # In float32: the layer's input and output, queries, keys, values and their result, and the MLP.
+    nbytes = 4 * positions * (8 * config.hidden_size + 2 * config.intermediate_size)
+    pairs = max(int(_GPU_SHARE * memory / nbytes), 1)
+    return min(max(1 << (pairs.bit_length() - 1), _GPU_SMALLEST), _GPU_BATCH)
+
+
+def _padded(ids: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(ids, (0, length - ids.shape[1]))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -164,19 +239,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "t allocate memory" in str(error)
-
-
-def _rows(
-    tokens: NDArray[np.float16] | Tensor, rows: NDArray[np.intp], device: torch.device
-) -> Tensor:
-    """Return `(n, m, d_text)` rows of tokens on the device; consecutive rows are not copied."""
-    first = int(rows[0])
-    if np.array_equal(rows, np.arange(first, first + len(rows))):
-        part = tokens[first : first + len(rows)]
-        if not isinstance(part, Tensor):
-            # torch warns about read-only arrays, such as those of a memory map.
-            part = torch.from_numpy(np.require(part, requirements=["C", "W"]))
-        return part.to(device)
-    if isinstance(tokens, Tensor):
-        return tokens[torch.from_numpy(rows).to(tokens.device)].to(device)
-    return torch.from_numpy(tokens[rows]).to(device)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,8 +32,9 @@ ReadTokens = Callable[[Sequence[Candidate]], Tensor]
 
 _log = logging.getLogger(__name__)
 
-# Maximum bytes of tokens in memory at a time.
-_TOKEN_BYTES = 256 << 20
+# Maximum bytes of tokens in memory at a time; on a GPU, a share of its memory, as the scores of
+# each slice are waited for.
+_TOKEN_BYTES, _GPU_SHARE = 256 << 20, 1 / 16
 
 # Minimum pairs per slice under a budget; smaller slices are not faster.
 _SMALLEST = 4
@@ -97,7 +99,7 @@ class CandidateScorer:
     def __init__(self, model: EDJEModel, reranker: Reranker, read: ReadTokens) -> None:
         self._reranker, self._read = reranker, read
         token_bytes = 2 * model.config.num_tokens * model.config.token_dim
-        self.pairs_at_once = max(1, _TOKEN_BYTES // token_bytes)
+        self.pairs_at_once = max(1, _most_bytes(model.device) // token_bytes)
         self._pace = Pace()
 
     def score_candidates(
@@ -208,6 +210,14 @@ class CandidateScorer:
 
     def _tokens(self, pairs: Sequence[_Pair]) -> Tensor:
         return self._read([query.candidates[row] for query, row in pairs])
+
+
+def _most_bytes(device: torch.device) -> int:
+    """Return the maximum bytes of tokens on a device at a time."""
+    if device.type != "cuda":
+        return _TOKEN_BYTES
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(_TOKEN_BYTES, int(_GPU_SHARE * memory))
 
 
 def best_first(keys: NDArray[np.floating[Any]]) -> list[int]:

@@ -11,7 +11,8 @@ from tiny_edje import build_tiny_model
 
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModel, FastJointEncoder, Precision
-from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.rerank.reranker import Reranker, _gpu_batch_size
+from edje_qdrant.rerank.token_feed import TokenFeed
 
 TEXTS = ["a cat", "two very small dogs on a red boat", "b", "a cat", "Seven, kites!", "b"] * 4
 
@@ -148,3 +149,121 @@ def test_tokens_that_cannot_be_written_to_or_lie_backwards_score_alike(
     np.testing.assert_array_equal(Reranker(tiny_model).score("two dogs", fixed), scores)
     backwards = Reranker(tiny_model).score("two dogs", tokens[::-1])
     np.testing.assert_allclose(backwards, scores[::-1], atol=float32_slack(scores))
+
+
+def test_captions_are_tokenized_once_and_without_padding(
+    tiny_model: EDJEModel, tokens: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    caption_ids = tiny_model.caption_ids
+
+    def recorded(texts: list[str]) -> list[list[int]]:
+        asked.append([*texts])
+        return caption_ids(texts)
+
+    monkeypatch.setattr(tiny_model, "caption_ids", recorded)
+    Reranker(tiny_model, batch_size=5).score_pairs(TEXTS, tokens)
+    assert asked == [[*dict.fromkeys(TEXTS)]]
+    ids, mask = tiny_model.tokenize(TEXTS)
+    for own, row, read in zip(caption_ids(TEXTS), ids, mask, strict=True):
+        assert own == row[read.bool()].tolist()
+
+
+@pytest.mark.parametrize("precision", ["float32", "model"])
+def test_scores_are_copied_back_once_when_all_batches_are_queued(
+    tiny_model: EDJEModel,
+    tokens: NDArray[np.float16],
+    precision: Precision,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reranker = Reranker(tiny_model, batch_size=5, precision=precision)
+    expected = reranker.score_pairs(TEXTS, tokens)
+    steps: list[str] = []
+    score_batch, cpu = reranker._score_batch, torch.Tensor.cpu
+
+    def scored(groups: list[torch.Tensor], part: torch.Tensor) -> torch.Tensor:
+        steps.append("batch")
+        return score_batch(groups, part)
+
+    def copied(self: torch.Tensor) -> torch.Tensor:
+        steps.append("copy")
+        return cpu(self)
+
+    monkeypatch.setattr(reranker, "_score_batch", scored)
+    monkeypatch.setattr(torch.Tensor, "cpu", copied)
+    np.testing.assert_array_equal(reranker.score_pairs(TEXTS, tokens), expected)
+    assert steps == [*["batch"] * 5, "copy"]
+
+
+def test_a_gpu_of_little_memory_takes_smaller_batches(tiny_model: EDJEModel) -> None:
+    sizes = [_gpu_batch_size(tiny_model, memory) for memory in (1 << 20, 1 << 28, 1 << 37)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (32, 2048)
+    assert all(size & (size - 1) == 0 for size in sizes)
+
+
+@pytest.fixture
+def on_gpu() -> EDJEModel:
+    return build_tiny_model().place("cuda", torch.float32)
+
+
+LONG = [*TEXTS, " ".join(["dogs"] * 200)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [1, 7, None])
+@pytest.mark.parametrize("texts", [LONG, LONG[:1], ["b"] * 25], ids=["mixed", "one", "alike"])
+@pytest.mark.parametrize("source", ["array", "read-only", "backwards", "host", "pinned", "device"])
+def test_a_gpu_scores_tokens_wherever_they_lie(
+    tiny_model: EDJEModel, on_gpu: EDJEModel, source: str, texts: list[str], batch_size: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    given: Any = rng.standard_normal((len(texts), 4, 16)).astype(np.float16)
+    expected = Reranker(tiny_model).score_pairs(texts, given)
+    if source == "read-only":
+        given.flags.writeable = False
+    elif source == "backwards":
+        given = given[::-1].copy()[::-1]
+    elif source != "array":
+        given = torch.from_numpy(given)
+        given = given.pin_memory() if source == "pinned" else given
+        given = given.cuda() if source == "device" else given
+    reranker = Reranker(on_gpu, batch_size=batch_size)
+    for _ in range(3):  # CUDA graphs are recorded in between
+        scores = reranker.score_pairs(texts, given)
+        np.testing.assert_allclose(scores, expected, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_waited_for_only_once(on_gpu: EDJEModel) -> None:
+    tokens = torch.randn(400, 4, 16, device="cuda", dtype=torch.float16)
+    texts = [TEXTS[row % len(TEXTS)] for row in range(400)]
+    reranker = Reranker(on_gpu, batch_size=64)
+    for _ in range(3):  # CUDA graphs are recorded in between
+        expected = reranker.score_pairs(texts, tokens)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        captions = reranker._captions(texts)
+        feed = TokenFeed(tokens, captions.order, tokens.device)
+        logits = reranker._logits(captions, feed)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert captions.order is not None
+    np.testing.assert_allclose(logits.cpu().numpy(), expected[captions.order], atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_gpu_without_memory_for_a_batch_takes_smaller_ones(
+    on_gpu: EDJEModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = np.random.default_rng(0).normal(size=(300, 4, 16)).astype(np.float16)
+    expected = Reranker(on_gpu).score("a cat", tokens)
+    forward = FastJointEncoder.__call__
+
+    def large(self: Any, captions: Any, part: torch.Tensor) -> torch.Tensor:
+        if len(part) > 40:
+            torch.empty(1 << 45, dtype=torch.uint8, device="cuda")  # 32 TiB
+        return forward(self, captions, part)
+
+    monkeypatch.setattr(FastJointEncoder, "__call__", large)
+    np.testing.assert_allclose(Reranker(on_gpu).score("a cat", tokens), expected, atol=1e-3)
