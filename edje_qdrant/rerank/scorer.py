@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -83,8 +83,12 @@ class ScoredQuery:
         return calibration.settled(last_shown, gap)
 
 
-#: A query and the row of one of its candidates.
-_Pair = tuple[ScoredQuery, int]
+class _Span(NamedTuple):
+    """Candidates `start` to `stop` of a query."""
+
+    query: ScoredQuery
+    start: int
+    stop: int
 
 
 class CandidateScorer:
@@ -147,10 +151,8 @@ class CandidateScorer:
                 if count == 0:
                     _stop(active, f"the budget of {deadline.milliseconds:g} ms ended")
                     break
-                pairs = _next_pairs(active, count)
-                for start in range(0, len(pairs), self.pairs_at_once):
-                    part = pairs[start : start + self.pairs_at_once]
-                    self._score_slice(part, failed, on_missing, watch)
+                for spans in _slices(active, count, self.pairs_at_once):
+                    self._score_slice(spans, failed, on_missing, watch)
                 active = [
                     query
                     for query in active
@@ -186,30 +188,37 @@ class CandidateScorer:
 
     def _score_slice(
         self,
-        pairs: Sequence[_Pair],
+        spans: Sequence[_Span],
         failed: dict[str, StoreError],
         on_missing: OnMissing,
         watch: Stopwatch,
     ) -> None:
-        """Score pairs in place; add candidates whose tokens cannot be read to `failed`."""
+        """Score candidates in place; add those whose tokens cannot be read to `failed`."""
         began = time.perf_counter()
         watch.start("fetch")
+        candidates = [c for query, start, stop in spans for c in query.candidates[start:stop]]
+        texts = [query.text for query, start, stop in spans for _ in range(start, stop)]
         if on_missing == "error":
-            known, tokens = pairs, self._tokens(pairs)
+            tokens = self._read(candidates)
+            watch.start("rerank")
+            logits = self._reranker.score_pairs(texts, tokens)
         else:
-            left = [pair for pair in pairs if _image_id(pair) not in failed]
-            known, tokens, more = readable(left, _image_id, self._tokens)
+            ids = [candidate.image_id for candidate in candidates]
+            known, tokens, more = readable(
+                [at for at, image_id in enumerate(ids) if image_id not in failed],
+                ids.__getitem__,
+                lambda places: self._read([candidates[at] for at in places]),
+            )
             failed.update(more)
-        watch.start("rerank")
-        logits = self._reranker.score_pairs([query.text for query, _ in known], tokens)
-        for (query, row), logit in zip(known, logits.tolist(), strict=True):
-            query.logits[row] = logit
-        for query, row in pairs:
-            query.processed = row + 1
-        self._pace.observe(len(pairs), time.perf_counter() - began)
-
-    def _tokens(self, pairs: Sequence[_Pair]) -> Tensor:
-        return self._read([query.candidates[row] for query, row in pairs])
+            watch.start("rerank")
+            logits = np.full(len(texts), np.nan, np.float32)
+            logits[known] = self._reranker.score_pairs([texts[at] for at in known], tokens)
+        at = 0
+        for query, start, stop in spans:
+            query.logits[start:stop] = logits[at : at + stop - start]
+            query.processed = stop
+            at += stop - start
+        self._pace.observe(len(texts), time.perf_counter() - began)
 
 
 def _most_bytes(device: torch.device) -> int:
@@ -231,18 +240,22 @@ def best_first(keys: NDArray[np.floating[Any]]) -> list[int]:
     return [row if gone else next(known) for row, gone in enumerate(missing.tolist())]
 
 
-def _next_pairs(active: Sequence[ScoredQuery], count: int) -> list[_Pair]:
-    """Return the next `count` unprocessed candidates of each query."""
-    return [
-        (query, row)
-        for query in active
-        for row in range(query.processed, min(query.processed + count, len(query.candidates)))
-    ]
-
-
-def _image_id(pair: _Pair) -> str:
-    query, row = pair
-    return query.candidates[row].image_id
+def _slices(active: Sequence[ScoredQuery], count: int, most: int) -> Iterator[list[_Span]]:
+    """Yield the next `count` candidates of each query, in slices of at most `most` candidates."""
+    spans: list[_Span] = []
+    room = most
+    for query in active:
+        start, end = query.processed, min(query.processed + count, len(query.candidates))
+        while start < end:
+            stop = min(start + room, end)
+            spans.append(_Span(query, start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield spans
+                spans, room = [], most
+    if spans:
+        yield spans
 
 
 def _stop(active: Sequence[ScoredQuery], reason: str) -> None:
