@@ -345,7 +345,10 @@ def delete(
 def update(
     fields: Annotated[
         list[str],
-        typer.Argument(metavar="FIELD=VALUE...", help="VALUE is read as JSON, else as text."),
+        typer.Argument(
+            metavar="FIELD=VALUE...",
+            help="VALUE is read as JSON, else as text; so is a number beyond 64 bits.",
+        ),
     ],
     ids: Ids = None,
     where: Where = None,

@@ -97,7 +97,8 @@ Where = Annotated[
         "--where",
         metavar="FIELD=VALUE",
         help="Only images with this payload value. Repeat it for more values of a field (any may "
-        "match) or for more fields (all must match). VALUE is read as JSON, else as text.",
+        "match) or for more fields (all must match). VALUE is read as JSON, else as text; "
+        "so is a number beyond 64 bits.",
     ),
 ]
 Engine = Annotated[
@@ -174,7 +175,7 @@ def service_keys() -> tuple[str, ...]:
 
 
 def field_of(text: str) -> tuple[str, Any]:
-    """Read FIELD=VALUE.
+    """Read FIELD=VALUE; a value that is no JSON is text, and so is a number beyond 64 bits.
 
     Raises:
         ConfigError: The text has another form.
@@ -183,9 +184,19 @@ def field_of(text: str) -> tuple[str, Any]:
     if not separator or not name:
         raise ConfigError(f"{text!r} is not of the form FIELD=VALUE")
     try:
-        return name, json.loads(value, parse_constant=str)  # NaN is not JSON
+        # NaN is not JSON.
+        return name, json.loads(value, parse_constant=str, parse_int=_integer_or_text)
     except (ValueError, RecursionError):
         return name, value
+
+
+def _integer_or_text(digits: str) -> int | str:
+    from edje_qdrant.index import json_integer
+
+    try:
+        return json_integer(digits)
+    except ValueError:
+        return digits
 
 
 def filter_of(where: list[str]) -> dict[str, Any]:

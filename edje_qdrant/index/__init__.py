@@ -21,6 +21,7 @@ from edje_qdrant.index.payload_indexes import PayloadKind, check_indexes
 from edje_qdrant.index.qdrant.connection import QdrantOptions
 from edje_qdrant.index.qdrant.settings import QdrantSettings, Quantization
 from edje_qdrant.index.recommend import Strategy
+from edje_qdrant.index.validate import json_integer
 
 __all__ = [
     "TOKENS_KEY",
@@ -39,6 +40,7 @@ __all__ = [
     "create_on_server",
     "field_value",
     "is_group",
+    "json_integer",
     "open_embedded",
     "open_on_server",
 ]

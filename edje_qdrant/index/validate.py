@@ -30,6 +30,7 @@ __all__ = [
     "check_payloads",
     "check_points",
     "check_vectors",
+    "json_integer",
 ]
 
 #: Bytes of one float of a vector as JSON text.
@@ -42,6 +43,9 @@ _ROUNDING = 2.0**-22
 _OPERATION_BYTES = 200
 _CANONICAL = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NOT_IN_NAMES = frozenset('\0\x1f"*/:<>?\\|')
+
+# Digits of the largest number of 64 bits, and a sign.
+_LONGEST_INTEGER = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,5 +248,22 @@ def _json_copy(data: Mapping[str, Any], what: str) -> tuple[dict[str, Any], byte
         text = json.dumps(dict(data), allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{what} cannot be written as JSON: {error}") from error
-    copy: dict[str, Any] = json.loads(text)
+    try:
+        copy: dict[str, Any] = json.loads(text, parse_int=json_integer)
+    except ValueError as error:
+        raise ConfigError(f"{what} cannot be stored: {error}") from error
     return copy, text
+
+
+def json_integer(digits: str) -> int:
+    """Parse a whole number of a JSON text, for `json.loads(parse_int=json_integer)`.
+
+    Raises:
+        ValueError: It has more than 64 bits; engines would store the nearest float without an
+            error.
+    """
+    number = int(digits) if len(digits) <= _LONGEST_INTEGER else None
+    if number is None or not -(2**63) <= number < 2**63:
+        shown = digits if number is not None else f"a number of {len(digits)} digits"
+        raise ValueError(f"{shown} has more than 64 bits; store such numbers as text")
+    return number

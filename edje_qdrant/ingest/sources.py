@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.images import error_reason
-from edje_qdrant.index import TOKENS_KEY
+from edje_qdrant.index import TOKENS_KEY, json_integer
 from edje_qdrant.types import FailedImage, Payload
 
 __all__ = ["IMAGE_SUFFIXES", "ListedImage", "Source", "check_source", "list_images"]
@@ -117,9 +117,11 @@ def _manifest(path: Path) -> Listing:
 
 def _manifest_line(line: bytes, where: str, folder: Path) -> ListedImage | FailedImage:
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        fields = json.loads(line.decode("utf-8-sig"), parse_int=json_integer)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         return FailedImage(where, f"no JSON: {error_reason(error)}")
+    except ValueError as error:  # a number beyond 64 bits
+        return FailedImage(where, str(error))
     if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
         return FailedImage(where, 'not an object with "path": text')
     if not fields["path"]:

@@ -16,7 +16,7 @@ from PIL import Image
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import image_file_id, open_listed, open_upright
-from edje_qdrant.index import TOKENS_KEY
+from edje_qdrant.index import TOKENS_KEY, json_integer
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.types import IngestReport
@@ -62,9 +62,9 @@ def payload_fields(text: str | None) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        fields = json.loads(text, parse_constant=_no_constant)
+        fields = json.loads(text, parse_constant=_no_constant, parse_int=json_integer)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"fields is not JSON: {error}") from error
+        raise ConfigError(f"fields cannot be read as JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ConfigError('fields must be a JSON object, such as {"album": "winter"}')
     for name in _RESERVED:

@@ -535,6 +535,14 @@ def test_update_and_delete(index: Path) -> None:
     with_id = ["--where", "seen=2", "--id", d]
     assert json_of(run("update", "seen=3", *with_id, *place, "--json")) == {"updated": 3}
 
+    # A number beyond 64 bits stays as it was written, as text.
+    large = "18446744073709551617"
+    assert json_of(run("update", f"n={large}", "--id", d, *place, "--json")) == {"updated": 1}
+    by_large = ["--where", f"n=[{large}, 1]"]
+    assert json_of(run("update", "seen=4", *by_large, *place, "--json")) == {"updated": 1}
+    (changed,) = (hit["payload"] for hit in by_rank(index) if hit["image_id"] == d)
+    assert (changed["n"], changed["seen"]) == (large, 4)
+
     text = run("delete", "--id", nobody, *place).stdout
     assert text == f"0 deleted; the collection holds {COUNT}\n"
     data = json_of(run("delete", "--where", "year=2024", "--id", d, *place, "--json"))

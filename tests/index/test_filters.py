@@ -126,6 +126,7 @@ def test_deleting_everything_is_refused(engine: Engine, chosen: Any) -> None:
         ({"year": []}, "'year' has an empty list"),
         ({"year": 2**63}, "'year' asks for 9223372036854775808.*64 bits.*text"),
         ({"year": -(2**63) - 1}, "64 bits"),
+        ({"year": [1, 1 << 20_000]}, "asks for a number of 20001 bits, which has more than 64"),
         ({"name": "\udcff"}, "'name' asks for .*no text"),
         ({"_edje": "x"}, "'_edje' is reserved"),
         ({"_edje.record": 7}, r"'_edje\.record' is reserved"),

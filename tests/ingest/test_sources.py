@@ -109,6 +109,9 @@ def test_a_manifest_gives_fields_and_paths_beside_it(tmp_path: Path) -> None:
         ('{"path": 7}', "path"),
         ('{"path": ""}', "path is empty"),
         ('{"path": "a.png", "_edje": {}}', "reserved"),
+        ('{"path": "a.png", "n": 18446744073709551617}', "18446744073709551617 has more than 64"),
+        ('{"path": "a.png", "n": [{"m": -9223372036854775809}]}', "64 bits; store such numbers as"),
+        ('{"path": "a.png", "n": 1' + "0" * 5000 + "}", "a number of 5001 digits has more than 64"),
     ],
 )
 def test_a_broken_manifest_line_is_listed_by_its_number(

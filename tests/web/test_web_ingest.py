@@ -56,7 +56,10 @@ def test_the_name_says_nothing_of_the_kind(taking):
     assert sent.headers["content-type"] == "image/jpeg"
 
 
-@pytest.mark.parametrize("fields", ["[]", "{", '{"path": "/etc/passwd"}', '{"_edje": 1}', "NaN"])
+@pytest.mark.parametrize(
+    "fields",
+    ["[]", "{", '{"path": "/etc/passwd"}', '{"_edje": 1}', "NaN", '{"n": 18446744073709551617}'],
+)
 def test_fields_are_checked_before_anything_is_kept(taking, folder, fields):
     answer = send(taking, ("red.png", picture()), fields=fields)
     assert (answer.status_code, answer.json()["error"]) == (400, "ConfigError")

@@ -6,7 +6,15 @@ import re
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["TOKENS_KEY", "TOKEN_BYTES", "filter_path", "key_path", "nested_path", "require_text"]
+__all__ = [
+    "TOKENS_KEY",
+    "TOKEN_BYTES",
+    "filter_path",
+    "key_path",
+    "nested_path",
+    "require_integer",
+    "require_text",
+]
 
 #: The payload's reserved key. `_edje.tokens`, where there is one, is never returned by `nearest`.
 TOKENS_KEY = "_edje"
@@ -97,6 +105,20 @@ def filter_path(key: str, what: str, *, reserved: bool = True) -> str:
             f"{what} {key!r} is reserved for what concerns tokens; use a field of your own"
         )
     return key
+
+
+def require_integer(value: int, where: str) -> None:
+    """Check that a whole number fits into 64 bits, which is what the engines compare.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not -(2**63) <= value < 2**63:
+        # Python does not write numbers of thousands of digits.
+        shown = value if value.bit_length() < 256 else f"a number of {value.bit_length()} bits"
+        raise ConfigError(
+            f"{where} asks for {shown}, which has more than 64 bits; store such numbers as text"
+        )
 
 
 def require_text(value: str, where: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index.filters.field_paths import nested_path, require_text
+from edje_qdrant.index.filters.field_paths import nested_path, require_integer, require_text
 from edje_qdrant.index.filters.validate import check_conditions, has_condition
 
 if TYPE_CHECKING:
@@ -129,10 +129,7 @@ def _check_value(key: str, value: Any) -> None:
     if isinstance(value, str):
         require_text(value, where)
     elif isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise ConfigError(
-                f"{where} asks for {value}, which has more than 64 bits; store such numbers as text"
-            )
+        require_integer(value, where)
     elif isinstance(value, float | np.floating):
         raise ConfigError(
             f"{where} asks for {value!r}, but floats cannot be compared for equality; store a "

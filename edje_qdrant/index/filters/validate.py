@@ -1,7 +1,7 @@
 """Checks of qdrant-client's filters, the same for every engine.
 
 Refuses what the engines interpret differently or ignore silently: a condition with two tests, a
-range without a bound, a number that is not finite.
+range without a bound, a number that is not finite, one from 2^53 on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index.filters.field_paths import filter_path, require_text
+from edje_qdrant.index.filters.field_paths import filter_path, require_integer, require_text
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -45,6 +45,11 @@ _BOUNDS = ("gte", "gt", "lte", "lt")
 
 # Depth of nested filters. A server reads JSON four times as deep; this code recurses into them.
 _DEEPEST = 32
+
+# Bounds of a range are floats, which hold every whole number below 2^53. From there on a bound is
+# rounded before it arrives here, and engines compare rounded values. A value beyond any smaller
+# bound stays beyond it when rounded.
+_ROUNDED = 2**53
 
 # Points of a closed ring, at least: three corners, and the first again.
 _RING = 4
@@ -134,10 +139,8 @@ def _check_match(match: Any, where: str) -> None:
     for value in given if isinstance(given, list) else [given]:
         if isinstance(value, str):
             require_text(value, where)
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ConfigError(
-                f"{where} asks for {value}, which has more than 64 bits; store such numbers as text"
-            )
+        if isinstance(value, int):
+            require_integer(value, where)
 
 
 def _check_bounds(bounded: Any, where: str) -> None:
@@ -148,6 +151,19 @@ def _check_bounds(bounded: Any, where: str) -> None:
     for name, bound in given.items():
         if isinstance(bound, int | float):
             _check_number(bound, f"{where}: {name}")
+
+
+def _check_range(asked: Any, where: str) -> None:
+    _check_bounds(asked, where)
+    for name in _BOUNDS:
+        bound = getattr(asked, name)
+        if isinstance(bound, int | float) and abs(bound) >= _ROUNDED:
+            raise ConfigError(
+                f"{where}: {name} is {bound:.0f}; from 2^53 (9007199254740992) on, numbers are "
+                "rounded and a range would take neighbours for equal. Store moments as text, such "
+                "as 2024-05-17T10:00:00Z, for a range of dates, or in larger units; ids can be "
+                "matched exactly"
+            )
 
 
 def _check_count(count: Any, where: str) -> None:
@@ -234,7 +250,7 @@ def _check_inner(condition: Any, where: str, in_element: bool) -> None:
 
 _KIND_CHECKS: dict[str, Callable[[Any, str], None]] = {
     "match": _check_match,
-    "range": _check_bounds,
+    "range": _check_range,
     "geo_bounding_box": _check_box,
     "geo_radius": _check_circle,
     "geo_polygon": _check_polygon,
