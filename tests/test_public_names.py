@@ -117,6 +117,38 @@ def test_importing_the_root_imports_nothing_but_the_standard_library() -> None:
     assert in_fresh_python(code) == sorted({*before, "edje_qdrant"})
 
 
+#: Large parts of torch and other packages that only building a model needs, or nothing here does.
+UNNEEDED = (
+    "accelerate",
+    "datasets",
+    "faiss",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.distributed.checkpoint",
+    "torch.distributed.tensor",
+    "torch.onnx",
+    "torchvision",
+    "transformers",
+)
+
+
+def test_public_names_load_torch_but_nothing_that_only_building_a_model_needs() -> None:
+    code = (
+        "import sys, json, torch\n"
+        f"unneeded = set({UNNEEDED}) - set(sys.modules)\n"  # a torch may import some of them itself
+        "from edje_qdrant import *\n"
+        "print(json.dumps(sorted(unneeded & set(sys.modules))))"
+    )
+    assert in_fresh_python(code) == []
+
+
 def test_errors_and_contracts_need_neither_torch_nor_an_engine() -> None:
     code = (
         "import sys, json\n"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers.initialization import no_init_weights
 
 from edje_qdrant.encoders.open_clip_pixels import PixelSettings
 from edje_qdrant.errors import CheckpointError, ConfigError, EdjeError, MissingExtraError
@@ -134,6 +133,8 @@ def build_clip(settings: Mapping[str, Any], *, weights_follow: bool) -> nn.Modul
         kind = open_clip.CoCa
     if not weights_follow:
         return kind(**chosen).eval()  # type: ignore[no-any-return]
+    from transformers.initialization import no_init_weights
+
     with no_init_weights():
         return kind(**chosen).eval()  # type: ignore[no-any-return]
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, SiglipConfig, SiglipModel
-from transformers.initialization import no_init_weights
 
 from edje_qdrant.encoders.settings import settings_folder
 from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.encoders.weights import HashedModule
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.images import to_rgb
+
+if TYPE_CHECKING:
+    from transformers import SiglipModel
 
 __all__ = ["SiglipEncoder"]
 
@@ -65,6 +66,9 @@ class SiglipEncoder(HashedModule):
         Raises:
             CheckpointError: A file is missing or unreadable.
         """
+        from transformers import AutoTokenizer, SiglipConfig, SiglipModel
+        from transformers.initialization import no_init_weights
+
         folder = settings_folder(name_or_path, model_type="siglip", image_processor=True)
         image_processor = SiglipPixels.from_folder(folder)
         try:
@@ -91,6 +95,8 @@ class SiglipEncoder(HashedModule):
         Raises:
             CheckpointError: There is no such SigLIP, or one of its files is unreadable.
         """
+        from transformers import SiglipModel
+
         encoder = cls.from_config(name_or_path, name=Path(name_or_path).name)
         try:
             encoder.siglip = SiglipModel.from_pretrained(name_or_path, config=encoder.siglip.config)

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from edje_qdrant.encoders.weights import HashedModule
 from edje_qdrant.model.config import EDJEConfig
@@ -14,11 +13,18 @@ from edje_qdrant.model.config import EDJEConfig
 __all__ = ["CompressedAdapter", "LocalAdapter", "build_adapter"]
 
 
+def _activation(name: str) -> nn.Module:
+    """Create the activation that transformers calls `name`."""
+    from transformers.activations import ACT2FN
+
+    return cast("nn.Module", ACT2FN[name])
+
+
 class _MLP(nn.Module):
     def __init__(self, width: int, hidden: int, activation: str) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
-        self.activation = cast("nn.Module", ACT2FN[activation])
+        self.activation = _activation(activation)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +100,7 @@ class LocalAdapter(HashedModule):
     ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(vision_hidden_size, hidden_size)
-        self.activation = cast("nn.Module", ACT2FN[activation])
+        self.activation = _activation(activation)
         self.fc2 = nn.Linear(hidden_size, token_dim)
 
     def forward(self, vision_tokens: Tensor) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from transformers import BertForMaskedLM
 
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.encoders.protocol import Encoder
@@ -28,6 +27,9 @@ from edje_qdrant.model.joint_encoder import JointEncoder
 from edje_qdrant.text import clean_captions
 from edje_qdrant.types import ImageEncoding
 from edje_qdrant.version import __version__
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
 
 __all__ = ["EDJEModel", "Tokens"]
 

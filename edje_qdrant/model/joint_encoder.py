@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import BertForMaskedLM
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
 
 __all__ = ["JointEncoder", "extend_positions", "repeat_last_row"]
 

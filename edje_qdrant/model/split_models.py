@@ -10,10 +10,9 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, SiglipVisionConfig, SiglipVisionModel
 
 from edje_qdrant.encoders.settings import settings_folder
 from edje_qdrant.errors import CheckpointError, ConfigError
@@ -29,6 +28,9 @@ from edje_qdrant.model.checkpoints.published import (
 )
 from edje_qdrant.model.config import EDJEConfig
 from edje_qdrant.model.joint_encoder import JointEncoder, extend_positions
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
 
 __all__ = ["EDJEModelForIndexing", "EDJEModelForRanking"]
 
@@ -50,6 +52,8 @@ class EDJEModelForIndexing(nn.Module):
     def __init__(
         self, siglip_path: str | Path, language_model_path: str | Path, num_compressed_tokens: int
     ) -> None:
+        from transformers import SiglipVisionConfig, SiglipVisionModel
+
         super().__init__()
         folder = settings_folder(siglip_path, model_type="siglip", tokenizer=False)
         self._bert, _ = language_settings(language_model_path)
@@ -178,6 +182,8 @@ class EDJEModelForRanking(nn.Module):
         return super().load_state_dict(matched, strict=True, assign=assign)
 
     def _build(self, config: BertConfig) -> JointEncoder:
+        from transformers import BertForMaskedLM
+
         language_model = BertForMaskedLM(config)
         extend_positions(language_model, CAPTION_ROOM + self._num_tokens)
         joint_encoder = JointEncoder(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoTokenizer, BertForMaskedLM
 
 from edje_qdrant.encoders import Encoder, pretrained_encoder
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.training.recipe import ModelSection
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
 
 __all__ = ["attention_for_training", "build_model", "freeze", "take_joint_encoder"]
 
@@ -97,6 +100,8 @@ def attention_for_training(model: EDJEModel) -> Iterator[None]:
 
 
 def _language_model(name_or_path: str) -> tuple[BertForMaskedLM, object]:
+    from transformers import AutoTokenizer, BertForMaskedLM
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         return BertForMaskedLM.from_pretrained(name_or_path), tokenizer

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
-from transformers import BertForMaskedLM
 
 from edje_qdrant.encoders.protocol import Encoder
 from edje_qdrant.model.adapter import CompressedAdapter, LocalAdapter, build_adapter
 from edje_qdrant.model.calibration import Calibration
 from edje_qdrant.model.config import IMAGE_TOKEN, AdapterKind, EDJEConfig
 from edje_qdrant.model.joint_encoder import JointEncoder, extend_positions
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
 
 __all__ = ["Checkpoint", "new_checkpoint"]
 

@@ -17,7 +17,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BertForMaskedLM
 
 from edje_qdrant.encoders.loading import encoder_from_folder
 from edje_qdrant.encoders.weights import hash_weights
@@ -127,6 +126,8 @@ def _read_hub(repo_id: str) -> Checkpoint:
 
 
 def _read_folder(folder: Path) -> Checkpoint:
+    from transformers import BertForMaskedLM
+
     missing = [name for name in (_CONFIG, _WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from edje_qdrant.encoders.settings import settings_folder
 from edje_qdrant.encoders.siglip import SiglipEncoder
@@ -21,6 +20,9 @@ from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
 from edje_qdrant.model.checkpoints.match_tensors import fill
 from edje_qdrant.model.config import IMAGE_TOKEN, AdapterKind
 from edje_qdrant.model.joint_encoder import repeat_last_row
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
 
 __all__ = [
     "CAPTION_ROOM",
@@ -76,6 +78,8 @@ def read_published(
     Raises:
         CheckpointError: The file is unreadable, lacks a key or has a tensor of a wrong shape.
     """
+    from transformers import BertForMaskedLM
+
     state = tidy(_read(Path(path)), path=str(path))
     sizes = adapter_sizes(state, path=str(path))
     bert, tokenizer = language_settings(language_model_path)
@@ -215,6 +219,8 @@ def language_settings(name_or_path: str | Path) -> tuple[BertConfig, Any]:
     Raises:
         CheckpointError: They cannot be read.
     """
+    from transformers import AutoTokenizer, BertConfig
+
     folder = settings_folder(name_or_path, model_type="bert")
     try:
         return BertConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
