@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from edje_qdrant.metrics import recall_at
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
+from edje_qdrant.threads import in_threads
 from edje_qdrant.types import IngestReport
 
 __all__ = ["NUM_CANDIDATES", "DemoReport", "draw_images", "run_demo"]
@@ -143,13 +146,25 @@ def draw_images(folder: Path, count: int, seed: int, *, progress: bool = True) -
         for stale in set(folder.glob("scene-*.png")) - set(paths):
             stale.unlink()
         missing = [n for n, path in enumerate(paths) if not path.exists()]
-        for number in tqdm(missing, desc="drawing", unit=" images", disable=not progress):
-            temporary = paths[number].with_suffix(".part")
-            draw(scenes[number]).save(temporary, format="png", compress_level=1)
-            temporary.replace(paths[number])
+        # Most of the work is Pillow's, which runs beside other threads.
+        workers = os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool:
+            drawn = in_threads(
+                pool, lambda n: _draw_file(scenes[n], paths[n]), missing, ahead=2 * workers
+            )
+            for _ in tqdm(
+                drawn, desc="drawing", unit=" images", total=len(missing), disable=not progress
+            ):
+                pass
     except OSError as error:
         raise StoreError(f"cannot write images to {folder}: {error}") from error
     return captions
+
+
+def _draw_file(scene: Scene, path: Path) -> None:
+    temporary = path.with_suffix(".part")
+    draw(scene).save(temporary, format="png", compress_level=1)
+    temporary.replace(path)
 
 
 def scene_captions(scenes: Sequence[Scene], seed: int) -> list[Caption]:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
-from edje_qdrant.demo.drawing import draw
+from edje_qdrant.demo.drawing import draw, thinned
 from edje_qdrant.demo.scenes import CANVAS, COLOURS, SHAPES, Scene, SceneObject, draw_scenes
 
 
@@ -37,6 +38,15 @@ def test_no_two_shapes_and_no_two_colours_look_alike():
         for i, one in enumerate(pictures):
             for other in pictures[:i]:
                 assert (np.abs(one - other).sum(axis=2) > 60).sum() > 400
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (61, 37), (90, 90)])
+def test_thinning_gives_the_pixels_of_the_rank_filter(size):
+    values = np.random.default_rng(3).integers(0, 256, size[::-1], np.uint8)
+    values[size[1] // 3 :, : size[0] // 2] = 255
+    mask = Image.fromarray(values)
+    expected = np.asarray(mask.filter(ImageFilter.MinFilter(9)))
+    assert np.array_equal(np.asarray(thinned(mask, 4)), expected)
 
 
 def test_edges_are_antialiased():

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from PIL import Image
 
+from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.run import draw_images, run_demo
+from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.errors import ConfigError
 
 
@@ -69,6 +72,24 @@ def test_fewer_pictures_next_time_leave_none_of_the_old_ones(tmp_path):
     draw_images(tmp_path, 30, 1, progress=False)
     captions = draw_images(tmp_path, 20, 1, progress=False)
     assert len(captions) == len(list(tmp_path.iterdir())) == 20
+
+
+def test_scenes_are_drawn_side_by_side_and_files_hold_their_pixels(tmp_path, monkeypatch):
+    both = threading.Barrier(2, timeout=20)
+    drawn = []
+
+    def draw_beside_another(scene):
+        drawn.append(scene)
+        if len(drawn) <= 2:
+            both.wait()  # fails unless a second scene is drawn at the same time
+        return draw(scene)
+
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("edje_qdrant.demo.run.draw", draw_beside_another)
+    draw_images(tmp_path, 20, 1, progress=False)
+    for number, scene in enumerate(draw_scenes("test", 1, 20)):
+        with Image.open(tmp_path / f"scene-{number:04d}.png") as image:
+            assert image.tobytes() == draw(scene).tobytes()
 
 
 def test_too_few_pictures_are_refused(tmp_path):
