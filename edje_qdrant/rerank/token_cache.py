@@ -9,13 +9,16 @@ from itertools import islice
 from threading import Lock
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import in_order, reference_of
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.rerank.lru_rows import Key, LruRows
+from edje_qdrant.rerank.token_feed import to_device
 from edje_qdrant.rerank.token_loader import DeviceCodes, TokenReader
 from edje_qdrant.tokens.checksum import checksums
 from edje_qdrant.tokens.codecs import Codec
@@ -53,11 +56,19 @@ class CacheStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """Rows of one codec, codes or tokens, and their places among the requested images."""
+    """Rows of one codec, codes or tokens, and the requested images that they belong to.
 
-    places: list[int]
+    Attributes:
+        codec: Decodes them.
+        rows: `(k, width)`.
+        places: `(p,)` places among the requested images, `p >= k`.
+        which: `(p,)` row of each place; None if row `i` is of place `i`.
+    """
+
     codec: Codec
     rows: Tensor
+    places: NDArray[np.intp]
+    which: NDArray[np.intp] | None
 
 
 class DeviceTokenCache:
@@ -164,17 +175,12 @@ class DeviceTokenCache:
         """
         target = self._device if device is None else torch.device(device)
         keys = _keys(collection, candidates)
-        wanted = dict(zip(keys, candidates, strict=True))
-        distinct = [*wanted]
-        parts = self._cached(distinct, pinned=target.type == "cuda")
-        parts += self._read(collection, [*wanted.values()], distinct, _absent(parts, len(distinct)))
+        parts, absent = self._cached(keys, target)
+        if len(absent):
+            parts += self._read(collection, candidates, keys, absent)
         contract = collection.contract
-        shape = (len(distinct), contract.num_tokens, contract.token_dim)
-        tokens = self._decoded(parts, shape, target)
-        if len(distinct) == len(keys):
-            return tokens
-        place = {key: at for at, key in enumerate(distinct)}
-        return tokens[torch.tensor([place[key] for key in keys], device=target)]  # (n, m, d_text)
+        shape = (len(keys), contract.num_tokens, contract.token_dim)
+        return self._decoded(parts, shape, target)
 
     def preload(self, collection: ImageCollection, image_ids: Sequence[str] | None = None) -> int:
         """Read images into the cache until it is full; they replace what it contained.
@@ -199,8 +205,8 @@ class DeviceTokenCache:
         pages = _pages(collection, None if image_ids is None else dict.fromkeys(image_ids))
         while loaded < room and (page := list(islice(pages, min(_PAGE, room - loaded)))):
             keys = _keys(collection, page)
-            absent = _absent(self._cached(keys, count=False), len(page))
-            self._read(collection, page, keys, absent)
+            if len(absent := self._absent(keys)):
+                self._read(collection, page, keys, absent)
             loaded += len(page)
         return loaded
 
@@ -210,59 +216,89 @@ class DeviceTokenCache:
             self._rows.clear()
 
     def _cached(
-        self, keys: Sequence[Key], *, count: bool = True, pinned: bool = False
-    ) -> list[_Part]:
-        """Return copies of the rows that are in the cache."""
+        self, keys: Sequence[Key], target: torch.device
+    ) -> tuple[list[_Part], NDArray[np.intp]]:
+        """Return copies of the rows that are in the cache, and the places of the other keys."""
         parts: list[_Part] = []
+        present = np.zeros(len(keys), bool)
+        # Tokens that need no decoding and no copy are gathered as often as they are requested.
+        repeat = self._keep == "tokens" and self._device == target
         with self._lock, self._ordered_on_device():
             self._fetches += 1
             for rows in self._rows.values():
-                places = [at for at, key in enumerate(keys) if key in rows]
-                if places:
-                    own = rows.take([keys[at] for at in places], pinned=pinned)
-                    parts.append(_Part(places, rows.codec, own))
-                    rows.last_used = self._fetches
-            if count:
-                hits = sum(len(part.places) for part in parts)
-                self._hits += hits
-                self._misses += len(keys) - hits
-        return parts
+                slots = rows.find(keys)  # (n,)
+                places = np.flatnonzero(slots >= 0)
+                if not len(places):
+                    continue
+                slots, which = slots[places], None
+                distinct, inverse = np.unique(slots, return_inverse=True)
+                self._hits += len(distinct)
+                if len(distinct) < len(slots) and not repeat:
+                    slots, which = distinct, inverse
+                own = rows.take(slots, pinned=target.type == "cuda")
+                parts.append(_Part(rows.codec, own, places, which))
+                present[places] = True
+                rows.last_used = self._fetches
+            absent = np.flatnonzero(~present)
+            self._misses += len({keys[at] for at in absent.tolist()})
+        return parts, absent
+
+    def _absent(self, keys: Sequence[Key]) -> NDArray[np.intp]:
+        """Return the places of keys that are not in the cache; mark the others as recently used."""
+        absent = np.ones(len(keys), bool)
+        with self._lock:
+            for rows in self._rows.values():
+                slots = rows.find(keys)
+                rows.use(slots[slots >= 0])
+                absent &= slots < 0
+        return np.flatnonzero(absent)
 
     def _read(
         self,
         collection: ImageCollection,
         candidates: Sequence[Candidate],
         keys: Sequence[Key],
-        absent: Sequence[int],
+        absent: NDArray[np.intp],
     ) -> list[_Part]:
         """Read the absent ones of the candidates, and keep those that match their keys."""
         parts: list[_Part] = []
-        if not absent:
-            return parts
+        first: dict[Key, int] = {}  # distinct key -> its first place
+        for at in absent.tolist():
+            first.setdefault(keys[at], at)
+        row_of = {key: row for row, key in enumerate(first)}
+        asked = np.array([row_of[keys[at]] for at in absent.tolist()])  # (len(absent),)
         reader = self._reader(self._device)
-        for part in reader.read(collection, [candidates[at] for at in absent]):
+        wanted = [candidates[at] for at in first.values()]
+        for part in reader.read(collection, wanted):
             rows = part.codes
             if self._keep == "tokens":
                 rows = reader.decode(part.codec, part.codes).flatten(1)  # (k, m * d_text)
-            places = [absent[row] for row in part.rows]
-            parts.append(_Part(places, part.codec, rows))
-            self._keep_rows(part, rows, [keys[at] for at in places])
+            row_in_part = np.full(len(first), -1)
+            row_in_part[part.rows] = np.arange(len(part.rows))
+            which = row_in_part[asked]  # (len(absent),)
+            own = np.flatnonzero(which >= 0)
+            none_repeats = len(own) == len(part.rows)  # then they are in order
+            parts.append(_Part(part.codec, rows, absent[own], None if none_repeats else which[own]))
+            self._keep_rows(part, rows, [*first], wanted)
         return parts
 
-    def _keep_rows(self, part: DeviceCodes, rows: Tensor, keys: Sequence[Key]) -> None:
-        # An image that was replaced between search and reading has other tokens than its key says.
+    def _keep_rows(
+        self, part: DeviceCodes, rows: Tensor, keys: Sequence[Key], wanted: Sequence[Candidate]
+    ) -> None:
+        """Keep rows of images with these keys, unless they were replaced since they were found."""
+        asked = part.rows.tolist()
         same = [
             row
             for row, checksum in enumerate(checksums(part.stored))
-            if keys[row].checksum is not None and keys[row].checksum == checksum
+            if reference_of(wanted[asked[row]].payload).get("checksum") == checksum
         ]
+        if not same:
+            return
+        if len(same) < len(rows):
+            rows = rows.index_select(0, to_device(torch.tensor(same), self._device))
         with self._lock, self._ordered_on_device():
             kept = self._rows_of(part.codec, rows.shape[1])
-            if len(same) == len(keys):
-                kept.put(keys, rows)
-            elif same:
-                some = rows[torch.tensor(same, device=self._device)]
-                kept.put([keys[row] for row in same], some)
+            kept.put([keys[asked[row]] for row in same], rows)
 
     def _rows_of(self, codec: Codec, width: int) -> LruRows:
         """Return the rows of a codec; the codecs in use share the budget equally."""
@@ -290,18 +326,23 @@ class DeviceTokenCache:
         self, parts: Sequence[_Part], shape: tuple[int, int, int], target: torch.device
     ) -> Tensor:
         """Copy parts to a device, decode them there, and put them in order."""
-        decoded = []
+        tokens: Tensor | None = None
         for part in parts:
-            rows = _moved(part.rows, target)
+            rows = to_device(part.rows, target)
             if self._keep == "tokens":
-                decoded.append(rows.view(-1, *shape[1:]))  # (k, m, d_text)
+                own = rows.view(-1, *shape[1:])  # (k, m, d_text)
             else:
-                decoded.append(self._reader(target).decode(part.codec, rows))
-        if len(parts) == 1:
-            return decoded[0]
-        tokens = torch.empty(shape, dtype=torch.float16, device=target)  # (n, m, d_text)
-        for part, own in zip(parts, decoded, strict=True):
-            tokens[torch.tensor(part.places, device=target)] = own
+                own = self._reader(target).decode(part.codec, rows)
+            if part.which is not None:
+                which = to_device(torch.from_numpy(part.which), target)
+                own = own.index_select(0, which)  # (p, m, d_text)
+            if len(parts) == 1:
+                return own  # its places are all, in order
+            if tokens is None:
+                tokens = torch.empty(shape, dtype=torch.float16, device=target)  # (n, m, d_text)
+            tokens[to_device(torch.from_numpy(part.places), target)] = own
+        if tokens is None:
+            return torch.empty(shape, dtype=torch.float16, device=target)
         return tokens
 
     def _reader(self, device: torch.device) -> TokenReader:
@@ -329,25 +370,19 @@ class DeviceTokenCache:
 
 
 def _keys(collection: ImageCollection, candidates: Sequence[Candidate]) -> list[Key]:
-    """Return the key of each candidate's tokens."""
+    """Return the key of each candidate's tokens: collection, image, place, codec and checksum."""
     files = files_of(collection.store)
     home = collection.location if files is None else files.store_id
     scope = f"{home} {collection.identity}"
-    keys = []
+    keys: list[Key] = []
     for candidate in candidates:
-        reference = reference_of(candidate.payload)
+        get = reference_of(candidate.payload).get
         # As text, whatever its type: an invalid reference must fail when it is read, not here.
-        where = f"{reference.get('segment')} {reference.get('record')} {reference.get('codec')}"
-        checksum = reference.get("checksum")
-        known = checksum if isinstance(checksum, str) else None
-        keys.append(Key(scope, candidate.image_id, where, known))
+        keys.append(
+            f"{scope} {candidate.image_id} {get('segment')} {get('record')} {get('codec')} "
+            f"{get('checksum')}"
+        )
     return keys
-
-
-def _absent(parts: Sequence[_Part], count: int) -> list[int]:
-    """Return which of `count` requested images no part contains."""
-    present = {at for part in parts for at in part.places}
-    return [at for at in range(count) if at not in present]
 
 
 def _pages(collection: ImageCollection, image_ids: Iterable[str] | None) -> Iterator[Candidate]:
@@ -362,12 +397,3 @@ def _pages(collection: ImageCollection, image_ids: Iterable[str] | None) -> Iter
         payloads = in_order(page_ids, collection.index.retrieve(page_ids, tokens=False))
         for image_id, payload in zip(page_ids, payloads, strict=True):
             yield Candidate(image_id, 0.0, 0, payload)
-
-
-def _moved(rows: Tensor, target: torch.device) -> Tensor:
-    if rows.device == target:
-        return rows
-    if target.type == "cuda" and rows.device.type == "cpu":
-        pinned = rows if rows.is_pinned() else rows.pin_memory()
-        return pinned.to(target, non_blocking=True)
-    return rows.to(target)

@@ -89,5 +89,6 @@ class TokenFeed:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device; from host memory to a GPU without waiting for the GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return pinned.to(device, non_blocking=True)
     return tensor.to(device)

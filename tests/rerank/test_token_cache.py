@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from collection_places import KINDS, Place, encoding_of, fill, ids_of, make_place, side_file
 from qdrant_client import QdrantClient
 from searching import TEXTS, make_collection
@@ -152,6 +153,11 @@ def test_pictures_of_two_codecs_are_kept_side_by_side(tmp_path: Path) -> None:
             np.testing.assert_array_equal(fetched(cache, collection, ids), expected)
         assert cache.stats.images == 6
         assert cache.stats.bytes <= 100 * BYTES
+        rows = [0, 5, 0, 3, 5, 4]
+        order = [ids[row] for row in rows]
+        fresh = DeviceTokenCache(100 * BYTES)
+        for _ in range(2):  # read, then kept
+            np.testing.assert_array_equal(fetched(fresh, collection, order), expected[rows])
 
 
 def test_the_least_recently_used_goes_first_and_the_budget_holds(
@@ -312,3 +318,42 @@ def test_tokens_are_kept_beside_a_gpu_or_on_it(
         got = cache.fetch(collection, candidates, device="cuda")
         assert got.device.type == "cuda"
         np.testing.assert_array_equal(got.cpu().numpy(), expected[rows])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keep", ["codes", "tokens"])
+def test_tokens_on_a_gpu_are_gathered_without_waiting_for_it(
+    collection: ImageCollection, keep: Any
+) -> None:
+    ids = ids_of(12)
+    cache = DeviceTokenCache(12 * BYTES, device="cuda", keep=keep)
+    assert cache.preload(collection) == 12
+    rows = [3, 1, 3, 7, 0, 1]
+    candidates = found(collection, [ids[row] for row in rows])
+    cache.fetch(collection, candidates)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = cache.fetch(collection, candidates)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    np.testing.assert_array_equal(got.cpu().numpy(), encoding_of(ids).tokens[rows])
+
+
+@pytest.mark.gpu
+def test_threads_with_their_own_streams_share_a_cache_on_a_gpu(
+    collection: ImageCollection,
+) -> None:
+    ids = ids_of(12)
+    cache = DeviceTokenCache(6 * BYTES, device="cuda")
+    expected = encoding_of(ids).tokens
+
+    def fetch(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            for _ in range(50):
+                rows = rng.integers(0, 12, 5)
+                got = cache.fetch(collection, found(collection, [ids[row] for row in rows]))
+                np.testing.assert_array_equal(got.cpu().numpy(), expected[rows])
+
+    with ThreadPoolExecutor(4) as pool:
+        [*pool.map(fetch, range(4))]
