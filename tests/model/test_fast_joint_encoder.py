@@ -243,7 +243,7 @@ def test_precisions_that_the_device_lacks_are_refused(joint_encoder: JointEncode
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("n", [1, 5, 8, 200, 300])
-def test_graphs_on_a_gpu_score_as_the_training_form_does(
+def test_it_scores_in_float32_on_a_gpu_as_the_training_form_does(
     joint_encoder: JointEncoder, n: int
 ) -> None:
     joint_encoder.cuda()

@@ -1,89 +1,117 @@
-"""CUDA graphs of the joint encoder's forward, one per bucket of batch sizes."""
+"""CUDA graphs of the joint encoder's forward, one per bucket of sizes."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edje_qdrant.model.inference.fused_forward import PackedPairs
 from edje_qdrant.model.inference.packed_weights import PackedWeights
 
 __all__ = ["CudaGraphs"]
 
 # A graph saves the time between kernels; larger batches keep a GPU busy without one.
-_LARGEST = 256
-_SMALLEST = 8
+_LARGEST = 512
+_FEWEST_PAIRS, _FEWEST_ROWS = 8, 128
 _KEPT = 32
 
-# A shape is recorded when it occurs the second time: recording costs several forwards.
+# A bucket is recorded when it occurs the second time: recording costs several forwards.
 _MET = 2
 
-_Forward = Callable[[PackedWeights, Sequence[Tensor], Tensor], Tensor]
+_Forward = Callable[[PackedWeights, PackedPairs], Tensor]
+
+# Pairs, rows, and limit of the sequences' lengths.
+_Bucket = tuple[int, int, int]
 
 
 @dataclass(slots=True)
 class _Recorded:
     graph: Any
-    input_ids: Tensor
-    tokens: Tensor
+    pairs: PackedPairs
     logits: Tensor
 
 
 class CudaGraphs:
-    """Call `forward` for one group of captions, through a recorded graph if there is one.
+    """Call `forward` for a batch of pairs, through a recorded graph if there is one.
+
+    A graph serves all batches of its bucket, whatever the lengths of their captions: pairs that are
+    missing are empty sequences, and rows that are missing are computed and not used.
 
     Args:
-        forward: Called with weights, groups of captions and tokens, on a CUDA device.
+        forward: Called with weights and pairs, on a CUDA device; returns `(n,)` logits.
     """
 
     def __init__(self, forward: _Forward) -> None:
         self._forward = forward
         self._lock = threading.Lock()  # a graph's inputs and outputs are shared by all calls
         self._weights: PackedWeights | None = None
-        self._met: dict[tuple[int, int], int] = {}
-        self._recorded: OrderedDict[tuple[int, int], _Recorded] = OrderedDict()
+        self._pool: Any = None
+        self._met: dict[_Bucket, int] = {}
+        self._recorded: OrderedDict[_Bucket, _Recorded] = OrderedDict()
 
-    def __call__(self, packed: PackedWeights, input_ids: Tensor, tokens: Tensor) -> Tensor:
-        """Return `(n,)` logits of `(n, t)` captions and `(n, m, d)` tokens."""
-        n, t = input_ids.shape
+    def __call__(self, packed: PackedWeights, pairs: PackedPairs) -> Tensor:
+        """Return `(n,)` logits."""
+        n = len(pairs.tokens)
         if n > _LARGEST:
-            return self._forward(packed, [input_ids], tokens)
-        size = max(_SMALLEST, 1 << (n - 1).bit_length())
+            return self._forward(packed, pairs)
+        bucket = _bucket(pairs)
         with self._lock:
             if self._weights is not packed:
                 self._weights = packed
                 self._met.clear()
                 self._recorded.clear()
-            recorded = self._recorded.get((size, t))
+                self._pool = torch.cuda.graph_pool_handle()
+            recorded = self._recorded.get(bucket)
             if recorded is None:
-                met = self._met[size, t] = self._met.get((size, t), 0) + 1
+                met = self._met[bucket] = self._met.get(bucket, 0) + 1
                 if met < _MET:
-                    return self._forward(packed, [input_ids], tokens)
-                recorded = self._record(packed, size, t, tokens)
-                self._recorded[size, t] = recorded
+                    return self._forward(packed, pairs)
+                recorded = self._recorded[bucket] = self._record(packed, bucket, pairs)
                 if len(self._recorded) > _KEPT:
                     self._recorded.popitem(last=False)
-            self._recorded.move_to_end((size, t))
-            recorded.input_ids[:n].copy_(input_ids)
-            recorded.tokens[:n].copy_(tokens)
+            self._recorded.move_to_end(bucket)
+            own = recorded.pairs
+            own.ids[: len(pairs.ids)].copy_(pairs.ids)
+            own.bounds[:, : n + 1].copy_(pairs.bounds)
+            own.bounds[:, n + 1 :].copy_(pairs.bounds[:, -1:])
+            own.tokens[:n].copy_(pairs.tokens)
             recorded.graph.replay()
             return recorded.logits[:n].clone()
 
-    def _record(self, packed: PackedWeights, size: int, t: int, like: Tensor) -> _Recorded:
-        # Rows beyond the batch keep an earlier batch's values; rows do not affect each other.
-        input_ids = torch.zeros((size, t), dtype=torch.int64, device=like.device)
-        tokens = torch.zeros((size, *like.shape[1:]), dtype=like.dtype, device=like.device)
+    def _record(self, packed: PackedWeights, bucket: _Bucket, like: PackedPairs) -> _Recorded:
+        size, rows, longest = bucket
+        tokens = torch.zeros(
+            (size, *like.tokens.shape[1:]), dtype=like.tokens.dtype, device=like.tokens.device
+        )
+        pairs = PackedPairs(
+            ids=torch.zeros(rows, dtype=torch.int64, device=tokens.device),
+            bounds=torch.zeros((2, size + 1), dtype=torch.int32, device=tokens.device),
+            tokens=tokens,
+            rows=rows,
+            longest=longest,
+        )
         stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._forward(packed, [input_ids], tokens)
+            self._forward(packed, pairs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            logits = self._forward(packed, [input_ids], tokens)
-        return _Recorded(graph, input_ids, tokens, logits)
+        # One pool for all graphs: they run one at a time, and keep nothing but their outputs.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = self._forward(packed, pairs)
+        return _Recorded(graph, pairs, logits)
+
+
+def _bucket(pairs: PackedPairs) -> _Bucket:
+    """Return the sizes of the smallest bucket that holds the pairs."""
+    size = max(_FEWEST_PAIRS, 1 << (len(pairs.tokens) - 1).bit_length())
+    # Rows are computed, unlike empty sequences: at most an eighth more of them.
+    step = max(_FEWEST_ROWS, 1 << max(pairs.rows.bit_length() - 4, 0))
+    rows = -(-pairs.rows // step) * step
+    return size, rows, -(-pairs.longest // 32) * 32

@@ -13,6 +13,7 @@ from torch.nn import functional
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model.flat_modules import FlatModules
 from edje_qdrant.model.inference.cuda_graphs import CudaGraphs
+from edje_qdrant.model.inference.fused_forward import PackedPairs, first_states, pack_pairs
 from edje_qdrant.model.inference.packed_linear import Kernel, has_int8_kernels
 from edje_qdrant.model.inference.packed_weights import PackedWeights, is_supported, pack, signature
 from edje_qdrant.model.inference.precision import Precision, choose_precision
@@ -22,6 +23,9 @@ __all__ = ["FastJointEncoder"]
 
 # Pairs per slice on a CPU: few enough for the activations to stay in the processor's caches.
 _PAIRS_AT_ONCE = 32
+
+# Pairs per slice on a GPU: more are not faster, and take more memory.
+_PAIRS_ON_GPU = 2048
 _SMALLEST_SUM = 1e-30
 
 
@@ -54,7 +58,7 @@ class FastJointEncoder:
         self._lock = threading.Lock()
         self._packed: PackedWeights | None = None
         self._flat = FlatModules()
-        self._graphs = CudaGraphs(self._forward)
+        self._graphs = CudaGraphs(self._fused)
         if precision != "auto":
             self.kernel()
 
@@ -95,19 +99,40 @@ class FastJointEncoder:
         with torch.inference_mode():
             packed = self._current()
             captions = [self._cut(ids) for ids in captions]
-            if tokens.device.type == "cuda":
-                if len(captions) == 1:
-                    return self._graphs(packed, captions[0], tokens)
-                return self._forward(packed, captions, tokens)
-            parts = []
-            for group, first, count in _chunks(captions):
-                own = tokens[first : first + count]  # (count, m, d_text)
-                logits = self._forward(packed, group, own)  # (count,)
-                if packed.dtype == torch.bfloat16 and not bool(logits.isfinite().all()):
-                    # Exponents of the attention may have left bfloat16's range.
-                    logits = self._forward(packed, group, own, careful=True)
-                parts.append(logits)
+            score = self._score_on_gpu if tokens.device.type == "cuda" else self._score_on_cpu
+            at_once = _PAIRS_ON_GPU if tokens.device.type == "cuda" else _PAIRS_AT_ONCE
+            parts = [
+                score(packed, group, tokens[first : first + count])
+                for group, first, count in _chunks(captions, at_once)
+            ]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _score_on_cpu(
+        self, packed: PackedWeights, captions: Sequence[Tensor], tokens: Tensor
+    ) -> Tensor:
+        logits = self._forward(packed, captions, tokens)  # (n,)
+        if packed.dtype == torch.bfloat16 and not bool(logits.isfinite().all()):
+            # Exponents of the attention may have left bfloat16's range.
+            logits = self._forward(packed, captions, tokens, careful=True)
+        return logits
+
+    def _score_on_gpu(
+        self, packed: PackedWeights, captions: Sequence[Tensor], tokens: Tensor
+    ) -> Tensor:
+        """Score pairs without waiting for the device."""
+        longest = max(ids.shape[1] for ids in captions) + tokens.shape[1] + 1
+        if packed.kernels is None or longest > packed.kernels.LONGEST:
+            return self._forward(packed, captions, tokens)
+        return self._graphs(packed, pack_pairs(captions, tokens))
+
+    def _fused(self, packed: PackedWeights, pairs: PackedPairs) -> Tensor:
+        return self._classify(first_states(packed, pairs))
+
+    def _classify(self, first: Tensor) -> Tensor:
+        """Return `(n,)` logits from the `(n, d)` states of `[CLS]`."""
+        head = self._joint_encoder
+        pooled = torch.tanh(head.pooler(first.to(head.pooler.weight.dtype)))
+        return cast("Tensor", head.classifier(pooled)[:, 0])
 
     def _current(self) -> PackedWeights:
         """Return the packed weights; pack them again if the joint encoder's weights changed."""
@@ -154,24 +179,21 @@ class FastJointEncoder:
         firsts = [part.view(*shape, -1)[:, 0] for part, shape in _split(x, shapes)]
         first = firsts[0].contiguous() if len(firsts) == 1 else torch.cat(firsts)  # (n, d)
         mixed = _attention_of_first(last.query(first), last.key_value(x), shapes, packed.heads)
-        first = last.after(mixed, first)
-        head = self._joint_encoder
-        pooled = torch.tanh(head.pooler(first.to(head.pooler.weight.dtype)))
-        return cast("Tensor", head.classifier(pooled)[:, 0])
+        return self._classify(last.after(mixed, first))
 
 
-def _chunks(captions: list[Tensor]) -> list[tuple[list[Tensor], int, int]]:
-    """Cut groups into slices of at most `_PAIRS_AT_ONCE` pairs: groups, start and size of each."""
+def _chunks(captions: list[Tensor], at_once: int) -> list[tuple[list[Tensor], int, int]]:
+    """Cut groups into slices of at most `at_once` pairs: groups, start and size of each."""
     parts: list[tuple[list[Tensor], int, int]] = []
     group: list[Tensor] = []
     first = count = 0
     for ids in captions:
         start = 0
         while start < len(ids):
-            taken = ids[start : start + _PAIRS_AT_ONCE - count]
+            taken = ids[start : start + at_once - count]
             group.append(taken)
             start, count = start + len(taken), count + len(taken)
-            if count == _PAIRS_AT_ONCE:
+            if count == at_once:
                 parts.append((group, first, count))
                 group, first, count = [], first + count, 0
     if group:

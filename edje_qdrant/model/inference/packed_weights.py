@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from edje_qdrant.model.flat_modules import FlatModules
+from edje_qdrant.model.inference.fused_kernels import fused_kernels
 from edje_qdrant.model.inference.packed_linear import Activation, Kernel, Linear, pack_linear
 from edje_qdrant.model.joint_encoder import JointEncoder
 
@@ -26,15 +29,29 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A layer normalisation."""
+    """A layer normalisation.
+
+    Attributes:
+        weight: `(d,)`.
+        bias: `(d,)`.
+        eps: Added to the variance.
+        add_norm: Computes `norm(x + y)` in one pass over both, where the device has such a kernel.
+    """
 
     weight: Tensor
     bias: Tensor
     eps: float
+    add_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
         return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+    def after(self, linear: Linear, x: Tensor, add: Tensor) -> Tensor:
+        """Return `norm(linear(x) + add)`, as one kernel less where there is `add_norm`."""
+        if self.add_norm is None:
+            return self(linear(x, add=add))
+        return self.add_norm(linear(x), add, self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +67,8 @@ class AfterAttention:
 
     def __call__(self, mixed: Tensor, x: Tensor) -> Tensor:
         """Return the layer's output `(rows, d)` from attention's `mixed` and the layer's input."""
-        x = self.attention_norm(self.out(mixed, add=x))
-        return self.norm(self.down(self.up(x, activation=self.activation), add=x))
+        x = self.attention_norm.after(self.out, mixed, x)
+        return self.norm.after(self.down, self.up(x, activation=self.activation), x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +103,7 @@ class PackedWeights:
         embedding_norm: Applied to the summed embeddings.
         layers: All layers but the last.
         last: The last layer.
+        kernels: The module `cuda_kernels`, where it can compute with these weights.
     """
 
     signature: tuple[Any, ...]
@@ -98,6 +116,7 @@ class PackedWeights:
     embedding_norm: Norm
     layers: tuple[Layer, ...]
     last: LastLayer
+    kernels: ModuleType | None
 
 
 def is_supported(joint_encoder: JointEncoder) -> bool:
@@ -160,11 +179,14 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel, sign: tuple[Any, ...]) -> 
     heads = int(config.num_attention_heads)
     scale = (config.hidden_size // heads) ** -0.5
     activation = _activation(config.hidden_act)
+    words = embeddings.word_embeddings.weight
+    kernels = fused_kernels(words.device, dtype, config.hidden_size // heads)
 
     def norm(module: Any) -> Norm:
         # Only on a CPU may the weights' precision differ from the input's.
         kept = torch.float32 if module.weight.device.type == "cpu" else dtype
-        return Norm(module.weight.to(kept), module.bias.to(kept), module.eps)
+        add_norm = None if kernels is None else kernels.add_norm
+        return Norm(module.weight.to(kept), module.bias.to(kept), module.eps, add_norm)
 
     def linear(module: Any, kernel: Kernel) -> Linear:
         return pack_linear(module.weight, module.bias, kernel)
@@ -204,7 +226,6 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel, sign: tuple[Any, ...]) -> 
         after=after_attention(end, small),
     )
     places, kinds = embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight
-    words = embeddings.word_embeddings.weight
     return PackedWeights(
         signature=sign,
         dtype=dtype,
@@ -218,6 +239,7 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel, sign: tuple[Any, ...]) -> 
         ),
         layers=tuple(layers),
         last=last,
+        kernels=kernels,
     )
 
 
