@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -44,7 +46,7 @@ def attention(
     d = queries.shape[1]
     out = torch.full_like(queries, torch.nan)
     bounds = starts.tolist()
-    for pair, (first, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for pair, (first, end) in enumerate(pairwise(bounds)):
         if end == first:
             continue
         assert shortest <= end - first <= longest
