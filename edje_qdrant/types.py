@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "Candidate",
+    "Candidates",
     "FailedImage",
     "ImageEncoding",
     "IngestReport",
@@ -68,6 +69,60 @@ class Candidate:
     score: float
     rank: int
     payload: Payload
+
+
+class Candidates(Sequence[Candidate]):
+    """Hold the candidates of one query, best first; each is made when it is first used.
+
+    An engine's ids and payloads are objects of its own. Converting them takes about as long as the
+    search, and not all of them are used.
+
+    Args:
+        scores: Cosine of each of `n` candidates, descending.
+        point: Returns id and payload of the candidate at a place from 0.
+    """
+
+    __slots__ = ("_made", "_point", "scores")
+
+    def __init__(
+        self, scores: Sequence[float], point: Callable[[int], tuple[str, Payload]]
+    ) -> None:
+        self.scores = scores
+        self._point = point
+        self._made: list[Candidate | None] = [None] * len(scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Candidate]: ...
+    def __getitem__(self, index: int | slice) -> Candidate | list[Candidate]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        made = self._made[index]
+        if made is None:
+            at = index if index >= 0 else index + len(self)
+            image_id, payload = self._point(at)
+            made = self._made[at] = Candidate(image_id, self.scores[at], at + 1, payload)
+        return made
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return (self[at] for at in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Candidates | list | tuple):
+            return NotImplemented
+        return [*self] == [*other]
+
+    __hash__ = None  # type: ignore[assignment]  # like a list
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, ([*self],)  # an engine's objects cannot be copied or pickled
+
+    def __repr__(self) -> str:
+        return f"Candidates({[*self]!r})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.index import Filter, VectorIndex
-from edje_qdrant.types import Candidate
+from edje_qdrant.types import Candidates
 
 __all__ = ["BaseCollection"]
 
@@ -69,7 +69,7 @@ class BaseCollection(ABC):
         *,
         filter: Filter | None = None,
         timeout: float | None = None,
-    ) -> list[list[Candidate]]:
+    ) -> list[Candidates]:
         """Find the points nearest to each of `(q, d)` embeddings, best first.
 
         Args:
@@ -96,7 +96,7 @@ class BaseCollection(ABC):
         *,
         filter: Filter | None = None,
         timeout: float | None = None,
-    ) -> list[list[Candidate]]:
+    ) -> list[Candidates]:
         """Find the same as `nearest` without blocking the event loop; raises the same errors.
 
         A server is queried through `AsyncQdrantClient`; an embedded engine runs in another thread,

@@ -37,7 +37,7 @@ from edje_qdrant.tokens.protocol import (
     decoded,
     empty_codes,
 )
-from edje_qdrant.types import Candidate, ImageEncoding, Payload, Point
+from edje_qdrant.types import Candidate, Candidates, ImageEncoding, Payload, Point
 
 __all__ = ["ImageCollection", "user_payload"]
 
@@ -227,7 +227,7 @@ class ImageCollection(BaseCollection):
         *,
         filter: Filter | None = None,
         strategy: Strategy = "average_vector",
-    ) -> list[Candidate]:
+    ) -> Candidates:
         """Find images similar to some images and dissimilar to others, without these images.
 
         Args:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.index.backend import Found
 from edje_qdrant.index.ranking import SLACK, rank
 
 __all__ = ["nearest"]
@@ -49,7 +50,7 @@ def nearest(
             if best is None:
                 continue
             found = (
-                (
+                Found(
                     f"{row:0{width}d}" if names is None else names[row],
                     float(scores[row]),
                     {"row": row},

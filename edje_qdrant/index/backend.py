@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -14,10 +15,34 @@ from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
 from edje_qdrant.types import Payload, Point
 
-__all__ = ["NO_VECTOR", "Backend", "Hits", "Record", "as_points"]
+__all__ = ["NO_VECTOR", "Backend", "Found", "Hit", "Hits", "Record", "as_points"]
 
-#: Points found for one query: id, score and payload without token bytes, in any order.
-Hits: TypeAlias = Iterable[tuple[str, float, Payload]]
+
+class Hit(Protocol):
+    """A point found for a query, as an engine returns it.
+
+    An engine may convert an attribute each time it is read; payloads have no token bytes.
+    """
+
+    @property
+    def id(self) -> Any: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def payload(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A `Hit` of engines that return none of their own."""
+
+    id: str
+    score: float
+    payload: Payload = field(default_factory=dict)
+
+
+#: Points found for one query, in any order.
+Hits: TypeAlias = Iterable[Hit]
 
 #: The vector of a point whose vector was not asked for.
 NO_VECTOR: NDArray[np.float32] = np.empty(0, np.float32)

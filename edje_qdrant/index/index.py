@@ -24,7 +24,7 @@ from edje_qdrant.index.validate import (
     check_points,
     check_vectors,
 )
-from edje_qdrant.types import Candidate, Payload, Point
+from edje_qdrant.types import Candidates, Payload, Point
 
 __all__ = ["VectorIndex"]
 
@@ -129,7 +129,7 @@ class VectorIndex:
         *,
         filter: Filter | None = None,
         timeout: float | None = None,
-    ) -> list[list[Candidate]]:
+    ) -> list[Candidates]:
         """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most.
 
         Args:
@@ -151,7 +151,7 @@ class VectorIndex:
         *,
         filter: Filter | None = None,
         timeout: float | None = None,
-    ) -> list[list[Candidate]]:
+    ) -> list[Candidates]:
         """Do as `nearest` does without blocking the event loop.
 
         A server is asked through `AsyncQdrantClient`; an embedded engine works in another thread.
@@ -168,7 +168,7 @@ class VectorIndex:
         *,
         filter: Filter | None = None,
         strategy: Strategy = "average_vector",
-    ) -> list[Candidate]:
+    ) -> Candidates:
         """Find points like some stored ones and unlike others, best first, `limit` at most.
 
         The examples themselves are excluded. With `best_score` the candidates' scores are not
@@ -192,7 +192,7 @@ class VectorIndex:
             (hits,) = self._backend.nearest(query, wanted, chosen, None)
         else:
             hits = self._backend.best_score(positive, negative, wanted, chosen)
-        return rank((hit for hit in hits if hit[0] not in examples), limit)
+        return rank((hit for hit in hits if str(hit.id) not in examples), limit)
 
     def create_payload_index(self, field: str, kind: PayloadKind) -> None:
         """Index a payload field, so that filters on it need not read payloads.

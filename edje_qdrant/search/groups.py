@@ -14,7 +14,7 @@ from edje_qdrant.types import Candidate
 __all__ = ["diversified", "group_key"]
 
 #: Searches the first stage with another filter, for a number of candidates.
-Nearest = Callable[[Filter, int], list[Candidate]]
+Nearest = Callable[[Filter, int], Sequence[Candidate]]
 
 
 def group_key(group: Any) -> str:
@@ -50,7 +50,7 @@ def diversified(
     aside: list[Candidate] = []
     taken: Counter[str] = Counter()
     full: dict[str, Any] = {}
-    batch, more = list(candidates), len(candidates) == num_candidates
+    batch, more = candidates, len(candidates) == num_candidates
     while batch:
         for candidate in batch:
             group = field_value(candidate.payload, field)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ __all__ = ["candidates_as_hits", "degraded_reason", "rank_candidates"]
 
 def rank_candidates(
     query: ScoredQuery, settings: SearchOptions, calibration: Calibration | None
-) -> tuple[SearchHit, ...]:
+) -> Sequence[SearchHit]:
     """Rank all candidates of a query.
 
     Scored candidates are ordered by score, equal scores in first-stage order. A processed candidate
@@ -56,13 +57,13 @@ def rank_candidates(
 
 def candidates_as_hits(
     candidates: Sequence[Candidate],
-    order: Iterable[int],
+    order: Sequence[int],
     group_by: str | None,
     *,
     scores: Sequence[float | None] | None = None,
     probabilities: Sequence[float | None] | None = None,
     fusion_scores: Sequence[float | None] | None = None,
-) -> tuple[SearchHit, ...]:
+) -> Sequence[SearchHit]:
     """Return candidates as ranked hits, only the best of each group.
 
     Args:
@@ -74,33 +75,81 @@ def candidates_as_hits(
         fusion_scores: `n` scores of both stages together.
     """
     none = [None] * len(candidates)
-    scores, probabilities = scores or none, probabilities or none
-    fusion_scores = fusion_scores or none
-    hits: list[SearchHit] = []
+    columns = scores or none, probabilities or none, fusion_scores or none
+    if group_by is not None:
+        order = _best_of_groups(candidates, order, group_by)
+    return _LazyHits(candidates, order, columns, group_by, range(1, len(order) + 1))
+
+
+#: For each candidate: its logit, the probability of a match, and the score of both stages together.
+_Columns = tuple[Sequence[float | None], Sequence[float | None], Sequence[float | None]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LazyHits(Sequence[SearchHit]):
+    """Ranked hits, each made when it is used: most of them never are."""
+
+    candidates: Sequence[Candidate]
+    order: Sequence[int]
+    columns: _Columns
+    group_by: str | None
+    ranks: range
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> SearchHit: ...
+    @overload
+    def __getitem__(self, index: slice) -> _LazyHits: ...
+    def __getitem__(self, index: int | slice) -> SearchHit | _LazyHits:
+        if isinstance(index, slice):
+            return replace(self, order=self.order[index], ranks=self.ranks[index])
+        row, rank = self.order[index], self.ranks[index]
+        candidate = self.candidates[row]
+        payload = user_payload(candidate.payload)
+        scores, probabilities, fusion_scores = self.columns
+        return SearchHit(
+            candidate.image_id,
+            scores[row],
+            rank,
+            candidate.score,
+            candidate.rank,
+            payload,
+            probabilities[row],
+            fusion_scores[row],
+            None if self.group_by is None else field_value(payload, self.group_by),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return [*self] == [*other]
+
+    __hash__ = None  # type: ignore[assignment]  # payloads have no hash either
+
+    def __repr__(self) -> str:
+        return repr((*self,))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, ((*self,),)  # an engine's objects cannot be copied or pickled
+
+
+def _best_of_groups(
+    candidates: Sequence[Candidate], order: Sequence[int], group_by: str
+) -> list[int]:
+    """Return the rows of which no better one is of the same group."""
+    kept: list[int] = []
     seen: set[str] = set()
     for row in order:
-        candidate = candidates[row]
-        payload = user_payload(candidate.payload)
-        group = None if group_by is None else field_value(payload, group_by)
+        group = field_value(user_payload(candidates[row].payload), group_by)
         if group is not None:
             key = group_key(group)
             if key in seen:
                 continue
             seen.add(key)
-        hits.append(
-            SearchHit(
-                candidate.image_id,
-                scores[row],
-                len(hits) + 1,
-                candidate.score,
-                candidate.rank,
-                payload,
-                probabilities[row],
-                fusion_scores[row],
-                group,
-            )
-        )
-    return tuple(hits)
+        kept.append(row)
+    return kept
 
 
 def degraded_reason(query: ScoredQuery) -> str | None:
@@ -125,7 +174,7 @@ def _fused(query: ScoredQuery, settings: SearchOptions) -> NDArray[np.float64]:
     """Return the fusion scores of the processed candidates; NaN where there is no logit."""
     logits = query.logits[: query.processed]
     known = np.flatnonzero(~np.isnan(logits))
-    cosines = np.array([query.candidates[int(row)].score for row in known], np.float32)
+    cosines = np.array([query.candidates[row].score for row in known.tolist()], np.float32)
     fusion = settings["fusion"]
     weights = settings["fusion_weights"] or DEFAULT_WEIGHTS[fusion]
     together = reciprocal_ranks if fusion == "rrf" else blend

@@ -70,7 +70,7 @@ class SearchResult(Sequence[SearchHit]):
         reason: Why, if it is.
         candidates: Number of images that the first stage found.
         scored: Number of them that the joint encoder scored.
-        remaining: What ranks after the hits, best first.
+        remaining: What ranks after the hits, best first; each hit is made when it is first used.
         group_by: The payload field that groups images; None without grouping.
         source: Identity of the collection, for cursors.
         precision: Precision that the joint encoder computed in; None if it ranked nothing.
@@ -83,7 +83,7 @@ class SearchResult(Sequence[SearchHit]):
     reason: str | None = None
     candidates: int = 0
     scored: int = 0
-    remaining: tuple[SearchHit, ...] = field(default=(), repr=False)
+    remaining: Sequence[SearchHit] = field(default=(), repr=False)
     group_by: str | None = field(default=None, repr=False)
     source: str = field(default="", repr=False)
     precision: str | None = field(default=None, repr=False)
@@ -101,7 +101,7 @@ class SearchResult(Sequence[SearchHit]):
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ConfigError(f"count is {count!r}; ask for 1 image or more")
-        hits, remaining = self.remaining[:count], self.remaining[count:]
+        hits, remaining = tuple(self.remaining[:count]), self.remaining[count:]
         return replace(self, hits=hits, remaining=remaining, timings=Timings(0, 0, 0, 0))
 
     @property
@@ -191,11 +191,11 @@ _NO_CURSOR = "this is no whole cursor; pass the text of result.cursor as it is, 
 
 def _written(result: SearchResult) -> str:
     rows = np.zeros(len(result.remaining), _ROW)
-    for row, hit in zip(rows, result.remaining, strict=True):
-        row["id"] = uuid.UUID(hit.image_id).bytes
-        for name in _NUMBERS:
-            value = getattr(hit, name)
-            row[name] = np.nan if value is None else value
+    ids = b"".join(bytes.fromhex(hit.image_id.replace("-", "")) for hit in result.remaining)
+    rows["id"] = np.frombuffer(ids, "V16")
+    for name in _NUMBERS:
+        values = [getattr(hit, name) for hit in result.remaining]
+        rows[name] = [np.nan if value is None else value for value in values]
     head = {name: getattr(result, name) for name in _HEAD}
     text = json.dumps({**head, "rank": result.remaining[0].rank}).encode()
     body = zlib.compress(len(text).to_bytes(4, "little") + text + rows.tobytes())

@@ -551,7 +551,7 @@ class TwoStageRetriever:
         reason, top_k = degraded_reason(query), settings["top_k"]
         return SearchResult(
             query=query.text,
-            hits=hits[:top_k],
+            hits=tuple(hits[:top_k]),
             timings=timings,
             degraded=reason is not None,
             reason=reason,
@@ -574,7 +574,7 @@ class TwoStageRetriever:
         hits = candidates_as_hits(candidates, range(len(candidates)), settings["group_by"])
         return SearchResult(
             query=text,
-            hits=hits[:top_k],
+            hits=tuple(hits[:top_k]),
             timings=timings,
             candidates=len(candidates),
             remaining=hits[top_k:],

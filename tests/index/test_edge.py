@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -335,3 +337,40 @@ def test_import_loads_no_engine(module: str, tmp_path: Path) -> None:
     ).stdout.split()
     assert module in loaded
     assert not {"qdrant_client", "qdrant_edge", "httpx", "grpc", "torch"} & set(loaded)
+
+
+class WatchedShard:
+    """Pass calls on to a shard, and note which ids it was asked for by `retrieve`."""
+
+    def __init__(self, shard: Any) -> None:
+        self.shard, self.retrieved = shard, list[list[str]]()
+        self.before_retrieve: Callable[[], None] = lambda: None
+
+    def retrieve(self, ids: list[str], *args: Any) -> Any:
+        self.retrieved.append(ids)
+        self.before_retrieve()
+        return self.shard.retrieve(ids, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.shard, name)
+
+
+def test_queries_that_find_the_same_points_read_their_payloads_once(tmp_path: Path) -> None:
+    vectors = unit_vectors(30)
+    with closing(create_embedded(tmp_path, 8, {})) as index:
+        index.upsert(make_points(vectors))
+        alone = [index.nearest(query[np.newaxis], 9)[0] for query in vectors[:6]]
+        backend: Any = index._backend
+        shard = backend._engine = WatchedShard(backend._engine)
+        assert index.nearest(vectors[:6], 9) == alone
+        (read,) = shard.retrieved
+        assert len(read) == len({*read}) <= 30  # not 6 times what each finds
+
+        def delete_one() -> None:
+            shard.before_retrieve = lambda: None
+            index.delete([alone[0][0].image_id])
+
+        shard.before_retrieve = delete_one
+        without = index.nearest(vectors[:6], 9)
+        assert alone[0][0].image_id not in {c.image_id for found in without for c in found}
+        assert [len(found) for found in without] == [9] * 6

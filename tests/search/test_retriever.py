@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,6 +30,7 @@ from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.rerank import scorer as scorer_module
 from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.search import ranking as ranking_module
 from edje_qdrant.search import retriever as retriever_module
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -442,3 +445,38 @@ def test_what_on_missing_takes(retriever: TwoStageRetriever) -> None:
     same = retriever.search("a cat", on_missing="first_stage")
     assert places(same) == places(whole)
     assert not same.degraded
+
+
+def test_hits_are_made_when_they_are_used(
+    retriever: TwoStageRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = retriever.search(TEXTS[0], top_k=COUNT)
+    made: list[Any] = []
+
+    def noted(payload: Any) -> dict[str, Any]:
+        made.append(payload)
+        return user_payload(payload)
+
+    monkeypatch.setattr(ranking_module, "user_payload", noted)
+    result = retriever.search(TEXTS[0], top_k=3)
+    assert len(made) == 3
+    assert len(result.remaining) == COUNT - 3
+    assert result.remaining == whole.hits[3:]
+    second = result.next(4)
+    assert isinstance(second.hits, tuple)
+    assert second.hits == whole.hits[3:7]
+    copied = pickle.loads(pickle.dumps(result))
+    assert (copied.hits, copied.remaining) == (result.hits, whole.hits[3:])
+    assert copied == result
+    assert copy.deepcopy(result) == result
+    assert repr(result.remaining) == repr(whole.hits[3:])
+
+
+def test_a_page_can_be_turned_after_the_collection_is_closed(
+    index: Path, tiny_model: EDJEModel
+) -> None:
+    with TwoStageRetriever.open(index, model=tiny_model) as opened:
+        whole = opened.search(TEXTS[0], top_k=COUNT)
+        result = opened.search(TEXTS[0], top_k=3)
+    assert result.next(COUNT).hits == whole.hits[3:]
+    assert result.cursor is not None

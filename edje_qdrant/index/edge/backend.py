@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from edje_qdrant.types import Point
 
 if TYPE_CHECKING:
     import qdrant_edge
-    from qdrant_edge import EdgeShard, PayloadSelector, Query, ScoredPoint
+    from qdrant_edge import EdgeShard, PayloadSelector, Query, Record
 
 __all__ = ["EdgeBackend"]
 
@@ -218,17 +219,44 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
                 acorn=AcornSearchParams(True, 1.0) if reach is hnsw.Reach.MOST else None,
             )
             selected = _selected(payload=True, tokens=False)
+            several = len(queries) > 1
             requests = [
                 QueryRequest(
-                    limit=wanted, query=query, filter=chosen, with_payload=selected, params=params
+                    limit=wanted,
+                    query=query,
+                    filter=chosen,
+                    with_payload=False if several else selected,
+                    params=params,
                 )
                 for query in queries
             ]
-            return [_hits(answer) for answer in shard.query_batch(QueryBatchRequest(requests))]
+            answers = shard.query_batch(QueryBatchRequest(requests))
+            if not several:
+                return [*answers]
+            # Queries find the same points; reading a payload takes longer than finding a point.
+            ids = [[str(hit.id) for hit in answer] for answer in answers]
+            distinct = {*chain.from_iterable(ids)}
+            stored = {str(r.id): r for r in shard.retrieve([*distinct], selected, False)}
+        return [
+            [
+                _Stored(point_id, hit.score, stored[point_id])
+                for point_id, hit in zip(own, answer, strict=True)
+                if point_id in stored  # unless it was deleted since
+            ]
+            for own, answer in zip(ids, answers, strict=True)
+        ]
 
 
-def _hits(answer: Sequence[ScoredPoint]) -> Hits:
-    return ((str(hit.id), hit.score, hit.payload or {}) for hit in answer)
+class _Stored(NamedTuple):
+    """A point found, and the record with its payload, which queries may share."""
+
+    id: str
+    score: float
+    record: Record
+
+    @property
+    def payload(self) -> Any:
+        return self.record.payload
 
 
 def _selected(payload: bool, tokens: bool) -> bool | PayloadSelector:

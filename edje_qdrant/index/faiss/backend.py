@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from edje_qdrant.errors import StoreError
 from edje_qdrant.files import sync_folder
-from edje_qdrant.index.backend import Hits
+from edje_qdrant.index.backend import Found, Hits
 from edje_qdrant.index.faiss.database import Database
 from edje_qdrant.index.faiss.vectors import Rows, Vectors, load_faiss
 from edje_qdrant.index.filters.filter import Filter, qdrant_filter
@@ -211,7 +211,11 @@ class FaissBackend(FolderBackend[Database]):
                     if len(points) == len(numbers) and (chosen is None or undisturbed):
                         break
         return [
-            [(points[row].id, score, points[row].payload) for row, score in hits if row in points]
+            [
+                Found(points[row].id, score, points[row].payload)
+                for row, score in hits
+                if row in points
+            ]
             for hits in found
         ]
 

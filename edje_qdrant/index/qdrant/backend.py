@@ -184,7 +184,7 @@ class QdrantBackend(Backend):
             answers: list[Any] = []
             for run in in_runs(requests, vectors_per_request(self.dim)):
                 answers += await ask(name, "query_batch_points", name, run, **limits)
-        return [_hits(answer) for answer in answers]
+        return [answer.points for answer in answers]
 
     def best_score(
         self,
@@ -323,13 +323,9 @@ class QdrantBackend(Backend):
             answers += self._connection.call(
                 self._collection, self._client.query_batch_points, self._collection, run, **limits
             )
-        return [_hits(answer) for answer in answers]
+        return [answer.points for answer in answers]
 
     def _requests(
         self, queries: list[Any], wanted: int, chosen: models.Filter | None, reach: Reach | None
     ) -> list[models.QueryRequest]:
         return qdrant_requests.best(queries, wanted, chosen, reach, self._oversampling)
-
-
-def _hits(answer: models.QueryResponse) -> Hits:
-    return ((str(hit.id), hit.score, hit.payload or {}) for hit in answer.points)
