@@ -139,6 +139,49 @@ class CandidateScorer:
             TokensNotFoundError: Tokens are missing; names the ids.
             TokensCorruptError: Tokens are damaged; names the ids.
         """
+        *_, queries = self.score_in_slices(
+            texts,
+            found,
+            deadline=deadline,
+            on_missing=on_missing,
+            stop_early=stop_early,
+            top_k=top_k,
+            watch=watch,
+        )
+        return queries
+
+    def score_in_slices(
+        self,
+        texts: Sequence[str],
+        found: Sequence[Sequence[Candidate]],
+        *,
+        every: float | None = None,
+        deadline: Deadline | None = None,
+        on_missing: OnMissing = "error",
+        stop_early: Calibration | None = None,
+        top_k: int = 1,
+        watch: Stopwatch | None = None,
+    ) -> Iterator[list[ScoredQuery]]:
+        """Score the candidates of every query as `score_candidates` does; yield in between.
+
+        Args:
+            texts: As in `score_candidates`, like all arguments but `every`.
+            found: Candidates of each query.
+            every: Seconds that a slice is planned to take, by the measured time of earlier ones.
+                None yields only at the end.
+            deadline: When to stop.
+            on_missing: What to do with candidates whose tokens cannot be read.
+            stop_early: Stops a query once its remaining candidates are unlikely to matter.
+            top_k: Number of hits that will be returned for each query.
+            watch: Measures the stages.
+
+        Yields:
+            The same list of one `ScoredQuery` for each query, after every slice and at the end.
+
+        Raises:
+            TokensNotFoundError: Tokens are missing; names the ids.
+            TokensCorruptError: Tokens are damaged; names the ids.
+        """
         deadline, watch = deadline or Deadline(None), watch or Stopwatch()
         queries = [ScoredQuery(text, own) for text, own in zip(texts, found, strict=True)]
         failed: dict[str, StoreError] = {}
@@ -147,7 +190,8 @@ class CandidateScorer:
         watch.start("rerank")
         try:
             while active:
-                count = self._affordable(len(active), deadline, limit)
+                most = limit if every is None else min(limit, self._within(every, len(active)))
+                count = self._affordable(len(active), deadline, most)
                 if count == 0:
                     _stop(active, f"the budget of {deadline.milliseconds:g} ms ended")
                     break
@@ -159,6 +203,10 @@ class CandidateScorer:
                     if not query.is_complete and not query.is_settled(stop_early, top_k)
                 ]
                 limit = STEP if stop_early else limit
+                if active and every is not None:
+                    if failed:
+                        _assign_failures(queries, failed)
+                    yield queries
         except EdjeError:
             raise
         except Exception as error:
@@ -166,7 +214,12 @@ class CandidateScorer:
             _stop(active, f"the reranker failed: {type(error).__name__}: {_first_line(error)}")
         if failed:
             _assign_failures(queries, failed)
-        return queries
+        yield queries
+
+    def _within(self, seconds: float, queries: int) -> int:
+        """Return how many candidates of each active query are scored in that time, at least one."""
+        possible = self._pace.pairs_in(seconds) or 0
+        return max(possible, _SMALLEST, queries) // queries
 
     def _affordable(self, queries: int, deadline: Deadline, limit: int) -> int:
         """Return how many more candidates of each active query to score now; 0 ends scoring."""

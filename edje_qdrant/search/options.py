@@ -11,7 +11,15 @@ from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import Filter, check_group_field
 from edje_qdrant.rerank.scorer import OnMissing
 
-__all__ = ["DEFAULTS", "Fusion", "MinScore", "OnMissing", "SearchOptions", "with_defaults"]
+__all__ = [
+    "DEFAULTS",
+    "Fusion",
+    "MinScore",
+    "OnMissing",
+    "SearchOptions",
+    "check_milliseconds",
+    "with_defaults",
+]
 
 #: What ranks the images: the joint encoder alone, or both stages together.
 Fusion = Literal["rerank", "rrf", "blend"]
@@ -98,8 +106,8 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
     _check_weights(settings["fusion_weights"], settings["fusion"])
     _check_group_by(settings["group_by"])
     budget = settings["budget_ms"]
-    if budget is not None and not (_is_number(budget) and budget > 0):
-        raise ConfigError(f"budget_ms is {budget!r}; give milliseconds above 0")
+    if budget is not None:
+        check_milliseconds("budget_ms", budget)
     if not isinstance(settings["adaptive"], bool):
         raise ConfigError(f"adaptive is {settings['adaptive']!r}; give True or False")
     min_score = settings["min_score"]
@@ -108,6 +116,12 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
     elif min_score is not None and not _is_number(min_score):
         raise ConfigError(f'min_score is {min_score!r}; give a logit or "auto"')
     return settings
+
+
+def check_milliseconds(name: str, value: Any) -> None:
+    """Raise ConfigError if an option is not a number of milliseconds above 0."""
+    if not (_is_number(value) and value > 0):
+        raise ConfigError(f"{name} is {value!r}; give milliseconds above 0")
 
 
 def _check_weights(weights: Any, fusion: Fusion) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from edje_qdrant.rerank.stopwatch import Stopwatch
 from edje_qdrant.rerank.token_cache import DeviceTokenCache
 from edje_qdrant.rerank.token_loader import TokenReader
 from edje_qdrant.search.groups import diversified
-from edje_qdrant.search.options import SearchOptions, with_defaults
+from edje_qdrant.search.options import SearchOptions, check_milliseconds, with_defaults
 from edje_qdrant.search.ranking import candidates_as_hits, degraded_reason, rank_candidates
 from edje_qdrant.search.results import SearchHit, SearchResult
 from edje_qdrant.types import Candidate, Timings
@@ -232,6 +232,58 @@ class TwoStageRetriever:
             )
             results += self._rank(part, embeddings, found, settings, deadline, watch)
         return results
+
+    def search_stream(
+        self, text: str, *, every_ms: float = 100, **options: Unpack[SearchOptions]
+    ) -> Iterator[SearchResult]:
+        """Search as `search` does, and yield the ranking so far while candidates are scored.
+
+        Candidates are scored best of the first stage first, in slices whose size follows from the
+        measured speed of the model. After each slice, the scored candidates are ranked, and the
+        others follow in first-stage order, with `score=None`. The last result is that of `search`.
+
+        Args:
+            text: Description of the image.
+            every_ms: Milliseconds that a slice is planned to take; it has at least four candidates.
+            options: See `SearchOptions`.
+
+        Yields:
+            The ranking so far; `scored` says how many of the `candidates` have a score. The last
+            one is `degraded` if the budget ended or the reranker failed.
+
+        Raises:
+            ConfigError: As `search`, or `every_ms` is not above 0; before anything is searched.
+            StoreError: As `search`, while the results are read.
+            EngineUnavailableError: Likewise.
+            CheckpointError: Likewise.
+        """
+        check_texts("the query", [text])
+        settings = self.check_options(**options)
+        check_milliseconds("every_ms", every_ms)
+        return self._stream(text, every_ms / 1000, settings)
+
+    def _stream(self, text: str, every: float, settings: SearchOptions) -> Iterator[SearchResult]:
+        deadline, watch = Deadline(settings["budget_ms"]), Stopwatch()
+        watch.start("encode")
+        embeddings = self._model.encode_texts([text])  # (1, d)
+        watch.start("retrieve")
+        (found,) = self._collection.nearest(
+            embeddings,
+            settings["num_candidates"],
+            filter=settings["filter"],
+            timeout=deadline.timeout,
+        )
+        for (query,) in self._scorer.score_in_slices(
+            [text],
+            [self._diversified(embeddings, found, settings)],
+            every=every,
+            deadline=deadline,
+            on_missing=settings["on_missing"],
+            stop_early=self._model.calibration if settings["adaptive"] else None,
+            top_k=settings["top_k"],
+            watch=watch,
+        ):
+            yield self._result(query, settings, watch.timings())
 
     async def asearch(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
         """Search without blocking the event loop; see `search`.
@@ -512,7 +564,7 @@ class TwoStageRetriever:
                 self._diversified(embeddings[row : row + 1], candidates, settings)
                 for row, candidates in enumerate(found)
             ]
-        queries = self._scorer.score_candidates(
+        *_, queries = self._scorer.score_in_slices(
             texts,
             found,
             deadline=deadline,
