@@ -4,6 +4,7 @@ The tree::
 
     EdjeError
     ├── ConfigError (also ValueError)
+    │   └── ImagesNotFoundError
     ├── CheckpointError
     ├── ImageReadError
     ├── StoreError
@@ -39,6 +40,7 @@ __all__ = [
     "EdjeError",
     "EngineUnavailableError",
     "ImageReadError",
+    "ImagesNotFoundError",
     "MissingExtraError",
     "StoreError",
     "TokensCorruptError",
@@ -61,6 +63,18 @@ class EdjeError(Exception):
 
 class ConfigError(EdjeError, ValueError):
     """Report an invalid argument or setting; nothing was read or written."""
+
+
+class ImagesNotFoundError(ConfigError):
+    """Report ids that name no image of the collection.
+
+    Attributes:
+        image_ids: The ids.
+    """
+
+    def __init__(self, message: str, image_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.image_ids = tuple(image_ids)
 
 
 class CheckpointError(EdjeError):

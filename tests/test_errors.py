@@ -16,6 +16,7 @@ EXAMPLES = [
     errors.ConfigError("no"),
     errors.CheckpointError("no", path="/m", missing=["a"], mismatched={"b": ((1,), (2,))}),
     errors.ImageReadError("/a.png", "broken"),
+    errors.ImagesNotFoundError("gone", ["an-id"]),
     errors.StoreError("no"),
     errors.CollectionNotFoundError("/photos", "images", ["other"]),
     errors.CollectionExistsError("/photos", "images"),

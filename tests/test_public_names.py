@@ -36,6 +36,7 @@ PUBLIC = {
     "ImageCollection",
     "ImageEncoding",
     "ImageReadError",
+    "ImagesNotFoundError",
     "IngestReport",
     "LabelScore",
     "MissingExtraError",

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, ImagesNotFoundError
 from edje_qdrant.index.validate import check_ids
 
 __all__ = ["Examples", "Strategy", "average", "check_examples", "example_vectors"]
@@ -66,12 +66,12 @@ def example_vectors(
     """Return the examples' `(p, d)` and `(n, d)` vectors.
 
     Raises:
-        ConfigError: One is not stored; names it.
+        ImagesNotFoundError: One is not stored; names it.
     """
     unknown = [i for i in [*examples.positive, *examples.negative] if i not in stored]
     if unknown:
-        raise ConfigError(
-            f"the collection holds no {_listed(unknown)}; give examples that are in it"
+        raise ImagesNotFoundError(
+            f"the collection holds no {_listed(unknown)}; give examples that are in it", unknown
         )
     positive, negative = (
         np.array([stored[i] for i in ids], np.float32)

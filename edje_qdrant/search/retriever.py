@@ -404,8 +404,8 @@ class TwoStageRetriever:
             on_missing: As in `SearchOptions`.
 
         Raises:
-            ConfigError: An id is not in the collection, or both liked and disliked; or an option
-                is invalid.
+            ImagesNotFoundError: An id is not in the collection.
+            ConfigError: An id is both liked and disliked, or an option is invalid.
             StoreError: As `search`.
             EngineUnavailableError: As `search`.
         """

@@ -17,6 +17,7 @@ from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.version import __version__
 from edje_qdrant.web.errors import RequestError, add_error_handlers
 from edje_qdrant.web.image_routes import image_routes
+from edje_qdrant.web.limits import with_limits
 from edje_qdrant.web.middleware import ServiceMiddleware
 from edje_qdrant.web.schemas import CollectionInfo, ErrorBody, HealthBody
 from edje_qdrant.web.search_routes import search_routes
@@ -66,10 +67,18 @@ def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = 
         summary="Text in, the right image out: two-stage image search on Qdrant.",
         docs_url=None,  # FastAPI's documentation pages load scripts from other hosts
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the Host header that was sent
         lifespan=lifespan,
         dependencies=[Security(HTTPBearer(auto_error=False))] if settings.api_keys else [],
     )
     app.state.service = service
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        return with_limits(describe(), settings)
+
+    # FastAPI's own way to extend the document is to replace this method.
+    app.openapi = openapi  # type: ignore[method-assign]
     add_error_handlers(app)
     app.include_router(search_routes(service, _ERRORS))
     app.include_router(image_routes(service, _ERRORS))

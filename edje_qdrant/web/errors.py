@@ -17,6 +17,7 @@ from edje_qdrant.errors import (
     EdjeError,
     EngineUnavailableError,
     ImageReadError,
+    ImagesNotFoundError,
     MissingExtraError,
     TokensNotFoundError,
 )
@@ -57,6 +58,8 @@ def error_response(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """Build the response of an error."""
+    # A name from the request, in the message, may hold what cannot be encoded.
+    message = message.encode("utf-8", "backslashreplace").decode("utf-8")
     body = {"error": error, "message": message, "request_id": request_id}
     return JSONResponse(body, status, headers=dict(headers or {}))
 
@@ -74,7 +77,8 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     parts = []
     for problem in error.errors()[:5]:
         place = ".".join(str(part) for part in problem["loc"] if part != "body")
-        parts.append(f"{place or 'the body'}: {problem['msg']}")
+        said = problem["msg"].removeprefix("Value error, ")
+        parts.append(f"{place or 'the body'}: {said}")
     return _response(request, 422, "InvalidRequest", "; ".join(parts))
 
 
@@ -100,10 +104,10 @@ async def _busy(request: Request, _error: Exception) -> JSONResponse:
 
 
 def _status_of(error: Exception) -> int:
+    if isinstance(error, ImagesNotFoundError | TokensNotFoundError):
+        return 404
     if isinstance(error, ConfigError):
         return 400
-    if isinstance(error, TokensNotFoundError):
-        return 404
     if isinstance(error, ImageReadError):
         return 422
     if isinstance(error, MissingExtraError):

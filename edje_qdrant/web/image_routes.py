@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
 
 from edje_qdrant.collection.collection import user_payload
 from edje_qdrant.web.errors import RequestError
-from edje_qdrant.web.schemas import ErrorBody, Ingested, Picture, PictureList
+from edje_qdrant.web.schemas import ErrorBody, Ingested, Picture, PictureList, TypedCount
 from edje_qdrant.web.service import Service, not_found
 from edje_qdrant.web.settings import UPLOADS
 from edje_qdrant.web.uploads import Upload, ingest_uploads, payload_fields
@@ -17,6 +17,9 @@ __all__ = ["image_routes"]
 
 # An id is derived from the image's content, so a cached copy stays valid.
 _CACHE = "private, max-age=3600"
+
+# A malformed id is answered as an unknown one is, so that every path without an image is a 404.
+_Id = Annotated[str, Path(json_schema_extra={"format": "uuid"})]
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody}}
 
 
@@ -25,7 +28,7 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
     router = APIRouter(prefix="/v1", tags=["pictures"], responses={**responses, **_MISSING})
 
     @router.get("/images")
-    async def images(limit: Annotated[int, Query(ge=1, le=100)] = 24) -> PictureList:
+    async def images(limit: Annotated[TypedCount, Query(le=100)] = 24) -> PictureList:
         """Return some images of the collection, in arbitrary order."""
         index = service.retriever.collection.index
         points = await service.read(lambda: next(iter(index.scroll(batch_size=limit)), []))
@@ -33,7 +36,7 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
         return PictureList(pictures=shown)
 
     @router.get("/images/{image_id}")
-    async def image(image_id: str) -> Picture:
+    async def image(image_id: _Id) -> Picture:
         """Describe an image: payload and addresses of its files."""
         payload = await service.read(lambda: service.payload(image_id))
         return service.image_info(image_id, payload)
@@ -43,7 +46,7 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
         response_class=Response,
         responses={200: {"content": {"image/*": {}}, "description": "The unchanged image file."}},
     )
-    async def file(image_id: str, request: Request) -> Response:
+    async def file(image_id: _Id, request: Request) -> Response:
         """Return the image file."""
         served = await service.read(lambda: service.folder.read(service.payload(image_id)))
         if served is None:
@@ -56,7 +59,7 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
         responses={200: {"content": {"image/webp": {}}, "description": "A small image."}},
     )
     async def thumbnail(
-        image_id: str,
+        image_id: _Id,
         request: Request,
         size: Annotated[Literal["160", "320", "640"], Query(description="Longest side.")] = "320",
     ) -> Response:
@@ -71,9 +74,13 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
 
     @router.post("/ingest", responses={403: {"model": ErrorBody}})
     async def ingest(
-        files: Annotated[list[UploadFile], File(description="Image files.")],
+        files: Annotated[list[UploadFile], File(min_length=1, description="Image files.")],
         fields: Annotated[
-            str | None, Form(description="A JSON object with further payload fields.")
+            str | None,
+            Form(
+                description="A JSON object with further payload fields.",
+                json_schema_extra={"contentMediaType": "application/json"},
+            ),
         ] = None,
     ) -> Ingested:
         """Add images to the collection; images that it already holds are skipped."""

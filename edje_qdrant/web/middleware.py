@@ -32,6 +32,7 @@ _OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/openapi.json", "/favicon.
 _OPEN_FOLDER = "/static/"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MOST_REQUESTS, _MOST_UPLOADS = 256, 8
+_MOST_DIGITS = 18
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEADERS = {
     "Content-Security-Policy": (
@@ -148,7 +149,9 @@ class ServiceMiddleware:
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
             return RequestError(400, "BadRequest", "Content-Length is not a number")
-        if int(length) > (most := self._most_bytes(scope)):
+        # Python refuses to convert thousands of digits.
+        most = self._most_bytes(scope)
+        if len(length) > _MOST_DIGITS or int(length) > most:
             return _too_large(most)
         return None
 
@@ -167,7 +170,10 @@ class ServiceMiddleware:
             return True
         if "*" in self._settings.cors_origins:
             return True
-        return urlsplit(origin).netloc == headers.get("host", "")
+        try:
+            return urlsplit(origin).netloc == headers.get("host", "")
+        except ValueError:  # not an address
+            return False
 
     def _knows_key(self, headers: Headers) -> bool:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 from edje_qdrant.index import Strategy
+from edje_qdrant.index.filters.from_json import filter_schema
 from edje_qdrant.rerank.scorer import OnMissing
 from edje_qdrant.search.options import DEFAULTS, Fusion, MinScore
 
@@ -19,6 +30,7 @@ __all__ = [
     "FailedUpload",
     "HealthBody",
     "Hit",
+    "ImageId",
     "Ingested",
     "NextRequest",
     "Picture",
@@ -28,28 +40,71 @@ __all__ = [
     "RerankResult",
     "Reranked",
     "SearchRequest",
+    "TypedCount",
     "Word",
 ]
 
 _ID = "5b0f6d0e-6d0b-5b52-9f0c-2f8f4d6c1a77"
 _MOST = 100_000
 
-Scalar = bool | int | str
-FilterDict = dict[str, Scalar | list[Scalar]]
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_DIGITS = re.compile(r"[0-9]{1,9}")
+_ID_SCHEMA = {"type": "string", "format": "uuid", "examples": [_ID]}
+
+
+def _whole(value: Any) -> Any:
+    """Return an integer for 2.0, which is one by JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _typed_digits(value: Any) -> Any:
+    """Return the integer of a form's or an address's text, which has no types of its own."""
+    if isinstance(value, str):
+        if not _DIGITS.fullmatch(value):
+            raise ValueError("give a whole number, in digits")
+        return int(value)
+    return value
+
+
+def _canonical_id(text: str) -> str:
+    if not _UUID.fullmatch(text):
+        raise ValueError("an image's id is a UUID, such as " + _ID)
+    return text.lower()
+
+
+def _filter_value(value: Any) -> Any:
+    values = value if isinstance(value, list) else [value]
+    whole = [_whole(each) for each in values]
+    if not all(isinstance(each, bool | int | str) for each in whole):
+        raise ValueError("give a text, a whole number, true or false, or a list of these")
+    return whole if isinstance(value, list) else whole[0]
+
+
+def _min_score(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise ValueError('give a number, or "auto"')
+
+
+Scalar = bool | Annotated[int, Field(json_schema_extra={"format": "int64"})] | str
+FilterDict = dict[str, Annotated[Scalar | list[Scalar], BeforeValidator(_filter_value)]]
+QdrantFilter = Annotated[dict[str, Any], WithJsonSchema(filter_schema())]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=_MOST)]
-ImageId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Count = Annotated[int, Field(ge=1, le=_MOST)]
+ImageId = Annotated[str, AfterValidator(_canonical_id), WithJsonSchema(_ID_SCHEMA)]
+Count = Annotated[int, Field(ge=1, le=_MOST), BeforeValidator(_whole)]
+TypedCount = Annotated[int, Field(ge=1, le=_MOST), BeforeValidator(_typed_digits)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # Strict: true is not 1, and "2" is not 2.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class _Filtered(_Model):
     filter: FilterDict | None = Field(
         None, description="Payload field to value, or to a list of values; all fields must hold."
     )
-    qdrant_filter: dict[str, Any] | None = Field(
+    qdrant_filter: QdrantFilter | None = Field(
         None,
         description="Instead of `filter`: a filter in Qdrant's own JSON, with must, should, "
         "must_not, ranges and the rest.",
@@ -78,7 +133,8 @@ class SearchRequest(_Filtered):
         DEFAULTS["fusion"],
         description="Ranking by the joint encoder alone, or by both stages together.",
     )
-    fusion_weights: tuple[float, float] | None = Field(
+    # Not strict itself, as JSON has lists and no tuples; its numbers are.
+    fusion_weights: Annotated[tuple[float, float], Strict(False)] | None = Field(
         None, description="Weights of the first stage and of the joint encoder, for rrf and blend."
     )
     group_by: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
@@ -90,7 +146,7 @@ class SearchRequest(_Filtered):
         None, description="Time budget of the search in milliseconds, including waiting."
     )
     adaptive: bool = Field(False, description="Stop scoring once the rest is unlikely to matter.")
-    min_score: MinScore | None = Field(
+    min_score: Annotated[MinScore, BeforeValidator(_min_score)] | None = Field(
         None, description="Leave out hits with a lower logit; auto: below the calibrated cutoff."
     )
     on_missing: OnMissing = Field(
@@ -106,7 +162,11 @@ class SearchRequest(_Filtered):
 class NextRequest(_Model):
     """Request the next page of an earlier answer."""
 
-    cursor: str = Field(min_length=1, description="The `cursor` of that answer.")
+    cursor: str = Field(
+        min_length=1,
+        pattern="^[A-Za-z0-9_-]+$",
+        description="The `cursor` of that answer.",
+    )
     top_k: Count = Field(10, description="Hits of the page.")
 
 
@@ -164,7 +224,7 @@ class ExplainRequest(_Model):
 class Hit(BaseModel):
     """Image found by a search."""
 
-    image_id: str = Field(examples=[_ID])
+    image_id: ImageId
     rank: int = Field(description="Rank from 1, continued over pages.")
     score: float | None = Field(description="The joint encoder's logit; null if not scored.")
     probability: float | None = Field(
@@ -211,7 +271,7 @@ class RerankResult(BaseModel):
         description="Between 0 and 1: the calibrated probability, or the logit's sigmoid."
     )
     score: float = Field(description="The logit.")
-    document: str | None = None
+    document: ImageId | None = None
 
 
 class Reranked(BaseModel):
@@ -235,7 +295,7 @@ class Ingested(BaseModel):
     added: int
     skipped: int = Field(description="Images that the collection already held.")
     failed: list[FailedUpload]
-    image_ids: list[str] = Field(
+    image_ids: list[ImageId] = Field(
         description="Ids of the uploaded images that the collection now holds, in order."
     )
 
@@ -243,7 +303,7 @@ class Ingested(BaseModel):
 class Picture(BaseModel):
     """Image of the collection."""
 
-    image_id: str
+    image_id: ImageId
     payload: dict[str, Any]
     file: str | None = Field(description="Address of the image file; null if it is not served.")
     thumbnail: str | None
@@ -283,7 +343,7 @@ class Word(BaseModel):
 class Explained(BaseModel):
     """Explanation of a match."""
 
-    image_id: str
+    image_id: ImageId
     text: str
     score: float
     heat: list[list[float]]

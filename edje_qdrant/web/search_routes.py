@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, File, Form, Request, UploadFile
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.rerank.scorer import best_first
@@ -23,8 +22,10 @@ from edje_qdrant.web.schemas import (
     RerankRequest,
     RerankResult,
     SearchRequest,
+    TypedCount,
 )
 from edje_qdrant.web.service import Service
+from edje_qdrant.web.strict_json import StrictRoute, read_json
 from edje_qdrant.web.uploads import Upload, uploaded_image
 
 __all__ = ["search_routes"]
@@ -34,7 +35,7 @@ _FILTER: TypeAdapter[dict[str, Any]] = TypeAdapter(FilterDict)
 
 def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
     """Create the search routes of a service."""
-    router = APIRouter(prefix="/v1", tags=["search"], responses=responses)
+    router = APIRouter(prefix="/v1", tags=["search"], responses=responses, route_class=StrictRoute)
     retriever = service.retriever
 
     @router.post("/search")
@@ -52,8 +53,14 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
     @router.post("/search/image")
     async def search_image(
         file: Annotated[UploadFile, File(description="Image to search by.")],
-        top_k: Annotated[int, Form(ge=1)] = 10,
-        filter: Annotated[str | None, Form(description="Filter as in /v1/search, as JSON.")] = None,
+        top_k: Annotated[TypedCount, Form()] = 10,
+        filter: Annotated[
+            str | None,
+            Form(
+                description="Filter as in /v1/search, as JSON.",
+                json_schema_extra={"contentMediaType": "application/json"},
+            ),
+        ] = None,
         group_by: Annotated[str | None, Form(min_length=1, max_length=200)] = None,
     ) -> Answer:
         """Find the images most like an uploaded one, by the first stage alone."""
@@ -130,7 +137,7 @@ def _read_filter(text: str | None) -> dict[str, Any] | None:
     if not text:
         return None
     try:
-        return _FILTER.validate_python(json.loads(text)) or None
-    except (ValueError, RecursionError, ValidationError) as error:
+        return _FILTER.validate_python(read_json(text), strict=True) or None
+    except ValueError as error:
         message = 'filter must be a JSON object of fields and values, such as {"album": "a"}'
         raise ConfigError(message) from error

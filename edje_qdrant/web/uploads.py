@@ -16,11 +16,12 @@ from PIL import Image
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import image_file_id, open_listed, open_upright
-from edje_qdrant.index import TOKENS_KEY, json_integer
+from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.types import IngestReport
 from edje_qdrant.web.schemas import FailedUpload, Ingested
+from edje_qdrant.web.strict_json import read_json
 
 __all__ = ["Upload", "ingest_uploads", "payload_fields", "uploaded_image"]
 
@@ -62,8 +63,8 @@ def payload_fields(text: str | None) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        fields = json.loads(text, parse_constant=_no_constant, parse_int=json_integer)
-    except (ValueError, RecursionError) as error:
+        fields = read_json(text)
+    except ValueError as error:
         raise ConfigError(f"fields cannot be read as JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ConfigError('fields must be a JSON object, such as {"album": "winter"}')
@@ -168,7 +169,3 @@ def _written(upload: Upload, folder: Path, max_pixels: int) -> tuple[str, str, P
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")

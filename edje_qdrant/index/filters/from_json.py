@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,10 @@ from edje_qdrant.index.filters.validate import check_conditions
 if TYPE_CHECKING:
     from qdrant_client import models
 
-__all__ = ["filter_from_json"]
+__all__ = ["filter_from_json", "filter_schema"]
 
 _DEEPEST = 16
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def filter_from_json(value: Mapping[str, Any]) -> models.Filter:
@@ -27,14 +30,60 @@ def filter_from_json(value: Mapping[str, Any]) -> models.Filter:
 
     if _depth(value) > _DEEPEST:
         raise ConfigError(f"a filter may be nested {_DEEPEST} deep; write it flatter")
+    _check_dates(value)
     try:
-        filter = models.Filter.model_validate(value)
+        # From text, as only there a strict validation builds the objects in the filter.
+        filter = models.Filter.model_validate_json(json.dumps(value, allow_nan=False), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"the filter cannot be read at {place}: {first['msg']}") from error
     check_conditions(filter)
     return filter
+
+
+def _check_dates(value: Any) -> None:
+    """Check that a range's bounds that are texts are dates; "2" would be read as a second."""
+    if isinstance(value, Mapping):
+        bounds = value.get("range")
+        for name, bound in bounds.items() if isinstance(bounds, Mapping) else ():
+            if isinstance(bound, str) and not _DATE.match(bound):
+                raise ConfigError(
+                    f"the filter has a range with {name} {bound!r}; give a number, or a date such "
+                    "as 2024-05-17T10:00:00Z"
+                )
+    if isinstance(value, Mapping | list):
+        for child in value.values() if isinstance(value, Mapping) else value:
+            _check_dates(child)
+
+
+def filter_schema() -> dict[str, Any]:
+    """Return the JSON schema of what `filter_from_json` reads, one level deep.
+
+    The conditions themselves are described by Qdrant's own documentation.
+    """
+    conditions = {
+        "anyOf": [
+            {"type": "object"},
+            {"type": "array", "items": {"type": "object"}},
+            {"type": "null"},
+        ]
+    }
+    least = {
+        "type": "object",
+        "properties": {
+            "conditions": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+            "min_count": {"type": "integer", "minimum": 1},
+        },
+        "required": ["conditions", "min_count"],
+        "additionalProperties": False,
+    }
+    clauses = dict.fromkeys(("must", "should", "must_not"), conditions)
+    return {
+        "type": "object",
+        "properties": {**clauses, "min_should": {"anyOf": [least, {"type": "null"}]}},
+        "additionalProperties": False,
+    }
 
 
 def _depth(value: Any) -> int:
