@@ -13,7 +13,7 @@ from PIL import Image
 
 from edje_qdrant.data.caption_filter import captions_of
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import MAX_PIXELS, error_reason, open_upright, to_rgb
+from edje_qdrant.images import MAX_PIXELS, error_reason, open_upright
 from edje_qdrant.types import FailedImage
 
 __all__ = ["DatasetPairs"]
@@ -125,7 +125,7 @@ class DatasetPairs:
         file = io.BytesIO(value) if isinstance(value, bytes) else value
         if not isinstance(file, str | io.BytesIO | Image.Image):
             raise ImageReadError(where, f"{type(value).__name__} is not an image")
-        return to_rgb(open_upright(file, where, max_pixels=self._max_pixels))
+        return open_upright(file, where, max_pixels=self._max_pixels)
 
 
 def _encoded_images(dataset: Any, column: str) -> Any:

@@ -16,7 +16,7 @@ from edje_qdrant.data.annotations import group_by_image, read_annotations
 from edje_qdrant.data.hf_datasets import DatasetPairs
 from edje_qdrant.data.webdataset import TarPairs
 from edje_qdrant.errors import ConfigError, MissingExtraError
-from edje_qdrant.images import MAX_PIXELS, open_upright, to_rgb
+from edje_qdrant.images import MAX_PIXELS, open_upright
 
 __all__ = ["AnnotatedPairs", "DatasetPairs", "PairSource", "TarPairs", "open_pairs"]
 
@@ -109,7 +109,7 @@ class AnnotatedPairs:
             ImageReadError: It cannot be read.
         """
         path = self._rows[row].image
-        return to_rgb(open_upright(path, max_pixels=self._max_pixels))
+        return open_upright(path, max_pixels=self._max_pixels)
 
 
 def open_pairs(

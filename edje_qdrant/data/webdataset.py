@@ -19,7 +19,7 @@ from PIL import Image
 
 from edje_qdrant.data.caption_filter import captions_of
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import MAX_PIXELS, error_reason, open_upright, to_rgb
+from edje_qdrant.images import MAX_PIXELS, error_reason, open_upright
 from edje_qdrant.types import FailedImage
 
 __all__ = ["TarPairs", "expand_shards"]
@@ -132,7 +132,7 @@ class TarPairs:
                 data = _read(file, sample.image)
         except OSError as error:
             raise ImageReadError(where, error_reason(error)) from error
-        return to_rgb(open_upright(io.BytesIO(data), where, max_pixels=self._max_pixels))
+        return open_upright(io.BytesIO(data), where, max_pixels=self._max_pixels)
 
 
 def expand_shards(patterns: Sequence[str | Path]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import open_upright, to_rgb
+from edje_qdrant.images import open_upright
 from edje_qdrant.text import shorten_text
 
 __all__ = ["SheetRow", "draw_contact_sheet"]
@@ -80,7 +80,7 @@ def draw_contact_sheet(rows: Sequence[SheetRow], title: str, path: Path) -> None
 def _thumb(image: Path) -> Image.Image:
     """Return the image upright, cropped to a square; grey if it cannot be read any more."""
     try:
-        upright = to_rgb(open_upright(image))
+        upright = open_upright(image)
     except ImageReadError:
         return Image.new("RGB", (_THUMB, _THUMB), _GONE)
     return ImageOps.fit(upright, (_THUMB, _THUMB))

@@ -1,4 +1,4 @@
-"""Open images upright and within a size limit."""
+"""Read images as a viewer shows them, within a size limit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images.formats import open_listed
+from edje_qdrant.images.rgb import to_rgb
 
 __all__ = [
     "MAX_PIXELS",
@@ -48,7 +49,10 @@ def open_upright(
     *,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Decode an image and apply its EXIF orientation; the mode is not changed.
+    """Read an image as a viewer shows it: upright, 8-bit RGB in sRGB, on white; see `to_rgb`.
+
+    Of an animation the first frame is read, of a file with several images the first, of an icon
+    the largest.
 
     Every file that the package decodes is opened here or in `formats.open_listed`: only files in
     one of the listed formats are decoded.
@@ -72,9 +76,11 @@ def open_upright(
         if isinstance(file, Image.Image):
             return _upright(file, name, max_pixels)
         with open_listed(file, name) as image:
-            return _upright(image, name, max_pixels)
-    except ImageReadError:
-        raise
+            rgb = _upright(image, name, max_pixels)
+        rgb.info.pop("icc_profile", None)  # of sRGB or unusable; programs that save would keep it
+        return rgb
+    except ImageReadError as error:
+        raise ImageReadError(name, error.reason) from error
     except Exception as error:  # decoders raise any type of error for damaged files
         raise ImageReadError(name, error_reason(error)) from error
 
@@ -112,15 +118,25 @@ def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         size = f"{image.width} x {image.height} pixels"
         raise ImageReadError(name, f"{size}; no more than {max_pixels} are allowed")
-    image.load()  # before the EXIF data are read: loading a TIFF applies its orientation
+    _skip_default_image(image)
+    rgb = to_rgb(image)  # before the EXIF data are read: loading a TIFF applies its orientation
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # damaged EXIF data do not make the image unusable
-        return image
+        return rgb
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     if turn is None:
-        return image
-    turned = image.transpose(turn)
+        return rgb
+    turned = rgb.transpose(turn)
     for key in _WITH_ORIENTATION:  # copied by Pillow; the result would be turned a second time
         turned.info.pop(key, None)
     return turned
+
+
+def _skip_default_image(image: Image.Image) -> None:
+    """Go to the first frame of an animated PNG, which need not be its default image."""
+    if image.info.get("default_image") and getattr(image, "tell", int)() == 0:
+        try:
+            image.seek(1)
+        except (EOFError, SyntaxError, ValueError):  # viewers show the default image then
+            image.seek(0)

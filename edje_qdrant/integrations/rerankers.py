@@ -126,6 +126,7 @@ def _image_of(doc: RankableImage | Document) -> RankableImage:
     """
     if not isinstance(doc, Document):
         return doc
+    name = f"of document {doc.doc_id!r}"
     if doc.base64 is not None:
         name = f"of document {doc.doc_id!r}"
         try:

@@ -102,7 +102,7 @@ class ImageFolder:
         return ServedFile(data, media_type)
 
     def decode(self, payload: Mapping[str, Any]) -> Image.Image | None:
-        """Decode the image, upright; return None if it is not served or not readable."""
+        """Read the image as the model sees it; return None if it is not served or not readable."""
         file = self.open(payload)
         if file is None:
             return None
@@ -171,11 +171,9 @@ class Thumbnails:
 
 
 def _thumbnail(image: Image.Image, side: int) -> bytes:
-    has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    small = image.convert("RGBA" if has_alpha else "RGB")
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    small.save(out, "WEBP", quality=85, method=2)
+    image.save(out, "WEBP", quality=85, method=2)
     return out.getvalue()
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -144,6 +145,22 @@ def test_thumbnails_are_kept_within_bounds_and_not_longer_than_their_picture(tmp
     assert len(thumbnails._cache) <= 3
     (tmp_path / "5.png").unlink()
     assert thumbnails.get("5", {"path": "5.png"}, 160) is None
+
+
+def test_thumbnails_show_what_the_model_sees(tmp_path):
+    drawing = Image.new("RGBA", (20, 20), (0, 0, 0, 0))  # black on transparent ground
+    drawing.paste((0, 0, 0, 255), (0, 0, 10, 20))
+    drawing.save(tmp_path / "drawing.png")
+    deep = np.full((20, 20), 4095, dtype=np.uint16)  # 12 bits in 16
+    deep[:, :10] = 0
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    thumbnails = Thumbnails(ImageFolder(tmp_path, max_pixels=10_000), max_bytes=1 << 20)
+    for name in ("drawing.png", "deep.tif"):
+        small = thumbnails.get(name, {"path": name}, 160)
+        with Image.open(io.BytesIO(small)) as image:
+            assert image.mode == "RGB"
+            assert max(image.getpixel((3, 10))) < 10
+            assert min(image.getpixel((17, 10))) > 245
 
 
 def test_pictures_too_large_to_show_are_not_decoded(tmp_path):
