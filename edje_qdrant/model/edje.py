@@ -305,15 +305,13 @@ class EDJEModel(nn.Module):
         Raises:
             ConfigError: A text is empty after clean-up.
         """
-        encoded = self.tokenizer(
-            clean_captions(texts),
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=self.joint_encoder.max_caption_length,
-            return_tensors="pt",
-        )
-        return encoded["input_ids"].to(self.device), encoded["attention_mask"].to(self.device)
+        ids = self.caption_ids(texts)
+        input_ids = torch.full((len(ids), max(map(len, ids))), self.tokenizer.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, own in enumerate(ids):
+            input_ids[row, : len(own)] = torch.tensor(own)
+            attention_mask[row, : len(own)] = 1
+        return input_ids.to(self.device), attention_mask.to(self.device)
 
     def caption_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Clean texts and return the joint encoder's ids of each, `[CLS] ... [SEP]`, unpadded.
@@ -321,15 +319,17 @@ class EDJEModel(nn.Module):
         Raises:
             ConfigError: A text is empty after clean-up.
         """
-        encoded = self.tokenizer(
-            clean_captions(texts),
-            truncation=True,
-            max_length=self.joint_encoder.max_caption_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        cleaned, backend = clean_captions(texts), self.tokenizer.backend_tokenizer
+        # Another call of the tokenizer may have left these on.
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        limit, end = self.joint_encoder.max_caption_length, self.joint_encoder.sep_token_id
+        return [
+            ids if len(ids := encoding.ids) <= limit else [*ids[: limit - 1], end]
+            for encoding in backend.encode_batch_fast(cleaned)
+        ]
 
     def score(self, text: str, tokens: Tokens, *, batch_size: int = 128) -> NDArray[np.float32]:
         """Score one text against many images.

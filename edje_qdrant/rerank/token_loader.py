@@ -133,5 +133,7 @@ class _Staging:
 
 
 def _from_numpy(codes: NDArray[np.uint8], device: torch.device) -> Tensor:
-    # torch warns about read-only arrays, such as those of a memory map.
-    return torch.from_numpy(np.require(codes, requirements=["C", "W"])).to(device)
+    if not codes.flags.carray:
+        # torch warns about read-only arrays, such as those of a memory map.
+        codes = np.require(codes, requirements=["C", "W"])
+    return torch.from_numpy(codes).to(device)

@@ -12,6 +12,7 @@ from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.text import clean_captions
 
 
 def test_shapes_and_dtypes(model: EDJEModel) -> None:
@@ -128,6 +129,24 @@ def test_inference_does_not_walk_through_the_modules(
     monkeypatch.delattr(torch.nn.Module, "named_modules")
     with model.inference():
         assert torch.is_inference_mode_enabled()
+
+
+def test_captions_are_tokenized_as_the_tokenizer_does_whatever_was_asked_of_it_before(
+    model: EDJEModel,
+) -> None:
+    texts = ["red", "a blue star", "the cat " * 100, "Seven, kites!"]
+    limit = model.joint_encoder.max_caption_length
+    expected = model.tokenizer(
+        clean_captions(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+    )
+    for asked in ({}, {"padding": True}, {"truncation": True, "max_length": 3}):
+        model.tokenizer(texts, **asked)
+        ids, mask = model.tokenize(texts)
+        assert torch.equal(ids, expected["input_ids"])
+        assert torch.equal(mask, expected["attention_mask"])
+        model.tokenizer(texts, **asked)
+        rows = zip(ids.tolist(), mask.sum(dim=1).tolist(), strict=True)
+        assert model.caption_ids(texts) == [row[:length] for row, length in rows]
 
 
 def test_training_reaches_the_adapter_through_the_joint_encoder(model: EDJEModel) -> None:
