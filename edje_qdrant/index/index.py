@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -156,7 +157,10 @@ class VectorIndex:
 
         A server is asked through `AsyncQdrantClient`; an embedded engine works in another thread.
         """
-        queries, chosen = self._checked(vectors, limit, filter)
+        if filter is None or isinstance(filter, Mapping):
+            queries, chosen = self._checked(vectors, limit, filter)
+        else:  # a server may have to be asked for its version and its indexes
+            queries, chosen = await asyncio.to_thread(self._checked, vectors, limit, filter)
         found = await self._backend.nearest_async(queries, limit + SLACK, chosen, timeout)
         return [rank(hits, limit) for hits in found]
 

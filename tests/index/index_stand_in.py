@@ -1,14 +1,61 @@
-"""A small HTTP server that speaks Qdrant's REST interface over a real client in memory."""
+"""A small HTTP server that answers Qdrant's REST requests as recorded from real servers.
+
+The data is in a client in memory. `test_stand_in.py` replays every recorded exchange.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from qdrant_client import QdrantClient, models
+from server_filters import all_conditions, server_matches, unread_words
+
+_DEFAULT_HNSW = {
+    "m": 16,
+    "ef_construct": 100,
+    "full_scan_threshold": 10_000,
+    "max_indexing_threads": 0,
+    "on_disk": False,
+}
+_DEFAULT_OPTIMIZER = {
+    "deleted_threshold": 0.2,
+    "vacuum_min_vector_number": 1000,
+    "default_segment_number": 0,
+    "max_segment_size": None,
+    "memmap_threshold": None,
+    "indexing_threshold": 10_000,
+    "flush_interval_sec": 5,
+    "max_optimization_threads": None,
+    "prevent_unoptimized": None,
+}
+_WAL = {"wal_capacity_mb": 32, "wal_segments_ahead": 0, "wal_retain_closed": 1}
+_AWAY = (
+    "Service internal error: Tonic status error: code: 'The service is currently unavailable', "
+    'message: "tcp connect error", source: tonic::transport::Error(Transport, ConnectError('
+    'ConnectError("tcp connect error", 127.0.0.1:8695, Os { code: 111, kind: ConnectionRefused, '
+    'message: "Connection refused" })))'
+)
+
+
+class _RefusalError(Exception):
+    """An answer other than 200: its status, what it says, and its headers."""
+
+    def __init__(
+        self,
+        status: int,
+        says: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        plain: bool = False,
+    ) -> None:
+        super().__init__(says)
+        self.status, self.says, self.headers, self.plain = status, says, headers or {}, plain
 
 
 class StandIn:
@@ -17,6 +64,10 @@ class StandIn:
     Attributes:
         url: Where it listens.
         client: What keeps the data.
+        version: The server's version, which decides about filters.
+        keys: Keys that requests must bring one of, and whether a key may write; None for no check.
+        node_away: Whether a node of the cluster cannot be reached, so that requests fail.
+        no_quorum: Whether a cluster cannot agree, so that no collection is created.
         failures: Statuses (with headers) to answer with, before anything else.
         seen: Method and path of every request.
         params: How each search was to be done.
@@ -25,8 +76,12 @@ class StandIn:
         answers_left: How many more requests to answer before hanging up on every one; None for all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "1.19.0", keys: Mapping[str, bool] | None = None) -> None:
         self.client = QdrantClient(":memory:")
+        self.version = version
+        self.keys = keys
+        self.node_away = False
+        self.no_quorum = False
         self.failures: deque[tuple[int, dict[str, str]]] = deque()
         self.seen: list[str] = []
         self.headers: list[dict[str, str]] = []
@@ -34,43 +89,64 @@ class StandIn:
         self.created: dict[str, dict[str, Any]] = {}
         self.indexed: dict[str, dict[str, Any]] = {}
         self.answers_left: int | None = None
+        self._aliases: dict[str, str] = {}
+        self._strict: dict[str, dict[str, Any]] = {}
+        self._reads: dict[str, int] = defaultdict(int)
+        self._operations: dict[str, int] = defaultdict(int)
+        self._written: dict[str, dict[Any, int]] = defaultdict(dict)
         lock = threading.Lock()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def handle_any(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(length)) if length else {}
-                path = self.path.partition("?")[0]
-                outer.seen.append(f"{self.command} {path}")
-                outer.headers.append({k.lower(): v for k, v in self.headers.items()})
+                text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = json.loads(text) if text else {}
+                url = urlsplit(self.path)
+                outer.seen.append(f"{self.command} {url.path}")
+                headers = {k.lower(): v for k, v in self.headers.items()}
+                outer.headers.append(headers)
                 if outer.answers_left is not None:
                     if outer.answers_left == 0:
                         self.close_connection = True
                         return None
                     outer.answers_left -= 1
                 if outer.failures:
-                    status, headers = outer.failures.popleft()
-                    return self.reply(status, {"status": {"error": "told to fail"}}, headers)
+                    status, more = outer.failures.popleft()
+                    return self.reply(status, {"status": {"error": "told to fail"}}, more)
+                path = url.path.strip("/").split("/")
                 try:
                     with lock:
-                        result = outer.answer(self.command, path.strip("/").split("/"), body)
+                        outer.admit(self.command, path, headers.get("api-key"))
+                        path = outer.resolved(path)
+                        limits = {key: values[0] for key, values in parse_qs(url.query).items()}
+                        outer.check(self.command, path, body, limits, len(text))
+                        result = outer.answer(self.command, path, body)
+                except _RefusalError as refusal:
+                    says: Any = {"status": {"error": refusal.says}}
+                    return self.reply(
+                        refusal.status, refusal.says if refusal.plain else says, refusal.headers
+                    )
                 except ValueError as error:
                     status = 404 if "not found" in str(error) else 400
-                    return self.reply(status, {"status": {"error": str(error)}})
+                    return self.reply(status, {"status": {"error": f"Wrong input: {error}"}})
+                if path == [""]:
+                    return self.reply(200, result)
                 return self.reply(200, {"result": result, "status": "ok", "time": 0.0})
 
             def reply(
-                self, status: int, data: dict[str, Any], headers: dict[str, str] | None = None
+                self, status: int, data: Any, headers: Mapping[str, str] | None = None
             ) -> None:
-                text = json.dumps(data).encode()
+                plain = isinstance(data, str)
+                text = data.encode() if plain else json.dumps(data).encode()
                 self.send_response(status)
+                if not plain:
+                    self.send_header("Content-Type", "application/json")
                 for key, value in {**(headers or {}), "Content-Length": str(len(text))}.items():
                     self.send_header(key, value)
                 self.end_headers()
                 self.wfile.write(text)
 
-            do_GET = do_PUT = do_POST = do_PATCH = handle_any  # noqa: N815
+            do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -89,36 +165,150 @@ class StandIn:
         self._server.server_close()
         self.client.close()
 
+    # Whether to answer at all.
+
+    def admit(self, method: str, path: list[str], key: str | None) -> None:
+        """Refuse a request that brings no key, or one that may not write."""
+        if self.keys is None or path == [""]:
+            return
+        if key is None:
+            says = "Must provide an API key or an Authorization bearer token"
+            raise _RefusalError(401, says, plain=True)
+        if key not in self.keys:
+            raise _RefusalError(401, "Invalid API key or JWT", plain=True)
+        if not self.keys[key] and (method in ("PUT", "PATCH", "DELETE") or _writes(method, path)):
+            raise _RefusalError(403, "Forbidden: Global manage access is required")
+
+    def resolved(self, path: list[str]) -> list[str]:
+        """Put a collection's name in the place of its alias."""
+        if path[0] == "collections" and len(path) > 1:
+            path[1] = self._aliases.get(path[1], path[1])
+        return path
+
+    def check(
+        self, method: str, path: list[str], body: Any, limits: Mapping[str, str], size: int
+    ) -> None:
+        """Refuse what a server refuses before it looks at the points."""
+        name = path[1] if len(path) > 1 else ""
+        if self.no_quorum and (method, *path[2:]) == ("PUT",):
+            raise _RefusalError(
+                500,
+                "Service internal error: Waiting for consensus operation commit failed. Timeout "
+                "set at: 10 seconds",
+            )
+        if path[0] != "collections" or name in ("", "aliases"):
+            return
+        creates = (method, *path[2:]) == ("PUT",)
+        if not creates and path[2:] != ["exists"] and not self.client.collection_exists(name):
+            raise _RefusalError(404, f"Not found: Collection `{name}` doesn't exist!")
+        version = tuple(map(int, self.version.split(".")[:2]))
+        for chosen in _filters(path, body):
+            unread = unread_words(chosen, (version[0], version[1]))
+            if unread:
+                words = f"Format error in JSON body: {unread} at line 1 column {size}"
+                raise _RefusalError(400, words)
+        if self.node_away and "points" in path:
+            many = "1 of 1 read operations failed:\n  "
+            if _writes(method, path):
+                many = "1 out of 2 shards failed to apply operation. First error captured: "
+            raise _RefusalError(500, f"Service internal error: {many}{_AWAY}")
+        strict = self._strict.get(name, {})
+        if strict.get("enabled"):
+            self._check_strict(name, method, path, body, limits, strict)
+
+    def _check_strict(
+        self,
+        name: str,
+        method: str,
+        path: list[str],
+        body: Any,
+        limits: Mapping[str, str],
+        strict: Mapping[str, Any],
+    ) -> None:
+        def bound(value: float | None, most: str, called: str) -> None:
+            limit = strict.get(most)
+            if value is not None and limit is not None and value > limit:
+                raise _RefusalError(
+                    400,
+                    f'Bad request: Limit exceeded {value:g} > {limit:g} for "{called}". Help: '
+                    f'Reduce the "{called}" parameter to or below {limit:g}.',
+                )
+
+        points = "points" in path
+        writes = _writes(method, path)
+        if points and not writes and strict.get("read_rate_limit") is not None:
+            self._reads[name] += 1
+            if self._reads[name] > strict["read_rate_limit"]:
+                raise _RefusalError(
+                    429,
+                    "Rate limiting exceeded: Read rate limit exceeded: Operation requires 1 tokens "
+                    "but only 0.0 were available. Retry after 60s",
+                    {"Retry-After": "60"},
+                )
+        bound(float(limits["timeout"]) if "timeout" in limits else None, "max_timeout", "timeout")
+        if points and isinstance(body, dict):
+            if (method, path[2:]) == ("PUT", ["points"]):
+                bound(len(body.get("points", ())), "upsert_max_batchsize", "upsert limit")
+            for request in body.get("searches", [body]):
+                bound(request.get("limit"), "max_query_limit", "limit")
+                params = request.get("params") or {}
+                quantization = params.get("quantization") or {}
+                bound(quantization.get("oversampling"), "search_max_oversampling", "oversampling")
+                bound(params.get("hnsw_ef"), "search_max_hnsw_ef", "hnsw_ef")
+            known = self.indexed.get(name, {})
+            free = strict.get(f"unindexed_filtering_{'update' if writes else 'retrieve'}", True)
+            for key, kind in () if free else _needed_indexes(path, body):
+                if key not in known:
+                    raise _RefusalError(
+                        400,
+                        f'Bad request: Index required but not found for "{key}" of one of the '
+                        f"following types: [{kind}]. Help: Create an index for this key or use a "
+                        "different filter.",
+                    )
+
+    # Answers.
+
     def answer(self, method: str, path: list[str], body: dict[str, Any]) -> Any:
         name = path[1] if len(path) > 1 else ""
+        match (method, *path):
+            case ("GET", ""):
+                commit = "db8fa43fcb6aedec1e739487e17a99731b74590a"
+                title = "qdrant - vector search engine"
+                return {"title": title, "version": self.version, "commit": commit}
+            case ("GET", "aliases"):
+                pairs = [
+                    {"alias_name": alias, "collection_name": of}
+                    for alias, of in self._aliases.items()
+                ]
+                return {"aliases": pairs}
+            case ("POST", "collections", "aliases"):
+                for action in body["actions"]:
+                    if made := action.get("create_alias"):
+                        self._aliases[made["alias_name"]] = made["collection_name"]
+                    if gone := action.get("delete_alias"):
+                        self._aliases.pop(gone["alias_name"], None)
+                return True
         match (method, *path[2:]):
             case ("GET",) if not name:
                 return _plain(self.client.get_collections())
             case ("GET", "exists"):
                 return {"exists": self.client.collection_exists(name)}
             case ("GET",):
-                info = _plain(self.client.get_collection(name))
-                # The client's local mode keeps none of these.
-                asked = self.created.get(name, {})
-                info["config"]["quantization_config"] = asked.get("quantization_config")
-                params = ("shard_number", "replication_factor", "write_consistency_factor")
-                for key in (*params, "on_disk_payload"):
-                    if key in asked:
-                        info["config"]["params"][key] = asked[key]
-                if "on_disk" in asked.get("vectors", {}):
-                    info["config"]["params"]["vectors"]["on_disk"] = asked["vectors"]["on_disk"]
-                return {**info, "payload_schema": self.indexed.get(name, {})}
+                return self._described(name)
             case ("PUT", "index"):
                 # The client's local mode keeps no indexes, so what was asked for is noted here.
                 field = models.CreateFieldIndex(**body)
                 schema = body["field_schema"]
-                kind = schema["type"] if isinstance(schema, dict) else schema
-                self.indexed.setdefault(name, {})[field.field_name] = {
-                    "data_type": kind,
-                    "points": 0,
-                    "params": schema if isinstance(schema, dict) else None,
-                }
-                return {"operation_id": 0, "status": "completed"}
+                known = self.indexed.setdefault(name, {})
+                if isinstance(schema, dict):
+                    params = {key: value for key, value in schema.items() if value is not None}
+                    known[field.field_name] = {"data_type": schema["type"], "params": params}
+                else:
+                    known[field.field_name] = {"data_type": schema}
+                return self._done(name, 2)
+            case ("DELETE", "index", field_name):
+                self.indexed.get(name, {}).pop(field_name, None)
+                return self._done(name)
             case ("PUT",):
                 made = models.CreateCollection(**body)
                 done = self.client.create_collection(
@@ -126,12 +316,23 @@ class StandIn:
                 )
                 self.created[name] = body
                 return done
+            case ("DELETE",):
+                return self.client.delete_collection(name)
             case ("PATCH",):
-                return self.client.update_collection(
-                    name, metadata=models.UpdateCollection(**body).metadata
-                )
+                update = models.UpdateCollection(**body)
+                if update.strict_mode_config is not None:
+                    given = update.strict_mode_config.model_dump(exclude_none=True)
+                    self._strict.setdefault(name, {}).update(given)
+                    self._reads.pop(name, None)
+                if update.metadata is None:
+                    return True
+                return self.client.update_collection(name, metadata=update.metadata)
             case ("PUT", "points"):
-                return _plain(self.client.upsert(name, models.PointsList(**body).points))
+                points = models.PointsList(**body).points
+                self.client.upsert(name, points)
+                result = self._done(name)
+                self._written[name].update({p.id: result["operation_id"] for p in points})
+                return result
             case ("POST", "points"):
                 named = models.PointRequest(**body)
                 found = self.client.retrieve(
@@ -140,40 +341,174 @@ class StandIn:
                     with_payload=named.with_payload,
                     with_vectors=bool(named.with_vector),
                 )
-                return [_plain(record) for record in found]
+                return [_given(record) for record in found]
+            case ("POST", "points", "query"):
+                return self._searched(name, [models.QueryRequest(**body)])[0]
             case ("POST", "points", "query", "batch"):
                 searches = models.QueryRequestBatch(**body).searches
                 for search in searches:
                     assert search.params is not None
                     self.params.append(search.params)
-                    search.params = None
-                return [_plain(r) for r in self.client.query_batch_points(name, searches)]
+                return self._searched(name, searches)
             case ("POST", "points", "scroll"):
                 wanted = models.ScrollRequest(**body)
                 records, following = self.client.scroll(
                     name,
-                    wanted.filter,
+                    self._by_id(name, wanted.filter),
                     limit=wanted.limit or 10,
                     offset=wanted.offset,
                     with_payload=wanted.with_payload,
                     with_vectors=bool(wanted.with_vector),
                 )
-                points = [_plain(record) for record in records]
-                return {"points": points, "next_page_offset": following}
+                points_found = [_given(record) for record in records]
+                return {"points": points_found, "next_page_offset": following}
             case ("POST", "points", "batch"):
                 operations = models.UpdateOperations(**body).operations
-                return [_plain(r) for r in self.client.batch_update_points(name, operations)]
+                self.client.batch_update_points(name, operations)
+                return [self._done(name) for _ in operations]
+            case ("POST", "points", "payload"):
+                setting = models.SetPayload(**body)
+                self._operations[name] += 1
+                for point_id in setting.points or []:
+                    if not self.client.retrieve(name, [point_id]):
+                        raise _RefusalError(404, f"Not found: No point with id {point_id} found")
+                chosen: Any = setting.points or self._by_id(name, setting.filter)
+                self.client.set_payload(name, setting.payload, chosen)
+                return {"operation_id": self._operations[name], "status": "completed"}
             case ("POST", "points", "payload", "delete"):
                 gone = models.DeletePayload(**body)
-                return _plain(self.client.delete_payload(name, gone.keys, gone.filter))
+                self.client.delete_payload(name, gone.keys, self._by_id(name, gone.filter))
+                return self._done(name)
             case ("POST", "points", "delete") if "filter" in body:
-                return _plain(self.client.delete(name, models.FilterSelector(**body)))
+                by_id = self._by_id(name, models.FilterSelector(**body).filter)
+                self.client.delete(name, models.FilterSelector(filter=by_id))
+                return self._done(name)
             case ("POST", "points", "delete"):
-                return _plain(self.client.delete(name, models.PointIdsList(**body)))
+                self.client.delete(name, models.PointIdsList(**body))
+                return self._done(name)
             case ("POST", "points", "count"):
-                counted = models.CountRequest(**body)
-                return _plain(self.client.count(name, counted.filter, exact=bool(counted.exact)))
+                counted = self._by_id(name, models.CountRequest(**body).filter)
+                return _plain(self.client.count(name, counted, exact=True))
         raise ValueError(f"{method} {path} not found")
+
+    def _done(self, name: str, operations: int = 1) -> dict[str, Any]:
+        self._operations[name] += operations
+        return {"operation_id": self._operations[name], "status": "completed"}
+
+    def _searched(self, name: str, searches: list[models.QueryRequest]) -> list[Any]:
+        for search in searches:
+            search.params = None  # the client's local mode compares all vectors
+            search.filter = self._by_id(name, search.filter)
+            self._check_width(name, search.query)
+        answers = self.client.query_batch_points(name, searches)
+        written = self._written[name]
+        return [
+            {"points": [{**_given(hit), "version": written.get(hit.id, 0)} for hit in each.points]}
+            for each in answers
+        ]
+
+    def _check_width(self, name: str, query: Any) -> None:
+        params = self.client.get_collection(name).config.params.vectors
+        given = getattr(query, "nearest", query)
+        if not isinstance(params, models.VectorParams) or not isinstance(given, list):
+            return
+        if len(given) != params.size:
+            raise _RefusalError(
+                400,
+                f"Wrong input: Vector dimension error: expected dim: {params.size}, "
+                f"got {len(given)}",
+            )
+
+    def _by_id(self, name: str, filter: models.Filter | None) -> models.Filter | None:
+        """Name the points that the server finds, as the client in memory finds others."""
+        if filter is None:
+            return None
+        major, minor, *_ = map(int, self.version.split("."))
+        kinds = {field: index["data_type"] for field, index in self.indexed.get(name, {}).items()}
+        records, _ = self.client.scroll(name, limit=10**9, with_payload=True)
+        found = [
+            record.id
+            for record in records
+            if server_matches(filter, record.payload or {}, record.id, kinds, (major, minor))
+        ]
+        return models.Filter(must=[models.HasIdCondition(has_id=found)])
+
+    def _described(self, name: str) -> dict[str, Any]:
+        """Describe a collection; the client's local mode keeps few of the settings."""
+        asked = {key: value for key, value in self.created.get(name, {}).items() if value}
+        kept = self.client.get_collection(name).config
+        vectors: Any = json.loads(kept.params.model_dump_json(exclude_none=True))["vectors"]
+        if asked.get("vectors", {}).get("on_disk") is not None:
+            vectors["on_disk"] = asked["vectors"]["on_disk"]
+        params = {
+            "vectors": vectors,
+            "shard_number": asked.get("shard_number", 1),
+            "replication_factor": asked.get("replication_factor", 1),
+            "write_consistency_factor": asked.get("write_consistency_factor", 1),
+            "on_disk_payload": self.created.get(name, {}).get("on_disk_payload") is not False,
+        }
+        config = {
+            "params": params,
+            "hnsw_config": {**_DEFAULT_HNSW, **_set(asked.get("hnsw_config"))},
+            "optimizer_config": {**_DEFAULT_OPTIMIZER, **_set(asked.get("optimizers_config"))},
+            "wal_config": _WAL,
+            "quantization_config": asked.get("quantization_config"),
+        }
+        if name in self._strict:
+            config["strict_mode_config"] = self._strict[name]
+        if kept.metadata:
+            config["metadata"] = kept.metadata
+        records, _ = self.client.scroll(name, limit=10**9, with_payload=True)
+        schema = {
+            field: {**index, "points": sum(field in (record.payload or {}) for record in records)}
+            for field, index in self.indexed.get(name, {}).items()
+        }
+        return {
+            "status": "green",
+            "optimizer_status": "ok",
+            "indexed_vectors_count": 0,
+            "points_count": len(records),
+            "segments_count": 2 * params["shard_number"],
+            "config": config,
+            "payload_schema": schema,
+            "update_queue": {"length": 0},
+        }
+
+
+def _writes(method: str, path: list[str]) -> bool:
+    ends = {"batch", "payload", "delete", "vectors"}
+    return method in ("PUT", "PATCH", "DELETE") or (
+        method == "POST" and bool(ends & {*path[3:]}) and "query" not in path
+    )
+
+
+def _set(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (given or {}).items() if value is not None}
+
+
+def _filters(path: list[str], body: Any) -> Iterator[models.Filter]:
+    """Yield the filters of a request."""
+    if "points" in path and isinstance(body, dict):
+        for request in (body, *body.get("searches", ())):
+            if request.get("filter"):
+                yield models.Filter(**request["filter"])
+
+
+def _needed_indexes(path: list[str], body: Any) -> Iterator[tuple[str, str]]:
+    """Yield the fields that a request filters by, and the kind of index each needs."""
+    kinds = {str: "keyword", bool: "bool", int: "integer"}
+    for chosen in _filters(path, body):
+        for condition in all_conditions(chosen):
+            match = getattr(condition, "match", None)
+            if match is not None:
+                values = [*match.model_dump().values()]
+                first = values[0][0] if isinstance(values[0], list) else values[0]
+                yield condition.key, kinds[type(first)]
+
+
+def _given(record: Any) -> dict[str, Any]:
+    """Return a point as servers write it, without what was not asked for."""
+    return {key: value for key, value in _plain(record).items() if value is not None}
 
 
 def _plain(model: Any) -> Any:

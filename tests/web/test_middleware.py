@@ -81,6 +81,15 @@ def test_bodies_are_bounded_whether_they_say_their_size_or_not(serve):
         ({"text": "a", "min_score": "auto"}, "ConfigError"),
         ({"text": "a", "group_by": "_edje"}, "ConfigError"),
         ({"text": "a", "qdrant_filter": {"must": [{"kee": 1}]}}, "ConfigError"),
+        (
+            {"text": "a", "qdrant_filter": {"must": [{"key": "n", "range": {"gt": 2**53 + 1}}]}},
+            "ConfigError",
+        ),
+        (
+            {"text": "a", "qdrant_filter": {"must": [{"slice": {"total": 2, "index": 0}}]}},
+            "ConfigError",
+        ),
+        ({"text": "a", "filter": {"n": 2**64}}, "ConfigError"),
         ({"text": "a", "filter": {"a": 1}, "qdrant_filter": {"must": []}}, "BadRequest"),
     ],
 )

@@ -69,7 +69,7 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
         return EdgeShard.load(str(folder))
 
     def translate(self, filter: Filter | None) -> qdrant_edge.Filter | None:
-        return edge_filter(filter)
+        return edge_filter(filter, self.payload_indexes)
 
     def nearest(
         self,

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, time, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.filters.filter import Filter, check_filter, given_filter
-from edje_qdrant.index.filters.validate import KINDS, clauses
+from edje_qdrant.index.filters.validate import (
+    KINDS,
+    check_range_index,
+    clauses,
+    unsupported,
+)
 
 if TYPE_CHECKING:
     import qdrant_edge
     from qdrant_client import models
 
 __all__ = ["edge_filter"]
+
+_Indexes: TypeAlias = Callable[[], Mapping[str, str]]
 
 # Degrees of a box, at most, and of the overlap of boxes.
 _BOX_WIDTH = 120.0
@@ -27,8 +34,12 @@ _POLYGON_WIDTH = 359.9
 _POLYGON_HEIGHT = 179.9
 
 
-def edge_filter(filter: Filter | None) -> qdrant_edge.Filter | None:
+def edge_filter(filter: Filter | None, indexes: _Indexes = dict) -> qdrant_edge.Filter | None:
     """Convert a filter to Edge's; None for every point.
+
+    Args:
+        filter: What to convert.
+        indexes: Return field path -> kind of every payload index; called for ranges only.
 
     Raises:
         ConfigError: It cannot be filtered by; names the place.
@@ -37,7 +48,7 @@ def edge_filter(filter: Filter | None) -> qdrant_edge.Filter | None:
 
     given = given_filter(filter)
     if given is not None:
-        return _edge_conditions(given)
+        return _edge_conditions(given, "filter", indexes)
     must: list[Any] = []
     for path, matches in check_filter(filter).items():
         either = [
@@ -70,7 +81,7 @@ def _edge_value(value: str | int) -> qdrant_edge.MatchValue:
     return MatchValue(_EngineBool(value) if isinstance(value, bool) else value)
 
 
-def _edge_conditions(filter: models.Filter, where: str = "filter") -> qdrant_edge.Filter:
+def _edge_conditions(filter: models.Filter, where: str, indexes: _Indexes) -> qdrant_edge.Filter:
     """Convert qdrant-client's filter to Edge's; `check_conditions` must have passed it.
 
     Raises:
@@ -80,21 +91,22 @@ def _edge_conditions(filter: models.Filter, where: str = "filter") -> qdrant_edg
 
     made: dict[str, Any] = {}
     for name, conditions in clauses(filter, where):
-        made[name] = [_condition(condition, place) for place, condition in conditions]
+        made[name] = [_condition(condition, place, indexes) for place, condition in conditions]
     if filter.min_should is not None:
         made["min_should"] = MinShould(made["min_should"], filter.min_should.min_count)
     return Filter(**made)
 
 
-def _condition(condition: Any, where: str) -> Any:
+def _condition(condition: Any, where: str, indexes: _Indexes) -> Any:
     kind = type(condition).__name__
     if kind == "Filter":
-        return _edge_conditions(condition, where)
+        return _edge_conditions(condition, where, indexes)
     if kind not in _CONDITIONS:
-        raise ConfigError(
-            f"{where} is a {kind}, which an embedded collection cannot filter by; leave it out, "
-            "or serve the collection from a Qdrant server"
+        raise unsupported(
+            where, kind, "Qdrant Edge", "keep the collection on a Qdrant server or on faiss"
         )
+    if getattr(condition, "range", None) is not None:
+        check_range_index(condition, indexes().get(condition.key), where)
     try:
         return _CONDITIONS[kind](condition, where)
     except ConfigError:
@@ -152,7 +164,9 @@ def _nested(condition: Any, where: str) -> Any:
     from qdrant_edge import NestedCondition
 
     nested = condition.nested
-    return NestedCondition(nested.key, _edge_conditions(nested.filter, f"{where}.nested.filter"))
+    # Fields of objects in a list have no index.
+    inner = _edge_conditions(nested.filter, f"{where}.nested.filter", dict)
+    return NestedCondition(nested.key, inner)
 
 
 def _match(match: Any) -> Any:

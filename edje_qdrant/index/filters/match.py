@@ -100,7 +100,8 @@ def _field(condition: Any) -> Matcher:
     if kind == "is_empty":
         return lambda payload, _: all(map(_empty, select(payload))) == asked
     if kind == "is_null":
-        return lambda payload, _: any(map(_null, select(payload))) == asked
+        # Of several values, one that is as asked is enough; where there is none, it is not null.
+        return lambda payload, _: any(_null(v) == asked for v in select(payload) or [0])
     if kind == "values_count":
         within = _bounds(asked)
         return lambda payload, _: any(within(_count(v)) for v in select(payload) or [None])

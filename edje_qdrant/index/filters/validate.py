@@ -17,7 +17,14 @@ from edje_qdrant.index.filters.field_paths import filter_path, require_integer, 
 if TYPE_CHECKING:
     from qdrant_client import models
 
-__all__ = ["KINDS", "check_conditions", "clauses", "has_condition"]
+__all__ = [
+    "KINDS",
+    "check_conditions",
+    "check_range_index",
+    "clauses",
+    "has_condition",
+    "unsupported",
+]
 
 #: Tests of a condition on a field, of which it has exactly one.
 KINDS = (
@@ -109,6 +116,43 @@ def check_conditions(
                     f"{', '.join(sorted(_CHECKS))}"
                 )
             _CHECKS[kind](condition, place, in_element)
+
+
+def check_range_index(condition: Any, kind: str | None, where: str) -> None:
+    """Check that a field's index can be asked for a range.
+
+    By an index of dates, engines find dates for a range of numbers, and the other way round.
+
+    Args:
+        condition: A condition with a range.
+        kind: Kind of the field's payload index; None if it has none.
+        where: The condition's place, for messages.
+
+    Raises:
+        ConfigError: The index is for the other kind of range.
+    """
+    numbers = type(condition.range).__name__ == "Range"
+    if (numbers and kind == "datetime") or (not numbers and kind in ("integer", "float")):
+        asked, fit = ("numbers", "float") if numbers else ("dates", "datetime")
+        raise ConfigError(
+            f"{where}.range on {condition.key!r} asks for {asked}, but the field has a payload "
+            f"index of kind {kind}, which takes them for something else; index the field as {fit}, "
+            "if that is what it holds"
+        )
+
+
+def unsupported(where: str, kind: str, engine: str, remedy: str) -> ConfigError:
+    """Return the error that an engine lacks a condition.
+
+    Args:
+        where: The condition's place.
+        kind: Its class.
+        engine: The engine, for the message.
+        remedy: What to do in place of leaving it out.
+    """
+    return ConfigError(
+        f"{where} is a {kind}, which {engine} cannot filter by; leave it out, or {remedy}"
+    )
 
 
 def _check_field(condition: Any, where: str, in_element: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from edje_qdrant.errors import CollectionNotFoundError, ConfigError, StoreError
 from edje_qdrant.index.backend import Backend, Hits, as_points
 from edje_qdrant.index.batches import by_payload, in_runs, vectors_per_request
-from edje_qdrant.index.filters.filter import Filter, qdrant_filter
+from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.hnsw import Reach, reach_of
 from edje_qdrant.index.payload_indexes import kinds_of, qdrant_schema
 from edje_qdrant.index.qdrant import requests as qdrant_requests
 from edje_qdrant.index.qdrant.connection import Connection, QdrantOptions
+from edje_qdrant.index.qdrant.filter import ServerFacts, memory_filter, server_filter
 from edje_qdrant.index.qdrant.metadata import (
     Found,
     as_metadata,
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = ["QdrantBackend"]
 
+# Seconds for which payload indexes are remembered, as other processes may create and drop some.
+_INDEXES_KEPT = 60.0
+
 # Ids in one request, at most.
 _IDS_PER_REQUEST = 4096
 
@@ -59,6 +64,10 @@ class QdrantBackend(Backend):
         self.batch_size = options.batch_size
         self.metadata = found.metadata
         self._oversampling = found.oversampling
+        self._facts = ServerFacts(self._server_version, self._index_of)
+        self._version: str | None = None
+        self._indexes = found.indexes
+        self._indexes_until = time.monotonic() + _INDEXES_KEPT
         self._connection = connection
         self._client = connection.client
         self._collection = name
@@ -144,7 +153,9 @@ class QdrantBackend(Backend):
         self.metadata = read_settings(self._connection, self._collection).metadata
 
     def translate(self, filter: Filter | None) -> models.Filter | None:
-        return qdrant_filter(filter)
+        if self._connection.is_local:
+            return memory_filter(filter)
+        return server_filter(filter, self._facts)
 
     def nearest(
         self,
@@ -276,15 +287,36 @@ class QdrantBackend(Backend):
         self.check_open()
         if not self._connection.is_local:  # every filter goes through all points there
             self._write(self._client.create_payload_index, path, field_schema=schema)
+            self._indexes_until = 0
 
     def payload_indexes(self) -> dict[str, str]:
-        info = self._connection.call(
-            self._collection, self._client.get_collection, self._collection
-        )
-        return kinds_of(info.payload_schema)
+        return kinds_of(self._read_indexes())
 
     def close(self) -> None:
         self._connection.close()
+
+    def _read_indexes(self) -> dict[str, Any]:
+        info = self._connection.call(
+            self._collection, self._client.get_collection, self._collection
+        )
+        self._indexes = info.payload_schema
+        self._indexes_until = time.monotonic() + _INDEXES_KEPT
+        return self._indexes
+
+    def _index_of(self, path: str, again: bool) -> Any:
+        """Return the payload index of a field; None if there is none."""
+        if again or time.monotonic() > self._indexes_until:
+            self._read_indexes()
+        return self._indexes.get(path)
+
+    def _server_version(self) -> str | None:
+        """Return the server's version; None if the API key may not read it."""
+        if self._version is None:
+            try:
+                self._version = self._connection.call(self._collection, self._client.info).version
+            except ConfigError:
+                return None
+        return self._version
 
     def _write(self, method: Any, *args: Any, **more: Any) -> None:
         """Call a method of the client and wait until it is done."""

@@ -24,11 +24,13 @@ class Found(NamedTuple):
         dim: Width of its vectors.
         metadata: This package's metadata.
         oversampling: Candidates for each wanted point if vectors are quantized; else None.
+        indexes: Field path -> payload index.
     """
 
     dim: int
     metadata: dict[str, Any]
     oversampling: float | None
+    indexes: dict[str, Any]
 
 
 def as_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -54,14 +56,15 @@ def new_settings(dim: int, settings: QdrantSettings) -> dict[str, Any]:
 
 
 def read_settings(connection: Connection, name: str) -> Found:
-    """Return width, metadata and oversampling of a collection.
+    """Return width, metadata, oversampling and payload indexes of a collection.
 
     Raises:
         StoreError: This package did not create it.
     """
     from qdrant_client import models
 
-    config = connection.call(name, connection.client.get_collection, name).config
+    info = connection.call(name, connection.client.get_collection, name)
+    config = info.config
     vectors = config.params.vectors
     metadata = (config.metadata or {}).get(_METADATA_KEY)
     if (
@@ -75,7 +78,7 @@ def read_settings(connection: Connection, name: str) -> Found:
             "no metadata; choose another name, or upgrade the server and delete it"
         )
     quantized = vectors.quantization_config or config.quantization_config
-    return Found(vectors.size, metadata, oversampling_of(quantized))
+    return Found(vectors.size, metadata, oversampling_of(quantized), info.payload_schema)
 
 
 def require_absent(connection: Connection, name: str) -> None:

@@ -1,0 +1,193 @@
+"""Filters in the form in which a Qdrant server finds what they mean on every other engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.index.filters.filter import Filter, given_filter, qdrant_filter
+from edje_qdrant.index.filters.validate import check_range_index, clauses, unsupported
+
+if TYPE_CHECKING:
+    from qdrant_client import models
+
+__all__ = ["ServerFacts", "memory_filter", "server_filter"]
+
+# First version of the server that knows a condition or match. Older ones refuse it over REST; over
+# gRPC they drop some without an error, so that every point matches.
+_SINCE = {"SliceCondition": (1, 19), "MatchPrefix": (1, 19), "MatchSubstring": (1, 20)}
+
+_WORDS = ("MatchText", "MatchTextAny", "MatchPhrase")
+
+# Settings of a text index by which words are found as they are without one on other engines.
+_TEXT_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "tokenizer": (None, "word"),
+    "lowercase": (None, True),
+    "ascii_folding": (None, False),
+    "min_token_len": (None, 0, 1),
+    "max_token_len": (None,),
+    "stopwords": (None,),
+    "stemmer": (None,),
+}
+
+_Change: TypeAlias = Callable[[Any, str, bool], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What filters depend on, asked for only if one does.
+
+    Attributes:
+        version: Return the server's version; None if it is unknown.
+        index: Return the payload index of a field path, as the server describes it; None if
+            there is none. The second argument says whether to ask the server again.
+    """
+
+    version: Callable[[], str | None]
+    index: Callable[[str, bool], Any]
+
+
+def server_filter(filter: Filter | None, facts: ServerFacts) -> models.Filter | None:
+    """Convert a filter to what a server must be asked; None for every point.
+
+    Servers differ from the other engines, and from version to version:
+
+    - Without an index of the field, `is_null` as a condition of its own overlooks a null in a list;
+      as a test of a field it does not.
+    - Before 1.19, `values_count` does not count a missing field as 0 values.
+    - Without a text index, words are looked for as a substring, case included.
+
+    Raises:
+        ConfigError: It cannot be filtered by, or the server would find something else; names the
+            place.
+    """
+    from qdrant_client import models
+
+    def change(condition: Any, where: str, nested: bool) -> Any:
+        kind = type(condition).__name__
+        if kind == "SliceCondition":
+            _require_version(kind, where, facts)
+        if kind == "IsNullCondition":
+            return models.FieldCondition(key=condition.is_null.key, is_null=True)
+        if kind != "FieldCondition":
+            return condition
+        matched = type(condition.match).__name__
+        if matched in _SINCE:
+            _require_version(matched, f"{where}.match on {condition.key!r}", facts)
+        if matched in _WORDS:
+            _require_text_index(condition, where, nested, facts)
+        if condition.range is not None and not nested:
+            check_range_index(condition, _kind(facts.index(condition.key, False)), where)
+        if condition.values_count is not None and _includes_zero(condition.values_count):
+            empty = models.PayloadField(key=condition.key)
+            return models.Filter(should=[condition, models.IsEmptyCondition(is_empty=empty)])
+        return condition
+
+    return _changed(filter, change)
+
+
+def memory_filter(filter: Filter | None) -> models.Filter | None:
+    """Convert a filter for the client's memory mode; None for every point.
+
+    Raises:
+        ConfigError: It cannot be filtered by, or memory mode finds something else; names the place.
+    """
+
+    def change(condition: Any, where: str, nested: bool) -> Any:  # noqa: ARG001 - of all changes
+        if getattr(condition, "is_null", None) is False and "[]" in condition.key:
+            raise ConfigError(
+                f"{where} asks on {condition.key!r} whether any value is not null, which "
+                "qdrant-client's memory mode mistakes for none is; ask for is_null=True under "
+                "must_not if that is meant, or keep the collection in a folder or on a server"
+            )
+        return condition
+
+    return _changed(filter, change)
+
+
+def _changed(filter: Filter | None, change: _Change) -> models.Filter | None:
+    given = given_filter(filter)
+    return qdrant_filter(filter) if given is None else _rewritten(given, change, "filter", False)
+
+
+def _rewritten(filter: models.Filter, change: _Change, where: str, nested: bool) -> models.Filter:
+    """Return a copy of the filter in which every condition is replaced by what `change` returns."""
+    from qdrant_client import models
+
+    def one(condition: Any, place: str) -> Any:
+        kind = type(condition).__name__
+        if kind == "Filter":
+            return _rewritten(condition, change, place, nested)
+        if kind == "NestedCondition":
+            inner = _rewritten(condition.nested.filter, change, f"{place}.nested.filter", True)
+            return models.NestedCondition(
+                nested=models.Nested(key=condition.nested.key, filter=inner)
+            )
+        return change(condition, place, nested)
+
+    made: dict[str, Any] = {
+        name: [one(condition, place) for place, condition in conditions]
+        for name, conditions in clauses(filter, where)
+    }
+    if filter.min_should is not None:
+        made["min_should"] = models.MinShould(
+            conditions=made["min_should"], min_count=filter.min_should.min_count
+        )
+    return models.Filter(**made)
+
+
+def _require_version(kind: str, where: str, facts: ServerFacts) -> None:
+    version = facts.version()
+    found = re.match(r"(\d+)\.(\d+)", version or "")
+    needed = _SINCE[kind]
+    if found is None or (int(found[1]), int(found[2])) < needed:
+        named = f"Qdrant {version}" if version else "a server of unknown version"
+        raise unsupported(where, kind, named, f"use Qdrant {needed[0]}.{needed[1]} or later")
+
+
+def _require_text_index(condition: Any, where: str, nested: bool, facts: ServerFacts) -> None:
+    """Check that the server has an index by which it finds words.
+
+    Raises:
+        ConfigError: It has none, or one with other settings.
+    """
+    key = condition.key
+    asked = f"{where}.match on {key!r} asks for words, which a server finds only by a payload index"
+    if nested or "[" in key:
+        raise ConfigError(
+            f"{asked}, and there is none for objects in a list; store the text in a field of its "
+            "own, or keep the collection in a folder"
+        )
+    index = facts.index(key, False)
+    if _kind(index) != "text":
+        index = facts.index(key, True)  # it may be new
+    create = f"create_payload_index({key!r}, 'text'), or ingest --payload-index {key}=text"
+    if _kind(index) != "text":
+        raise ConfigError(f"{asked} of kind text; create it: {create}")
+    phrase = type(condition.match).__name__ == "MatchPhrase"
+    for name, allowed in _TEXT_SETTINGS.items() | (
+        {("phrase_matching", (True,))} if phrase else set()
+    ):
+        value = getattr(index.params, name, None)
+        if getattr(value, "value", value) not in allowed:
+            raise ConfigError(
+                f"{asked}; that of this field was made with {name}={getattr(value, 'value', value)}"
+                f", which finds others than the embedded engines do; replace it: {create}"
+            )
+
+
+def _includes_zero(count: Any) -> bool:
+    return (
+        (count.lt is None or count.lt > 0)
+        and count.gt is None
+        and (count.gte is None or count.gte <= 0)
+    )
+
+
+def _kind(index: Any) -> str | None:
+    """Return the kind of a payload index as the server describes it."""
+    kind = None if index is None else index.data_type
+    return None if kind is None else str(getattr(kind, "value", kind))

@@ -1,0 +1,210 @@
+"""What a server is asked for, so that it finds what the other engines do."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from index_engines import edge_engine, faiss_engine, image_id, qdrant_engine, unit_vectors
+from index_stand_in import StandIn
+from qdrant_client import models
+
+from edje_qdrant.errors import ConfigError
+from edje_qdrant.index.qdrant.filter import ServerFacts, memory_filter, server_filter
+from edje_qdrant.types import Point
+
+Field = models.FieldCondition
+SLICE = models.SliceCondition(slice=models.Slice(total=4, index=1))
+PREFIX = Field(key="a", match=models.MatchPrefix(prefix="x"))
+SUBSTRING = Field(key="a", match=models.MatchSubstring(substring="x"))
+WORDS = [
+    models.MatchText(text="red kite"),
+    models.MatchTextAny(text_any="red kite"),
+    models.MatchPhrase(phrase="red kite"),
+]
+NUMBERS = Field(key="a", range=models.Range(gte=1))
+DATES = Field(key="a", range=models.DatetimeRange(gte=date(2024, 1, 1)))
+
+
+def facts(version: str | None = "1.18.3", **kinds: Any) -> ServerFacts:
+    """Return a server of that version, with payload indexes: field -> kind, or settings of text."""
+
+    def index(path: str, again: bool) -> Any:
+        kind = kinds.get(path)
+        params = None
+        if isinstance(kind, dict):
+            params, kind = models.TextIndexParams(type=models.TextIndexType.TEXT, **kind), "text"
+        if kind is None:
+            return None
+        return models.PayloadIndexInfo(data_type=kind, params=params, points=0)
+
+    return ServerFacts(lambda: version, index)
+
+
+def asked(condition: Any, known: ServerFacts, clause: str = "must") -> Any:
+    """Return what takes the condition's place."""
+    made = server_filter(models.Filter(**{clause: [condition]}), known)
+    (found,) = getattr(made, clause)
+    return found
+
+
+OURS = {"tokenizer": "word", "lowercase": True, "phrase_matching": True}
+
+
+def test_a_null_is_looked_for_by_a_test_of_the_field() -> None:
+    null = models.IsNullCondition(is_null=models.PayloadField(key="a.b"))
+    assert asked(null, facts(), "must_not") == Field(key="a.b", is_null=True)
+    inner = models.Nested(key="a", filter=models.Filter(should=[models.Filter(must=[null])]))
+    nested = asked(models.NestedCondition(nested=inner), facts())
+    assert nested.nested.filter.should[0].must == [Field(key="a.b", is_null=True)]
+
+
+@pytest.mark.parametrize("bounds", [{"lt": 1}, {"lte": 0}, {"lt": 3}, {"gte": 0}, {"lte": 2}])
+def test_a_missing_field_counts_as_no_value(bounds: dict[str, int]) -> None:
+    count = Field(key="a", values_count=models.ValuesCount(**bounds))
+    empty = models.IsEmptyCondition(is_empty=models.PayloadField(key="a"))
+    assert asked(count, facts()) == models.Filter(should=[count, empty])
+
+
+@pytest.mark.parametrize("bounds", [{"gte": 1}, {"gt": 0}, {"lt": 0}, {"gt": 0, "lt": 9}])
+def test_other_counts_are_asked_for_as_they_are(bounds: dict[str, int]) -> None:
+    count = Field(key="a", values_count=models.ValuesCount(**bounds))
+    assert asked(count, facts()) == count
+
+
+def test_plain_conditions_and_their_clauses_stay() -> None:
+    plain = [Field(key="a", match=models.MatchValue(value=1)), NUMBERS, DATES]
+    least = models.MinShould(conditions=plain, min_count=2)
+    given = models.Filter(must=plain[0], should=plain, must_not=[], min_should=least)
+    expected = models.Filter(must=plain[:1], should=plain, must_not=[], min_should=least)
+    assert server_filter(given, facts(None)) == expected
+    assert server_filter({"a": [1, "x"]}, facts(None)) is not None
+    assert server_filter(None, facts(None)) is server_filter({}, facts(None)) is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "kind", "needed"),
+    [
+        (SLICE, "SliceCondition", "1.19"),
+        (PREFIX, "MatchPrefix", "1.19"),
+        (SUBSTRING, "MatchSubstring", "1.20"),
+    ],
+)
+def test_what_a_server_is_too_old_for_is_refused(condition: Any, kind: str, needed: str) -> None:
+    for version in ("1.16.0", "1.18.3", "1.19.0-dev" if needed == "1.20" else "1.18.9"):
+        words = rf"filter\.must\[0\].* is a {kind}, which Qdrant {version} cannot filter by; "
+        with pytest.raises(ConfigError, match=words + f".*use Qdrant {needed} or later"):
+            asked(condition, facts(version))
+    with pytest.raises(ConfigError, match="a server of unknown version cannot filter by"):
+        asked(condition, facts(None))
+    for version in (f"{needed}.0", "1.20.1", "2.0.0"):
+        assert asked(condition, facts(version)) == condition
+
+
+@pytest.mark.parametrize("match", WORDS, ids=lambda match: type(match).__name__)
+def test_words_need_a_text_index(match: Any) -> None:
+    condition = Field(key="a", match=match)
+    known = facts(a=OURS)
+    assert asked(condition, known) == condition
+    for none in (facts(), facts(a="keyword")):
+        with pytest.raises(
+            ConfigError, match=r"must\[0\].match on 'a' asks for words.*create_payload_index\('a',"
+        ):
+            asked(condition, none)
+    others = [{"tokenizer": "prefix"}, {"lowercase": False}, {"stemmer": None, "min_token_len": 3}]
+    for other in others:
+        with pytest.raises(ConfigError, match=r"made with .*replace it: create_payload_index"):
+            asked(condition, facts(a=OURS | other))
+    inner = models.Filter(must=[condition])
+    for hidden in (
+        models.NestedCondition(nested=models.Nested(key="b", filter=inner)),
+        Field(key="b[].a", match=match),
+    ):
+        with pytest.raises(ConfigError, match="none for objects in a list"):
+            asked(hidden, known)
+
+
+def test_a_phrase_needs_an_index_of_phrases() -> None:
+    known = facts(a={**OURS, "phrase_matching": False})
+    assert asked(Field(key="a", match=WORDS[0]), known)
+    with pytest.raises(ConfigError, match="made with phrase_matching=False"):
+        asked(Field(key="a", match=WORDS[2]), known)
+
+
+@pytest.mark.parametrize(
+    ("condition", "kinds"), [(NUMBERS, ["datetime"]), (DATES, ["integer", "float"])]
+)
+def test_a_range_by_an_index_of_the_other_kind_is_refused(condition: Any, kinds: list[str]) -> None:
+    for kind in kinds:
+        with pytest.raises(ConfigError, match=rf"must\[0\].range on 'a' asks.*of kind {kind}"):
+            asked(condition, facts(a=kind))
+    for kind in ("keyword", "text", "bool", *({"datetime", "integer", "float"} - {*kinds})):
+        assert asked(condition, facts(a=kind)) == condition
+
+
+def test_memory_mode_refuses_what_it_misreads() -> None:
+    condition = Field(key="a[].x", is_null=False)
+    nested = models.Nested(key="b", filter=models.Filter(should=[condition]))
+    for chosen, place in (
+        (models.Filter(must_not=condition), r"filter\.must_not\[0\]"),
+        (
+            models.Filter(must=[models.NestedCondition(nested=nested)]),
+            r"filter\.must\[0\]\.nested\.filter\.should\[0\]",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=place + " asks on 'a.*memory mode mistakes"):
+            memory_filter(chosen)
+    fine = models.Filter(must=[Field(key="a[].x", is_null=True), Field(key="a", is_null=False)])
+    assert memory_filter(fine) == fine
+
+
+def test_an_open_collection_asks_the_server(stand_in: StandIn) -> None:
+    with_index = models.Filter(must=[Field(key="a", match=WORDS[0])])
+    engine = qdrant_engine(stand_in.url)
+    index = engine.create()
+    index.upsert([Point(image_id(0), unit_vectors(1)[0], {"a": "Red kite"})])
+    with pytest.raises(ConfigError, match="asks for words"):
+        index.count(with_index)
+    # Another process creates the index.
+    engine.open().create_payload_index("a", "text")
+    assert index.count(with_index) == 1
+    stand_in.seen.clear()
+    assert index.count(with_index) == 1
+    assert stand_in.seen == ["POST /collections/images/points/count"]
+
+
+def test_edge_refuses_ranges_by_an_index_of_the_other_kind(tmp_path: Path) -> None:
+    index = edge_engine(tmp_path).create()
+    index.upsert([Point(image_id(0), unit_vectors(1)[0], {"a": "2024-05-05"})])
+    assert index.count(models.Filter(must=[DATES])) == 1
+    index.create_payload_index("a", "datetime")
+    assert index.count(models.Filter(must=[DATES])) == 1
+    with pytest.raises(ConfigError, match="asks for numbers, but the field has a payload index"):
+        index.count(models.Filter(must_not=[models.Filter(must=[NUMBERS])]))
+    index.create_payload_index("a", "integer")
+    with pytest.raises(ConfigError, match="asks for dates, but the field has a payload index"):
+        index.count(models.Filter(must=[DATES]))
+    index.close()
+
+
+def test_is_null_on_several_values_means_the_same(tmp_path: Path) -> None:
+    payloads: list[dict[str, Any]] = [
+        {},
+        {"a": []},
+        {"a": [{"x": None}]},
+        {"a": [{"x": 1}, {"x": None}]},
+        {"a": [{"x": 1}, {}]},
+        {"a": [{"x": [1, None]}]},
+    ]
+    for engine in (edge_engine(tmp_path / "edge"), faiss_engine(tmp_path / "faiss")):
+        index = engine.create()
+        vectors = unit_vectors(len(payloads))
+        index.upsert([Point(image_id(n), vectors[n], p) for n, p in enumerate(payloads)])
+        numbers = {image_id(n): n for n in range(len(payloads))}
+        for flag, expected in ((True, [2, 3, 5]), (False, [0, 1, 3, 4])):
+            chosen = models.Filter(must=[Field(key="a[].x", is_null=flag)])
+            pages = index.scroll(filter=chosen)
+            assert sorted(numbers[p.id] for page in pages for p in page) == expected
+        engine.close()
