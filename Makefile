@@ -31,7 +31,7 @@ test: $(VENV)/.dev ## Run the tests, without those that take long
 test-all: $(VENV)/.dev test-open-clip ## Run all tests that this machine can run
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --hypothesis-profile thorough -m "not open_clip and not network"
 
-test-browser: $(VENV)/.dev ## Run the page's tests in Chromium, which EDJE_CHROMIUM names
+test-browser: $(VENV)/.dev ## Run the tests of the page and of pixels in Chromium, which EDJE_CHROMIUM names
 	$(BIN)/python -m pytest -m browser
 
 test-open-clip: $(OPEN_CLIP)/.installed ## Run the tests of the open_clip encoder

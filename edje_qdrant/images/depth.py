@@ -14,7 +14,8 @@ from edje_qdrant.images.samples import Samples
 
 __all__ = ["data_range", "sample_range", "to_8_bits"]
 
-_INTEGER_BITS = (1, 2, 4, 8, 10, 12, 14, 16)  # depths of sensors and file formats
+# Depths of sensors and file formats; the greatest sample is at least a quarter of white.
+_INTEGER_BITS = (1, 2, 4, 6, 8, 10, 12, 14, 16)
 _FLOAT_WHITES = (1.0, 255.0, 65535.0)
 _FAR = 15 / 16  # of the range: values beyond it are outliers if hardly any other value is
 _FEW = 0.001  # of the pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import warnings
@@ -93,8 +94,14 @@ def image_name(image: str | Path | BinaryIO | Image.Image) -> str:
 
 
 def ignore_decoder_warnings() -> None:
-    """Silence Pillow's warnings about images that it reads all the same."""
+    """Silence Pillow's warnings about images that it reads all the same.
+
+    Its log goes where the program has set one up, and not to stderr.
+    """
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    log = logging.getLogger("PIL")
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
 
 
 def error_reason(error: Exception) -> str:

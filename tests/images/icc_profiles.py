@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ def grey_profile(gamma: float) -> bytes:
     )
 
 
+@cache
 def cmyk_profile() -> bytes:
     """Return a profile of a printer whose inks are duller than plain CMYK: 9 levels of each."""
     grid = 9
@@ -47,7 +49,7 @@ def cmyk_profile() -> bytes:
         table += lab16(light**2.2)
     ends = struct.pack(">2H", 0, 65535)
     lut = b"mft2" + bytes(4) + struct.pack(">4B", 4, 3, grid, 0)
-    lut += np.array([1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=">i4").__mul__(65536).astype(">i4").tobytes()
+    lut += (65536 * np.eye(3)).astype(">i4").tobytes()
     lut += struct.pack(">2H", 2, 2) + ends * 4 + bytes(table) + ends * 3
     return profile(b"prtr", b"CMYK", b"Lab ", {b"wtpt": xyz_tag(np.array(D50)), b"A2B0": lut})
 

@@ -34,7 +34,7 @@ def deflated(values: np.ndarray[Any, Any], order: str) -> bytes:
     return zlib.compress(values.astype(values.dtype.newbyteorder(order)).tobytes())
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 10, 12, 14, 16])
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 8, 10, 12, 14, 16])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PGM"])
 def test_integers_of_fewer_bits_in_16_fill_the_range(kind: str, bits: int) -> None:
     top = 2**bits - 1

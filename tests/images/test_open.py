@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -62,6 +63,18 @@ def test_folders_pipes_and_missing_files_are_refused_at_once(tmp_path: Path) -> 
     for path in paths:
         with pytest.raises(ImageReadError, match=r"not a file|No such file"):
             open_upright(str(path), str(path))
+
+
+def test_pillows_log_does_not_reach_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    ignore_decoder_warnings()
+    log = logging.getLogger("PIL.TiffImagePlugin")
+    handlers = logging.root.handlers[:]
+    logging.root.handlers[:] = []  # as in a program that sets up no log
+    try:
+        log.error("More samples per pixel than can be decoded")
+    finally:
+        logging.root.handlers[:] = handlers
+    assert capsys.readouterr().err == ""
 
 
 def test_only_pillows_warnings_are_hidden() -> None:
