@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,12 +17,19 @@ from edje_qdrant.checks import check_number
 from edje_qdrant.collection.checks import check_tokens, fitted_codec
 from edje_qdrant.collection.metadata import CollectionRecord, absolute, new_store, resolve
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import error_reason, ignore_decoder_warnings, open_upright
+from edje_qdrant.errors import ConfigError, ImageReadError, WorkerDiedError
+from edje_qdrant.images import (
+    MAX_FILE_BYTES,
+    DecoderPool,
+    default_workers,
+    error_reason,
+    open_upright,
+)
 from edje_qdrant.index import QdrantOptions
 from edje_qdrant.ingest.decode import DecodedImage
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.pixels import default_batch_size, image_pixels, read_file
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.protocol import TokenStore
 from edje_qdrant.types import FailedImage, ImageEncoding, IngestReport, Payload
@@ -44,8 +50,8 @@ def attach_tokens(
     locate: Locate | None = None,
     codec: str | Codec | None = None,
     tokens_folder: str | Path | None = None,
-    batch_size: int = 32,
-    workers: int = 2,
+    batch_size: int | None = None,
+    workers: int | None = None,
     progress: bool = True,
     api_key: str | None = None,
     prefer_grpc: bool = False,
@@ -72,8 +78,9 @@ def attach_tokens(
             Later runs must use the codec of the first one, which is then the default.
         tokens_folder: Store tokens in side files in this folder, which every machine that reranks
             must be able to read; by default, tokens are stored in the payload.
-        batch_size: Images encoded and written at a time.
-        workers: Threads that read and decode in parallel with the encoding.
+        batch_size: Images encoded and written at a time; by default 32 on a CPU, 64 on a GPU.
+        workers: Processes that read and decode in parallel with the encoding; by default the
+            number of cores, 16 at most.
         progress: Show a bar on stderr.
         api_key: Sent with every request to a server.
         prefer_grpc: Use gRPC for large transfers.
@@ -110,6 +117,8 @@ def attach_tokens(
         (0, 2, 0)
     """
     started = time.perf_counter()
+    batch_size = default_batch_size(model.device) if batch_size is None else batch_size
+    workers = default_workers() if workers is None else workers
     check_number("batch_size", batch_size)
     check_number("workers", workers)
     locate = locate or _files(images)
@@ -123,15 +132,16 @@ def attach_tokens(
                 _Target(points, store, model.contract()), model, total=points.count(),
                 progress=progress, action="attaching", unit="points",
             )  # fmt: skip
-            decode = partial(_decode, model=model, path_field=path_field, locate=locate)
-            with warnings.catch_warnings(), run.bar, ThreadPoolExecutor(workers) as pool:
-                ignore_decoder_warnings()
+            decoders = DecoderPool(workers)
+            decode = partial(
+                _decode, model=model, decoders=decoders, path_field=path_field, locate=locate
+            )
+            with run.bar, ThreadPoolExecutor(decoders.workers) as threads, decoders:
                 try:
-                    missing = _without_tokens(points, run)
-                    for _ in run.decode_and_write(missing, decode, pool, batch_size):
-                        pass
+                    run.decode_and_write(_without_tokens(points, run), decode, threads, batch_size)
                 except BaseException:
-                    pool.shutdown(cancel_futures=True)
+                    decoders.close()  # no thread waits for a decoder any more
+                    threads.shutdown(cancel_futures=True)
                     raise
         finally:
             store.close()
@@ -255,17 +265,28 @@ def _without_tokens(points: AttachablePoints, run: IngestRun) -> Iterator[Attach
 
 
 def _decode(
-    point: AttachablePoint, model: EDJEModel, path_field: str, locate: Locate
+    point: AttachablePoint,
+    model: EDJEModel,
+    decoders: DecoderPool,
+    path_field: str,
+    locate: Locate,
 ) -> DecodedImage | FailedImage:
     if point.field is None:
         return FailedImage(f"point {point.id}", f"its payload has no {path_field!r}")
     shown = f"{point.field} (point {point.id})"
     try:
-        pixels = model.preprocess([open_upright(locate(point.field), shown)])
+        found = locate(point.field)
+        if isinstance(found, Image.Image):
+            pixels = image_pixels(model, open_upright(found, shown), shown)
+        else:
+            file = str(found) if isinstance(found, str | Path) else found.read(MAX_FILE_BYTES + 1)
+            pixels = read_file(model, decoders, file, shown)[1]
         return DecodedImage(str(point.id), {"id": point.id, "path": point.field}, pixels)
     except ImageReadError as error:
         return FailedImage(shown, error.reason)
-    except Exception as error:  # image processors and `locate` can raise any error
+    except (ConfigError, WorkerDiedError):
+        raise  # not of this image alone
+    except Exception as error:  # `locate` can raise any error
         return FailedImage(shown, error_reason(error))
 
 

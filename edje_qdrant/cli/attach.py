@@ -16,7 +16,16 @@ from edje_qdrant.cli.loading import (
     note_demo_model,
     print_result,
 )
-from edje_qdrant.cli.options import Device, Json, Progress, Url, api_key, where_is
+from edje_qdrant.cli.options import (
+    BatchSize,
+    Device,
+    Json,
+    Progress,
+    Url,
+    Workers,
+    api_key,
+    where_is,
+)
 
 __all__ = ["attach", "detach"]
 
@@ -61,8 +70,8 @@ def attach(
         ),
     ] = None,
     device: Device = None,
-    batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 32,
-    workers: Annotated[int, typer.Option(help="Threads that read and decode.")] = 2,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:

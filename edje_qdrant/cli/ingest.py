@@ -16,12 +16,16 @@ from edje_qdrant.cli.loading import (
     print_result,
 )
 from edje_qdrant.cli.options import (
+    BatchSize,
     Codec,
     Collection,
+    DecodeMemory,
+    DecodeSeconds,
     Device,
     Engine,
     Index,
     Json,
+    MaxPixels,
     Model,
     OnDisk,
     Progress,
@@ -29,6 +33,7 @@ from edje_qdrant.cli.options import (
     Replicas,
     Shards,
     Url,
+    Workers,
     indexes_of,
     settings_of,
     where_is,
@@ -58,10 +63,11 @@ def ingest(
     quantization: Quantization = None,
     on_disk: OnDisk = None,
     device: Device = None,
-    batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 32,
-    workers: Annotated[
-        int, typer.Option(help="Threads that read and decode, in each process.")
-    ] = 2,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    max_pixels: MaxPixels = 178_956_970,
+    decode_memory: DecodeMemory = 1024,
+    decode_seconds: DecodeSeconds = 60.0,
     processes: Annotated[
         int,
         typer.Option(
@@ -111,7 +117,8 @@ def ingest(
     device = places[0] if places is not None else device
 
     def fit(loaded: EDJEModel, name: str) -> FittedCodec:
-        return fit_codec_to_source(source, loaded, name, batch_size=batch_size, progress=shown)
+        size = batch_size or 32
+        return fit_codec_to_source(source, loaded, name, batch_size=size, progress=shown)
 
     target, loaded = open_or_create(where, collection, model, device, codec, fit, engine, qdrant)
     with target:
@@ -123,6 +130,9 @@ def ingest(
             loaded,
             batch_size=batch_size,
             workers=workers,
+            max_pixels=max_pixels,
+            decode_memory=decode_memory << 20,
+            decode_seconds=decode_seconds,
             progress=shown,
             prune=prune,
             processes=processes,

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from edje_qdrant.index import Quantization as QuantizationName
 
 __all__ = [
+    "BatchSize",
     "Codec",
     "Collection",
+    "DecodeMemory",
+    "DecodeSeconds",
     "Device",
     "Engine",
     "Index",
     "Json",
+    "MaxPixels",
     "Model",
     "OnDisk",
     "Precision",
@@ -30,6 +34,7 @@ __all__ = [
     "Shards",
     "Url",
     "Where",
+    "Workers",
     "api_key",
     "field_of",
     "filter_of",
@@ -135,6 +140,32 @@ OnDisk = Annotated[
         help="What the server keeps on disk, not in memory: payload (with the tokens), vectors, "
         "or payload,vectors.",
     ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Images encoded at a time; by default 32 on a CPU, 64 on a GPU."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that read and decode, for each process that encodes; by default the number "
+        "of cores, 16 at most."
+    ),
+]
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Larger images are refused before they are decoded.")
+]
+DecodeMemory = Annotated[
+    int,
+    typer.Option(
+        min=64,
+        metavar="MB",
+        help="Memory for all decodes in progress. Large images wait for each other; one that needs "
+        "more in total is refused.",
+    ),
+]
+DecodeSeconds = Annotated[
+    float, typer.Option(min=0.1, help="Time limit of decoding one image, in seconds.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Progress = Annotated[

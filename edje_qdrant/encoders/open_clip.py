@@ -23,6 +23,7 @@ from edje_qdrant.encoders.open_clip_models import (
 from edje_qdrant.encoders.open_clip_pixels import PixelSettings
 from edje_qdrant.encoders.weights import HashedModule
 from edje_qdrant.errors import CheckpointError
+from edje_qdrant.images.resize import Resize
 
 __all__ = ["OPEN_CLIP", "OpenClipEncoder"]
 
@@ -213,6 +214,15 @@ class OpenClipEncoder(HashedModule):
             ImageReadError: An image cannot be decoded, or its sides differ too much.
         """
         return self.pixel_settings.pixels(images)
+
+    @property
+    def resize(self) -> Resize:
+        """Return how an RGB image is resized, cropped and padded; decoder processes do it."""
+        return self.pixel_settings.resize
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return the input values `(B, 3, H, W)` of resized images `(B, H, W, 3)` uint8."""
+        return self.pixel_settings.normalise(pixels)
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return the area of an image of this size that is seen; see `Encoder.seen_area`."""

@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.encoders.pixel_values import look_up
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.images import to_rgb
+from edje_qdrant.images.resize import OpenClipResize
 
 __all__ = ["PixelSettings"]
 
-# Resizing a 1 x 50000 image to a height of 224 pixels would take 8 GB before the crop.
-_LONGEST = 500
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -88,67 +88,32 @@ class PixelSettings:
         """
         if not images:
             return torch.empty((0, 3, *self.size))
-        values = np.stack([np.asarray(self._resize(image)) for image in images])  # (B, H, W, 3)
-        pixels = torch.from_numpy(values).permute(0, 3, 1, 2).float() / 255
+        resized = [self.resize(to_rgb(image)) for image in images]
+        return self.normalise(torch.from_numpy(np.stack(resized)))
+
+    @property
+    def resize(self) -> OpenClipResize:
+        """Return how an RGB image is resized, cropped and padded."""
+        interpolation = _FILTERS[self.interpolation]
+        return OpenClipResize(self.size, interpolation, self.resize_mode, self.fill_color)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return the input values of resized images, `(B, 3, H, W)` float32.
+
+        Args:
+            pixels: `(B, H, W, 3)` uint8.
+        """
+        values = torch.arange(256, dtype=torch.uint8).float() / 255
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return ((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).contiguous()
+        return look_up(pixels, ((values - mean.view(3, 1)) / std.view(3, 1)).numpy())
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return the area of an image of this size that is seen; see `Encoder.seen_area`."""
-        (across, down), (high, wide) = self._scaled_size(width, height), self.size
+        (across, down), (high, wide) = self.resize.scaled_size(width, height), self.size
         left, top = round((across - wide) / 2), round((down - high) / 2)
         if self.resize_mode == "longest":  # of an odd padding, the smaller half comes first
             left, top = -((wide - across) // 2), -((high - down) // 2)
         return left / across, top / down, (left + wide) / across, (top + high) / down
-
-    def _resize(self, image: Image.Image) -> Image.Image:
-        """Return the image in RGB at `size`, with open_clip's arithmetic and rounding."""
-        rgb = to_rgb(image)
-        (width, height), (high, wide) = rgb.size, self.size
-        if self.resize_mode == "squash":
-            return self._scaled(rgb, wide, high)
-        if max(width, height) > _LONGEST * min(width, height):
-            raise ImageReadError(
-                str(getattr(image, "filename", "") or image),
-                f"{width} x {height} pixels are more than {_LONGEST} times as long as wide",
-            )
-        size = self._scaled_size(width, height)
-        if self.resize_mode == "longest":
-            return self._middle(self._padded(self._scaled(rgb, *size)))
-        if high == wide:
-            return self._middle(self._scaled(rgb, *size))
-        # For a size that is not square open_clip always resizes bicubically.
-        return self._middle(rgb.resize(size, Image.Resampling.BICUBIC))
-
-    def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return width and height that an image is resized to, before crop or padding."""
-        high, wide = self.size
-        if self.resize_mode == "squash":
-            return wide, high
-        if self.resize_mode == "longest":
-            ratio = max(height / high, width / wide)
-            return max(1, round(width / ratio)), max(1, round(height / ratio))
-        if high == wide:
-            short = min(width, height)
-            return int(high * width / short), int(high * height / short)
-        ratio = min(height / high, width / wide)
-        return round(width / ratio), round(height / ratio)
-
-    def _scaled(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        if image.size == (width, height):
-            return image
-        return image.resize((width, height), _FILTERS[self.interpolation])
-
-    def _padded(self, image: Image.Image) -> Image.Image:
-        (width, height), (high, wide) = image.size, self.size
-        across, down = max(wide - width, 0), max(high - height, 0)
-        border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
-        return ImageOps.expand(image, border, fill=(self.fill_color,) * 3)
-
-    def _middle(self, image: Image.Image) -> Image.Image:
-        (width, height), (high, wide) = image.size, self.size
-        left, top = round((width - wide) / 2), round((height - high) / 2)
-        return image.crop((left, top, left + wide, top + high))
 
 
 def _pair(size: Sequence[int]) -> tuple[int, int]:

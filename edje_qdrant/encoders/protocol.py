@@ -4,18 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["Encoder"]
+from edje_qdrant.images.resize import Resize
+
+__all__ = ["Encoder", "SplitPixels", "split_pixels"]
+
+
+class SplitPixels(Protocol):
+    """The two steps of an encoder's `preprocess`, the first of which needs no torch.
+
+    `preprocess(images)` is `normalise` of the stacked `resize(to_rgb(image))` of each image.
+    """
+
+    @property
+    def resize(self) -> Resize:
+        """Return how an upright RGB image becomes `(H, W, 3)` uint8, of one size for all images.
+
+        It must be picklable, and importable without torch, since decoder processes run it.
+        """
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return `(B, 3, H, W)` float32 of pixels `(B, H, W, 3)` uint8, on their device."""
+
+
+def split_pixels(encoder: object) -> SplitPixels | None:
+    """Return an encoder if it has `resize` and `normalise`; None if it only has `preprocess`.
+
+    Also None if `preprocess` was replaced by a subclass or on the object, without these two.
+    """
+    if not hasattr(encoder, "resize") or not hasattr(encoder, "normalise"):
+        return None
+    for members in (vars(encoder), *(vars(kind) for kind in type(encoder).__mro__)):
+        if "resize" in members or "normalise" in members:
+            return cast("SplitPixels", encoder)
+        if "preprocess" in members:
+            return None
+    return cast("SplitPixels", encoder)
 
 
 class Encoder(Protocol):
     """Encode images and texts to unit vectors of one space, and images to vision tokens.
 
     An encoder is also a torch module; its weights are saved with the EDJE model.
+
+    An encoder may have two more members, `resize` and `normalise` of `SplitPixels`. Then decoder
+    processes resize the images, and the rest of `preprocess` happens on the encoder's device.
     """
 
     @property

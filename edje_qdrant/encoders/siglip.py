@@ -16,6 +16,7 @@ from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.encoders.weights import HashedModule
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.images import to_rgb
+from edje_qdrant.images.resize import Resize
 
 if TYPE_CHECKING:
     from transformers import SiglipModel
@@ -168,6 +169,15 @@ class SiglipEncoder(HashedModule):
             ImageReadError: An image's data cannot be decoded.
         """
         return self.image_processor.process([to_rgb(image) for image in images])
+
+    @property
+    def resize(self) -> Resize:
+        """Return how an RGB image is resized and cropped; decoder processes do it."""
+        return self.image_processor.resize
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return the input values `(B, 3, H, W)` of resized images `(B, H, W, 3)` uint8."""
+        return self.image_processor.normalise(pixels)
 
     def seen_area(self, width: int, height: int) -> tuple[float, float, float, float]:  # noqa: ARG002
         """Return `(0, 0, 1, 1)`: images are squashed to a square, so the grid covers them.

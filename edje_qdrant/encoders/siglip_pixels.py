@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from edje_qdrant.encoders.pixel_values import look_up
 from edje_qdrant.errors import CheckpointError
+from edje_qdrant.images.resize import SiglipResize
 
 __all__ = ["SiglipPixels"]
 
@@ -112,16 +114,30 @@ class SiglipPixels:
 
     def process(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the pixels of RGB images, `(B, 3, H, W)` float32 on the CPU."""
-        levels = self._levels  # (3, 256)
-        pixels = []
-        for image in images:
-            values = np.asarray(self._resize(image))  # (H, W, 3)
-            planes = np.empty((3, *values.shape[:2]), dtype=np.float32)
-            for channel, plane in enumerate(planes):
-                # uint8 cannot be out of range; "clip" writes into `out` without a buffer
-                np.take(levels[channel], values[..., channel], out=plane, mode="clip")
-            pixels.append(planes)
-        return torch.from_numpy(np.stack(pixels))
+        return self.normalise(torch.from_numpy(np.stack([self.resize(image) for image in images])))
+
+    @cached_property
+    def resize(self) -> SiglipResize:
+        """Return how an RGB image is resized and cropped."""
+        size = shortest_edge = crop = None
+        if self.do_resize:
+            if set(self.size) == {"shortest_edge"}:
+                shortest_edge = self.size["shortest_edge"]
+            else:
+                size = (self.size["width"], self.size["height"])
+        if self.do_center_crop:
+            if self.crop_size is None:
+                raise ValueError("do_center_crop without crop_size")
+            crop = (self.crop_size["width"], self.crop_size["height"])
+        return SiglipResize(size, shortest_edge, self.resample, crop)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return the input values of resized images, `(B, 3, H, W)` float32.
+
+        Args:
+            pixels: `(B, H, W, 3)` uint8.
+        """
+        return look_up(pixels, self._levels)
 
     @cached_property
     def _levels(self) -> NDArray[np.float32]:
@@ -140,20 +156,3 @@ class SiglipPixels:
             )
             levels = (levels - mean) / std
         return levels
-
-    def _resize(self, image: Image.Image) -> Image.Image:
-        """Return the image resized and cropped as the settings say."""
-        if self.do_resize:
-            if set(self.size) == {"shortest_edge"}:
-                edge, shortest = self.size["shortest_edge"], min(image.size)
-                width, height = (int(edge * side / shortest) for side in image.size)
-            else:
-                width, height = self.size["width"], self.size["height"]
-            image = image.resize((width, height), self.resample)
-        if self.do_center_crop:
-            if self.crop_size is None:
-                raise ValueError("do_center_crop without crop_size")
-            width, height = self.crop_size["width"], self.crop_size["height"]
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))
-        return image

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from edje_qdrant.images.content_ids import image_bytes_id, image_file_id
+from edje_qdrant.images.decoder_pool import (
+    DECODE_MEMORY,
+    DECODE_SECONDS,
+    MAX_FILE_BYTES,
+    DecodedFile,
+    DecodeLimits,
+    DecoderPool,
+    default_workers,
+)
 from edje_qdrant.images.formats import FORMATS, open_listed
 from edje_qdrant.images.open import (
     MAX_PIXELS,
@@ -14,8 +23,15 @@ from edje_qdrant.images.open import (
 from edje_qdrant.images.rgb import to_rgb
 
 __all__ = [
+    "DECODE_MEMORY",
+    "DECODE_SECONDS",
     "FORMATS",
+    "MAX_FILE_BYTES",
     "MAX_PIXELS",
+    "DecodeLimits",
+    "DecodedFile",
+    "DecoderPool",
+    "default_workers",
     "error_reason",
     "ignore_decoder_warnings",
     "image_bytes_id",

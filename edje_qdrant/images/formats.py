@@ -6,7 +6,7 @@ import contextlib
 import importlib
 from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from edje_qdrant.errors import ImageReadError
 
@@ -54,7 +54,7 @@ _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _PREFIX = 16  # as many bytes as Pillow shows to its plugins
 
 
-def open_listed(file: str | BinaryIO, name: str) -> Image.Image:
+def open_listed(file: str | BinaryIO, name: str) -> ImageFile.ImageFile:
     """Open an image in one of `FORMATS`; read its header, but do not decode it.
 
     Raises:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import error_reason, image_bytes_id, image_file_id, open_upright
+from edje_qdrant.images import DecoderPool, error_reason, image_bytes_id, image_file_id
 from edje_qdrant.ingest.sources import ListedImage
+from edje_qdrant.model.pixels import Pixels, read_file
 from edje_qdrant.types import FailedImage, Payload
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from edje_qdrant.model import EDJEModel
 
 __all__ = ["DecodedImage", "KnownImage", "decode_image", "identify_image"]
@@ -25,7 +23,7 @@ class KnownImage:
     """Hold an image that was identified, but not decoded.
 
     Attributes:
-        image_id: UUID string, derived from the file's bytes.
+        image_id: UUID string, derived from the file's bytes as they were then.
         listed: Its path and the user's fields.
     """
 
@@ -38,14 +36,14 @@ class DecodedImage:
     """Hold an image ready to be encoded.
 
     Attributes:
-        image_id: UUID string, derived from the file's bytes.
+        image_id: UUID string, derived from the bytes that were decoded.
         payload: Stored with the image: the user's fields, its path and its upright size.
-        pixels: `(1, 3, H, W)` float32.
+        pixels: As `read_file` returns them.
     """
 
     image_id: str
     payload: Payload
-    pixels: Tensor
+    pixels: Pixels
 
 
 def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
@@ -67,27 +65,31 @@ def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
 
 
 def decode_image(
-    image: KnownImage, model: EDJEModel, max_pixels: int
+    image: KnownImage, model: EDJEModel, decoders: DecoderPool
 ) -> DecodedImage | FailedImage:
     """Decode an image for a model; safe in worker threads.
 
+    The id is derived from the bytes that are decoded, as the file may have changed since it was
+    identified.
+
     Args:
         image: The image.
-        model: Its `preprocess` produces the pixels.
-        max_pixels: Larger images are refused before they are decoded.
+        model: Decides how the image is resized.
+        decoders: Processes that decode.
+
+    Raises:
+        ConfigError: The encoder's `resize` cannot be sent to a process.
+        WorkerDiedError: Decoder processes cannot be started.
     """
     path, content = image.listed.path, image.listed.content
     try:
-        file = path if content is None else io.BytesIO(content)
-        upright = open_upright(file, path, max_pixels=max_pixels)
-        payload = {
-            **image.listed.fields,
-            "path": path,
-            "width": upright.width,
-            "height": upright.height,
-        }
-        return DecodedImage(image.image_id, payload, model.preprocess([upright]))
+        decoded, pixels = read_file(model, decoders, path if content is None else content, path)
     except ImageReadError as error:
         return FailedImage(path, error.reason)
-    except Exception as error:  # image processors raise any type of error for odd shapes
-        return FailedImage(path, error_reason(error))
+    payload = {
+        **image.listed.fields,
+        "path": path,
+        "width": decoded.width,
+        "height": decoded.height,
+    }
+    return DecodedImage(decoded.image_id, payload, pixels)

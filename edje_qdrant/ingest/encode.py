@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.model.pixels import Pixels, stack_pixels
 from edje_qdrant.types import FailedImage, ImageEncoding, Payload
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ class EncodedBatch:
 
 
 def encode_batch(
-    model: EDJEModel, pixels: Sequence[Tensor], *, device: str = "the device"
+    model: EDJEModel, pixels: Sequence[Pixels], *, device: str = "the device"
 ) -> ImageEncoding:
     """Encode images in one batch.
 
     Args:
         model: The model that encodes.
-        pixels: One tensor an image, `(1, 3, H, W)` float32, as `preprocess` returns it.
+        pixels: The pixels of each image, as `read_file` returns them.
         device: Names the device in errors.
 
     Raises:
         ConfigError: The device has not enough memory for the batch.
     """
     try:
-        return model.encode_pixels(torch.cat([*pixels]))
+        return model.encode_pixels(stack_pixels(pixels, model.device))
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{device} has no memory for {len(pixels)} images at a time; lower batch_size and run "

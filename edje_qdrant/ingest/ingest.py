@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 import uuid
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,16 +19,24 @@ from tqdm import tqdm
 from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError
-from edje_qdrant.images import MAX_PIXELS, ignore_decoder_warnings
+from edje_qdrant.images import (
+    DECODE_MEMORY,
+    DECODE_SECONDS,
+    MAX_PIXELS,
+    DecodeLimits,
+    DecoderPool,
+    default_workers,
+)
 from edje_qdrant.ingest.decode import DecodedImage, KnownImage, decode_image
 from edje_qdrant.ingest.encode import encode_batch
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
 from edje_qdrant.ingest.prune import follow_moved, prune_collection
 from edje_qdrant.ingest.sources import IMAGE_SUFFIXES, ListedImage, Source, list_images
-from edje_qdrant.threads import batches
+from edje_qdrant.model.pixels import default_batch_size
+from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.tokens.codecs import Codec, codec_for
-from edje_qdrant.types import FailedImage, IngestReport
+from edje_qdrant.types import IngestReport
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
@@ -41,10 +49,12 @@ def ingest_images(
     collection: ImageCollection,
     model: EDJEModel,
     *,
-    batch_size: int = 32,
-    workers: int = 2,
+    batch_size: int | None = None,
+    workers: int | None = None,
     progress: bool = True,
     max_pixels: int = MAX_PIXELS,
+    decode_memory: int = DECODE_MEMORY,
+    decode_seconds: float = DECODE_SECONDS,
     checkpoint_every: int = 1024,
     prune: bool = False,
     processes: int = 0,
@@ -67,11 +77,15 @@ def ingest_images(
             (relative to the manifest's folder) and any further fields.
         collection: The collection to add to.
         model: The model that the collection was created for.
-        batch_size: Images encoded and written at a time.
-        workers: Threads that read and decode in parallel with the encoding, in each process.
+        batch_size: Images encoded and written at a time; by default 32 on a CPU, 64 on a GPU.
+        workers: Processes that read and decode in parallel with the encoding, for each process
+            that encodes; by default the number of cores, 16 at most. A decoder that hangs or
+            crashes costs its image only.
         progress: Show a bar on stderr.
-        max_pixels: Larger images are refused before they are decoded; a limit above
-            `MAX_PIXELS` has no effect.
+        max_pixels: Larger images are refused before they are decoded.
+        decode_memory: Bytes of memory for all decodes in progress, for each process that encodes.
+            Large images wait for each other; one that needs more in total is refused.
+        decode_seconds: An image that takes longer to be decoded is listed as failed.
         checkpoint_every: Images added between two flushes. If the process is killed, at most this
             many are lost; the next run adds them again.
         prune: After reading the whole source, delete images that are no longer in it: for a
@@ -120,10 +134,14 @@ def ingest_images(
         (0, 3, 1)
     """
     started = time.perf_counter()
+    batch_size = default_batch_size(model.device) if batch_size is None else batch_size
+    workers = default_workers() if workers is None else workers
     check_number("batch_size", batch_size)
     check_number("workers", workers)
     check_number("max_pixels", max_pixels)
+    check_number("decode_memory", decode_memory)
     check_number("checkpoint_every", checkpoint_every)
+    limits = DecodeLimits(workers, decode_memory, decode_seconds, max_pixels)
     check_number("processes", processes, least=0)
     worker_devices = check_devices(processes, devices, model.device)
     listing = list_images(source)
@@ -137,6 +155,7 @@ def ingest_images(
     collection.require(model.contract())
     run = IngestRun(collection, model, total=sum(1 for _ in listing()), progress=progress)
     seen: set[bytes] = set()
+    run.seen = seen if prune else None
 
     def follow_source(batch: Sequence[KnownImage], existing: set[str]) -> None:
         seen.update(uuid.UUID(image.image_id).bytes for image in batch)
@@ -144,27 +163,28 @@ def ingest_images(
             collection, {i.image_id: i.listed.path for i in batch if i.image_id in existing}
         )
 
-    def decode(image: KnownImage) -> DecodedImage | FailedImage:
-        return decode_image(image, model, max_pixels)
-
     unflushed = 0
-    with warnings.catch_warnings(), run.bar, ExitStack() as stack:
-        ignore_decoder_warnings()
-        threads = stack.enter_context(ThreadPoolExecutor(workers))
+
+    def wrote(count: int) -> None:
+        nonlocal unflushed
+        unflushed += count
+        if unflushed >= checkpoint_every:
+            collection.flush()
+            unflushed = 0
+
+    with run.bar, ThreadPoolExecutor(workers) as threads, ExitStack() as stack:
         missing = run.missing(listing(), threads, follow_source if prune else None)
-        if worker_devices:
-            pool = EncodingPool(model, worker_devices, decoders=workers, max_pixels=max_pixels)
-            encoded = stack.enter_context(pool).encode(batches(missing, batch_size))
-            written: Iterator[int] = map(run.write_encoded, encoded)
-        else:
-            written = run.decode_and_write(missing, decode, threads, batch_size)
         try:
-            for count in written:
-                unflushed += count
-                if unflushed >= checkpoint_every:
-                    collection.flush()
-                    unflushed = 0
+            if worker_devices:
+                pool = stack.enter_context(EncodingPool(model, worker_devices, limits))
+                for batch in pool.encode(batches(missing, batch_size)):
+                    wrote(run.write_encoded(batch))
+            else:
+                decoders = stack.enter_context(limits.pool())
+                decode = partial(decode_image, model=model, decoders=decoders)
+                run.decode_and_write(missing, decode, threads, batch_size, wrote)
         except BaseException:
+            stack.close()  # no thread waits for a decoder any more
             threads.shutdown(cancel_futures=True)
             # Keep what was written; if that fails too, the first error is more useful.
             with suppress(EdjeError):
@@ -207,16 +227,12 @@ def fit_codec_to_source(
     rows = np.random.default_rng(seed).permutation(len(listed))[:sample]
     chosen = [KnownImage("", listed[row]) for row in rows]
     tokens: list[NDArray[np.float16]] = []
-    with (
-        warnings.catch_warnings(),
-        tqdm(
-            total=len(chosen), desc=f"fitting {name}", unit=" images", disable=not progress
-        ) as bar,
-    ):
-        ignore_decoder_warnings()
-        for batch in batches(chosen, batch_size):
-            decoded = [decode_image(image, model, MAX_PIXELS) for image in batch]
-            pixels = [item.pixels for item in decoded if isinstance(item, DecodedImage)]
+    workers = default_workers()
+    bar = tqdm(total=len(chosen), desc=f"fitting {name}", unit=" images", disable=not progress)
+    with bar, ThreadPoolExecutor(workers) as threads, DecoderPool(workers) as decoders:
+        decode = partial(decode_image, model=model, decoders=decoders)
+        for batch in batches(in_threads(threads, decode, chosen, batch_size), batch_size):
+            pixels = [item.pixels for item in batch if isinstance(item, DecodedImage)]
             if pixels:
                 tokens.append(encode_batch(model, pixels).tokens)
             bar.update(len(batch))

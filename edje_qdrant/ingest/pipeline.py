@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tqdm import tqdm
@@ -16,8 +17,6 @@ from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.types import FailedImage, ImageEncoding, Payload
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from edje_qdrant.model import EDJEModel
 
 __all__ = ["IngestRun", "IngestTarget"]
@@ -56,6 +55,7 @@ class IngestRun:
         skipped: Images that were stored already, or that occurred before.
         failed: Images that could not be read.
         bar: The progress bar; a context manager.
+        seen: If it is a set, the 16 bytes of the id of every image that was decoded are added.
     """
 
     def __init__(
@@ -74,6 +74,9 @@ class IngestRun:
         self.added = 0
         self.skipped = 0
         self.failed: list[FailedImage] = []
+        self.seen: set[bytes] | None = None
+        self._writing: set[str] = set()
+        self._bar_lock = threading.Lock()
 
     def missing(
         self,
@@ -105,62 +108,95 @@ class IngestRun:
         decode: Callable[[T], DecodedImage | FailedImage],
         threads: ThreadPoolExecutor,
         batch_size: int,
-    ) -> Iterator[int]:
-        """Decode, encode and write images; yield the number of images added by each batch.
+        wrote: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Decode, encode and write images: one batch is encoded while the next is decoded.
+
+        A thread writes each batch while the next is encoded.
 
         Args:
             items: What `decode` takes.
             decode: Returns an image ready to be encoded, or why there is none.
-            threads: Run `decode` up to two batches ahead.
+            threads: Run `decode` one batch ahead.
             batch_size: Images encoded and written at a time.
+            wrote: Called by the thread that writes after each batch, with the number of images.
         """
-        decoded = self._successes(in_threads(threads, decode, items, 2 * batch_size))
-        for batch in batches(decoded, batch_size):
-            pixels = [image.pixels for image in batch]
-            yield self._write(
-                [image.image_id for image in batch],
-                [image.payload for image in batch],
-                partial(self._encode, pixels),
-            )
+        decoded = self._successes(in_threads(threads, decode, items, batch_size))
+        writing: Future[None] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="edje-writing") as writer:
+            for batch in batches(decoded, batch_size):
+                rows = self._new_rows([image.image_id for image in batch])
+                if not rows:
+                    continue
+                new = [batch[row] for row in rows]
+                encoding = encode_batch(self._model, [image.pixels for image in new])
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(
+                    self._write, [image.image_id for image in new],
+                    [image.payload for image in new], encoding, wrote,
+                )  # fmt: skip
+            if writing is not None:
+                writing.result()
 
     def write_encoded(self, batch: EncodedBatch) -> int:
         """Write a batch that a worker process encoded; return the number of images added."""
         self.failed += batch.failed
-        self.bar.update(len(batch.failed))
-        return self._write(batch.image_ids, batch.payloads, batch.rows)
+        self._advance(len(batch.failed))
+        rows = self._new_rows(batch.image_ids)
+        if rows:
+            self._write(
+                [batch.image_ids[row] for row in rows], [batch.payloads[row] for row in rows],
+                batch.rows(rows),
+            )  # fmt: skip
+        return len(rows)
 
     def skip(self, count: int = 1) -> None:
         """Count images that are stored already."""
         self.skipped += count
-        self.bar.update(count)
+        self._advance(count)
 
-    def _encode(self, pixels: Sequence[Tensor], rows: Sequence[int]) -> ImageEncoding:
-        return encode_batch(self._model, [pixels[row] for row in rows])
+    def _new_rows(self, image_ids: Sequence[str]) -> list[int]:
+        """Return the rows of images to add: each once, and none that is stored or being written.
+
+        Looked up a second time: the same content may have occurred since the first time, and a file
+        that changed since then is another image now.
+        """
+        if self.seen is not None:
+            self.seen.update(uuid.UUID(image_id).bytes for image_id in image_ids)
+        first_rows: dict[str, int] = {}
+        for row, image_id in enumerate(image_ids):
+            first_rows.setdefault(image_id, row)
+        # First those being written: what is written in between is found by the lookup.
+        for image_id in self._writing.intersection(first_rows):
+            del first_rows[image_id]
+        for image_id in self._target.existing([*first_rows]):
+            del first_rows[image_id]
+        self.skip(len(image_ids) - len(first_rows))
+        self._writing.update(first_rows)
+        return [*first_rows.values()]
 
     def _write(
         self,
         image_ids: Sequence[str],
         payloads: Sequence[Payload],
-        encode: Callable[[list[int]], ImageEncoding],
-    ) -> int:
-        # Looked up a second time: the same content may have occurred twice since the first time.
-        first_rows: dict[str, int] = {}
-        for row, image_id in enumerate(image_ids):
-            first_rows.setdefault(image_id, row)
-        for image_id in self._target.existing([*first_rows]):
-            del first_rows[image_id]
-        rows = [*first_rows.values()]
-        self.skip(len(image_ids) - len(rows))
-        if rows:
-            self._target.add([*first_rows], encode(rows), [payloads[row] for row in rows])
-            self.added += len(rows)
-            self.bar.update(len(rows))
-        return len(rows)
+        encoding: ImageEncoding,
+        wrote: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._target.add(image_ids, encoding, payloads)
+        self._writing.difference_update(image_ids)
+        self.added += len(image_ids)
+        self._advance(len(image_ids))
+        wrote(len(image_ids))
+
+    def _advance(self, count: int = 1) -> None:
+        with self._bar_lock:  # two threads count
+            self.bar.update(count)
 
     def _successes(self, items: Iterable[T | FailedImage]) -> Iterator[T]:
         for item in items:
             if isinstance(item, FailedImage):
                 self.failed.append(item)
-                self.bar.update()
+                self._advance()
             else:
                 yield item

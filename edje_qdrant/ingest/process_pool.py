@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edje_qdrant.errors import ConfigError, WorkerDiedError
-from edje_qdrant.images import error_reason
+from edje_qdrant.images import DecodeLimits, error_reason
 from edje_qdrant.ingest.decode import KnownImage
 from edje_qdrant.ingest.encode import EncodedBatch
 from edje_qdrant.ingest.worker import Failure, Ready, WorkerSettings, work
@@ -62,17 +62,13 @@ class EncodingPool:
     Args:
         model: The model; written once to a temporary file, which the workers memory-map.
         devices: The device of each worker, from `check_devices`.
-        decoders: Threads that read and decode, in each worker.
-        max_pixels: Larger images are refused before they are decoded.
+        limits: Of the decoder processes of each worker.
     """
 
-    def __init__(
-        self, model: EDJEModel, devices: Sequence[str], *, decoders: int, max_pixels: int
-    ) -> None:
+    def __init__(self, model: EDJEModel, devices: Sequence[str], limits: DecodeLimits) -> None:
         self._model = model
         self._devices = devices
-        self._decoders = decoders
-        self._max_pixels = max_pixels
+        self._limits = limits
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._workers: list[_Worker | None] = [None] * len(devices)
         self._numbers = count()
@@ -243,8 +239,7 @@ class EncodingPool:
             self._model_file(),
             device,
             max(1, torch.get_num_threads() // len(self._devices)),
-            self._decoders,
-            self._max_pixels,
+            self._limits,
         )
         ours, theirs = context.Pipe()
         process = context.Process(

@@ -10,6 +10,7 @@ import threading
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.images import ignore_decoder_warnings
-from edje_qdrant.ingest.decode import DecodedImage, KnownImage, decode_image
+from edje_qdrant.images import DecodeLimits
+from edje_qdrant.ingest.decode import DecodedImage, decode_image
 from edje_qdrant.ingest.encode import EncodedBatch, encode_batch
 from edje_qdrant.types import FailedImage, ImageEncoding
 
@@ -38,15 +39,13 @@ class WorkerSettings:
             else.
         device: The device this worker encodes on.
         torch_threads: Threads of one torch operation.
-        decoders: Threads that read and decode in parallel with the encoding.
-        max_pixels: Larger images are refused before they are decoded.
+        limits: Of the processes that read and decode in parallel with the encoding.
     """
 
     model_file: str
     device: str
     torch_threads: int
-    decoders: int
-    max_pixels: int
+    limits: DecodeLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,6 @@ def work(connection: Connection, settings: WorkerSettings) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
     torch.set_num_threads(settings.torch_threads)
-    ignore_decoder_warnings()
     received: queue.SimpleQueue[tuple[int, _Waiting]] = queue.SimpleQueue()
     try:
         model = _load(settings)
@@ -114,11 +112,8 @@ def _receive(
     received: queue.SimpleQueue[tuple[int, _Waiting]],
 ) -> None:
     """Receive batches at once, so that the sender is not blocked, and start decoding them."""
-
-    def decode(image: KnownImage) -> DecodedImage | FailedImage:
-        return decode_image(image, model, settings.max_pixels)
-
-    with ThreadPoolExecutor(settings.decoders) as pool:
+    decode = partial(decode_image, model=model, decoders=settings.limits.pool())
+    with ThreadPoolExecutor(settings.limits.workers) as pool:
         while True:
             try:
                 number, images = connection.recv()

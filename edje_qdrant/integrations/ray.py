@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from edje_qdrant.errors import (
     StoreError,
     WorkerDiedError,
 )
-from edje_qdrant.images import MAX_PIXELS, ignore_decoder_warnings
+from edje_qdrant.images import MAX_PIXELS, DecoderPool
 from edje_qdrant.index import TOKENS_KEY, QdrantSettings
 from edje_qdrant.ingest.decode import decode_image
 from edje_qdrant.ingest.pipeline import IngestRun
@@ -93,7 +92,7 @@ def ingest_dataset(
         model: The argument of `EDJEModel.from_pretrained`; a folder must be on every machine.
         concurrency: Maximum number of actors.
         batch_size: Images that an actor looks up, encodes and writes at a time.
-        num_cpus: Cores of an actor, which is also its number of threads that read and decode.
+        num_cpus: Cores of an actor, which is also its number of processes that read and decode.
         num_gpus: GPUs of an actor; with 0 it encodes on the CPU.
         max_retries: How often a batch is repeated whose actor died, or whose requests to the
             server failed after the connection's own retries. After that, the run ends.
@@ -216,7 +215,8 @@ class _Worker:
         self._tally = tally
         self._model: EDJEModel | None = None
         self._collection: ImageCollection | None = None
-        self._pool = ThreadPoolExecutor(job.threads)
+        self._threads = ThreadPoolExecutor(job.threads)
+        self._decoders = DecoderPool(job.threads, max_pixels=job.max_pixels)
 
     def __call__(self, rows: pa.Table) -> dict[str, list[Any]]:
         """Ingest a batch; return one row with the counts, the failures and the error.
@@ -259,12 +259,9 @@ class _Worker:
     ) -> tuple[int, int, list[FailedImage]]:
         model, collection = self._parts()
         run = IngestRun(collection, model)
-        with warnings.catch_warnings():
-            ignore_decoder_warnings()
-            decode = partial(decode_image, model=model, max_pixels=self._job.max_pixels)
-            missing = run.missing(images, self._pool)
-            for _ in run.decode_and_write(missing, decode, self._pool, max(1, len(images))):
-                pass
+        decode = partial(decode_image, model=model, decoders=self._decoders)
+        missing = run.missing(images, self._threads)
+        run.decode_and_write(missing, decode, self._threads, max(1, len(images)))
         return run.added, run.skipped, run.failed
 
     def _parts(self) -> tuple[EDJEModel, ImageCollection]:

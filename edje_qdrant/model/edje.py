@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.encoders.protocol import Encoder
+from edje_qdrant.encoders.protocol import Encoder, SplitPixels
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model.adapter import CompressedAdapter, LocalAdapter
 from edje_qdrant.model.calibration import Calibration
@@ -249,8 +249,16 @@ class EDJEModel(nn.Module):
         return self.encoder.preprocess(images)
 
     def encode_pixels(self, pixel_values: Tensor) -> ImageEncoding:
-        """Encode the output of `preprocess` in one batch."""
+        """Encode images in one batch.
+
+        Args:
+            pixel_values: The output of `preprocess`; or, for an encoder with `resize` and
+                `normalise`, resized images `(n, H, W, 3)` uint8.
+        """
         with self.inference():
+            if pixel_values.dtype == torch.uint8:
+                pixels = pixel_values.to(self.device, non_blocking=True)
+                pixel_values = cast("SplitPixels", self.encoder).normalise(pixels)
             # (B, d) and (B, n, d_v)
             embeddings, vision_tokens = self.encoder.encode_pixels(pixel_values)
             tokens = self.adapter(vision_tokens)  # (B, m, d_text)

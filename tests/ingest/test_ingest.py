@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -16,14 +17,20 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from deadly_encoder import DeadlyEncoder, with_encoder
+from decoder_finishes import Fragile
 from PIL import Image
 from qdrant_client import QdrantClient
 from rounding import float16_slack
 
 from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.encoders.protocol import split_pixels
 from edje_qdrant.errors import ConfigError, ContractMismatchError, MissingExtraError, StoreError
+from edje_qdrant.images import DecoderPool, image_bytes_id, open_upright
 from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.pixels import read_file, stack_pixels
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.types import ImageEncoding, IngestReport
 
@@ -450,6 +457,92 @@ def test_too_large_a_batch_is_named(
     monkeypatch.setattr(tiny_model, "encode_pixels", exhaust)
     with pytest.raises(ConfigError, match="lower batch_size"):
         ingest(write_images(tmp_path / "pictures", 3), collection, tiny_model)
+
+
+class Replacing(ImageCollection):
+    """Replace a file between naming and decoding it, as a sync under way does."""
+
+    path: Path
+    later: bytes
+
+    def existing(self, image_ids: Any) -> set[str]:
+        found = super().existing(image_ids)
+        self.path.write_bytes(self.later)
+        return found
+
+
+@pytest.mark.parametrize("more", [{}, {"prune": True}])
+def test_a_file_that_changes_after_it_was_named_is_stored_as_what_was_decoded(
+    tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages, more: dict[str, Any]
+) -> None:
+    path, other = write_images(tmp_path / "pictures", 2)
+    later = other.read_bytes()
+    before = path.read_bytes()
+    other.unlink()
+    ImageCollection.create(tmp_path / "index", "images", tiny_model.contract()).close()
+    with Replacing.open(tmp_path / "index", "images") as collection:
+        assert isinstance(collection, Replacing)
+        collection.path, collection.later = path, later
+        assert ingest(tmp_path / "pictures", collection, tiny_model, **more).added == 1
+        new, old = image_bytes_id(later, "new"), image_bytes_id(before, "old")
+        assert collection.existing([new, old]) == {new}
+        expected = tiny_model.encode_images([open_upright(io.BytesIO(later))])
+        assert one_embedding(collection, tiny_model, open_upright(io.BytesIO(later))) > 0.999
+        tokens = collection.encodings([new]).tokens
+        np.testing.assert_allclose(tokens, expected.tokens, atol=float16_slack(tokens))
+        collection.later = before  # put back, it is another image
+        path.write_bytes(before)
+        assert ingest(tmp_path / "pictures", collection, tiny_model, **more).added == 1
+        assert old in collection.existing([old])
+
+
+class FragileEncoder(SiglipEncoder):
+    @property
+    def resize(self) -> Any:
+        return Fragile(super().resize)
+
+
+def test_decoders_that_hang_die_or_fill_memory_cost_their_images_only(
+    tmp_path: Path,
+    collection: ImageCollection,
+    tiny_model: EDJEModel,
+    write_images: WriteImages,
+) -> None:
+    write_images(tmp_path / "pictures", 6)
+    for width in (101, 102, 103):
+        Image.new("RGB", (width, 50)).save(tmp_path / "pictures" / f"{width}.png")
+    (tmp_path / "pictures" / "endless.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n{} loop\n")
+    fragile = with_encoder(tiny_model, FragileEncoder)
+    report = ingest(tmp_path / "pictures", collection, fragile, decode_seconds=4)
+    assert report.added == 6
+    reasons = {Path(failure.path).stem: failure.reason for failure in report.failed}
+    assert set(reasons) == {"101", "102", "103", "endless"}
+    assert "took more than 4 s" in reasons["101"]
+    assert "killed by SIGKILL" in reasons["102"]
+    assert "far more memory" in reasons["103"]
+    assert "EPS, which is not read" in reasons["endless"]
+
+
+def test_pixels_are_resized_in_the_processes_and_have_the_values_of_preprocess(
+    tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages
+) -> None:
+    paths = write_images(tmp_path / "pictures", 3)
+    expected = tiny_model.preprocess([open_upright(path) for path in paths])
+    with DecoderPool(1) as decoders:
+        pixels = [read_file(tiny_model, decoders, str(path))[1] for path in paths]
+    batch = stack_pixels(pixels, tiny_model.device)
+    assert batch.dtype == torch.uint8
+    assert isinstance(tiny_model.encoder, SiglipEncoder)
+    assert torch.equal(tiny_model.encoder.normalise(batch), expected)
+    (one, many) = tiny_model.encode_pixels(batch), tiny_model.encode_pixels(expected)
+    np.testing.assert_array_equal(one.tokens, many.tokens)
+
+
+def test_an_encoder_with_its_own_preprocess_gets_whole_images(tiny_model: EDJEModel) -> None:
+    assert split_pixels(tiny_model.encoder) is tiny_model.encoder
+    assert split_pixels(with_encoder(tiny_model, DeadlyEncoder).encoder) is None
+    assert split_pixels(with_encoder(tiny_model, FragileEncoder).encoder) is not None
+    assert split_pixels(object()) is None
 
 
 _CHILD = """

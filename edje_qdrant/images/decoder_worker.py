@@ -1,0 +1,250 @@
+"""A decoder process: reads, names, decodes and resizes one image after the other, within limits.
+
+It never imports torch, so it starts in a fraction of a second and stays small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edje_qdrant.errors import ImageReadError
+from edje_qdrant.images.content_ids import image_bytes_id
+from edje_qdrant.images.decode_memory import decode_memory
+from edje_qdrant.images.decoder_messages import (
+    GRANTED,
+    Request,
+    receive_exactly,
+    receive_header,
+    send,
+)
+from edje_qdrant.images.formats import open_listed
+from edje_qdrant.images.open import (
+    error_reason,
+    ignore_decoder_warnings,
+    open_upright,
+    require_file,
+)
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment] # the one name for both cases
+
+__all__ = ["IDLE_SECONDS", "main"]
+
+#: A process that gets no work for so long ends itself.
+IDLE_SECONDS = 60
+
+# Seconds after which a process ends itself that its parent should have killed.
+_LATE = 5
+# Memory beside the image: tables of decoders, buffers of the allocator.
+_SLACK = 192 << 20
+# Bytes of messages of the decoders that are kept for one file, and characters that are passed on.
+_MOST_WRITTEN, _MOST_SHOWN = 1 << 20, 300
+
+
+def main(descriptor: int) -> None:
+    """Answer requests until the other side of a socket is closed.
+
+    Args:
+        descriptor: The socket's file descriptor.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent process ends this one
+        signal.signal(number, signal.SIG_IGN)
+    _limit("RLIMIT_CORE", 0)
+    _limit("RLIMIT_FSIZE", _MOST_WRITTEN)  # nothing is written but messages
+    Image.MAX_IMAGE_PIXELS = None  # each request has its own limit
+    with contextlib.suppress(ImportError, AttributeError):
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DECODE_MAX_THREADS = 1  # type: ignore[attr-defined] # new in Pillow 11.3
+    ignore_decoder_warnings()
+    channel = socket.socket(fileno=descriptor)
+    if hasattr(select, "poll"):
+        threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
+    send(channel, b"{}")
+    written = _Written()
+    with contextlib.suppress(EOFError, OSError):  # the parent process is gone
+        while _answer_one(channel, written):
+            pass
+
+
+def _end_with_parent(descriptor: int) -> None:
+    """End this process when the other side of the socket is closed, even if a decoder hangs."""
+    hangup = select.poll()
+    hangup.register(descriptor, 0)  # a hang-up is always reported
+    hangup.poll()
+    os._exit(0)
+
+
+def _answer_one(channel: socket.socket, written: _Written) -> bool:
+    """Answer one request; return whether this process can answer another."""
+    _alarm(IDLE_SECONDS)
+    pickled = receive_header(channel, receive_exactly)
+    healthy, body = True, b""
+    try:
+        request: Request = pickle.loads(pickled)
+    except Exception as error:
+        header: dict[str, Any] = {"refused": f"{type(error).__name__}: {error}"}
+        send(channel, json.dumps(header).encode())
+        return False  # the content that follows was not read
+    try:
+        content = bytearray(request.content_bytes)
+        receive_exactly(channel, memoryview(content))
+        _alarm(request.seconds + _LATE)
+        header, body = _decoded(channel, request, content)
+    except ImageReadError as error:
+        header = {"error": error.reason}
+    except MemoryError:
+        header = {"error": "its decoder took far more memory than an image of its size needs"}
+        healthy = False
+    except OSError:
+        raise  # of the socket; those of files are ImageReadError
+    except Exception as error:  # decoders raise any type of error for damaged files
+        header = {"error": error_reason(error)}
+    if text := written.take():
+        header["written"] = text
+    send(channel, json.dumps({**header, "last": not healthy}).encode(), body)
+    return healthy
+
+
+def _decoded(
+    channel: socket.socket, request: Request, content: bytearray
+) -> tuple[dict[str, Any], Any]:
+    """Return the header and the body of the answer.
+
+    Raises:
+        ImageReadError: There is no image, or it is too large.
+        MemoryError: The decoder needs more memory than was granted.
+    """
+    base = _address_space()
+    _limit_memory(base, request.allowance + request.max_bytes)
+    data = bytes(content) if request.path is None else _read(request.path, request)
+    image_id = image_bytes_id(data, request.name)
+    try:
+        with open_listed(io.BytesIO(data), request.name) as image:
+            if image.width * image.height > request.max_pixels:
+                raise ImageReadError(
+                    request.name,
+                    f"{image.width} x {image.height} pixels; no more than {request.max_pixels} "
+                    "are allowed (max_pixels)",
+                )
+            needed = len(data) + decode_memory(image)
+            if needed > request.memory:
+                raise ImageReadError(
+                    request.name,
+                    f"{image.width} x {image.height} pixels need {_mb(needed)} MB to be decoded; "
+                    f"no more than {_mb(request.memory)} MB are allowed (decode_memory)",
+                )
+            if needed > request.allowance:
+                _ask(channel, needed, request.seconds)
+            _limit_memory(base, needed)
+            kind = image.format
+            rgb = open_upright(image, request.name, max_pixels=request.max_pixels)
+            width, height = rgb.size
+            rgb.info.pop("icc_profile", None)  # a thumbnail would keep it
+            made = np.asarray(rgb) if request.finish is None else request.finish(rgb)
+            del rgb
+    except OSError as error:
+        raise ImageReadError(request.name, error_reason(error)) from error
+    header = {"id": image_id, "width": width, "height": height, "format": kind}
+    if isinstance(made, bytes):
+        return {**header, "bytes": len(made)}, made
+    pixels = np.ascontiguousarray(made, dtype=np.uint8)
+    return {**header, "shape": pixels.shape}, pixels.data.cast("B")
+
+
+def _read(path: str, request: Request) -> bytes:
+    try:
+        require_file(path, request.name)
+        size = os.stat(path).st_size
+        if size <= request.max_bytes:
+            with open(path, "rb") as file:
+                data = file.read(request.max_bytes + 1)  # it may have grown
+            if len(data) <= request.max_bytes:
+                return data
+            size = len(data)
+    except (OSError, ValueError) as error:
+        raise ImageReadError(request.name, error_reason(error)) from error
+    raise ImageReadError(
+        request.name, f"a file of {size} bytes; no more than {request.max_bytes} are read"
+    )
+
+
+def _ask(channel: socket.socket, needed: int, seconds: float) -> None:
+    """Wait until so many bytes of memory are granted; this time does not count."""
+    _alarm(0)
+    send(channel, json.dumps({"need": needed}).encode())
+    answer = bytearray(len(GRANTED))
+    receive_exactly(channel, memoryview(answer))
+    _alarm(seconds + _LATE)
+
+
+class _Written:
+    """What decoders write on stderr and stdout, which otherwise nobody could assign to a file."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        for descriptor in (1, 2):
+            os.dup2(self._file.fileno(), descriptor)
+
+    def take(self) -> str:
+        """Return the text written since the last call, in one line."""
+        sys.stderr.flush()
+        number = self._file.fileno()
+        size = os.lseek(number, 0, os.SEEK_END)
+        if size == 0:
+            return ""
+        text = os.pread(number, 4 * _MOST_SHOWN, 0).decode(errors="replace")
+        os.ftruncate(number, 0)
+        os.lseek(number, 0, os.SEEK_SET)
+        line = " ".join(text.split())
+        return "".join(c if c.isprintable() else "?" for c in line)[:_MOST_SHOWN]
+
+
+def _alarm(seconds: float) -> None:
+    """Let the system end this process after so many seconds; 0 for never."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _address_space() -> int:
+    """Return the bytes of this process's address space; 0 where it is not known."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _limit_memory(base: int, needed: int) -> None:
+    if base:
+        _limit("RLIMIT_AS", base + math.ceil(1.1 * needed) + _SLACK)
+
+
+def _limit(name: str, value: int) -> None:
+    if resource is None:
+        return
+    kind = getattr(resource, name)
+    _, hard = resource.getrlimit(kind)
+    with contextlib.suppress(OSError, ValueError):  # not every system has every limit
+        resource.setrlimit(kind, (value, hard))
+
+
+def _mb(size: int) -> int:
+    return math.ceil(size / 1e6)
