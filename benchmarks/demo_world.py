@@ -41,18 +41,19 @@ def demo_collection(
     return collection, [caption.text for caption in scene_captions(scenes, 0)]
 
 
-def untrained_model(**vision: int) -> EDJEModel:
+def untrained_model(*, text: dict[str, int] | None = None, **vision: int) -> EDJEModel:
     """Build a model with random weights, 64 x 384 tokens and a MiniLM-L12-sized joint encoder.
 
     Args:
+        text: Arguments of SigLIP's text configuration; a single narrow layer by default.
         vision: Arguments of SigLIP's vision configuration.
     """
     letters = string.ascii_lowercase
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
     tokenizer = BertTokenizer({piece: number for number, piece in enumerate(pieces)})
-    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 64,
-            "projection_size": vision["hidden_size"], "bos_token_id": 2,
-            "eos_token_id": 3}  # fmt: skip
+    layers = text or {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = {"vocab_size": 64, "projection_size": vision["hidden_size"], "bos_token_id": 2,
+            "eos_token_id": 3, **layers}  # fmt: skip
     siglip = SiglipModel(SiglipConfig(text_config=text, vision_config={**vision}))
     size = {"height": vision["image_size"], "width": vision["image_size"]}
     processor = SiglipPixels(size=size)

@@ -1,6 +1,6 @@
 """Compare implementations of the joint encoder: pairs per second, and effect of lower precision.
 
-    python benchmarks/joint_encoder.py [--parts cpu blip quality gpu] [--quick]
+    python benchmarks/joint_encoder.py [--parts cpu blip quality] [--quick]
         [--out docs/results/joint_encoder.json]
 
 The joint encoder has MiniLM-L12's size (12 layers of 384) and random weights (speed does not depend
@@ -14,7 +14,6 @@ The parts are:
 cpu        The joint encoder's implementations, at two batch sizes, with one and two threads.
 blip       BLIP's and BLIP-2's complete image-text matching, vision tower included, for each pair.
 quality    Order and R@1 of 20 candidates for each of 1,000 held-out scenes, with the bundled model.
-gpu        The joint encoder on a CUDA device; skipped if there is none.
 
 A part replaces the same part of an existing `--out` file. `--quick` is for trying the script: one
 round, and a tenth of the scenes.
@@ -189,68 +188,8 @@ def quality(quick: bool) -> dict[str, Any]:
     return {"scenes": scenes, "candidates": depth, "rows": rows}
 
 
-def gpu(quick: bool) -> dict[str, Any] | None:
-    """Measure on a CUDA device; return None if there is none."""
-    if not torch.cuda.is_available():
-        print("  no CUDA device here: not run", flush=True)
-        return None
-    encoder = _encoder("sdpa").to("cuda", torch.bfloat16)
-    fast = FastJointEncoder(encoder)
-    matmul = _gpu_matmul()
-    batch, images = 2048, 16 * 2048
-    ids = _input(1)[0].cuda().expand(batch, -1)
-    host = torch.randn(images, TOKENS, WIDTH).half().pin_memory()
-    resident = host.cuda()
-    starts = range(0, images, batch)
-
-    def from_device() -> None:
-        for start in starts:
-            fast([ids], resident[start : start + batch])
-
-    copies = torch.cuda.Stream()
-    buffers = [torch.empty_like(resident[:batch]) for _ in range(2)]
-
-    def from_host() -> None:
-        current = torch.cuda.current_stream()
-        copied = [torch.cuda.Event() for _ in buffers]
-        scored = [torch.cuda.Event() for _ in buffers]
-        for number, start in enumerate([*starts, None]):
-            if start is not None:
-                with torch.cuda.stream(copies):
-                    copies.wait_event(scored[number % 2])
-                    buffers[number % 2].copy_(host[start : start + batch], non_blocking=True)
-                    copied[number % 2].record(copies)
-            if number:
-                current.wait_event(copied[(number - 1) % 2])
-                fast([ids], buffers[(number - 1) % 2])
-                scored[(number - 1) % 2].record(current)
-
-    def by_transformers() -> None:
-        mask = torch.ones_like(ids)
-        with torch.inference_mode():
-            for start in starts:
-                encoder(ids, mask, resident[start : start + batch])
-
-    def one_query(count: int) -> Call:
-        return lambda: fast([ids[:count]], resident[:count]).cpu()
-
-    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "matmul_tflops": matmul}
-    for name, call in (
-        ("transformers", by_transformers), ("resident", from_device), ("pinned", from_host),
-    ):  # fmt: skip
-        rate = images / _gpu_seconds(call, 1 if quick else 5)
-        report[f"{name}_pairs_per_s"] = round(rate)
-        report[f"{name}_share_of_matmul"] = round(rate * FLOPS / 1e12 / matmul, 3)
-    for count in (100, 1000):
-        report[f"latency_{count}_ms"] = round(
-            1e3 * _gpu_seconds(one_query(count), 5 if quick else 50), 3
-        )
-    print(f"  {report}", flush=True)
-    return report
-
-
-PARTS: dict[str, Callable[[bool], dict[str, Any] | None]] = {
-    "cpu": cpu, "blip": blip, "quality": quality, "gpu": gpu,
+PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "cpu": cpu, "blip": blip, "quality": quality,
 }  # fmt: skip
 
 
@@ -388,25 +327,6 @@ def _processor() -> str:
         return next(x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()
-
-
-def _gpu_seconds(call: Call, rounds: int) -> float:
-    times = []
-    for turn in range(rounds + 3):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        if turn >= 3:  # the first three rounds record CUDA graphs
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
-def _gpu_matmul() -> float:
-    """Return TFLOP/s of a large bfloat16 matrix product."""
-    side = 8192
-    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return round(2 * side**3 / _gpu_seconds(lambda: a @ b, 20) / 1e12, 1)
 
 
 def _options() -> argparse.Namespace:

@@ -1,7 +1,8 @@
 """Write the tables of `benchmarks.md` from `docs/results/`; a test fails on stale ones.
 
 `joint_encoder.json` there comes from
-`python benchmarks/joint_encoder.py --out docs/results/joint_encoder.json`, as `make bench` runs it.
+`python benchmarks/joint_encoder.py --out docs/results/joint_encoder.json`, as `make bench` runs it,
+and `gpu.json` from `python benchmarks/gpu.py --out docs/results/gpu.json`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ _FORMS = {
     "sdpa": "transformers, fused attention, float32",
     "model": "training form, float32",
 }
-_NOT_RUN = "not run: no GPU was available"
 
 
 def page() -> str:
     """Return the up-to-date tables, between the snippet markers that the page uses."""
     report = read("joint_encoder")
     writers = {"cpu": _cpu, "blip": _blip, "quality": _quality}
-    parts = {"gpu": _gpu(report.get("gpu"))}
+    parts = {"gpu": _gpu(read("gpu"))}
     for name, write in writers.items():
         parts[name] = write(report[name]) if report.get(name) else "Not run yet.\n"
     parts["products"] = _products(report["cpu"]) if report.get("cpu") else "Not run yet.\n"
@@ -85,24 +85,28 @@ def _quality(part: dict[str, Any]) -> str:
     return table(heads, rows, said + _circumstances(part))
 
 
-def _gpu(part: dict[str, Any] | None) -> str:
-    if part is None:
-        return f"**{_NOT_RUN[0].upper()}{_NOT_RUN[1:]}.**\n"
-    names = {
-        "transformers": "transformers, bfloat16, tokens on the device",
-        "resident": "joint encoder, tokens on the device",
-        "pinned": "joint encoder, tokens in pinned memory of the host",
-    }
+def _gpu(report: dict[str, Any]) -> str:
+    if not report:
+        return "Not run yet.\n"
     rows = [
-        [name, f"{part[f'{key}_pairs_per_s']:,}", f"{part[f'{key}_share_of_matmul']:.2f}"]
-        for key, name in names.items()
+        [
+            row["what"],
+            f"{row['value']:,} {row['unit']}",
+            f"{row['share']:.2f}" if "share" in row else "",
+        ]
+        for row in report["rows"]
     ]
+    difference = report["difference"]
     note = (
-        f"One query: {part['latency_100_ms']:.2f} ms for 100 candidates, "
-        f"{part['latency_1000_ms']:.2f} ms for 1,000. {part['device']}, "
-        f"{part['matmul_tflops']:.0f} TFLOP/s. {_circumstances(part)}"
+        f"{report['date']}, {report['device']}, {report['cores']} cores, torch "
+        f"{report['versions']['torch']}, transformers {report['also']['transformers']}, triton "
+        f"{report['also']['triton']}; {report['seconds']} s. A bfloat16 product of 8,192 x 8,192: "
+        f"{report['peak_tflops']} TFLOP/s in a short run, {report['sustained_tflops']} sustained. "
+        f"Largest difference of logits from float32: {difference['inference_form']}, of the "
+        f"training form in bfloat16 {difference['training_form']}; their standard deviation is "
+        f"{difference['spread']}."
     )
-    return table(["", "pairs/s", "share of the bfloat16 product"], rows, note)
+    return table(["", "", "share of the product's rate"], rows, note)
 
 
 def _form(name: str) -> str:
