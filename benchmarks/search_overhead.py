@@ -32,6 +32,7 @@ from edje_qdrant import EDJEModel, Reranker, TwoStageRetriever
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.index.edge.backend import EdgeBackend
 from edje_qdrant.index.index import VectorIndex
+from edje_qdrant.model.inference.fast_joint_encoder import FastJointEncoder
 from edje_qdrant.rerank.scorer import CandidateScorer
 from edje_qdrant.rerank.token_loader import TokenReader
 from edje_qdrant.search import retriever as retriever_module
@@ -174,7 +175,7 @@ def _by_itself(collection: ImageCollection, model: EDJEModel, texts: list[str]) 
     reranker, towers, index = Reranker(model), model.encode_texts, cast("Any", collection.index)
     zeros = torch.zeros(CANDIDATES)
     clocks, shard = Clocks(), index._backend._engine
-    cast("Any", reranker)._score_batch = lambda _groups, tokens: zeros[: len(tokens)]
+    cast("Any", reranker)._fast = lambda _groups, tokens: zeros[: len(tokens)]
     cast("Any", model).encode_texts = lambda queries: given[queries[0]]
     index._backend._engine = ClockedShard(shard, clocks)
     seconds = []
@@ -207,7 +208,7 @@ def _put_on(clocks: Clocks, collection: ImageCollection, model: EDJEModel) -> No
     clocks.wrap(TokenReader, "read", "tokens: into torch")
     clocks.wrap(ImageCollection, "codes", "tokens: candidates to references")
     clocks.wrap(Reranker, "score_pairs", "joint encoder: batches, tokenizing")
-    clocks.wrap(Reranker, "_score_batch", "joint encoder")
+    clocks.wrap(FastJointEncoder, "__call__", "joint encoder")
     clocks.wrap(CandidateScorer, "score_candidates", "scorer")
     clocks.wrap(retriever_module, "rank_candidates", "hits")
     clocks.wrap(retriever_module, "SearchResult", "result")

@@ -16,6 +16,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.fast_joint_encoder import FastJointEncoder
 from edje_qdrant.model.inference.packed_weights import is_supported
 from edje_qdrant.model.inference.precision import PRECISIONS, Precision
+from edje_qdrant.rerank.own_stream import OwnStream
 from edje_qdrant.rerank.token_feed import TokenFeed, to_device
 
 __all__ = ["Reranker"]
@@ -72,6 +73,7 @@ class Reranker:
             raise ConfigError(f"precision is {precision!r}; give one of {', '.join(PRECISIONS)}")
         self._model = model
         self._batch_size = batch_size
+        self._stream = OwnStream()
         self._fast: FastJointEncoder | None = None
         if precision != "model" and (precision != "auto" or is_supported(model.joint_encoder)):
             self._fast = FastJointEncoder(model.joint_encoder, precision)
@@ -117,11 +119,11 @@ class Reranker:
             )
         if not len(texts):
             return np.empty(0, np.float32)
-        captions = self._captions(texts)
-        logits = self._logits(
-            captions, TokenFeed(tokens, captions.order, captions.input_ids.device)
-        )
-        scores = logits.float().cpu().numpy()  # (n,), in the order of the batches
+        device = self._model.device
+        with self._stream.on(device):
+            captions = self._captions(texts)
+            logits = self._logits(captions, TokenFeed(tokens, captions.order, device))
+            scores = self._stream.numbers(logits.float())  # (n,), in the order of the batches
         if captions.order is not None:
             ordered = np.empty_like(scores)
             ordered[captions.order] = scores
@@ -161,15 +163,14 @@ class Reranker:
 
     def _logits(self, captions: _Captions, feed: TokenFeed) -> Tensor:
         """Score the pairs batch by batch, `(n,)`; on a GPU, only queue that."""
+        score = self._fast or self._padded_form
         parts: list[Tensor] = []
         start, count = 0, len(captions.input_ids)
         size = self._batch_size or _default_batch_size(self._model)
         while start < count:
             stop = min(start + size, count)
             try:
-                parts.append(
-                    self._score_batch(captions.groups_in(start, stop), feed.batch(start, stop))
-                )
+                parts.append(score(captions.groups_in(start, stop), feed.batch(start, stop)))
             except Exception as error:
                 if not _is_out_of_memory(error) or stop - start == 1:
                     raise
@@ -178,10 +179,8 @@ class Reranker:
             start = stop
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _score_batch(self, groups: list[Tensor], tokens: Tensor) -> Tensor:
-        """Score groups of captions, each `(n_g, t_g)`, against `(n, m, d_text)` tokens."""
-        if self._fast is not None:
-            return self._fast(groups, tokens)
+    def _padded_form(self, groups: Sequence[Tensor], tokens: Tensor) -> Tensor:
+        """Score pairs as `FastJointEncoder` does, by the training form."""
         longest = groups[-1].shape[1]
         input_ids = torch.cat([_padded(ids, longest) for ids in groups])  # (n, t)
         mask = torch.cat([_padded(torch.ones_like(ids), longest) for ids in groups])

@@ -1,4 +1,4 @@
-"""Merge concurrent searches of many callers into batches, processed by one thread."""
+"""Merge concurrent searches of many callers into batches."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from edje_qdrant.search.retriever import TwoStageRetriever
 __all__ = ["SearchBatcher", "SearchFuture"]
 
 T = TypeVar("T")
+
+# Searches of which a batch takes half, if a thread is idle that can take the rest.
+_SPLIT = 8
 
 # Budget of a search whose own budget ended while it waited; its result says that it is degraded.
 _LEAST_MS = 1e-3
@@ -76,11 +79,12 @@ class _Job:
 class SearchBatcher:
     """Merge concurrent searches of several threads or tasks into batches.
 
-    One thread processes the requests, oldest first. It takes up to `max_batch` searches with equal
+    A thread processes the requests, oldest first. It takes up to `max_batch` searches with equal
     options and runs them as one `search_batch`. Further requests queue up while it works; if it is
-    idle, the first request waits up to `max_wait_ms` for others. An error of one search, such as
-    damaged tokens of its candidates, does not affect the others in its batch. Other work with the
-    model can run in the same thread (`do`).
+    idle, the first request waits up to `max_wait_ms` for others. With a model on a GPU there are
+    two such threads, so that one encodes, searches and ranks while the GPU scores the other's
+    batch. An error of one search, such as damaged tokens of its candidates, does not affect the
+    others in its batch. Other work with the model can run in turn with the searches (`do`).
 
     A budget counts from the submission of a search, including the time in the queue; the searches
     of a batch share the smallest remaining budget.
@@ -91,6 +95,7 @@ class SearchBatcher:
         max_wait_ms: Milliseconds that a search waits for others.
         max_waiting: Maximum number of queued requests, unlimited by default; more are refused.
         observe: Called with the size of each batch before it runs, in the searching thread.
+        threads: Batches at a time; by default 2 with a model on a GPU, else 1.
 
     Raises:
         ConfigError: A number is invalid.
@@ -122,8 +127,10 @@ class SearchBatcher:
         max_wait_ms: float = 3.0,
         max_waiting: int | None = None,
         observe: Callable[[int], None] | None = None,
+        threads: int | None = None,
     ) -> None:
         check_number("max_batch", max_batch)
+        check_number("threads", threads, optional=True)
         check_number("max_waiting", max_waiting, optional=True)
         if (
             isinstance(max_wait_ms, bool)
@@ -138,9 +145,17 @@ class SearchBatcher:
         self._waiting: deque[_Search | _Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        # A daemon thread, so that a batcher that was not closed does not keep the process alive.
-        self._thread = threading.Thread(target=self._work, name="edje-searches", daemon=True)
-        self._thread.start()
+        self._searching = 0  # threads with a batch
+        self._gathering = self._doing = False  # whether a thread gathers one, or does other work
+        if threads is None:
+            threads = 2 if retriever.model.device.type == "cuda" else 1
+        # Daemon threads, so that a batcher that was not closed does not keep the process alive.
+        self._threads = [
+            threading.Thread(target=self._work, name="edje-searches", daemon=True)
+            for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -150,7 +165,7 @@ class SearchBatcher:
     @property
     def alive(self) -> bool:
         """Return whether requests are accepted and answered."""
-        return self._thread.is_alive() and not self._closed
+        return not self._closed and all(thread.is_alive() for thread in self._threads)
 
     def submit(self, text: str, **options: Unpack[SearchOptions]) -> SearchFuture:
         """Submit a search and return at once.
@@ -186,7 +201,7 @@ class SearchBatcher:
         return await asyncio.wrap_future(self.submit(text, **options))
 
     def do(self, work: Callable[[], T]) -> Future[T]:
-        """Submit other work to the searching thread.
+        """Submit other work with the model, which runs while no search does.
 
         Args:
             work: A function without arguments, such as `lambda: retriever.search_by_image(image)`.
@@ -211,8 +226,10 @@ class SearchBatcher:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:  # a callback may call close, too
-            self._thread.join(timeout)
+        until = None if timeout is None else time.perf_counter() + timeout
+        for thread in self._threads:
+            if threading.current_thread() is not thread:  # a callback may call close, too
+                thread.join(None if until is None else max(until - time.perf_counter(), 0.0))
 
     def __enter__(self) -> SearchBatcher:
         return self
@@ -227,40 +244,74 @@ class SearchBatcher:
             if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
                 raise BusyError(len(self._waiting))
             self._waiting.append(request)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _work(self) -> None:
         while (first := self._next()) is not None:
-            if isinstance(first, _Job):
-                if first.future.set_running_or_notify_cancel():
-                    _settle(first)
-                continue
-            searches = self._gather(first)
-            running = [s for s in searches if s.future.set_running_or_notify_cancel()]
-            if running:
-                self._answer(running)
+            try:
+                if isinstance(first, _Job):
+                    if first.future.set_running_or_notify_cancel():
+                        _settle(first)
+                    continue
+                searches = self._gather(first)
+                running = [s for s in searches if s.future.set_running_or_notify_cancel()]
+                if running:
+                    self._answer(running)
+            finally:
+                self._end(first)
 
     def _next(self) -> _Search | _Job | None:
-        """Wait for a request and return the oldest; None once closed and empty."""
+        """Wait for a request that may start, and take the oldest; None once closed and empty."""
         with self._changed:
-            while not self._waiting and not self._closed:
+            while not self._may_start():
+                if self._closed and not self._waiting:
+                    return None
                 self._changed.wait()
-            return self._waiting.popleft() if self._waiting else None
+            first = self._waiting.popleft()
+            if isinstance(first, _Job):
+                self._doing = True
+            else:
+                self._searching += 1
+                self._gathering = True
+            return first
+
+    def _may_start(self) -> bool:
+        """Return whether the oldest request may start.
+
+        One thread gathers at a time, or both would get small batches; other work runs by itself.
+        """
+        if not self._waiting or self._gathering or self._doing:
+            return False
+        return not isinstance(self._waiting[0], _Job) or self._searching == 0
+
+    def _end(self, first: _Search | _Job) -> None:
+        with self._changed:
+            if isinstance(first, _Job):
+                self._doing = False
+            else:
+                self._searching -= 1
+            self._changed.notify_all()
 
     def _gather(self, first: _Search) -> list[_Search]:
         """Return a search and the queued searches that can be in its batch."""
         searches, until = [first], first.arrived + self._max_wait
         with self._changed:
             while True:
-                others: deque[_Search | _Job] = deque()
-                for request in self._waiting:
-                    fits = len(searches) < self._max_batch and first.is_like(request)
-                    (searches if fits else others).append(request)  # type: ignore[arg-type]
-                self._waiting = others
                 left = until - time.perf_counter()
-                if len(searches) >= self._max_batch or self._closed or left <= 0:
-                    return searches
+                alike = 1 + sum(map(first.is_like, self._waiting))
+                if alike >= self._max_batch or self._closed or left <= 0:
+                    break
                 self._changed.wait(left)
+            size = min(alike, self._max_batch)
+            if size >= _SPLIT and self._searching < len(self._threads):
+                size = -(-size // 2)
+            others: deque[_Search | _Job] = deque()
+            for request in self._waiting:
+                fits = len(searches) < size and first.is_like(request)
+                (searches if fits else others).append(request)  # type: ignore[arg-type]
+            self._waiting, self._gathering = others, False
+            self._changed.notify_all()
+            return searches
 
     def _answer(self, searches: Sequence[_Search]) -> None:
         """Run searches with equal options as one batch; never raises."""

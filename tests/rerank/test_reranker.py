@@ -179,17 +179,17 @@ def test_scores_are_copied_back_once_when_all_batches_are_queued(
     reranker = Reranker(tiny_model, batch_size=5, precision=precision)
     expected = reranker.score_pairs(TEXTS, tokens)
     steps: list[str] = []
-    score_batch, cpu = reranker._score_batch, torch.Tensor.cpu
+    score, cpu = reranker._fast or reranker._padded_form, torch.Tensor.cpu
 
     def scored(groups: list[torch.Tensor], part: torch.Tensor) -> torch.Tensor:
         steps.append("batch")
-        return score_batch(groups, part)
+        return score(groups, part)
 
     def copied(self: torch.Tensor) -> torch.Tensor:
         steps.append("copy")
         return cpu(self)
 
-    monkeypatch.setattr(reranker, "_score_batch", scored)
+    monkeypatch.setattr(reranker, "_fast", scored)
     monkeypatch.setattr(torch.Tensor, "cpu", copied)
     np.testing.assert_array_equal(reranker.score_pairs(TEXTS, tokens), expected)
     assert steps == [*["batch"] * 5, "copy"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rounding import float32_slack
 from searching import TEXTS, make_collection
 
 from edje_qdrant.errors import BusyError, ConfigError, EdjeError
@@ -167,3 +168,76 @@ def test_closing_with_a_time_limit_answers_the_rest_later(retriever: HeldRetriev
 def test_a_bound_must_be_a_number(retriever: HeldRetriever, max_waiting: Any) -> None:
     with pytest.raises(ConfigError, match="max_waiting"):
         SearchBatcher(retriever, max_waiting=max_waiting)
+
+
+class MeetingRetriever(TwoStageRetriever):
+    """Search as always, once two batches have begun."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.both = threading.Barrier(2, timeout=60)
+        self.batches: list[list[str]] = []
+
+    def search_batch(self, texts: Sequence[str], **options: Any) -> list[SearchResult]:
+        self.batches.append([*texts])
+        self.both.wait()
+        return super().search_batch(texts, **options)
+
+
+def test_two_threads_share_what_waits_and_search_at_the_same_time(
+    tiny_model: EDJEModel, tmp_path: Path
+) -> None:
+    texts = [f"{text} {n}" for n in range(2) for text in TEXTS]
+    with MeetingRetriever(make_collection(tmp_path, tiny_model), tiny_model) as retriever:
+        with SearchBatcher(retriever, max_batch=8, max_wait_ms=500, threads=2) as batcher:
+            futures = [batcher.submit(text) for text in texts]
+            results = [future.result(60) for future in futures]
+        assert sorted(retriever.batches) == sorted([texts[:4], texts[4:]])
+        assert [result.query for result in results] == texts
+
+
+def test_few_searches_are_one_batch_for_two_threads(tiny_model: EDJEModel, tmp_path: Path) -> None:
+    with HeldRetriever(make_collection(tmp_path, tiny_model), tiny_model) as retriever:
+        retriever.let.set()
+        with SearchBatcher(retriever, max_batch=4, max_wait_ms=5000, threads=2) as batcher:
+            futures = [batcher.submit(text) for text in TEXTS]
+            assert all(len(future.result(60)) == 10 for future in futures)
+        assert retriever.batches == [TEXTS]
+
+
+def test_other_work_runs_by_itself_beside_two_threads(retriever: HeldRetriever) -> None:
+    steps: list[str] = []
+    with SearchBatcher(retriever, max_wait_ms=0, threads=2) as batcher:
+        first = held(batcher, retriever)
+        work = batcher.do(lambda: steps.append(f"work after {len(retriever.batches)}"))
+        later = batcher.submit("later")
+        later.add_done_callback(lambda _: steps.append("later"))
+        time.sleep(0.05)  # the second thread is idle, and starts neither
+        assert not work.running()
+        retriever.let.set()
+        first.result(60)
+        work.result(60)
+        later.result(60)
+    assert steps == ["work after 1", "later"]
+
+
+def test_searches_of_many_threads_are_answered_by_two(
+    tiny_model: EDJEModel, tmp_path: Path
+) -> None:
+    with TwoStageRetriever(make_collection(tmp_path, tiny_model), tiny_model) as retriever:
+        texts = [f"{text} {n}" for n in range(15) for text in TEXTS]
+        with (
+            SearchBatcher(retriever, max_batch=8, threads=2) as batcher,
+            ThreadPoolExecutor(16) as pool,
+        ):
+            work = [batcher.do(lambda: "work") for _ in range(3)]
+            results = [*pool.map(batcher.search, texts)]
+            assert {future.result(60) for future in work} == {"work"}
+            assert batcher.alive
+        assert not batcher.alive
+        expected = retriever.search_batch(texts)
+        for text, result, other in zip(texts, results, expected, strict=True):
+            assert result.query == text
+            slack = float32_slack([hit.score for hit in other])
+            for hit, same in zip(result, other, strict=True):
+                assert hit.score == pytest.approx(same.score, abs=slack)

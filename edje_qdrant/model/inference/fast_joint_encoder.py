@@ -99,22 +99,21 @@ class FastJointEncoder:
         with torch.inference_mode():
             packed = self._current()
             captions = [self._cut(ids) for ids in captions]
-            score = self._score_on_gpu if tokens.device.type == "cuda" else self._score_on_cpu
-            at_once = _PAIRS_ON_GPU if tokens.device.type == "cuda" else _PAIRS_AT_ONCE
-            parts = [
-                score(packed, group, tokens[first : first + count])
-                for group, first, count in _chunks(captions, at_once)
-            ]
+            on_gpu = tokens.device.type == "cuda"
+            parts: list[Tensor] = []
+            for group, first, count in _chunks(
+                captions, _PAIRS_ON_GPU if on_gpu else _PAIRS_AT_ONCE
+            ):
+                own = tokens[first : first + count]  # (count, m, d_text)
+                if on_gpu:
+                    parts.append(self._score_on_gpu(packed, group, own))
+                    continue
+                logits = self._forward(packed, group, own)  # (count,)
+                if packed.dtype == torch.bfloat16 and not bool(logits.isfinite().all()):
+                    # Exponents of the attention may have left bfloat16's range.
+                    logits = self._forward(packed, group, own, careful=True)
+                parts.append(logits)
             return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _score_on_cpu(
-        self, packed: PackedWeights, captions: Sequence[Tensor], tokens: Tensor
-    ) -> Tensor:
-        logits = self._forward(packed, captions, tokens)  # (n,)
-        if packed.dtype == torch.bfloat16 and not bool(logits.isfinite().all()):
-            # Exponents of the attention may have left bfloat16's range.
-            logits = self._forward(packed, captions, tokens, careful=True)
-        return logits
 
     def _score_on_gpu(
         self, packed: PackedWeights, captions: Sequence[Tensor], tokens: Tensor
