@@ -33,6 +33,7 @@ def stand_in() -> Iterator[StandIn]:
         "memory",
         "http",
         pytest.param("server", marks=pytest.mark.qdrant_server),
+        pytest.param("grpc", marks=pytest.mark.qdrant_server),
     ]
 )
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
@@ -45,22 +46,36 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     elif request.param == "http":
         engine = qdrant_engine(request.getfixturevalue("stand_in").url)
     else:
-        engine = request.getfixturevalue("server_engine")
+        engine = request.getfixturevalue(f"{request.param}_engine")
     yield engine
     engine.close()
 
 
 @pytest.fixture
 def server_engine() -> Iterator[Engine]:
+    """A server over REST, at the address in EDJE_QDRANT_URL."""
     url = os.environ.get("EDJE_QDRANT_URL")
     if not url:
         pytest.skip("EDJE_QDRANT_URL names no server")
+    yield from _server_engine(url, QdrantClient(url=url, check_compatibility=False))
+
+
+@pytest.fixture
+def grpc_engine() -> Iterator[Engine]:
+    """The same server over gRPC, at the port in EDJE_QDRANT_GRPC_PORT."""
+    url, port = (os.environ.get(f"EDJE_QDRANT_{name}") for name in ("URL", "GRPC_PORT"))
+    if not url or not port:
+        pytest.skip("EDJE_QDRANT_URL and EDJE_QDRANT_GRPC_PORT name no server")
+    client = QdrantClient(url=url, grpc_port=int(port), prefer_grpc=True, check_compatibility=False)
+    yield from _server_engine(client, client)
+
+
+def _server_engine(location: str | QdrantClient, client: QdrantClient) -> Iterator[Engine]:
     prefix = f"edje-test-{uuid.uuid4().hex[:8]}-"
     yield Engine(
-        lambda name, dim, metadata: create_on_server(url, prefix + name, dim, metadata),
-        lambda name: open_on_server(url, prefix + name),
+        lambda name, dim, metadata: create_on_server(location, prefix + name, dim, metadata),
+        lambda name: open_on_server(location, prefix + name),
     )
-    client = QdrantClient(url=url, check_compatibility=False)
     for collection in client.get_collections().collections:
         if collection.name.startswith(prefix):
             client.delete_collection(collection.name)

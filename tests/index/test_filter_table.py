@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -117,6 +118,30 @@ def test_it_means_the_same_everywhere_or_is_refused(
             misfit = name not in ("faiss", "memory") and condition in MISFITS.get(kind, [])
             if not refused and not misfit:
                 assert found == meaning, (name, condition)
+
+
+@pytest.mark.qdrant_server
+@pytest.mark.parametrize("protocol", ["server", "grpc"])
+def test_it_means_the_same_on_a_real_server(
+    request: pytest.FixtureRequest, protocol: str, kind: str, tmp_path: Path
+) -> None:
+    engine = request.getfixturevalue(f"{protocol}_engine")
+    index, other = engine.create(), faiss_engine(tmp_path).create()
+    for each in (index, other):
+        each.upsert(points())
+    if kind != "None":
+        index.create_payload_index("x", kind)
+    location = os.environ["EDJE_QDRANT_URL"]
+    running = QdrantClient(url=location, check_compatibility=False).info().version
+    refusing = REFUSED["1.18.3" if running.startswith(("1.16", "1.17", "1.18")) else "1.19.0"]
+    for condition in CONDITIONS:
+        found = found_on(index, condition)
+        refused = condition in [*refusing[None], *refusing.get(kind, [])]
+        assert (found == "refused") == refused, condition
+        if not refused and condition not in MISFITS.get(kind, []):
+            assert found == found_on(other, condition), condition
+    index.close()
+    other.close()
 
 
 def test_the_meaning_is_what_servers_find_wherever_they_agree(kind: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from index_engines import edge_engine, faiss_engine, image_id, qdrant_engine, unit_vectors
 from index_stand_in import StandIn
 from qdrant_client import models
+from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.qdrant.filter import ServerFacts, memory_filter, server_filter
@@ -66,6 +67,27 @@ def test_a_missing_field_counts_as_no_value(bounds: dict[str, int]) -> None:
     count = Field(key="a", values_count=models.ValuesCount(**bounds))
     empty = models.IsEmptyCondition(is_empty=models.PayloadField(key="a"))
     assert asked(count, facts()) == models.Filter(should=[count, empty])
+
+
+def test_what_takes_a_conditions_place_travels_over_grpc() -> None:
+    null = models.IsNullCondition(is_null=models.PayloadField(key="a"))
+    count = Field(key="a", values_count=models.ValuesCount(lt=1))
+    inner = models.Nested(key="b", filter=models.Filter(must_not=[null, count]))
+    given = models.Filter(
+        must=[null],
+        should=[models.NestedCondition(nested=inner)],
+        min_should=models.MinShould(conditions=[count, null], min_count=1),
+    )
+    made = server_filter(given, facts())
+    back = GrpcToRest.convert_filter(RestToGrpc.convert_filter(made))
+    assert filled(back.model_dump()) == filled(made.model_dump())  # type: ignore[union-attr]
+
+
+def filled(value: Any) -> Any:
+    """Leave out what is None or empty, which are the same."""
+    if isinstance(value, dict):
+        return {key: filled(each) for key, each in value.items() if each not in (None, [])}
+    return [filled(each) for each in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("bounds", [{"gte": 1}, {"gt": 0}, {"lt": 0}, {"gt": 0, "lt": 9}])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import product
 from typing import Any
 
@@ -123,6 +125,14 @@ def test_every_character_is_cleaned_as_the_model_does(tokenizer: BertTokenizer) 
         text = f"a{character}b c"
         expected = own.normalize_str(clean_caption(text)).split()
         assert exported.normalize_str(text).split() == expected, ascii(character)
+
+
+def test_its_patterns_are_read_by_other_languages(tokenizer: BertTokenizer) -> None:
+    """JavaScript refuses an escape that means nothing, such as `\\#`."""
+    data = json.loads(portable_tokenizer(tokenizer, 63))
+    patterns = [step.get("pattern", {}) for step in data["normalizer"]["normalizers"]]
+    escaped = {c for p in patterns for c in re.findall(r"\\(.)", p.get("Regex", ""))}
+    assert escaped <= {"[", "]", "p"}
 
 
 def test_what_the_file_does_not_repair(tokenizer: BertTokenizer) -> None:
