@@ -8,22 +8,25 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-from edje_qdrant.errors import CollectionLockedError, StoreError
+from edje_qdrant.errors import CollectionLockedError, EdjeError, StoreError
 
 __all__ = [
     "hidden_folder",
+    "kind_of",
     "lock_file",
     "new_file",
     "os_errors_as_store_errors",
     "read_if_exists",
+    "reason_of",
     "replaced_file",
     "sync_folder",
     "write_atomically",
@@ -58,8 +61,36 @@ def os_errors_as_store_errors(action: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-        raise StoreError(f"cannot {action} {path}: {reason}") from error
+        raise StoreError(f"cannot {action} {path}: {reason_of(error)}") from error
+
+
+def reason_of(error: OSError) -> str:
+    """Return why the system refused, and what to do about it."""
+    return _ADVICE.get(error.errno or 0, error.strerror or str(error))
+
+
+def kind_of(
+    path: Path, refusal: Callable[[str], EdjeError] = StoreError
+) -> Literal["file", "folder", "other"] | None:
+    """Return what is at a path; None if there is nothing.
+
+    `Path.exists` and its like raise an error where the path may not be looked at or is too long.
+
+    Args:
+        path: Where to look; links are followed.
+        refusal: Class of the error for a path that cannot be looked at.
+
+    Raises:
+        EdjeError: It cannot be looked at; of the class `refusal`.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        raise refusal(f"cannot read {path}: {reason}") from error
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
 
 def sync_folder(folder: Path) -> None:
@@ -177,7 +208,7 @@ def hidden_folder(final: Path) -> Iterator[Path]:
         lock.close()
 
 
-def lock_file(path: Path, holds: str) -> BinaryIO:
+def lock_file(path: Path, holds: str, *, shared: bool = False) -> BinaryIO:
     """Acquire a lock, held until the returned file is closed or the process dies.
 
     On systems without `fcntl` no lock is acquired; the caller must ensure a single holder.
@@ -185,16 +216,18 @@ def lock_file(path: Path, holds: str) -> BinaryIO:
     Args:
         path: The lock's file, created if it is missing.
         holds: What the lock protects, for the error message.
+        shared: Let others that ask for a shared lock hold it too; the file must exist, and need not
+            be writable.
 
     Raises:
         CollectionLockedError: This process or another one holds the lock.
     """
-    file = path.open("ab")
+    file = path.open("rb" if shared else "ab")
     if sys.platform != "win32":
         import fcntl
 
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
             raise CollectionLockedError(holds) from error
@@ -228,7 +261,7 @@ def _new_hidden(final: Path, *, folder: bool) -> tuple[Path, _Lock]:
     while True:
         path = final.with_name(f"{_hidden_stem(final)}{uuid.uuid4().hex[:8]}.new")
         if folder:
-            path.mkdir(parents=True)
+            path.mkdir(mode=0o700, parents=True)
         else:
             path.touch(exist_ok=False)
         lock = _lock_path(path)

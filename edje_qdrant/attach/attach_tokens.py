@@ -18,6 +18,7 @@ from edje_qdrant.collection.checks import check_tokens, fitted_codec
 from edje_qdrant.collection.metadata import CollectionRecord, absolute, new_store, resolve
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError, ImageReadError, WorkerDiedError
+from edje_qdrant.files import kind_of
 from edje_qdrant.images import (
     MAX_FILE_BYTES,
     DecoderPool,
@@ -293,7 +294,7 @@ def _decode(
 def _files(images: str | Path | None) -> Locate:
     """Return a function that finds files by path, relative to a folder."""
     folder = Path("." if images is None else images).expanduser()
-    if not folder.is_dir():
+    if kind_of(folder, ConfigError) != "folder":
         raise ConfigError(f"there is no folder {folder}; name the images' folder (--images)")
 
     def locate(value: Any) -> Path:

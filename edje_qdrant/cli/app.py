@@ -36,6 +36,7 @@ from edje_qdrant.cli.search import search
 from edje_qdrant.cli.serve import serve
 from edje_qdrant.cli.train import train
 from edje_qdrant.errors import EdjeError
+from edje_qdrant.files import reason_of
 from edje_qdrant.version import __version__
 
 __all__ = ["app", "main"]
@@ -66,6 +67,11 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except EdjeError as error:
             raise typer.Exit(_print_error(str(error))) from error
+        except OSError as error:
+            if error.errno is None or isinstance(error, BrokenPipeError):
+                raise
+            where = "" if error.filename is None else f"cannot use {error.filename}: "
+            raise typer.Exit(_print_error(f"{where}{reason_of(error)}")) from error
         except KeyboardInterrupt as error:
             _print_error("interrupted; what was written before is kept")
             raise typer.Exit(130) from error

@@ -13,6 +13,7 @@ import typer
 
 from edje_qdrant.cli.options import api_key
 from edje_qdrant.errors import CollectionNotFoundError, ConfigError
+from edje_qdrant.files import kind_of
 
 if TYPE_CHECKING:
     from edje_qdrant.collection.collection import ImageCollection
@@ -162,7 +163,7 @@ def check_codec_file(name: str, path: Path) -> None:
         raise ConfigError(f"{name} has no codebook to fit; use its name with --codec")
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path.name} does not end in .safetensors; rename it so")
-    if not path.parent.is_dir():
+    if kind_of(path.parent, ConfigError) != "folder":
         raise ConfigError(f"the folder {path.parent} does not exist; create it, or choose another")
 
 

@@ -48,6 +48,19 @@ class BaseCollection(ABC):
         """Return the collection's name."""
         return self._name
 
+    @property
+    def read_only(self) -> bool:
+        """Return whether this user may not write to the collection's folder; then writes raise."""
+        return self._index.read_only
+
+    def require_writable(self) -> None:
+        """Check that the collection can be written to.
+
+        Raises:
+            StoreError: It is closed, or open read-only.
+        """
+        self._index.require_writable()
+
     def require(self, contract: TokenContract) -> None:
         """Check that a model with this contract may read and write here, whatever the codec.
 

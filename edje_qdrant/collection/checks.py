@@ -31,6 +31,8 @@ def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
         )
     if isinstance(codec, str):
         codec = codec_for(codec, contract.num_tokens, contract.token_dim)
+    if not isinstance(codec, Codec):
+        raise ConfigError(f"codec is a {type(codec).__name__}; give a codec or its name")
     if (codec.num_tokens, codec.token_dim) != (contract.num_tokens, contract.token_dim):
         raise ConfigError(
             f"the codec {codec.name} is for {codec.num_tokens} x {codec.token_dim} tokens, the "

@@ -325,6 +325,7 @@ class ImageCollection(BaseCollection):
         """
         check_points(self.contract, image_ids, encoding.embeddings, payloads)
         check_tokens(self.contract, image_ids, encoding.tokens)
+        self.require_writable()  # before tokens are written
         if image_ids:
             with self.write_lock:
                 references = self._store.put(image_ids, encoding.tokens)
@@ -354,6 +355,7 @@ class ImageCollection(BaseCollection):
                 f"{self.codec.name}, not {codes.dtype} of shape {codes.shape}"
             )
         check_points(self.contract, image_ids, embeddings, payloads)
+        self.require_writable()
         if image_ids:
             with self.write_lock:
                 self._write(image_ids, embeddings, payloads, self._store.put_codes(codes))
@@ -374,17 +376,21 @@ class ImageCollection(BaseCollection):
         with self.write_lock:
             self._index.set_payload(payloads)
 
-    def set_codec(self, codec: Codec) -> None:
+    def set_codec(self, codec: str | Codec) -> None:
         """Encode tokens with another codec from now on; stored tokens stay as they are.
 
         `maintenance.transcode` converts stored tokens too.
 
+        Args:
+            codec: A fitted codec, or the name of one that needs no fitting.
+
         Raises:
-            ConfigError: The codec is not fitted, or does not fit the contract.
+            ConfigError: The codec is unknown, not fitted, or does not fit the contract.
             CollectionLockedError: Another process is writing tokens.
             StoreError: The codec cannot be stored.
         """
         codec = fitted_codec(self.contract, codec)
+        self.require_writable()
         with self.write_lock, self._codec_lock:
             self.reload()  # or codebooks that another process added would be lost
             record = self._record.with_codec(codec)

@@ -20,7 +20,7 @@ from edje_qdrant.errors import (
     TokensCorruptError,
     TokensNotFoundError,
 )
-from edje_qdrant.files import hidden_folder, os_errors_as_store_errors, sync_folder
+from edje_qdrant.files import hidden_folder, kind_of, os_errors_as_store_errors, sync_folder
 from edje_qdrant.index.folder import holds_index
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore, files_of
@@ -279,7 +279,7 @@ def publish(scratch: Path, final: Path) -> None:
 def _require_free(final: Path) -> None:
     if holds_index(final):
         raise CollectionExistsError(str(final.parent), final.name)
-    if final.exists():
+    if kind_of(final) is not None:
         raise StoreError(f"there is something at {final} already; choose another name")
 
 

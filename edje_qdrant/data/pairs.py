@@ -16,6 +16,7 @@ from edje_qdrant.data.annotations import group_by_image, read_annotations
 from edje_qdrant.data.hf_datasets import DatasetPairs
 from edje_qdrant.data.webdataset import TarPairs
 from edje_qdrant.errors import ConfigError, MissingExtraError
+from edje_qdrant.files import kind_of
 from edje_qdrant.images import MAX_PIXELS, open_upright
 
 __all__ = ["AnnotatedPairs", "DatasetPairs", "PairSource", "TarPairs", "open_pairs"]
@@ -137,7 +138,8 @@ def open_pairs(
         MissingExtraError: It is a `datasets` folder, and `datasets` is not installed.
     """
     folder = Path(path)
-    if folder.is_dir():
+    kind = kind_of(folder, ConfigError)
+    if kind == "folder":
         dataset = _load_dataset(folder, split)
         _refuse(path, "a datasets folder", images=images)
         return DatasetPairs(
@@ -156,7 +158,7 @@ def open_pairs(
     ):
         _refuse(path, "a tar shard", images=images, split=split)
         return TarPairs(path, max_pixels=max_pixels)
-    what = "is of an unknown kind" if folder.exists() else "does not exist"
+    what = "is of an unknown kind" if kind is not None else "does not exist"
     raise ConfigError(
         f"the training data {path} {what}; give a .json or .jsonl file of images and captions, "
         ".tar shards, or a folder written by datasets.save_to_disk"

@@ -12,6 +12,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from edje_qdrant.errors import CheckpointError
+from edje_qdrant.files import kind_of
 
 __all__ = ["settings_folder"]
 
@@ -39,7 +40,7 @@ def settings_folder(
         CheckpointError: There is no such folder or hub id, or it lacks a file.
     """
     folder = Path(name_or_path).expanduser()
-    if not folder.is_dir():
+    if kind_of(folder, CheckpointError) != "folder":
         folder = _fetch(str(name_or_path))
     wanted = [("config.json",)] + [_TOKENIZER] * tokenizer + [_IMAGE_PROCESSOR] * image_processor
     missing = [names for names in wanted if not any((folder / n).is_file() for n in names)]

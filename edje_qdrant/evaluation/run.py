@@ -21,7 +21,7 @@ from edje_qdrant.evaluation.protocol import PROTOCOLS, choose
 from edje_qdrant.evaluation.rankings import Direction
 from edje_qdrant.evaluation.report import Evaluation
 from edje_qdrant.evaluation.write_files import write_files
-from edje_qdrant.files import os_errors_as_store_errors, write_atomically
+from edje_qdrant.files import kind_of, os_errors_as_store_errors, write_atomically
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.tokens.codecs import codec_for
@@ -176,7 +176,7 @@ def _collection(
     contract = contender.model.contract()
     weights = f"{contract.encoder_revision[:6]}{contract.adapter_hash[:6]}"
     place = folder / "collections" / f"{gallery.digest()}-{weights}-{contender.codec}"
-    if (place / "images").exists():
+    if kind_of(place / "images") is not None:
         collection = ImageCollection.open(place, "images")
     else:
         codec = codec_for(contender.codec, contract.num_tokens, contract.token_dim)

@@ -88,9 +88,15 @@ class Backend(ABC):
     batch_size: int
     metadata: dict[str, Any]
 
+    read_only: bool = False
+
     @abstractmethod
     def check_open(self) -> None:
         """Raise StoreError if the backend is closed."""
+
+    def check_writable(self) -> None:
+        """Raise StoreError if the backend is closed, or may only read."""
+        self.check_open()
 
     @abstractmethod
     def set_metadata(self, metadata: dict[str, Any]) -> None:

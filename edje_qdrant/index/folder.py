@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from edje_qdrant.errors import CollectionLockedError, CollectionNotFoundError, EdjeError, StoreError
-from edje_qdrant.files import lock_file, write_atomically
+from edje_qdrant.files import kind_of, lock_file, reason_of, write_atomically
 from edje_qdrant.index.validate import check_dim
 
 __all__ = [
     "FAISS",
     "SHARD",
+    "FolderLock",
     "holds_index",
     "lock_folder",
     "read_metadata",
@@ -36,6 +42,14 @@ _METADATA = "index.json"
 _LOCK = "index.lock"
 _SPARE_BYTES = 64 << 20
 
+_MAY_NOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS}
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_SQLITE_WORDS = {
+    "disk is full": errno.ENOSPC,
+    "readonly database": errno.EROFS,
+    "unable to open database file": errno.EACCES,
+}
+
 
 @contextmanager
 def reporting(folder: Path) -> Iterator[None]:
@@ -50,25 +64,40 @@ def reporting(folder: Path) -> Iterator[None]:
     except EdjeError:
         raise
     except OSError as error:
-        raise StoreError(
-            f"cannot use {folder}: {error}; check that it is a folder, its permissions and the "
-            "free space"
-        ) from error
+        raise StoreError(f"cannot use {error.filename or folder}: {reason_of(error)}") from error
     except BaseException as error:
         # The engine raises plain Exception; on damaged files a panic, which is a BaseException.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         if "WouldBlock" in str(error):
             raise CollectionLockedError(str(folder)) from error
+        if refused := _refusal(error):
+            raise StoreError(f"cannot use {folder}: {reason_of(refused)}") from error
         raise StoreError(
             f"the vector engine failed on {folder}: {error}; if the disk is not full the files "
             "are damaged: put them back from a copy, or ingest again into a new folder"
         ) from error
 
 
+def _refusal(error: BaseException) -> OSError | None:
+    """Return the system's refusal that an engine passes on; it says nothing about damage."""
+    text = str(error)
+    if isinstance(error, sqlite3.OperationalError):
+        number = next((n for words, n in _SQLITE_WORDS.items() if words in text), 0)
+    else:
+        found = re.search(r"\(os error (\d+)\)", text)
+        number = int(found[1]) if found else 0
+    return OSError(number, os.strerror(number)) if number in _REFUSALS else None
+
+
 def holds_index(folder: Path, engine: str | None = None) -> bool:
-    """Return whether the folder holds an index, of the engine with that subfolder or of any."""
-    return any((folder / name).is_dir() for name in ([engine] if engine else (SHARD, FAISS)))
+    """Return whether the folder holds an index, of the engine with that subfolder or of any.
+
+    Raises:
+        StoreError: The folder cannot be read.
+    """
+    names = [engine] if engine else (SHARD, FAISS)
+    return any(kind_of(folder / name) == "folder" for name in names)
 
 
 def refuse_existing(folder: Path) -> None:
@@ -92,7 +121,7 @@ def require_existing(folder: Path, engine: str) -> None:
     if not holds_index(folder, engine):
         parent = folder.absolute().parent
         known: list[str] = []
-        with suppress(OSError):
+        with suppress(OSError, StoreError):
             known = sorted(p.name for p in parent.iterdir() if holds_index(p))
         raise CollectionNotFoundError(str(parent), folder.absolute().name, known)
 
@@ -115,18 +144,50 @@ def require_space(folder: Path, nbytes: int = 0) -> None:
         )
 
 
-def lock_folder(folder: Path) -> BinaryIO:
-    """Lock the folder for one index, until the returned file is closed.
+@dataclass(frozen=True, slots=True)
+class FolderLock:
+    """Hold the lock of a folder.
+
+    Attributes:
+        file: The locked file; None for a folder that may not be written and has no such file.
+        read_only: Whether this user may not write to the folder.
+    """
+
+    file: BinaryIO | None
+    read_only: bool = False
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self.file is not None:
+            self.file.close()
+
+
+def lock_folder(folder: Path, *, readable: bool = False) -> FolderLock:
+    """Lock the folder for one index, until the returned lock is closed.
 
     The engine has a lock of its own, but takes it only after deleting segments that look
-    unfinished, which the lock's holder may be writing.
+    unfinished, which the lock's holder may be writing. Those who may only read share the lock; it
+    keeps writers away.
+
+    Args:
+        folder: The index's folder.
+        readable: Take a folder that may only be read too.
 
     Raises:
         CollectionLockedError: Another process, or another index of this one, holds it.
-        StoreError: The folder cannot be written.
+        StoreError: The folder cannot be written, nor read if that is enough.
     """
+    path = folder / _LOCK
     with reporting(folder):
-        return lock_file(folder / _LOCK, str(folder))
+        try:
+            return FolderLock(lock_file(path, str(folder)))
+        except OSError as error:
+            if not readable or error.errno not in _MAY_NOT_WRITE:
+                raise
+        try:
+            return FolderLock(lock_file(path, str(folder), shared=True), read_only=True)
+        except FileNotFoundError:
+            return FolderLock(None, read_only=True)
 
 
 def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from typing_extensions import Self
 
@@ -47,13 +47,14 @@ class FolderBackend(Backend, Generic[E]):
     batch_size = 1024
 
     def __init__(
-        self, folder: Path, dim: int, metadata: dict[str, Any], engine: E, lock: IO[bytes]
+        self, folder: Path, dim: int, metadata: dict[str, Any], engine: E, *, read_only: bool
     ) -> None:
         self.dim = dim
         self.metadata = metadata
         self._folder = folder
         self._engine: E | None = engine
-        self._lock = lock
+        self.read_only = read_only
+        self._held = ExitStack()
         self._closing = Lock()
 
     @staticmethod
@@ -63,8 +64,14 @@ class FolderBackend(Backend, Generic[E]):
 
     @staticmethod
     @abstractmethod
-    def _load(folder: Path, dim: int) -> E:
+    def _load(folder: Path, dim: int, *, read_only: bool) -> E:
         """Open the engine's files in `folder`."""
+
+    @staticmethod
+    @contextmanager
+    def _readable(folder: Path) -> Iterator[Path]:
+        """Yield a folder in which the engine can open files of `folder` that it may only read."""
+        yield folder
 
     @classmethod
     def create(cls, folder: Path, dim: int, metadata: Mapping[str, Any]) -> Self:
@@ -81,10 +88,8 @@ class FolderBackend(Backend, Generic[E]):
         with reporting(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as undo:
-            lock = undo.enter_context(lock_folder(folder))
-            refuse_existing(
-                folder
-            )  # another process may have made one before this one got the lock
+            undo.enter_context(closing(lock_folder(folder)))
+            refuse_existing(folder)  # another process may have been quicker
             with reporting(folder):
                 # The rename is what makes the index exist: a crash before it leaves a folder that
                 # `create` accepts and `open` reports as empty.
@@ -95,11 +100,11 @@ class FolderBackend(Backend, Generic[E]):
                 write_metadata(folder, dim, kept)
                 fresh.rename(folder / cls.subfolder)
                 sync_folder(folder)
-            return cls._opened(folder, dim, kept, lock, undo)
+            return cls._opened(folder, dim, kept, undo)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open the index in `folder`.
+        """Open the index in `folder`; read-only, if this user may not write to it.
 
         Raises:
             CollectionNotFoundError: There is none; names those beside it.
@@ -108,19 +113,23 @@ class FolderBackend(Backend, Generic[E]):
         """
         require_existing(folder, cls.subfolder)
         with ExitStack() as undo:
-            lock = undo.enter_context(lock_folder(folder))
+            lock = undo.enter_context(closing(lock_folder(folder, readable=True)))
             with reporting(folder):
                 dim, metadata = read_metadata(folder)
-            return cls._opened(folder, dim, metadata, lock, undo)
+            return cls._opened(folder, dim, metadata, undo, read_only=lock.read_only)
 
     @classmethod
     def _opened(
-        cls, folder: Path, dim: int, metadata: dict[str, Any], lock: IO[bytes], undo: ExitStack
-    ) -> Self:
+        cls, folder: Path, dim: int, metadata: dict[str, Any], undo: ExitStack,
+        *, read_only: bool = False,
+    ) -> Self:  # fmt: skip
         with reporting(folder):
-            engine = undo.enter_context(closing(cls._load(folder / cls.subfolder, dim)))
-            backend = cls(folder, dim, metadata, engine, lock)
-        undo.pop_all()  # the backend closes them from here on
+            place = folder / cls.subfolder
+            if read_only:
+                place = undo.enter_context(cls._readable(place))
+            engine = undo.enter_context(closing(cls._load(place, dim, read_only=read_only)))
+            backend = cls(folder, dim, metadata, engine, read_only=read_only)
+        backend._held = undo.pop_all()  # the backend closes them from here on
         return backend
 
     @contextmanager
@@ -146,6 +155,14 @@ class FolderBackend(Backend, Generic[E]):
         with self._using():
             pass
 
+    def check_writable(self) -> None:
+        self.check_open()
+        if self.read_only:
+            raise StoreError(
+                f"the index at {self._folder} is open read-only, as this user may not write to it; "
+                "change its permissions, or copy the folder and write to the copy"
+            )
+
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         with self._closing, self._using():  # the folder stays locked until the file is written
             write_metadata(self._folder, self.dim, metadata)
@@ -160,11 +177,8 @@ class FolderBackend(Backend, Generic[E]):
             engine, self._engine = self._engine, None
         if engine is None:
             return
-        try:
-            with reporting(self._folder), closing(engine):
-                self._before_close(engine)
-        finally:
-            self._lock.close()
+        with reporting(self._folder), self._held:
+            self._before_close(engine)
 
     def _before_close(self, engine: E) -> None:
         """Flush what the engine has not written yet."""

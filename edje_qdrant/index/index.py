@@ -50,6 +50,27 @@ class VectorIndex:
         return self._backend.name
 
     @property
+    def read_only(self) -> bool:
+        """Return whether this user may not write to the index's folder; then writes raise."""
+        return self._backend.read_only
+
+    def require_open(self) -> None:
+        """Check that the index is open.
+
+        Raises:
+            StoreError: It is closed.
+        """
+        self._backend.check_open()
+
+    def require_writable(self) -> None:
+        """Check that the index can be written to.
+
+        Raises:
+            StoreError: It is closed, or open read-only.
+        """
+        self._backend.check_writable()
+
+    @property
     def metadata(self) -> Mapping[str, Any]:
         """Return the JSON object given at create, or to `set_metadata` since."""
         return self._backend.metadata
@@ -60,7 +81,9 @@ class VectorIndex:
         Raises:
             StoreError: It cannot be written (the old is kept), or a server returns something else.
         """
-        self._backend.set_metadata(check_metadata(metadata))
+        checked = check_metadata(metadata)
+        self._backend.check_writable()
+        self._backend.set_metadata(checked)
 
     def reload_metadata(self) -> Mapping[str, Any]:
         """Read the metadata again, as another process may have replaced it, and return it."""
@@ -74,7 +97,7 @@ class VectorIndex:
             StoreError: The disk is full or the engine failed; earlier batches may be written.
         """
         checked = check_points(points, self._backend.dim)
-        self._backend.check_open()
+        self._backend.check_writable()
         for batch in in_batches(checked, self._backend.batch_size):
             self._backend.write(batch)
 
@@ -85,7 +108,7 @@ class VectorIndex:
         they are. Unknown ids are ignored. A value of None at the top is refused.
         """
         checked = check_payloads(payloads)
-        self._backend.check_open()
+        self._backend.check_writable()
         for batch in in_batches(checked, self._backend.batch_size):
             self._backend.set_payload(batch)
 
@@ -95,7 +118,7 @@ class VectorIndex:
         A dot is part of the key's name here.
         """
         ids, paths = check_ids(image_ids), check_keys(keys)
-        self._backend.check_open()
+        self._backend.check_writable()
         if ids and paths:
             self._backend.remove_keys(ids, paths)
 
@@ -117,6 +140,7 @@ class VectorIndex:
         Raises:
             StoreError: The disk has no room for a second copy of what is merged.
         """
+        self._backend.check_writable()
         self._backend.optimize()
 
     def existing(self, image_ids: Sequence[str]) -> set[str]:
@@ -212,7 +236,9 @@ class VectorIndex:
                 refused; what a plain list holds is indexed by the list's name.
             kind: What the field holds.
         """
-        self._backend.create_payload_index(check_field(field), check_kind(kind))
+        path, checked = check_field(field), check_kind(kind)
+        self._backend.check_writable()
+        self._backend.create_payload_index(path, checked)
 
     def payload_indexes(self) -> dict[str, str]:
         """Return field path -> kind of every index; empty where the engine has none."""
@@ -270,7 +296,9 @@ class VectorIndex:
 
     def delete(self, image_ids: Sequence[str]) -> None:
         """Delete points; unknown ids are ignored."""
-        self._backend.delete(check_ids(image_ids))
+        ids = check_ids(image_ids)
+        self._backend.check_writable()
+        self._backend.delete(ids)
 
     def delete_matching(self, filter: Filter) -> None:
         """Delete every point that matches the filter; an empty one is refused.
@@ -280,6 +308,7 @@ class VectorIndex:
         """
         chosen = self._backend.translate(filter)
         require_filter(filter)
+        self._backend.check_writable()
         self._backend.delete_matching(chosen)
 
     def count(self, filter: Filter | None = None) -> int:

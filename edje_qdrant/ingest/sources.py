@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.files import kind_of
 from edje_qdrant.images import error_reason
 from edje_qdrant.index import TOKENS_KEY, json_integer
 from edje_qdrant.types import FailedImage, Payload
@@ -72,13 +73,14 @@ def list_images(source: Source) -> Callable[[], Listing]:
         return lambda: (ListedImage(os.path.abspath(path), {}) for path in paths)
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
-    if path.is_dir():
+    kind = kind_of(path, ConfigError)
+    if kind == "folder":
         return _not_empty(lambda: _folder(path), f"the folder {path} holds no image")
-    if path.is_file() and suffix in _MANIFEST_SUFFIXES:
+    if kind == "file" and suffix in _MANIFEST_SUFFIXES:
         return _not_empty(lambda: _manifest(path), f"the manifest {path} holds no line")
-    if path.is_file() and suffix in IMAGE_SUFFIXES:
+    if kind == "file" and suffix in IMAGE_SUFFIXES:
         return lambda: iter([ListedImage(os.path.abspath(path), {})])
-    what = "is no folder, image or manifest" if path.exists() else "does not exist"
+    what = "is no folder, image or manifest" if kind is not None else "does not exist"
     raise ConfigError(
         f'{path} {what}; give a folder of images, or a .jsonl file, each line an object with "path"'
     )

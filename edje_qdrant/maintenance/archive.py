@@ -31,12 +31,18 @@ from edje_qdrant.errors import (
     StoreError,
     TokensCorruptError,
 )
-from edje_qdrant.files import new_file, os_errors_as_store_errors
+from edje_qdrant.files import kind_of, new_file, os_errors_as_store_errors
+from edje_qdrant.index import check_indexes
+from edje_qdrant.maintenance.arguments import check_collections, check_flags, check_path
 from edje_qdrant.maintenance.copy import Part, add_indexes, add_parts, stored_parts
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.tokens.codecs import Codec, codec_for
 
 __all__ = ["export_collection", "import_collection"]
+
+# Options of a new collection, and of the connection to a server.
+_CREATION_ONLY = frozenset({"tokens", "engine", "payload_indexes", "qdrant"})
+_OPTIONS = _CREATION_ONLY | {"tokens_folder", "api_key", "prefer_grpc", "timeout"}
 
 _MAGIC, _FORMAT = "edje-qdrant archive", 1
 
@@ -50,12 +56,14 @@ def export_collection(
     is deleted first.
 
     Raises:
-        ConfigError: `path` exists already.
+        ConfigError: `path` exists already, or an argument is invalid; nothing was written.
         TokensNotFoundError: Some images have no tokens; run `verify`.
         TokensCorruptError: Some tokens are damaged; run `verify`.
         StoreError: The collection cannot be read, or the file not written.
     """
-    path = Path(path).expanduser()
+    check_collections(collection=collection)
+    check_flags(progress=progress)
+    path = check_path("path", path)
     with os_errors_as_store_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -90,13 +98,20 @@ def import_collection(
         StoreError: The collection cannot be written, or another version wrote the archive.
         EngineUnavailableError: The connection to the server was lost; written images are kept.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
+    check_flags(progress=progress)
+    unknown = sorted({*options} - _OPTIONS)
+    if unknown:
+        raise ConfigError(
+            f"import_collection has no option {unknown[0]}; it has {', '.join(sorted(_OPTIONS))}"
+        )
+    path = check_path("path", path)
+    if kind_of(path) != "file":
         raise ConfigError(f"there is no archive {path}; give one that `edje-qdrant export` wrote")
     with os_errors_as_store_errors("read", path), _opened(path) as archive:
         members = _members(archive, path)
         contract, indexes = _head(members, path)
         codec = _codec(members, contract, path)
+        check_indexes(indexes)
         with _target(location, name, contract, codec, options) as target:
             add_indexes(target, indexes)
             return add_parts(target, _parts(members, codec.key, path, progress=progress))
@@ -273,10 +288,8 @@ def _target(
         ContractMismatchError: It exists, and is of another model or codec.
     """
     try:
-        # These options apply to creation only.
-        creation_only = ("tokens", "engine", "payload_indexes")
         found = ImageCollection.open(
-            location, name, **{key: options[key] for key in options if key not in creation_only}
+            location, name, **{key: options[key] for key in options if key not in _CREATION_ONLY}
         )
     except CollectionNotFoundError:
         return ImageCollection.create(location, name, contract, codec=codec, **options)

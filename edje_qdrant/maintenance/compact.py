@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+from edje_qdrant.collection.checks import fitted_codec
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import reference_of
 from edje_qdrant.index import TOKENS_KEY
+from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.reports import CompactReport
 from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
 from edje_qdrant.tokens.codecs import Codec
@@ -35,6 +37,9 @@ def compact(collection: ImageCollection, *, progress: bool = False) -> CompactRe
         StoreError: The disk or the engine refused; run it again.
         EngineUnavailableError: The connection to the server was lost; run it again.
     """
+    check_collections(collection=collection)
+    check_flags(progress=progress)
+    collection.require_writable()
     files = files_of(collection.store)
     report = CompactReport(0, ())
     if files is None:
@@ -64,7 +69,7 @@ def compact(collection: ImageCollection, *, progress: bool = False) -> CompactRe
 
 
 def transcode(
-    collection: ImageCollection, codec: Codec, *, progress: bool = False
+    collection: ImageCollection, codec: str | Codec, *, progress: bool = False
 ) -> CompactReport:
     """Convert all stored tokens to another codec, without encoding an image again.
 
@@ -74,15 +79,20 @@ def transcode(
 
     Args:
         collection: An open collection; nothing else writes to it.
-        codec: The new codec, fitted.
+        codec: The new codec, fitted, or the name of one that needs no fitting.
         progress: Show a bar on stderr.
 
     Raises:
-        ConfigError: The codec is not fitted, or does not fit the contract.
+        ConfigError: The codec is unknown, not fitted, or does not fit the contract; nothing was
+            written.
         CollectionLockedError: Another process is writing tokens.
         StoreError: The disk or the engine refused; run it again.
         EngineUnavailableError: The connection to the server was lost; run it again.
     """
+    check_collections(collection=collection)
+    check_flags(progress=progress)
+    codec = fitted_codec(collection.contract, codec)
+    collection.require_writable()
     with collection.write_lock:
         files = files_of(collection.store)
         if files is None:

@@ -13,6 +13,7 @@ from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import StoreError
 from edje_qdrant.index import PayloadKind
+from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.maintenance.scan import pages, stored_codes
 from edje_qdrant.tokens.codecs import Codec
@@ -114,16 +115,20 @@ def copy_collection(
         progress: Show a bar on stderr.
 
     Raises:
+        ConfigError: An argument is no open collection; nothing was written.
         ContractMismatchError: The target is of another model or codec.
         TokensNotFoundError: Some of the source's images have no tokens; run `verify`.
         TokensCorruptError: Some of the source's tokens are damaged; run `verify`.
         StoreError: A collection cannot be read or written.
         EngineUnavailableError: The connection to the server was lost; written images are kept.
     """
+    check_collections(source=source, target=target)
+    check_flags(progress=progress)
     source.reload()
     target.contract.require_match(
         source.contract, where=f"the collection {source.name!r} at {source.location}"
     )
+    target.require_writable()
     add_indexes(target, source.payload_indexes())
     return add_parts(target, stored_parts(source, target.codec, progress=progress))
 

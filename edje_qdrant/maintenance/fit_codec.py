@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.maintenance.arguments import check_collections
 from edje_qdrant.tokens.codecs import Codec, codec_for
 
 __all__ = ["SAMPLE", "fit_codec"]
@@ -31,8 +33,9 @@ def fit_codec(
         MissingExtraError: The library that fits codebooks is not installed.
         StoreError: The collection cannot be read.
     """
-    if sample < 1:
-        raise ConfigError(f"sample is {sample}; draw 1 image or more, 2048 are enough")
+    check_collections(collection=collection)
+    check_number("sample", sample)
+    check_number("seed", seed, least=0)
     contract = collection.contract
     codec = codec_for(name, contract.num_tokens, contract.token_dim)
     if codec.fitted:

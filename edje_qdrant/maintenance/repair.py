@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import user_payload
-from edje_qdrant.errors import ImageReadError
+from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import image_file_id, open_upright
+from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.compact import compact
 from edje_qdrant.maintenance.reports import Finding, RepairReport
 from edje_qdrant.maintenance.verify import verify
@@ -44,13 +46,20 @@ def repair(
         progress: Show bars on stderr.
 
     Raises:
+        ConfigError: An argument is invalid; nothing was written.
         ContractMismatchError: Another model wrote the collection.
         CollectionLockedError: Another process is writing tokens.
         StoreError: The disk or the engine refused; run it again.
         EngineUnavailableError: The connection to the server was lost; run it again.
     """
+    check_collections(collection=collection)
+    check_number("batch_size", batch_size)
+    check_flags(progress=progress)
     if model is not None:
+        if not hasattr(model, "encode_images"):
+            raise ConfigError(f"model is a {type(model).__name__}; give an EDJEModel")
         collection.require(model.contract())
+    collection.require_writable()
     files = files_of(collection.store)
     if files is not None:
         files.begin_writing(replace_damaged=True)

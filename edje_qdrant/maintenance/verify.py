@@ -9,6 +9,7 @@ import numpy as np
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ImageReadError, StoreError, TokensNotFoundError
 from edje_qdrant.images import image_file_id
+from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.reports import Finding, FindingKind, VerifyReport
 from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
 from edje_qdrant.tokens.file_store import files_of
@@ -32,9 +33,12 @@ def verify(
         progress: Show a bar on stderr.
 
     Raises:
+        ConfigError: An argument is invalid.
         StoreError: The index or the store cannot be read.
         EngineUnavailableError: The server cannot be reached.
     """
+    check_collections(collection=collection)
+    check_flags(images=images, progress=progress)
     findings: list[Finding] = []
     files = files_of(collection.store)
     unlisted = [] if files is None else files.unlisted()

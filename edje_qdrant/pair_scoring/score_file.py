@@ -13,7 +13,7 @@ import xxhash
 
 from edje_qdrant.data.annotations import iterate_annotations
 from edje_qdrant.errors import CollectionLockedError, ConfigError, StoreError
-from edje_qdrant.files import lock_file, os_errors_as_store_errors, write_atomically
+from edje_qdrant.files import kind_of, lock_file, os_errors_as_store_errors, write_atomically
 
 __all__ = [
     "Pair",
@@ -215,7 +215,7 @@ def _require_header(out: Path, header: Mapping[str, Any]) -> None:
     """Check that the output belongs to a run with these settings; write those of a new run."""
     path = header_path(out)
     ours = {"format": _FORMAT, **header}
-    if not path.exists():
+    if kind_of(path) is None:
         if out.stat().st_size:
             raise ConfigError(
                 f"{out} exists, but not {path.name}, which contains the settings of its run; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ __all__ = ["CODECS", "Codec", "Float16Codec", "ProductCodec", "ScaledCodec", "co
 S = TypeVar("S", bound="_NoParameters")
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Encode an image's `(m, d_text)` tokens as a fixed number of bytes, and decode them."""
 
@@ -251,7 +252,7 @@ def codec_for(name: str, num_tokens: int, token_dim: int, parameters: bytes | No
             codec or for tokens of another width.
         TokensCorruptError: The parameters are damaged.
     """
-    if name not in CODECS:
+    if not isinstance(name, str) or name not in CODECS:
         raise ConfigError(f"unknown codec {name!r}; known: {', '.join(sorted(CODECS))}")
     codec = CODECS[name](num_tokens, token_dim)
     if parameters is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.files import kind_of
 
 __all__ = ["UPLOADS", "ServiceSettings", "allowed_hosts", "check_exposure"]
 
@@ -67,7 +68,7 @@ class ServiceSettings:
             raise ConfigError(f"timeout is {self.timeout!r}; give seconds above 0")
         if any(len(key) < 16 for key in self.api_keys):
             raise ConfigError("an API key has fewer than 16 characters; make a longer one")
-        if self.images is not None and not self.images.is_dir():
+        if self.images is not None and kind_of(self.images, ConfigError) != "folder":
             raise ConfigError(
                 f"--images {self.images} is not a folder; give the folder of the images"
             )

@@ -190,7 +190,7 @@ def test_a_create_cut_short_is_taken_up_again(
 
     with monkeypatch.context() as broken:
         broken.setattr(*broken_call, full)
-        with pytest.raises(StoreError, match="No space left"):
+        with pytest.raises(StoreError, match="no space left"):
             create_embedded(tmp_path / "images", 8, {"try": 1})
     with pytest.raises(CollectionNotFoundError):
         open_embedded(tmp_path / "images")
@@ -219,9 +219,9 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="check that it is a folder"):
+    with pytest.raises(StoreError, match="a file of that name is in the way"):
         create_embedded(tmp_path / "file", 8, {})
-    with pytest.raises(StoreError, match="check that it is a folder"):
+    with pytest.raises(StoreError, match="a part of the path is a file, not a folder"):
         create_embedded(tmp_path / "file" / "images", 8, {})
 
 

@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_the_old_metadata(
 
     with monkeypatch.context() as broken:
         broken.setattr(os, "replace", full)
-        with pytest.raises(StoreError, match="No space left"):
+        with pytest.raises(StoreError, match="no space left"):
             index.set_metadata(NEW)
     assert index.metadata == OLD
     assert index.reload_metadata() == OLD

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.files import hidden_folder
 from edje_qdrant.index import hnsw
 from edje_qdrant.index.backend import Hits, as_points
 from edje_qdrant.index.batches import by_payload
@@ -63,10 +68,29 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
         EdgeShard.create(str(folder), config).close()
 
     @staticmethod
-    def _load(folder: Path, dim: int) -> EdgeShard:  # noqa: ARG004 - the shard knows it
+    def _load(folder: Path, dim: int, *, read_only: bool) -> EdgeShard:  # noqa: ARG004 - in the files
         from qdrant_edge import EdgeShard
 
         return EdgeShard.load(str(folder))
+
+    @staticmethod
+    @contextmanager
+    def _readable(folder: Path) -> Iterator[Path]:
+        """Yield a temporary copy: the engine opens all its files for writing."""
+        mark = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
+        temporary = Path(tempfile.gettempdir())
+        require_space(temporary, sum(p.stat().st_size for p in folder.rglob("*")))
+        with hidden_folder(temporary / f"edje-index-{mark}") as scratch:
+            copied = scratch / folder.name
+            copied.mkdir()
+            for path in sorted(folder.rglob("*")):
+                target = copied / path.relative_to(folder)
+                # Without their modes, which may forbid to write.
+                if path.is_dir():
+                    target.mkdir()
+                else:
+                    shutil.copyfile(path, target)
+            yield copied
 
     def translate(self, filter: Filter | None) -> qdrant_edge.Filter | None:
         return edge_filter(filter, self.payload_indexes)

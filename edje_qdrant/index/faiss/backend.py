@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import RLock
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,16 +49,18 @@ class FaissBackend(FolderBackend[Database]):
     subfolder = FAISS
 
     def __init__(
-        self, folder: Path, dim: int, metadata: dict[str, Any], engine: Database, lock: IO[bytes]
-    ) -> None:
-        super().__init__(folder, dim, metadata, engine, lock)
+        self, folder: Path, dim: int, metadata: dict[str, Any], engine: Database,
+        *, read_only: bool,
+    ) -> None:  # fmt: skip
+        super().__init__(folder, dim, metadata, engine, read_only=read_only)
         if engine.dim != dim:
             raise StoreError(
                 f"{folder} holds vectors of width {engine.dim}, but index.json says {dim}: "
                 "one of the two belongs to another index; put it back from a copy"
             )
         for path in (folder / FAISS).glob("built*"):  # copies of vectors, by earlier versions
-            path.unlink()
+            if not read_only:
+                path.unlink()
         vectors = Vectors.empty(dim, engine.count())
         for rows, page in engine.all_vectors():
             vectors = vectors.extended(rows, page)
@@ -79,14 +81,14 @@ class FaissBackend(FolderBackend[Database]):
         sync_folder(folder)
 
     @staticmethod
-    def _load(folder: Path, dim: int) -> Database:  # noqa: ARG004 - the database knows it
+    def _load(folder: Path, dim: int, *, read_only: bool) -> Database:  # noqa: ARG004 - in the file
         load_faiss()
         if not (folder / _POINTS).is_file():
             raise StoreError(
                 f"{folder / _POINTS} is missing; put it back from a copy, or ingest again into a "
                 "new folder"
             )
-        return Database(folder / _POINTS)
+        return Database(folder / _POINTS, read_only=read_only)
 
     def translate(self, filter: Filter | None) -> models.Filter | None:
         return qdrant_filter(filter)

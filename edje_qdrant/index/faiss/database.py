@@ -59,14 +59,15 @@ class Database:
     A transaction is on the disk when it ends: it survives a killed process and a power cut.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open the file, which `create` has made.
 
         Raises:
-            StoreError: Another version wrote it, or it is damaged.
+            StoreError: Another version wrote it, it is damaged, or it may only be read and its last
+                writer was killed.
         """
         self._lock = RLock()
-        self._connection = _connect(path)
+        self._connection = _connect_to_read(path) if read_only else _connect(path)
         try:
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version != _FORMAT:
@@ -269,6 +270,19 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise StoreError(
+            f"{path} was not closed by its last writer, and this user may not write the rest of "
+            "its log into it; open it once as a user who may, or copy the folder"
+        )
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?immutable=1", uri=True, isolation_level=None,
+        check_same_thread=False,
+    )  # fmt: skip
 
 
 def _split(payload: Mapping[str, Any]) -> tuple[str, str | None]:

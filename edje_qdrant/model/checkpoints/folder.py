@@ -21,7 +21,7 @@ from torch import Tensor
 from edje_qdrant.encoders.loading import encoder_from_folder
 from edje_qdrant.encoders.weights import hash_weights
 from edje_qdrant.errors import CheckpointError
-from edje_qdrant.files import write_atomically
+from edje_qdrant.files import kind_of, write_atomically
 from edje_qdrant.model.calibration import CALIBRATION_FILE, Calibration
 from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
 from edje_qdrant.model.checkpoints.match_tensors import fill, needed_keys
@@ -97,9 +97,10 @@ def read_checkpoint(name_or_path: str) -> Checkpoint:
         folder = Path(str(files("edje_qdrant"))) / "demo" / "model"
         return replace(_read_folder(folder), source="demo")
     folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
+    kind = kind_of(folder, CheckpointError)
+    if kind == "folder":
         return replace(_read_folder(folder), source=str(folder.resolve()))
-    if folder.exists():
+    if kind is not None:
         raise CheckpointError(
             f"{folder} is a file; read a published checkpoint with "
             "EDJEModel.from_official_checkpoint or `edje-qdrant convert`",

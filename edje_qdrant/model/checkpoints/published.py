@@ -16,6 +16,7 @@ from torch import Tensor
 from edje_qdrant.encoders.settings import settings_folder
 from edje_qdrant.encoders.siglip import SiglipEncoder
 from edje_qdrant.errors import CheckpointError
+from edje_qdrant.files import kind_of
 from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
 from edje_qdrant.model.checkpoints.match_tensors import fill
 from edje_qdrant.model.config import IMAGE_TOKEN, AdapterKind
@@ -233,7 +234,7 @@ def language_settings(name_or_path: str | Path) -> tuple[BertConfig, Any]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    if kind_of(path, CheckpointError) != "file":
         raise CheckpointError(f"there is no file {path}; check the path", path=str(path))
     try:
         try:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from edje_qdrant.errors import CheckpointError, ConfigError, MissingExtraError
-from edje_qdrant.files import hidden_folder
+from edje_qdrant.files import hidden_folder, kind_of
 from edje_qdrant.model.onnx.graph import PortableJointEncoder
 from edje_qdrant.model.onnx.tokenizer import portable_tokenizer
 
@@ -82,7 +82,7 @@ def export_onnx(model: EDJEModel, out: str | Path, *, int8: bool = False) -> Onn
     path = Path(out).expanduser()
     if path.suffix != ".onnx":
         raise ConfigError(f"name the file something.onnx, not {path.name}")
-    if not path.parent.is_dir():
+    if kind_of(path.parent, ConfigError) != "folder":
         raise ConfigError(f"there is no folder {path.parent}; create it, or choose another")
     _require_extra()
     tokenizer_path = path.with_name(TOKENIZER_FILE)
