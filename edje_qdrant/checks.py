@@ -2,12 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.text import clean_caption
 
-__all__ = ["check_number", "check_texts"]
+__all__ = [
+    "check_arrays",
+    "check_kind",
+    "check_list",
+    "check_number",
+    "check_strings",
+    "check_texts",
+]
+
+
+def check_list(name: str, values: Any) -> None:
+    """Check that an argument is a list, a tuple, an array or another sequence, and not one text.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(values, str | bytes):
+        raise ConfigError(f"{name} is the text {values!r}; give a list, [{values!r}]")
+    if isinstance(values, Mapping) or not (
+        hasattr(values, "__len__") and hasattr(values, "__getitem__")
+    ):
+        raise ConfigError(f"{name} is {_shown(values)}; give a list")
+
+
+def check_strings(name: str, texts: Any) -> None:
+    """Check that an argument is a list of texts; what is in them is not looked at.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(texts, str):
+        raise ConfigError(f"{name} is the text {texts!r}; give a list of texts")
+    check_list(name, texts)
+    if not set(map(type, texts)) <= {str}:  # a fast look; subclasses of `str` are looked at below
+        for text in texts:
+            if not isinstance(text, str):
+                raise ConfigError(f"{name} holds {_shown(text)}; give texts")
+
+
+def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """Check that an argument is an instance of one of `kinds`, which messages call `wanted`.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not isinstance(value, kinds):
+        raise ConfigError(f"{name} is {_shown(value)}; give {wanted}")
+
+
+def check_arrays(name: str, value: Any) -> None:
+    """Check that an argument is an array or a tensor.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not (hasattr(value, "shape") and hasattr(value, "__getitem__")):
+        raise ConfigError(f"{name} is {_shown(value)}; give a numpy array or a tensor")
+
+
+def _shown(value: Any) -> str:
+    """Return a short value as it is written, and the type of any other."""
+    short = value is None or isinstance(value, bool | int | float)
+    return repr(value) if short else f"a {type(value).__name__}"
 
 
 def check_texts(what: str, texts: Sequence[str]) -> None:
@@ -16,11 +79,8 @@ def check_texts(what: str, texts: Sequence[str]) -> None:
     Raises:
         ConfigError: It is not; names the first text that cannot be used.
     """
-    if isinstance(texts, str):
-        raise ConfigError(f"{what} is the text {texts!r}; give a list of texts")
+    check_strings(what, texts)
     for text in texts:
-        if not isinstance(text, str):
-            raise ConfigError(f"{what} holds a {type(text).__name__}; give texts")
         if not clean_caption(text):
             raise ConfigError(
                 f"{what} holds {text!r}, which contains no word; describe what an image shows"

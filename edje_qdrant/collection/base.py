@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from edje_qdrant.checks import check_kind
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.index import Filter, VectorIndex
 from edje_qdrant.types import Candidates
@@ -67,6 +68,7 @@ class BaseCollection(ABC):
         Raises:
             ContractMismatchError: It may not; names each field that differs, with both values.
         """
+        check_kind("contract", contract, TokenContract, "a TokenContract, such as model.contract()")
         contract.require_same_model(
             self.contract, where=f"the collection {self._name!r} at {self._location}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.checks import check_arrays, check_kind, check_list
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import TOKENS_KEY
@@ -25,6 +26,9 @@ def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
         ConfigError: The name is unknown, the codec is not fitted or is for tokens of another
             shape, or the contract's tokens cannot be stored.
     """
+    check_kind("contract", contract, TokenContract, "a TokenContract, such as model.contract()")
+    if not isinstance(codec, str) and not hasattr(codec, "num_tokens"):
+        raise ConfigError(f"codec is a {type(codec).__name__}; give a codec, or the name of one")
     if contract.dtype != "float16":
         raise ConfigError(
             f"the contract's dtype is {contract.dtype!r}; collections store float16 tokens"
@@ -68,6 +72,11 @@ def check_points(
         ConfigError: Numbers, shapes or dtypes do not fit the contract, an embedding is not finite,
             or an id or a payload cannot be stored.
     """
+    check_list("image_ids", image_ids)
+    check_arrays("embeddings", embeddings)
+    check_list("payloads", payloads)
+    for payload in payloads:
+        check_kind("a payload", payload, Mapping, "a dict")
     shape = (len(image_ids), contract.embedding_dim)
     _check_numbers("embeddings", image_ids, embeddings, shape, np.dtype(np.float32), of)
     if len(payloads) != len(image_ids):
@@ -88,7 +97,9 @@ def check_reserved(payloads: Mapping[str, Payload]) -> None:
     Raises:
         ConfigError: A payload contains it; names the image.
     """
+    check_kind("payloads", payloads, Mapping, "a dict of id and fields")
     for image_id, payload in payloads.items():
+        check_kind("a payload", payload, Mapping, "a dict")
         if TOKENS_KEY in payload:
             raise ConfigError(
                 f"the payload of {image_id} has the key {TOKENS_KEY!r}, which is reserved; "

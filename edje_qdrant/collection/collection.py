@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.checks import check_kind, check_list
 from edje_qdrant.collection.base import BaseCollection
 from edje_qdrant.collection.checks import check_points, check_reserved, check_tokens, fitted_codec
 from edje_qdrant.collection.metadata import CollectionRecord, TokenPlace
@@ -252,6 +253,7 @@ class ImageCollection(BaseCollection):
 
     def tokens(self, candidates: Sequence[Candidate]) -> NDArray[np.float16]:
         """Read the candidates' tokens, `(n, m, d_text)` float16, in order; see `codes`."""
+        check_list("candidates", candidates)
         contract = self.contract
         shape = (len(candidates), contract.num_tokens, contract.token_dim)
         return decoded(self.codes(candidates), shape)
@@ -271,6 +273,9 @@ class ImageCollection(BaseCollection):
             TokensNotFoundError: Some candidates have no tokens; names the ids.
             TokensCorruptError: Stored bytes differ from those written; names the ids.
         """
+        check_list("candidates", candidates)
+        for candidate in candidates:
+            check_kind("a candidate", candidate, Candidate, "what nearest returns")
         found = {candidate.image_id: candidate.payload for candidate in candidates}
         parts = self._codes(found, empty)
         if len(found) == len(candidates):
@@ -284,6 +289,7 @@ class ImageCollection(BaseCollection):
             TokensNotFoundError: Some images are not in the collection; names the ids.
             TokensCorruptError: Stored bytes differ from those written; names the ids.
         """
+        check_list("image_ids", image_ids)
         payloads = in_order(image_ids, self._index.retrieve(image_ids, tokens=False))
         vectors = in_order(image_ids, self._index.vectors(image_ids))
         embeddings = np.empty((len(image_ids), self.contract.embedding_dim), np.float32)
@@ -323,6 +329,7 @@ class ImageCollection(BaseCollection):
             StoreError: The disk or the engine refused; points that were written have their tokens.
             EngineUnavailableError: The connection to the server was lost; the same holds.
         """
+        check_kind("encoding", encoding, ImageEncoding, "what model.encode_images returns")
         check_points(self.contract, image_ids, encoding.embeddings, payloads)
         check_tokens(self.contract, image_ids, encoding.tokens)
         self.require_writable()  # before tokens are written

@@ -239,7 +239,7 @@ def check_name(name: str) -> None:
     Raises:
         ConfigError: It contains other characters than letters, digits, `-` and `_`, or is too long.
     """
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
             f"collection name {name!r} cannot be used; use letters, digits, '-' and '_', "
             "200 at most"

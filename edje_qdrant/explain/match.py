@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from edje_qdrant.checks import check_kind
 from edje_qdrant.encoders import clean_caption, clean_captions
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.explain.explanation import Explanation
@@ -49,6 +50,9 @@ def explain_match(model: EDJEModel, text: str, image: Image.Image | str | Path) 
         ConfigError: The text has no words, or the encoder has no `patch_grid`.
         ImageReadError: The image cannot be read.
     """
+    check_kind("model", model, EDJEModel, "an EDJEModel")
+    check_kind("text", text, str, "a text")
+    check_kind("image", image, (Image.Image, str, Path), "an image that Pillow opened, or a path")
     with torch.inference_mode(False):  # ids made in inference mode would break autograd
         words = _Words(model, text)
     opened = image if isinstance(image, Image.Image) else open_upright(image)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.checks import check_kind, check_list, check_strings
 from edje_qdrant.collection.base import BaseCollection
 from edje_qdrant.collection.checks import check_points
 from edje_qdrant.collection.metadata import (
@@ -50,11 +51,7 @@ def caption_ids(texts: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: A caption is not a string, or contains no word.
     """
-    if isinstance(texts, str):
-        raise ConfigError(f"texts is the text {texts!r}; give a list of captions")
-    for text in texts:
-        if not isinstance(text, str):
-            raise ConfigError(f"a caption is text, not {type(text).__name__}")
+    check_strings("texts", texts)
     return [str(uuid.uuid5(_NAMESPACE, cleaned)) for cleaned in clean_captions(texts)]
 
 
@@ -107,6 +104,7 @@ class CaptionCollection(BaseCollection):
         """
         where = resolve(location)
         check_name(name)
+        check_kind("contract", contract, TokenContract, "a TokenContract, such as model.contract()")
         check_settings(qdrant, folder=isinstance(where, Path))
         options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
         dim, record = contract.embedding_dim, new_record(contract, "captions")
@@ -206,8 +204,11 @@ def with_texts(texts: Sequence[str], payloads: Sequence[Payload] | None) -> list
     """
     if payloads is None:
         return [{TEXT_KEY: text} for text in texts]
+    check_list("payloads", payloads)
     if len(payloads) != len(texts):
         raise ConfigError(f"{len(payloads)} payloads for {len(texts)} captions; give one for each")
+    for payload in payloads:
+        check_kind("a payload", payload, Mapping, "a dict")
     for text, payload in zip(texts, payloads, strict=True):
         if TEXT_KEY in payload:
             raise ConfigError(

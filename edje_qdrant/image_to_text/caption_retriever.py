@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from edje_qdrant.checks import check_number
+from edje_qdrant.checks import check_kind, check_number
 from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.image_to_text.caption_collection import (
@@ -116,6 +116,8 @@ class CaptionRetriever:
     def __init__(
         self, collection: CaptionCollection, model: EDJEModel, *, reranker: Reranker | None = None
     ) -> None:
+        check_kind("collection", collection, CaptionCollection, "a CaptionCollection")
+        check_kind("model", model, EDJEModel, "an EDJEModel, or use CaptionRetriever.open")
         collection.require(model.contract())
         self._collection = collection
         self._model = model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.checks import check_number, check_texts
+from edje_qdrant.checks import check_kind, check_list, check_number, check_strings, check_texts
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.queries import ImageQuery, encode_all, encode_query
@@ -94,6 +94,7 @@ def match_texts(
         ImageReadError: The image cannot be read.
         CheckpointError: A score is not a number.
     """
+    check_kind("model", model, EDJEModel, "an EDJEModel")
     check_texts("texts", texts)
     for name, number in (("top_k", top_k), ("num_candidates", num_candidates)):
         check_number(name, number, optional=True)
@@ -181,8 +182,8 @@ def classify_batch(
         ImageReadError: An image cannot be read; names it.
         CheckpointError: A score is not a number.
     """
-    if isinstance(images, str):
-        raise ConfigError("classify_batch takes a list of images; for one use classify")
+    check_kind("model", model, EDJEModel, "an EDJEModel")
+    check_list("images", images)
     texts, templates = _filled(labels, template)
     embeddings = encode_all(model, texts)
     reranker = reranker or Reranker(model)
@@ -218,7 +219,8 @@ def _filled(labels: Sequence[str], template: str | Sequence[str]) -> tuple[list[
                 "would share their probability; leave one out"
             )
         known[cleaned] = label
-    templates = [template] if isinstance(template, str) else list(template)
+    templates: Sequence[str] = [template] if isinstance(template, str) else template
+    check_strings("template", templates)
     if not templates:
         raise ConfigError(f"there is no template; give one or more with {_PLACE!r} in it")
     for text in templates:

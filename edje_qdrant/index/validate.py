@@ -91,7 +91,7 @@ def check_batch_size(batch_size: int) -> int:
     Raises:
         ConfigError: It is below 1.
     """
-    if batch_size < 1:
+    if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; ask for pages of 1 point or more")
     return batch_size
 
@@ -113,7 +113,7 @@ def check_keys(keys: Iterable[str]) -> list[str]:
     Raises:
         ConfigError: `keys` is one text, or a key cannot be written as a path.
     """
-    if isinstance(keys, str):
+    if isinstance(keys, str) or not isinstance(keys, Iterable):
         raise ConfigError(f"keys is the text {keys!r}; give a list of keys, such as [{keys!r}]")
     return list(dict.fromkeys(key_path(key, "payload key") for key in keys))
 
@@ -124,7 +124,7 @@ def check_limit(limit: int) -> int:
     Raises:
         ConfigError: It is below 1.
     """
-    if limit < 1:
+    if not isinstance(limit, int) or limit < 1:
         raise ConfigError(f"limit is {limit}; ask for 1 candidate or more")
     return limit
 
@@ -158,6 +158,8 @@ def check_ids(image_ids: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: One is not a UUID in canonical form.
     """
+    if isinstance(image_ids, str) or not isinstance(image_ids, Iterable):
+        raise ConfigError(f"image_ids is {image_ids!r}; give a list of ids")
     for image_id in image_ids:
         if isinstance(image_id, str) and _CANONICAL.fullmatch(image_id):
             continue  # ten times faster than uuid, and every search calls this

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edje_qdrant.checks import check_number
+from edje_qdrant.checks import check_kind, check_number
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError
 from edje_qdrant.images import (
@@ -134,6 +134,11 @@ def ingest_images(
         (0, 3, 1)
     """
     started = time.perf_counter()
+    check_kind("collection", collection, ImageCollection, "an ImageCollection")
+    if not hasattr(model, "encode_images"):
+        raise ConfigError(
+            f"model is {model!r}; give an EDJEModel, such as EDJEModel.from_pretrained(NAME)"
+        )
     batch_size = default_batch_size(model.device) if batch_size is None else batch_size
     workers = default_workers() if workers is None else workers
     check_number("batch_size", batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +66,10 @@ def list_images(source: Source) -> Callable[[], Listing]:
         ConfigError: The source is missing, unreadable or empty.
     """
     if not isinstance(source, str | os.PathLike):
+        if not isinstance(source, Iterable):
+            raise ConfigError(
+                f"source is {source!r}; give a folder, a file, a manifest or a list of paths"
+            )
         paths = [source] if isinstance(source, bytes) else list(source)
         odd = [path for path in paths if not isinstance(path, str | os.PathLike)]
         if odd:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edje_qdrant.checks import check_number, check_texts
+from edje_qdrant.checks import check_kind, check_list, check_number, check_texts
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.images import ignore_decoder_warnings
 from edje_qdrant.integrations.hits import ImageScorer
@@ -100,6 +100,8 @@ class EDJECrossEncoder:
             TokensNotFoundError: The collection does not contain an image.
         """
         check_number("top_k", top_k, optional=True)
+        check_texts("query", [query])
+        check_list("documents", documents)
         scores = self._scores([(query, image) for image in documents], batch_size)
         order = np.argsort(-scores, kind="stable")[:top_k]
         ranked: list[dict[str, Any]] = []
@@ -132,6 +134,11 @@ class EDJECrossEncoder:
         self, pairs: Sequence[tuple[str, RankableImage]], batch_size: int
     ) -> NDArray[np.float32]:
         check_number("batch_size", batch_size)
+        check_list("pairs", pairs)
+        for pair in pairs:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ConfigError(f"pairs holds a {type(pair).__name__}; give (text, image)")
+            check_kind("a pair's text", pair[0], str, "a text")
         check_texts("pairs", list(dict.fromkeys(text for text, _ in pairs)))
         scores = np.empty(len(pairs), np.float32)
         stored: dict[str, list[int]] = {}  # text -> rows of pairs

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from edje_qdrant.checks import check_arrays, check_kind, check_list, check_number, check_strings
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.encoders.protocol import Encoder, SplitPixels
 from edje_qdrant.errors import ConfigError
@@ -200,6 +201,9 @@ class EDJEModel(nn.Module):
         Raises:
             CheckpointError: The folder cannot be written.
         """
+        check_kind("folder", folder, (str, Path), "a folder")
+        if dtype is not None:
+            check_kind("dtype", dtype, torch.dtype, "a torch.dtype, such as torch.float16")
         checkpoint = Checkpoint(
             self.encoder,
             self.adapter,
@@ -213,7 +217,12 @@ class EDJEModel(nn.Module):
 
     def place(self, device: str | torch.device | None, dtype: torch.dtype | None) -> EDJEModel:
         """Move to a device and a precision (defaults as in `from_pretrained`); set eval mode."""
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype is not None:
+            check_kind("dtype", dtype, torch.dtype, "a torch.dtype, such as torch.bfloat16")
+        try:
+            chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except (RuntimeError, TypeError) as error:
+            raise ConfigError(f"device is {device!r}; give cpu, cuda or cuda:1") from error
         explicit = dtype is not None
         dtype = dtype or (torch.bfloat16 if chosen.type == "cuda" else torch.float32)
         self.to(chosen, dtype)
@@ -246,6 +255,9 @@ class EDJEModel(nn.Module):
         Raises:
             ImageReadError: An image's data cannot be decoded.
         """
+        check_list("images", images)
+        for image in images:
+            check_kind("an image", image, Image.Image, "one that Pillow opened")
         return self.encoder.preprocess(images)
 
     def encode_pixels(self, pixel_values: Tensor) -> ImageEncoding:
@@ -281,6 +293,8 @@ class EDJEModel(nn.Module):
         Raises:
             ImageReadError: An image's data cannot be decoded.
         """
+        check_number("batch_size", batch_size)
+        check_list("images", images)
         c = self.config
         embeddings = np.empty((len(images), c.embedding_dim), np.float32)
         tokens = np.empty((len(images), c.num_tokens, c.token_dim), np.float16)
@@ -296,9 +310,8 @@ class EDJEModel(nn.Module):
         Raises:
             ConfigError: A text is empty after clean-up.
         """
-        if isinstance(texts, str):
-            raise ConfigError("encode_texts takes a list of texts, not one text")
-        if not texts:
+        check_strings("texts", texts)
+        if not len(texts):
             return np.empty((0, self.config.embedding_dim), np.float32)
         cleaned = clean_captions(texts)
         with self.inference():
@@ -327,6 +340,7 @@ class EDJEModel(nn.Module):
         Raises:
             ConfigError: A text is empty after clean-up.
         """
+        check_strings("texts", texts)
         cleaned, backend = clean_captions(texts), self.tokenizer.backend_tokenizer
         # Another call of the tokenizer may have left these on.
         if backend.truncation is not None:
@@ -353,6 +367,8 @@ class EDJEModel(nn.Module):
         Raises:
             ConfigError: The text is empty after clean-up, or the tokens have a wrong shape.
         """
+        check_kind("text", text, str, "a text")
+        check_arrays("tokens", tokens)
         ids, mask = self.tokenize([text])
         n = len(tokens)
         return self._score(ids.expand(n, -1), mask.expand(n, -1), tokens, batch_size)
@@ -374,6 +390,8 @@ class EDJEModel(nn.Module):
             ConfigError: A text is empty after clean-up, the tokens have a wrong shape, or the
                 numbers of texts and images differ.
         """
+        check_strings("texts", texts)
+        check_arrays("tokens", tokens)
         if len(texts) != len(tokens):
             raise ConfigError(f"{len(texts)} texts and the tokens of {len(tokens)} images")
         if not len(texts):
@@ -383,6 +401,7 @@ class EDJEModel(nn.Module):
     def _score(
         self, input_ids: Tensor, attention_mask: Tensor, tokens: Tokens, batch_size: int
     ) -> NDArray[np.float32]:
+        check_number("batch_size", batch_size)
         expected = (self.config.num_tokens, self.config.token_dim)
         if tuple(tokens.shape[1:]) != expected:
             raise ConfigError(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from edje_qdrant.checks import check_number
+from edje_qdrant.checks import check_kind, check_number
 from edje_qdrant.encoders.weights import hash_weights
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import ignore_decoder_warnings
@@ -142,6 +142,9 @@ def score_pairs_file(
         CheckpointError: A score is not a number.
     """
     began = time.perf_counter()
+    check_kind("pairs", pairs, (str, Path), "the path of a .jsonl file")
+    check_kind("out", out, (str, Path), "the path of a file")
+    check_kind("model", model, EDJEModel, "an EDJEModel")
     pairs, out = Path(pairs), Path(out)
     _check(pairs, out, threshold, keep_top)
     for name, number in (("batch_size", batch_size), ("workers", workers)):

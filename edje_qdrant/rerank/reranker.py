@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edje_qdrant.checks import check_arrays, check_kind, check_number, check_strings
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.fast_joint_encoder import FastJointEncoder
@@ -67,9 +68,9 @@ class Reranker:
     def __init__(
         self, model: EDJEModel, *, batch_size: int | None = None, precision: Precision = "auto"
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
-        if precision not in PRECISIONS:
+        check_kind("model", model, EDJEModel, "an EDJEModel")
+        check_number("batch_size", batch_size, optional=True)
+        if not isinstance(precision, str) or precision not in PRECISIONS:
             raise ConfigError(f"precision is {precision!r}; give one of {', '.join(PRECISIONS)}")
         self._model = model
         self._batch_size = batch_size
@@ -95,6 +96,8 @@ class Reranker:
             ConfigError: The text is empty after clean-up, or the tokens have a wrong shape.
             CheckpointError: A score is not a number.
         """
+        check_kind("text", text, str, "a text")
+        check_arrays("tokens", tokens)
         return self.score_pairs([text] * len(tokens), tokens)
 
     def score_pairs(
@@ -111,6 +114,8 @@ class Reranker:
             CheckpointError: A score is not a number.
             RuntimeError: Memory does not suffice for a single pair, or the device failed.
         """
+        check_strings("texts", texts)
+        check_arrays("tokens", tokens)
         expected = (self._model.config.num_tokens, self._model.config.token_dim)
         if tuple(tokens.shape) != (len(texts), *expected):
             raise ConfigError(

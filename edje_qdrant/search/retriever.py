@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from typing_extensions import Unpack
 
-from edje_qdrant.checks import check_number, check_texts
+from edje_qdrant.checks import check_kind, check_list, check_number, check_texts
+from edje_qdrant.collection.base import BaseCollection
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import in_order, user_payload
 from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
@@ -91,6 +92,8 @@ class TwoStageRetriever:
         reranker: Reranker | None = None,
         token_cache: DeviceTokenCache | None = None,
     ) -> None:
+        check_kind("collection", collection, BaseCollection, "an ImageCollection")
+        check_kind("model", model, EDJEModel, "an EDJEModel, or use TwoStageRetriever.open")
         collection.require(model.contract())
         self._collection, self._model = collection, model
         if token_cache is None:
@@ -257,7 +260,7 @@ class TwoStageRetriever:
             EngineUnavailableError: Likewise.
             CheckpointError: Likewise.
         """
-        check_texts("the query", [text])
+        check_texts("text", [text])
         settings = self.check_options(**options)
         check_milliseconds("every_ms", every_ms)
         return self._stream(text, every_ms / 1000, settings)
@@ -300,7 +303,7 @@ class TwoStageRetriever:
             StoreError: As `search`.
             EngineUnavailableError: As `search`.
         """
-        check_texts("the query", [text])
+        check_texts("text", [text])
         settings = self.check_options(**options)
         deadline, watch = Deadline(settings["budget_ms"]), Stopwatch()
         watch.start("encode")
@@ -363,6 +366,7 @@ class TwoStageRetriever:
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
+        check_number("top_k", top_k)
         number = max(top_k, _MIN_CANDIDATES)
         settings = with_defaults(
             {"top_k": top_k, "num_candidates": number, "filter": filter, "group_by": group_by}
@@ -417,8 +421,10 @@ class TwoStageRetriever:
                 "on_missing": on_missing,
             }
         )
+        check_list("liked", liked)
+        check_list("disliked", disliked)
         if text is not None:
-            check_texts("the query", [text])
+            check_texts("text", [text])
         watch = Stopwatch()
         watch.start("retrieve")
         candidates = self._collection.recommend(
@@ -448,9 +454,8 @@ class TwoStageRetriever:
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
-        check_texts("the query", [text])
-        if isinstance(image_ids, str):
-            raise ConfigError(f"image_ids is the text {image_ids!r}; give a list of ids")
+        check_texts("text", [text])
+        check_list("image_ids", image_ids)
         payloads = self._collection.index.retrieve([*dict.fromkeys(image_ids)], tokens=False)
         candidates = [
             Candidate(image_id, 0.0, 1, payload)
@@ -484,7 +489,7 @@ class TwoStageRetriever:
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
-        check_texts("the query", [text])
+        check_texts("text", [text])
         payloads = self._collection.index.retrieve([image_id], tokens=False)
         (payload,) = in_order([image_id], payloads)
         if image is None:

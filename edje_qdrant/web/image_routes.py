@@ -8,7 +8,7 @@ from fastapi import APIRouter, File, Form, Path, Query, Request, Response, Uploa
 
 from edje_qdrant.collection.collection import user_payload
 from edje_qdrant.web.errors import RequestError
-from edje_qdrant.web.schemas import ErrorBody, Ingested, Picture, PictureList, TypedCount
+from edje_qdrant.web.schemas import ErrorBody, Ingested, Picture, PictureList, TypedLimit
 from edje_qdrant.web.service import Service, not_found
 from edje_qdrant.web.settings import UPLOADS
 from edje_qdrant.web.uploads import Upload, ingest_uploads, payload_fields
@@ -28,7 +28,7 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
     router = APIRouter(prefix="/v1", tags=["pictures"], responses={**responses, **_MISSING})
 
     @router.get("/images")
-    async def images(limit: Annotated[TypedCount, Query(le=100)] = 24) -> PictureList:
+    async def images(limit: Annotated[TypedLimit, Query()] = 24) -> PictureList:
         """Return some images of the collection, in arbitrary order."""
         index = service.retriever.collection.index
         points = await service.read(lambda: next(iter(index.scroll(batch_size=limit)), []))

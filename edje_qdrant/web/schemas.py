@@ -41,6 +41,7 @@ __all__ = [
     "Reranked",
     "SearchRequest",
     "TypedCount",
+    "TypedLimit",
     "Word",
 ]
 
@@ -86,13 +87,19 @@ def _min_score(value: Any) -> Any:
     raise ValueError('give a number, or "auto"')
 
 
-Scalar = bool | Annotated[int, Field(json_schema_extra={"format": "int64"})] | str
-FilterDict = dict[str, Annotated[Scalar | list[Scalar], BeforeValidator(_filter_value)]]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63, json_schema_extra={"format": "int64"})]
+Scalar = bool | Int64 | str
+FilterDict = dict[
+    Annotated[str, StringConstraints(min_length=1)],
+    Annotated[Scalar | list[Scalar], BeforeValidator(_filter_value)],
+]
 QdrantFilter = Annotated[dict[str, Any], WithJsonSchema(filter_schema())]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=_MOST)]
 ImageId = Annotated[str, AfterValidator(_canonical_id), WithJsonSchema(_ID_SCHEMA)]
 Count = Annotated[int, Field(ge=1, le=_MOST), BeforeValidator(_whole)]
 TypedCount = Annotated[int, Field(ge=1, le=_MOST), BeforeValidator(_typed_digits)]
+TypedLimit = Annotated[int, Field(ge=1, le=100), BeforeValidator(_typed_digits)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class _Model(BaseModel):
@@ -134,7 +141,7 @@ class SearchRequest(_Filtered):
         description="Ranking by the joint encoder alone, or by both stages together.",
     )
     # Not strict itself, as JSON has lists and no tuples; its numbers are.
-    fusion_weights: Annotated[tuple[float, float], Strict(False)] | None = Field(
+    fusion_weights: Annotated[tuple[Weight, Weight], Strict(False)] | None = Field(
         None, description="Weights of the first stage and of the joint encoder, for rrf and blend."
     )
     group_by: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(

@@ -112,8 +112,8 @@ def test_what_cannot_be_added_is_refused_and_nothing_is_written(place: Place) ->
     bad[1, 3] = np.nan
     with place.create() as collection:
         for texts, embeddings, payloads, message in [
-            ("a dog", good, None, "give a list of captions"),
-            (["a dog", 7], good, None, "a caption is text, not int"),
+            ("a dog", good, None, "give a list of texts"),
+            (["a dog", 7], good, None, "texts holds 7; give texts"),
             (["a dog", "?!"], good, None, "has none"),
             (["a dog", "b"], good[:1], None, "for 2 ids"),
             (["a dog", "b"], bad, None, f"embeddings of caption {caption_ids(['b'])[0]} hold NaN"),

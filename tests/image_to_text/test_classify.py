@@ -115,7 +115,7 @@ def test_what_cannot_be_matched_is_refused(
 
     refused("texts is the text 'a dog'; give a list", texts="a dog")
     refused(r"texts holds '!\?', which contains no word", texts=["a dog", "!?"])
-    refused("texts holds a int", texts=[7])
+    refused("texts holds 7", texts=[7])
     refused("top_k is 0", top_k=0)
     refused("num_candidates is True", num_candidates=True)
     refused("not a list", image=[pictures[0]])
@@ -207,7 +207,7 @@ def test_labels_that_cannot_be_used_are_refused(
 
 
 def test_a_batch_of_one_path_is_no_batch(tiny_model: EDJEModel) -> None:
-    with pytest.raises(ConfigError, match="for one use classify"):
+    with pytest.raises(ConfigError, match="images is the text"):
         classify_batch(tiny_model, "a.png", TEXTS)
 
 

@@ -127,6 +127,8 @@ def require_text(value: str, where: str) -> None:
     Raises:
         ConfigError: It cannot.
     """
+    if not isinstance(value, str):
+        raise ConfigError(f"{where} is {value!r}; give a text")
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edje_qdrant.errors import ConfigError
@@ -36,10 +36,21 @@ def filter_from_json(value: Mapping[str, Any]) -> models.Filter:
         filter = models.Filter.model_validate_json(json.dumps(value, allow_nan=False), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"the filter cannot be read at {place}: {first['msg']}") from error
+        place = _place(value, first["loc"])
+        raise ConfigError(f"{place} cannot be read: {first['msg']}") from error
     check_conditions(filter)
     return filter
+
+
+def _place(value: Any, names: Sequence[int | str]) -> str:
+    """Return where in the JSON an error is; pydantic's names include those of Python types."""
+    place = "filter"
+    for name in names:
+        if isinstance(value, Mapping) and name in value:
+            place, value = f"{place}.{name}", value[name]
+        elif isinstance(value, list) and isinstance(name, int) and name < len(value):
+            place, value = f"{place}[{name}]", value[name]
+    return place
 
 
 def _check_dates(value: Any) -> None:

@@ -65,6 +65,8 @@ class QdrantOptions:
     backoff: float = 0.5
 
     def __post_init__(self) -> None:
+        if not isinstance(self.timeout, int | float):
+            raise ConfigError(f"timeout is {self.timeout!r}; give seconds, 1 or more")
         if self.timeout < 1 or self.batch_size < 1 or self.retries < 0 or self.backoff < 0:
             raise ConfigError(
                 f"timeout {self.timeout} and batch_size {self.batch_size} must be 1 or more, "
