@@ -12,8 +12,9 @@ from PIL import Image, ImageCms
 
 __all__ = ["to_srgb"]
 
-# Profiles kept ready. Cameras and programs use few; one with its tables is at most a few MB.
+# Profiles kept ready: cameras and programs use few. Larger ones would hold too much memory.
 _KEPT = 32
+_KEPT_BYTES = 1 << 20
 # Profiles of sRGB differ by this much at most from each other, in 8-bit levels.
 _SAME = 2
 _GAMMA = 2.2  # sRGB's, about; PNG states the reciprocal
@@ -36,10 +37,10 @@ def to_srgb(image: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     if image.mode not in _SPACES:
         image = image.convert("RGB")
     profile = info.get("icc_profile") or b""
-    transform = _transform(profile, image.mode) if profile or image.mode == "LAB" else None
+    transform = _transform_of(profile, image.mode) if profile or image.mode == "LAB" else None
     if transform is None and profile and image.mode == "L":  # of an image that once had colours
         image = image.convert("RGB")
-        transform = _transform(profile, "RGB")
+        transform = _transform_of(profile, "RGB")
     if transform is not None:
         converted = ImageCms.applyTransform(image, transform) or image
         converted.info.pop("icc_profile", None)  # that of sRGB, which goes without saying
@@ -50,6 +51,11 @@ def to_srgb(image: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     if profile or "srgb" in info or not isinstance(gamma, float) or not 0.1 < gamma < 10:
         return image
     return image if abs(gamma * _GAMMA - 1) <= _SAME_GAMMA else image.point(_levels(gamma) * 3)
+
+
+def _transform_of(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    kept = len(profile) <= _KEPT_BYTES
+    return _transform(profile, mode) if kept else _transform.__wrapped__(profile, mode)
 
 
 @lru_cache(maxsize=_KEPT)
