@@ -174,7 +174,7 @@ def _correct_tiles(image: Any, tags: Any) -> None:
     if tags.get(_PLANES) == _SEPARATE and _first(tags.get(_BITS)) == 16:
         order = "L" if tags.prefix == b"II" else "B"
         image.tile = [
-            _changed(tile, "raw", (f"{tile[3][0].partition(';')[0]};16{order}", 0, 1))
+            _changed(tile, "raw", (f"{tile[3][0].partition(';')[0]};16{order}", *tile[3][1:]))
             if tile[0] == "raw"
             else tile
             for tile in image.tile

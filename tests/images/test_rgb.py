@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from png_files import GREY, PALETTE, RGB, png, words
 
+import edje_qdrant
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import FORMATS, open_upright, to_rgb
 
@@ -41,6 +42,13 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     rgb = to_rgb(Image.new(mode, (5, 3)))
     assert rgb.mode == "RGB"
     assert rgb.size == (5, 3)
+
+
+def test_no_other_function_converts_images_to_rgb() -> None:
+    package = Path(edje_qdrant.__file__).parent
+    others = [path for path in package.rglob("*.py") if package / "images" not in path.parents]
+    assert len(others) > 100
+    assert not [path for path in others if ".convert(" in path.read_text(encoding="utf-8")]
 
 
 def test_an_opaque_rgb_image_stays_itself() -> None:
