@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from index_engines import edge_engine, faiss_engine, qdrant_engine, unit_vectors
@@ -19,7 +19,7 @@ from index_stand_in import StandIn
 from qdrant_client import QdrantClient, models
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index import VectorIndex
+from edje_qdrant.index import PayloadKind, VectorIndex
 from edje_qdrant.index.filters.from_json import filter_from_json
 from edje_qdrant.index.filters.match import compile_filter
 from edje_qdrant.types import Point
@@ -102,7 +102,7 @@ def engines(kind: str, tmp_path: Path) -> Iterator[dict[str, VectorIndex]]:
             stack.callback(engine.close)
             indexes[name].upsert(points())
             if kind != "None":
-                indexes[name].create_payload_index("x", kind)  # type: ignore[arg-type]
+                indexes[name].create_payload_index("x", cast("PayloadKind", kind))
         yield indexes
 
 
@@ -130,7 +130,7 @@ def test_it_means_the_same_on_a_real_server(
     for each in (index, other):
         each.upsert(points())
     if kind != "None":
-        index.create_payload_index("x", kind)
+        index.create_payload_index("x", cast("PayloadKind", kind))
     location = os.environ["EDJE_QDRANT_URL"]
     running = QdrantClient(url=location, check_compatibility=False).info().version
     refusing = REFUSED["1.18.3" if running.startswith(("1.16", "1.17", "1.18")) else "1.19.0"]

@@ -8,9 +8,12 @@ import os
 import re
 import shutil
 import time
+from urllib.parse import quote
 
 import pytest
 from service_process import ServiceProcess, folder_of_scenes
+
+from edje_qdrant.collection.collection import ImageCollection
 
 CHROMIUM = os.environ.get("EDJE_CHROMIUM") or shutil.which("chromium")
 FLAGS = [
@@ -26,6 +29,7 @@ pytestmark = [
     ),
 ]
 COUNT = 104
+LARGE = 2**53  # a browser's own numbers leave out every other one from here on
 KEY = "a-key-of-some-length"
 DROP = """data => {
     const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
@@ -38,7 +42,14 @@ DROP = """data => {
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory):
-    return folder_of_scenes(tmp_path_factory.getbasetemp() / "scenes", COUNT)
+    folder = tmp_path_factory.getbasetemp() / "scenes"
+    written = folder_of_scenes(folder, COUNT)
+    with ImageCollection.open(folder / "index", "images") as collection:
+        points = [point for page in collection.index.scroll() for point in page]
+        points.sort(key=lambda point: point.payload["path"])
+        numbers = {point.id: {"number": LARGE + n} for n, point in enumerate(points)}
+        collection.update_payload(numbers)
+    return written
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +161,20 @@ def test_heat_is_laid_over_the_picture_for_each_word(open_page, captions):
     assert coldest_and_hottest[1] - coldest_and_hottest[0] > 60
     word.click()
     assert not page.locator("#heat").is_visible()
+
+
+def test_large_numbers_are_shown_and_sent_with_all_their_digits(open_page, captions):
+    page = open_page(f"/?q={quote(captions[2])}&f=number={LARGE + 3}")
+    page.wait_for_selector(".right .hit")
+    assert names(page, "right") == ["scene-0003.png"]
+    page.click(".right .hit")
+    assert f"{LARGE + 3}" in page.inner_text("#payload")
+    page.keyboard.press("Escape")
+    page.click(".chip")
+    until(lambda: len(names(page, "right")) > 1)
+    page.fill("#filter", f"number={LARGE + 5}")
+    page.press("#filter", "Enter")
+    until(lambda: names(page, "right") == ["scene-0005.png"])
 
 
 def test_filters_sliders_and_what_is_empty_or_wrong(open_page, captions):

@@ -3,7 +3,7 @@
 import { Detail } from "/static/detail.js";
 import { altOf, cross, decimal, make, nameOf, thumbnail } from "/static/parts.js";
 import { Rankings, timeBar } from "/static/results.js";
-import { get, hasKey, post, ServiceError, setKey, upload } from "/static/service.js";
+import { encode, get, hasKey, post, ServiceError, setKey, upload } from "/static/service.js";
 
 const at = (id) => document.getElementById(id);
 const results = at("results");
@@ -52,7 +52,8 @@ function readFilter(text) {
   const [, field, value] = /^\s*([^=\s][^=]*?)\s*=\s*(.+?)\s*$/.exec(text) || [];
   if (field === undefined) return null;
   if (value === "true" || value === "false") return [field, value === "true"];
-  return [field, /^-?\d{1,15}$/.test(value) ? Number(value) : value];
+  if (!/^-?(0|[1-9]\d{0,18})$/.test(value)) return [field, value];
+  return [field, Number.isSafeInteger(Number(value)) ? Number(value) : BigInt(value)];
 }
 
 function filterBody() {
@@ -231,7 +232,7 @@ function searchByPicture(file) {
     form.append("file", file);
     form.append("top_k", "24");
     const filter = filterBody();
-    if (filter) form.append("filter", JSON.stringify(filter));
+    if (filter) form.append("filter", encode(filter));
     const answer = await upload("/v1/search/image", form, { signal });
     if (!answer.hits.length) return empty("Nothing like it", "No picture passes these filters.");
     const place = URL.createObjectURL(file);

@@ -2,7 +2,7 @@
 
 import { drawHeat } from "/static/heat.js";
 import { altOf, decimal, make, nameOf, percent } from "/static/parts.js";
-import { hasKey, post, show } from "/static/service.js";
+import { encode, hasKey, post, show } from "/static/service.js";
 
 const at = (id) => document.getElementById(id);
 // Words whose weight is nearer to 0 than this (nats) say nothing of the match.
@@ -59,7 +59,7 @@ export class Detail {
     const { payload } = picture;
     const lines = Object.entries(payload).flatMap(([field, value]) => [
       make("dt", {}, field),
-      make("dd", {}, typeof value === "string" ? value : JSON.stringify(value)),
+      make("dd", {}, typeof value === "string" ? value : encode(value)),
     ]);
     at("payload").replaceChildren(...lines, make("dt", {}, "id"), make("dd", {}, picture.image_id));
     if (!this.dialog.open) this.dialog.showModal();

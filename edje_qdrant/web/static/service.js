@@ -19,6 +19,22 @@ export function hasKey() {
   return sessionStorage.getItem(KEY) !== null;
 }
 
+/* Whole numbers that a JavaScript number would round are BigInt here, digit by digit. */
+
+function decode(text) {
+  return JSON.parse(text, (key, value, context) => {
+    if (typeof value !== "number" || Number.isSafeInteger(value)) return value;
+    return /^-?\d+$/.test(context?.source) ? BigInt(context.source) : value;
+  });
+}
+
+export function encode(value) {
+  return JSON.stringify(value, (key, each) => {
+    if (typeof each !== "bigint") return each;
+    return JSON.rawJSON ? JSON.rawJSON(`${each}`) : `${each}`; // older browsers send it as text
+  });
+}
+
 async function send(url, options = {}) {
   const headers = new Headers(options.headers);
   if (hasKey()) headers.set("Authorization", `Bearer ${sessionStorage.getItem(KEY)}`);
@@ -40,16 +56,17 @@ async function send(url, options = {}) {
 }
 
 export async function get(url, options) {
-  return (await send(url, options)).json();
+  return decode(await (await send(url, options)).text());
 }
 
 export async function post(url, body, options) {
   const headers = { "Content-Type": "application/json" };
-  return (await send(url, { ...options, method: "POST", headers, body: JSON.stringify(body) })).json();
+  const sent = { ...options, method: "POST", headers, body: encode(body) };
+  return decode(await (await send(url, sent)).text());
 }
 
 export async function upload(url, form, options) {
-  return (await send(url, { ...options, method: "POST", body: form })).json();
+  return decode(await (await send(url, { ...options, method: "POST", body: form })).text());
 }
 
 /** Show an image of the service; a key needs a header, which `src` cannot send. */
