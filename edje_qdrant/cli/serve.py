@@ -10,8 +10,11 @@ import typer
 from edje_qdrant.cli.loading import load_model, make_reranker, note_demo_model, open_collection
 from edje_qdrant.cli.options import (
     Collection,
+    DecodeMemory,
+    DecodeSeconds,
     Device,
     Index,
+    MaxPixels,
     Model,
     Precision,
     Url,
@@ -65,6 +68,9 @@ def serve(
     max_upload_mb: Annotated[
         int, typer.Option(min=1, help="Largest request with images, in megabytes.")
     ] = 32,
+    max_pixels: MaxPixels = 50_000_000,
+    decode_memory: DecodeMemory = 1024,
+    decode_seconds: DecodeSeconds = 10.0,
     max_candidates: Annotated[
         int, typer.Option(min=1, help="Most images that one search may rerank.")
     ] = 1000,
@@ -92,6 +98,9 @@ def serve(
         cors_origins=tuple(cors or ()),
         allowed_hosts=allowed_hosts(host, allow_host or ()),
         max_upload_bytes=max_upload_mb << 20,
+        max_pixels=max_pixels,
+        decode_memory=decode_memory << 20,
+        decode_seconds=decode_seconds,
         max_candidates=max_candidates,
         timeout=timeout,
         max_batch=batch,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 import threading
@@ -15,7 +14,8 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import open_listed, open_upright
+from edje_qdrant.images import MAX_FILE_BYTES, DecodedFile, DecoderPool, open_listed
+from edje_qdrant.images.thumbnail import Thumbnail
 
 __all__ = ["ImageFolder", "ServedFile", "Thumbnails"]
 
@@ -50,13 +50,15 @@ class ImageFolder:
 
     Args:
         root: The folder; None serves no images.
-        max_pixels: Pixel limit of a decoded image.
+        decoders: Processes that decode images.
         max_bytes: Size limit of a file that is sent unchanged.
     """
 
-    def __init__(self, root: Path | None, *, max_pixels: int, max_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self, root: Path | None, decoders: DecoderPool, *, max_bytes: int = 64 << 20
+    ) -> None:
         self._root = None if root is None else os.path.realpath(root)
-        self._max_pixels, self._max_bytes = max_pixels, max_bytes
+        self._decoders, self._max_bytes = decoders, max_bytes
 
     def shown(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """Return a payload whose `path` is relative to the folder and hides its parents."""
@@ -103,14 +105,24 @@ class ImageFolder:
 
     def decode(self, payload: Mapping[str, Any]) -> Image.Image | None:
         """Read the image as the model sees it; return None if it is not served or not readable."""
+        decoded = self._decoded(payload, None)
+        return None if decoded is None else Image.fromarray(decoded.array)
+
+    def thumbnail(self, payload: Mapping[str, Any], side: int) -> bytes | None:
+        """Make a thumbnail, as a WebP file; return None if it is not served or not readable."""
+        decoded = self._decoded(payload, Thumbnail(side))
+        return None if decoded is None else decoded.data
+
+    def _decoded(self, payload: Mapping[str, Any], finish: Thumbnail | None) -> DecodedFile | None:
         file = self.open(payload)
         if file is None:
             return None
         with file:
-            try:
-                return open_upright(file, "image", max_pixels=self._max_pixels)
-            except ImageReadError:
-                return None
+            data = file.read(MAX_FILE_BYTES + 1)
+        try:
+            return self._decoders.decode(data, "image", finish)
+        except ImageReadError:
+            return None
 
     def _real(self, payload: Mapping[str, Any]) -> str | None:
         path = payload.get("path")
@@ -156,10 +168,9 @@ class Thumbnails:
             if (cached := self._cache.get(key)) is not None:
                 self._cache.move_to_end(key)
                 return cached
-        image = self._folder.decode(payload)
-        if image is None:
+        data = self._folder.thumbnail(payload, side)
+        if data is None:
             return None
-        data = _thumbnail(image, side)
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = data
@@ -168,13 +179,6 @@ class Thumbnails:
                 _, dropped = self._cache.popitem(last=False)
                 self._size -= len(dropped) + _ENTRY_OVERHEAD
         return data
-
-
-def _thumbnail(image: Image.Image, side: int) -> bytes:
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.save(out, "WEBP", quality=85, method=2)
-    return out.getvalue()
 
 
 def _inside(path: str, root: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
@@ -65,9 +66,8 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
     ) -> Response:
         """Return a thumbnail of the image."""
         side = int(size)
-        data = await service.read(
-            lambda: service.thumbnails.get(image_id, service.payload(image_id), side)
-        )
+        payload = await service.read(lambda: service.payload(image_id))
+        data = await service.decode(lambda: service.thumbnails.get(image_id, payload, side))
         if data is None:
             raise not_found()
         return _sent(data, "image/webp", f'"{image_id}-{side}"', request)
@@ -97,14 +97,10 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
         chosen = payload_fields(fields)
         uploads = [Upload(file.filename or "a file", await file.read()) for file in files]
         place = settings.images.resolve() / UPLOADS
+        read = await asyncio.gather(*(service.read_upload(upload) for upload in uploads))
         done = await service.write(
             lambda: ingest_uploads(
-                uploads,
-                place,
-                service.retriever.collection,
-                service.retriever.model,
-                fields=chosen,
-                max_pixels=settings.max_pixels,
+                read, place, service.retriever.collection, service.retriever.model, fields=chosen
             )
         )
         service.metrics.ingested(done.added, done.skipped, len(done.failed))

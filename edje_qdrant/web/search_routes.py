@@ -8,7 +8,8 @@ import numpy as np
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from pydantic import TypeAdapter
 
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.ingest.encode import encode_batch
 from edje_qdrant.rerank.scorer import best_first
 from edje_qdrant.web.errors import RequestError
 from edje_qdrant.web.schemas import (
@@ -26,7 +27,7 @@ from edje_qdrant.web.schemas import (
 )
 from edje_qdrant.web.service import Service
 from edje_qdrant.web.strict_json import StrictRoute, read_json
-from edje_qdrant.web.uploads import Upload, uploaded_image
+from edje_qdrant.web.uploads import Upload
 
 __all__ = ["search_routes"]
 
@@ -67,11 +68,17 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         service.check_top_k(top_k)
         chosen = _read_filter(filter)
         upload = Upload(file.filename or "the image", await file.read())
-        image = await service.read(
-            lambda: uploaded_image(upload, max_pixels=service.settings.max_pixels)
-        )
+        read = await service.read_upload(upload)
+        if read.pixels is None:
+            raise ImageReadError(upload.name, str(read.failed))
+        pixels = read.pixels
         result = await service.score(
-            lambda: retriever.search_by_image(image, top_k=top_k, filter=chosen, group_by=group_by)
+            lambda: retriever.search_by_image(
+                encode_batch(retriever.model, [pixels]),
+                top_k=top_k,
+                filter=chosen,
+                group_by=group_by,
+            )
         )
         service.metrics.search(result, 0.0)
         return service.answer(result)
@@ -128,7 +135,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
     @router.post("/explain")
     async def explain(request: ExplainRequest) -> Explained:
         """Explain where in an image each word of a text is seen."""
-        return await service.score(lambda: service.explain(request.image_id, request.text))
+        return await service.explain(request.image_id, request.text)
 
     return router
 

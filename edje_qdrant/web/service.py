@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from edje_qdrant.collection.collection import user_payload
 from edje_qdrant.errors import BusyError
 from edje_qdrant.explain.match import can_explain, explain_match
+from edje_qdrant.images import DecoderPool, default_workers
 from edje_qdrant.index import Filter
 from edje_qdrant.index.filters.from_json import filter_from_json
 from edje_qdrant.search.batcher import SearchBatcher
@@ -23,6 +24,7 @@ from edje_qdrant.web.image_files import ImageFolder, Thumbnails
 from edje_qdrant.web.metrics import Metrics
 from edje_qdrant.web.schemas import Answer, Explained, Hit, Picture, SearchRequest, Word
 from edje_qdrant.web.settings import ServiceSettings
+from edje_qdrant.web.uploads import ReadUpload, Upload, read_upload
 
 __all__ = ["Service", "not_found"]
 
@@ -31,6 +33,7 @@ _log = logging.getLogger("edje_qdrant.web")
 T = TypeVar("T")
 
 _READERS = 4
+_DECODERS = 4
 _MOST_INGESTS = 4
 
 
@@ -45,7 +48,13 @@ class Service:
     def __init__(self, retriever: TwoStageRetriever, settings: ServiceSettings) -> None:
         self.retriever = retriever
         self.settings = settings
-        self.folder = ImageFolder(settings.images, max_pixels=settings.max_pixels)
+        self.decoders = DecoderPool(
+            min(_DECODERS, default_workers()),
+            memory=settings.decode_memory,
+            seconds=settings.decode_seconds,
+            max_pixels=settings.max_pixels,
+        )
+        self.folder = ImageFolder(settings.images, self.decoders)
         self.thumbnails = Thumbnails(self.folder, settings.thumbnail_bytes)
         self.metrics = Metrics(lambda: self.batcher.waiting)
         self.batcher = SearchBatcher(
@@ -56,12 +65,18 @@ class Service:
             observe=self.metrics.batch,
         )
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="edje-reading")
+        # Threads of their own: a decoder that hangs takes no reader.
+        self._decoding = ThreadPoolExecutor(
+            self.decoders.workers, thread_name_prefix="edje-decoding"
+        )
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="edje-writing")
         self._writing = 0
         self.can_explain = settings.images is not None and can_explain(retriever.model)
 
     def close(self) -> None:
-        """Finish waiting work, then close the collection."""
+        """Finish waiting work, but no decoding, then close the collection."""
+        self.decoders.close()
+        self._decoding.shutdown(wait=True, cancel_futures=True)
         self.batcher.close(self.settings.timeout)
         self._writer.shutdown(wait=True)
         self._readers.shutdown(wait=True)
@@ -96,6 +111,14 @@ class Service:
     async def read(self, work: Callable[[], T]) -> T:
         """Run work that reads files or the engine, on a reader thread."""
         return await self.wait(self._readers.submit(work))
+
+    async def decode(self, work: Callable[[], T]) -> T:
+        """Run work that waits for a decoder process."""
+        return await self.wait(self._decoding.submit(work))
+
+    async def read_upload(self, upload: Upload) -> ReadUpload:
+        """Decode an upload in a decoder process."""
+        return await self.decode(lambda: read_upload(upload, self.retriever.model, self.decoders))
 
     async def write(self, work: Callable[[], T]) -> T:
         """Run work that writes to the collection, one job at a time.
@@ -209,8 +232,8 @@ class Service:
             raise not_found()
         return dict(user_payload(found[with_dashes]))
 
-    def explain(self, image_id: str, text: str) -> Explained:
-        """Explain where in an image a text is seen; runs on the search thread.
+    async def explain(self, image_id: str, text: str) -> Explained:
+        """Explain where in an image a text is seen.
 
         Raises:
             RequestError: There is no such image, or the model's matches cannot be explained.
@@ -223,10 +246,11 @@ class Service:
                 "matches "
                 "cannot be explained",
             )
-        image = self.folder.decode(self.payload(image_id))
+        payload = await self.read(lambda: self.payload(image_id))
+        image = await self.decode(lambda: self.folder.decode(payload))
         if image is None:
             raise not_found()
-        found = explain_match(self.retriever.model, text, image)
+        found = await self.score(lambda: explain_match(self.retriever.model, text, image))
         rows = zip(found.words, found.word_weights, found.word_heat, strict=True)
         return Explained(
             image_id=image_id,

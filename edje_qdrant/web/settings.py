@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from edje_qdrant.checks import check_number
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
+from edje_qdrant.images import DECODE_MEMORY
 
 __all__ = ["UPLOADS", "ServiceSettings", "allowed_hosts", "check_exposure"]
 
@@ -31,6 +33,8 @@ class ServiceSettings:
         max_upload_bytes: Size of a body with images.
         max_files: Images in one ingest request.
         max_pixels: Pixels of an uploaded or displayed image.
+        decode_memory: Bytes of memory for all images that are being decoded.
+        decode_seconds: Time limit of decoding one image.
         max_top_k: Hits of one page.
         max_candidates: First-stage images that one search may rerank.
         max_text: Characters of a query.
@@ -50,6 +54,8 @@ class ServiceSettings:
     max_upload_bytes: int = 32 << 20
     max_files: int = 16
     max_pixels: int = 50_000_000
+    decode_memory: int = DECODE_MEMORY
+    decode_seconds: float = 10.0
     max_top_k: int = 100
     max_candidates: int = 1000
     max_text: int = 1000
@@ -64,6 +70,9 @@ class ServiceSettings:
             value = getattr(self, field.name)
             if field.name.startswith("max_") and value < 1:
                 raise ConfigError(f"{field.name} is {value!r}; give 1 or more")
+        check_number("decode_memory", self.decode_memory)
+        if not self.decode_seconds > 0:
+            raise ConfigError(f"decode_seconds is {self.decode_seconds!r}; give seconds above 0")
         if not self.timeout > 0:
             raise ConfigError(f"timeout is {self.timeout!r}; give seconds above 0")
         if any(len(key) < 16 for key in self.api_keys):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import image_file_id, open_listed, open_upright
+from edje_qdrant.images import DecodedFile, DecoderPool
 from edje_qdrant.index import TOKENS_KEY
-from edje_qdrant.ingest.ingest import ingest_images
+from edje_qdrant.ingest.decode import DecodedImage
+from edje_qdrant.ingest.encode import encode_batch
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.types import IngestReport
+from edje_qdrant.model.pixels import Pixels, read_file
+from edje_qdrant.threads import batches
 from edje_qdrant.web.schemas import FailedUpload, Ingested
 from edje_qdrant.web.strict_json import read_json
 
-__all__ = ["Upload", "ingest_uploads", "payload_fields", "uploaded_image"]
+__all__ = ["ReadUpload", "Upload", "ingest_uploads", "payload_fields", "read_upload"]
 
 _SUFFIXES = {
     "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "ICO": ".ico", "JPEG": ".jpg",
@@ -43,15 +41,32 @@ class Upload:
     data: bytes
 
 
-def uploaded_image(upload: Upload, *, max_pixels: int) -> Image.Image:
-    """Decode an uploaded image, upright.
+@dataclass(frozen=True, slots=True)
+class ReadUpload:
+    """An upload that was decoded, or why it cannot be.
 
-    Raises:
-        ImageReadError: The file is not an image, or too large.
+    Attributes:
+        upload: The file.
+        failed: Why the image cannot be read; None if it was.
+        decoded: Its id, format and upright size.
+        pixels: Its pixels for the model.
     """
-    if not upload.data:
-        raise ImageReadError(upload.name, "the file is empty")
-    return open_upright(io.BytesIO(upload.data), upload.name, max_pixels=max_pixels)
+
+    upload: Upload
+    failed: str | None = None
+    decoded: DecodedFile | None = None
+    pixels: Pixels | None = None
+
+
+def read_upload(upload: Upload, model: EDJEModel, decoders: DecoderPool) -> ReadUpload:
+    """Decode an upload in a decoder process; safe in threads."""
+    try:
+        decoded, pixels = read_file(model, decoders, upload.data, upload.name)
+    except ImageReadError as error:
+        return ReadUpload(upload, error.reason)
+    if decoded.format not in _SUFFIXES:
+        return ReadUpload(upload, "this image format is not accepted")
+    return ReadUpload(upload, None, decoded, pixels)
 
 
 def payload_fields(text: str | None) -> dict[str, Any]:
@@ -75,25 +90,23 @@ def payload_fields(text: str | None) -> dict[str, Any]:
 
 
 def ingest_uploads(
-    uploads: Sequence[Upload],
+    uploads: Sequence[ReadUpload],
     folder: Path,
     collection: ImageCollection,
     model: EDJEModel,
     *,
     fields: Mapping[str, Any],
-    max_pixels: int,
 ) -> Ingested:
     """Store images in a folder, named by content, and add them to the collection.
 
-    Files that cannot be decoded are not stored.
+    Files that could not be decoded are not stored.
 
     Args:
-        uploads: Uploaded files.
+        uploads: What `read_upload` returned.
         folder: Folder to store the images in.
         collection: Collection to add the images to.
         model: The collection's model.
         fields: Payload fields of every new image.
-        max_pixels: Pixel limit of an image.
 
     Raises:
         StoreError: The collection cannot be written.
@@ -101,71 +114,49 @@ def ingest_uploads(
     """
     folder.mkdir(parents=True, exist_ok=True)
     failed: list[FailedUpload] = []
-    kept: dict[str, tuple[Path, str]] = {}
+    new: dict[str, DecodedImage] = {}
     known: list[str] = []
     skipped = 0
-    for upload in uploads:
-        try:
-            image_id, suffix, part = _written(upload, folder, max_pixels)
-        except ImageReadError as error:
-            failed.append(FailedUpload(name=upload.name, reason=error.reason))
+    for each in uploads:
+        if each.decoded is None or each.pixels is None:
+            failed.append(FailedUpload(name=each.upload.name, reason=str(each.failed)))
             continue
-        if image_id in kept or collection.existing([image_id]):
-            part.unlink()
-            skipped += 1
-        else:
-            path = folder / f"{image_id}{suffix}"
-            part.replace(path)
-            kept[image_id] = (path, upload.name)
+        image_id = each.decoded.image_id
         known.append(image_id)
-    added = 0
-    if kept:
-        report = _ingest(kept, collection, model, fields, max_pixels)
-        added, skipped = report.added, skipped + report.skipped
-        names = {str(path): (image_id, name) for image_id, (path, name) in kept.items()}
-        for failure in report.failed:
-            image_id, name = names[failure.path]
-            Path(failure.path).unlink(missing_ok=True)
-            failed.append(FailedUpload(name=name, reason=failure.reason))
-            known = [other for other in known if other != image_id]
-    return Ingested(added=added, skipped=skipped, failed=failed, image_ids=[*dict.fromkeys(known)])
+        if image_id in new or collection.existing([image_id]):
+            skipped += 1
+            continue
+        path = folder / f"{image_id}{_SUFFIXES[each.decoded.format]}"
+        _write(path, each.upload.data)
+        payload = {
+            **fields,
+            "name": each.upload.name[-_NAME:],
+            "path": str(path),
+            "width": each.decoded.width,
+            "height": each.decoded.height,
+        }
+        new[image_id] = DecodedImage(image_id, payload, each.pixels)
+    for batch in batches(new.values(), _AT_ONCE):
+        encoding = encode_batch(model, [image.pixels for image in batch])
+        ids = [image.image_id for image in batch]
+        collection.add(ids, encoding, [image.payload for image in batch])
+    if new:
+        collection.flush()
+    return Ingested(
+        added=len(new), skipped=skipped, failed=failed, image_ids=[*dict.fromkeys(known)]
+    )
 
 
-def _ingest(
-    kept: Mapping[str, tuple[Path, str]],
-    collection: ImageCollection,
-    model: EDJEModel,
-    fields: Mapping[str, Any],
-    max_pixels: int,
-) -> IngestReport:
-    lines = [
-        json.dumps({**fields, "name": name[-_NAME:], "path": str(path)})
-        for path, name in kept.values()
-    ]
-    with tempfile.TemporaryDirectory() as place:
-        manifest = Path(place) / "uploads.jsonl"
-        manifest.write_text("\n".join(lines), encoding="utf-8")
-        return ingest_images(
-            manifest, collection, model, batch_size=_AT_ONCE, workers=1, progress=False,
-            max_pixels=max_pixels,
-        )  # fmt: skip
-
-
-def _written(upload: Upload, folder: Path, max_pixels: int) -> tuple[str, str, Path]:
-    """Write an image to a temporary file; return its id, its suffix and the file's path."""
-    uploaded_image(upload, max_pixels=max_pixels)
-    with open_listed(io.BytesIO(upload.data), upload.name) as image:
-        suffix = _SUFFIXES.get(image.format or "")
-    if suffix is None:
-        raise ImageReadError(upload.name, "this image format is not accepted")
-    number, name = tempfile.mkstemp(prefix=".part-", dir=folder)
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or not there, also after a crash."""
+    number, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
     part = Path(name)
     try:
         with os.fdopen(number, "wb") as file:
-            file.write(upload.data)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        return image_file_id(name), suffix, part
+        part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edje_qdrant.images import DecoderPool
 from edje_qdrant.web.image_files import ImageFolder, Thumbnails
 
 
@@ -136,8 +137,14 @@ def test_the_pages_files_alone_are_sent(client, path):
     assert answer.json()["error"] == "NotFound"
 
 
-def test_thumbnails_are_kept_within_bounds_and_not_longer_than_their_picture(tmp_path):
-    folder = ImageFolder(tmp_path, max_pixels=10_000)
+@pytest.fixture
+def decoders():
+    with DecoderPool(1, max_pixels=10_000) as pool:
+        yield pool
+
+
+def test_thumbnails_are_kept_within_bounds_and_not_longer_than_their_picture(tmp_path, decoders):
+    folder = ImageFolder(tmp_path, decoders)
     thumbnails = Thumbnails(folder, max_bytes=3 * 4096 + 1000)
     for n in range(6):
         Image.new("RGB", (20, 20), (n, 0, 0)).save(tmp_path / f"{n}.png")
@@ -147,14 +154,14 @@ def test_thumbnails_are_kept_within_bounds_and_not_longer_than_their_picture(tmp
     assert thumbnails.get("5", {"path": "5.png"}, 160) is None
 
 
-def test_thumbnails_show_what_the_model_sees(tmp_path):
+def test_thumbnails_show_what_the_model_sees(tmp_path, decoders):
     drawing = Image.new("RGBA", (20, 20), (0, 0, 0, 0))  # black on transparent ground
     drawing.paste((0, 0, 0, 255), (0, 0, 10, 20))
     drawing.save(tmp_path / "drawing.png")
     deep = np.full((20, 20), 4095, dtype=np.uint16)  # 12 bits in 16
     deep[:, :10] = 0
     Image.fromarray(deep).save(tmp_path / "deep.tif")
-    thumbnails = Thumbnails(ImageFolder(tmp_path, max_pixels=10_000), max_bytes=1 << 20)
+    thumbnails = Thumbnails(ImageFolder(tmp_path, decoders), max_bytes=1 << 20)
     for name in ("drawing.png", "deep.tif"):
         small = thumbnails.get(name, {"path": name}, 160)
         with Image.open(io.BytesIO(small)) as image:
@@ -163,8 +170,8 @@ def test_thumbnails_show_what_the_model_sees(tmp_path):
             assert min(image.getpixel((17, 10))) > 245
 
 
-def test_pictures_too_large_to_show_are_not_decoded(tmp_path):
+def test_pictures_too_large_to_show_are_not_decoded(tmp_path, decoders):
     Image.new("L", (101, 100)).save(tmp_path / "a.png")
-    folder = ImageFolder(tmp_path, max_pixels=10_000)
+    folder = ImageFolder(tmp_path, decoders)
     assert folder.decode({"path": "a.png"}) is None
     assert folder.read({"path": "a.png"}) is not None
