@@ -53,8 +53,36 @@ __all__ = [
 LOWEST = {"qdrant-client": "1.20", "transformers": "5.3"}
 
 
+# In addresses: what stands before the host, and values of parameters that are named like secrets.
+_USER = re.compile(r"(?<=://)[^\s/?#'\"]*@")
+_SECRET = re.compile(
+    r"([?&;][\w.-]*(?:key|token|secret|passw|pwd|auth|credential|signature|sig)[\w.-]*=)"
+    r"[^&;\s'\"#)]+",
+    re.IGNORECASE,
+)
+
+
+def without_keys(text: str) -> str:
+    """Return a text with users, passwords and keys in addresses replaced by `***`.
+
+    Example:
+        >>> without_keys("no answer from http://me:secret@host:6333/path?api_key=secret&x=1")
+        'no answer from http://***@host:6333/path?api_key=***&x=1'
+    """
+    return _SECRET.sub(r"\1***", _USER.sub("***@", text)) if "://" in text else text
+
+
 class EdjeError(Exception):
-    """Base class of all exceptions that the package raises deliberately."""
+    """Base class of all exceptions that the package raises deliberately.
+
+    Messages, and texts among the attributes, contain no keys or passwords of addresses.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(without_keys(a) if isinstance(a, str) else a for a in args))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, without_keys(value) if isinstance(value, str) else value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle message and attributes, so that errors can be sent between processes."""

@@ -9,6 +9,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.errors import without_keys
+
 __all__ = [
     "Candidate",
     "Candidates",
@@ -159,6 +161,9 @@ class FailedImage:
 
     path: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", without_keys(self.reason))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import pytest
 
 from edje_qdrant import errors
 from edje_qdrant.errors import LOWEST, EdjeError, UnsupportedVersionError
+from edje_qdrant.types import FailedImage
 
 EXAMPLES = [
     errors.ConfigError("no"),
@@ -81,3 +82,36 @@ except edje_qdrant.errors.UnsupportedVersionError as error:
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.startswith(f"{package} 1.2.3 is installed")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at http://me:secret@host:6333/p.", "at http://***@host:6333/p."),
+        ("http://secret@host", "http://***@host"),
+        ("'https://h/p?api_key=secret&x=1'", "'https://h/p?api_key=***&x=1'"),
+        ("https://h?x=1&X-Amz-Signature=secret", "https://h?x=1&X-Amz-Signature=***"),
+        ("(https://h?API-KEY=secret)", "(https://h?API-KEY=***)"),
+        (
+            "two http://a:secret@b and http://c?token=secret",
+            "two http://***@b and http://c?token=***",
+        ),
+        ("s3://bucket/photo@2x.png", "s3://bucket/photo@2x.png"),
+        ("me@host and a=1&key=2", "me@host and a=1&key=2"),
+    ],
+)
+def test_no_error_shows_a_key_of_an_address(text: str, shown: str) -> None:
+    assert errors.without_keys(text) == shown
+    for error in (errors.ConfigError(text), errors.StoreError(text)):
+        assert str(error) == shown
+        assert "secret" not in repr(error)
+        assert "secret" not in str(pickle.loads(pickle.dumps(error)))
+    unavailable = errors.EngineUnavailableError(text, location=text)
+    assert (str(unavailable), unavailable.location) == (shown, shown)
+    assert errors.ImageReadError(text, text).reason == shown
+
+
+def test_no_report_shows_a_key_in_a_reason() -> None:
+    failed = FailedImage("http://h/a.png?token=secret", "http://me:secret@h refused it")
+    assert failed.reason == "http://***@h refused it"
+    assert failed.path == "http://h/a.png?token=secret"  # what to do something about

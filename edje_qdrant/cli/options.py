@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -190,7 +191,8 @@ def where_is(index: str | None, url: str | None) -> str:
     if not url:
         raise ConfigError("say where the collection is: --index FOLDER, or --url URL")
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"the address {url!r} must begin with http:// or https://")
+        shown = re.split(r"[/?#]", url.rpartition("@")[2])[0]  # it may hold a key
+        raise ConfigError(f"the address {shown!r} must begin with http:// or https://")
     return url
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
-from edje_qdrant.errors import MissingExtraError
+from edje_qdrant.errors import MissingExtraError, without_keys
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.web.settings import ServiceSettings
 
@@ -34,7 +34,8 @@ class JsonLines(logging.Formatter):
         }
         line.update({name: getattr(record, name) for name in _FIELDS if hasattr(record, name)})
         if record.exc_info and record.exc_info[1] is not None:
-            line["error"] = "".join(traceback.format_exception(record.exc_info[1]))
+            told = "".join(traceback.format_exception(record.exc_info[1]))
+            line["error"] = without_keys(told)
         return json.dumps(line)
 
 

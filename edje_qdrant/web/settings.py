@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from edje_qdrant.checks import check_number
@@ -47,7 +47,7 @@ class ServiceSettings:
 
     images: Path | None = None
     ingest: bool = False
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] | None = None
     max_body_bytes: int = 1 << 20
@@ -66,10 +66,10 @@ class ServiceSettings:
     thumbnail_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name.startswith("max_") and value < 1:
-                raise ConfigError(f"{field.name} is {value!r}; give 1 or more")
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name.startswith("max_") and value < 1:
+                raise ConfigError(f"{one.name} is {value!r}; give 1 or more")
         check_number("decode_memory", self.decode_memory)
         if not self.decode_seconds > 0:
             raise ConfigError(f"decode_seconds is {self.decode_seconds!r}; give seconds above 0")

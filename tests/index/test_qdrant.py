@@ -102,6 +102,7 @@ def test_unreachable_server(closed_port: int, prefer_grpc: bool) -> None:
         with pytest.raises(EngineUnavailableError, match="after 2 tries") as caught:
             use()
         assert caught.value.location == url
+        assert ("(gRPC: port 6334)" in str(caught.value)) == prefer_grpc
         assert caught.value.__cause__ is not None
 
 

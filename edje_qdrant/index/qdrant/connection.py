@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from edje_qdrant.errors import (
@@ -96,8 +98,10 @@ class Connection:
             raise ConfigError(f"location is a {type(location).__name__}; {_LOCATIONS}")
         given = self.client.init_options
         self.is_local = given["location"] == ":memory:" or given["path"] is not None
-        places = (given[key] for key in ("url", "host", "location", "path"))
-        self.address: str = next((place for place in places if place), "localhost")
+        self.address: str = _address(given)
+        self._grpc = f" (gRPC: port {given['grpc_port']})" if given["prefer_grpc"] else ""
+        key = options.api_key or given.get("api_key")
+        self._secret = key.strip() if isinstance(key, str) else None
         # The client's local mode changes arrays in place, so calls must not run at the same time.
         self._lock = RLock() if self.is_local else nullcontext()
 
@@ -207,13 +211,20 @@ class Connection:
         late = time.monotonic() + seconds > _deadline.get()
         if late or tries == self._options.retries:
             raise EngineUnavailableError(
-                f"no answer from Qdrant at {self.address} after {tries + 1} tries"
+                f"no answer from Qdrant at {self.address}{self._grpc} after {tries + 1} tries"
                 f"{', with no time left for more' if late else ''} "
-                f"({_words(error)}); check the address and that the server runs. "
+                f"({self._words(error)}); check the address and that the server runs. "
                 "What it acknowledged before is kept",
                 location=self.address,
             ) from error
         return seconds
+
+    def _words(self, error: Exception) -> str:
+        details = getattr(error, "details", None)  # gRPC's own text has many lines
+        text = str(details() if callable(details) else error) or type(error).__name__
+        if self._secret:
+            text = text.replace(self._secret, "***")
+        return " ".join(text.split())
 
     def _new_async_client(self) -> AsyncQdrantClient:
         from qdrant_client import AsyncQdrantClient
@@ -234,10 +245,11 @@ class Connection:
             )
         if status in (400, 422) or isinstance(error, ValueError):
             return ConfigError(
-                f"Qdrant at {self.address} refused a request about {name!r}: {_words(error)}"
+                f"Qdrant at {self.address} refused a request about {name!r}: {self._words(error)}"
             )
         return StoreError(
-            f"Qdrant at {self.address} failed on {name!r}: {_words(error)}; see the server's log"
+            f"Qdrant at {self.address} failed on {name!r}: {self._words(error)}; "
+            "see the server's log"
         )
 
 
@@ -252,6 +264,18 @@ def _connect(location: str, options: QdrantOptions) -> QdrantClient:
     if not location.startswith(("http://", "https://")):
         raise ConfigError(f"location is {location!r}; {_LOCATIONS}")
     try:
+        parts = urlsplit(location)
+    except ValueError as error:
+        raise ConfigError(f"location {location!r} is no address: {error}; {_LOCATIONS}") from error
+    if "@" in location or parts.query or parts.fragment:
+        # Qdrant's client would leave them out.
+        rest = location.partition("://")[2].rpartition("@")[2]
+        host = re.split(r"[/?#]", rest)[0]
+        raise ConfigError(
+            f"the address of {host} holds more than a host, a port and a path; give a key as "
+            "api_key, or to a command in EDJE_QDRANT_API_KEY"
+        )
+    try:
         return QdrantClient(
             url=location,
             api_key=options.api_key,
@@ -261,6 +285,23 @@ def _connect(location: str, options: QdrantOptions) -> QdrantClient:
         )
     except ValueError as error:
         raise ConfigError(f"location {location!r} is no address: {error}; {_LOCATIONS}") from error
+
+
+def _address(given: Mapping[str, Any]) -> str:
+    """Return the address that a client with these options asks, its port always named."""
+    if given["location"] == ":memory:" or given["path"] is not None:
+        return str(given["path"] or given["location"])
+    url = given["url"] or given["location"]
+    if url:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        scheme, host, port, path = parts.scheme, parts.hostname, parts.port, parts.path
+    else:
+        scheme = "https" if given["https"] else ""
+        host, port, path = given["host"] or "localhost", None, ""
+    host = f"[{host}]" if host and ":" in host else host
+    shown = f"{scheme}://" if scheme else ""
+    shown += f"{host}:{port or given['port']}{(path or given['prefix'] or '').rstrip('/')}"
+    return shown
 
 
 def _is_transient(error: Exception) -> bool:
@@ -280,9 +321,3 @@ def _grpc_code(error: Exception) -> str:
     """Return the status name of a gRPC error, or an empty string for any other error."""
     code = getattr(error, "code", None)
     return str(getattr(code(), "name", "")) if callable(code) else ""
-
-
-def _words(error: Exception) -> str:
-    details = getattr(error, "details", None)  # gRPC's own text has many lines
-    text = str(details() if callable(details) else error) or type(error).__name__
-    return " ".join(text.split())
