@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, SiglipConfig, SiglipModel
 
-from edje_qdrant import EDJEModel, ImageCollection
+from edje_qdrant import EDJEModel, ImageCollection, __version__
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.run import scene_captions
 from edje_qdrant.demo.scenes import draw_scenes
@@ -77,6 +77,7 @@ def conditions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("edje-qdrant", "torch", "numpy")},
+            "edje-qdrant": __version__,
+            **{name: version(name) for name in ("torch", "numpy")},
         },
     }

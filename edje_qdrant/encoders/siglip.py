@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -198,7 +199,10 @@ class SiglipEncoder(HashedModule):
         The vision tokens are the tower's last hidden state after its final layer norm.
         """
         weight = self.siglip.logit_scale
-        pixel_values = pixel_values.to(weight.device, weight.dtype)
+        # On a GPU with the channels last, the patch embedding's output is contiguous as the layers
+        # read it; otherwise every addition and normalisation of the tower would copy.
+        layout = torch.channels_last if weight.is_cuda else torch.preserve_format
+        pixel_values = pixel_values.to(weight.device, weight.dtype, memory_format=layout)
         output = self.siglip.vision_model(pixel_values=pixel_values)
         tokens = output.last_hidden_state  # (B, n, d_v)
         if self.token_tower is not None:

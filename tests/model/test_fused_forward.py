@@ -131,7 +131,8 @@ def test_kernels_score_as_the_training_form_does(
     rounded = build(num_attention_heads=heads).to("cuda", dtype)
     fast = FastJointEncoder(rounded)
     # The training form in the same precision is as far from float32 as rounding takes it.
-    slack = 4 * (plain(rounded, groups, tokens.to(dtype)) - expected).abs().max() + 1e-3
+    slack = 4 * (plain(rounded, groups, tokens.to(dtype)) - expected).abs().max()
+    slack += 4 * torch.finfo(dtype).eps  # one pair's difference may be small by chance
     for _ in range(4):  # met, recorded, replayed twice
         found = fast(groups, tokens.to(dtype)).float()
         assert (found - expected).abs().max() <= slack

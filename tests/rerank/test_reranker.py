@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpu_waits import never_waiting_for_the_gpu
 from numpy.typing import NDArray
 from rounding import float32_slack
 from tiny_edje import build_tiny_model
@@ -241,13 +242,10 @@ def test_a_gpu_is_waited_for_only_once(on_gpu: EDJEModel) -> None:
     reranker = Reranker(on_gpu, batch_size=64)
     for _ in range(3):  # CUDA graphs are recorded in between
         expected = reranker.score_pairs(texts, tokens)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting_for_the_gpu():
         captions = reranker._captions(texts)
         feed = TokenFeed(tokens, captions.order, tokens.device)
         logits = reranker._logits(captions, feed)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert captions.order is not None
     np.testing.assert_allclose(logits.cpu().numpy(), expected[captions.order], atol=1e-3)
 

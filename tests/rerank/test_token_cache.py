@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from collection_places import KINDS, Place, encoding_of, fill, ids_of, make_place, side_file
+from gpu_waits import never_waiting_for_the_gpu
 from qdrant_client import QdrantClient
 from searching import TEXTS, make_collection
 
@@ -331,11 +332,8 @@ def test_tokens_on_a_gpu_are_gathered_without_waiting_for_it(
     rows = [3, 1, 3, 7, 0, 1]
     candidates = found(collection, [ids[row] for row in rows])
     cache.fetch(collection, candidates)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting_for_the_gpu():
         got = cache.fetch(collection, candidates)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     np.testing.assert_array_equal(got.cpu().numpy(), encoding_of(ids).tokens[rows])
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpu_waits import never_waiting_for_the_gpu
 
 from edje_qdrant.rerank.token_feed import TokenFeed, to_device
 
@@ -75,9 +76,6 @@ def test_many_batches_from_host_memory_do_not_overtake_each_other() -> None:
 @pytest.mark.gpu
 def test_a_tensor_goes_to_a_gpu_without_waiting_for_it() -> None:
     numbers = torch.arange(1000)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting_for_the_gpu():
         there = to_device(numbers, torch.device("cuda"))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(there.cpu(), numbers)
