@@ -132,7 +132,8 @@ class Run:
         if self.device.type == "cuda":
             keys.insert(0, "self_device_time_total")
         text = "\n".join(averages.table(sort_by=key, row_limit=25) for key in keys)
-        (self.profile / f"{name.replace(', ', '-').replace(' ', '_')}.txt").write_text(text, encoding="utf-8")
+        file = name.replace(",", "").replace(" ", "_")
+        (self.profile / f"{file}.txt").write_text(text, encoding="utf-8")
 
 
 def main() -> None:
