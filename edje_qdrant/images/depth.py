@@ -82,7 +82,7 @@ def data_range(data: NDArray[Any]) -> tuple[float, float]:
         for white in _FLOAT_WHITES:
             if white / 4 <= high <= white and data.dtype.kind == "f":
                 return 0.0, white
-        low = 0.0
+        low = 0.0 if low < high else low
     low, high = _without_fill_value(data, low, high)
     # A few stray values must not leave all others in one shade.
     some = data[:: max(1, data.size // _BAND)]
@@ -98,13 +98,14 @@ def data_range(data: NDArray[Any]) -> tuple[float, float]:
 
 def _without_fill_value(data: NDArray[Any], low: float, high: float) -> tuple[float, float]:
     """Leave out one value that is far from all others, such as -9999 for pixels without data."""
-    span = high - low
-    others = data[data != data.min()]
-    if others.size and low + _FAR * span < (lowest := float(others.min())) < high:
-        return lowest, high
+    if low < 0:
+        others = data[data != data.min()]
+        lowest = float(others.min(initial=high))
+        if lowest < high and lowest - low > 2 * (high - lowest):
+            return lowest, high
     others = data[data != data.max()]
-    if others.size and float(others.min()) < (highest := float(others.max())) < high - _FAR * span:
-        return low, highest
+    if others.size and float(others.min()) < (highest := float(others.max())):
+        return low, highest if highest < high - _FAR * (high - low) else high
     return low, high
 
 

@@ -189,6 +189,12 @@ def test_pixels_without_data_do_not_stretch_the_range(fill: float, said: bool) -
     assert levels[0] == (255 if fill > 0 and not said else 0)
 
 
+@pytest.mark.parametrize("fill", [-9999, -32768])
+def test_heights_with_a_fill_value(fill: int) -> None:
+    values = np.array([[fill, 0, 1500, 3000]], dtype=np.int16)
+    assert shown(t.tiff(values)) == [0, 0, 128, 255]
+
+
 def test_a_few_stray_values_do_not_leave_the_others_black() -> None:
     values = np.tile(np.array([0, 5, 10], dtype=np.float32), (100, 100))
     values[50, 7:9] = 1e6, 2e6
@@ -201,7 +207,7 @@ def test_one_value_everywhere() -> None:
 
     assert level(0, np.uint16) == level(0, np.float32) == 0
     assert level(0.5, np.float32) == 128
-    assert level(-7, np.float32) == 128
+    assert level(-7, np.float32) == level(7.3, np.float32) == 128
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.float16, np.uint64])
