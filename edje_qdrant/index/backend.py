@@ -107,8 +107,12 @@ class Backend(ABC):
         """Read the metadata again."""
 
     @abstractmethod
-    def translate(self, filter: Filter | None) -> Any:
+    def translate(self, filter: Filter | None, timeout: float | None = None) -> Any:
         """Check a filter and return it in the engine's form; None for every point.
+
+        Args:
+            filter: The filter.
+            timeout: Seconds after which a server is not asked again what it makes of the filter.
 
         Raises:
             ConfigError: The filter cannot be used.

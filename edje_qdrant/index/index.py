@@ -165,7 +165,7 @@ class VectorIndex:
             timeout: Seconds after which a server is not asked again; an embedded engine cannot be
                 interrupted.
         """
-        queries, chosen = self._checked(vectors, limit, filter)
+        queries, chosen = self._checked(vectors, limit, filter, timeout)
         found = self._backend.nearest(queries, limit + SLACK, chosen, timeout)
         return [rank(hits, limit) for hits in found]
 
@@ -182,9 +182,11 @@ class VectorIndex:
         A server is asked through `AsyncQdrantClient`; an embedded engine works in another thread.
         """
         if filter is None or isinstance(filter, Mapping):
-            queries, chosen = self._checked(vectors, limit, filter)
+            queries, chosen = self._checked(vectors, limit, filter, timeout)
         else:  # a server may have to be asked for its version and its indexes
-            queries, chosen = await asyncio.to_thread(self._checked, vectors, limit, filter)
+            queries, chosen = await asyncio.to_thread(
+                self._checked, vectors, limit, filter, timeout
+            )
         found = await self._backend.nearest_async(queries, limit + SLACK, chosen, timeout)
         return [rank(hits, limit) for hits in found]
 
@@ -320,7 +322,11 @@ class VectorIndex:
         self._backend.close()
 
     def _checked(
-        self, vectors: NDArray[np.float32], limit: int, filter: Filter | None
+        self,
+        vectors: NDArray[np.float32],
+        limit: int,
+        filter: Filter | None,
+        timeout: float | None,
     ) -> tuple[NDArray[np.float32], Any]:
         check_limit(limit)
-        return check_vectors(vectors, self._backend.dim), self._backend.translate(filter)
+        return check_vectors(vectors, self._backend.dim), self._backend.translate(filter, timeout)

@@ -12,7 +12,7 @@ from index_stand_in import StandIn
 from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, EngineUnavailableError
 from edje_qdrant.index.qdrant.filter import ServerFacts, memory_filter, server_filter
 from edje_qdrant.types import Point
 
@@ -196,6 +196,18 @@ def test_an_open_collection_asks_the_server(stand_in: StandIn) -> None:
     stand_in.seen.clear()
     assert index.count(with_index) == 1
     assert stand_in.seen == ["POST /collections/images/points/count"]
+
+
+def test_asking_the_server_what_it_makes_of_a_filter_takes_no_longer_than_the_search(
+    stand_in: StandIn,
+) -> None:
+    engine = qdrant_engine(stand_in.url)
+    index = engine.create()
+    chosen = models.Filter(must=[Field(key="a", match=WORDS[0])])
+    stand_in.failures.extend([(503, {})] * 10)
+    with pytest.raises(EngineUnavailableError, match="after 1 tries, with no time left"):
+        index.nearest(unit_vectors(1), 1, filter=chosen, timeout=1e-6)
+    engine.close()
 
 
 def test_edge_refuses_ranges_by_an_index_of_the_other_kind(tmp_path: Path) -> None:

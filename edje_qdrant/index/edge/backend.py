@@ -92,7 +92,11 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
                     shutil.copyfile(path, target)
             yield copied
 
-    def translate(self, filter: Filter | None) -> qdrant_edge.Filter | None:
+    def translate(
+        self,
+        filter: Filter | None,
+        timeout: float | None = None,  # noqa: ARG002 - nothing is waited for
+    ) -> qdrant_edge.Filter | None:
         return edge_filter(filter, self.payload_indexes)
 
     def nearest(

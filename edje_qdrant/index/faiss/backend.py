@@ -90,7 +90,11 @@ class FaissBackend(FolderBackend[Database]):
             )
         return Database(folder / _POINTS, read_only=read_only)
 
-    def translate(self, filter: Filter | None) -> models.Filter | None:
+    def translate(
+        self,
+        filter: Filter | None,
+        timeout: float | None = None,  # noqa: ARG002 - nothing is waited for
+    ) -> models.Filter | None:
         return qdrant_filter(filter)
 
     def nearest(

@@ -152,10 +152,13 @@ class QdrantBackend(Backend):
     def reload_metadata(self) -> None:
         self.metadata = read_settings(self._connection, self._collection).metadata
 
-    def translate(self, filter: Filter | None) -> models.Filter | None:
+    def translate(
+        self, filter: Filter | None, timeout: float | None = None
+    ) -> models.Filter | None:
         if self._connection.is_local:
             return memory_filter(filter)
-        return server_filter(filter, self._facts)
+        with self._connection.within(timeout):
+            return server_filter(filter, self._facts)
 
     def nearest(
         self,
