@@ -17,6 +17,7 @@ from edje_qdrant.collection.references import readable
 from edje_qdrant.errors import EdjeError, StoreError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import FIRST_LOOK, STEP, Calibration
+from edje_qdrant.rerank.collector import paused_collector
 from edje_qdrant.rerank.deadline import Deadline, Pace
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.stopwatch import Stopwatch
@@ -249,7 +250,8 @@ class CandidateScorer:
         """Score candidates in place; add those whose tokens cannot be read to `failed`."""
         began = time.perf_counter()
         watch.start("fetch")
-        candidates = [c for query, start, stop in spans for c in query.candidates[start:stop]]
+        with paused_collector():
+            candidates = [c for query, start, stop in spans for c in query.candidates[start:stop]]
         texts = [query.text for query, start, stop in spans for _ in range(start, stop)]
         if on_missing == "error":
             tokens = self._read(candidates)

@@ -28,6 +28,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.model.named import model_for
 from edje_qdrant.model.queries import ImageQuery, encode_query
+from edje_qdrant.rerank.collector import paused_collector
 from edje_qdrant.rerank.deadline import Deadline
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.scorer import CandidateScorer, OnMissing, ScoredQuery
@@ -227,12 +228,13 @@ class TwoStageRetriever:
             watch.start("encode")
             embeddings = self._model.encode_texts(part)  # (q, d)
             watch.start("retrieve")
-            found = self._collection.nearest(
-                embeddings,
-                settings["num_candidates"],
-                filter=settings["filter"],
-                timeout=deadline.timeout,
-            )
+            with paused_collector():
+                found = self._collection.nearest(
+                    embeddings,
+                    settings["num_candidates"],
+                    filter=settings["filter"],
+                    timeout=deadline.timeout,
+                )
             results += self._rank(part, embeddings, found, settings, deadline, watch)
         return results
 
@@ -579,7 +581,8 @@ class TwoStageRetriever:
             watch=watch,
         )
         timings = watch.timings(len(queries))
-        return [self._result(query, settings, timings) for query in queries]
+        with paused_collector():
+            return [self._result(query, settings, timings) for query in queries]
 
     def _diversified(
         self,
