@@ -13,9 +13,9 @@ __all__ = ["paused_collector"]
 def paused_collector() -> Iterator[None]:
     """Run a short block that makes thousands of objects, none of them garbage.
 
-    The collector runs after every few hundred new objects, and now and then goes through all objects
-    of the process, a large model's libraries included. For a batch of searches that takes as long as
-    the rest of Python's work. If another thread enables the collector in between, it runs as always.
+    The collector runs after every few hundred new objects, and now and then goes through all
+    objects of the process, the libraries' included. In a batch of searches that takes as long as
+    the rest of Python's work. If another thread enables the collector, it runs as always.
     """
     if not gc.isenabled():
         yield
