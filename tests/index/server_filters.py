@@ -80,6 +80,10 @@ def _field(
         if not whole:
             return not condition.is_null
         return any(_null(value, lists=True) == condition.is_null for value in whole)
+    if condition.is_empty is not None:
+        if not whole:
+            return condition.is_empty
+        return any(local.value_is_empty(value) == condition.is_empty for value in whole)
     if condition.values_count is not None and not whole and version < (1, 19):
         return False
     if condition.match is not None:

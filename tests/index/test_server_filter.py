@@ -62,6 +62,13 @@ def test_a_null_is_looked_for_by_a_test_of_the_field() -> None:
     assert nested.nested.filter.should[0].must == [Field(key="a.b", is_null=True)]
 
 
+def test_what_is_empty_is_looked_for_by_a_condition_of_its_own() -> None:
+    empty = models.IsEmptyCondition(is_empty=models.PayloadField(key="a[].x"))
+    assert asked(Field(key="a[].x", is_empty=True), facts()) == empty
+    filled = Field(key="a[].x", is_empty=False)
+    assert asked(filled, facts()) == filled
+
+
 @pytest.mark.parametrize("bounds", [{"lt": 1}, {"lte": 0}, {"lt": 3}, {"gte": 0}, {"lte": 2}])
 def test_a_missing_field_counts_as_no_value(bounds: dict[str, int]) -> None:
     count = Field(key="a", values_count=models.ValuesCount(**bounds))
@@ -224,7 +231,7 @@ def test_edge_refuses_ranges_by_an_index_of_the_other_kind(tmp_path: Path) -> No
     index.close()
 
 
-def test_is_null_on_several_values_means_the_same(tmp_path: Path) -> None:
+def test_tests_of_several_values_mean_the_same(tmp_path: Path, stand_in: StandIn) -> None:
     payloads: list[dict[str, Any]] = [
         {},
         {"a": []},
@@ -233,13 +240,21 @@ def test_is_null_on_several_values_means_the_same(tmp_path: Path) -> None:
         {"a": [{"x": 1}, {}]},
         {"a": [{"x": [1, None]}]},
     ]
-    for engine in (edge_engine(tmp_path / "edge"), faiss_engine(tmp_path / "faiss")):
+    for engine in (
+        edge_engine(tmp_path / "edge"),
+        faiss_engine(tmp_path / "faiss"),
+        qdrant_engine(stand_in.url),
+    ):
         index = engine.create()
         vectors = unit_vectors(len(payloads))
         index.upsert([Point(image_id(n), vectors[n], p) for n, p in enumerate(payloads)])
         numbers = {image_id(n): n for n in range(len(payloads))}
-        for flag, expected in ((True, [2, 3, 5]), (False, [0, 1, 3, 4])):
-            chosen = models.Filter(must=[Field(key="a[].x", is_null=flag)])
-            pages = index.scroll(filter=chosen)
+        for test, expected in (
+            ({"is_null": True}, [2, 3, 5]),
+            ({"is_null": False}, [0, 1, 3, 4]),
+            ({"is_empty": True}, [0, 1, 2]),
+            ({"is_empty": False}, [3, 4, 5]),
+        ):
+            pages = index.scroll(filter=models.Filter(must=[Field(key="a[].x", **test)]))
             assert sorted(numbers[p.id] for page in pages for p in page) == expected
         engine.close()

@@ -57,6 +57,8 @@ def server_filter(filter: Filter | None, facts: ServerFacts) -> models.Filter | 
 
     - Without an index of the field, `is_null` as a condition of its own overlooks a null in a list;
       as a test of a field it does not.
+    - `is_empty` as a test of a field asks whether any of a path's values is empty; as a condition
+      of its own, whether all are.
     - Before 1.19, `values_count` does not count a missing field as 0 values.
     - Without a text index, words are looked for as a substring, case included.
 
@@ -74,6 +76,8 @@ def server_filter(filter: Filter | None, facts: ServerFacts) -> models.Filter | 
             return models.FieldCondition(key=condition.is_null.key, is_null=True)
         if kind != "FieldCondition":
             return condition
+        if condition.is_empty:
+            return models.IsEmptyCondition(is_empty=models.PayloadField(key=condition.key))
         matched = type(condition.match).__name__
         if matched in _SINCE:
             _require_version(matched, f"{where}.match on {condition.key!r}", facts)
