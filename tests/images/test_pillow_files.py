@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pillow_files import pillow_files
@@ -38,3 +39,19 @@ def test_every_file_is_read_or_refused_by_name() -> None:
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) > 1000
     assert sum(reason is None for _, reason in answers) > 650
+
+
+@pytest.mark.slow
+def test_all_are_ingested_or_named_without_a_stray_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edje_qdrant", "ingest", str(pillow_files())]
+    command += ["--index", str(tmp_path / "index"), "--model", "demo", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if not line.startswith("note: the model 'demo'")] == []
+    report = json.loads(done.stdout)
+    assert report["added"] > 650
+    for failure in report["failed"]:
+        assert failure["path"].startswith(str(pillow_files()))
+        assert failure["reason"]
+        assert "\n" not in failure["reason"]
