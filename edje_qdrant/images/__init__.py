@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from edje_qdrant.images.content_ids import image_bytes_id, image_file_id
+from edje_qdrant.images.content_ids import (
+    MAX_FILE_BYTES,
+    image_bytes_id,
+    image_file_id,
+    read_image_file,
+)
 from edje_qdrant.images.decoder_pool import (
     DECODE_MEMORY,
     DECODE_SECONDS,
-    MAX_FILE_BYTES,
     DecodedFile,
     DecodeLimits,
     DecoderPool,
@@ -39,5 +43,6 @@ __all__ = [
     "image_name",
     "open_listed",
     "open_upright",
+    "read_image_file",
     "to_rgb",
 ]

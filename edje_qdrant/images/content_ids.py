@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images.open import error_reason, require_file
 
-__all__ = ["image_bytes_id", "image_file_id"]
+__all__ = ["MAX_FILE_BYTES", "image_bytes_id", "image_file_id", "read_image_file"]
+
+#: Larger files are refused before they are read.
+MAX_FILE_BYTES = 256 << 20
 
 # Never change this: ids are derived from it, and a rerun would add every image a second time.
 _NAMESPACE = uuid.UUID("6b1f4a52-93a6-5f0e-8d0c-2f5a7c1de4b9")
@@ -35,6 +39,32 @@ def image_file_id(path: str) -> str:
     except (OSError, ValueError) as error:
         raise ImageReadError(path, error_reason(error)) from error
     return str(uuid.uuid5(_NAMESPACE, digest.hexdigest()))
+
+
+def read_image_file(path: str, max_bytes: int = MAX_FILE_BYTES, name: str | None = None) -> bytes:
+    """Read a file once, so that what is named is what is decoded.
+
+    Args:
+        path: The file.
+        max_bytes: Larger files are refused.
+        name: Names the file in errors; by default its path.
+
+    Raises:
+        ImageReadError: The file cannot be read, or is too large.
+    """
+    name = name or path
+    try:
+        require_file(path, name)
+        size = os.stat(path).st_size
+        if size <= max_bytes:
+            with open(path, "rb") as file:
+                content = file.read(max_bytes + 1)  # it may have grown
+            if len(content) <= max_bytes:
+                return content
+            size = len(content)
+    except (OSError, ValueError) as error:
+        raise ImageReadError(name, error_reason(error)) from error
+    raise ImageReadError(name, f"a file of {size} bytes; no more than {max_bytes} are read")
 
 
 def image_bytes_id(content: bytes, name: str) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError, ImageReadError, WorkerDiedError
+from edje_qdrant.images.content_ids import MAX_FILE_BYTES
 from edje_qdrant.images.decoder_messages import (
     GRANTED,
     Finish,
@@ -35,7 +36,6 @@ from edje_qdrant.images.open import MAX_PIXELS
 __all__ = [
     "DECODE_MEMORY",
     "DECODE_SECONDS",
-    "MAX_FILE_BYTES",
     "DecodeLimits",
     "DecodedFile",
     "DecoderPool",
@@ -46,8 +46,6 @@ __all__ = [
 DECODE_MEMORY = 1 << 30
 #: Seconds that decoding one image may take.
 DECODE_SECONDS = 60.0
-#: Larger files are refused before they are read.
-MAX_FILE_BYTES = 256 << 20
 
 _MOST_WORKERS = 16
 _START_SECONDS = 120.0

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images.content_ids import image_bytes_id
+from edje_qdrant.images.content_ids import image_bytes_id, read_image_file
 from edje_qdrant.images.decode_memory import decode_memory
 from edje_qdrant.images.decoder_messages import (
     GRANTED,
@@ -33,12 +33,7 @@ from edje_qdrant.images.decoder_messages import (
     send,
 )
 from edje_qdrant.images.formats import open_listed
-from edje_qdrant.images.open import (
-    error_reason,
-    ignore_decoder_warnings,
-    open_upright,
-    require_file,
-)
+from edje_qdrant.images.open import error_reason, ignore_decoder_warnings, open_upright
 
 try:
     import resource
@@ -134,7 +129,9 @@ def _decoded(
     """
     base = _address_space()
     _limit_memory(base, request.allowance + request.max_bytes)
-    data = bytes(content) if request.path is None else _read(request.path, request)
+    data = bytes(content)
+    if request.path is not None:
+        data = read_image_file(request.path, request.max_bytes, request.name)
     image_id = image_bytes_id(data, request.name)
     try:
         with open_listed(io.BytesIO(data), request.name) as image:
@@ -167,23 +164,6 @@ def _decoded(
         return {**header, "bytes": len(made)}, made
     pixels = np.ascontiguousarray(made, dtype=np.uint8)
     return {**header, "shape": pixels.shape}, pixels.data.cast("B")
-
-
-def _read(path: str, request: Request) -> bytes:
-    try:
-        require_file(path, request.name)
-        size = os.stat(path).st_size
-        if size <= request.max_bytes:
-            with open(path, "rb") as file:
-                data = file.read(request.max_bytes + 1)  # it may have grown
-            if len(data) <= request.max_bytes:
-                return data
-            size = len(data)
-    except (OSError, ValueError) as error:
-        raise ImageReadError(request.name, error_reason(error)) from error
-    raise ImageReadError(
-        request.name, f"a file of {size} bytes; no more than {request.max_bytes} are read"
-    )
 
 
 def _ask(channel: socket.socket, needed: int, seconds: float) -> None:

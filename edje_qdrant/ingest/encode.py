@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from edje_qdrant.types import FailedImage, ImageEncoding, Payload
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
 
-__all__ = ["EncodedBatch", "encode_batch"]
+__all__ = ["EncodedBatch", "encode_batch", "start_batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,32 @@ def encode_batch(
     Raises:
         ConfigError: The device has not enough memory for the batch.
     """
+    with _memory_errors(len(pixels), device):
+        return model.encode_pixels(stack_pixels(pixels, model.encoding_device))
+
+
+def start_batch(model: EDJEModel, pixels: Sequence[Pixels]) -> Callable[[], ImageEncoding]:
+    """Start to encode images in one batch on a GPU; return a function that waits for the encodings.
+
+    Raises:
+        ConfigError: The device has not enough memory for the batch; the function may raise it, too.
+    """
+    with _memory_errors(len(pixels), "the device"):
+        started = model.start_encoding(stack_pixels(pixels, model.encoding_device))
+
+    def wait() -> ImageEncoding:
+        with _memory_errors(len(pixels), "the device"):
+            return started()
+
+    return wait
+
+
+@contextmanager
+def _memory_errors(count: int, device: str) -> Iterator[None]:
     try:
-        return model.encode_pixels(stack_pixels(pixels, model.device))
+        yield
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"{device} has no memory for {len(pixels)} images at a time; lower batch_size and run "
+            f"{device} has no memory for {count} images at a time; lower batch_size and run "
             "again: what was finished before is kept"
         ) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from tqdm import tqdm
 
 from edje_qdrant.ingest.decode import DecodedImage, KnownImage, identify_image
-from edje_qdrant.ingest.encode import EncodedBatch, encode_batch
+from edje_qdrant.ingest.encode import EncodedBatch, encode_batch, start_batch
 from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.types import FailedImage, ImageEncoding, Payload
@@ -122,22 +122,40 @@ class IngestRun:
             wrote: Called by the thread that writes after each batch, with the number of images.
         """
         decoded = self._successes(in_threads(threads, decode, items, batch_size))
-        writing: Future[None] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="edje-writing") as writer:
-            for batch in batches(decoded, batch_size):
-                rows = self._new_rows([image.image_id for image in batch])
-                if not rows:
-                    continue
-                new = [batch[row] for row in rows]
-                encoding = encode_batch(self._model, [image.pixels for image in new])
+            writing: Future[None] | None = None
+            for images, encoding in self._encoded(batches(decoded, batch_size)):
                 if writing is not None:
                     writing.result()
                 writing = writer.submit(
-                    self._write, [image.image_id for image in new],
-                    [image.payload for image in new], encoding, wrote,
+                    self._write, [image.image_id for image in images],
+                    [image.payload for image in images], encoding, wrote,
                 )  # fmt: skip
             if writing is not None:
                 writing.result()
+
+    def _encoded(
+        self, decoded: Iterable[list[DecodedImage]]
+    ) -> Iterator[tuple[list[DecodedImage], ImageEncoding]]:
+        """Yield the new images of each batch with their encodings.
+
+        A GPU encodes one batch while the next is prepared.
+        """
+        on_cpu = self._model.encoding_device.type == "cpu"
+        started: tuple[list[DecodedImage], Callable[[], ImageEncoding]] | None = None
+        for batch in decoded:
+            rows = self._new_rows([image.image_id for image in batch])
+            images = [batch[row] for row in rows]
+            pixels = [image.pixels for image in images]
+            if images and on_cpu:
+                yield images, encode_batch(self._model, pixels)
+            elif images:
+                following = images, start_batch(self._model, pixels)
+                if started is not None:
+                    yield started[0], started[1]()
+                started = following
+        if started is not None:
+            yield started[0], started[1]()
 
     def write_encoded(self, batch: EncodedBatch) -> int:
         """Write a batch that a worker process encoded; return the number of images added."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
-
-from PIL import Image
 
 from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import ConfigError, ImageReadError
-from edje_qdrant.images import image_file_id, open_upright
+from edje_qdrant.images import DecoderPool
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.compact import compact
 from edje_qdrant.maintenance.reports import Finding, RepairReport
@@ -21,6 +20,7 @@ from edje_qdrant.tokens.file_store import files_of
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
+    from edje_qdrant.model.pixels import Pixels
 
 __all__ = ["repair"]
 
@@ -68,50 +68,53 @@ def repair(
     repairable: list[Finding] = []
     left: list[Finding] = []
     for finding in broken:
-        (repairable if model is not None and _same_content(finding) else left).append(finding)
+        can_be_read = model is not None and finding.path is not None
+        (repairable if can_be_read else left).append(finding)
     encoded: list[str] = []
-    if model is not None:
-        for batch in batches(repairable, batch_size):
-            done, failed = _encode_again(collection, model, batch)
-            encoded += done
-            left += failed
+    if repairable and model is not None:
+        with DecoderPool() as decoders:
+            for batch in batches(repairable, batch_size):
+                done, failed = _encode_again(collection, model, decoders, batch)
+                encoded += done
+                left += failed
     collection.flush()
     return RepairReport(tuple(encoded), tuple(left), compact(collection, progress=progress))
 
 
-def _same_content(finding: Finding) -> bool:
-    try:
-        return finding.path is not None and image_file_id(finding.path) == finding.image_id
-    except ImageReadError:
-        return False
-
-
 def _encode_again(
-    collection: ImageCollection, model: EDJEModel, findings: Sequence[Finding]
+    collection: ImageCollection,
+    model: EDJEModel,
+    decoders: DecoderPool,
+    findings: Sequence[Finding],
 ) -> tuple[list[str], list[Finding]]:
     """Encode images again and replace their tokens.
 
     Returns:
-        The ids of the images written, and the findings whose file cannot be decoded.
+        The ids of the images written, and the findings whose file cannot be decoded or contains
+        another image now.
     """
+    from edje_qdrant.model.pixels import read_file, stack_pixels  # imports torch
+
     failed: list[Finding] = []
-    images: dict[str, Image.Image] = {}
-    for finding in findings:
-        image = _opened(str(finding.path))
-        if image is None:
-            failed.append(finding)
-        else:
-            images[finding.image_id] = image
+    images: dict[str, Pixels] = {}
+
+    def pixels_of(finding: Finding) -> Pixels | None:
+        try:
+            decoded, pixels = read_file(model, decoders, str(finding.path))
+        except ImageReadError:
+            return None
+        return pixels if decoded.image_id == finding.image_id else None
+
+    with ThreadPoolExecutor(decoders.workers) as threads:
+        for finding, pixels in zip(findings, threads.map(pixels_of, findings), strict=True):
+            if pixels is None:
+                failed.append(finding)
+            else:
+                images[finding.image_id] = pixels
     payloads = collection.index.retrieve([*images], tokens=False)
     ids = [image_id for image_id in images if image_id in payloads]  # others were deleted
     if ids:
-        encoding = model.encode_images([images[image_id] for image_id in ids])
+        batch = stack_pixels([images[image_id] for image_id in ids], model.encoding_device)
+        encoding = model.encode_pixels(batch)
         collection.add(ids, encoding, [user_payload(payloads[image_id]) for image_id in ids])
     return ids, failed
-
-
-def _opened(path: str) -> Image.Image | None:
-    try:
-        return open_upright(path)
-    except ImageReadError:
-        return None

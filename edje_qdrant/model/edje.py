@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -235,6 +235,12 @@ class EDJEModel(nn.Module):
         """Return the device of the weights."""
         return self.joint_encoder.classifier.weight.device
 
+    @property
+    def encoding_device(self) -> torch.device:
+        """Return the device of the weights that encode images."""
+        weight = next(self.adapter.parameters(), None)
+        return self.device if weight is None else weight.device
+
     def contract(self) -> TokenContract:
         """Return the contract of collections that this model writes and can read."""
         return TokenContract(
@@ -267,16 +273,43 @@ class EDJEModel(nn.Module):
             pixel_values: The output of `preprocess`; or, for an encoder with `resize` and
                 `normalise`, resized images `(n, H, W, 3)` uint8.
         """
+        return self.start_encoding(pixel_values)()
+
+    def start_encoding(self, pixel_values: Tensor) -> Callable[[], ImageEncoding]:
+        """Start to encode images in one batch.
+
+        Args:
+            pixel_values: As for `encode_pixels`.
+
+        Returns:
+            A function that returns the encodings. On a GPU it waits for them; until then the GPU
+            works while this process prepares the next batch.
+        """
         with self.inference():
             if pixel_values.dtype == torch.uint8:
-                pixels = pixel_values.to(self.device, non_blocking=True)
+                pixels = pixel_values.to(self.encoding_device, non_blocking=True)
                 pixel_values = cast("SplitPixels", self.encoder).normalise(pixels)
             # (B, d) and (B, n, d_v)
             embeddings, vision_tokens = self.encoder.encode_pixels(pixel_values)
-            tokens = self.adapter(vision_tokens)  # (B, m, d_text)
-        return ImageEncoding(
-            embeddings.float().cpu().numpy(), tokens.to("cpu", torch.float16).numpy()
-        )
+            tokens = self.adapter(vision_tokens).to(torch.float16)  # (B, m, d_text)
+            embeddings = embeddings.float()
+        if tokens.device.type != "cuda":
+            encoding = ImageEncoding(embeddings.cpu().numpy(), tokens.cpu().numpy())
+            return lambda: encoding
+        copies = [
+            torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(
+                each, non_blocking=True
+            )
+            for each in (embeddings, tokens)
+        ]
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(tokens.device))
+
+        def wait() -> ImageEncoding:
+            copied.synchronize()
+            return ImageEncoding(copies[0].numpy(), copies[1].numpy())
+
+        return wait
 
     def encode_images(
         self, images: Sequence[Image.Image], *, batch_size: int = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,7 @@ from edje_qdrant.collection.references import in_order, user_payload
 from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
 from edje_qdrant.explain.explanation import Explanation
 from edje_qdrant.explain.match import explain_match
-from edje_qdrant.images import image_file_id
+from edje_qdrant.images import image_bytes_id, open_upright, read_image_file
 from edje_qdrant.index import Filter, Strategy, field_value
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.precision import Precision
@@ -500,12 +501,14 @@ class TwoStageRetriever:
                 raise ImageReadError(
                     image_id, "its payload names no file under 'path'; pass the image with image="
                 )
-            if image_file_id(image) != image_id:
+            content = read_image_file(image)  # once: it may change
+            if image_bytes_id(content, image) != image_id:
                 raise ImageReadError(
                     image,
                     f"the file contains another image than {image_id} now; ingest it again, or "
                     "pass the image with image=",
                 )
+            image = open_upright(io.BytesIO(content), image)
         return explain_match(self._model, text, image)
 
     def resume(self, cursor: str, *, top_k: int = 10) -> SearchResult:

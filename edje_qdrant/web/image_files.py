@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
-
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import MAX_FILE_BYTES, DecodedFile, DecoderPool, open_listed
 from edje_qdrant.images.thumbnail import Thumbnail
@@ -103,10 +101,9 @@ class ImageFolder:
             return None
         return ServedFile(data, media_type)
 
-    def decode(self, payload: Mapping[str, Any]) -> Image.Image | None:
+    def decode(self, payload: Mapping[str, Any]) -> DecodedFile | None:
         """Read the image as the model sees it; return None if it is not served or not readable."""
-        decoded = self._decoded(payload, None)
-        return None if decoded is None else Image.fromarray(decoded.array)
+        return self._decoded(payload, None)
 
     def thumbnail(self, payload: Mapping[str, Any], side: int) -> bytes | None:
         """Make a thumbnail, as a WebP file; return None if it is not served or not readable."""

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
+from PIL import Image
+
 from edje_qdrant.collection.collection import user_payload
-from edje_qdrant.errors import BusyError
+from edje_qdrant.errors import BusyError, ImageReadError
 from edje_qdrant.explain.match import can_explain, explain_match
 from edje_qdrant.images import DecoderPool, default_workers
 from edje_qdrant.index import Filter
@@ -247,9 +249,12 @@ class Service:
                 "cannot be explained",
             )
         payload = await self.read(lambda: self.payload(image_id))
-        image = await self.decode(lambda: self.folder.decode(payload))
-        if image is None:
+        decoded = await self.decode(lambda: self.folder.decode(payload))
+        if decoded is None:
             raise not_found()
+        if decoded.image_id != _as_uuid(image_id):
+            raise ImageReadError(image_id, "its file contains another image now; ingest it again")
+        image = Image.fromarray(decoded.array)
         found = await self.score(lambda: explain_match(self.retriever.model, text, image))
         rows = zip(found.words, found.word_weights, found.word_heat, strict=True)
         return Explained(

@@ -10,7 +10,10 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,8 +30,11 @@ from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.encoders.protocol import split_pixels
 from edje_qdrant.errors import ConfigError, ContractMismatchError, MissingExtraError, StoreError
-from edje_qdrant.images import DecoderPool, image_bytes_id, open_upright
+from edje_qdrant.images import DecoderPool, image_bytes_id, image_file_id, open_upright
+from edje_qdrant.ingest.decode import decode_image
 from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
+from edje_qdrant.ingest.pipeline import IngestRun
+from edje_qdrant.ingest.sources import list_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.pixels import read_file, stack_pixels
 from edje_qdrant.tokens.codecs import codec_for
@@ -716,3 +722,58 @@ def test_fitting_without_its_extra(
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingExtraError, match=r"edje-qdrant\[faiss\]"):
         fit_codec_to_source(many, tiny_model, "pq16", progress=False)
+
+
+@pytest.mark.gpu
+def test_an_ingest_on_a_gpu_stores_what_the_model_encodes(
+    tmp_path: Path, tiny_folder: Path, write_images: WriteImages
+) -> None:
+    model = EDJEModel.from_pretrained(tiny_folder, device="cuda", dtype=torch.float32)
+    paths = write_images(tmp_path / "pictures", 11)
+    expected = model.encode_images([open_upright(path) for path in paths])
+    with ImageCollection.create(tmp_path / "index", "images", model.contract()) as collection:
+        assert ingest(paths, collection, model, batch_size=3).added == 11
+        found = collection.encodings([image_file_id(str(path)) for path in paths])
+    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-3)
+    np.testing.assert_allclose(found.tokens, expected.tokens, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_pixels_are_normalised_to_the_same_values_on_a_gpu(tiny_model: EDJEModel) -> None:
+    assert isinstance(tiny_model.encoder, SiglipEncoder)
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(2, -1, -1, 3)
+    here = tiny_model.encoder.normalise(levels.contiguous())
+    assert torch.equal(tiny_model.encoder.normalise(levels.cuda()).cpu(), here)
+
+
+def test_batches_that_a_device_works_on_are_all_written(
+    tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages
+) -> None:
+    write_images(tmp_path / "pictures", 11)
+
+    class Started(IngestRun):
+        """Encode as on a GPU: a batch ahead."""
+
+        def _encoded(self, decoded: Any) -> Any:
+            model = self._model
+            self._model = SimpleNamespace(
+                encoding_device=SimpleNamespace(type="other"), start_encoding=model.start_encoding
+            )
+            return super()._encoded(decoded)
+
+    found = []
+    for kind in (IngestRun, Started):
+        folder = tmp_path / kind.__name__
+        with (
+            ImageCollection.create(folder, "images", tiny_model.contract()) as made,
+            DecoderPool(1) as decoders,
+            ThreadPoolExecutor(1) as threads,
+        ):
+            run = kind(made, tiny_model)
+            listed = list_images(tmp_path / "pictures")()
+            decode = partial(decode_image, model=tiny_model, decoders=decoders)
+            run.decode_and_write(run.missing(listed, threads), decode, threads, 3)
+            assert run.added == 11
+            payloads = stored(made, tiny_model).values()
+            found.append({payload["path"]: payload["_edje"]["checksum"] for payload in payloads})
+    assert found[0] == found[1]

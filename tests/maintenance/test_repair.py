@@ -31,6 +31,7 @@ from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
 from edje_qdrant.maintenance import repair as repair_module
 from edje_qdrant.maintenance import verify
 from edje_qdrant.maintenance.repair import repair
+from edje_qdrant.model import pixels as pixels_module
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.tokens.file_store import FileTokenStore
 from edje_qdrant.tokens.manifest import MANIFEST_NAME
@@ -217,14 +218,14 @@ def test_what_cannot_be_mended_is_listed_and_left(
         elif how == "no path":
             collection.index.remove_payload_keys([ids[1]], ["path"])
         else:  # its content is the same, and yet it cannot be decoded here
-            real = repair_module.open_upright
+            real = pixels_module.read_file
 
-            def fails(file, *args, **more):
-                if str(file) == str(pictures[1]):
+            def fails(model, decoders, file):
+                if file == str(pictures[1]):
                     raise repair_module.ImageReadError(file, "no decoder")
-                return real(file, *args, **more)
+                return real(model, decoders, file)
 
-            monkeypatch.setattr(repair_module, "open_upright", fails)
+            monkeypatch.setattr(pixels_module, "read_file", fails)
         report = repair(collection, tiny_model)
         assert report.encoded == (ids[2],)
         assert [(f.kind, f.image_id) for f in report.left] == [("tokens damaged", ids[1])]
@@ -233,6 +234,24 @@ def test_what_cannot_be_mended_is_listed_and_left(
         assert report.compacted.unreadable == (ids[1],)
         again = repair(collection, tiny_model)
         assert (again.encoded, [f.image_id for f in again.left]) == ((), [ids[1]])
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_stored_under_the_old_id(
+    file_place, tiny_model, pictures, monkeypatch
+):
+    collection, ids = filled(file_place, tiny_model, pictures)
+    with collection:
+        damage(collection, ids[1])
+        real = repair_module.verify
+
+        def changing(*args, **more):
+            report = real(*args, **more)
+            pictures[1].write_bytes(pictures[0].read_bytes())
+            return report
+
+        monkeypatch.setattr(repair_module, "verify", changing)
+        report = repair(collection, tiny_model)
+        assert (report.encoded, [f.image_id for f in report.left]) == ((), [ids[1]])
 
 
 def test_put_back_what_was_gone_and_it_is_mended(file_place, tiny_model, pictures):
@@ -342,13 +361,13 @@ def test_a_picture_that_was_deleted_meanwhile_does_not_come_back(
     with collection:
         damage(collection, ids[0])
         damage(collection, ids[1])
-        real = repair_module.open_upright
+        real = pixels_module.read_file
 
-        def opened(*args, **more):
+        def read(*args):
             collection.delete([ids[0]])
-            return real(*args, **more)
+            return real(*args)
 
-        monkeypatch.setattr(repair_module, "open_upright", opened)
+        monkeypatch.setattr(pixels_module, "read_file", read)
         report = repair(collection, tiny_model)
         assert report.encoded == (ids[1],)
         assert collection.existing(ids) == {*ids[1:]}

@@ -23,6 +23,7 @@ from searching import (
 )
 
 from edje_qdrant.errors import ConfigError, ImageReadError, TokensNotFoundError
+from edje_qdrant.images import image_bytes_id
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import Calibration
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -385,7 +386,7 @@ def test_unknown_options_are_refused(retriever: TwoStageRetriever) -> None:
 
 
 def test_a_found_picture_is_explained(
-    tmp_path: Path, tiny_model: EDJEModel, write_images: Any
+    tmp_path: Path, tiny_model: EDJEModel, write_images: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edje_qdrant.collection.collection import ImageCollection
     from edje_qdrant.ingest.ingest import ingest_images
@@ -416,6 +417,15 @@ def test_a_found_picture_is_explained(
         with pytest.raises(ImageReadError):
             retriever.explain("a cat", hit.image_id)
         path.write_bytes(content)
+        with monkeypatch.context() as patch:  # a file that changes while it is read
+
+            def named(read: bytes, name: str) -> str:
+                path.write_bytes(other.read_bytes())
+                return image_bytes_id(read, name)
+
+            patch.setattr("edje_qdrant.search.retriever.image_bytes_id", named)
+            same = retriever.explain("a cat", hit.image_id)
+        np.testing.assert_array_equal(same.heat, found.heat)
         retriever.collection.update_payload({hit.image_id: {"path": 3}})
         with pytest.raises(ImageReadError, match="image="):
             retriever.explain("a cat", hit.image_id)
