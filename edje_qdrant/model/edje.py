@@ -302,7 +302,7 @@ class EDJEModel(nn.Module):
             )
             for each in (embeddings, tokens)
         ]
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no types for it
         copied.record(torch.cuda.current_stream(tokens.device))
 
         def wait() -> ImageEncoding:
