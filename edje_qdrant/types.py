@@ -172,10 +172,12 @@ class IngestReport:
 
     Attributes:
         added: Number of images added to the collection.
-        skipped: Number of images that existed already (same content, or twice in the source).
+        skipped: Number of images that existed already (same content, or twice in the source), and
+            stayed as they were.
         failed: Images that could not be read, each with the reason.
         seconds: Wall-clock time in total.
         pruned: Number of images deleted because the source no longer contains them.
+        updated: Number of images that existed already and whose fields were changed.
     """
 
     added: int
@@ -183,6 +185,7 @@ class IngestReport:
     failed: tuple[FailedImage, ...] = field(default=())
     seconds: float = 0.0
     pruned: int = 0
+    updated: int = 0
 
     @property
     def images_per_second(self) -> float:

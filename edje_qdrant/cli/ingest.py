@@ -141,6 +141,7 @@ def ingest(
         points = target.count()
     data = {
         "added": report.added,
+        "updated": report.updated,
         "skipped": report.skipped,
         "failed": [asdict(failure) for failure in report.failed],
         "pruned": report.pruned,
@@ -152,8 +153,9 @@ def ingest(
         "model": loaded.name_or_path,
     }
     pruned = f"{report.pruned} pruned, " if prune else ""
+    updated = f"{report.updated} with new fields, " if report.updated else ""
     lines = [
-        f"{report.added} added, {report.skipped} there already, {pruned}"
+        f"{report.added} added, {updated}{report.skipped} there already, {pruned}"
         f"{len(report.failed)} failed in {report.seconds:.1f} s "
         f"({report.images_per_second:.1f} images/s); the collection holds {points}",
         *failure_lines(report.failed),

@@ -33,6 +33,7 @@ from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
 from edje_qdrant.ingest.prune import follow_moved, prune_collection
 from edje_qdrant.ingest.sources import IMAGE_SUFFIXES, ListedImage, Source, list_images
+from edje_qdrant.ingest.update_fields import FieldUpdater
 from edje_qdrant.model.pixels import default_batch_size
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.tokens.codecs import Codec, codec_for
@@ -65,11 +66,16 @@ def ingest_images(
     Images that are in the collection already are skipped before they are decoded, because an
     image's id is derived from its file's bytes. So a rerun is fast and adds nothing, and a run
     that was interrupted can be continued by a rerun. Files that cannot be read are listed in the
-    report and do not stop the run. Memory use does not grow with the source.
+    report and do not stop the run. Memory use does not grow with the source, but for some 100
+    bytes for each line of a manifest with fields.
 
     The payload contains the image's absolute `path`, its upright `width` and `height` in pixels,
     and the fields of its manifest line, except that fields with these three names are overwritten.
     An image that was moved and ingested again keeps its old path, unless `prune` is set.
+
+    Fields of a manifest line that differ from those stored with the image are updated, without
+    encoding the image again; null removes a field. Fields that the line does not name stay. If a
+    manifest has an image twice, its first line counts.
 
     Args:
         source: A folder (searched recursively, hidden files and folders left out), one image, a
@@ -101,8 +107,8 @@ def ingest_images(
             default the model's device.
 
     Returns:
-        The numbers of images added, skipped and pruned, and the failures. Images that occur twice
-        in the source count as skipped.
+        The numbers of images added, updated, skipped and pruned, and the failures. Images that
+        occur twice in the source count as skipped.
 
     Raises:
         ConfigError: The source is missing, unreadable or empty, a number is below 1, or a device
@@ -162,11 +168,15 @@ def ingest_images(
     seen: set[bytes] = set()
     run.seen = seen if prune else None
 
+    update = FieldUpdater(collection)
+
     def follow_source(batch: Sequence[KnownImage], existing: set[str]) -> None:
-        seen.update(uuid.UUID(image.image_id).bytes for image in batch)
-        follow_moved(
-            collection, {i.image_id: i.listed.path for i in batch if i.image_id in existing}
-        )
+        update(batch, existing)
+        if prune:
+            seen.update(uuid.UUID(image.image_id).bytes for image in batch)
+            follow_moved(
+                collection, {i.image_id: i.listed.path for i in batch if i.image_id in existing}
+            )
 
     unflushed = 0
 
@@ -178,7 +188,7 @@ def ingest_images(
             unflushed = 0
 
     with run.bar, ThreadPoolExecutor(workers) as threads, ExitStack() as stack:
-        missing = run.missing(listing(), threads, follow_source if prune else None)
+        missing = run.missing(listing(), threads, follow_source)
         try:
             if worker_devices:
                 pool = stack.enter_context(EncodingPool(model, worker_devices, limits))
@@ -199,7 +209,8 @@ def ingest_images(
     collection.flush()
     collection.optimize()
     seconds = time.perf_counter() - started
-    return IngestReport(run.added, run.skipped, tuple(run.failed), seconds, pruned)
+    skipped = run.skipped - update.updated
+    return IngestReport(run.added, skipped, tuple(run.failed), seconds, pruned, update.updated)
 
 
 def fit_codec_to_source(

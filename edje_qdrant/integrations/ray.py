@@ -30,6 +30,7 @@ from edje_qdrant.index import TOKENS_KEY, QdrantSettings
 from edje_qdrant.ingest.decode import decode_image
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.sources import ListedImage
+from edje_qdrant.ingest.update_fields import FieldUpdater
 from edje_qdrant.integrations.ray_tally import Tally
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.tokens.codecs import Codec
@@ -80,7 +81,9 @@ def ingest_dataset(
 
     Images that are in the collection already are skipped before they are decoded, because an
     image's id is derived from its file's bytes; so a run that was stopped can be continued by
-    running it again. Files that cannot be read are listed in the report and do not stop the run.
+    running it again. Columns that differ from the fields stored with such an image are updated, and
+    null removes a field; if several rows hold one image, any of them may win. Files that cannot be
+    read are listed in the report and do not stop the run.
     If an actor dies, the images it wrote are counted as skipped when its batch is repeated. Copies
     of an image that two actors process at the same time may both be counted as added; the
     collection contains the image once.
@@ -105,7 +108,7 @@ def ingest_dataset(
         timeout: Seconds to wait for one answer of the server.
 
     Returns:
-        The numbers of images added and skipped, and the failures.
+        The numbers of images added, updated and skipped, and the failures.
 
     Raises:
         ConfigError: An argument or a column cannot be used, or the collection keeps its tokens in
@@ -161,7 +164,7 @@ def ingest_dataset(
         num_gpus=num_gpus,
     )
     try:
-        added, skipped, failed, error = _sum_up(reports)
+        added, updated, skipped, failed, error = _sum_up(reports)
     except RayError as ray_error:
         raise WorkerDiedError(
             f"Ray ended the ingest into {name!r} at {location}: {_first_line(ray_error)}; what was "
@@ -169,25 +172,27 @@ def ingest_dataset(
         ) from ray_error
     if error is not None:
         raise error
-    return IngestReport(added, skipped, tuple(failed), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return IngestReport(added, skipped, tuple(failed), seconds, updated=updated)
 
 
 def _sum_up(
     reports: ray.data.Dataset,
-) -> tuple[int, int, list[FailedImage], EdjeError | None]:
+) -> tuple[int, int, int, list[FailedImage], EdjeError | None]:
     """Run the batches until one returns an error; return the totals and that error.
 
     The error is not raised here, because its traceback would keep the data set running.
     """
-    added = skipped = 0
+    added = updated = skipped = 0
     failed: list[FailedImage] = []
     for row in reports.iter_rows():
         if row["error"]:
-            return added, skipped, failed, pickle.loads(row["error"])
+            return added, updated, skipped, failed, pickle.loads(row["error"])
         added += row["added"]
+        updated += row["updated"]
         skipped += row["skipped"]
         failed += [FailedImage(path, reason) for path, reason in json.loads(row["failed"])]
-    return added, skipped, failed, None
+    return added, updated, skipped, failed, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,15 +238,17 @@ class _Worker:
                     "is kept. Read the actors' logs: remove an image that kills the process that "
                     "decodes it; if memory ran out, lower batch_size or raise num_cpus"
                 )
-            added, skipped, failed = self._add_with_retries(images)
+            added, updated, skipped, failed = self._add_with_retries(images)
             ray.get(self._tally.end.remote(batch))
         except EdjeError as error:
             return _row(error=pickle.dumps(error))
-        return _row(added, skipped, json.dumps([[each.path, each.reason] for each in failed]))
+        return _row(
+            added, updated, skipped, json.dumps([[each.path, each.reason] for each in failed])
+        )
 
     def _add_with_retries(
         self, images: Sequence[ListedImage | FailedImage]
-    ) -> tuple[int, int, list[FailedImage]]:
+    ) -> tuple[int, int, int, list[FailedImage]]:
         retries = 0
         while True:
             try:
@@ -256,13 +263,14 @@ class _Worker:
 
     def _add(
         self, images: Sequence[ListedImage | FailedImage]
-    ) -> tuple[int, int, list[FailedImage]]:
+    ) -> tuple[int, int, int, list[FailedImage]]:
         model, collection = self._parts()
         run = IngestRun(collection, model)
         decode = partial(decode_image, model=model, decoders=self._decoders)
-        missing = run.missing(images, self._threads)
+        update = FieldUpdater(collection)
+        missing = run.missing(images, self._threads, update)
         run.decode_and_write(missing, decode, self._threads, max(1, len(images)))
-        return run.added, run.skipped, run.failed
+        return run.added, update.updated, run.skipped - update.updated, run.failed
 
     def _parts(self) -> tuple[EDJEModel, ImageCollection]:
         # Not in the constructor, as Ray would wrap an error raised there.
@@ -331,9 +339,10 @@ def _batch_name(images: Sequence[ListedImage | FailedImage]) -> str:
 
 
 def _row(
-    added: int = 0, skipped: int = 0, failed: str = "[]", error: bytes = b""
+    added: int = 0, updated: int = 0, skipped: int = 0, failed: str = "[]", error: bytes = b""
 ) -> dict[str, list[Any]]:
-    return {"added": [added], "skipped": [skipped], "failed": [failed], "error": [error]}
+    counts = {"added": [added], "updated": [updated], "skipped": [skipped]}
+    return {**counts, "failed": [failed], "error": [error]}
 
 
 def _first_line(error: Exception) -> str:

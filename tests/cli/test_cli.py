@@ -128,7 +128,7 @@ def test_a_codec_is_chosen_once(tmp_path: Path, pictures: Path, tiny_folder: Pat
     assert not (tmp_path / "new").exists()
 
 
-def test_what_a_person_reads(index: str, pictures: Path) -> None:
+def test_what_a_person_reads(index: str, pictures: Path, tmp_path: Path) -> None:
     result = run("search", "a red square", "--index", index, "--top-k", 12)
     head, *rows, timings = result.stdout.splitlines()
     assert head.split() == ["rank", "score", "first", "stage", "image"]
@@ -147,6 +147,11 @@ def test_what_a_person_reads(index: str, pictures: Path) -> None:
     text = run("ingest", pictures, "--index", index).stdout
     assert text.startswith("0 added, 12 there already, 1 failed")
     assert f"{pictures / 'broken.png'}: not an image" in text
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(json.dumps({"path": str(pictures / path), "album": "a"}))
+    text = run("ingest", manifest, "--index", index).stdout
+    assert text.startswith("0 added, 1 with new fields, 0 there already, 0 failed")
+    assert json_of(run("ingest", manifest, "--index", index, "--json"))["updated"] == 0
 
     text = run("info", "--index", index).stdout
     assert "4 x 16, float16" in text

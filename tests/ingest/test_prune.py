@@ -145,12 +145,13 @@ def test_a_manifest_names_all_that_stay(
         {"path": "picture-0000.png"},
         {"path": "below/picture-0001.png", "title": "new"},
     )
-    assert counts(follow(source)) == (0, 2, 3, 0)
+    report = follow(source)
+    assert (*counts(report), report.updated) == (0, 1, 3, 0, 1)
     assert paths(collection) == named(
         folder / "picture-0000.png", folder / "below" / "picture-0001.png"
     )
-    # Those that were there keep the fields they had.
-    assert not any("title" in payload for payload in payloads(collection))
+    # Those that were there get the fields of their lines.
+    assert sorted(str(payload.get("title")) for payload in payloads(collection)) == ["None", "new"]
 
 
 def test_a_list_names_all_that_stay(

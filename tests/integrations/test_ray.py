@@ -96,13 +96,23 @@ def check_a_killed_worker(
         # What had been written by the one that died was there already.
         assert [failure.path for failure in report.failed] == [str(broken)]
         assert "not an image" in report.failed[0].reason
-        assert report.added + report.skipped == len(paths) + 1
+        assert report.added + report.updated + report.skipped == len(paths) + 1
         assert report.added >= len(paths) - 4
 
         files = ray.data.read_binary_files(str(paths[0].parent), include_paths=True)
         again = ingest_dataset(files, url, name, model, batch_size=16, concurrency=1)
         assert (again.added, again.skipped) == (0, len(paths) + 1)
         assert [failure.path for failure in again.failed] == [str(broken)]
+        moved = [{"path": str(path), "shelf": n + 100} for n, path in enumerate(paths)]
+        moved[0]["shelf"] = None
+        again = ingest_dataset(ray.data.from_items(moved), url, name, model, batch_size=8)
+        assert (again.added, again.updated, again.skipped) == (0, len(paths), 0)
+        with ImageCollection.open(url, name) as collection:
+            found = {
+                p.payload["path"]: p.payload for page in collection.index.scroll() for p in page
+            }
+        assert found[str(paths[1])]["shelf"] == 101
+        assert sum("shelf" not in payload for payload in found.values()) == 1
     finally:
         client = QdrantClient(url=url, check_compatibility=False)
         if url == os.environ.get("EDJE_QDRANT_URL"):
