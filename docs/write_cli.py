@@ -28,9 +28,11 @@ HEAD = """# Command line
 Written by `python docs/write_cli.py` from the commands' own help.
 
 Every command but `serve` has `--json`: it prints one JSON object as the last line of standard
-output. Errors are one line on standard error, with exit code 2; a check that finds damage exits
-with 1. `EDJE_QDRANT_URL` and `EDJE_QDRANT_API_KEY` name a server and its key. `--pictures`, the
-earlier spelling of `--images`, is still accepted.
+output. Errors are one line on standard error, with exit code 2; a check that finds damage,
+and an ingest or attach in which every image failed, exit with 1. Text output shows control
+characters of file names escaped, and JSON has them as JSON escapes. `EDJE_QDRANT_URL` and
+`EDJE_QDRANT_API_KEY` name a server and its key. `--pictures`, the earlier spelling of `--images`,
+is still accepted.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import string
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -11,13 +12,42 @@ import ftfy
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["clean_caption", "clean_captions", "shorten_text"]
+__all__ = ["clean_caption", "clean_captions", "printable", "shorten_text"]
 
 _NO_PUNCTUATION = str.maketrans({"_": " ", **dict.fromkeys(string.punctuation.replace("_", ""))})
 
 
+# Control, format and surrogate characters; separators of lines and paragraphs.
+_ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_JOINERS = "\u200c\u200d"  # of letters in some scripts, and of emoji
+
+
 # Longest text that is cached, to bound the memory of the cache.
 _SHORT = 500
+
+
+def printable(text: str) -> str:
+    r"""Return a text for one line of a terminal, with what could change the terminal escaped.
+
+    Control characters (line breaks and tabs too), characters that change the direction of text or
+    are invisible, and bytes of file names that are no UTF-8 become `\n`, `\x1b`, `\u202e`, `\xff`.
+
+    Example:
+        >>> print(printable("two" + chr(10) + "lines.png"))
+        two\nlines.png
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) not in _ESCAPED or character in _JOINERS:
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def clean_caption(text: str) -> str:

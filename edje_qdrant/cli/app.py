@@ -37,6 +37,7 @@ from edje_qdrant.cli.serve import serve
 from edje_qdrant.cli.train import train
 from edje_qdrant.errors import EdjeError
 from edje_qdrant.files import reason_of
+from edje_qdrant.text import printable
 from edje_qdrant.version import __version__
 
 __all__ = ["app", "main"]
@@ -78,7 +79,7 @@ class _Commands(TyperGroup):
 
 
 def _print_error(message: str) -> int:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     return 2
 
 
@@ -95,7 +96,7 @@ app = typer.Typer(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit: code 2 for an error, 130 for an interrupt."""
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(str(message))}\n"
     app(args, prog_name="edje-qdrant")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edje_qdrant.cli.loading import (
+    all_failed,
     bar_shown,
     failure_lines,
     load_model,
@@ -112,7 +113,9 @@ def attach(
         f"({report.images_per_second:.1f} images/s)",
         *failure_lines(report.failed),
     ]
-    print_result(data, "\n".join(lines), as_json)
+    print_result(data, lines, as_json)
+    if all_failed(report):
+        raise typer.Exit(1)
 
 
 def detach(collection: Collection, url: Url = None, as_json: Json = False) -> None:
@@ -122,4 +125,4 @@ def detach(collection: Collection, url: Url = None, as_json: Json = False) -> No
     where = where_is(None, url)
     detach_tokens(where, collection, api_key=api_key())
     text = f"removed the tokens of {collection}"
-    print_result({"location": where, "name": collection, "detached": True}, text, as_json)
+    print_result({"location": where, "name": collection, "detached": True}, [text], as_json)

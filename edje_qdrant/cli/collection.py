@@ -82,7 +82,7 @@ def info(
     shown = {key: value for key, value in data.items() if key != "contract"}
     listed = [f"{field} ({kind})" for field, kind in opened_indexes.items()]
     shown["payload_indexes"] = ", ".join(listed) or "none"
-    print_result(data, "\n".join(f"{key:<16} {value}" for key, value in shown.items()), as_json)
+    print_result(data, [f"{key:<16} {value}" for key, value in shown.items()], as_json)
 
 
 def verify(
@@ -108,7 +108,7 @@ def verify(
             f"  {report.orphan_records} records without a point take {report.orphan_bytes:,} "
             "bytes; `edje-qdrant compact` frees them"
         )
-    print_result(report.as_dict(), "\n".join(lines), as_json)
+    print_result(report.as_dict(), lines, as_json)
     if not report.clean:
         raise typer.Exit(1)
 
@@ -139,7 +139,7 @@ def repair(
             "put their files back, or delete the images with `edje-qdrant delete --id ID`; "
             "then run this again"
         )
-    print_result(asdict(report), "\n".join(lines), as_json)
+    print_result(asdict(report), lines, as_json)
     if report.left:
         raise typer.Exit(1)
 
@@ -163,7 +163,7 @@ def compact(
         if in_files
         else "tokens are in the payload; there are no side files to compact"
     )
-    print_result(asdict(report), text, as_json)
+    print_result(asdict(report), [text], as_json)
 
 
 def transcode(
@@ -191,7 +191,7 @@ def transcode(
     text = f"{report.moved} images now in {found.name}, {nbytes:,} bytes each"
     if report.unreadable:
         text += f"; {len(report.unreadable)} cannot be read: run `edje-qdrant repair`"
-    print_result(data, text, as_json)
+    print_result(data, [text], as_json)
     if report.unreadable:
         raise typer.Exit(1)
 
@@ -233,7 +233,7 @@ def fit_codec(
     write_codec(fitted, out, contract=contract)
     data = {"codec": fitted.key, "path": str(out), "bytes_per_image": fitted.nbytes}
     print_result(
-        data, f"wrote {out}: {fitted.key}, {fitted.nbytes:,} bytes an image; use it with --codec",
+        data, [f"wrote {out}: {fitted.key}, {fitted.nbytes:,} bytes an image; use it with --codec"],
         as_json,
     )  # fmt: skip
 
@@ -253,7 +253,7 @@ def export(
         report = export_collection(opened, archive, progress=bar_shown(progress))
     size = archive.expanduser().stat().st_size
     data = {**asdict(report), "path": str(archive), "bytes": size}
-    print_result(data, f"wrote {report.copied} images to {archive}", as_json)
+    print_result(data, [f"wrote {report.copied} images to {archive}"], as_json)
 
 
 def import_(
@@ -271,7 +271,7 @@ def import_(
     report = import_collection(
         archive, where, collection, progress=bar_shown(progress), api_key=api_key()
     )
-    print_result(asdict(report), _copied(report, where), as_json)
+    print_result(asdict(report), [_copied(report, where)], as_json)
 
 
 def copy(
@@ -315,7 +315,7 @@ def copy(
             )  # fmt: skip
         with copied:
             report = copy_collection(opened, copied, progress=bar_shown(progress))
-    print_result(asdict(report), _copied(report, target), as_json)
+    print_result(asdict(report), [_copied(report, target)], as_json)
 
 
 def delete(
@@ -339,7 +339,7 @@ def delete(
         opened.flush()
         left = opened.count()
     data = {"deleted": before - left, "points": left}
-    print_result(data, f"{before - left} deleted; the collection holds {left}", as_json)
+    print_result(data, [f"{before - left} deleted; the collection holds {left}"], as_json)
 
 
 def update(
@@ -368,7 +368,7 @@ def update(
                 chosen |= {point.id for point in page}
         opened.update_payload(dict.fromkeys(sorted(chosen), payload))
         opened.flush()
-    print_result({"updated": len(chosen)}, f"{len(chosen)} updated", as_json)
+    print_result({"updated": len(chosen)}, [f"{len(chosen)} updated"], as_json)
 
 
 def _place(location: str) -> str:

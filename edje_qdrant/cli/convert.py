@@ -36,4 +36,4 @@ def convert(
     model.save_pretrained(out)
     data = {"model": str(out), **model.config.as_dict()}
     text = f"wrote {out}; use it with: edje-qdrant ingest IMAGES --index FOLDER --model {out}"
-    print_result(data, text, as_json)
+    print_result(data, [text], as_json)

@@ -31,4 +31,4 @@ def demo(
     report = run_demo(
         folder, images=images, num_candidates=candidates, progress=bar_shown(progress)
     )
-    print_result(report.as_dict(), report.text(), as_json)
+    print_result(report.as_dict(), report.text().split("\n"), as_json)

@@ -180,7 +180,7 @@ def evaluate(
             for contender in contenders:
                 note_demo_model(contender.model)
         report = run(annotations, contenders, out, settings, data=data)
-    print_result(report.as_dict(), report.text(), as_json)
+    print_result(report.as_dict(), report.text().split("\n"), as_json)
 
 
 def calibrate(
@@ -270,7 +270,9 @@ def calibrate(
         stored.save_pretrained(out)
     where = str(out or folder)
     print_result(
-        {**report.as_dict(), "model": where}, f"{report.text()}\nwritten to {where}", as_json
+        {**report.as_dict(), "model": where},
+        [*report.text().split("\n"), f"written to {where}"],
+        as_json,
     )
 
 

@@ -33,4 +33,4 @@ def export_model(
         f"{written.tokenizer}; on random input its logits differ from torch's by at most "
         f"{written.max_difference:.2g}"
     )
-    print_result(asdict(written), text, as_json)
+    print_result(asdict(written), [text], as_json)

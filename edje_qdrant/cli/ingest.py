@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edje_qdrant.cli.loading import (
+    all_failed,
     bar_shown,
     failure_lines,
     note_demo_model,
@@ -99,7 +100,7 @@ def ingest(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Add images to a collection; create the collection if it does not exist."""
+    """Add images to a collection, created if it is missing; 1 if every image failed."""
     from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.ingest.process_pool import check_devices
     from edje_qdrant.ingest.sources import check_source
@@ -158,6 +159,12 @@ def ingest(
         f"{report.added} added, {updated}{report.skipped} there already, {pruned}"
         f"{len(report.failed)} failed in {report.seconds:.1f} s "
         f"({report.images_per_second:.1f} images/s); the collection holds {points}",
-        *failure_lines(report.failed),
     ]
-    print_result(data, "\n".join(lines), as_json)
+    if all_failed(report) and not points:
+        lines.append(
+            f"every image failed, and the collection {collection} at {where} was left empty; an "
+            f"ingest with the model {loaded.name_or_path} can fill it"
+        )
+    print_result(data, [*lines, *failure_lines(report.failed)], as_json)
+    if all_failed(report):
+        raise typer.Exit(1)

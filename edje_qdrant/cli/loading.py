@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from edje_qdrant.cli.options import api_key
-from edje_qdrant.errors import CollectionNotFoundError, ConfigError
+from edje_qdrant.errors import CollectionExistsError, CollectionNotFoundError, ConfigError
 from edje_qdrant.files import kind_of
+from edje_qdrant.text import printable
 
 if TYPE_CHECKING:
     from edje_qdrant.collection.collection import ImageCollection
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from edje_qdrant.model.inference.precision import Precision as PrecisionName
     from edje_qdrant.rerank.reranker import Reranker
     from edje_qdrant.tokens.codecs import Codec as FittedCodec
-    from edje_qdrant.types import FailedImage
+    from edje_qdrant.types import FailedImage, IngestReport
 
 __all__ = [
+    "all_failed",
     "bar_shown",
     "check_codec_file",
     "check_device",
@@ -83,6 +85,7 @@ def open_or_create(
     check_engine(engine, folder="://" not in where)  # before a model is loaded
     check_settings(qdrant, folder="://" not in where)
 
+    loaded: EDJEModel | None = None
     try:
         collection = open_collection(where, name)
     except CollectionNotFoundError:
@@ -91,11 +94,15 @@ def open_or_create(
         chosen = named_codec(codec or "float16", contract)
         if not chosen.fitted and fit is not None:
             chosen = fit(loaded, chosen.name)
-        created = ImageCollection.create(
-            where, name, contract, codec=chosen, engine=cast("Engine | None", engine),
-            qdrant=qdrant, api_key=api_key(),
-        )  # fmt: skip
-        return created, loaded
+        try:
+            created = ImageCollection.create(
+                where, name, contract, codec=chosen, engine=cast("Engine | None", engine),
+                qdrant=qdrant, api_key=api_key(),
+            )  # fmt: skip
+        except CollectionExistsError:  # another process was quicker
+            collection = open_collection(where, name)
+        else:
+            return created, loaded
     try:
         if engine not in (None, found := collection.index.engine):
             raise ConfigError(
@@ -109,7 +116,7 @@ def open_or_create(
                 f"{collection.contract.codec}, not {codec}; leave --codec out, or change it with "
                 "`edje-qdrant transcode`"
             )
-        return collection, load_model(model, device, collection)
+        return collection, loaded or load_model(model, device, collection)
     except BaseException:
         collection.close()
         raise
@@ -207,13 +214,19 @@ def silence_libraries() -> None:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def print_result(data: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print the data as one line of JSON, or the text."""
-    typer.echo(json.dumps(data) if as_json else text)
+def print_result(data: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
+    """Print the data as one line of JSON, or lines of text, each of which stays one line."""
+    text = json.dumps(data) if as_json else "\n".join(printable(line) for line in lines)
+    typer.echo(text)
+
+
+def all_failed(report: IngestReport) -> bool:
+    """Return whether no image of a source could be read."""
+    return bool(report.failed) and not report.added and not report.skipped
 
 
 def failure_lines(failures: Iterable[FailedImage]) -> list[str]:
-    """Return a line for each image that failed, shortened."""
+    """Return a line for each image that failed; no more than some."""
     return shortened(f"{failure.path}: {failure.reason}" for failure in failures)
 
 

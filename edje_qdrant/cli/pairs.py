@@ -65,7 +65,7 @@ def match(
         "precision": reranker.precision,
         "matches": [asdict(found) for found in matches],
     }
-    print_result(data, "\n".join(lines), as_json)
+    print_result(data, lines, as_json)
 
 
 def classify(
@@ -99,7 +99,7 @@ def classify(
         "precision": reranker.precision,
         "labels": [asdict(label) for label in found],
     }
-    print_result(data, "\n".join(lines), as_json)
+    print_result(data, lines, as_json)
 
 
 def score_pairs(
@@ -158,10 +158,10 @@ def score_pairs(
         precision=cast("PrecisionName", precision),
         progress=bar_shown(progress),
     )
-    print_result({**report.as_dict(), "model": model}, _report_text(report), as_json)
+    print_result({**report.as_dict(), "model": model}, _report_lines(report), as_json)
 
 
-def _report_text(report: PairReport) -> str:
+def _report_lines(report: PairReport) -> list[str]:
     before = f", {report.resumed} of them before" if report.resumed else ""
     lines = [
         f"{report.pairs} pairs scored{before}, {report.failed} without a score, in "
@@ -171,4 +171,4 @@ def _report_text(report: PairReport) -> str:
         least = "" if report.threshold is None else f", score {report.threshold:g} or more"
         lines.append(f"{report.kept} kept{least}: {report.kept_out or report.out}")
     lines += [f"  {failure.path}: {failure.reason}" for failure in report.failures]
-    return "\n".join(lines)
+    return lines

@@ -63,10 +63,10 @@ def plan(
             load=load,
         )
     )
-    print_result(asdict(found), _as_text(found), as_json)
+    print_result(asdict(found), _as_lines(found), as_json)
 
 
-def _as_text(found: Plan) -> str:
+def _as_lines(found: Plan) -> list[str]:
     lines: list[str] = []
     section = ""
     for line in found.lines:
@@ -94,7 +94,7 @@ def _as_text(found: Plan) -> str:
         how = entry["command"] if entry["measured"] else "not measured"
         lines.append(f"  {name}: {entry['what']} ({entry['date']}; {entry['machine']}; {how})")
     lines += ["", *(f"note: {note}" for note in found.notes)]
-    return "\n".join(lines)
+    return lines
 
 
 def _amount(value: float, unit: str) -> str:

@@ -176,11 +176,11 @@ def search(
                 min_score=threshold,
             )
         drawn = {} if explain is None else _explained(retriever, result, explain)
-    data, shown = result.as_dict(), _as_text(result)
+    data, lines = result.as_dict(), _as_lines(result)
     if explain is not None:
         data["explanations"] = drawn
-        shown += f"\n{len(drawn)} explanations drawn in {explain}"
-    print_result(data, shown, as_json)
+        lines.append(f"{len(drawn)} explanations drawn in {explain}")
+    print_result(data, lines, as_json)
 
 
 def _explained(
@@ -214,9 +214,9 @@ def _min_score(text: str | None) -> MinScore | None:
         raise ConfigError(f"--min-score takes a number or auto, not {text!r}") from error
 
 
-def _as_text(result: SearchResult) -> str:
+def _as_lines(result: SearchResult) -> list[str]:
     if not result.hits:
-        return "nothing found"
+        return ["nothing found"]
     sure = any(hit.probability is not None for hit in result)
     head = f"{'rank':>4}  {'score':>8}  {'match':>6}  " if sure else f"{'rank':>4}  {'score':>8}  "
     lines = [f"{head}{'first stage':>11}  image"]
@@ -235,4 +235,4 @@ def _as_text(result: SearchResult) -> str:
         lines.append(f"degraded: {result.reason}")
     stages = result.timings.as_dict()
     lines.append(", ".join(f"{name} {ms:.1f} ms" for name, ms in stages.items()))
-    return "\n".join(lines)
+    return lines

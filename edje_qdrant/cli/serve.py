@@ -21,6 +21,7 @@ from edje_qdrant.cli.options import (
     service_keys,
     where_is,
 )
+from edje_qdrant.text import printable
 
 __all__ = ["serve"]
 
@@ -113,7 +114,7 @@ def serve(
         reranker = make_reranker(loaded, precision)
         retriever = TwoStageRetriever(opened, loaded, reranker=reranker)
         note_demo_model(retriever.model)
-        typer.echo(f"serving {collection} at http://{_shown(host)}:{port}", err=True)
+        typer.echo(f"serving {printable(collection)} at http://{_shown(host)}:{port}", err=True)
         run(retriever, settings, host=host, port=port)
 
 

@@ -80,7 +80,7 @@ def train(
         report = run(read_recipe(path, changed), out, device=device, progress=bar_shown(progress))
         model = Path(report["model"])
     if rank() == 0:
-        print_result(report, f"wrote {model}; use it with --model {model}", as_json)
+        print_result(report, [f"wrote {model}; use it with --model {model}"], as_json)
 
 
 def _change(text: str) -> tuple[str, Any]:

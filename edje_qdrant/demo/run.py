@@ -24,6 +24,7 @@ from edje_qdrant.metrics import recall_at
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
+from edje_qdrant.text import printable
 from edje_qdrant.threads import in_threads
 from edje_qdrant.types import IngestReport
 
@@ -99,6 +100,7 @@ class DemoReport:
     def text(self) -> str:
         """Return the report as text."""
         cuts = ("R@1", "R@5", "R@10")
+        index = printable(str(self.index))
         lines = [
             f"{self.queries} captions asked of {self.images} images, "
             f"{self.num_candidates} candidates reranked",
@@ -117,11 +119,11 @@ class DemoReport:
         lines += [
             "",
             f"Tokens: {self.bytes_per_image:,} bytes an image. Milliseconds a query: {stages}.",
-            f"Look at {self.contact_sheet}",
+            f"Look at {printable(str(self.contact_sheet))}",
             "",
             "Try next:",
-            f'  edje-qdrant search "a red star above a blue ring" --index {self.index}',
-            f"  edje-qdrant info --index {self.index}",
+            f'  edje-qdrant search "a red star above a blue ring" --index {index}',
+            f"  edje-qdrant info --index {index}",
             "  edje-qdrant ingest IMAGES --index ./photos      (your own images)",
         ]
         return "\n".join(lines)

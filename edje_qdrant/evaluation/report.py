@@ -10,6 +10,7 @@ from edje_qdrant.errors import MissingExtraError
 from edje_qdrant.evaluation.bootstrap import LEVEL, Difference
 from edje_qdrant.evaluation.metrics_table import System
 from edje_qdrant.evaluation.protocol import Protocol
+from edje_qdrant.text import printable
 from edje_qdrant.types import FailedImage
 
 __all__ = ["Evaluation"]
@@ -77,7 +78,7 @@ class Evaluation:
 
     def text(self) -> str:
         """Return the evaluation as text."""
-        where = f"{self.data}, split {self.split}" if self.split else self.data
+        where = printable(f"{self.data}, split {self.split}" if self.split else self.data)
         name = {"karpathy": "Karpathy protocol", "full": "full pool"}[self.protocol.name]
         lines = [f"{where}: {self.images:,} images, {self.captions:,} captions, {name}"]
         lines += self._notes()
@@ -93,7 +94,7 @@ class Evaluation:
                 f"{len(self.failed):,} images cannot be read; they and their "
                 f"{self.lost_captions:,} captions are left out:"
             )
-            notes += [f"  {f.path}: {f.reason}" for f in self.failed[:_FAILED_SHOWN]]
+            notes += [printable(f"  {f.path}: {f.reason}") for f in self.failed[:_FAILED_SHOWN]]
             if len(self.failed) > _FAILED_SHOWN:
                 notes.append(f"  and {len(self.failed) - _FAILED_SHOWN:,} more, all in the JSON")
         if self.twins:
@@ -120,7 +121,7 @@ class Evaluation:
             own = [system for system in systems if system.model == model]
             if len(models) > 1:
                 lines.append(
-                    f"{model} ({own[0].tokens_per_image} tokens, "
+                    f"{printable(model)} ({own[0].tokens_per_image} tokens, "
                     f"{own[0].bytes_per_image:,} bytes an image, {own[0].precision})"
                 )
             ends = own[0].intervals["first_stage"]
@@ -131,7 +132,7 @@ class Evaluation:
                 lines.append(self._row(label, one.reranked, ends, one.ms_per_query))
             lines.append(self._gain(f"  gain at {own[-1].num_candidates}", own[-1].difference))
             lines += [
-                self._gain(f"  over {_short(other.model)}", other.difference)
+                self._gain(f"  over {printable(_short(other.model))}", other.difference)
                 for other in own[-1].against
                 if other.model != model
             ]
@@ -160,7 +161,7 @@ class Evaluation:
 
     def _written(self) -> list[str]:
         lines = [
-            f"{kind + ':':<8}{path}"
+            printable(f"{kind + ':':<8}{path}")
             for kind, paths in self.files.items()
             for path in ([paths] if isinstance(paths, str) else paths)
         ]

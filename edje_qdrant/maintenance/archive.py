@@ -25,6 +25,7 @@ from tqdm import tqdm
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
+    CollectionExistsError,
     CollectionNotFoundError,
     ConfigError,
     ContractMismatchError,
@@ -292,7 +293,10 @@ def _target(
             location, name, **{key: options[key] for key in options if key not in _CREATION_ONLY}
         )
     except CollectionNotFoundError:
-        return ImageCollection.create(location, name, contract, codec=codec, **options)
+        try:
+            return ImageCollection.create(location, name, contract, codec=codec, **options)
+        except CollectionExistsError:  # another process was quicker
+            return _target(location, name, contract, codec, options)
     try:
         contract.require_match(found.contract, where=f"the collection {name!r} at {location}")
     except ContractMismatchError:

@@ -38,6 +38,7 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.files import lock_file, os_errors_as_store_errors, write_atomically
 from edje_qdrant.images import ignore_decoder_warnings
+from edje_qdrant.text import printable
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.training.vision import VisionBatch, check_counts, encode_frozen, read_pixels
 from edje_qdrant.types import FailedImage
@@ -264,7 +265,7 @@ def encode_source(
             tqdm(
                 total=len(source),
                 initial=state.done,
-                desc=f"encoding {source.name}",
+                desc=printable(f"encoding {source.name}"),
                 unit=" images",
                 disable=not progress,
             )

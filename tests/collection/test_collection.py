@@ -26,6 +26,7 @@ from rounding import DOT, float32_slack
 
 from edje_qdrant.collection.collection import ImageCollection, user_payload
 from edje_qdrant.errors import (
+    CollectionExistsError,
     CollectionLockedError,
     CollectionNotFoundError,
     ConfigError,
@@ -35,6 +36,7 @@ from edje_qdrant.errors import (
     TokensCorruptError,
     TokensNotFoundError,
 )
+from edje_qdrant.image_to_text.caption_collection import CaptionCollection
 from edje_qdrant.index import create_embedded
 from edje_qdrant.index.edge.backend import EdgeBackend
 from edje_qdrant.index.qdrant.backend import QdrantBackend
@@ -822,3 +824,25 @@ def test_importing_loads_neither_engine_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_two_that_create_one_collection_at_once(tmp_path, monkeypatch, captions):
+    """The second finds the first's at the last moment; it is told so, and nothing is left over."""
+    kind: Any = CaptionCollection if captions else ImageCollection
+    rename = Path.rename
+
+    def rename_second(path: Path, final: Path) -> Path:
+        if path.name == "new":
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "rename", rename)
+                kind.create(tmp_path, "images", CONTRACT).close()
+        return rename(path, final)
+
+    monkeypatch.setattr(Path, "rename", rename_second)
+    with pytest.raises(CollectionExistsError, match="open it, or choose another name") as caught:
+        kind.create(tmp_path, "images", CONTRACT)
+    assert (caught.value.location, caught.value.name) == (str(tmp_path), "images")
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    with kind.open(tmp_path, "images") as collection:
+        assert len(collection) == 0
