@@ -217,6 +217,41 @@ def test_asking_the_server_what_it_makes_of_a_filter_takes_no_longer_than_the_se
     engine.close()
 
 
+def test_in_strict_mode_filters_need_indexes(stand_in: StandIn) -> None:
+    engine = qdrant_engine(stand_in.url)
+    made = engine.create()
+    made.upsert([Point(image_id(0), unit_vectors(1)[0], {"a": 1, "b": 1, "c": [{"d": 1}]})])
+    limits = {"unindexed_filtering_retrieve": False, "unindexed_filtering_update": False}
+    strict = {"strict_mode_config": {"enabled": True, **limits}}
+    stand_in.answer("PATCH", ["collections", "images"], strict)
+    index = engine.open()
+    index.create_payload_index("a", "integer")
+    assert index.count({"a": 1}) == 1
+    assert index.count(models.Filter(must=[models.HasIdCondition(has_id=[image_id(0)])])) == 1
+    stand_in.seen.clear()
+    one = models.MatchValue(value=1)
+    empty = models.IsEmptyCondition(is_empty=models.PayloadField(key="b"))
+    for chosen, place in (
+        ({"a": 1, "b": 1}, r"filter\.must\[1\]"),
+        (models.Filter(should=[models.Filter(must_not=[empty])]), r"should\[0\]\.must_not\[0\]"),
+        (models.Filter(must=[Field(key="b", match=one)]), r"filter\.must\[0\]"),
+    ):
+        for use in (index.count, index.delete_matching, lambda f: index.scroll(filter=f)):
+            with pytest.raises(
+                ConfigError, match=place + r" is on 'b'.*create_payload_index\('b', kind\)"
+            ):
+                use(chosen)
+    assert {*stand_in.seen} == {"GET /collections/images"}  # whether there is one by now
+    # Only what would be refused is: a limit on deletes alone leaves searches.
+    strict["strict_mode_config"]["unindexed_filtering_retrieve"] = True
+    stand_in.answer("PATCH", ["collections", "images"], strict)
+    index = engine.open()
+    assert index.count({"b": 1}) == 1
+    with pytest.raises(ConfigError, match="is on 'b', which has no payload index"):
+        index.delete_matching({"b": 1})
+    engine.close()
+
+
 def test_edge_refuses_ranges_by_an_index_of_the_other_kind(tmp_path: Path) -> None:
     index = edge_engine(tmp_path).create()
     index.upsert([Point(image_id(0), unit_vectors(1)[0], {"a": "2024-05-05"})])

@@ -17,13 +17,19 @@ from edje_qdrant.index.hnsw import Reach, reach_of
 from edje_qdrant.index.payload_indexes import kinds_of, qdrant_schema
 from edje_qdrant.index.qdrant import requests as qdrant_requests
 from edje_qdrant.index.qdrant.connection import Connection, QdrantOptions
-from edje_qdrant.index.qdrant.filter import ServerFacts, memory_filter, server_filter
+from edje_qdrant.index.qdrant.filter import (
+    ServerFacts,
+    memory_filter,
+    require_indexes,
+    server_filter,
+)
 from edje_qdrant.index.qdrant.metadata import (
     Found,
     as_metadata,
     new_settings,
     read_settings,
     require_absent,
+    strict_limits,
     was_made,
 )
 from edje_qdrant.index.qdrant.settings import QdrantSettings, check_settings
@@ -67,6 +73,7 @@ class QdrantBackend(Backend):
         self._facts = ServerFacts(self._server_version, self._index_of)
         self._version: str | None = None
         self._indexes = found.indexes
+        self._strict = found.strict
         self._indexes_until = time.monotonic() + _INDEXES_KEPT
         self._connection = connection
         self._client = connection.client
@@ -158,7 +165,9 @@ class QdrantBackend(Backend):
         if self._connection.is_local:
             return memory_filter(filter)
         with self._connection.within(timeout):
-            return server_filter(filter, self._facts)
+            chosen = server_filter(filter, self._facts)
+            self._require_indexes(chosen, "unindexed_filtering_retrieve")
+            return chosen
 
     def nearest(
         self,
@@ -278,6 +287,7 @@ class QdrantBackend(Backend):
     def delete_matching(self, chosen: models.Filter) -> None:
         from qdrant_client import models
 
+        self._require_indexes(chosen, "unindexed_filtering_update")
         self._write(self._client.delete, models.FilterSelector(filter=chosen))
 
     def count(self, chosen: models.Filter | None, *, exact: bool = True, **limits: Any) -> int:
@@ -303,6 +313,7 @@ class QdrantBackend(Backend):
             self._collection, self._client.get_collection, self._collection
         )
         self._indexes = info.payload_schema
+        self._strict = strict_limits(info)
         self._indexes_until = time.monotonic() + _INDEXES_KEPT
         return self._indexes
 
@@ -311,6 +322,15 @@ class QdrantBackend(Backend):
         if again or time.monotonic() > self._indexes_until:
             self._read_indexes()
         return self._indexes.get(path)
+
+    def _require_indexes(self, chosen: models.Filter | None, limit: str) -> None:
+        """Refuse what the strict mode would, with the remedy.
+
+        Raises:
+            ConfigError: The limit is set and the filter is on a field without an index.
+        """
+        if chosen is not None and getattr(self._strict, limit, None) is False:
+            require_indexes(chosen, self._facts)
 
     def _server_version(self) -> str | None:
         """Return the server's version; None if the API key may not read it."""

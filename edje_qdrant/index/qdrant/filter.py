@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index.filters.filter import Filter, given_filter, qdrant_filter
+from edje_qdrant.index.filters.filter import Filter, qdrant_filter
 from edje_qdrant.index.filters.validate import check_range_index, clauses, unsupported
 
 if TYPE_CHECKING:
     from qdrant_client import models
 
-__all__ = ["ServerFacts", "memory_filter", "server_filter"]
+__all__ = ["ServerFacts", "memory_filter", "require_indexes", "server_filter"]
 
 # First version of the server that knows a condition or match. Older ones refuse it over REST; over
 # gRPC they drop some without an error, so that every point matches.
@@ -112,9 +112,32 @@ def memory_filter(filter: Filter | None) -> models.Filter | None:
     return _changed(filter, change)
 
 
+def require_indexes(filter: models.Filter, facts: ServerFacts, where: str = "filter") -> None:
+    """Check that a filter asks for fields with a payload index only, as strict mode wants it.
+
+    Fields of objects in lists are left to the server.
+
+    Raises:
+        ConfigError: A field has none; names the condition.
+    """
+    for _, conditions in clauses(filter, where):
+        for place, condition in conditions:
+            if type(condition).__name__ == "Filter":
+                require_indexes(condition, facts, place)
+            key = getattr(getattr(condition, "is_empty", None), "key", None)
+            key = key or getattr(condition, "key", None)
+            if key is None or "[" in key or facts.index(key, False) or facts.index(key, True):
+                continue
+            raise ConfigError(
+                f"{place} is on {key!r}, which has no payload index; the server is in strict mode, "
+                f"where filters need one: create_payload_index({key!r}, kind), or ingest "
+                f"--payload-index {key}=KIND"
+            )
+
+
 def _changed(filter: Filter | None, change: _Change) -> models.Filter | None:
-    given = given_filter(filter)
-    return qdrant_filter(filter) if given is None else _rewritten(given, change, "filter", False)
+    given = qdrant_filter(filter)
+    return None if given is None else _rewritten(given, change, "filter", False)
 
 
 def _rewritten(filter: models.Filter, change: _Change, where: str, nested: bool) -> models.Filter:

@@ -9,7 +9,15 @@ from edje_qdrant.index import hnsw
 from edje_qdrant.index.qdrant.connection import Connection
 from edje_qdrant.index.qdrant.settings import QdrantSettings, as_request, oversampling_of
 
-__all__ = ["Found", "as_metadata", "new_settings", "read_settings", "require_absent", "was_made"]
+__all__ = [
+    "Found",
+    "as_metadata",
+    "new_settings",
+    "read_settings",
+    "require_absent",
+    "strict_limits",
+    "was_made",
+]
 
 # The key of this package's metadata in Qdrant's. Qdrant merges new metadata into the old by
 # top-level keys and replaces each value whole: under one key, the metadata is replaced atomically
@@ -25,12 +33,14 @@ class Found(NamedTuple):
         metadata: This package's metadata.
         oversampling: Candidates for each wanted point if vectors are quantized; else None.
         indexes: Field path -> payload index.
+        strict: Limits of the collection's strict mode; None if it is off.
     """
 
     dim: int
     metadata: dict[str, Any]
     oversampling: float | None
     indexes: dict[str, Any]
+    strict: Any
 
 
 def as_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +66,7 @@ def new_settings(dim: int, settings: QdrantSettings) -> dict[str, Any]:
 
 
 def read_settings(connection: Connection, name: str) -> Found:
-    """Return width, metadata, oversampling and payload indexes of a collection.
+    """Return what a server says about a collection.
 
     Raises:
         StoreError: This package did not create it.
@@ -78,7 +88,14 @@ def read_settings(connection: Connection, name: str) -> Found:
             "no metadata; choose another name, or upgrade the server and delete it"
         )
     quantized = vectors.quantization_config or config.quantization_config
-    return Found(vectors.size, metadata, oversampling_of(quantized), info.payload_schema)
+    strict = strict_limits(info)
+    return Found(vectors.size, metadata, oversampling_of(quantized), info.payload_schema, strict)
+
+
+def strict_limits(info: Any) -> Any:
+    """Return the limits of a collection's strict mode; None if it is off."""
+    limits = info.config.strict_mode_config
+    return limits if limits is not None and limits.enabled else None
 
 
 def require_absent(connection: Connection, name: str) -> None:
