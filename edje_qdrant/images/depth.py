@@ -19,6 +19,7 @@ _INTEGER_BITS = (1, 2, 4, 6, 8, 10, 12, 14, 16)
 _FLOAT_WHITES = (1.0, 255.0, 65535.0)
 _FAR = 15 / 16  # of the range: values beyond it are outliers if hardly any other value is
 _FEW = 0.001  # of the pixels
+_NOTHING = 1 / 64  # of the range: where all samples lie that close to an end, nothing is seen
 _BAND = 1 << 20  # values
 
 
@@ -61,12 +62,13 @@ def sample_range(data: NDArray[Any], samples: Samples) -> tuple[float, float]:
     """Return the values that are shown black and white, as the file says or else the data."""
     if samples.high is not None:
         low, high = samples.low or 0.0, samples.high
-        if data.min() < high and data.max() > low:
-            return low, high
-        return data_range(data)  # all would be black, or all white
-    if samples.png_bits is not None:
-        return 0.0, _png_white(data, samples.png_bits)
-    return data_range(data)
+    elif samples.png_bits is not None:
+        low, high = 0.0, _png_white(data, samples.png_bits)
+    else:
+        return data_range(data)
+    margin = _NOTHING * (high - low)  # within it, all would be black, or all white
+    shows = data.min() < high - margin and data.max() > low + margin
+    return (low, high) if shows else data_range(data)
 
 
 def data_range(data: NDArray[Any]) -> tuple[float, float]:

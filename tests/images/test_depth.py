@@ -111,6 +111,10 @@ def test_twelve_bits_without_padding() -> None:
     assert shown(t.tiff(TWELVE_BITS, bits=12, data=PACKED)) == SHOWN
     dark = t.tiff(np.array([[0, 255]], dtype=np.uint16), bits=12, data=bytes([0, 0, 0xFF]))
     assert shown(dark) == [0, 16]
+    # So dark that nothing would be seen: as its twin in 16 bits.
+    values = np.array([[0, 30]], dtype=np.uint16)
+    dark = t.tiff(values, bits=12, data=bytes([0x00, 0x00, 0x1E]))
+    assert shown(dark) == shown(t.tiff(values)) == [0, 121]
 
 
 def test_a_pgm_says_what_is_white() -> None:
