@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -82,16 +82,33 @@ class Candidates(Sequence[Candidate]):
     Args:
         scores: Cosine of each of `n` candidates, descending.
         point: Returns id and payload of the candidate at a place from 0.
+        token_keys: A text for each candidate that identifies its tokens, if it is known without
+            the payloads.
+        absent: Reads the payloads, and returns the places of candidates that were deleted since
+            they were found; for candidates that are found without their payloads.
     """
 
-    __slots__ = ("_made", "_point", "scores")
+    __slots__ = ("_absent", "_made", "_point", "scores", "token_keys")
 
     def __init__(
-        self, scores: Sequence[float], point: Callable[[int], tuple[str, Payload]]
+        self,
+        scores: Sequence[float],
+        point: Callable[[int], tuple[str, Payload]],
+        *,
+        token_keys: Sequence[str] | None = None,
+        absent: Callable[[], Collection[int]] = tuple,
     ) -> None:
-        self.scores = scores
-        self._point = point
+        self.scores, self.token_keys = scores, token_keys
+        self._point, self._absent = point, absent
         self._made: list[Candidate | None] = [None] * len(scores)
+
+    def absent(self) -> Collection[int]:
+        """Return the places of candidates that were deleted since they were found.
+
+        This reads all payloads, unless they were read before. The best time for it is while a
+        device scores the candidates.
+        """
+        return self._absent()
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -146,7 +146,8 @@ def search(
 
         loaded = load_model(model, device, opened)
         reranker = make_reranker(loaded, precision)
-        retriever = TwoStageRetriever(opened, loaded, reranker=reranker)
+        # One search does not pay for reading all embeddings.
+        retriever = TwoStageRetriever(opened, loaded, reranker=reranker, first_stage="engine")
         filter = filter_of(where or []) or None
         common: dict[str, Any] = {
             "top_k": top_k,

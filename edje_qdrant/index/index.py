@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,10 @@ from edje_qdrant.index.validate import (
 )
 from edje_qdrant.types import Candidates, Payload, Point
 
-__all__ = ["VectorIndex"]
+__all__ = ["Observer", "VectorIndex"]
+
+#: Told the ids of points that were written or deleted; None if it is not known which.
+Observer: TypeAlias = Callable[["Sequence[str] | None"], None]
 
 
 class VectorIndex:
@@ -43,6 +47,33 @@ class VectorIndex:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._observers: list[Observer] = []
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Report every write of this object to a function, also writes that failed part-way.
+
+        Args:
+            observer: Called after each write with the ids concerned, in the writing thread; with
+                None if some points were deleted and their ids are not known.
+
+        Returns:
+            A function that ends the reports.
+        """
+        self._observers.append(observer)
+
+        def end() -> None:
+            if observer in self._observers:
+                self._observers.remove(observer)
+
+        return end
+
+    @contextmanager
+    def _reported(self, image_ids: Sequence[str] | None) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for observer in [*self._observers]:
+                observer(image_ids)
 
     @property
     def engine(self) -> str:
@@ -98,8 +129,9 @@ class VectorIndex:
         """
         checked = check_points(points, self._backend.dim)
         self._backend.check_writable()
-        for batch in in_batches(checked, self._backend.batch_size):
-            self._backend.write(batch)
+        with self._reported([point.id for point in checked]):
+            for batch in in_batches(checked, self._backend.batch_size):
+                self._backend.write(batch)
 
     def set_payload(self, payloads: Mapping[str, Payload]) -> None:
         """Set keys of stored payloads, id -> key -> value; visible to searches on return.
@@ -109,8 +141,9 @@ class VectorIndex:
         """
         checked = check_payloads(payloads)
         self._backend.check_writable()
-        for batch in in_batches(checked, self._backend.batch_size):
-            self._backend.set_payload(batch)
+        with self._reported([item.id for item in checked]):
+            for batch in in_batches(checked, self._backend.batch_size):
+                self._backend.set_payload(batch)
 
     def remove_payload_keys(self, image_ids: Sequence[str], keys: Sequence[str]) -> None:
         """Remove top-level keys from stored payloads; unknown ids and keys are ignored.
@@ -120,7 +153,8 @@ class VectorIndex:
         ids, paths = check_ids(image_ids), check_keys(keys)
         self._backend.check_writable()
         if ids and paths:
-            self._backend.remove_keys(ids, paths)
+            with self._reported(ids):
+                self._backend.remove_keys(ids, paths)
 
     def flush(self) -> None:
         """Make every write so far survive a killed process.
@@ -300,7 +334,8 @@ class VectorIndex:
         """Delete points; unknown ids are ignored."""
         ids = check_ids(image_ids)
         self._backend.check_writable()
-        self._backend.delete(ids)
+        with self._reported(ids):
+            self._backend.delete(ids)
 
     def delete_matching(self, filter: Filter) -> None:
         """Delete every point that matches the filter; an empty one is refused.
@@ -311,7 +346,8 @@ class VectorIndex:
         chosen = self._backend.translate(filter)
         require_filter(filter)
         self._backend.check_writable()
-        self._backend.delete_matching(chosen)
+        with self._reported(None):
+            self._backend.delete_matching(chosen)
 
     def count(self, filter: Filter | None = None) -> int:
         """Count the points that match the filter; all points without one."""

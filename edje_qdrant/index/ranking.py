@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 
 from edje_qdrant.index.backend import Hit
 from edje_qdrant.types import Candidates, Payload
 
-__all__ = ["SLACK", "TIE", "rank"]
+__all__ = ["SLACK", "TIE", "levelled", "rank"]
 
 #: Cosines closer than this count as equal: engines sum float32 products in different orders.
 TIE = 1e-6
@@ -27,22 +27,36 @@ def rank(found: Iterable[Hit], limit: int) -> Candidates:
     and payloads are read only where they are needed.
     """
     hits = sorted(found, key=_score, reverse=True)
-    levels: list[float] = []
-    level, tied = math.inf, False
-    for hit in hits:
-        score = hit.score
-        if level - score > TIE:
-            level = score
-        else:
-            tied = True
-        levels.append(level)
-    if tied:
-        ids = [str(hit.id) for hit in hits]
-        order = sorted(range(len(hits)), key=lambda at: (-levels[at], ids[at]))
-        hits = [hits[at] for at in order]  # their levels are in order already
-    kept = hits[:limit]
+    levels, order = levelled([hit.score for hit in hits], lambda at: str(hits[at].id))
+    kept = [hits[at] for at in order[:limit]]
 
     def point(at: int) -> tuple[str, Payload]:
         return str(kept[at].id), kept[at].payload or {}
 
     return Candidates(levels[:limit], point)
+
+
+def levelled(
+    cosines: Sequence[float], id_at: Callable[[int], str]
+) -> tuple[list[float], Sequence[int]]:
+    """Level near-equal cosines, and order equal ones by id.
+
+    Args:
+        cosines: `n` cosines, descending.
+        id_at: Returns the id at a place; called only if there are equal ones.
+
+    Returns:
+        The `n` levelled cosines, descending, and the place of each among `cosines`.
+    """
+    levels: list[float] = []
+    level, tied = math.inf, False
+    for cosine in cosines:
+        if level - cosine > TIE:
+            level = cosine
+        else:
+            tied = True
+        levels.append(level)
+    places = range(len(levels))
+    if not tied:
+        return levels, places
+    return levels, sorted(places, key=lambda at: (-levels[at], id_at(at)))

@@ -343,12 +343,22 @@ class EDJEModel(nn.Module):
         Raises:
             ConfigError: A text is empty after clean-up.
         """
+        return self.embed_texts(texts).cpu().numpy()
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Do as `encode_texts` does, but leave the embeddings on the model's device.
+
+        On a GPU this only queues the work.
+
+        Raises:
+            ConfigError: A text is empty after clean-up.
+        """
         check_strings("texts", texts)
         if not len(texts):
-            return np.empty((0, self.config.embedding_dim), np.float32)
+            return torch.empty((0, self.config.embedding_dim), device=self.device)
         cleaned = clean_captions(texts)
         with self.inference():
-            return self.encoder.encode_texts(cleaned).float().cpu().numpy()
+            return self.encoder.encode_texts(cleaned).float()  # (n, d)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Clean texts and return the joint encoder's `input_ids` and `attention_mask`.

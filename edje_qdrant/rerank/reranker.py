@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,9 +101,18 @@ class Reranker:
         return self.score_pairs([text] * len(tokens), tokens)
 
     def score_pairs(
-        self, texts: Sequence[str], tokens: NDArray[np.float16] | Tensor
+        self,
+        texts: Sequence[str],
+        tokens: NDArray[np.float16] | Tensor,
+        *,
+        queued: Callable[[], object] | None = None,
     ) -> NDArray[np.float32]:
         """Score each of `n` texts against the `(n, m, d_text)` tokens of the image beside it.
+
+        Args:
+            texts: `n` texts.
+            tokens: Tokens of the image beside each.
+            queued: Called once the work is queued: a GPU scores while it runs.
 
         Returns:
             `(n,)` logits; higher is better.
@@ -128,6 +137,8 @@ class Reranker:
         with self._stream.on(device):
             captions = self._captions(texts)
             logits = self._logits(captions, TokenFeed(tokens, captions.order, device))
+            if queued is not None:
+                queued()
             scores = self._stream.numbers(logits.float())  # (n,), in the order of the batches
         if captions.order is not None:
             ordered = np.empty_like(scores)

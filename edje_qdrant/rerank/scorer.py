@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edje_qdrant.collection.references import readable
-from edje_qdrant.errors import EdjeError, StoreError
+from edje_qdrant.errors import EdjeError, StoreError, TokensCorruptError, TokensNotFoundError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import FIRST_LOOK, STEP, Calibration
 from edje_qdrant.rerank.collector import paused_collector
 from edje_qdrant.rerank.deadline import Deadline, Pace
+from edje_qdrant.rerank.joined_candidates import JoinedCandidates
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.stopwatch import Stopwatch
 from edje_qdrant.types import Candidate
@@ -250,13 +251,18 @@ class CandidateScorer:
         """Score candidates in place; add those whose tokens cannot be read to `failed`."""
         began = time.perf_counter()
         watch.start("fetch")
-        with paused_collector():
-            candidates = [c for query, start, stop in spans for c in query.candidates[start:stop]]
+        candidates = JoinedCandidates([(q.candidates, start, stop) for q, start, stop in spans])
         texts = [query.text for query, start, stop in spans for _ in range(start, stop)]
-        if on_missing == "error":
-            tokens = self._read(candidates)
+        whole = self._tokens_of_all(candidates, failed, on_missing)
+        if whole is not None:
             watch.start("rerank")
-            logits = self._reranker.score_pairs(texts, tokens)
+            # If payloads are not read yet, they are read while the device scores. A subclass's own
+            # method may not have the argument.
+            later: dict[str, Any] = {}
+            plain = type(self._reranker).score_pairs is Reranker.score_pairs
+            if plain and not candidates.has_payloads:
+                later["queued"] = candidates.read_payloads
+            logits = self._reranker.score_pairs(texts, whole, **later)
         else:
             ids = [candidate.image_id for candidate in candidates]
             known, tokens, more = readable(
@@ -274,6 +280,23 @@ class CandidateScorer:
             query.processed = stop
             at += stop - start
         self._pace.observe(len(texts), time.perf_counter() - began)
+
+    def _tokens_of_all(
+        self,
+        candidates: JoinedCandidates,
+        failed: dict[str, StoreError],
+        on_missing: OnMissing,
+    ) -> Tensor | None:
+        """Read the tokens of all candidates; None if some have to be left out."""
+        if failed and on_missing != "error":
+            return None
+        try:
+            with paused_collector():  # thousands of candidates are made here
+                return self._read(candidates)
+        except (TokensNotFoundError, TokensCorruptError):
+            if on_missing == "error":
+                raise
+            return None
 
 
 def _most_bytes(device: torch.device) -> int:

@@ -17,15 +17,16 @@ from torch import Tensor
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import in_order, reference_of
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.rerank.joined_candidates import JoinedCandidates
 from edje_qdrant.rerank.lru_rows import Key, LruRows
 from edje_qdrant.rerank.token_feed import to_device
 from edje_qdrant.rerank.token_loader import DeviceCodes, TokenReader
 from edje_qdrant.tokens.checksum import checksums
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import files_of
-from edje_qdrant.types import Candidate
+from edje_qdrant.types import Candidate, Candidates, Payload
 
-__all__ = ["CacheStats", "DeviceTokenCache", "Kept"]
+__all__ = ["CacheStats", "DeviceTokenCache", "Kept", "token_keys"]
 
 #: Keep tokens as they are stored, decoded at every use; or decoded.
 Kept = Literal["codes", "tokens"]
@@ -174,7 +175,7 @@ class DeviceTokenCache:
             ConfigError: The memory cannot be allocated on the device.
         """
         target = self._device if device is None else torch.device(device)
-        keys = _keys(collection, candidates)
+        keys = _known_keys(candidates) or token_keys(collection, _stored(candidates))
         parts, absent = self._cached(keys, target)
         if len(absent):
             parts += self._read(collection, candidates, keys, absent)
@@ -204,7 +205,7 @@ class DeviceTokenCache:
         loaded = 0
         pages = _pages(collection, None if image_ids is None else dict.fromkeys(image_ids))
         while loaded < room and (page := list(islice(pages, min(_PAGE, room - loaded)))):
-            keys = _keys(collection, page)
+            keys = token_keys(collection, _stored(page))
             if len(absent := self._absent(keys)):
                 self._read(collection, page, keys, absent)
             loaded += len(page)
@@ -369,20 +370,35 @@ class DeviceTokenCache:
         self._written.record(stream)
 
 
-def _keys(collection: ImageCollection, candidates: Sequence[Candidate]) -> list[Key]:
-    """Return the key of each candidate's tokens: collection, image, place, codec and checksum."""
+def token_keys(collection: ImageCollection, points: Iterable[tuple[str, Payload]]) -> list[Key]:
+    """Return the key of each image's tokens: collection, image, place, codec and checksum.
+
+    Args:
+        collection: The collection of the images.
+        points: Id and payload of each image.
+    """
     files = files_of(collection.store)
     home = collection.location if files is None else files.store_id
     scope = f"{home} {collection.identity}"
     keys: list[Key] = []
-    for candidate in candidates:
-        get = reference_of(candidate.payload).get
+    for image_id, payload in points:
+        get = reference_of(payload).get
         # As text, whatever its type: an invalid reference must fail when it is read, not here.
         keys.append(
-            f"{scope} {candidate.image_id} {get('segment')} {get('record')} {get('codec')} "
-            f"{get('checksum')}"
+            f"{scope} {image_id} {get('segment')} {get('record')} {get('codec')} {get('checksum')}"
         )
     return keys
+
+
+def _known_keys(candidates: Sequence[Candidate]) -> Sequence[Key] | None:
+    """Return the keys that the first stage knows; None if it does not."""
+    if isinstance(candidates, Candidates | JoinedCandidates):
+        return candidates.token_keys
+    return None
+
+
+def _stored(candidates: Iterable[Candidate]) -> Iterator[tuple[str, Payload]]:
+    return ((candidate.image_id, candidate.payload) for candidate in candidates)
 
 
 def _pages(collection: ImageCollection, image_ids: Iterable[str] | None) -> Iterator[Candidate]:

@@ -101,8 +101,8 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
             f"num_candidates is {num_candidates} and top_k {top_k}; hits are chosen "
             "among the candidates, so raise num_candidates or lower top_k"
         )
-    _check_choice("on_missing", settings["on_missing"], get_args(OnMissing))
-    _check_choice("fusion", settings["fusion"], get_args(Fusion))
+    check_choice("on_missing", settings["on_missing"], get_args(OnMissing))
+    check_choice("fusion", settings["fusion"], get_args(Fusion))
     _check_weights(settings["fusion_weights"], settings["fusion"])
     _check_group_by(settings["group_by"])
     budget = settings["budget_ms"]
@@ -112,7 +112,7 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
         raise ConfigError(f"adaptive is {settings['adaptive']!r}; give True or False")
     min_score = settings["min_score"]
     if isinstance(min_score, str):
-        _check_choice("min_score", min_score, ("auto",))
+        check_choice("min_score", min_score, ("auto",))
     elif min_score is not None and not _is_number(min_score):
         raise ConfigError(f'min_score is {min_score!r}; give a logit or "auto"')
     return settings
@@ -151,7 +151,8 @@ def _check_group_by(field: Any) -> None:
     check_group_field(field)
 
 
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Check that an option has one of some values; raises ConfigError."""
     if not isinstance(value, str) or value not in choices:
         either = " or ".join(f'"{choice}"' for choice in choices)
         raise ConfigError(f"{name} is {value!r}; give {either}")

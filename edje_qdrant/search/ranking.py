@@ -17,7 +17,7 @@ from edje_qdrant.search.fusion import DEFAULT_WEIGHTS, blend, reciprocal_ranks
 from edje_qdrant.search.groups import group_key
 from edje_qdrant.search.options import SearchOptions
 from edje_qdrant.search.results import SearchHit
-from edje_qdrant.types import Candidate
+from edje_qdrant.types import Candidate, Candidates
 
 __all__ = ["candidates_as_hits", "degraded_reason", "rank_candidates"]
 
@@ -36,6 +36,8 @@ def rank_candidates(
     if settings["fusion"] != "rerank":
         keys = fused = _fused(query, settings)
     order = [*best_first(keys), *range(query.processed, count)]
+    if isinstance(query.candidates, Candidates) and (absent := query.candidates.absent()):
+        order = [row for row in order if row not in absent]
     scores = _numbers(logits, count)
     if settings["min_score"] is not None:
         cutoff = _cutoff(settings, calibration)
@@ -174,7 +176,11 @@ def _fused(query: ScoredQuery, settings: SearchOptions) -> NDArray[np.float64]:
     """Return the fusion scores of the processed candidates; NaN where there is no logit."""
     logits = query.logits[: query.processed]
     known = np.flatnonzero(~np.isnan(logits))
-    cosines = np.array([query.candidates[row].score for row in known.tolist()], np.float32)
+    candidates = query.candidates
+    cosines = np.array(
+        candidates.scores if isinstance(candidates, Candidates) else [c.score for c in candidates],
+        np.float32,
+    )[known]
     fusion = settings["fusion"]
     weights = settings["fusion_weights"] or DEFAULT_WEIGHTS[fusion]
     together = reciprocal_ranks if fusion == "rrf" else blend

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from typing_extensions import Unpack
 
 from edje_qdrant.checks import check_kind, check_list, check_number, check_texts
@@ -36,13 +37,25 @@ from edje_qdrant.rerank.scorer import CandidateScorer, OnMissing, ScoredQuery
 from edje_qdrant.rerank.stopwatch import Stopwatch
 from edje_qdrant.rerank.token_cache import DeviceTokenCache
 from edje_qdrant.rerank.token_loader import TokenReader
+from edje_qdrant.search.device_index import DeviceIndex
 from edje_qdrant.search.groups import diversified
-from edje_qdrant.search.options import SearchOptions, check_milliseconds, with_defaults
+from edje_qdrant.search.options import (
+    SearchOptions,
+    check_choice,
+    check_milliseconds,
+    with_defaults,
+)
 from edje_qdrant.search.ranking import candidates_as_hits, degraded_reason, rank_candidates
 from edje_qdrant.search.results import SearchHit, SearchResult
-from edje_qdrant.types import Candidate, Timings
+from edje_qdrant.types import Candidate, Candidates, Timings
 
-__all__ = ["TwoStageRetriever"]
+__all__ = ["FirstStage", "TwoStageRetriever"]
+
+#: What the first stage searches.
+FirstStage = Literal["auto", "engine", "device"]
+
+#: `(q, d)` float32, in host memory or on a device.
+Embeddings: TypeAlias = "NDArray[np.float32] | Tensor"
 
 # Maximum number of texts encoded and searched at a time.
 _QUERIES = 256
@@ -60,10 +73,15 @@ class TwoStageRetriever:
         reranker: Scores candidates; by default one with the model and default settings.
         token_cache: Keeps the tokens of frequently found images in memory; several collections can
             share it.
+        first_stage: `"engine"` searches the engine. `"device"` reads all embeddings into the memory
+            of the model's device and compares them there: exact, and faster on a GPU (see
+            `DeviceIndex`). `"auto"` does so if the model is on a GPU with room for them and the
+            collection is in a folder.
 
     Raises:
         ContractMismatchError: Another model wrote the collection.
-        ConfigError: The cache is too small for an image of the collection.
+        ConfigError: The cache is too small for an image of the collection, `first_stage` is
+            unknown, or the device has no room for the embeddings.
 
     Examples:
         >>> import tempfile
@@ -93,9 +111,11 @@ class TwoStageRetriever:
         *,
         reranker: Reranker | None = None,
         token_cache: DeviceTokenCache | None = None,
+        first_stage: FirstStage = "auto",
     ) -> None:
         check_kind("collection", collection, BaseCollection, "an ImageCollection")
         check_kind("model", model, EDJEModel, "an EDJEModel, or use TwoStageRetriever.open")
+        check_choice("first_stage", first_stage, get_args(FirstStage))
         collection.require(model.contract())
         self._collection, self._model = collection, model
         if token_cache is None:
@@ -105,6 +125,14 @@ class TwoStageRetriever:
             read = partial(token_cache.fetch, collection, device=model.device)
         self._reranker = reranker or Reranker(model)
         self._scorer = CandidateScorer(model, self._reranker, read)
+        self._device_index: DeviceIndex | None = None
+        if first_stage == "device" or (
+            first_stage == "auto"
+            # Another process may write to a server's collection.
+            and collection.index.engine != "qdrant"
+            and DeviceIndex.fits(collection, model.device)
+        ):
+            self._device_index = DeviceIndex(collection, model.device)
 
     @classmethod
     def open(
@@ -116,6 +144,7 @@ class TwoStageRetriever:
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         token_cache: DeviceTokenCache | None = None,
+        first_stage: FirstStage = "auto",
         tokens_folder: str | Path | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
@@ -131,6 +160,7 @@ class TwoStageRetriever:
             device: Device of a model that is loaded here; by default CUDA if available.
             precision: Precision of the joint encoder; see `Reranker`.
             token_cache: Keeps the tokens of frequently found images in memory.
+            first_stage: Where the first stage searches; see the class.
             tokens_folder: New folder of side files that were moved out of the collection's folder.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
@@ -156,7 +186,13 @@ class TwoStageRetriever:
         try:
             model = model_for(collection, model, device=device)
             reranker = Reranker(model, precision=precision)
-            return cls(collection, model, reranker=reranker, token_cache=token_cache)
+            return cls(
+                collection,
+                model,
+                reranker=reranker,
+                token_cache=token_cache,
+                first_stage=first_stage,
+            )
         except BaseException:
             collection.close()
             raise
@@ -175,6 +211,11 @@ class TwoStageRetriever:
     def precision(self) -> str:
         """Return the precision of the joint encoder; see `Reranker.precision`."""
         return self._reranker.precision
+
+    @property
+    def first_stage(self) -> Literal["engine", "device"]:
+        """Return where the first stage searches."""
+        return "engine" if self._device_index is None else "device"
 
     def search(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
         """Find the images that fit a text best.
@@ -227,10 +268,10 @@ class TwoStageRetriever:
         for start in range(0, len(texts), _QUERIES):
             part, watch = texts[start : start + _QUERIES], Stopwatch()
             watch.start("encode")
-            embeddings = self._model.encode_texts(part)  # (q, d)
+            embeddings = self._encoded(part)  # (q, d)
             watch.start("retrieve")
             with paused_collector():
-                found = self._collection.nearest(
+                found = self._nearest(
                     embeddings,
                     settings["num_candidates"],
                     filter=settings["filter"],
@@ -271,9 +312,9 @@ class TwoStageRetriever:
     def _stream(self, text: str, every: float, settings: SearchOptions) -> Iterator[SearchResult]:
         deadline, watch = Deadline(settings["budget_ms"]), Stopwatch()
         watch.start("encode")
-        embeddings = self._model.encode_texts([text])  # (1, d)
+        embeddings = self._encoded([text])  # (1, d)
         watch.start("retrieve")
-        (found,) = self._collection.nearest(
+        (found,) = self._nearest(
             embeddings,
             settings["num_candidates"],
             filter=settings["filter"],
@@ -310,14 +351,14 @@ class TwoStageRetriever:
         settings = self.check_options(**options)
         deadline, watch = Deadline(settings["budget_ms"]), Stopwatch()
         watch.start("encode")
-        embeddings = await asyncio.to_thread(self._model.encode_texts, [text])  # (1, d)
+        embeddings = await asyncio.to_thread(self._encoded, [text])  # (1, d)
         watch.start("retrieve")
-        found = await self._collection.nearest_async(
-            embeddings,
-            settings["num_candidates"],
-            filter=settings["filter"],
-            timeout=deadline.timeout,
-        )
+        given: Any = {"filter": settings["filter"], "timeout": deadline.timeout}
+        count = settings["num_candidates"]
+        if isinstance(embeddings, Tensor):
+            found = await asyncio.to_thread(self._nearest, embeddings, count, **given)
+        else:
+            found = await self._collection.nearest_async(embeddings, count, **given)
         (result,) = await asyncio.to_thread(
             self._rank, [text], embeddings, found, settings, deadline, watch
         )
@@ -378,7 +419,7 @@ class TwoStageRetriever:
         watch.start("encode")
         embeddings = encode_query(self._model, image).embeddings  # (1, d)
         watch.start("retrieve")
-        found = self._collection.nearest(embeddings, number, filter=filter)[0]
+        found = self._nearest(embeddings, number, filter=filter)[0]
         candidates = self._diversified(embeddings, found, settings)
         name = str(image) if isinstance(image, str | Path) else "an image"
         return self._first_stage_result(name, candidates, settings, watch.timings())
@@ -551,6 +592,8 @@ class TwoStageRetriever:
 
     def close(self) -> None:
         """Close the collection; a second call does nothing."""
+        if self._device_index is not None:
+            self._device_index.close()
         self._collection.close()
 
     def __enter__(self) -> TwoStageRetriever:
@@ -559,10 +602,32 @@ class TwoStageRetriever:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _encoded(self, texts: Sequence[str]) -> Embeddings:
+        """Return the `(q, d)` embeddings of texts, where the first stage searches."""
+        if self._device_index is None:
+            return self._model.encode_texts(texts)
+        return self._model.embed_texts(texts)
+
+    def _nearest(
+        self,
+        embeddings: Embeddings,
+        num_candidates: int,
+        *,
+        filter: Filter | None,
+        timeout: float | None = None,
+    ) -> list[Candidates]:
+        """Find the candidates of `q` queries with `(q, d)` embeddings."""
+        if self._device_index is not None:
+            return self._device_index.nearest(
+                embeddings, num_candidates, filter=filter, timeout=timeout
+            )
+        assert not isinstance(embeddings, Tensor)  # `_encoded` leaves them in host memory
+        return self._collection.nearest(embeddings, num_candidates, filter=filter, timeout=timeout)
+
     def _rank(
         self,
         texts: Sequence[str],
-        embeddings: NDArray[np.float32],
+        embeddings: Embeddings,
         found: Sequence[Sequence[Candidate]],
         settings: SearchOptions,
         deadline: Deadline,
@@ -589,7 +654,7 @@ class TwoStageRetriever:
 
     def _diversified(
         self,
-        embedding: NDArray[np.float32],
+        embedding: Embeddings,
         candidates: Sequence[Candidate],
         settings: SearchOptions,
     ) -> Sequence[Candidate]:
@@ -602,9 +667,7 @@ class TwoStageRetriever:
             groups=settings["top_k"],
             num_candidates=settings["num_candidates"],
             filter=settings["filter"],
-            nearest=lambda filter, count: self._collection.nearest(embedding, count, filter=filter)[
-                0
-            ],
+            nearest=lambda filter, count: self._nearest(embedding, count, filter=filter)[0],
         )
 
     def _result(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -374,3 +375,36 @@ def test_engines_rank_alike(tmp_path: Path, memory: QdrantClient, stand_in: Stan
                 [c.score for c in theirs],
                 atol=float32_slack(1, roundings=DOT),
             )
+
+
+def test_every_write_is_reported(engine: Engine) -> None:
+    index = engine.create()
+    seen: list[Any] = []
+    end = index.observe(seen.append)
+    points = make_points(unit_vectors(4))
+    ids = [point.id for point in points]
+    index.upsert(points)
+    index.set_payload({ids[1]: {"album": "x"}})
+    index.remove_payload_keys(ids[:2], ["album"])
+    index.delete(ids[:1])
+    index.delete_matching({"album": "nowhere"})
+    assert seen == [ids, ids[1:2], ids[:2], ids[:1], None]
+    seen.clear()
+    with pytest.raises(ConfigError):
+        index.delete(["no id"])
+    index.nearest(unit_vectors(1), 3)
+    assert seen == []
+    backend: Any = index._backend
+
+    def fail(_: Any) -> None:
+        raise StoreError("the disk is full")
+
+    write, backend.write = backend.write, fail
+    with pytest.raises(StoreError, match="full"):
+        index.upsert(points)
+    backend.write = write
+    assert seen == [ids]  # some may have been written
+    end()
+    end()
+    index.delete(ids)
+    assert seen == [ids]
