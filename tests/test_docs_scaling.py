@@ -30,12 +30,13 @@ def test_the_pages_examples_run(
         payloads = [{"path": f"{number}.png"} for number in range(12)]
         collection.add(ids, model.encode_images(pictures), payloads)
     blocks = examples()
-    assert len(blocks) == 4
-    for block in blocks[:3]:
+    assert len(blocks) == 5
+    for block in blocks[:4]:
         exec(compile(block, PAGE.name, "exec"), {})
     shown = capsys.readouterr().out
     assert "side files" in shown
     assert "hits=12, misses=0, images=12" in shown
+    assert "device 0" in shown or "device 1" in shown
     assert ".png" in shown
 
 
@@ -44,7 +45,7 @@ def test_the_pages_example_of_processes_runs_as_a_script(tmp_path: Path) -> None
     (tmp_path / "scenes" / "pictures").mkdir(parents=True)
     for number, scene in enumerate(draw_scenes("test", 0, 12)):
         draw(scene).save(tmp_path / "scenes" / "pictures" / f"{number}.png")
-    (tmp_path / "script.py").write_text(examples()[3], encoding="utf-8")
+    (tmp_path / "script.py").write_text(examples()[4], encoding="utf-8")
     result = subprocess.run(
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True
     )

@@ -247,7 +247,17 @@ class OpenClipEncoder(HashedModule):
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Encode texts that are already cleaned: `(B, d)`, unit length."""
-        return functional.normalize(self.clip.encode_text(self.tokenize(texts)).float(), dim=-1)
+        return self.encode_ids(self.tokenize(texts))
+
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        """Encode the ids `(B, t)` of `tokenize`: `(B, d)`, unit length."""
+        return functional.normalize(self.clip.encode_text(ids).float(), dim=-1)
+
+    @property
+    def text_tower(self) -> nn.Module:
+        """Return the module with the weights that `encode_ids` uses."""
+        clip: nn.Module = self.clip
+        return clip
 
 
 def _look(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:

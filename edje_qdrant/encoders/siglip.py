@@ -209,6 +209,12 @@ class SiglipEncoder(HashedModule):
             tokens = self.token_tower(pixel_values=pixel_values).last_hidden_state
         return functional.normalize(output.pooler_output.float(), dim=-1), tokens
 
+    @property
+    def text_tower(self) -> nn.Module:
+        """Return the module with the weights that `encode_ids` uses."""
+        tower: nn.Module = self.siglip.text_model
+        return tower
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return ids `(B, t)`, always padded to the length that SigLIP was trained with."""
         encoded = self.tokenizer(
@@ -226,5 +232,9 @@ class SiglipEncoder(HashedModule):
 
         No attention mask is passed: SigLIP was trained to attend to the padding.
         """
-        output = self.siglip.text_model(input_ids=self.tokenize(texts))
+        return self.encode_ids(self.tokenize(texts))
+
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        """Encode the ids `(B, t)` of `tokenize`: `(B, d)`, unit length."""
+        output = self.siglip.text_model(input_ids=ids)
         return functional.normalize(output.pooler_output.float(), dim=-1)

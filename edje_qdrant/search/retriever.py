@@ -28,6 +28,7 @@ from edje_qdrant.images import image_bytes_id, open_upright, read_image_file
 from edje_qdrant.index import Filter, Strategy, field_value
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.precision import Precision
+from edje_qdrant.model.inference.text_graphs import TextGraphs
 from edje_qdrant.model.named import model_for
 from edje_qdrant.model.queries import ImageQuery, encode_query
 from edje_qdrant.rerank.collector import paused_collector
@@ -125,6 +126,7 @@ class TwoStageRetriever:
             read = partial(token_cache.fetch, collection, device=model.device)
         self._reranker = reranker or Reranker(model)
         self._scorer = CandidateScorer(model, self._reranker, read)
+        self._texts = TextGraphs(model)
         self._device_index: DeviceIndex | None = None
         if first_stage == "device" or (
             first_stage == "auto"
@@ -604,9 +606,10 @@ class TwoStageRetriever:
 
     def _encoded(self, texts: Sequence[str]) -> Embeddings:
         """Return the `(q, d)` embeddings of texts, where the first stage searches."""
-        if self._device_index is None:
+        if self._device_index is None and self._model.device.type != "cuda":
             return self._model.encode_texts(texts)
-        return self._model.embed_texts(texts)
+        embeddings = self._texts(texts)
+        return embeddings.cpu().numpy() if self._device_index is None else embeddings
 
     def _nearest(
         self,
