@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -204,8 +205,8 @@ def test_a_gpu_of_little_memory_takes_smaller_batches(tiny_model: EDJEModel) -> 
 
 
 @pytest.fixture
-def on_gpu() -> EDJEModel:
-    return build_tiny_model().place("cuda", torch.float32)
+def on_gpu(tiny_folder: Path) -> EDJEModel:
+    return EDJEModel.from_pretrained(tiny_folder, device="cuda", dtype=torch.float32)
 
 
 LONG = [*TEXTS, " ".join(["dogs"] * 200)]

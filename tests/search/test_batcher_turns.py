@@ -9,12 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from rounding import float32_slack
 from searching import TEXTS, make_collection
 
 from edje_qdrant.errors import BusyError, ConfigError, EdjeError
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.rerank.token_cache import DeviceTokenCache
 from edje_qdrant.search.batcher import SearchBatcher
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -241,3 +244,27 @@ def test_searches_of_many_threads_are_answered_by_two(
             slack = float32_slack([hit.score for hit in other])
             for hit, same in zip(result, other, strict=True):
                 assert hit.score == pytest.approx(same.score, abs=slack)
+
+
+@pytest.mark.gpu
+def test_many_clients_of_a_gpu_get_what_a_search_of_their_own_returns(
+    tiny_model: EDJEModel, tiny_folder: Path, tmp_path: Path
+) -> None:
+    collection = make_collection(tmp_path, tiny_model)
+    texts = [" ".join([text] * (n % 5 + 1)) for n in range(60) for text in TEXTS]
+    expected = TwoStageRetriever(collection, tiny_model).search_batch(texts)
+    model = EDJEModel.from_pretrained(tiny_folder, device="cuda", dtype=torch.float32)
+    cache = DeviceTokenCache(1 << 20, device="cuda")
+    sizes: list[int] = []
+    with (
+        TwoStageRetriever(collection, model, token_cache=cache) as retriever,
+        SearchBatcher(retriever, observe=sizes.append) as batcher,
+        ThreadPoolExecutor(32) as pool,
+    ):
+        results = [*pool.map(batcher.search, texts)]
+    assert sum(sizes) == len(texts)
+    for text, result, other in zip(texts, results, expected, strict=True):
+        assert result.query == text
+        assert result.reason is None
+        scores = [[hit.score for hit in each] for each in (result, other)]
+        np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)
