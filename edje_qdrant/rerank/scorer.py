@@ -157,7 +157,7 @@ class CandidateScorer:
         texts: Sequence[str],
         found: Sequence[Sequence[Candidate]],
         *,
-        every: float | None = None,
+        first: float | None = None,
         deadline: Deadline | None = None,
         on_missing: OnMissing = "error",
         stop_early: Calibration | None = None,
@@ -167,10 +167,11 @@ class CandidateScorer:
         """Score the candidates of every query as `score_candidates` does; yield in between.
 
         Args:
-            texts: As in `score_candidates`, like all arguments but `every`.
+            texts: As in `score_candidates`, like all arguments but `first`.
             found: Candidates of each query.
-            every: Seconds that a slice is planned to take, by the measured time of earlier ones.
-                None yields only at the end.
+            first: Seconds that the first slice is planned to take, by the measured time of earlier
+                ones; each further slice has at most twice the candidates of the one before, or as
+                many as that time allows. None yields only at the end.
             deadline: When to stop.
             on_missing: What to do with candidates whose tokens cannot be read.
             stop_early: Stops a query once its remaining candidates are unlikely to matter.
@@ -190,9 +191,12 @@ class CandidateScorer:
         active = [query for query in queries if not query.is_complete]
         limit = max(FIRST_LOOK, top_k) if stop_early else self.pairs_at_once
         watch.start("rerank")
+        count = 0
         try:
             while active:
-                most = limit if every is None else min(limit, self._within(every, len(active)))
+                most = limit
+                if first is not None:  # fewer, larger slices later bound what slices cost
+                    most = min(limit, max(self._within(first, len(active)), 2 * count))
                 count = self._affordable(len(active), deadline, most)
                 if count == 0:
                     _stop(active, f"the budget of {deadline.milliseconds:g} ms ended")
@@ -205,7 +209,7 @@ class CandidateScorer:
                     if not query.is_complete and not query.is_settled(stop_early, top_k)
                 ]
                 limit = STEP if stop_early else limit
-                if active and every is not None:
+                if active and first is not None:
                     if failed:
                         _assign_failures(queries, failed)
                     yield queries

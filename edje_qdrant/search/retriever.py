@@ -283,17 +283,19 @@ class TwoStageRetriever:
         return results
 
     def search_stream(
-        self, text: str, *, every_ms: float = 100, **options: Unpack[SearchOptions]
+        self, text: str, *, first_ms: float = 100, **options: Unpack[SearchOptions]
     ) -> Iterator[SearchResult]:
         """Search as `search` does, and yield the ranking so far while candidates are scored.
 
-        Candidates are scored best of the first stage first, in slices whose size follows from the
-        measured speed of the model. After each slice, the scored candidates are ranked, and the
-        others follow in first-stage order, with `score=None`. The last result is that of `search`.
+        Candidates are scored best of the first stage first, in slices. The measured speed of the
+        model decides the size of the first one; further ones are up to twice as large each. After
+        each slice, the scored candidates are ranked, and the others follow in first-stage order,
+        with `score=None`. The last result is that of `search`.
 
         Args:
             text: Description of the image.
-            every_ms: Milliseconds that a slice is planned to take; it has at least four candidates.
+            first_ms: Milliseconds that the first slice is planned to take; it has at least four
+                candidates.
             options: See `SearchOptions`.
 
         Yields:
@@ -301,17 +303,17 @@ class TwoStageRetriever:
             one is `degraded` if the budget ended or the reranker failed.
 
         Raises:
-            ConfigError: As `search`, or `every_ms` is not above 0; before anything is searched.
+            ConfigError: As `search`, or `first_ms` is not above 0; before anything is searched.
             StoreError: As `search`, while the results are read.
             EngineUnavailableError: Likewise.
             CheckpointError: Likewise.
         """
         check_texts("text", [text])
         settings = self.check_options(**options)
-        check_milliseconds("every_ms", every_ms)
-        return self._stream(text, every_ms / 1000, settings)
+        check_milliseconds("first_ms", first_ms)
+        return self._stream(text, first_ms / 1000, settings)
 
-    def _stream(self, text: str, every: float, settings: SearchOptions) -> Iterator[SearchResult]:
+    def _stream(self, text: str, first: float, settings: SearchOptions) -> Iterator[SearchResult]:
         deadline, watch = Deadline(settings["budget_ms"]), Stopwatch()
         watch.start("encode")
         embeddings = self._encoded([text])  # (1, d)
@@ -325,7 +327,7 @@ class TwoStageRetriever:
         for (query,) in self._scorer.score_in_slices(
             [text],
             [self._diversified(embeddings, found, settings)],
-            every=every,
+            first=first,
             deadline=deadline,
             on_missing=settings["on_missing"],
             stop_early=self._model.calibration if settings["adaptive"] else None,
