@@ -20,6 +20,7 @@ from typing import BinaryIO, Literal
 from edje_qdrant.errors import CollectionLockedError, EdjeError, StoreError
 
 __all__ = [
+    "hidden_file",
     "hidden_folder",
     "kind_of",
     "lock_file",
@@ -184,6 +185,25 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             fresh.unlink(missing_ok=True)
         raise
     finally:
+        lock.close()
+
+
+@contextmanager
+def hidden_file(final: Path) -> Iterator[Path]:
+    """Create a hidden empty file beside `final`, and delete it when the block ends.
+
+    What killed runs left for the same `final` is deleted first; `final` itself need not exist.
+
+    Raises:
+        OSError: The file cannot be created.
+    """
+    _drop_leftovers(final)
+    fresh, lock = _new_hidden(final, folder=False)
+    try:
+        yield fresh
+    finally:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
         lock.close()
 
 

@@ -12,6 +12,7 @@ import pytest
 from edje_qdrant import files
 from edje_qdrant.errors import CollectionLockedError, StoreError
 from edje_qdrant.files import (
+    hidden_file,
     hidden_folder,
     lock_file,
     new_file,
@@ -230,3 +231,15 @@ def test_os_errors_say_what_to_do(number, advice):
     ):
         raise OSError(number, os.strerror(number))
     assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_hidden_files_of_killed_runs_are_deleted(tmp_path):
+    stray = tmp_path / ".upload.0123abcd.new"
+    stray.write_bytes(b"half")
+    with hidden_file(tmp_path / "upload") as first:
+        assert not stray.exists()
+        with hidden_file(tmp_path / "upload") as second:
+            assert first.exists()
+            second.replace(tmp_path / "b")
+        first.write_bytes(b"a")
+    assert os.listdir(tmp_path) == ["b"]

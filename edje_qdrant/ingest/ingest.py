@@ -164,6 +164,7 @@ def ingest_images(
     ):
         raise ConfigError(f"with prune, all images but {source} would be deleted; leave prune out")
     collection.require(model.contract())
+    collection.require_writable()
     run = IngestRun(collection, model, total=sum(1 for _ in listing()), progress=progress)
     seen: set[bytes] = set()
     run.seen = seen if prune else None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.files import hidden_file
 from edje_qdrant.images import DecodedFile, DecoderPool
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.ingest.decode import DecodedImage
@@ -31,6 +32,8 @@ _SUFFIXES = {
 _RESERVED = ("path", "width", "height", "name", TOKENS_KEY)
 _AT_ONCE = 8
 _NAME = 200
+# A folder of its own, so that looking for what a killed service left is fast.
+_PARTS = ".parts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +152,13 @@ def ingest_uploads(
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file that is either whole or not there, also after a crash."""
-    number, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-    part = Path(name)
-    try:
-        with os.fdopen(number, "wb") as file:
+    parts = path.parent / _PARTS
+    parts.mkdir(exist_ok=True)
+    with hidden_file(parts / "upload") as part:
+        with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with suppress(OSError):
+        parts.rmdir()

@@ -5,6 +5,8 @@ import io
 import pytest
 from PIL import Image
 
+from edje_qdrant.web import uploads
+
 
 def picture(colour=(200, 30, 30), kind="PNG"):
     buffer = io.BytesIO()
@@ -82,3 +84,12 @@ def test_uploads_are_counted(taking):
     metrics = taking.get("/metrics").text
     assert 'edje_ingested_pictures_total{outcome="added"} 1.0' in metrics
     assert 'edje_ingested_pictures_total{outcome="failed"} 1.0' in metrics
+
+
+def test_what_a_killed_upload_left_goes_with_the_next(tmp_path):
+    left = tmp_path / ".parts" / ".upload.0123abcd.new"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    uploads._write(tmp_path / "a.png", b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"whole"
