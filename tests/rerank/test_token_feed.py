@@ -66,7 +66,8 @@ def test_many_batches_from_host_memory_do_not_overtake_each_other() -> None:
     for start in range(0, 64 * 50, 64):
         part = feed.batch(start, start + 64)
         for _ in range(20):  # the GPU is slower than the copies
-            weight = (weight @ weight).div_(weight.norm())
+            weight = weight @ weight
+            weight.div_(weight.norm())
         sums.append(part.sum(dim=(1, 2)) + 0 * weight[0, 0])
         del part
     found = torch.cat(sums).cpu()

@@ -54,6 +54,7 @@ class CudaGraphs:
         self._pool: Any = None
         self._met: dict[_Bucket, int] = {}
         self._recorded: OrderedDict[_Bucket, _Recorded] = OrderedDict()
+        self._replayed: Any = None  # event of the last replay
 
     def __call__(self, packed: PackedWeights, pairs: PackedPairs) -> Tensor:
         """Return `(n,)` logits."""
@@ -76,13 +77,20 @@ class CudaGraphs:
                 if len(self._recorded) > _KEPT:
                     self._recorded.popitem(last=False)
             self._recorded.move_to_end(bucket)
+            stream: Any = torch.cuda.current_stream(pairs.tokens.device)
+            if self._replayed is None:
+                self._replayed = torch.cuda.Event()
+            else:  # another thread's stream may still be at the last replay
+                stream.wait_event(self._replayed)
             own = recorded.pairs
             own.ids[: len(pairs.ids)].copy_(pairs.ids)
             own.bounds[:, : n + 1].copy_(pairs.bounds)
             own.bounds[:, n + 1 :].copy_(pairs.bounds[:, -1:])
             own.tokens[:n].copy_(pairs.tokens)
             recorded.graph.replay()
-            return recorded.logits[:n].clone()
+            logits = recorded.logits[:n].clone()
+            self._replayed.record(stream)
+            return logits
 
     def _record(self, packed: PackedWeights, bucket: _Bucket, like: PackedPairs) -> _Recorded:
         size, rows, longest = bucket

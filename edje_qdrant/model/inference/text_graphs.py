@@ -19,8 +19,9 @@ __all__ = ["TextGraphs"]
 
 _log = logging.getLogger(__name__)
 
-# Texts in a batch, at most; larger batches keep a GPU busy without a graph.
-_LARGEST = 8
+# Texts in a batch, at most; larger batches keep a GPU busy without a graph. Graphs have few sizes,
+# and cuDNN's attention takes long to prepare for every new one.
+_LARGEST = 64
 
 # A graph is recorded when its size occurs the second time: recording costs several forwards.
 _MET = 2
@@ -61,6 +62,7 @@ class TextGraphs:
         self._met: dict[int, int] = {}
         self._recorded: dict[int, _Recorded] = {}
         self._pool: Any = None
+        self._replayed: Any = None  # event of the last replay
         self._works = True
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -107,9 +109,16 @@ class TextGraphs:
             if recorded is None:
                 return encoder.encode_ids(ids).float()
             self._recorded[size] = recorded
+        stream: Any = torch.cuda.current_stream(ids.device)
+        if self._replayed is None:
+            self._replayed = torch.cuda.Event()
+        else:  # another thread's stream may still be at the last replay
+            stream.wait_event(self._replayed)
         recorded.ids[:n].copy_(ids)
         recorded.graph.replay()
-        return recorded.embeddings[:n].clone()
+        embeddings = recorded.embeddings[:n].clone()
+        self._replayed.record(stream)
+        return embeddings
 
     def _record(self, encoder: _IdEncoder, ids: Tensor, size: int) -> _Recorded | None:
         """Record a graph for `size` texts; None, also for later calls, if that is not possible."""
