@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import OrderedDict
@@ -63,8 +64,7 @@ class DeviceIndex:
 
     The embeddings are read from the engine once. Every later write through the same open collection
     is noted, and read from the engine before the next search, so a search finds what a search of
-    the engine would find. Payloads are read from the engine when they are needed. Threads may share
-    an object.
+    the engine would find. Payloads are kept in host memory, as JSON. Threads may share an object.
 
     Scores are cosines of float32 numbers, within 1e-5 of the engine's exact search. If a GPU has no
     room for float32, embeddings are kept as float16; then scores are within 5e-4 of it.
@@ -73,8 +73,9 @@ class DeviceIndex:
     the next write. Filters that match more than 100,000 points are always left to the engine.
 
     Where other processes can write (a Qdrant server), the number of points is compared every two
-    seconds, and ids are compared if it differs. Payloads are always the current ones there, but an
-    embedding that another process replaces stays the old one until `reload`.
+    seconds, and ids are compared if it differs. Payloads are not kept there, but read at each
+    search, while the device scores. An embedding that another process replaces stays the old one
+    until `reload`.
 
     Args:
         collection: The collection.
@@ -100,6 +101,7 @@ class DeviceIndex:
         self._filters: OrderedDict[str, _Matches | None] = OrderedDict()  # None: used once
         self._ids: list[str] = []  # of each row
         self._keys: list[str] = []  # of the tokens of each row
+        self._payloads: list[bytes] = []  # of each row; empty where others can write
         self._row_of: dict[str, int] = {}
         self._vectors = torch.empty(0, self._dim)
         self._end_notes = self._index.observe(self._note)
@@ -140,7 +142,7 @@ class DeviceIndex:
         with self._lock:
             self._closed = True
             self._vectors = self._vectors[:0].clone()
-            self._ids, self._keys, self._row_of = [], [], {}
+            self._ids, self._keys, self._payloads, self._row_of = [], [], [], {}
             self._filters.clear()
 
     def nearest(
@@ -198,7 +200,7 @@ class DeviceIndex:
             self._noted.clear()
             self._some_deleted = False
         self._filters.clear()
-        self._ids, self._keys, self._row_of = [], [], {}
+        self._ids, self._keys, self._payloads, self._row_of = [], [], [], {}
         self._vectors = torch.empty(0, self._dim)  # frees the old ones first
         count = self._collection.count()
         try:
@@ -266,9 +268,12 @@ class DeviceIndex:
             self._row_of[point_id] = len(self._ids)
             self._ids.append(point_id)
             self._keys.append("")
+            self._payloads.append(b"")
         rows = [self._row_of[point.id] for point in points]
-        for row, key in zip(rows, keys, strict=True):
+        for row, key, point in zip(rows, keys, points, strict=True):
             self._keys[row] = key
+            if not self._shared:
+                self._payloads[row] = json.dumps(point.payload, separators=(",", ":")).encode()
         vectors = torch.from_numpy(np.array([point.vector for point in points], np.float32))
         place = torch.tensor(rows, device=self._device)
         self._vectors[place] = vectors.to(self._device, self.dtype)
@@ -282,9 +287,10 @@ class DeviceIndex:
         movers = [row for row in range(count, len(self._ids)) if row not in gone]
         holes = sorted(row for row in gone if row < count)
         for hole, mover in zip(holes, movers, strict=True):
-            self._ids[hole], self._keys[hole] = self._ids[mover], self._keys[mover]
+            for column in (self._ids, self._keys, self._payloads):
+                column[hole] = column[mover]  # type: ignore[index]  # one of three types
             self._row_of[self._ids[hole]] = hole
-        del self._ids[count:], self._keys[count:]
+        del self._ids[count:], self._keys[count:], self._payloads[count:]
         if holes:
             to, source = (torch.tensor(rows, device=self._device) for rows in (holes, movers))
             self._vectors[to] = self._vectors[source]
@@ -363,6 +369,11 @@ class DeviceIndex:
         levels, order = levelled(cosines, lambda at: self._ids[rows[at]])
         kept = [rows[at] for at in order[:limit]]
         ids, keys = [self._ids[row] for row in kept], [self._keys[row] for row in kept]
+        if not self._shared:
+            texts = [self._payloads[row] for row in kept]
+            return Candidates(
+                levels[:limit], lambda at: (ids[at], json.loads(texts[at])), token_keys=keys
+            )
         payloads.ids.update(ids)
 
         def point(at: int) -> tuple[str, Payload]:
@@ -378,7 +389,7 @@ class DeviceIndex:
 
 
 class _Payloads:
-    """Payloads of the candidates of a batch of queries, read when the first one is needed."""
+    """Payloads on a server of a batch's candidates, read when the first one is needed."""
 
     def __init__(self, index: VectorIndex, note: Callable[[Sequence[str]], None]) -> None:
         self._index, self._note = index, note
