@@ -79,7 +79,7 @@ class CudaGraphs:
             self._recorded.move_to_end(bucket)
             stream: Any = torch.cuda.current_stream(pairs.tokens.device)
             if self._replayed is None:
-                self._replayed = torch.cuda.Event()
+                self._replayed = torch.cuda.Event()  # type: ignore[no-untyped-call]
             else:  # another thread's stream may still be at the last replay
                 stream.wait_event(self._replayed)
             own = recorded.pairs

@@ -111,7 +111,7 @@ class TextGraphs:
             self._recorded[size] = recorded
         stream: Any = torch.cuda.current_stream(ids.device)
         if self._replayed is None:
-            self._replayed = torch.cuda.Event()
+            self._replayed = torch.cuda.Event()  # type: ignore[no-untyped-call]
         else:  # another thread's stream may still be at the last replay
             stream.wait_event(self._replayed)
         recorded.ids[:n].copy_(ids)
