@@ -344,7 +344,7 @@ def _searches(run: Run, model: EDJEModel) -> None:
         cache = DeviceTokenCache(2 * 49_152 * sizes.images, device=run.device)
         cache.preload(collection)
         with collection:
-            _search(run, TwoStageRetriever(collection, model), "no cache")
+            _search(run, TwoStageRetriever(collection, model, token_cache=None), "no cache")
             with TwoStageRetriever(collection, model, token_cache=cache) as retriever:
                 _search(run, retriever, "token cache on the device")
 

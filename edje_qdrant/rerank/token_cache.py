@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +32,15 @@ __all__ = ["CacheStats", "DeviceTokenCache", "Kept", "token_keys"]
 #: Keep tokens as they are stored, decoded at every use; or decoded.
 Kept = Literal["codes", "tokens"]
 
+_log = logging.getLogger(__name__)
+
 # Images read at a time by `preload`.
 _PAGE = 512
+
+# Share of a GPU's free memory that an automatic cache may take, and images for which it has room
+# beside those of the collection: a share of them, and a few.
+_FREE_SHARE = 1 / 3
+_MORE_SHARE, _MORE = 1 / 4, 1000
 
 # Number of fetches after which a codec that none of them used loses its share of the budget.
 _UNUSED = 256
@@ -120,11 +128,34 @@ class DeviceTokenCache:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"no cache can be kept on the device {device}: {reason}") from error
         self._budget, self._keep = budget_bytes, keep
+        self._optional = False  # whether a search works without it if the memory is gone
         self._lock = Lock()
         self._rows: dict[str, LruRows] = {}
         self._readers: dict[torch.device, TokenReader] = {}
         self._hits = self._misses = self._fetches = 0
         self._written: torch.cuda.Event | None = None
+
+    @classmethod
+    def automatic(
+        cls, collection: ImageCollection, device: torch.device
+    ) -> DeviceTokenCache | None:
+        """Return a cache for a whole collection, or for what a third of a GPU's free memory holds.
+
+        Tokens are kept decoded if all of them fit, or else as they are stored. If the memory is
+        taken at the first use, a warning is logged and nothing is kept.
+
+        Returns:
+            None on a CPU, and if not even one image fits.
+        """
+        if device.type != "cuda":
+            return None
+        free, _ = torch.cuda.mem_get_info(device)
+        budget, keep = _share(collection, int(_FREE_SHARE * free))
+        if keep is None:
+            return None
+        cache = cls(budget, device=device, keep=keep)
+        cache._optional = True
+        return cache
 
     @property
     def device(self) -> torch.device:
@@ -298,7 +329,14 @@ class DeviceTokenCache:
         if len(same) < len(rows):
             rows = rows.index_select(0, to_device(torch.tensor(same), self._device))
         with self._lock, self._ordered_on_device():
-            kept = self._rows_of(part.codec, rows.shape[1])
+            try:
+                kept = self._rows_of(part.codec, rows.shape[1])
+            except ConfigError:
+                if not self._optional:
+                    raise
+                _log.warning("%s has no memory for a token cache; tokens are read", self._device)
+                self._budget = 0
+                return
             kept.put([keys[asked[row]] for row in same], rows)
 
     def _rows_of(self, codec: Codec, width: int) -> LruRows:
@@ -368,6 +406,17 @@ class DeviceTokenCache:
             stream.wait_event(self._written)
         yield
         self._written.record(stream)
+
+
+def _share(collection: ImageCollection, room: int) -> tuple[int, Kept | None]:
+    """Return the bytes of an automatic cache, at most `room`, and what it keeps."""
+    images = collection.count()
+    images += int(_MORE_SHARE * images) + _MORE
+    codec = collection.codec
+    decoded = 2 * codec.num_tokens * codec.token_dim
+    if images * decoded <= room:
+        return images * decoded, "tokens"
+    return min(images * codec.nbytes, room), "codes" if codec.nbytes <= room else None
 
 
 def token_keys(collection: ImageCollection, points: Iterable[tuple[str, Payload]]) -> list[Key]:

@@ -73,7 +73,8 @@ class TwoStageRetriever:
         model: The model that wrote the collection.
         reranker: Scores candidates; by default one with the model and default settings.
         token_cache: Keeps the tokens of frequently found images in memory; several collections can
-            share it.
+            share it. `"auto"` makes one if the model is on a GPU, for the whole collection or for
+            what a third of the free memory holds (`DeviceTokenCache.automatic`); None for none.
         first_stage: `"engine"` searches the engine. `"device"` reads all embeddings into the memory
             of the model's device and compares them there: exact, and faster on a GPU (see
             `DeviceIndex`). `"auto"` does so if the model is on a GPU with room for them and the
@@ -111,21 +112,18 @@ class TwoStageRetriever:
         model: EDJEModel,
         *,
         reranker: Reranker | None = None,
-        token_cache: DeviceTokenCache | None = None,
+        token_cache: DeviceTokenCache | Literal["auto"] | None = "auto",
         first_stage: FirstStage = "auto",
     ) -> None:
         check_kind("collection", collection, BaseCollection, "an ImageCollection")
         check_kind("model", model, EDJEModel, "an EDJEModel, or use TwoStageRetriever.open")
         check_choice("first_stage", first_stage, get_args(FirstStage))
         collection.require(model.contract())
-        self._collection, self._model = collection, model
-        if token_cache is None:
-            read = partial(TokenReader(model.device).tokens, collection)
-        else:
+        if token_cache is not None and token_cache != "auto":
+            wanted = 'a DeviceTokenCache, "auto" or None'
+            check_kind("token_cache", token_cache, DeviceTokenCache, wanted)
             token_cache.require(collection)
-            read = partial(token_cache.fetch, collection, device=model.device)
-        self._reranker = reranker or Reranker(model)
-        self._scorer = CandidateScorer(model, self._reranker, read)
+        self._collection, self._model = collection, model
         self._texts = TextGraphs(model)
         self._device_index: DeviceIndex | None = None
         if first_stage == "device" or (
@@ -135,6 +133,15 @@ class TwoStageRetriever:
             and DeviceIndex.fits(collection, model.device)
         ):
             self._device_index = DeviceIndex(collection, model.device)
+        self._reranker = reranker or Reranker(model)
+        self._own_cache: DeviceTokenCache | None = None
+        if token_cache == "auto":  # takes its share of what the embeddings left
+            token_cache = self._own_cache = DeviceTokenCache.automatic(collection, model.device)
+        if token_cache is None:
+            read = partial(TokenReader(model.device).tokens, collection)
+        else:
+            read = partial(token_cache.fetch, collection, device=model.device)
+        self._scorer = CandidateScorer(model, self._reranker, read)
 
     @classmethod
     def open(
@@ -145,7 +152,7 @@ class TwoStageRetriever:
         model: EDJEModel | str | Path | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "auto",
-        token_cache: DeviceTokenCache | None = None,
+        token_cache: DeviceTokenCache | Literal["auto"] | None = "auto",
         first_stage: FirstStage = "auto",
         tokens_folder: str | Path | None = None,
         api_key: str | None = None,
@@ -161,7 +168,7 @@ class TwoStageRetriever:
                 collection's contract names.
             device: Device of a model that is loaded here; by default CUDA if available.
             precision: Precision of the joint encoder; see `Reranker`.
-            token_cache: Keeps the tokens of frequently found images in memory.
+            token_cache: Keeps the tokens of frequently found images in memory; see the class.
             first_stage: Where the first stage searches; see the class.
             tokens_folder: New folder of side files that were moved out of the collection's folder.
             api_key: Sent with every request to a server.
@@ -598,6 +605,8 @@ class TwoStageRetriever:
         """Close the collection; a second call does nothing."""
         if self._device_index is not None:
             self._device_index.close()
+        if self._own_cache is not None:
+            self._own_cache.clear()
         self._collection.close()
 
     def __enter__(self) -> TwoStageRetriever:

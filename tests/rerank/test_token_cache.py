@@ -19,7 +19,7 @@ from edje_qdrant.collection.references import in_order
 from edje_qdrant.errors import ConfigError, TokensCorruptError, TokensNotFoundError
 from edje_qdrant.maintenance import compact, transcode
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.rerank.token_cache import DeviceTokenCache
+from edje_qdrant.rerank.token_cache import DeviceTokenCache, _share
 from edje_qdrant.rerank.token_loader import TokenReader
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.tokens.codecs import codec_for
@@ -303,6 +303,60 @@ def test_other_arguments_that_cannot_be_used_are_refused(
         TwoStageRetriever(other, tiny_model, token_cache=DeviceTokenCache(1))
     with pytest.raises(ConfigError, match="does not have"):
         fetched(DeviceTokenCache(1 << 62), collection, ids_of(1))
+
+
+def test_an_automatic_cache_has_room_for_the_whole_collection_or_for_what_fits(
+    tmp_path: Path,
+) -> None:
+    with make_place("edge-file", tmp_path).create() as collection:
+        collection.set_codec(codec_for("int4", 4, 6))
+        fill(collection, ids_of(12))
+        assert DeviceTokenCache.automatic(collection, torch.device("cpu")) is None
+        images, code = 12 + 3 + 1000, collection.codec.nbytes
+        assert code < BYTES
+        assert _share(collection, 1 << 30) == (images * BYTES, "tokens")
+        assert _share(collection, images * BYTES) == (images * BYTES, "tokens")
+        assert _share(collection, images * BYTES - 1) == (images * code, "codes")
+        assert _share(collection, code) == (code, "codes")
+        assert _share(collection, code - 1)[1] is None
+
+
+def test_an_automatic_cache_without_memory_keeps_nothing(
+    collection: ImageCollection, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = DeviceTokenCache(1 << 62)
+    cache._optional = True
+    ids = ids_of(3)
+    for _ in range(2):
+        np.testing.assert_array_equal(fetched(cache, collection, ids), encoding_of(ids).tokens)
+    assert (cache.stats.images, cache.stats.bytes) == (0, 0)
+    assert caplog.text.count("no memory for a token cache") == 1
+
+
+def test_what_is_no_token_cache_is_refused(tiny_model: EDJEModel, tmp_path: Path) -> None:
+    collection = make_collection(tmp_path, tiny_model)
+    with pytest.raises(ConfigError, match="token_cache"):
+        TwoStageRetriever(collection, tiny_model, token_cache="yes")  # type: ignore[arg-type]
+    with TwoStageRetriever(collection, tiny_model) as retriever:
+        assert retriever._own_cache is None  # on a CPU
+
+
+@pytest.mark.gpu
+def test_a_retriever_on_a_gpu_keeps_tokens_there_by_default(
+    tiny_folder: Path, tiny_model: EDJEModel, tmp_path: Path
+) -> None:
+    model = EDJEModel.from_pretrained(tiny_folder, device="cuda", dtype=torch.float32)
+    collection = make_collection(tmp_path, tiny_model)
+    plain = TwoStageRetriever(collection, model, token_cache=None).search_batch(TEXTS)
+    with TwoStageRetriever(collection, model) as retriever:
+        cache = retriever._own_cache
+        assert cache is not None
+        for _ in range(2):
+            for result, other in zip(retriever.search_batch(TEXTS), plain, strict=True):
+                assert [hit.image_id for hit in result] == [hit.image_id for hit in other]
+        assert cache.stats.hits > 0
+        assert cache.device.type == "cuda"
+    assert cache.stats.bytes == 0
 
 
 @pytest.mark.gpu
