@@ -287,8 +287,8 @@ class DeviceIndex:
         movers = [row for row in range(count, len(self._ids)) if row not in gone]
         holes = sorted(row for row in gone if row < count)
         for hole, mover in zip(holes, movers, strict=True):
-            for column in (self._ids, self._keys, self._payloads):
-                column[hole] = column[mover]  # type: ignore[index]  # one of three types
+            self._ids[hole], self._keys[hole] = self._ids[mover], self._keys[mover]
+            self._payloads[hole] = self._payloads[mover]
             self._row_of[self._ids[hole]] = hole
         del self._ids[count:], self._keys[count:], self._payloads[count:]
         if holes:
@@ -346,10 +346,9 @@ class DeviceIndex:
         table = queries.to(vectors.dtype) @ vectors.T  # (q, n)
         if matches is not None:
             table.masked_fill_(matches.others, -torch.inf)
-        # A product of less than float32 may order points by its rounding error.
-        exact = vectors.dtype is torch.float32 and torch.get_float32_matmul_precision() == "highest"
-        rows = table.topk(wanted if exact else min(2 * wanted, count), sorted=False).indices
-        # The same for every number of queries, which a matrix product is not.
+        # More than wanted, as the product may be rounded to half precision or TF32.
+        rows = table.topk(min(2 * wanted, count), sorted=False).indices  # (q, k)
+        # In float32, and the same for every number of queries, which a matrix product is not.
         cosines = (vectors[rows].float() * queries[:, None]).sum(dim=2)  # (q, k)
         cosines, places = cosines.topk(wanted)
         rows = rows.gather(1, places)
