@@ -1,5 +1,6 @@
 """Write the tables of `benchmarks.md` from `docs/results/`; a test fails on stale ones.
 
+`saving.json` there comes from `benchmarks/saving.py --out docs/results/saving.json`.
 `joint_encoder.json` there comes from
 `python benchmarks/joint_encoder.py --out docs/results/joint_encoder.json`, as `make bench` runs it,
 and `gpu.json` from `python benchmarks/gpu.py --out docs/results/gpu.json`.
@@ -27,6 +28,8 @@ def page() -> str:
     parts = {"gpu": _gpu(read("gpu"))}
     for name, write in writers.items():
         parts[name] = write(report[name]) if report.get(name) else "Not run yet.\n"
+    saving = read("saving")
+    parts["saving"] = _saving(saving) if saving else "Not run yet.\n"
     parts["products"] = _products(report["cpu"]) if report.get("cpu") else "Not run yet.\n"
     return sections(parts)
 
@@ -83,6 +86,39 @@ def _quality(part: dict[str, Any]) -> str:
     ]
     said = f"{part['scenes']:,} scenes, {part['candidates']} candidates each; "
     return table(heads, rows, said + _circumstances(part))
+
+
+def _saving(report: dict[str, Any]) -> str:
+    heads = ["images", "shortcut", "R@1", "less the full form's", "R@10", "x full", "worth it"]
+    rows = []
+    for run in report["runs"]:
+        for row in run["rows"]:
+            gap, is_full = row["difference"], row["shortcut"] == "full"
+            rows.append(
+                [
+                    f"{run['images']:,}",
+                    "full" if is_full else f"{row['shortcut']}",
+                    f"{row['R@1']:.1%}",
+                    ""
+                    if is_full
+                    else f"{gap['mean']:+.1%} ({gap['low']:+.1%} to {gap['high']:+.1%})",
+                    f"{row['R@10']:.1%}",
+                    f"{row['times']:.2f}",
+                    "" if is_full else "yes" if row["worth_it"] else "no",
+                ]
+            )
+    shared = report["shared_text"]
+    versions = report["versions"]
+    return table(
+        heads,
+        rows,
+        f"{report['candidates']} candidates; fewer tokens: the first "
+        f"{min(row['queries'] for run in report['runs'] for row in run['rows'])} queries. "
+        f"Shared text, {shared['layers']} x {shared['width']}, {shared['candidates']} candidates: "
+        f"x{shared['times']:.3f}. {report['date']}, {report['machine']}, "
+        f"{report['threads']} thread, torch {versions['torch']}, load average "
+        f"{report['load_average']}.",
+    )
 
 
 def _gpu(report: dict[str, Any]) -> str:

@@ -21,9 +21,17 @@ _CHUNK = 1000
 
 
 def render(
-    split: Split, seed: int, count: int, side: int, folder: Path, *, workers: int = 2
+    split: Split, seed: int, count: int, side: int, folder: Path, *, workers: int | None = None
 ) -> tuple[list[Scene], NDArray[np.uint8]]:
     """Draw scenes at the image processor's size; pixels that `folder` has are reused.
+
+    Args:
+        split: Split of the scenes.
+        seed: Of the scenes.
+        count: Number of scenes.
+        side: Height and width of the pixels, px.
+        folder: For the pixels.
+        workers: Processes that draw; by default one for each core.
 
     Returns:
         The scenes, and their pixels `(count, side, side, 3)` uint8, memory-mapped.
