@@ -16,11 +16,11 @@ from proof_world import codec_of, ingest, model, opened, searched, state_of
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import reference_of
-from edje_qdrant.errors import CollectionNotFoundError
+from edje_qdrant.errors import CollectionNotFoundError, ConfigError
 from edje_qdrant.index import VectorIndex
 from edje_qdrant.index import folder as index_folder
 from edje_qdrant.index.edge.backend import EdgeBackend
-from edje_qdrant.maintenance import compact, transcode, verify
+from edje_qdrant.maintenance import compact, export_collection, transcode, verify
 from edje_qdrant.maintenance.repair import repair
 from edje_qdrant.tokens import codec_file, file_writer, manifest
 from edje_qdrant.tokens.segment import HEADER_BYTES
@@ -104,6 +104,7 @@ class Points:
         self._synced()
         self._named(os, "fsync", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
         self._named(os, "replace", lambda _, new: str(new))
+        self._named(os, "link", lambda _, new: str(new))
         self._named(Path, "unlink", lambda path, **_: str(path))
         self._named(Path, "rename", lambda _, new: str(new))
         for name, half in (
@@ -204,6 +205,11 @@ def _repair(folder: str) -> None:
         repair(collection, model(), batch_size=2)
 
 
+def _export(folder: str, archive: str) -> None:
+    with opened(folder) as collection:
+        export_collection(collection, archive)
+
+
 def _delete(folder: str, ids: list[str]) -> None:
     with opened(folder) as collection:
         for start in range(0, len(ids), 3):
@@ -217,6 +223,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "compact": _compact,
     "repair": _repair,
     "delete": _delete,
+    "export": _export,
 }
 
 
@@ -255,6 +262,15 @@ def damaged(pipe: int, folder: str) -> None:
     os.truncate(second, HEADER_BYTES + 200)
     third.unlink()
     (side / "tokens.json").unlink()
+
+
+def export_again(pipe: int, folder: str, archive: str) -> str:
+    """Export once more; return what is said if that is refused."""
+    try:
+        _export(folder, archive)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def created(pipe: int, folder: str, tokens: str) -> None:

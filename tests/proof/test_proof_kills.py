@@ -156,3 +156,33 @@ def test_killed_and_run_again(
         assert sum(tidied.pop("used")) == job.expected["count"], kills
         assert tidied.pop("strays") == [], kills
         assert tidied == job.expected, kills
+
+
+def test_an_export_killed_and_run_again(
+    server: Server, jobs: dict[str, Job], scratch: Path, tally: Counter[str]
+) -> None:
+    """Killed at each point of it: the next run writes the archive, or says that it is whole."""
+    folder = str(copy_folder(jobs["transcode-int8"].template, scratch / "c"))
+    job = Job("export", {"archive": str(scratch / "whole.tar")}, None)
+    ended = job.run(server, folder)
+    assert ended.status == 0, ended.error
+    whole = (scratch / "whole.tar").read_bytes()
+    refused = 0
+    for place, point in enumerate(sorted(ended.result)):
+        archive = scratch / f"{place}" / "a.tar"
+        archive.parent.mkdir()
+        job.arguments["archive"] = str(archive)
+        kill = {"point": point, "number": 1, "delay": 0.0, "power": None}
+        ended = job.run(server, folder, kill)
+        assert ended.killed or "during" in point, point
+        tally["kills during export"] += ended.killed
+        left = [path.name for path in archive.parent.iterdir()]
+        said = server.ask("proof_killing:export_again", folder=folder, archive=str(archive))
+        if said:
+            assert "a whole archive" in said, point
+            assert left == ["a.tar"], point
+            refused += 1
+        assert archive.read_bytes() == whole, point
+        assert [path.name for path in archive.parent.iterdir()] == ["a.tar"], point
+    assert tally["kills during export"] > 5
+    assert refused  # killed while the collection was closed
