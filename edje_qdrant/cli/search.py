@@ -233,7 +233,7 @@ def _as_lines(result: SearchResult) -> list[str]:
             f"{hit.rank:>4}  {score:>8}  {middle}{hit.retrieval_rank:>9} {arrow}  {shown}{group}"
         )
     if result.reason:
-        lines.append(f"degraded: {result.reason}")
+        lines.append(f"{'degraded' if result.degraded else 'note'}: {result.reason}")
     stages = result.timings.as_dict()
     lines.append(", ".join(f"{name} {ms:.1f} ms" for name, ms in stages.items()))
     return lines

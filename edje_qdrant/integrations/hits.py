@@ -30,8 +30,8 @@ class ImageScorer(Protocol):
 def hit_fields(hit: SearchHit, result: SearchResult) -> dict[str, Any]:
     """Return a hit as a JSON object: id, path, both scores and ranks, payload.
 
-    If the result is degraded, each of its hits says so and contains the reason; each also has the
-    joint encoder's precision.
+    If the result is degraded, or the text was cut, each of its hits says so and contains the
+    reason; each also has the joint encoder's precision.
     """
     fields = {name: value for name, value in hit.as_dict().items() if name not in _NOT_PASSED_ON}
     return {
@@ -39,6 +39,7 @@ def hit_fields(hit: SearchHit, result: SearchResult) -> dict[str, Any]:
         "payload": dict(hit.payload),
         "path": hit.payload.get("path"),
         "degraded": result.degraded,
+        "truncated": result.truncated,
         "reason": result.reason,
         "precision": result.precision,
     }

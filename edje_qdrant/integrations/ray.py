@@ -9,7 +9,7 @@ import pickle
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,7 +164,7 @@ def ingest_dataset(
         num_gpus=num_gpus,
     )
     try:
-        added, updated, skipped, failed, error = _sum_up(reports)
+        report, error = _sum_up(reports)
     except RayError as ray_error:
         raise WorkerDiedError(
             f"Ray ended the ingest into {name!r} at {location}: {_first_line(ray_error)}; what was "
@@ -172,27 +172,26 @@ def ingest_dataset(
         ) from ray_error
     if error is not None:
         raise error
-    seconds = time.perf_counter() - started
-    return IngestReport(added, skipped, tuple(failed), seconds, updated=updated)
+    return replace(report, seconds=time.perf_counter() - started)
 
 
-def _sum_up(
-    reports: ray.data.Dataset,
-) -> tuple[int, int, int, list[FailedImage], EdjeError | None]:
-    """Run the batches until one returns an error; return the totals and that error.
+def _sum_up(reports: ray.data.Dataset) -> tuple[IngestReport, EdjeError | None]:
+    """Run the batches until one returns an error; return what was done, and that error.
 
     The error is not raised here, because its traceback would keep the data set running.
     """
     added = updated = skipped = 0
     failed: list[FailedImage] = []
+    error: EdjeError | None = None
     for row in reports.iter_rows():
         if row["error"]:
-            return added, updated, skipped, failed, pickle.loads(row["error"])
+            error = pickle.loads(row["error"])
+            break
         added += row["added"]
         updated += row["updated"]
         skipped += row["skipped"]
         failed += [FailedImage(path, reason) for path, reason in json.loads(row["failed"])]
-    return added, updated, skipped, failed, None
+    return IngestReport(added, skipped, tuple(failed), updated=updated), error
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,17 +237,13 @@ class _Worker:
                     "is kept. Read the actors' logs: remove an image that kills the process that "
                     "decodes it; if memory ran out, lower batch_size or raise num_cpus"
                 )
-            added, updated, skipped, failed = self._add_with_retries(images)
+            report = self._add_with_retries(images)
             ray.get(self._tally.end.remote(batch))
         except EdjeError as error:
             return _row(error=pickle.dumps(error))
-        return _row(
-            added, updated, skipped, json.dumps([[each.path, each.reason] for each in failed])
-        )
+        return _row(report)
 
-    def _add_with_retries(
-        self, images: Sequence[ListedImage | FailedImage]
-    ) -> tuple[int, int, int, list[FailedImage]]:
+    def _add_with_retries(self, images: Sequence[ListedImage | FailedImage]) -> IngestReport:
         retries = 0
         while True:
             try:
@@ -261,16 +256,15 @@ class _Worker:
                     raise
                 retries += 1
 
-    def _add(
-        self, images: Sequence[ListedImage | FailedImage]
-    ) -> tuple[int, int, int, list[FailedImage]]:
+    def _add(self, images: Sequence[ListedImage | FailedImage]) -> IngestReport:
         model, collection = self._parts()
         run = IngestRun(collection, model)
         decode = partial(decode_image, model=model, decoders=self._decoders)
         update = FieldUpdater(collection)
         missing = run.missing(images, self._threads, update)
         run.decode_and_write(missing, decode, self._threads, max(1, len(images)))
-        return run.added, update.updated, run.skipped - update.updated, run.failed
+        skipped = run.skipped - update.updated
+        return IngestReport(run.added, skipped, tuple(run.failed), updated=update.updated)
 
     def _parts(self) -> tuple[EDJEModel, ImageCollection]:
         # Not in the constructor, as Ray would wrap an error raised there.
@@ -338,11 +332,16 @@ def _batch_name(images: Sequence[ListedImage | FailedImage]) -> str:
     return f"{ray.get_runtime_context().get_actor_id()} {digest}"
 
 
-def _row(
-    added: int = 0, updated: int = 0, skipped: int = 0, failed: str = "[]", error: bytes = b""
-) -> dict[str, list[Any]]:
-    counts = {"added": [added], "updated": [updated], "skipped": [skipped]}
-    return {**counts, "failed": [failed], "error": [error]}
+def _row(report: IngestReport | None = None, error: bytes = b"") -> dict[str, list[Any]]:
+    report = report or IngestReport(0, 0)
+    failed = json.dumps([[each.path, each.reason] for each in report.failed])
+    return {
+        "added": [report.added],
+        "updated": [report.updated],
+        "skipped": [report.skipped],
+        "failed": [failed],
+        "error": [error],
+    }
 
 
 def _first_line(error: Exception) -> str:

@@ -383,6 +383,21 @@ class EDJEModel(nn.Module):
         Raises:
             ConfigError: A text is empty after clean-up.
         """
+        limit, end = self.joint_encoder.max_caption_length, self.joint_encoder.sep_token_id
+        return [
+            ids if len(ids) <= limit else [*ids[: limit - 1], end]
+            for ids in self._whole_captions(texts)
+        ]
+
+    def caption_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Clean texts and return how many ids each has before it is cut, `[CLS]` and `[SEP]` too.
+
+        Raises:
+            ConfigError: A text is empty after clean-up.
+        """
+        return [*map(len, self._whole_captions(texts))]
+
+    def _whole_captions(self, texts: Sequence[str]) -> Iterator[list[int]]:
         check_strings("texts", texts)
         cleaned, backend = clean_captions(texts), self.tokenizer.backend_tokenizer
         # Another call of the tokenizer may have left these on.
@@ -390,11 +405,7 @@ class EDJEModel(nn.Module):
             backend.no_truncation()
         if backend.padding is not None:
             backend.no_padding()
-        limit, end = self.joint_encoder.max_caption_length, self.joint_encoder.sep_token_id
-        return [
-            ids if len(ids := encoding.ids) <= limit else [*ids[: limit - 1], end]
-            for encoding in backend.encode_batch_fast(cleaned)
-        ]
+        return (encoding.ids for encoding in backend.encode_batch_fast(cleaned))
 
     def score(self, text: str, tokens: Tokens, *, batch_size: int = 128) -> NDArray[np.float32]:
         """Score one text against many images.

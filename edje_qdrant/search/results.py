@@ -67,12 +67,13 @@ class SearchResult(Sequence[SearchHit]):
         hits: Best first.
         timings: Milliseconds by stage.
         degraded: Whether the ranking is less than was requested.
-        reason: Why, if it is.
+        reason: Why it is degraded or the text was cut, if so.
         candidates: Number of images that the first stage found.
         scored: Number of them that the joint encoder scored.
         remaining: What ranks after the hits, best first; each hit is made when it is first used.
         group_by: The payload field that groups images; None without grouping.
         source: Identity of the collection, for cursors.
+        truncated: Whether the text is longer than the model reads, so that its end has no effect.
         precision: Precision that the joint encoder computed in; None if it ranked nothing.
     """
 
@@ -87,6 +88,7 @@ class SearchResult(Sequence[SearchHit]):
     group_by: str | None = field(default=None, repr=False)
     source: str = field(default="", repr=False)
     precision: str | None = field(default=None, repr=False)
+    truncated: bool = False
 
     def next(self, count: int = 10) -> SearchResult:
         """Return the next page; empty after the last candidate.
@@ -151,6 +153,7 @@ class SearchResult(Sequence[SearchHit]):
             "candidates": self.candidates,
             "scored": self.scored,
             "degraded": self.degraded,
+            "truncated": self.truncated,
             "reason": self.reason,
             "precision": self.precision,
             "cursor": self.cursor,
@@ -183,6 +186,7 @@ _NUMBERS = {
 _ROW = np.dtype([("id", "V16"), *_NUMBERS.items()])
 _HEAD = (
     "source", "query", "group_by", "degraded", "reason", "candidates", "scored", "precision",
+    "truncated",
 )  # fmt: skip
 # Maximum size of a decompressed cursor: 100,000 images and their scores.
 _LARGEST = 8 << 20
@@ -235,7 +239,9 @@ def _read(body: bytes) -> SearchResult:
         remaining=remaining,
         group_by=head["group_by"],
         source=str(head["source"]),
-        precision=head.get("precision"),  # absent in cursors of older versions
+        # Absent in cursors of older versions.
+        precision=head.get("precision"),
+        truncated=bool(head.get("truncated", False)),
     )
 
 

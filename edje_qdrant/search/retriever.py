@@ -27,6 +27,7 @@ from edje_qdrant.explain.match import explain_match
 from edje_qdrant.images import image_bytes_id, open_upright, read_image_file
 from edje_qdrant.index import Filter, Strategy, field_value
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.cut_texts import cut_texts
 from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.model.inference.text_graphs import TextGraphs
 from edje_qdrant.model.named import model_for
@@ -331,6 +332,7 @@ class TwoStageRetriever:
             filter=settings["filter"],
             timeout=deadline.timeout,
         )
+        (cut,) = cut_texts(self._model, [text])
         for (query,) in self._scorer.score_in_slices(
             [text],
             [self._diversified(embeddings, found, settings)],
@@ -341,7 +343,7 @@ class TwoStageRetriever:
             top_k=settings["top_k"],
             watch=watch,
         ):
-            yield self._result(query, settings, watch.timings())
+            yield self._result(query, settings, watch.timings(), cut)
 
     async def asearch(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
         """Search without blocking the event loop; see `search`.
@@ -490,7 +492,8 @@ class TwoStageRetriever:
         (query,) = self._scorer.score_candidates(
             [text], [candidates], on_missing=on_missing, watch=watch
         )
-        return self._result(query, settings, watch.timings())
+        (cut,) = cut_texts(self._model, [text])
+        return self._result(query, settings, watch.timings(), cut)
 
     def score(self, text: str, image_ids: Sequence[str]) -> NDArray[np.float32]:
         """Score a text against images of the collection, without the first stage.
@@ -663,8 +666,12 @@ class TwoStageRetriever:
             watch=watch,
         )
         timings = watch.timings(len(queries))
+        cuts = cut_texts(self._model, texts)
         with paused_collector():
-            return [self._result(query, settings, timings) for query in queries]
+            return [
+                self._result(query, settings, timings, cut)
+                for query, cut in zip(queries, cuts, strict=True)
+            ]
 
     def _diversified(
         self,
@@ -685,7 +692,7 @@ class TwoStageRetriever:
         )
 
     def _result(
-        self, query: ScoredQuery, settings: SearchOptions, timings: Timings
+        self, query: ScoredQuery, settings: SearchOptions, timings: Timings, cut: str | None
     ) -> SearchResult:
         hits = rank_candidates(query, settings, self._model.calibration)
         reason, top_k = degraded_reason(query), settings["top_k"]
@@ -694,13 +701,14 @@ class TwoStageRetriever:
             hits=tuple(hits[:top_k]),
             timings=timings,
             degraded=reason is not None,
-            reason=reason,
+            reason="; ".join(why for why in (reason, cut) if why) or None,
             candidates=len(query.candidates),
             scored=int(np.count_nonzero(~np.isnan(query.logits))),
             remaining=hits[top_k:],
             group_by=settings["group_by"],
             source=self._collection.identity,
             precision=self.precision,
+            truncated=cut is not None,
         )
 
     def _first_stage_result(

@@ -263,7 +263,8 @@ class Answer(BaseModel):
     candidates: int
     scored: int
     degraded: bool = Field(description="Whether some candidates were not scored as requested.")
-    reason: str | None = None
+    truncated: bool = Field(False, description="Whether the text is longer than the model reads.")
+    reason: str | None = Field(None, description="Why it is degraded or truncated, if so.")
     precision: str | None = Field(
         None, description="Precision of the joint encoder; null if it ranked nothing."
     )
@@ -287,6 +288,8 @@ class Reranked(BaseModel):
     id: str = Field(description="The request's id.")
     model: str
     results: list[RerankResult]
+    truncated: bool = Field(False, description="Whether the query is longer than the model reads.")
+    reason: str | None = Field(None, description="Why, if it is truncated.")
 
 
 class FailedUpload(BaseModel):

@@ -99,6 +99,10 @@ def test_groups_fusion_and_cutoffs(search: Search) -> None:
     assert not found["degraded"]
     found = search("a red square", "--precision", "bfloat16")
     assert found["precision"] == "bfloat16"
+    assert found["truncated"] is False
+    found = search("dog " * 80)
+    assert (found["truncated"], found["degraded"]) == (True, False)
+    assert "longer than the model reads" in found["reason"]
 
 
 def test_pages_go_on_from_the_cursor(search: Search) -> None:
@@ -124,6 +128,11 @@ def test_pictures_and_examples(search: Search, folder: Path) -> None:
     assert None not in {hit["score"] for hit in found["hits"]}
     found = search("--unlike", ids[5], "--top-k", 2)
     assert 5 not in pages(found)
+
+
+def test_a_person_reads_that_a_text_was_cut(folder: Path) -> None:
+    lines = run("search", "dog " * 80, "--index", folder / "index").stdout.splitlines()
+    assert lines[-2].startswith("note: the text is longer than the model reads")
 
 
 def test_what_a_person_reads(folder: Path) -> None:

@@ -40,6 +40,7 @@ def check_fields(fields: Mapping[str, Any], hit: SearchHit) -> None:
     assert fields["payload"] == hit.payload
     assert (fields["degraded"], fields["reason"]) == (False, None)
     assert fields["precision"] == "float32"
+    assert fields["truncated"] is False
 
 
 def other_order(items: Sequence[T]) -> list[tuple[int, T]]:

@@ -26,6 +26,7 @@ from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.integrations import ray as plug
 from edje_qdrant.integrations.ray import ingest_dataset
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.types import IngestReport
 
 WriteImages = Callable[..., list[Path]]
 
@@ -216,12 +217,12 @@ def test_calls_that_fail_are_done_again_so_many_times(
     worker = plug._Worker(job_for(stand_in.url, tiny_folder, max_retries=2), None)
     worker._add([])  # the model is loaded, and the collection is open
     stand_in.failures.extend([(500, {})] * 2)
-    assert worker._add_with_retries(pictures) == (3, 0, [])
+    assert worker._add_with_retries(pictures) == IngestReport(3, 0)
     stand_in.failures.extend([(500, {})] * 3)
     with pytest.raises(errors.StoreError):
         worker._add_with_retries(pictures)
     assert not stand_in.failures
-    assert worker._add_with_retries(pictures) == (0, 3, [])
+    assert worker._add_with_retries(pictures) == IngestReport(0, 3)
 
 
 def test_what_would_fail_again_is_tried_once(
@@ -261,18 +262,21 @@ def test_bytes_have_the_id_of_their_file(
     worker = plug._Worker(job_for(stand_in.url, tiny_folder), None)
     read = ListedImage("s3://bucket/a.png", {"shelf": 1}, path.read_bytes())
     empty = ListedImage("s3://bucket/b.png", {}, b"")
-    added, skipped, failed = worker._add([read, empty])
-    assert (added, skipped, [(f.path, f.reason) for f in failed]) == (
-        1, 0, [("s3://bucket/b.png", "the file is empty")],
-    )  # fmt: skip
-    assert worker._add([ListedImage(str(path), {})])[:2] == (0, 1)
+    report = worker._add([read, empty])
+    assert (report.added, report.updated, report.skipped) == (1, 0, 0)
+    assert [(f.path, f.reason) for f in report.failed] == [
+        ("s3://bucket/b.png", "the file is empty")
+    ]
+    assert worker._add([ListedImage(str(path), {})]) == IngestReport(0, 1)
+    changed = worker._add([ListedImage(str(path), {"shelf": 2})])
+    assert changed == IngestReport(0, 0, updated=1)
     with ImageCollection.open(stand_in.url, "images") as collection:
         (stored,) = collection.index.retrieve([image_file_id(str(path))]).values()
     with Image.open(path) as picture:
         width, height = picture.size
     assert user_payload(stored) == {
         "path": "s3://bucket/a.png",
-        "shelf": 1,
+        "shelf": 2,
         "width": width,
         "height": height,
     }

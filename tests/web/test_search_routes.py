@@ -142,6 +142,22 @@ def test_searches_at_once_get_each_their_own_answer(serve):
     assert float(batches.split()[1]) < 12
 
 
+def test_a_text_that_is_cut_is_reported(client):
+    long = "dog " * 80
+    for text, cut in ((TEXT, False), (long, True)):
+        searched = client.post("/v1/search", json={"text": text, "top_k": 2}).json()
+        liked = {"liked": client.ids[:1], "text": text}
+        recommended = client.post("/v1/recommend", json=liked).json()
+        body = {"query": text, "documents": client.ids[:2]}
+        ranked = client.post("/v1/rerank", json=body).json()
+        for answer in (searched, recommended, ranked):
+            assert answer["truncated"] is cut
+            assert ("longer than the model reads" in str(answer["reason"])) is cut
+        assert searched["degraded"] is False
+    following = client.post("/v1/search/next", json={"cursor": searched["cursor"]}).json()
+    assert following["truncated"] is True
+
+
 def test_a_picture_is_explained(client):
     answer = client.post("/v1/explain", json={"image_id": client.ids[0], "text": "a red square"})
     found = answer.json()

@@ -168,6 +168,7 @@ function search() {
     ghosts();
     const answer = await post("/v1/search", body(), { signal });
     if (answer.degraded) say("warn", make("b", {}, "Less than was asked for:"), answer.reason);
+    else if (answer.truncated) say("warn", make("b", {}, "Not all of the text was read:"), answer.reason);
     if (!answer.hits.length) {
       const words = filters.length ? "Nothing in the collection passes these filters." : "The collection is empty.";
       return empty("Nothing found", words);

@@ -1,0 +1,90 @@
+"""Which texts are longer than a model reads, and by which of its two encoders they are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from edje_qdrant.encoders.protocol import Encoder
+from edje_qdrant.text import clean_captions
+
+if TYPE_CHECKING:
+    from edje_qdrant.model.edje import EDJEModel
+
+__all__ = ["cut_texts"]
+
+# A token covers at least one byte of a text, except for those at its start and its end.
+_ENDS = 3
+
+_widths: WeakKeyDictionary[Encoder, int] = WeakKeyDictionary()
+
+
+def cut_texts(model: EDJEModel, texts: Sequence[str]) -> list[str | None]:
+    """Return for each text why it is not read whole; None for one that is.
+
+    The first stage is left out for an encoder without `tokenize`, which the protocol does not ask
+    for.
+
+    Args:
+        model: The model.
+        texts: Any number of texts.
+
+    Raises:
+        ConfigError: A text is empty after clean-up.
+    """
+    cleaned = clean_captions(texts)
+    tokenize = getattr(model.encoder, "tokenize", None)
+    joint = model.joint_encoder.max_caption_length
+    shortest = joint if tokenize is None else min(joint, _width(model.encoder, tokenize))
+    reasons: list[str | None] = [None] * len(cleaned)
+    long = [row for row, text in enumerate(cleaned) if len(text.encode()) + _ENDS > shortest]
+    if not long:
+        return reasons
+    lengths = model.caption_lengths([cleaned[row] for row in long])
+    firsts = _cut(tokenize, [cleaned[row] for row in long]) if tokenize else [0] * len(long)
+    for row, length, first in zip(long, lengths, firsts, strict=True):
+        parts = []
+        if first:
+            parts.append(f"the first stage reads {first} tokens of it")
+        if length > joint:
+            ends = 2  # [CLS] and [SEP]
+            parts.append(f"the joint encoder reads {joint - ends} of its {length - ends} tokens")
+        if parts:
+            reasons[row] = (
+                f"the text is longer than the model reads: {' and '.join(parts)}; the rest has no "
+                "effect there, so shorten it, or put first what matters"
+            )
+    return reasons
+
+
+def _width(encoder: Encoder, tokenize: Any) -> int:
+    """Return the number of tokens that the first stage reads, those at the ends included."""
+    if encoder not in _widths:
+        _widths[encoder] = int(tokenize(["a"]).shape[1])
+    return _widths[encoder]
+
+
+def _cut(tokenize: Any, texts: Sequence[str]) -> list[int]:
+    """Return for each text how many tokens of it are read, or 0 if it is read whole."""
+    ids: Tensor = tokenize([*texts, "a"])  # (n + 1, t), padded
+    padding = ids[-1, -1]
+    # The last token of a full row may be one that ends every text, and be padding too.
+    full = [row for row in range(len(texts)) if ids[row, -2] != padding]
+    # Without its last letter, a text that is read whole has other tokens.
+    shorter = [_without_last_letter(texts[row]) for row in full]
+    same = tokenize(shorter) if shorter else ids
+    width = ids.shape[1]
+    return [
+        width if row in full and bool((ids[row] == same[full.index(row)]).all()) else 0
+        for row in range(len(texts))
+    ]
+
+
+def _without_last_letter(text: str) -> str:
+    end = len(text)
+    while end and not text[end - 1].isalnum():
+        end -= 1
+    return text[: max(1, end - 1)]
