@@ -67,7 +67,7 @@ def ingest(
     batch_size: BatchSize = None,
     workers: Workers = None,
     max_pixels: MaxPixels = 178_956_970,
-    decode_memory: DecodeMemory = 1024,
+    decode_memory: DecodeMemory = 1536,
     decode_seconds: DecodeSeconds = 60.0,
     processes: Annotated[
         int,

@@ -70,7 +70,7 @@ def serve(
         int, typer.Option(min=1, help="Largest request with images, in megabytes.")
     ] = 32,
     max_pixels: MaxPixels = 50_000_000,
-    decode_memory: DecodeMemory = 1024,
+    decode_memory: DecodeMemory = 1536,
     decode_seconds: DecodeSeconds = 10.0,
     max_candidates: Annotated[
         int, typer.Option(min=1, help="Most images that one search may rerank.")

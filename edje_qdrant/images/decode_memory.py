@@ -10,8 +10,13 @@ __all__ = ["decode_memory"]
 _MODES = {"1": 6, "L": 6, "P": 6, "RGB": 5}
 _OTHER = 9  # CMYK, LAB, YCbCr
 _ALPHA = 16
-_DEEP = 20  # grey of 16 and 32 bits
-_DEEP_COLOUR = 36  # 16 bits a channel
+_DEEP = {"I": 16, "F": 16}
+_DEEP_OTHER = 12  # grey of 16 bits
+# Images with more pixels than this are converted in bands, which saves copies.
+_WHOLE = 1 << 24
+_ALPHA_IN_BANDS = 9
+_SAVED_OF_DEEP = 3
+_DEEP_COLOUR = 36  # colours of 16 bits
 # Bytes a pixel that a decoder itself holds beside the image.
 _DECODERS = {"WEBP": 14, "AVIF": 8, "JPEG2000": 20, "GIF": 4, "ICO": 8}
 _PROGRESSIVE = 6  # the coefficients of a whole JPEG
@@ -27,12 +32,13 @@ def decode_memory(image: ImageFile.ImageFile) -> int:
     Args:
         image: Opened, but not decoded.
     """
+    large = image.width * image.height > _WHOLE
     if image.mode.startswith(("I", "F")):
-        each = _DEEP
+        each = _DEEP.get(image.mode, _DEEP_OTHER) - _SAVED_OF_DEEP * large
     elif any(";16" in str(tile) for tile in image.tile[:1]):
         each = _DEEP_COLOUR
     elif "transparency" in image.info or image.mode.lower() in ("la", "pa", "rgba"):
-        each = _ALPHA
+        each = _ALPHA_IN_BANDS if large else _ALPHA
     else:
         each = _MODES.get(image.mode, _OTHER)
     each += _DECODERS.get(image.format or "", 0)

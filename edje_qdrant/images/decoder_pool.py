@@ -42,8 +42,8 @@ __all__ = [
     "default_workers",
 ]
 
-#: Bytes of memory for all decodes in progress: with a small model, this fits a machine of 4 GB.
-DECODE_MEMORY = 1 << 30
+#: Bytes of memory for all decodes in progress. With the model, this fits a machine of 4 GB.
+DECODE_MEMORY = 3 << 29
 #: Seconds that decoding one image may take.
 DECODE_SECONDS = 60.0
 

@@ -13,6 +13,8 @@ from edje_qdrant.images.samples import DEEP_MODES, Samples, read_samples
 __all__ = ["to_rgb"]
 
 _WHITE = (255, 255, 255)
+# Pixels of the largest image that is converted as a whole, and of a band of a larger one.
+_WHOLE, _BAND = 1 << 24, 1 << 20
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -34,13 +36,35 @@ def to_rgb(image: Image.Image) -> Image.Image:
         samples = read_samples(image)
         if image.mode == "RGB" and not ("transparency" in image.info or samples.deep is not None):
             return to_srgb(image, image.info)
-        opaque, alpha = _without_alpha(image, samples)
-        if samples.box is not None:
-            alpha = _only_within(samples.box, image.size, alpha)
-        rgb = to_srgb(opaque, image.info)
+        if image.width * image.height > _WHOLE and _is_pixelwise(image, samples):
+            return _in_bands(image, samples)
+        return _on_white(image, samples)
     except Exception as error:  # decoders raise any type of error for damaged files
         reason = str(error) or type(error).__name__
         raise ImageReadError(str(getattr(image, "filename", "") or image), reason) from error
+
+
+def _is_pixelwise(image: Image.Image, samples: Samples) -> bool:
+    """Return whether each pixel is converted without regard to the others."""
+    deep = samples.deep is not None or image.mode in DEEP_MODES
+    return not deep and not samples.signed and samples.box is None
+
+
+def _in_bands(image: Image.Image, samples: Samples) -> Image.Image:
+    """Convert a large image in horizontal bands, which saves the memory of several copies."""
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(_on_white(image.crop(box), samples), box)
+    return rgb
+
+
+def _on_white(image: Image.Image, samples: Samples) -> Image.Image:
+    opaque, alpha = _without_alpha(image, samples)
+    if samples.box is not None:
+        alpha = _only_within(samples.box, image.size, alpha)
+    rgb = to_srgb(opaque, image.info)
     if alpha is None:
         return rgb
     page = Image.new("RGB", rgb.size, _WHITE)
