@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model.pixels import Pixels, stack_pixels
@@ -58,14 +59,20 @@ def encode_batch(
         return model.encode_pixels(stack_pixels(pixels, model.encoding_device))
 
 
-def start_batch(model: EDJEModel, pixels: Sequence[Pixels]) -> Callable[[], ImageEncoding]:
-    """Start to encode images in one batch on a GPU; return a function that waits for the encodings.
+def start_batch(model: EDJEModel, pixels: Tensor) -> Callable[[], ImageEncoding]:
+    """Start to encode images in one batch; return a function that returns the encodings.
+
+    On a GPU, the function waits for them.
+
+    Args:
+        model: The model that encodes.
+        pixels: A batch from `stack_pixels`.
 
     Raises:
         ConfigError: The device has not enough memory for the batch; the function may raise it, too.
     """
     with _memory_errors(len(pixels), "the device"):
-        started = model.start_encoding(stack_pixels(pixels, model.encoding_device))
+        started = model.start_encoding(pixels)
 
     def wait() -> ImageEncoding:
         with _memory_errors(len(pixels), "the device"):

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from torch import Tensor
 from tqdm import tqdm
 
 from edje_qdrant.ingest.decode import DecodedImage, KnownImage, identify_image
-from edje_qdrant.ingest.encode import EncodedBatch, encode_batch, start_batch
+from edje_qdrant.ingest.encode import EncodedBatch, start_batch
 from edje_qdrant.ingest.sources import ListedImage
+from edje_qdrant.model.pixels import stack_pixels
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.types import FailedImage, ImageEncoding, Payload
 
@@ -139,23 +141,33 @@ class IngestRun:
     ) -> Iterator[tuple[list[DecodedImage], ImageEncoding]]:
         """Yield the new images of each batch with their encodings.
 
-        A GPU encodes one batch while the next is prepared.
+        A thread prepares each batch while the one before is encoded. A GPU is given a batch before
+        the one before is ready.
         """
         on_cpu = self._model.encoding_device.type == "cpu"
         started: tuple[list[DecodedImage], Callable[[], ImageEncoding]] | None = None
-        for batch in decoded:
-            rows = self._new_rows([image.image_id for image in batch])
-            images = [batch[row] for row in rows]
-            pixels = [image.pixels for image in images]
-            if images and on_cpu:
-                yield images, encode_batch(self._model, pixels)
-            elif images:
+        with ThreadPoolExecutor(1, thread_name_prefix="edje-preparing") as thread:
+            for images, pixels in in_threads(thread, self._prepared, decoded, 1):
+                if pixels is None:
+                    continue
                 following = images, start_batch(self._model, pixels)
+                if on_cpu:
+                    yield images, following[1]()
+                    continue
                 if started is not None:
                     yield started[0], started[1]()
                 started = following
-        if started is not None:
-            yield started[0], started[1]()
+            if started is not None:
+                yield started[0], started[1]()
+
+    def _prepared(self, batch: list[DecodedImage]) -> tuple[list[DecodedImage], Tensor | None]:
+        """Return a batch's new images and their pixels, None if all images are known."""
+        rows = self._new_rows([image.image_id for image in batch])
+        images = [batch[row] for row in rows]
+        if not images:
+            return images, None
+        pixels = stack_pixels([image.pixels for image in images], self._model.encoding_device)
+        return images, pixels
 
     def write_encoded(self, batch: EncodedBatch) -> int:
         """Write a batch that a worker process encoded; return the number of images added."""
