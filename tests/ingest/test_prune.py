@@ -447,7 +447,7 @@ def test_an_interrupted_run_prunes_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_model, "encode_pixels", stop)
+        patch.setattr(tiny_model, "start_encoding", stop)
         with pytest.raises(KeyboardInterrupt):
             follow(folder)
     assert len(collection) == 4

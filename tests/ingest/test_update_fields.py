@@ -76,7 +76,7 @@ def test_other_fields_are_updated_and_nothing_is_encoded_again(
     lines = [{"path": str(path), **FIELDS, "page": n} for n, path in enumerate(paths)]
     assert outcome(manifest.ingest(lines)) == (3, 0, 0)
     before = collection.encodings([image_file_id(str(paths[0]))])
-    monkeypatch.setattr(type(tiny_model), "encode_pixels", None)
+    monkeypatch.setattr(type(tiny_model), "start_encoding", None)
 
     assert outcome(manifest.ingest(lines)) == (0, 0, 3)  # the same: nothing is written
     lines[0] |= {"album": "summer", "tags": ["a", {"b": [1, 3]}], "done": 1, "width": 7}
