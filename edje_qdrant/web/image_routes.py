@@ -83,7 +83,7 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
             ),
         ] = None,
     ) -> Ingested:
-        """Add images to the collection; images that it already holds are skipped."""
+        """Add images to the collection; of images that it already holds, the fields are updated."""
         settings = service.settings
         if not settings.ingest or settings.images is None:
             raise RequestError(
@@ -103,7 +103,7 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
                 read, place, service.retriever.collection, service.retriever.model, fields=chosen
             )
         )
-        service.metrics.ingested(done.added, done.skipped, len(done.failed))
+        service.metrics.ingested(done.added, done.updated, done.skipped, len(done.failed))
         return done
 
     return router

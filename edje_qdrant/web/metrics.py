@@ -83,9 +83,10 @@ class Metrics:
         """Record the size of a batch of searches."""
         self._batches.observe(size)
 
-    def ingested(self, added: int, skipped: int, failed: int) -> None:
+    def ingested(self, added: int, updated: int, skipped: int, failed: int) -> None:
         """Count uploaded images."""
-        for outcome, count in (("added", added), ("skipped", skipped), ("failed", failed)):
+        counts = {"added": added, "updated": updated, "skipped": skipped, "failed": failed}
+        for outcome, count in counts.items():
             self._ingested.labels(outcome).inc(count)
 
     def text(self) -> bytes:

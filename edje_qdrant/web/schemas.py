@@ -303,7 +303,10 @@ class Ingested(BaseModel):
     """Result of an ingest."""
 
     added: int
-    skipped: int = Field(description="Images that the collection already held.")
+    updated: int = Field(
+        description="Images that the collection already held, and that have other fields now."
+    )
+    skipped: int = Field(description="Images that the collection already held, left as they were.")
     failed: list[FailedUpload]
     image_ids: list[ImageId] = Field(
         description="Ids of the uploaded images that the collection now holds, in order."

@@ -16,6 +16,7 @@ from edje_qdrant.images import DecodedFile, DecoderPool
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.ingest.decode import DecodedImage
 from edje_qdrant.ingest.encode import encode_batch
+from edje_qdrant.ingest.update_fields import update_fields
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.pixels import Pixels, read_file
 from edje_qdrant.threads import batches
@@ -102,14 +103,15 @@ def ingest_uploads(
 ) -> Ingested:
     """Store images in a folder, named by content, and add them to the collection.
 
-    Files that could not be decoded are not stored.
+    Files that could not be decoded are not stored. Of an image that the collection has already,
+    fields with other values are updated.
 
     Args:
         uploads: What `read_upload` returned.
         folder: Folder to store the images in.
         collection: Collection to add the images to.
         model: The collection's model.
-        fields: Payload fields of every new image.
+        fields: Payload fields of every image.
 
     Raises:
         StoreError: The collection cannot be written.
@@ -119,6 +121,7 @@ def ingest_uploads(
     failed: list[FailedUpload] = []
     new: dict[str, DecodedImage] = {}
     known: list[str] = []
+    stored: dict[str, Mapping[str, Any]] = {}
     skipped = 0
     for each in uploads:
         if each.decoded is None or each.pixels is None:
@@ -127,6 +130,8 @@ def ingest_uploads(
         image_id = each.decoded.image_id
         known.append(image_id)
         if image_id in new or collection.existing([image_id]):
+            if image_id not in new:
+                stored[image_id] = fields
             skipped += 1
             continue
         path = folder / f"{image_id}{_SUFFIXES[each.decoded.format]}"
@@ -143,10 +148,15 @@ def ingest_uploads(
         encoding = encode_batch(model, [image.pixels for image in batch])
         ids = [image.image_id for image in batch]
         collection.add(ids, encoding, [image.payload for image in batch])
-    if new:
+    updated = update_fields(collection, stored) if fields else 0
+    if new or updated:
         collection.flush()
     return Ingested(
-        added=len(new), skipped=skipped, failed=failed, image_ids=[*dict.fromkeys(known)]
+        added=len(new),
+        updated=updated,
+        skipped=skipped - updated,
+        failed=failed,
+        image_ids=[*dict.fromkeys(known)],
     )
 
 

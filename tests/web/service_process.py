@@ -15,6 +15,28 @@ from typing import Any
 
 import httpx
 
+# What `python` runs first in every process of the service: images of 101 pixels across never end.
+SITE = """
+import sys
+if any("decoder_worker" in argument for argument in sys.orig_argv):
+    from decoder_finishes import Fragile
+    from edje_qdrant.images import resize
+    call = resize.SiglipResize.__call__
+    resize.SiglipResize.__call__ = lambda self, image: Fragile(lambda i: call(self, i))(image)
+"""
+
+
+def hanging_decoders(folder: Path) -> dict[str, str]:
+    """Return the environment of a service whose decoders never end an image 101 pixels wide."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SITE)
+    path = [
+        folder,
+        Path(__file__).parent.parent,
+        *os.environ.get("PYTHONPATH", "").split(os.pathsep),
+    ]
+    return {"PYTHONPATH": os.pathsep.join(str(each) for each in path if str(each))}
+
 
 def free_port() -> int:
     with socket.socket() as found:

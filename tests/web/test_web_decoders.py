@@ -14,20 +14,11 @@ import httpx
 import pytest
 from decoder_finishes import Fragile
 from PIL import Image
-from service_process import ServiceProcess
+from service_process import ServiceProcess, hanging_decoders
 
 from edje_qdrant.encoders import SiglipEncoder
 
 ENDLESS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n"
-# What `python` runs first in every process of the service: images of 101 pixels across never end.
-SITE = """
-import sys
-if any("decoder_worker" in argument for argument in sys.orig_argv):
-    from decoder_finishes import Fragile
-    from edje_qdrant.images import resize
-    call = resize.SiglipResize.__call__
-    resize.SiglipResize.__call__ = lambda self, image: Fragile(lambda i: call(self, i))(image)
-"""
 
 
 def picture(width, height=40):
@@ -80,14 +71,11 @@ def test_ghostscript_never_runs(serve, tmp_path, monkeypatch):
 def service(start, tmp_path, tiny_folder):
     with ExitStack() as stack:
         start(stack, tmp_path)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
-    here = Path(__file__).parent.parent
-    path = [tmp_path / "site", here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = hanging_decoders(tmp_path / "site")
     service = ServiceProcess(
         "--index", tmp_path / "index", "--model", tiny_folder, "--images", tmp_path / "pictures",
         "--ingest", "--decode-seconds", 25,
-        environment={"PYTHONPATH": os.pathsep.join(str(each) for each in path if each)},
+        environment=environment,
     )  # fmt: skip
     service.wait()
     yield service

@@ -1,16 +1,19 @@
-"""Thousands of random requests against the running service: it refuses, and goes on answering."""
+"""Thousands of random requests, and decoders that hang: the service goes on answering."""
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import socket
+import threading
 from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
-from service_process import ServiceProcess
+from PIL import Image
+from service_process import ServiceProcess, hanging_decoders
 
 pytestmark = pytest.mark.slow
 
@@ -190,18 +193,38 @@ def answer_of(port: int, request: bytes) -> tuple[int, bytes]:
     return (int(head.split(b" ", 2)[1]) if head else 0), body
 
 
+class Hanging(threading.Thread):
+    """Send one image after the other whose decoder hangs; `answers` has their statuses."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.answers: list[int] = []
+        self.stop = threading.Event()
+        self._url = url
+
+    def run(self) -> None:
+        image = io.BytesIO()
+        Image.new("RGB", (101, 40)).save(image, "PNG")
+        files = {"file": ("hangs.png", image.getvalue())}
+        while not self.stop.is_set():
+            answer = httpx.post(f"{self._url}/v1/search/image", files=files, timeout=90)
+            self.answers.append(answer.status_code)
+
+
 def test_random_requests_are_answered_and_the_service_stays(start, tmp_path, tiny_folder, encoded):
     with ExitStack() as stack:
         start(stack, tmp_path)
     service = ServiceProcess(
         "--index", tmp_path / "index", "--model", tiny_folder, "--images", tmp_path / "pictures",
-        "--ingest",
+        "--ingest", "--decode-seconds", 2, environment=hanging_decoders(tmp_path / "site"),
     )  # fmt: skip
     service.wait()
     paths, ids, _ = encoded
     requests = Requests(SEED, ids, paths[0].read_bytes())
     search = {"text": "a red square", "top_k": 5, "filter": {"album": "a"}}
     statuses: dict[int, int] = {}
+    hanging = Hanging(service.url)
+    hanging.start()
     try:
         before = httpx.post(f"{service.url}/v1/search", json=search).json()["hits"]
         for number in range(REQUESTS):
@@ -217,8 +240,12 @@ def test_random_requests_are_answered_and_the_service_stays(start, tmp_path, tin
         assert [hit["image_id"] for hit in after] == [hit["image_id"] for hit in before]
         assert [hit["score"] for hit in after] == pytest.approx([hit["score"] for hit in before])
     finally:
+        hanging.stop.set()
+        hanging.join()
         status = service.end()
     assert status == 0
+    assert hanging.answers
+    assert {*hanging.answers} <= {422, 503, 504}
     assert not any("Traceback" in line for line in service.lines)
     # The requests are of all kinds: some are answered, some refused for each reason.
     assert {200, 400, 404, 405, 422} <= {*statuses}, statuses

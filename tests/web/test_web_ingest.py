@@ -40,6 +40,28 @@ def test_an_uploaded_picture_is_kept_and_found(taking, folder):
     assert not (folder / "red.png").exists()
 
 
+def test_the_same_picture_with_other_fields_is_updated(taking):
+    (image_id,) = send(taking, ("red.png", picture()), fields='{"album": "a", "n": 1}').json()[
+        "image_ids"
+    ]
+
+    def again(fields):
+        done = send(taking, ("other.png", picture()), fields=fields).json()
+        assert done["image_ids"] == [image_id]
+        return done["added"], done["updated"], done["skipped"]
+
+    assert again('{"album": "a"}') == (0, 0, 1)
+    assert again("") == (0, 0, 1)
+    assert again('{"album": "b", "n": null}') == (0, 1, 0)
+    payload = taking.get(f"/v1/images/{image_id}").json()["payload"]
+    assert (payload["album"], payload.get("n"), payload["name"]) == ("b", None, "red.png")
+    done = send(taking, ("a.png", picture()), ("b.png", picture()), fields='{"n": 2}').json()
+    assert (done["added"], done["updated"], done["skipped"]) == (0, 1, 1)
+    new = picture((1, 2, 3))
+    done = send(taking, ("a.png", new), ("b.png", new), fields='{"n": 2}').json()
+    assert (done["added"], done["updated"], done["skipped"]) == (1, 0, 1)
+
+
 def test_what_is_there_is_skipped_and_what_is_broken_is_named(taking, folder):
     send(taking, ("red.png", picture()))
     broken = picture((1, 2, 3))[:-40]
