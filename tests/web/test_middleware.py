@@ -106,7 +106,7 @@ def test_what_cannot_be_asked_is_named(client, body, error):
         {"text": 1},
         [],
         {"text": "a", "filter": {"n": 2**64}},
-    ],  # fmt: skip
+    ],
 )
 def test_what_is_of_another_form_is_refused(client, body):
     message = refused(client.post("/v1/search", json=body), 422, "InvalidRequest")
