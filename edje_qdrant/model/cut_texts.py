@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from edje_qdrant.encoders.protocol import Encoder
 from edje_qdrant.text import clean_captions
@@ -69,18 +70,19 @@ def _width(encoder: Encoder, tokenize: Any) -> int:
 
 def _cut(tokenize: Any, texts: Sequence[str]) -> list[int]:
     """Return for each text how many tokens of it are read, or 0 if it is read whole."""
-    ids: Tensor = tokenize([*texts, "a"])  # (n + 1, t), padded
-    padding = ids[-1, -1]
+    # Copied from the encoder's device at once: each look at a row there would wait for the device.
+    ids: NDArray[np.int64] = tokenize([*texts, "a"]).cpu().numpy()  # (n + 1, t), padded
+    padding, width = ids[-1, -1], ids.shape[1]
+    found = [0] * len(texts)
     # The last token of a full row may be one that ends every text, and be padding too.
-    full = [row for row in range(len(texts)) if ids[row, -2] != padding]
-    # Without its last letter, a text that is read whole has other tokens.
-    shorter = [_without_last_letter(texts[row]) for row in full]
-    same = tokenize(shorter) if shorter else ids
-    width = ids.shape[1]
-    return [
-        width if row in full and bool((ids[row] == same[full.index(row)]).all()) else 0
-        for row in range(len(texts))
-    ]
+    full = np.flatnonzero(ids[:-1, -2] != padding)
+    if len(full):
+        # Without its last letter, a text that is read whole has other tokens.
+        shorter = [_without_last_letter(texts[row]) for row in full.tolist()]
+        same: NDArray[np.int64] = tokenize(shorter).cpu().numpy()
+        for row in full[(ids[full] == same).all(axis=1)].tolist():
+            found[row] = width
+    return found
 
 
 def _without_last_letter(text: str) -> str:
