@@ -124,25 +124,31 @@ def _saving(report: dict[str, Any]) -> str:
 def _gpu(report: dict[str, Any]) -> str:
     if not report:
         return "Not run yet.\n"
-    rows = [
-        [
-            row["what"],
-            f"{row['value']:,} {row['unit']}",
-            f"{row['share']:.2f}" if "share" in row else "",
-        ]
-        for row in report["rows"]
-    ]
+    rows = [_gpu_row(row) for row in report["rows"]]
     difference = report["difference"]
     note = (
         f"{report['date']}, {report['device']}, {report['cores']} cores, torch "
         f"{report['versions']['torch']}, transformers {report['also']['transformers']}, triton "
-        f"{report['also']['triton']}; {report['seconds']} s. A bfloat16 product of 8,192 x 8,192: "
+        f"{report['also']['triton']}. A bfloat16 product of 8,192 x 8,192: "
         f"{report['peak_tflops']} TFLOP/s in a short run, {report['sustained_tflops']} sustained. "
         f"Largest difference of logits from float32: {difference['inference_form']}, of the "
-        f"training form in bfloat16 {difference['training_form']}; their standard deviation is "
-        f"{difference['spread']}."
+        f"training form in bfloat16 {difference['training_form']}."
     )
-    return table(["", "", "share of the product's rate"], rows, note)
+    heads = ["", "", "share of the product's rate"]
+    later = report.get("later")
+    if not later:
+        return table(heads, rows, note)
+    more = table(["", ""], [row[:2] for row in map(_gpu_row, later["rows"])])
+    said = (
+        f"Measured later (commit {later['commit']}), {later['how']}; the script itself has not run "
+        "since:"
+    )
+    return table(heads, rows, note, said) + "\n" + more
+
+
+def _gpu_row(row: dict[str, Any]) -> list[str]:
+    share = f"{row['share']:.2f}" if "share" in row else ""
+    return [row["what"], f"{row['value']:,g} {row['unit']}", share]
 
 
 def _form(name: str) -> str:

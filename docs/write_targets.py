@@ -71,7 +71,9 @@ _GPU_AIMS = (
 
 
 def _gpu() -> Iterator[Target]:
-    rows = {row["what"]: row for row in read("gpu").get("rows", ())}
+    report = read("gpu")
+    later = report.get("later", {}).get("rows", ())
+    rows = {row["what"]: row for row in (*report.get("rows", ()), *later)}
     for what, unit, aim in _GPU_AIMS:
         row = rows.get(what)
         limit = "at most" if unit == "ms" else "at least"
@@ -80,7 +82,7 @@ def _gpu() -> Iterator[Target]:
             reached = row["value"] <= aim if unit == "ms" else row["value"] >= aim
         yield (
             f"GPU: {what}: {limit} {aim:,} {unit}",
-            f"{row['value']:,}" if row else _NO_GPU,
+            f"{row['value']:,g}" if row else _NO_GPU,
             reached,
         )
 
