@@ -90,8 +90,18 @@ def verify(
     url: Url = None,
     collection: Collection = "images",
     images: Annotated[
-        bool, typer.Option("--images", help="Read the image files too, and compare them.")
+        bool,
+        typer.Option(
+            "--images",
+            help="Read the image files too and compare them; encode a sample of them again.",
+        ),
     ] = False,
+    sample: Annotated[
+        int,
+        typer.Option(min=0, help="With --images, how many images are encoded again; 0: none."),
+    ] = 64,
+    model: Model = None,
+    device: Device = None,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -99,7 +109,10 @@ def verify(
     from edje_qdrant.maintenance import verify as verify_collection
 
     with open_collection(where_is(index, url), collection, for_repair=True) as opened:
-        report = verify_collection(opened, images=images, progress=bar_shown(progress))
+        loaded = load_model(model, device, opened) if images and sample else None
+        report = verify_collection(
+            opened, images=images, model=loaded, sample=sample, progress=bar_shown(progress)
+        )
     lines = [f"{report.points} images: {'all is well' if report.clean else 'NOT all is well'}"]
     lines += [f"  {count} {kind}" for kind, count in report.counts().items()]
     lines += _findings(report.findings)

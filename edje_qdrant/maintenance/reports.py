@@ -15,6 +15,7 @@ FindingKind = Literal[
     "other codec",
     "picture gone",
     "picture changed",
+    "encoded otherwise",
 ]
 
 

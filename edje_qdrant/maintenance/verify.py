@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import ImageReadError, StoreError, TokensNotFoundError
+from edje_qdrant.errors import ConfigError, ImageReadError, StoreError, TokensNotFoundError
 from edje_qdrant.images import image_file_id
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
+from edje_qdrant.maintenance.encode_sample import differing_encodings
 from edje_qdrant.maintenance.reports import Finding, FindingKind, VerifyReport
 from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
 from edje_qdrant.tokens.file_store import files_of
 from edje_qdrant.tokens.manifest import Segment
 from edje_qdrant.types import Point
 
+if TYPE_CHECKING:
+    from edje_qdrant.model import EDJEModel
+
 __all__ = ["path_of", "verify"]
 
 
 def verify(
-    collection: ImageCollection, *, images: bool = False, progress: bool = False
+    collection: ImageCollection,
+    *,
+    images: bool = False,
+    model: EDJEModel | None = None,
+    sample: int = 64,
+    progress: bool = False,
 ) -> VerifyReport:
     """Read the tokens of every point, and compare side files with the points' references.
 
@@ -30,20 +41,30 @@ def verify(
         collection: An open collection; searches continue.
         images: Also read the image files that payloads name, and compare their content with the
             ids.
+        model: With `images`, encodes a sample of the images again, whose embeddings and tokens are
+            compared with the stored ones; None compares none.
+        sample: Size of the sample, drawn at random but the same at every call.
         progress: Show a bar on stderr.
 
     Raises:
         ConfigError: An argument is invalid.
+        ContractMismatchError: Another model wrote the collection.
         StoreError: The index or the store cannot be read.
         EngineUnavailableError: The server cannot be reached.
     """
     check_collections(collection=collection)
     check_flags(images=images, progress=progress)
+    check_number("sample", sample, least=0)
+    if model is not None:
+        if not images:
+            raise ConfigError("with a model, verify encodes images again; give images=True too")
+        collection.require(model.contract())
     findings: list[Finding] = []
     files = files_of(collection.store)
     unlisted = [] if files is None else files.unlisted()
     records = _Records([] if files is None else [*files.segments(), *unlisted])
     points = 0
+    unchanged = _Sample(sample if model is not None else 0)
     for page in pages(collection, "verifying", progress=progress):
         points += len(page)
         found = stored_codes(collection, page)
@@ -58,7 +79,17 @@ def verify(
             for row in part.rows.tolist()
         ]
         if images:
-            findings += _image_findings(page)
+            findings += _image_findings(page, failed, unchanged)
+    if model is not None:
+        chosen = {point.id: point for point in unchanged.points}
+        files_of_ids = [(point.id, str(path_of(point))) for point in chosen.values()]
+        findings += [
+            _finding(
+                "encoded otherwise", chosen[image_id],
+                f"{words}; delete it and ingest the file again",
+            )
+            for image_id, words in differing_encodings(collection, model, files_of_ids)
+        ]  # fmt: skip
     orphans = records.orphans()
     return VerifyReport(
         points,
@@ -67,6 +98,22 @@ def verify(
         sum(count * segment.record_bytes for segment, count in orphans.items()),
         tuple(f"tokens-{segment.id}.bin" for segment in unlisted),
     )
+
+
+class _Sample:
+    """A random sample of points that arrive one by one, the same for the same points."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._seen, self._random = size, 0, np.random.default_rng(0)
+        self.points: list[Point] = []
+
+    def add(self, point: Point) -> None:
+        """Keep a point, or not."""
+        self._seen += 1
+        if len(self.points) < self._size:
+            self.points.append(point)
+        elif (place := int(self._random.integers(self._seen))) < self._size:
+            self.points[place] = point
 
 
 class _Records:
@@ -116,7 +163,9 @@ def _unreadable(point: Point, error: StoreError) -> Finding:
     return _finding("tokens missing" if missing else "tokens damaged", point, str(error))
 
 
-def _image_findings(page: Sequence[Point]) -> Iterator[Finding]:
+def _image_findings(
+    page: Sequence[Point], failed: Mapping[str, StoreError], unchanged: _Sample
+) -> Iterator[Finding]:
     for point in page:
         path = path_of(point)
         if path is None:
@@ -130,3 +179,5 @@ def _image_findings(page: Sequence[Point]) -> Iterator[Finding]:
                 yield _finding(
                     "picture changed", point, "its content has changed since it was ingested"
                 )
+            elif point.id not in failed:
+                unchanged.add(point)

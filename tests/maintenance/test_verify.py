@@ -18,7 +18,7 @@ from stored import (
 )
 
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.errors import ConfigError, StoreError, TokensCorruptError, TokensNotFoundError
 from edje_qdrant.images import image_file_id
 from edje_qdrant.maintenance import (
     Finding,
@@ -31,6 +31,7 @@ from edje_qdrant.maintenance import (
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.manifest import MANIFEST_NAME, Segment
 from edje_qdrant.tokens.segment import HEADER_BYTES, new_segment_file
+from edje_qdrant.types import ImageEncoding
 
 RECORD = 48
 
@@ -341,6 +342,33 @@ def test_the_pictures_files_are_compared_where_that_is_asked_for(with_files):
         ),
     }
     assert not report.clean
+
+
+@pytest.mark.parametrize("codec", ["float16", "int4"])
+def test_a_sample_is_encoded_again_where_that_is_asked_for(
+    tmp_path, tiny_model, write_images, codec
+):
+    paths = write_images(tmp_path / "pictures", 8)
+    ids = [image_file_id(str(path)) for path in paths]
+    encoding = tiny_model.encode_images([Image.open(path) for path in paths])
+    swapped = [1, 0, *range(2, 8)]  # as by a file that changed while it was read, then changed back
+    payloads = [{"path": str(path)} for path in paths]
+    contract = tiny_model.contract()
+    for wrong in (False, True):
+        rows = swapped if wrong else [*range(8)]
+        stored = ImageEncoding(encoding.embeddings[rows], encoding.tokens[rows])
+        where = tmp_path / str(wrong)
+        with ImageCollection.create(where, "images", contract, codec=codec) as collection:
+            collection.add(ids, stored, payloads)
+            assert verify(collection, images=True).clean
+            report = verify(collection, images=True, model=tiny_model)
+            assert report.counts() == ({"encoded otherwise": 2} if wrong else {})
+            assert {finding.image_id for finding in report.findings} <= {*ids[:2]}
+            assert verify(collection, images=True, model=tiny_model, sample=0).clean
+            few = verify(collection, images=True, model=tiny_model, sample=7)
+            assert len(few.findings) <= 2
+            with pytest.raises(ConfigError, match="images=True"):
+                verify(collection, model=tiny_model)
 
 
 def test_as_json(file_place):
