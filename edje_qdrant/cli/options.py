@@ -60,8 +60,8 @@ Url = Annotated[
     typer.Option(
         "--url",
         metavar="URL",
-        help=f"Address of a Qdrant server; without --index, {_URL} is the default. "
-        f"An API key is read from {_API_KEY}.",
+        help="Address of a Qdrant server, asked on port 6333 if it names none; without --index, "
+        f"{_URL} is the default. An API key is read from {_API_KEY}.",
     ),
 ]
 Collection = Annotated[

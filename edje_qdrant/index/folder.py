@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edje_qdrant.errors import CollectionLockedError, CollectionNotFoundError, EdjeError, StoreError
-from edje_qdrant.files import kind_of, lock_file, reason_of, write_atomically
+from edje_qdrant.files import kind_of, lock_file, read_if_exists, reason_of, write_atomically
 from edje_qdrant.index.validate import check_dim
 
 __all__ = [
@@ -197,8 +197,8 @@ def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:
         StoreError: The file is missing, has another format, or a byte of it was changed.
     """
     path = folder / _METADATA
+    written = read_if_exists(path, "read") or b""
     try:
-        written = path.read_bytes()
         data = json.loads(written)
         if data["format"] != _FORMAT:
             raise StoreError(
@@ -210,7 +210,7 @@ def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:
         if written != _document(dim, metadata):
             raise ValueError("its checksum does not fit its content")
         return dim, metadata
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
             f"{path} is missing or damaged ({error}); put it back from a copy, "
             "or ingest again into a new folder"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.files import kind_of
 from edje_qdrant.tokens.codec_file import read_codec, write_codec
 from edje_qdrant.tokens.codecs import Codec, codec_for
 
@@ -32,7 +33,7 @@ def stored_codec(folder: Path, contract: TokenContract, key: str) -> Codec:
                 "damaged, or a later version wrote it: restore it from a copy, or use that version"
             ) from error
     path = _path(folder, key)
-    if not path.exists():
+    if kind_of(path) is None:
         raise TokensNotFoundError(
             f"the codebook {path} is gone, and tokens of {key} cannot be decoded without it; "
             "restore it from a copy"

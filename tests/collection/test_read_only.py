@@ -149,3 +149,21 @@ def test_a_refusal_of_the_system_is_not_called_damage(tmp_path, text, words):
 def test_other_errors_of_the_engine_are(tmp_path):
     with pytest.raises(StoreError, match="the files are damaged"), index_folder.reporting(tmp_path):
         raise Exception("wal: bad checksum")
+
+
+@pytest.mark.parametrize("name", ["index.json", "tokens/tokens.json"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, name):
+    filled(tmp_path, "edge")
+    read_bytes = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path == tmp_path / "images" / name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(
+        StoreError, match=f"cannot read .*{Path(name).name}: no permission"
+    ) as caught:
+        ImageCollection.open(tmp_path, "images")
+    assert "damage" not in str(caught.value)
