@@ -1,14 +1,20 @@
-"""Ordered work in threads, and batches."""
+"""Ordered work in threads, batches, and a lock for transformers."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-__all__ = ["batches", "in_threads"]
+__all__ = ["TRANSFORMERS_LOCK", "batches", "in_threads"]
+
+#: Held while names are imported from transformers and while it creates a model. Its modules import
+#: each other in circles, so that a second thread can find one half imported; and creating a model
+#: replaces torch's functions that initialise weights, for all threads.
+TRANSFORMERS_LOCK = threading.RLock()
 
 T = TypeVar("T")
 R = TypeVar("R")

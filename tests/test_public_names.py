@@ -150,6 +150,23 @@ def test_public_names_load_torch_but_nothing_that_only_building_a_model_needs() 
     assert in_fresh_python(code) == []
 
 
+def test_several_threads_can_load_models_at_once_in_a_new_process() -> None:
+    code = (
+        "import json, threading, torch\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from edje_qdrant import EDJEModel\n"
+        "before = torch.nn.init.normal_\n"
+        "together = threading.Barrier(6)\n"
+        "def load(_):\n"
+        "    together.wait()\n"
+        "    return EDJEModel.from_pretrained('demo').encode_texts(['a star']).shape\n"
+        "with ThreadPoolExecutor(6) as pool:\n"
+        "    found = list(pool.map(load, range(6)))\n"
+        "print(json.dumps([found == [(1, 192)] * 6, torch.nn.init.normal_ is before]))"
+    )
+    assert in_fresh_python(code) == [True, True]
+
+
 def test_errors_and_contracts_need_neither_torch_nor_an_engine() -> None:
     code = (
         "import sys, json\n"

@@ -13,6 +13,7 @@ from torch import nn
 
 from edje_qdrant.encoders.open_clip_pixels import PixelSettings
 from edje_qdrant.errors import CheckpointError, ConfigError, EdjeError, MissingExtraError
+from edje_qdrant.threads import TRANSFORMERS_LOCK
 
 __all__ = [
     "SETTINGS_FILE",
@@ -133,10 +134,11 @@ def build_clip(settings: Mapping[str, Any], *, weights_follow: bool) -> nn.Modul
         kind = open_clip.CoCa
     if not weights_follow:
         return kind(**chosen).eval()  # type: ignore[no-any-return]
-    from transformers.initialization import no_init_weights
+    with TRANSFORMERS_LOCK:
+        from transformers.initialization import no_init_weights
 
-    with no_init_weights():
-        return kind(**chosen).eval()  # type: ignore[no-any-return]
+        with no_init_weights():
+            return kind(**chosen).eval()  # type: ignore[no-any-return]
 
 
 def tokenizer_for(settings: Mapping[str, Any], folder: str | Path | None = None) -> Any:

@@ -19,6 +19,7 @@ from edje_qdrant.encoders.weights import HashedModule
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.images import to_rgb
 from edje_qdrant.images.resize import Resize
+from edje_qdrant.threads import TRANSFORMERS_LOCK
 
 if TYPE_CHECKING:
     from transformers import SiglipModel
@@ -69,8 +70,9 @@ class SiglipEncoder(HashedModule):
         Raises:
             CheckpointError: A file is missing or unreadable.
         """
-        from transformers import AutoTokenizer, SiglipConfig, SiglipModel
-        from transformers.initialization import no_init_weights
+        with TRANSFORMERS_LOCK:
+            from transformers import AutoTokenizer, SiglipConfig, SiglipModel
+            from transformers.initialization import no_init_weights
 
         folder = settings_folder(name_or_path, model_type="siglip", image_processor=True)
         image_processor = SiglipPixels.from_folder(folder)
@@ -78,7 +80,10 @@ class SiglipEncoder(HashedModule):
             # from_pretrained would warn of token ids that transformers itself has by default.
             config = SiglipConfig.from_json_file(folder / "config.json")
             tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
-            with no_init_weights():  # random numbers for 900M weights take a minute
+            with (
+                TRANSFORMERS_LOCK,
+                no_init_weights(),
+            ):  # random numbers for 900M weights take a minute
                 siglip = SiglipModel(config)
             tower = copy.deepcopy(siglip.vision_model) if separate_token_tower else None
         except Exception as error:  # transformers raises whatever its parsers raise
@@ -98,7 +103,8 @@ class SiglipEncoder(HashedModule):
         Raises:
             CheckpointError: There is no such SigLIP, or one of its files is unreadable.
         """
-        from transformers import SiglipModel
+        with TRANSFORMERS_LOCK:
+            from transformers import SiglipModel
 
         encoder = cls.from_config(name_or_path, name=Path(name_or_path).name)
         try:

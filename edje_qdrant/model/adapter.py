@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from edje_qdrant.encoders.weights import HashedModule
 from edje_qdrant.model.config import EDJEConfig
+from edje_qdrant.threads import TRANSFORMERS_LOCK
 
 __all__ = ["CompressedAdapter", "LocalAdapter", "build_adapter"]
 
 
 def _activation(name: str) -> nn.Module:
     """Create the activation that transformers calls `name`."""
-    from transformers.activations import ACT2FN
+    with TRANSFORMERS_LOCK:
+        from transformers.activations import ACT2FN
 
     return cast("nn.Module", ACT2FN[name])
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from transformers import BertForMaskedLM
+from edje_qdrant.threads import TRANSFORMERS_LOCK
 
-__all__ = ["JointEncoder", "extend_positions", "repeat_last_row"]
+if TYPE_CHECKING:
+    from transformers import BertConfig, BertForMaskedLM
+
+__all__ = ["JointEncoder", "extend_positions", "new_language_model", "repeat_last_row"]
 
 
 class JointEncoder(nn.Module):
@@ -137,6 +139,14 @@ class JointEncoder(nn.Module):
         input_ids = input_ids[:, :limit].clone()
         input_ids[too_long, -1] = self.sep_token_id
         return input_ids, attention_mask[:, :limit]
+
+
+def new_language_model(config: BertConfig) -> BertForMaskedLM:
+    """Create BERT with its masked-language-model head and random weights."""
+    with TRANSFORMERS_LOCK:
+        from transformers import BertForMaskedLM
+
+        return BertForMaskedLM(config)
 
 
 def extend_positions(language_model: BertForMaskedLM, count: int) -> None:

@@ -27,7 +27,8 @@ from edje_qdrant.model.checkpoints.published import (
     tidy,
 )
 from edje_qdrant.model.config import EDJEConfig
-from edje_qdrant.model.joint_encoder import JointEncoder, extend_positions
+from edje_qdrant.model.joint_encoder import JointEncoder, extend_positions, new_language_model
+from edje_qdrant.threads import TRANSFORMERS_LOCK
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -52,13 +53,14 @@ class EDJEModelForIndexing(nn.Module):
     def __init__(
         self, siglip_path: str | Path, language_model_path: str | Path, num_compressed_tokens: int
     ) -> None:
-        from transformers import SiglipVisionConfig, SiglipVisionModel
-
         super().__init__()
         folder = settings_folder(siglip_path, model_type="siglip", tokenizer=False)
         self._bert, _ = language_settings(language_model_path)
         try:
-            tower = SiglipVisionModel(SiglipVisionConfig.from_pretrained(folder))
+            with TRANSFORMERS_LOCK:
+                from transformers import SiglipVisionConfig, SiglipVisionModel
+
+                tower = SiglipVisionModel(SiglipVisionConfig.from_pretrained(folder))
         except Exception as error:  # transformers raises whatever its parsers raise
             raise CheckpointError(
                 f"cannot read SigLIP's settings in {folder} ({error})", path=str(folder)
@@ -182,9 +184,7 @@ class EDJEModelForRanking(nn.Module):
         return super().load_state_dict(matched, strict=True, assign=assign)
 
     def _build(self, config: BertConfig) -> JointEncoder:
-        from transformers import BertForMaskedLM
-
-        language_model = BertForMaskedLM(config)
+        language_model = new_language_model(config)
         extend_positions(language_model, CAPTION_ROOM + self._num_tokens)
         joint_encoder = JointEncoder(
             language_model, sep_token_id=self._tokenizer.sep_token_id, embedding_dim=1

@@ -11,6 +11,7 @@ import torch
 from edje_qdrant.encoders import Encoder, pretrained_encoder
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.threads import TRANSFORMERS_LOCK
 from edje_qdrant.training.recipe import ModelSection
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def attention_for_training(model: EDJEModel) -> Iterator[None]:
 
 
 def _language_model(name_or_path: str) -> tuple[BertForMaskedLM, object]:
-    from transformers import AutoTokenizer, BertForMaskedLM
+    with TRANSFORMERS_LOCK:
+        from transformers import AutoTokenizer, BertForMaskedLM
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)

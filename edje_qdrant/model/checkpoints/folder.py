@@ -27,6 +27,7 @@ from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
 from edje_qdrant.model.checkpoints.match_tensors import fill, needed_keys
 from edje_qdrant.model.checkpoints.published import PUBLISHED_ID, language_settings, read_published
 from edje_qdrant.model.config import EDJEConfig
+from edje_qdrant.model.joint_encoder import new_language_model
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
@@ -127,8 +128,6 @@ def _read_hub(repo_id: str) -> Checkpoint:
 
 
 def _read_folder(folder: Path) -> Checkpoint:
-    from transformers import BertForMaskedLM
-
     missing = [name for name in (_CONFIG, _WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -153,7 +152,7 @@ def _read_folder(folder: Path) -> Checkpoint:
     )
     built = new_checkpoint(
         encoder,
-        BertForMaskedLM(bert),
+        new_language_model(bert),
         tokenizer,
         adapter=config.adapter,
         num_tokens=config.num_tokens,

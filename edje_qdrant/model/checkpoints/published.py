@@ -20,7 +20,8 @@ from edje_qdrant.files import kind_of
 from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
 from edje_qdrant.model.checkpoints.match_tensors import fill
 from edje_qdrant.model.config import IMAGE_TOKEN, AdapterKind
-from edje_qdrant.model.joint_encoder import repeat_last_row
+from edje_qdrant.model.joint_encoder import new_language_model, repeat_last_row
+from edje_qdrant.threads import TRANSFORMERS_LOCK
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -79,8 +80,6 @@ def read_published(
     Raises:
         CheckpointError: The file is unreadable, lacks a key or has a tensor of a wrong shape.
     """
-    from transformers import BertForMaskedLM
-
     state = tidy(_read(Path(path)), path=str(path))
     sizes = adapter_sizes(state, path=str(path))
     bert, tokenizer = language_settings(language_model_path)
@@ -93,7 +92,7 @@ def read_published(
     fit_tables(bert, tokenizer, state, CAPTION_ROOM + num_tokens, path=str(path))
     checkpoint = new_checkpoint(
         encoder,
-        BertForMaskedLM(bert),
+        new_language_model(bert),
         tokenizer,
         adapter=sizes.kind,
         num_tokens=num_tokens,
@@ -220,7 +219,8 @@ def language_settings(name_or_path: str | Path) -> tuple[BertConfig, Any]:
     Raises:
         CheckpointError: They cannot be read.
     """
-    from transformers import AutoTokenizer, BertConfig
+    with TRANSFORMERS_LOCK:
+        from transformers import AutoTokenizer, BertConfig
 
     folder = settings_folder(name_or_path, model_type="bert")
     try:

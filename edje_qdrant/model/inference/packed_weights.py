@@ -14,6 +14,7 @@ from edje_qdrant.model.flat_modules import FlatModules
 from edje_qdrant.model.inference.fused_kernels import fused_kernels
 from edje_qdrant.model.inference.packed_linear import Activation, Kernel, Linear, pack_linear
 from edje_qdrant.model.joint_encoder import JointEncoder
+from edje_qdrant.threads import TRANSFORMERS_LOCK
 
 __all__ = [
     "AfterAttention",
@@ -244,7 +245,8 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel, sign: tuple[Any, ...]) -> 
 
 
 def _activation(name: Any) -> Activation:
-    from transformers.activations import ACT2FN
+    with TRANSFORMERS_LOCK:
+        from transformers.activations import ACT2FN
 
     if name == "gelu":
         return "gelu"
