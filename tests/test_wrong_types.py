@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from qdrant_client import QdrantClient
 from searching import encoding_of, make_collection, numbered_id
 
 import edje_qdrant as package
@@ -16,6 +17,7 @@ from edje_qdrant.errors import EdjeError
 from edje_qdrant.integrations.cross_encoder import EDJECrossEncoder
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.types import ImageEncoding
+from edje_qdrant.web.settings import ServiceSettings
 
 WRONG: list[Any] = [None, 3, "text", b"x", [object()], {"a": 1}]
 
@@ -41,6 +43,8 @@ def calls(
     Image.new("RGB", (20, 20)).save(folder / "a.png")
     (folder / "pairs.jsonl").write_text('{"image": "a.png", "caption": "a"}')
     nowhere = str(folder / "nowhere")
+    explanation = package.explain_match(model, "a", image)
+    client = QdrantClient(":memory:")
 
     def asearch(**options: Any) -> Any:
         return asyncio.run(retriever.asearch(**options))
@@ -150,6 +154,23 @@ def calls(
             collection.create_payload_index, {"field": "page", "kind": "integer"},
         ),
         "require": (collection.require, {"contract": model.contract()}),
+        "draw_heat": (
+            package.draw_heat, {"image": image, "explanation": explanation, "word": None},
+        ),
+        "draw_explanation": (
+            package.draw_explanation, {"image": image, "explanation": explanation},
+        ),
+        "attach_tokens": (package.attach_tokens, {
+            "location": client, "name": "none", "model": model, "progress": False,
+        }),
+        "AttachedCollection.open": (package.AttachedCollection.open, {
+            "location": client, "name": "none", "model": model, "precision": "auto",
+        }),
+        "cut_texts": (model.cut_texts, {"texts": ["a"]}),
+        "ServiceSettings": (ServiceSettings, {
+            "images": None, "api_keys": (), "cors_origins": (), "max_top_k": 5, "timeout": 3.0,
+            "batch_wait_ms": 2.0, "decode_seconds": 1.0,
+        }),
         "ingest_images": (package.ingest_images, {
             "source": [folder / "a.png"], "collection": collection, "model": model,
             "batch_size": 1, "workers": 1, "progress": False,
@@ -235,6 +256,13 @@ def test_no_call_fails_with_a_bare_error(
         ("tokens", "candidates"),
         ("delete_matching", "filter"),
         ("require", "contract"),
+        ("draw_heat", "explanation"),
+        ("draw_explanation", "explanation"),
+        ("attach_tokens", "model"),
+        ("AttachedCollection.open", "name"),
+        ("cut_texts", "texts"),
+        ("ServiceSettings", "max_top_k"),
+        ("ServiceSettings", "timeout"),
         ("ingest_images", "source"),
         ("ingest_images", "collection"),
         ("ingest_images", "model"),

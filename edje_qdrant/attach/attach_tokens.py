@@ -13,7 +13,7 @@ from PIL import Image
 
 from edje_qdrant.attach.attached_collection import is_attached, read_attachment, require
 from edje_qdrant.attach.points import AttachablePoint, AttachablePoints
-from edje_qdrant.checks import check_number
+from edje_qdrant.checks import check_kind, check_number
 from edje_qdrant.collection.checks import check_tokens, fitted_codec
 from edje_qdrant.collection.metadata import CollectionRecord, absolute, new_store, resolve
 from edje_qdrant.contract import TokenContract
@@ -118,6 +118,7 @@ def attach_tokens(
         (0, 2, 0)
     """
     started = time.perf_counter()
+    check_kind("model", model, EDJEModel, "an EDJEModel, such as EDJEModel.from_pretrained(NAME)")
     batch_size = default_batch_size(model.device) if batch_size is None else batch_size
     workers = default_workers() if workers is None else workers
     check_number("batch_size", batch_size)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from edje_qdrant.attach.points import AttachablePoint, AttachablePoints, PointId
-from edje_qdrant.checks import check_number, check_texts
+from edje_qdrant.checks import check_list, check_number, check_texts
 from edje_qdrant.collection.metadata import CollectionRecord, resolve
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError, StoreError, TokensNotFoundError
@@ -210,6 +210,12 @@ class AttachedCollection:
         check_number("top_k", top_k, optional=True)
         if on_missing not in ("error", "first_stage"):
             raise ConfigError(f'on_missing is {on_missing!r}; give "error" or "first_stage"')
+        check_list("points", points)
+        if odd := [point for point in points if not hasattr(point, "id")]:
+            raise ConfigError(
+                f"points holds a {type(odd[0]).__name__}; give what query_points(...).points "
+                "holds"
+            )
         ids = [point.id for point in points]
         logits = self._logits(text, ids, on_missing)
         calibration = self._model.calibration
@@ -264,6 +270,7 @@ class AttachedCollection:
             StoreError: As `rerank_points`.
             EngineUnavailableError: As `rerank_points`.
         """
+        check_list("image_ids", image_ids)
         return self._logits(text, image_ids, "error")
 
     def close(self) -> None:
@@ -311,7 +318,7 @@ class AttachedCollection:
         self, text: str, ids: Sequence[PointId], on_missing: OnMissing
     ) -> NDArray[np.float32]:
         """Return `(n,)` logits; NaN for points without readable tokens, if that is allowed."""
-        check_texts("the query", [text])
+        check_texts("text", [text])
         distinct = [*dict.fromkeys(ids)]
         candidates = [Candidate(str(i), 0.0, 1, {"id": i}) for i in distinct]
         (query,) = self._scorer.score_candidates([text], [candidates], on_missing=on_missing)

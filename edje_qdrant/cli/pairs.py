@@ -55,15 +55,20 @@ def match(
     matches = match_texts(
         loaded, image, texts, top_k=top_k, num_candidates=candidates, reranker=reranker
     )
+    cut = loaded.cut_texts([found.text for found in matches])
     lines = [f"{'rank':>4}  {'score':>8}  {'first stage':>11}  text"]
     for found in matches:
         score = "-" if found.score is None else f"{found.score:.3f}"
         lines.append(f"{found.rank:>4}  {score:>8}  {found.retrieval_rank:>11}  {found.text}")
+    lines += [f"note on rank {row}: {why}" for row, why in enumerate(cut, start=1) if why]
     data = {
         "image": str(image),
         "model": model,
         "precision": reranker.precision,
-        "matches": [asdict(found) for found in matches],
+        "matches": [
+            {**asdict(found), "truncated": why is not None}
+            for found, why in zip(matches, cut, strict=True)
+        ],
     }
     print_result(data, lines, as_json)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from edje_qdrant.checks import check_kind, check_number
 from edje_qdrant.explain.explanation import Explanation
 from edje_qdrant.images import open_upright, to_rgb
 from edje_qdrant.text import shorten_text
@@ -53,6 +54,8 @@ def draw_heat(
         ImageReadError: The image cannot be read.
         ConfigError: There is no such word.
     """
+    check_kind("explanation", explanation, Explanation, "what explain_match returns")
+    check_number("word", word, least=0, optional=True)
     return _heated(_rgb(image), explanation, word, strength=1.0)
 
 
@@ -72,6 +75,7 @@ def draw_explanation(image: Image.Image | str | Path, explanation: Explanation) 
     Raises:
         ImageReadError: The image cannot be read.
     """
+    check_kind("explanation", explanation, Explanation, "what explain_match returns")
     rgb = _rgb(image)
     shown = _content_words(explanation)
     large, small = _fitted(rgb, _LARGE), _fitted(rgb, _SMALL)

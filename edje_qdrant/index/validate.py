@@ -144,6 +144,8 @@ def check_name(name: str) -> str:
     Raises:
         ConfigError: A Qdrant server would refuse it.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"name is {name!r}; give the name of a collection")
     if name in (".", "..") or not 0 < len(name) <= 255 or _NOT_IN_NAMES & set(name):
         raise ConfigError(
             f"collection name {name!r} cannot be used; take 1 to 255 characters, "

@@ -23,6 +23,7 @@ from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
 from edje_qdrant.model.checkpoints.folder import read_checkpoint, write_checkpoint
 from edje_qdrant.model.checkpoints.published import read_published
 from edje_qdrant.model.config import AdapterKind, EDJEConfig
+from edje_qdrant.model.cut_texts import cut_texts
 from edje_qdrant.model.flat_modules import FlatModules
 from edje_qdrant.model.joint_encoder import JointEncoder
 from edje_qdrant.text import clean_captions
@@ -396,6 +397,17 @@ class EDJEModel(nn.Module):
             ConfigError: A text is empty after clean-up.
         """
         return [*map(len, self._whole_captions(texts))]
+
+    def cut_texts(self, texts: Sequence[str]) -> list[str | None]:
+        """Return for each text why it is not read whole, with how much is; None for one that is.
+
+        Searches report this in `SearchResult.truncated`; this is for scores without a result.
+
+        Raises:
+            ConfigError: A text is empty after clean-up.
+        """
+        check_strings("texts", texts)
+        return cut_texts(self, texts)
 
     def _whole_captions(self, texts: Sequence[str]) -> Iterator[list[int]]:
         check_strings("texts", texts)

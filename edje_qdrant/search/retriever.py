@@ -27,7 +27,6 @@ from edje_qdrant.explain.match import explain_match
 from edje_qdrant.images import image_bytes_id, open_upright, read_image_file
 from edje_qdrant.index import Filter, Strategy, field_value
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.model.cut_texts import cut_texts
 from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.model.inference.text_graphs import TextGraphs
 from edje_qdrant.model.named import model_for
@@ -332,7 +331,7 @@ class TwoStageRetriever:
             filter=settings["filter"],
             timeout=deadline.timeout,
         )
-        (cut,) = cut_texts(self._model, [text])
+        (cut,) = self._model.cut_texts([text])
         for (query,) in self._scorer.score_in_slices(
             [text],
             [self._diversified(embeddings, found, settings)],
@@ -492,7 +491,7 @@ class TwoStageRetriever:
         (query,) = self._scorer.score_candidates(
             [text], [candidates], on_missing=on_missing, watch=watch
         )
-        (cut,) = cut_texts(self._model, [text])
+        (cut,) = self._model.cut_texts([text])
         return self._result(query, settings, watch.timings(), cut)
 
     def score(self, text: str, image_ids: Sequence[str]) -> NDArray[np.float32]:
@@ -666,7 +665,7 @@ class TwoStageRetriever:
             watch=watch,
         )
         timings = watch.timings(len(queries))
-        cuts = cut_texts(self._model, texts)
+        cuts = self._model.cut_texts(texts)
         with paused_collector():
             return [
                 self._result(query, settings, timings, cut)

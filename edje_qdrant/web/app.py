@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
+from edje_qdrant.checks import check_kind
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.version import __version__
 from edje_qdrant.web.errors import RequestError, add_error_handlers
@@ -53,7 +54,9 @@ def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = 
         retriever: Answers the searches.
         settings: Keys and limits; the defaults of `ServiceSettings` if None.
     """
-    settings = settings or ServiceSettings()
+    check_kind("retriever", retriever, TwoStageRetriever, "a TwoStageRetriever")
+    settings = ServiceSettings() if settings is None else settings
+    check_kind("settings", settings, ServiceSettings, "ServiceSettings")
     service = Service(retriever, settings)
 
     @asynccontextmanager

@@ -10,7 +10,6 @@ from pydantic import TypeAdapter
 
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.ingest.encode import encode_batch
-from edje_qdrant.model.cut_texts import cut_texts
 from edje_qdrant.rerank.scorer import best_first
 from edje_qdrant.web.errors import RequestError
 from edje_qdrant.web.schemas import (
@@ -114,7 +113,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
             most = service.settings.max_candidates
             raise RequestError(400, "LimitExceeded", f"documents may hold at most {most} ids")
         logits = await service.score(lambda: retriever.score(body.query, body.documents))
-        (cut,) = await service.score(lambda: cut_texts(retriever.model, [body.query]))
+        (cut,) = await service.score(lambda: retriever.model.cut_texts([body.query]))
         calibration = retriever.model.calibration
         relevance = 1 / (1 + np.exp(-logits.astype(np.float64)))
         if calibration is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from edje_qdrant.checks import check_number
+from edje_qdrant.checks import check_kind, check_number, check_strings
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
 from edje_qdrant.images import DECODE_MEMORY
@@ -68,13 +68,19 @@ class ServiceSettings:
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
-            if one.name.startswith("max_") and value < 1:
-                raise ConfigError(f"{one.name} is {value!r}; give 1 or more")
+            if one.name.startswith("max_"):
+                check_number(one.name, value)
         check_number("decode_memory", self.decode_memory)
-        if not self.decode_seconds > 0:
-            raise ConfigError(f"decode_seconds is {self.decode_seconds!r}; give seconds above 0")
-        if not self.timeout > 0:
-            raise ConfigError(f"timeout is {self.timeout!r}; give seconds above 0")
+        check_number("thumbnail_bytes", self.thumbnail_bytes, least=0)
+        for name in ("decode_seconds", "timeout", "batch_wait_ms"):
+            value = getattr(self, name)
+            check_kind(name, value, (int, float), "a number")
+            if name != "batch_wait_ms" and not value > 0:
+                raise ConfigError(f"{name} is {value!r}; give seconds above 0")
+        check_strings("api_keys", self.api_keys)
+        check_strings("cors_origins", self.cors_origins)
+        if self.images is not None:
+            check_kind("images", self.images, Path, "a Path")
         if any(len(key) < 16 for key in self.api_keys):
             raise ConfigError("an API key has fewer than 16 characters; make a longer one")
         if self.images is not None and kind_of(self.images, ConfigError) != "folder":

@@ -36,6 +36,11 @@ def test_match_prints_what_match_texts_finds(
         chosen = json_of(run(*options, "--precision", precision, "--json"))
         assert chosen["precision"] == precision
     assert "precision is 'half'" in refused(run(*options, "--precision", "half"))
+    long = "a dog " * 80
+    again = ["match", picture, long, "a", "--model", tiny_folder, "--device", "cpu"]
+    told = {m["text"]: m["truncated"] for m in json_of(run(*again, "--json"))["matches"]}
+    assert told == {long: True, "a": False}
+    assert "longer than the model reads" in run(*again).stdout.splitlines()[-1]
 
     lines = run(*options, "--candidates", 2).stdout.splitlines()
     assert lines[0].split() == ["rank", "score", "first", "stage", "text"]
