@@ -213,8 +213,7 @@ class AttachedCollection:
         check_list("points", points)
         if odd := [point for point in points if not hasattr(point, "id")]:
             raise ConfigError(
-                f"points holds a {type(odd[0]).__name__}; give what query_points(...).points "
-                "holds"
+                f"points holds a {type(odd[0]).__name__}; give what query_points(...).points holds"
             )
         ids = [point.id for point in points]
         logits = self._logits(text, ids, on_missing)
