@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.encoders.protocol import Encoder
+from edje_qdrant.model.joint_encoder import JointEncoder
 from edje_qdrant.text import clean_captions
-
-if TYPE_CHECKING:
-    from edje_qdrant.model.edje import EDJEModel
 
 __all__ = ["cut_texts"]
 
@@ -23,7 +21,17 @@ _ENDS = 3
 _widths: WeakKeyDictionary[Encoder, int] = WeakKeyDictionary()
 
 
-def cut_texts(model: EDJEModel, texts: Sequence[str]) -> list[str | None]:
+class _Model(Protocol):
+    """An `EDJEModel`, as far as it reads texts."""
+
+    encoder: Encoder
+    joint_encoder: JointEncoder
+
+    def caption_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return how many ids each text has before it is cut."""
+
+
+def cut_texts(model: _Model, texts: Sequence[str]) -> list[str | None]:
     """Return for each text why it is not read whole; None for one that is.
 
     The first stage is left out for an encoder without `tokenize`, which the protocol does not ask

@@ -198,6 +198,14 @@ def test_filters_sliders_and_what_is_empty_or_wrong(open_page, captions):
     assert "no word" in page.inner_text(".note.bad")
 
 
+def test_a_text_that_is_cut_is_said(open_page):
+    page = open_page(f"/?q={quote('a red star ' * 40)}")
+    page.wait_for_selector(".note.warn")
+    told = page.inner_text(".note.warn")
+    assert "Not all of the text was read" in told
+    assert "longer than the model reads" in told
+
+
 def test_a_search_cut_short_says_so(open_page, captions):
     page = open_page("/?q=a+red+star&b=0")
     page.wait_for_selector(".note.warn")
