@@ -190,6 +190,11 @@ def check_vectors(vectors: NDArray[np.floating[Any]], dim: int) -> NDArray[np.fl
             f"(n, {dim}) floats: use the model the collection was written with"
         )
     wide = array.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+        # As most vectors have; false if a number is not finite.
+        if (np.abs(lengths - 1) < _ROUNDING).all():
+            return array.astype(np.float32)
     # Dividing by the largest number first keeps the squares of very large ones finite.
     peaks = np.abs(wide).max(axis=1, keepdims=True)
     unfit = np.flatnonzero(~(np.isfinite(peaks) & (peaks > 0)))

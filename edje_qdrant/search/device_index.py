@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,14 @@ class DeviceIndex:
         self._payloads: list[bytes] = []  # of each row; empty where others can write
         self._row_of: dict[str, int] = {}
         self._vectors = torch.empty(0, self._dim)
-        self._end_notes = self._index.observe(self._note)
+        # The index must not keep alive an object that was dropped without being closed.
+        note = weakref.WeakMethod(self._note)
+
+        def observer(image_ids: Sequence[str] | None) -> None:
+            if (method := note()) is not None:
+                method(image_ids)
+
+        self._end_notes = weakref.finalize(self, self._index.observe(observer))
         try:
             self._load()
         except BaseException:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -519,6 +520,10 @@ def test_closing_ends_the_notes(collection: ImageCollection, tiny_model: EDJEMod
     assert len(index) == 0
     retriever = TwoStageRetriever(collection, tiny_model, first_stage="device")
     assert len(watched._observers) == 1
+    del retriever  # without closing it
+    gc.collect()
+    assert not watched._observers
+    retriever = TwoStageRetriever(collection, tiny_model, first_stage="device")
     retriever.close()
     assert not watched._observers
 
