@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,17 @@ def model() -> EDJEModel:
     killed meet other batches than runs that were not.
     """
     tiny = build_tiny_model().place("cpu", None)
-    encode = tiny.encode_pixels
+    start = tiny.start_encoding
 
-    def one_at_a_time(pixels: torch.Tensor) -> ImageEncoding:
-        parts = [encode(pixel) for pixel in pixels.split(1)]
-        return ImageEncoding(
+    def one_at_a_time(pixels: torch.Tensor) -> Callable[[], ImageEncoding]:
+        parts = [start(pixel)() for pixel in pixels.split(1)]
+        encoding = ImageEncoding(
             np.concatenate([part.embeddings for part in parts]),
             np.concatenate([part.tokens for part in parts]),
         )
+        return lambda: encoding
 
-    tiny.encode_pixels = one_at_a_time  # type: ignore[method-assign]
+    tiny.start_encoding = one_at_a_time  # type: ignore[method-assign]
     return tiny
 
 
