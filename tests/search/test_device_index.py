@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.token_cache import DeviceTokenCache, token_keys
 from edje_qdrant.search import device_index as device_index_module
+from edje_qdrant.search.batcher import SearchBatcher
 from edje_qdrant.search.device_index import DeviceIndex
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -521,7 +521,6 @@ def test_closing_ends_the_notes(collection: ImageCollection, tiny_model: EDJEMod
     retriever = TwoStageRetriever(collection, tiny_model, first_stage="device")
     assert len(watched._observers) == 1
     del retriever  # without closing it
-    gc.collect()
     assert not watched._observers
     retriever = TwoStageRetriever(collection, tiny_model, first_stage="device")
     retriever.close()
@@ -573,3 +572,29 @@ def test_candidates_made_before_a_write_stay_the_same(
         assert [c.image_id for c in made] == [c.image_id for c in others]
         assert [c.payload for c in made] == [c.payload for c in others]
         assert not own.absent()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_whole_search_on_a_gpu(tiny_folder: Path, tmp_path: Path, cached: bool) -> None:
+    model = EDJEModel.from_pretrained(tiny_folder, device="cuda", dtype=torch.float32)
+    with make_collection(tmp_path, model) as collection:
+        cache = None
+        if cached:
+            cache = DeviceTokenCache(1 << 20, device="cuda", keep="tokens")
+            cache.preload(collection)
+        plain = TwoStageRetriever(collection, model, first_stage="engine")
+        own = TwoStageRetriever(collection, model, token_cache=cache)
+        assert own.first_stage == "device"
+        for options in OPTIONS:
+            for texts in (TEXTS, TEXTS[:1], TEXTS * 20):
+                expected = plain.search_batch(texts, **options)
+                for found, other in zip(own.search_batch(texts, **options), expected, strict=True):
+                    assert result_of(found) == result_of(other)
+        with SearchBatcher(own) as batcher:
+            futures = [batcher.submit(text) for text in TEXTS * 20]
+            expected = plain.search_batch(TEXTS * 20)
+            for future, other in zip(futures, expected, strict=True):
+                assert result_of(future.result()) == result_of(other)
+        collection.delete([numbered_id(n) for n in range(0, COUNT, 3)])
+        assert result_of(own.search(TEXTS[1])) == result_of(plain.search(TEXTS[1]))
