@@ -218,7 +218,7 @@ def _put_on(clocks: Clocks, collection: ImageCollection, model: EDJEModel) -> No
     clocks.wrap(ImageCollection, "codes", "tokens: candidates to references")
     clocks.wrap(Reranker, "score_pairs", "joint encoder: batches, tokenizing")
     clocks.wrap(FastJointEncoder, "__call__", "joint encoder")
-    clocks.wrap(CandidateScorer, "score_candidates", "scorer")
+    clocks.wrap(CandidateScorer, "_score_slice", "scorer")
     clocks.wrap(retriever_module, "rank_candidates", "hits")
     clocks.wrap(retriever_module, "SearchResult", "result")
     clocks.wrap(retriever_module, "check_texts", "query's check")
