@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,6 +55,8 @@ class SiglipEncoder(HashedModule):
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self._name = name
+        # Texts and ids of the last call: a search needs them to encode, and to see what is cut.
+        self._last_ids: tuple[tuple[str, ...], NDArray[np.int64]] | None = None
 
     @classmethod
     def from_config(
@@ -224,15 +227,17 @@ class SiglipEncoder(HashedModule):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return ids `(B, t)`, always padded to the length that SigLIP was trained with."""
-        encoded = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.siglip.text_model.config.max_position_embeddings,
-        )
-        # The tokenizer's own conversion to tensors takes longer than all the rest.
-        ids = torch.from_numpy(np.array(encoded["input_ids"], np.int64))
-        return ids.to(self.siglip.logit_scale.device)
+        key, last = tuple(texts), self._last_ids
+        if last is None or last[0] != key:
+            encoded = self.tokenizer(
+                list(texts),
+                padding="max_length",
+                truncation=True,
+                max_length=self.siglip.text_model.config.max_position_embeddings,
+            )
+            # The tokenizer's own conversion to tensors takes longer than all the rest.
+            last = self._last_ids = (key, np.array(encoded["input_ids"], np.int64))
+        return torch.from_numpy(last[1]).to(self.siglip.logit_scale.device, copy=True)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Encode texts that are already cleaned: `(B, d)`, unit length.

@@ -18,7 +18,8 @@ __all__ = ["cut_texts"]
 # A token covers at least one byte of a text, except for those at its start and its end.
 _ENDS = 3
 
-_widths: WeakKeyDictionary[Encoder, int] = WeakKeyDictionary()
+# Of each encoder: the number of tokens that it reads of a text, and the token that fills the rest.
+_forms: WeakKeyDictionary[Encoder, tuple[int, int]] = WeakKeyDictionary()
 
 
 class _Model(Protocol):
@@ -47,14 +48,18 @@ def cut_texts(model: _Model, texts: Sequence[str]) -> list[str | None]:
     cleaned = clean_captions(texts)
     tokenize = getattr(model.encoder, "tokenize", None)
     joint = model.joint_encoder.max_caption_length
-    shortest = joint if tokenize is None else min(joint, _width(model.encoder, tokenize))
+    shortest = joint if tokenize is None else min(joint, _form(model.encoder, tokenize)[0])
     reasons: list[str | None] = [None] * len(cleaned)
     long = [row for row, text in enumerate(cleaned) if len(text.encode()) + _ENDS > shortest]
     if not long:
         return reasons
-    lengths = model.caption_lengths([cleaned[row] for row in long])
-    firsts = _cut(tokenize, [cleaned[row] for row in long]) if tokenize else [0] * len(long)
-    for row, length, first in zip(long, lengths, firsts, strict=True):
+    # All texts, as the model has just read them: it remembers the tokens of its last call.
+    lengths = model.caption_lengths(cleaned)
+    firsts = [0] * len(cleaned)
+    if tokenize is not None:
+        firsts = _cut(tokenize, cleaned, _form(model.encoder, tokenize)[1])
+    for row in long:
+        length, first = lengths[row], firsts[row]
         parts = []
         if first:
             parts.append(f"the first stage reads {first} tokens of it")
@@ -69,27 +74,27 @@ def cut_texts(model: _Model, texts: Sequence[str]) -> list[str | None]:
     return reasons
 
 
-def _width(encoder: Encoder, tokenize: Any) -> int:
-    """Return the number of tokens that the first stage reads, those at the ends included."""
-    if encoder not in _widths:
-        _widths[encoder] = int(tokenize(["a"]).shape[1])
-    return _widths[encoder]
+def _form(encoder: Encoder, tokenize: Any) -> tuple[int, int]:
+    """Return the number of tokens that the first stage reads, and the token that fills the rest."""
+    if encoder not in _forms:
+        ids = tokenize(["a"])[0]
+        _forms[encoder] = len(ids), int(ids[-1])
+    return _forms[encoder]
 
 
-def _cut(tokenize: Any, texts: Sequence[str]) -> list[int]:
+def _cut(tokenize: Any, texts: Sequence[str], padding: int) -> list[int]:
     """Return for each text how many tokens of it are read, or 0 if it is read whole."""
     # Copied from the encoder's device at once: each look at a row there would wait for the device.
-    ids: NDArray[np.int64] = tokenize([*texts, "a"]).cpu().numpy()  # (n + 1, t), padded
-    padding, width = ids[-1, -1], ids.shape[1]
+    ids: NDArray[np.int64] = tokenize(texts).cpu().numpy()  # (n, t)
     found = [0] * len(texts)
     # The last token of a full row may be one that ends every text, and be padding too.
-    full = np.flatnonzero(ids[:-1, -2] != padding)
+    full = np.flatnonzero(ids[:, -2] != padding)
     if len(full):
         # Without its last letter, a text that is read whole has other tokens.
         shorter = [_without_last_letter(texts[row]) for row in full.tolist()]
         same: NDArray[np.int64] = tokenize(shorter).cpu().numpy()
         for row in full[(ids[full] == same).all(axis=1)].tolist():
-            found[row] = width
+            found[row] = ids.shape[1]
     return found
 
 

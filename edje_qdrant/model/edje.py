@@ -86,6 +86,8 @@ class EDJEModel(nn.Module):
         self.name_or_path = name_or_path
         self.calibration: Calibration | None = None
         self._flat = FlatModules()
+        # Texts and ids of the last call: a search needs them to score, and to see what is cut.
+        self._last_captions: tuple[tuple[Any, ...], list[list[int]]] | None = None
 
     @classmethod
     def build(
@@ -409,15 +411,19 @@ class EDJEModel(nn.Module):
         check_strings("texts", texts)
         return cut_texts(self, texts)
 
-    def _whole_captions(self, texts: Sequence[str]) -> Iterator[list[int]]:
+    def _whole_captions(self, texts: Sequence[str]) -> list[list[int]]:
         check_strings("texts", texts)
         cleaned, backend = clean_captions(texts), self.tokenizer.backend_tokenizer
-        # Another call of the tokenizer may have left these on.
-        if backend.truncation is not None:
-            backend.no_truncation()
-        if backend.padding is not None:
-            backend.no_padding()
-        return (encoding.ids for encoding in backend.encode_batch_fast(cleaned))
+        key, last = (backend, backend.get_vocab_size(), *cleaned), self._last_captions
+        if last is None or last[0] != key:
+            # Another call of the tokenizer may have left these on.
+            if backend.truncation is not None:
+                backend.no_truncation()
+            if backend.padding is not None:
+                backend.no_padding()
+            ids = [encoding.ids for encoding in backend.encode_batch_fast(cleaned)]
+            last = self._last_captions = (key, ids)
+        return last[1]
 
     def score(self, text: str, tokens: Tokens, *, batch_size: int = 128) -> NDArray[np.float32]:
         """Score one text against many images.

@@ -50,7 +50,25 @@ def test_a_full_row_whose_padding_is_the_end_token() -> None:
         rows = [[ord(c) for c in text[:7]] + [1] * 8 for text in texts]  # 1 ends and pads
         return torch.tensor([row[:8] for row in rows])
 
-    assert _cut(tokenize, ["abcdef", "abcdefg", "abcdefgh", "abcdefgh."]) == [0, 0, 8, 8]
+    assert _cut(tokenize, ["abcdef", "abcdefg", "abcdefgh", "abcdefgh."], 1) == [0, 0, 8, 8]
+
+
+def test_texts_that_were_just_searched_for_are_not_tokenized_again(
+    tmp_path: Path, tiny_model: EDJEModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [words(9, "dog"), words(9, "boat")]
+    with TwoStageRetriever(make_collection(tmp_path, tiny_model), tiny_model) as retriever:
+        expected = [result.truncated for result in retriever.search_batch(texts)]
+        kind, calls = type(tiny_model.encoder.tokenizer), []
+        call = kind.__call__
+        monkeypatch.setattr(
+            kind, "__call__", lambda *a, **given: (calls.append(a[1]), call(*a, **given))[1]
+        )
+        texts = [texts[1], texts[0]]
+        results = retriever.search_batch(texts)
+        assert [result.truncated for result in results] == expected[::-1]
+        # Once to encode, and once without the last letters of those that fill the row.
+        assert len(calls) == 1 + any(expected)
 
 
 def test_an_encoder_that_does_not_tell_is_left_out(
