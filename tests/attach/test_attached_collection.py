@@ -202,7 +202,7 @@ def test_a_run_goes_on_where_it_stopped(
     expected: dict[int | str, float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encode, calls = tiny_model.encode_pixels, []
+    encode, calls = tiny_model.start_encoding, []
 
     def stop_at_the_third(pixels: Any) -> Any:
         calls.append(len(pixels))
@@ -211,7 +211,7 @@ def test_a_run_goes_on_where_it_stopped(
         return encode(pixels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_model, "encode_pixels", stop_at_the_third)
+        patch.setattr(tiny_model, "start_encoding", stop_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             shop.attach(tiny_model, batch_size=4)
     assert calls == [4, 4, 4]

@@ -69,7 +69,7 @@ def test_pictures_of_a_collection_are_not_encoded_again(
     mixed[3] = gallery.paths[3]
     scores = encoder.predict([(TEXT, p) for p in mixed])
     assert scores == pytest.approx(expected[0], abs=float16_slack(expected))
-    monkeypatch.setattr(gallery.model, "encode_pixels", None)
+    monkeypatch.setattr(gallery.model, "start_encoding", None)
     del mixed[3]
     assert len(encoder.rank(OTHER, mixed)) == 11
     with pytest.raises(TokensNotFoundError):

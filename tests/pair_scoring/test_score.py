@@ -118,7 +118,7 @@ def test_a_share_is_kept_in_a_second_file_without_scoring_again(
     assert report.threshold == best[-1]
     assert marked == [{**line, "keep": line["score"] in best} for line in lines]
 
-    monkeypatch.setattr(tiny_model, "encode_pixels", None)
+    monkeypatch.setattr(tiny_model, "start_encoding", None)
     again = score(data, out, tiny_model, keep_top=1.0)
     assert (again.kept, again.resumed, again.pairs) == (27, 31, 31)
     assert again.kept_out == tmp_path / "scores.top1.jsonl"
