@@ -148,8 +148,13 @@ def _measure(
 
 
 def _processor_seconds() -> float:
-    """Return the processor seconds used by this process and its ended child processes."""
-    return sum(os.times()[:4])
+    """Return the processor seconds used by this process and its child processes."""
+    seconds = sum(os.times()[:4])  # the children that have ended
+    for task in Path("/proc/self/task").glob("*/children"):
+        for child in task.read_text().split():
+            used = Path(f"/proc/{child}/stat").read_text().rsplit(")")[-1].split()[11:13]
+            seconds += sum(int(ticks) for ticks in used) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def _options() -> argparse.Namespace:

@@ -281,7 +281,10 @@ def _decode(
         if isinstance(found, Image.Image):
             pixels = image_pixels(model, open_upright(found, shown), shown)
         else:
-            file = str(found) if isinstance(found, str | Path) else found.read(MAX_FILE_BYTES + 1)
+            if isinstance(found, str | Path):
+                file: str | bytes = str(found)
+            else:  # bytes() refuses the text of a file that was not opened for reading bytes
+                file = bytes(found.read(MAX_FILE_BYTES + 1))
             pixels = read_file(model, decoders, file, shown)[1]
         return DecodedImage(str(point.id), {"id": point.id, "path": point.field}, pixels)
     except ImageReadError as error:
