@@ -53,7 +53,8 @@ def exists(process: int) -> bool:
         state = Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0]
     except OSError:
         return False
-    return state != "Z"
+    # The first thread of a process that was killed may end before the others.
+    return state != "Z" or len([*Path(f"/proc/{process}/task").glob("*")]) > 1
 
 
 def wait_until_gone(process: int, seconds: float = 60) -> None:
