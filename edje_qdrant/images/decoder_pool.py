@@ -202,7 +202,8 @@ class DecoderPool:
             raise ImageReadError(name, size)
         request = Request(
             name=name,
-            path=file if isinstance(file, str) else None,
+            # A process that was started earlier may have another working directory.
+            path=os.path.abspath(file) if isinstance(file, str) else None,
             content_bytes=0 if is_path else len(file),
             finish=finish,
             max_pixels=self._max_pixels,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -44,9 +45,11 @@ def used(folder: str, place: Path) -> dict[str, str]:
         ids = ids_of(20)
         archive = place / collection.index.engine
         (found,) = collection.nearest(encoding_of(ids[:1]).embeddings, 3)
-        second = ImageCollection.open(folder, "images")
-        copies = len([*place.glob(".edje-index-*")])
-        second.close()
+        copies = -1
+        if collection.read_only:
+            second = ImageCollection.open(folder, "images")
+            copies = len([*place.glob(".edje-index-*")])
+            second.close()
         return {
             "read_only": str(collection.read_only),
             "nearest": str([candidate.image_id == ids[0] for candidate in found]),
@@ -70,6 +73,12 @@ def used(folder: str, place: Path) -> dict[str, str]:
 
 
 def main(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        # Everything is imported as the first user: the other may not read the environment.
+        for engine in ("edge", "faiss"):
+            copy = Path(name, engine)
+            shutil.copytree(folder / engine, copy)
+            used(str(copy), Path(name))
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(_NOBODY)

@@ -258,3 +258,15 @@ def test_many_threads_share_few_processes() -> None:
         answers = threads.map(lambda image: pool.decode(encoded(image=image), "a").array, images)
         for image, answer in zip(images, answers, strict=True):
             np.testing.assert_array_equal(answer, image)
+
+
+def test_a_relative_path_is_that_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "here.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path.parent / "there.png")
+    with DecoderPool(1) as pool:
+        monkeypatch.chdir(tmp_path)
+        assert pool.decode("here.png").width == 8
+        monkeypatch.chdir(tmp_path.parent)  # the process keeps the folder that it was started in
+        assert pool.decode("there.png").width == 8

@@ -31,6 +31,7 @@ from rounding import float16_slack, float32_slack
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.errors import ConfigError, WorkerDiedError
+from edje_qdrant.images.decoder_pool import DecodeLimits
 from edje_qdrant.ingest import process_pool as encoding_pool
 from edje_qdrant.ingest.decode import KnownImage, identify_image
 from edje_qdrant.ingest.ingest import ingest_images
@@ -316,7 +317,7 @@ def test_few_batches_are_under_way_at_a_time_and_they_come_in_order(
             yield [known]
 
     found = []
-    with EncodingPool(tiny_model, ["cpu"], decoders=1, max_pixels=10_000) as pool:
+    with EncodingPool(tiny_model, ["cpu"], DecodeLimits(1, max_pixels=10_000)) as pool:
         for batch in pool.encode(batches()):
             found += [payload["path"] for payload in batch.payloads]
             assert asked_for - len(found) < 4
