@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -45,6 +46,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+class _PageFiles(StaticFiles):
+    """The page's files; a path with a null character names none, in every version of Starlette."""
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        """Return the full path and the file's status, None if there is no such file."""
+        return ("", None) if "\0" in path else super().lookup_path(path)
+
+
 def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = None) -> FastAPI:
     """Create the ASGI application that serves a collection.
 
@@ -86,7 +95,7 @@ def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = 
     app.include_router(search_routes(service, _ERRORS))
     app.include_router(image_routes(service, _ERRORS))
     app.include_router(_other_routes(service))
-    app.mount("/static", StaticFiles(directory=_STATIC))
+    app.mount("/static", _PageFiles(directory=_STATIC))
     app.add_middleware(ServiceMiddleware, settings=settings, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(
