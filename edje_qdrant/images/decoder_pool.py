@@ -372,7 +372,7 @@ class _Process:
         return header, bytes(data)
 
     def kill(self) -> None:
-        """Kill the process; whoever waits for its answer gets EOFError."""
+        """Kill the process; a thread that waits for its answer gets EOFError."""
         self._popen.kill()
 
     def end(self) -> None:

@@ -176,7 +176,7 @@ def _ask(channel: socket.socket, needed: int, seconds: float) -> None:
 
 
 class _Written:
-    """What decoders write on stderr and stdout, which otherwise nobody could assign to a file."""
+    """Capture what decoders write on stderr and stdout, so that it can be assigned to a file."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process

@@ -55,11 +55,12 @@ def encode_batch(
     Raises:
         ConfigError: The device has not enough memory for the batch.
     """
-    with _memory_errors(len(pixels), device):
-        return model.encode_pixels(stack_pixels(pixels, model.encoding_device))
+    return start_batch(model, stack_pixels(pixels, model.encoding_device), device=device)()
 
 
-def start_batch(model: EDJEModel, pixels: Tensor) -> Callable[[], ImageEncoding]:
+def start_batch(
+    model: EDJEModel, pixels: Tensor, *, device: str = "the device"
+) -> Callable[[], ImageEncoding]:
     """Start to encode images in one batch; return a function that returns the encodings.
 
     On a GPU, the function waits for them.
@@ -67,15 +68,16 @@ def start_batch(model: EDJEModel, pixels: Tensor) -> Callable[[], ImageEncoding]
     Args:
         model: The model that encodes.
         pixels: A batch from `stack_pixels`.
+        device: Names the device in errors.
 
     Raises:
         ConfigError: The device has not enough memory for the batch; the function may raise it, too.
     """
-    with _memory_errors(len(pixels), "the device"):
+    with _memory_errors(len(pixels), device):
         started = model.start_encoding(pixels)
 
     def wait() -> ImageEncoding:
-        with _memory_errors(len(pixels), "the device"):
+        with _memory_errors(len(pixels), device):
             return started()
 
     return wait

@@ -92,7 +92,7 @@ def test_what_takes_a_conditions_place_travels_over_grpc() -> None:
 
 
 def filled(value: Any) -> Any:
-    """Leave out what is None or empty, which are the same."""
+    """Leave out fields that are None or empty: servers treat both alike."""
     if isinstance(value, dict):
         return {key: filled(each) for key, each in value.items() if each not in (None, [])}
     return [filled(each) for each in value] if isinstance(value, list) else value

@@ -43,7 +43,7 @@ def collection(
 
 
 class Manifest:
-    """A manifest that is written and ingested again and again; nothing is encoded twice."""
+    """A manifest that is rewritten and ingested several times; nothing is encoded twice."""
 
     def __init__(self, folder: Path, collection: ImageCollection, model: EDJEModel) -> None:
         self.path, self.collection, self.model = folder / "list.jsonl", collection, model

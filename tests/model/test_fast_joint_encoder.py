@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from joint_pairs import captions, plain
 from rounding import float32_slack
-from tiny import CLS, SEP, bert_config
+from tiny import SEP, bert_config
 from torch import Tensor
 from transformers import BertForMaskedLM
 
@@ -40,23 +41,6 @@ def build(**changes: object) -> JointEncoder:
 @pytest.fixture
 def joint_encoder() -> JointEncoder:
     return build()
-
-
-def captions(n: int, length: int) -> Tensor:
-    words = 8 + (torch.arange(length) * 5 + torch.arange(n)[:, None]) % 12
-    return torch.cat([torch.full((n, 1), CLS), words, torch.full((n, 1), SEP)], dim=1)
-
-
-def plain(joint_encoder: JointEncoder, groups: list[Tensor], tokens: Tensor) -> Tensor:
-    """Score by the training form, each group by itself."""
-    parts = tokens.split([len(ids) for ids in groups])
-    with torch.inference_mode():
-        return torch.cat(
-            [
-                joint_encoder(ids, torch.ones_like(ids), part)
-                for ids, part in zip(groups, parts, strict=True)
-            ]
-        )
 
 
 def assert_same_scores(found: Tensor, expected: Tensor) -> None:
