@@ -15,6 +15,7 @@ The tree::
     │   ├── TokensCorruptError
     │   └── ContractMismatchError
     ├── EngineUnavailableError
+    │   └── RateLimitedError
     ├── BusyError
     ├── MissingExtraError (also ImportError)
     ├── UnsupportedVersionError (also ImportError)
@@ -42,6 +43,7 @@ __all__ = [
     "ImageReadError",
     "ImagesNotFoundError",
     "MissingExtraError",
+    "RateLimitedError",
     "StoreError",
     "TokensCorruptError",
     "TokensNotFoundError",
@@ -245,6 +247,24 @@ class EngineUnavailableError(EdjeError):
     def __init__(self, message: str, *, location: str = "") -> None:
         super().__init__(message)
         self.location = location
+
+
+class RateLimitedError(EngineUnavailableError):
+    """Report that the vector engine refused a request because it had too many (HTTP 429).
+
+    Raised where waiting does not fit into the time of the call. The refused request did nothing.
+
+    Attributes:
+        location: Address of the engine.
+        retry_after: Seconds after which the engine says it takes requests again; None if it does
+            not say.
+    """
+
+    def __init__(
+        self, message: str, *, location: str = "", retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, location=location)
+        self.retry_after = retry_after
 
 
 class BusyError(EdjeError):

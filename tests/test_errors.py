@@ -26,6 +26,7 @@ EXAMPLES = [
     errors.TokensCorruptError("no", ["1"]),
     errors.ContractMismatchError("no", {"dim": 1}, {"dim": 2}),
     errors.EngineUnavailableError("no", location="http://q"),
+    errors.RateLimitedError("no", location="http://q", retry_after=60.0),
     errors.MissingExtraError("ray", "ray"),
     errors.UnsupportedVersionError("transformers", "5.0.0", "5.3"),
     errors.WorkerDiedError("no"),

@@ -43,6 +43,7 @@ PUBLIC = {
     "PairReport",
     "QdrantSettings",
     "RankedPoint",
+    "RateLimitedError",
     "Reranker",
     "SearchBatcher",
     "SearchHit",

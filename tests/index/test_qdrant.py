@@ -13,6 +13,7 @@ from edje_qdrant.errors import (
     CollectionNotFoundError,
     ConfigError,
     EngineUnavailableError,
+    RateLimitedError,
     StoreError,
 )
 from edje_qdrant.index import QdrantOptions, VectorIndex, create_on_server, open_on_server
@@ -345,3 +346,17 @@ def test_api_key(stand_in: StandIn) -> None:
         index = create_on_server(stand_in.url, "images", 8, {}, options)
     index.close()
     assert {headers["api-key"] for headers in stand_in.headers} == {"secret"}
+
+
+def test_a_rate_limit_is_an_error_of_its_own(
+    stand_in: StandIn, index: VectorIndex, pauses: list[float]
+) -> None:
+    stand_in.failures.extend([(429, {"Retry-After": "60"})] * (FAST.retries + 1))
+    with pytest.raises(RateLimitedError, match="try again in 60 s") as caught:
+        index.count()
+    assert caught.value.retry_after == 60
+    assert caught.value.location == stand_in.url
+    stand_in.failures.extend([(429, {})] * (FAST.retries + 1))
+    with pytest.raises(RateLimitedError, match="try again later") as caught:
+        index.count()
+    assert caught.value.retry_after is None

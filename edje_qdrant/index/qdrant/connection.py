@@ -20,6 +20,7 @@ from edje_qdrant.errors import (
     CollectionNotFoundError,
     ConfigError,
     EngineUnavailableError,
+    RateLimitedError,
     StoreError,
 )
 
@@ -110,6 +111,7 @@ class Connection:
 
         Raises:
             EngineUnavailableError: The server did not respond, or was overloaded, at every try.
+            RateLimitedError: It takes no more requests for now.
             CollectionNotFoundError: It has no such collection.
             ConfigError: It refused the request or the API key.
             StoreError: The connection is closed, or the server failed.
@@ -207,8 +209,17 @@ class Connection:
         """
         if not _is_transient(error):
             raise self._translate(name, error) from error
-        seconds = self._pause(tries, float(getattr(error, "retry_after_s", 0)))
+        wanted = _retry_after(error)
+        seconds = self._pause(tries, wanted or 0)
         late = time.monotonic() + seconds > _deadline.get()
+        if _is_rate_limit(error) and (late or tries == self._options.retries):
+            raise RateLimitedError(
+                f"Qdrant at {self.address}{self._grpc} takes no more requests for now "
+                f"({self._words(error)}); "
+                + ("try again later" if wanted is None else f"try again in {wanted:g} s"),
+                location=self.address,
+                retry_after=wanted,
+            ) from error
         if late or tries == self._options.retries:
             raise EngineUnavailableError(
                 f"no answer from Qdrant at {self.address}{self._grpc} after {tries + 1} tries"
@@ -315,6 +326,22 @@ def _is_transient(error: Exception) -> bool:
     if isinstance(error, UnexpectedResponse):
         return error.status_code in _TRANSIENT_HTTP
     return isinstance(error, ResourceExhaustedResponse) or _grpc_code(error) in _TRANSIENT_GRPC
+
+
+def _is_rate_limit(error: Exception) -> bool:
+    from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+
+    return (
+        isinstance(error, ResourceExhaustedResponse)
+        or getattr(error, "status_code", None) == 429
+        or _grpc_code(error) == "RESOURCE_EXHAUSTED"
+    )
+
+
+def _retry_after(error: Exception) -> float | None:
+    """Return the seconds that a server asks to wait; None if it names none."""
+    seconds = getattr(error, "retry_after_s", None)
+    return None if seconds is None else float(seconds)
 
 
 def _grpc_code(error: Exception) -> str:
