@@ -6,11 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from grpc_stand_in import GrpcStandIn
 from index_engines import Engine, edge_engine, faiss_engine, qdrant_engine
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient
 
 from edje_qdrant.index import create_on_server, open_on_server
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the contract over gRPC in full with the slow tests only; `test_engines.py` always."""
+    for item in items:
+        call = getattr(item, "callspec", None)
+        over_grpc = call is not None and call.params.get("engine") == "grpc"
+        if over_grpc and item.path.name != "test_engines.py":
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -26,14 +37,21 @@ def stand_in() -> Iterator[StandIn]:
         yield server
 
 
+@pytest.fixture
+def grpc_stand_in() -> Iterator[GrpcStandIn]:
+    with GrpcStandIn() as server:
+        yield server
+
+
 @pytest.fixture(
     params=[
         "edge",
         "faiss",
         "memory",
         "http",
+        "grpc",
         pytest.param("server", marks=pytest.mark.qdrant_server),
-        pytest.param("grpc", marks=pytest.mark.qdrant_server),
+        pytest.param("server_grpc", marks=pytest.mark.qdrant_server),
     ]
 )
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
@@ -45,6 +63,10 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         engine = qdrant_engine(request.getfixturevalue("memory"))
     elif request.param == "http":
         engine = qdrant_engine(request.getfixturevalue("stand_in").url)
+    elif request.param == "grpc":
+        client = request.getfixturevalue("grpc_stand_in").client(timeout=120)
+        engine = qdrant_engine(client)
+        engine.closing(client.close)
     else:
         engine = request.getfixturevalue(f"{request.param}_engine")
     yield engine
@@ -61,7 +83,7 @@ def server_engine() -> Iterator[Engine]:
 
 
 @pytest.fixture
-def grpc_engine() -> Iterator[Engine]:
+def server_grpc_engine() -> Iterator[Engine]:
     """The same server over gRPC, at the port in EDJE_QDRANT_GRPC_PORT."""
     url, port = (os.environ.get(f"EDJE_QDRANT_{name}") for name in ("URL", "GRPC_PORT"))
     if not url or not port:

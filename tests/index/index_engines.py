@@ -35,6 +35,11 @@ class Engine:
     ) -> None:
         self._create, self._open = create, reopen
         self.opened: list[VectorIndex] = []
+        self._at_end: list[Callable[[], object]] = []
+
+    def closing(self, function: Callable[[], object]) -> None:
+        """Call a function once all indexes are closed."""
+        self._at_end.append(function)
 
     def create(
         self, name: str = "images", dim: int = 8, metadata: Mapping[str, Any] | None = None
@@ -49,6 +54,8 @@ class Engine:
     def close(self) -> None:
         for index in self.opened:
             index.close()
+        for function in self._at_end:
+            function()
 
 
 def edge_engine(folder: Path) -> Engine:

@@ -43,7 +43,7 @@ _AWAY = (
 )
 
 
-class _RefusalError(Exception):
+class RefusalError(Exception):
     """An answer other than 200: its status, what it says, and its headers."""
 
     def __init__(
@@ -94,7 +94,7 @@ class StandIn:
         self._reads: dict[str, int] = defaultdict(int)
         self._operations: dict[str, int] = defaultdict(int)
         self._written: dict[str, dict[Any, int]] = defaultdict(dict)
-        lock = threading.Lock()
+        self._lock = threading.Lock()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -114,21 +114,16 @@ class StandIn:
                     status, more = outer.failures.popleft()
                     return self.reply(status, {"status": {"error": "told to fail"}}, more)
                 path = url.path.strip("/").split("/")
+                limits = {key: values[0] for key, values in parse_qs(url.query).items()}
                 try:
-                    with lock:
-                        outer.admit(self.command, path, headers.get("api-key"))
-                        path = outer.resolved(path)
-                        limits = {key: values[0] for key, values in parse_qs(url.query).items()}
-                        outer.check(self.command, path, body, limits, len(text))
-                        result = outer.answer(self.command, path, body)
-                except _RefusalError as refusal:
+                    result = outer.respond(
+                        self.command, path, body, limits, headers.get("api-key"), len(text)
+                    )
+                except RefusalError as refusal:
                     says: Any = {"status": {"error": refusal.says}}
                     return self.reply(
                         refusal.status, refusal.says if refusal.plain else says, refusal.headers
                     )
-                except ValueError as error:
-                    status = 404 if "not found" in str(error) else 400
-                    return self.reply(status, {"status": {"error": f"Wrong input: {error}"}})
                 if path == [""]:
                     return self.reply(200, result)
                 return self.reply(200, {"result": result, "status": "ok", "time": 0.0})
@@ -165,6 +160,38 @@ class StandIn:
         self._server.server_close()
         self.client.close()
 
+    def respond(
+        self,
+        method: str,
+        path: list[str],
+        body: Any,
+        limits: Mapping[str, str],
+        key: str | None,
+        size: int = 0,
+    ) -> Any:
+        """Answer a request, however it came.
+
+        Args:
+            method: GET, PUT ...
+            path: The path's parts.
+            body: The request as JSON.
+            limits: What follows the path's question mark.
+            key: The API key that came with it.
+            size: Bytes of the body.
+
+        Raises:
+            RefusalError: The answer is an error.
+        """
+        with self._lock:
+            self.admit(method, path, key)
+            path = self.resolved(path)
+            self.check(method, path, body, limits, size)
+            try:
+                return self.answer(method, path, body)
+            except ValueError as error:
+                status = 404 if "not found" in str(error) else 400
+                raise RefusalError(status, f"Wrong input: {error}") from error
+
     # Whether to answer at all.
 
     def admit(self, method: str, path: list[str], key: str | None) -> None:
@@ -173,11 +200,11 @@ class StandIn:
             return
         if key is None:
             says = "Must provide an API key or an Authorization bearer token"
-            raise _RefusalError(401, says, plain=True)
+            raise RefusalError(401, says, plain=True)
         if key not in self.keys:
-            raise _RefusalError(401, "Invalid API key or JWT", plain=True)
+            raise RefusalError(401, "Invalid API key or JWT", plain=True)
         if not self.keys[key] and (method in ("PUT", "PATCH", "DELETE") or _writes(method, path)):
-            raise _RefusalError(403, "Forbidden: Global manage access is required")
+            raise RefusalError(403, "Forbidden: Global manage access is required")
 
     def resolved(self, path: list[str]) -> list[str]:
         """Put a collection's name in the place of its alias."""
@@ -191,7 +218,7 @@ class StandIn:
         """Refuse what a server refuses before it looks at the points."""
         name = path[1] if len(path) > 1 else ""
         if self.no_quorum and (method, *path[2:]) == ("PUT",):
-            raise _RefusalError(
+            raise RefusalError(
                 500,
                 "Service internal error: Waiting for consensus operation commit failed. Timeout "
                 "set at: 10 seconds",
@@ -200,18 +227,18 @@ class StandIn:
             return
         creates = (method, *path[2:]) == ("PUT",)
         if not creates and path[2:] != ["exists"] and not self.client.collection_exists(name):
-            raise _RefusalError(404, f"Not found: Collection `{name}` doesn't exist!")
+            raise RefusalError(404, f"Not found: Collection `{name}` doesn't exist!")
         version = tuple(map(int, self.version.split(".")[:2]))
         for chosen in _filters(path, body):
             unread = unread_words(chosen, (version[0], version[1]))
             if unread:
                 words = f"Format error in JSON body: {unread} at line 1 column {size}"
-                raise _RefusalError(400, words)
+                raise RefusalError(400, words)
         if self.node_away and "points" in path:
             many = "1 of 1 read operations failed:\n  "
             if _writes(method, path):
                 many = "1 out of 2 shards failed to apply operation. First error captured: "
-            raise _RefusalError(500, f"Service internal error: {many}{_AWAY}")
+            raise RefusalError(500, f"Service internal error: {many}{_AWAY}")
         strict = self._strict.get(name, {})
         if strict.get("enabled"):
             self._check_strict(name, method, path, body, limits, strict)
@@ -228,7 +255,7 @@ class StandIn:
         def bound(value: float | None, most: str, called: str) -> None:
             limit = strict.get(most)
             if value is not None and limit is not None and value > limit:
-                raise _RefusalError(
+                raise RefusalError(
                     400,
                     f'Bad request: Limit exceeded {value:g} > {limit:g} for "{called}". Help: '
                     f'Reduce the "{called}" parameter to or below {limit:g}.',
@@ -239,7 +266,7 @@ class StandIn:
         if points and not writes and strict.get("read_rate_limit") is not None:
             self._reads[name] += 1
             if self._reads[name] > strict["read_rate_limit"]:
-                raise _RefusalError(
+                raise RefusalError(
                     429,
                     "Rate limiting exceeded: Read rate limit exceeded: Operation requires 1 tokens "
                     "but only 0.0 were available. Retry after 60s",
@@ -259,7 +286,7 @@ class StandIn:
             free = strict.get(f"unindexed_filtering_{'update' if writes else 'retrieve'}", True)
             for key, kind in () if free else _needed_indexes(path, body):
                 if key not in known:
-                    raise _RefusalError(
+                    raise RefusalError(
                         400,
                         f'Bad request: Index required but not found for "{key}" of one of the '
                         f"following types: [{kind}]. Help: Create an index for this key or use a "
@@ -280,6 +307,10 @@ class StandIn:
                     {"alias_name": alias, "collection_name": of}
                     for alias, of in self._aliases.items()
                 ]
+                return {"aliases": pairs}
+            case ("GET", "collections", of, "aliases"):
+                names = [alias for alias, named in self._aliases.items() if named == of]
+                pairs = [{"alias_name": alias, "collection_name": of} for alias in names]
                 return {"aliases": pairs}
             case ("POST", "collections", "aliases"):
                 for action in body["actions"]:
@@ -371,7 +402,7 @@ class StandIn:
                 self._operations[name] += 1
                 for point_id in setting.points or []:
                     if not self.client.retrieve(name, [point_id]):
-                        raise _RefusalError(404, f"Not found: No point with id {point_id} found")
+                        raise RefusalError(404, f"Not found: No point with id {point_id} found")
                 chosen: Any = setting.points or self._by_id(name, setting.filter)
                 self.client.set_payload(name, setting.payload, chosen)
                 return {"operation_id": self._operations[name], "status": "completed"}
@@ -413,7 +444,7 @@ class StandIn:
         if not isinstance(params, models.VectorParams) or not isinstance(given, list):
             return
         if len(given) != params.size:
-            raise _RefusalError(
+            raise RefusalError(
                 400,
                 f"Wrong input: Vector dimension error: expected dim: {params.size}, "
                 f"got {len(given)}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from grpc_stand_in import GrpcStandIn
 from index_engines import edge_engine, faiss_engine, qdrant_engine, unit_vectors
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient, models
@@ -121,7 +122,7 @@ def test_it_means_the_same_everywhere_or_is_refused(
 
 
 @pytest.mark.qdrant_server
-@pytest.mark.parametrize("protocol", ["server", "grpc"])
+@pytest.mark.parametrize("protocol", ["server", "server_grpc"])
 def test_it_means_the_same_on_a_real_server(
     request: pytest.FixtureRequest, protocol: str, kind: str, tmp_path: Path
 ) -> None:
@@ -158,10 +159,13 @@ def test_the_meaning_is_what_servers_find_wherever_they_agree(kind: str) -> None
         assert (meaning == answers[0]) != other, condition
 
 
+@pytest.mark.parametrize("protocol", ["REST", "gRPC"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_stand_in_finds_what_the_server_found(version: str, kind: str) -> None:
-    with StandIn(version) as server:
+def test_the_stand_in_finds_what_the_server_found(version: str, kind: str, protocol: str) -> None:
+    with GrpcStandIn(version) as server:
         client = QdrantClient(url=server.url, check_compatibility=False)
+        if protocol == "gRPC":
+            client = server.client()
         params = models.VectorParams(size=8, distance=models.Distance.COSINE)
         client.create_collection("images", vectors_config=params)
         client.upsert(
@@ -180,5 +184,5 @@ def test_the_stand_in_finds_what_the_server_found(version: str, kind: str) -> No
                 found: Any = sorted(IDS[str(record.id)] for record in records)
             except Exception as error:
                 found = f"refused: {type(error).__name__}"
-            assert found == recorded(kind, condition, f"server {version} REST"), condition
+            assert found == recorded(kind, condition, f"server {version} {protocol}"), condition
         client.close()
