@@ -100,31 +100,29 @@ class PayloadTokenStore(TokenStore):
     ) -> list[StoredCodes]:
         """Read tokens as they are stored; see `TokenStore.codes`."""
         problems = Problems("the points' payload")
-        groups: dict[str, dict[int, bytes]] = {}  # codec key -> row -> code
+        groups: dict[str, list[int]] = {}  # codec key -> rows
         for row, (image_id, reference) in enumerate(zip(image_ids, references, strict=True)):
-            text, key = reference.get("tokens"), str(reference.get("codec"))
-            if text is None:
+            key = str(reference.get("codec"))
+            if reference.get("tokens") is None:
                 problems.unknown.append(image_id)
-                continue
-            codec = self._codec_of(key)
-            if codec is None:
+            elif self._codec_of(key) is None:
                 problems.invalid.append(image_id)
-                continue
-            try:
-                code = pybase64.b64decode(text, validate=True)
-            except (ValueError, TypeError):
-                code = b""
-            if len(code) != codec.nbytes:
-                problems.damaged.append(image_id)
-                continue
-            groups.setdefault(key, {})[row] = code
+            else:
+                groups.setdefault(key, []).append(row)
         stored: list[StoredCodes] = []
         for key, rows in groups.items():
             codec = self._codecs[key]
             codes = empty((len(rows), codec.nbytes))
-            for place, code in enumerate(rows.values()):
-                codes[place] = np.frombuffer(code, np.uint8)
-            stored.append(StoredCodes(codec, np.array([*rows], np.intp), codes))
+            damaged = [
+                place
+                for place, row in enumerate(rows)
+                if not _decode_into(codes[place], references[row]["tokens"])
+            ]
+            if damaged:
+                problems.damaged += [image_ids[rows[place]] for place in damaged]
+                codes = np.delete(codes, damaged, axis=0)
+                rows = np.delete(rows, damaged).tolist()
+            stored.append(StoredCodes(codec, np.array(rows, np.intp), codes))
             problems.check(image_ids, references, stored[-1])
         problems.raise_first()
         return stored
@@ -151,3 +149,15 @@ class PayloadTokenStore(TokenStore):
                     raise
                 return None
         return self._codecs[key]
+
+
+def _decode_into(row: NDArray[np.uint8], text: object) -> bool:
+    """Decode base64 text into `(nbytes,)` uint8; return whether it has as many bytes."""
+    try:
+        code = pybase64.b64decode(text, validate=True)  # type: ignore[arg-type]  # checked there
+    except (ValueError, TypeError):
+        return False
+    if len(code) != len(row):
+        return False
+    row[:] = np.frombuffer(code, np.uint8)
+    return True

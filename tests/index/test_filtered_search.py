@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,12 +151,91 @@ def test_how_a_server_is_asked(stand_in: StandIn) -> None:
     engine = qdrant_engine(stand_in.url)
     index = engine.create()
     fill(index, unit_vectors(100))
-    for chosen in (None, {"tag": 0}, below(50), below(90)):
+    index.create_payload_index("tag", "integer")
+    index.create_payload_index("place", "keyword")
+    empty = models.IsEmptyCondition(is_empty=models.PayloadField(key="tag"))
+    place = models.FieldCondition(
+        key="place", geo_radius=models.GeoRadius(center=models.GeoPoint(lon=0, lat=0), radius=1)
+    )
+    several = models.Filter(must=[below(50), empty], must_not=[models.HasIdCondition(has_id=[])])
+    walked: list[Filter] = [{"tag": 0}, {"tag": [1, 2]}, below(50), several]
+    scanned: list[Filter] = [
+        {"album": "1"},
+        {"tag": 0, "album": "1"},
+        {"tag": "0"},  # an index of whole numbers does not count texts
+        models.Filter(must=[place]),
+        models.Filter(
+            must=[models.FieldCondition(key="tag", values_count=models.ValuesCount(gt=1))]
+        ),
+    ]
+    index.nearest(unit_vectors(1), 5)
+    for chosen in (*walked, *scanned):
         index.nearest(unit_vectors(1), 5, filter=chosen)
-    none, one, half, most = stand_in.params
-    assert {asked.hnsw_ef for asked in stand_in.params} == {512}
-    assert [asked.exact for asked in (none, one, half, most)] == [False, True, True, False]
-    assert [asked.acorn for asked in (none, one, half)] == [None] * 3
-    assert most.acorn == models.AcornSearchParams(enable=True, max_selectivity=1.0)
-    assert stand_in.seen.count("POST /collections/images/points/count") == 6
+    none, *asked = stand_in.params
+    assert {each.hnsw_ef for each in stand_in.params} == {512}
+    assert (none.exact, none.acorn) == (False, None)
+    acorn = models.AcornSearchParams(enable=True, max_selectivity=1.0)
+    assert [(each.exact, each.acorn) for each in asked] == (
+        [(False, acorn)] * len(walked) + [(True, None)] * len(scanned)
+    )
     engine.close()
+
+
+@pytest.mark.parametrize("filter", [None, {"tag": 1}, {"album": "1"}, below(50)])
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_a_search_is_one_request(stand_in: StandIn, filter: Filter | None, in_loop: bool) -> None:
+    engine = qdrant_engine(stand_in.url)
+    fill(engine.create(), unit_vectors(100))
+    engine.opened[0].create_payload_index("tag", "integer")
+    index = engine.open()
+    stand_in.seen.clear()
+    for _ in range(2):
+        if in_loop:
+            asyncio.run(index.nearest_async(unit_vectors(2), 5, filter=filter))
+        else:
+            index.nearest(unit_vectors(2), 5, filter=filter)
+    assert stand_in.seen == ["POST /collections/images/points/query/batch"] * 2
+    engine.close()
+
+
+def test_an_index_made_by_another_process_is_noticed(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = qdrant_engine(stand_in.url)
+    fill(engine.create(), unit_vectors(100))
+    index = engine.open()
+    index.nearest(unit_vectors(1), 5, filter={"tag": 1})
+    engine.opened[0].create_payload_index("tag", "integer")
+    later = time.monotonic() + 61
+    monkeypatch.setattr("edje_qdrant.index.qdrant.backend.time.monotonic", lambda: later)
+    index.nearest(unit_vectors(1), 5, filter={"tag": 1})
+    asyncio.run(index.nearest_async(unit_vectors(1), 5, filter={"tag": 1}))
+    assert [asked.exact for asked in stand_in.params] == [True, False, False]
+    engine.close()
+
+
+@pytest.mark.parametrize("most", [2, 10, 100, 600, 990])
+def test_the_engine_of_servers_loses_nothing_where_the_field_has_an_index(
+    edge: Engine, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Edge, told how to search as servers are."""
+    monkeypatch.setattr(hnsw, "SCAN_KILOBYTES", 1)
+    monkeypatch.setattr(hnsw, "reach_of", lambda matching, total: hnsw.Reach.MOST)
+    count, dim = 4000, 32
+    rng = np.random.default_rng(0)
+    vectors = unit_vectors(50, dim)[rng.integers(0, 50, count)]
+    vectors = vectors + 0.1 * rng.standard_normal((count, dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    tags = rng.permutation(count) * 1000 // count
+    index = edge.create(dim=dim)
+    index.create_payload_index("tag", "integer")
+    index.upsert(
+        [
+            Point(image_id(n), vector, {"tag": int(tags[n]), "_edje": {}})
+            for n, vector in enumerate(vectors)
+        ]
+    )
+    index.optimize()
+    among = np.flatnonzero(tags < most).tolist()
+    queries = unit_vectors(10, dim, seed=1)
+    assert check_top(index, queries, vectors, among, below(most), 30) > 0.99

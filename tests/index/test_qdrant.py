@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import socket
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from index_engines import FAST, image_id, make_points, unit_vectors
@@ -336,6 +339,25 @@ def test_many_queries_travel_in_one_request(stand_in: StandIn, index: VectorInde
     found = index.nearest(unit_vectors(50, seed=1), 5)
     assert [len(hits) for hits in found] == [5] * 50
     assert stand_in.seen == ["POST /collections/images/points/query/batch"]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_answers_are_compressed_only_if_asked_for(stand_in: StandIn, compressed: bool) -> None:
+    options = dataclasses.replace(FAST, compress_reads=compressed)
+    index = create_on_server(stand_in.url, "images", 8, {}, options)
+    index.upsert(make_points(unit_vectors(3)))
+    index.retrieve([image_id(0)])
+    asyncio.run(index.nearest_async(unit_vectors(1), 5))
+    assert {headers["accept-encoding"] == "identity" for headers in stand_in.headers} == {
+        not compressed
+    }
+    index.close()
+
+
+def test_a_client_passed_in_keeps_its_settings(stand_in: StandIn) -> None:
+    with closing(QdrantClient(url=stand_in.url, check_compatibility=False)) as client:
+        create_on_server(client, "images", 8, {}, FAST).close()
+    assert "identity" not in {headers["accept-encoding"] for headers in stand_in.headers}
 
 
 def test_api_key(stand_in: StandIn) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,13 @@ from edje_qdrant.errors import CollectionNotFoundError, ConfigError, StoreError
 from edje_qdrant.index.backend import Backend, Hits, as_points
 from edje_qdrant.index.batches import by_payload, in_runs, vectors_per_request
 from edje_qdrant.index.filters.filter import Filter
-from edje_qdrant.index.hnsw import Reach, reach_of
+from edje_qdrant.index.hnsw import Reach
 from edje_qdrant.index.payload_indexes import kinds_of, qdrant_schema
 from edje_qdrant.index.qdrant import requests as qdrant_requests
 from edje_qdrant.index.qdrant.connection import Connection, QdrantOptions
 from edje_qdrant.index.qdrant.filter import (
     ServerFacts,
+    has_indexes,
     memory_filter,
     require_indexes,
     server_filter,
@@ -176,10 +178,7 @@ class QdrantBackend(Backend):
         chosen: models.Filter | None,
         timeout: float | None,
     ) -> list[Hits]:
-        """Search; all vectors travel in one request of up to 16 MB.
-
-        With a filter, two short requests before it count how many points the filter matches.
-        """
+        """Search; all vectors travel in one request of up to 16 MB."""
         self.check_open()
         with self._connection.within(timeout) as limits:
             return self._query([query.tolist() for query in queries], wanted, chosen, limits)
@@ -196,14 +195,9 @@ class QdrantBackend(Backend):
         self.check_open()
         name, ask = self._collection, self._connection.call_async
         with self._connection.within(timeout) as limits:
-            reach = Reach.ALL
-            if chosen is not None and len(queries):
-                matching, total = [
-                    (await ask(name, "count", name, each, exact=False, **limits)).count
-                    for each in (chosen, None)
-                ]
-                reach = reach_of(matching, total)
-            requests = self._requests(queries.tolist(), wanted, chosen, reach)
+            if chosen is not None and self._are_indexes_old():
+                await asyncio.to_thread(self._read_indexes)
+            requests = self._requests(queries.tolist(), wanted, chosen)
             answers: list[Any] = []
             for run in in_runs(requests, vectors_per_request(self.dim)):
                 answers += await ask(name, "query_batch_points", name, run, **limits)
@@ -290,9 +284,9 @@ class QdrantBackend(Backend):
         self._require_indexes(chosen, "unindexed_filtering_update")
         self._write(self._client.delete, models.FilterSelector(filter=chosen))
 
-    def count(self, chosen: models.Filter | None, *, exact: bool = True, **limits: Any) -> int:
+    def count(self, chosen: models.Filter | None) -> int:
         return self._connection.call(
-            self._collection, self._client.count, self._collection, chosen, exact=exact, **limits
+            self._collection, self._client.count, self._collection, chosen, exact=True
         ).count
 
     def create_payload_index(self, path: str, kind: str) -> None:
@@ -319,9 +313,12 @@ class QdrantBackend(Backend):
 
     def _index_of(self, path: str, again: bool) -> Any:
         """Return the payload index of a field; None if there is none."""
-        if again or time.monotonic() > self._indexes_until:
+        if again or self._are_indexes_old():
             self._read_indexes()
         return self._indexes.get(path)
+
+    def _are_indexes_old(self) -> bool:
+        return time.monotonic() > self._indexes_until
 
     def _require_indexes(self, chosen: models.Filter | None, limit: str) -> None:
         """Refuse what the strict mode would, with the remedy.
@@ -367,13 +364,10 @@ class QdrantBackend(Backend):
         chosen: models.Filter | None,
         limits: Mapping[str, Any],
     ) -> list[Hits]:
-        # Local mode scans everything, and warns when told how to search.
-        reach = None if self._connection.is_local else Reach.ALL
-        if chosen is not None and reach is not None and queries:
-            matching, total = (self.count(each, exact=False, **limits) for each in (chosen, None))
-            reach = reach_of(matching, total)
+        if chosen is not None and not self._connection.is_local and self._are_indexes_old():
+            self._read_indexes()
         answers: list[models.QueryResponse] = []
-        requests = self._requests(queries, wanted, chosen, reach)
+        requests = self._requests(queries, wanted, chosen)
         for run in in_runs(requests, vectors_per_request(self.dim)):
             answers += self._connection.call(
                 self._collection, self._client.query_batch_points, self._collection, run, **limits
@@ -381,6 +375,11 @@ class QdrantBackend(Backend):
         return [answer.points for answer in answers]
 
     def _requests(
-        self, queries: list[Any], wanted: int, chosen: models.Filter | None, reach: Reach | None
+        self, queries: list[Any], wanted: int, chosen: models.Filter | None
     ) -> list[models.QueryRequest]:
+        reach: Reach | None = Reach.ALL
+        if self._connection.is_local:
+            reach = None  # it scans everything, and warns when told how to search
+        elif chosen is not None:
+            reach = Reach.MOST if has_indexes(chosen, self._indexes) else Reach.FEW
         return qdrant_requests.best(queries, wanted, chosen, reach, self._oversampling)

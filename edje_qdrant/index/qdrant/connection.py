@@ -53,11 +53,18 @@ class QdrantOptions:
 
     Attributes:
         api_key: Sent with every request.
-        prefer_grpc: Use gRPC (port 6334), which is faster for large batches.
+        prefer_grpc: Use gRPC (port 6334). Writes of large batches are 1.2 to 1.4 times as fast as
+            over REST; reads are about equally fast.
         timeout: Seconds to wait for each response.
         batch_size: Points in one request, at most; a request also stays below 16 MB.
         retries: Times to retry when the server is unreachable, slow or overloaded.
         backoff: Seconds before the first retry; doubled for each further one, plus or minus half.
+        compress_reads: Let the server compress what it sends. Tokens can hardly be compressed, and
+            compressing them takes a server longer than sending them over a fast network: set this
+            for networks below 100 MB/s. A client passed in keeps its own settings; Qdrant's client
+            asks for compression unless it is made with
+            `metadata={"Accept-Encoding": "identity"}`, and for gRPC with
+            `grpc_options={"grpc.compression_enabled_algorithms_bitset": 1}`.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -66,6 +73,7 @@ class QdrantOptions:
     batch_size: int = 256
     retries: int = 4
     backoff: float = 0.5
+    compress_reads: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.timeout, int | float):
@@ -243,6 +251,12 @@ class Connection:
         given = {**self.client.init_options}
         given.update(given.pop("kwargs", None) or {})
         given["check_compatibility"] = False  # the other client has done so if wanted
+        if given.get("grpc_options"):  # the client added its own name, and warns of it
+            given["grpc_options"] = {
+                key: value
+                for key, value in given["grpc_options"].items()
+                if key != "grpc.primary_user_agent"
+            }
         return AsyncQdrantClient(**given)
 
     def _translate(self, name: str, error: Exception) -> Exception:
@@ -293,9 +307,19 @@ def _connect(location: str, options: QdrantOptions) -> QdrantClient:
             prefer_grpc=options.prefer_grpc,
             timeout=options.timeout,
             check_compatibility=False,  # it warns from a thread; `open` checks what is needed
+            **({} if options.compress_reads else _uncompressed()),
         )
     except ValueError as error:
         raise ConfigError(f"location {location!r} is no address: {error}; {_LOCATIONS}") from error
+
+
+def _uncompressed() -> dict[str, Any]:
+    """Return the client's arguments that keep a server from compressing over REST and gRPC."""
+    return {
+        "metadata": {"Accept-Encoding": "identity"},  # headers of REST requests only
+        # A bit for each algorithm; the lowest is for no compression.
+        "grpc_options": {"grpc.compression_enabled_algorithms_bitset": 1},
+    }
 
 
 def _address(given: Mapping[str, Any]) -> str:

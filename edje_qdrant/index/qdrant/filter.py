@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,7 +14,7 @@ from edje_qdrant.index.filters.validate import check_range_index, clauses, unsup
 if TYPE_CHECKING:
     from qdrant_client import models
 
-__all__ = ["ServerFacts", "memory_filter", "require_indexes", "server_filter"]
+__all__ = ["ServerFacts", "has_indexes", "memory_filter", "require_indexes", "server_filter"]
 
 # First version of the server that knows a condition or match. Older ones refuse it over REST; over
 # gRPC they drop some without an error, so that every point matches.
@@ -32,6 +32,24 @@ _TEXT_SETTINGS: dict[str, tuple[Any, ...]] = {
     "stopwords": (None,),
     "stemmer": (None,),
 }
+
+# Kinds of payload index by which a server knows how many points match: by the type of the value
+# that a match asks for, and by the type of any other test.
+_INDEX_OF_VALUE = {"str": ("keyword", "uuid"), "int": ("integer",), "bool": ("bool",)}
+_INDEX_OF_TEST = {
+    **dict.fromkeys(_WORDS, ("text",)),
+    "MatchPrefix": ("keyword",),
+    "Range": ("integer", "float"),
+    "DatetimeRange": ("datetime",),
+    "GeoBoundingBox": ("geo",),
+    "GeoRadius": ("geo",),
+    "GeoPolygon": ("geo",),
+}
+_TESTS = ("match", "range", "geo_bounding_box", "geo_radius", "geo_polygon")
+_VALUES = ("value", "any", "except_")
+
+# Conditions whose matches a server counts without a payload index.
+_COUNTED = ("HasIdCondition", "HasVectorCondition")
 
 _Change: TypeAlias = Callable[[Any, str, bool], Any]
 
@@ -133,6 +151,39 @@ def require_indexes(filter: models.Filter, facts: ServerFacts, where: str = "fil
                 f"where filters need one: create_payload_index({key!r}, kind), or ingest "
                 f"--payload-index {key}=KIND"
             )
+
+
+def has_indexes(filter: models.Filter, indexes: Mapping[str, Any]) -> bool:
+    """Return whether a server knows from payload indexes how many points match every condition.
+
+    Args:
+        filter: What a server is asked.
+        indexes: Field path -> payload index, as the server describes it.
+    """
+    return all(
+        _has_index(condition, indexes)
+        for _, conditions in clauses(filter, "")
+        for _, condition in conditions
+    )
+
+
+def _has_index(condition: Any, indexes: Mapping[str, Any]) -> bool:
+    kind = type(condition).__name__
+    if kind == "Filter":
+        return has_indexes(condition, indexes)
+    if kind == "IsEmptyCondition":
+        return condition.is_empty.key in indexes
+    if kind != "FieldCondition":
+        return kind in _COUNTED
+    tests = (getattr(condition, name) for name in _TESTS)
+    test = next((test for test in tests if test is not None), None)
+    value = next((getattr(test, name) for name in _VALUES if hasattr(test, name)), None)
+    if value is None:
+        fitting = _INDEX_OF_TEST.get(type(test).__name__, ())
+    else:
+        first = value[0] if isinstance(value, list) and value else value
+        fitting = _INDEX_OF_VALUE.get(type(first).__name__, ())
+    return _kind(indexes.get(condition.key)) in fitting
 
 
 def _changed(filter: Filter | None, change: _Change) -> models.Filter | None:
