@@ -98,6 +98,10 @@ class Backend(ABC):
         """Raise StoreError if the backend is closed, or may only read."""
         self.check_open()
 
+    def probe(self, *, points: bool) -> None:  # noqa: ARG002 - for servers
+        """Check that the collection can be read; see `VectorIndex.probe`."""
+        self.count(None)
+
     @abstractmethod
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         """Replace the metadata atomically."""

@@ -156,6 +156,24 @@ class VectorIndex:
             with self._reported(ids):
                 self._backend.remove_keys(ids, paths)
 
+    def probe(self, *, points: bool = False) -> None:
+        """Check that the collection can be read, by a short request that is not repeated.
+
+        A server is asked over a connection of its own, so that requests without an answer do not
+        hold this one up, and has 2 seconds to answer; to resolve its name may take longer.
+
+        Args:
+            points: Whether to read points, too, which a server's limit of reads counts. With a node
+                of a cluster away, a server may know the collection and not reach its points.
+
+        Raises:
+            EngineUnavailableError: No answer.
+            CollectionNotFoundError: There is no such collection any more.
+            ConfigError: The server refuses the key.
+            StoreError: The collection is closed or cannot be read.
+        """
+        self._backend.probe(points=points)
+
     def flush(self) -> None:
         """Make every write so far survive a killed process.
 

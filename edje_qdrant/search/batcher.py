@@ -16,7 +16,13 @@ from typing import Any, TypeVar, cast
 from typing_extensions import Unpack
 
 from edje_qdrant.checks import check_number, check_texts
-from edje_qdrant.errors import BusyError, ConfigError, EdjeError, EngineUnavailableError
+from edje_qdrant.errors import (
+    BusyError,
+    CollectionNotFoundError,
+    ConfigError,
+    EdjeError,
+    EngineUnavailableError,
+)
 from edje_qdrant.search.options import SearchOptions
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -27,6 +33,9 @@ T = TypeVar("T")
 
 # Searches of which a batch takes half, if a thread is idle that can take the rest.
 _SPLIT = 8
+
+# Errors that every search of a batch would meet.
+_FOR_ALL = (EngineUnavailableError, CollectionNotFoundError)
 
 # Budget of a search whose own budget ended while it waited; its result says that it is degraded.
 _LEAST_MS = 1e-3
@@ -326,8 +335,8 @@ class SearchBatcher:
             answers = [*zip(searches, results, strict=True)]
         except Exception as error:
             # Run each search on its own to find the one that failed. If the engine is unavailable,
-            # all of them would fail, each after a timeout.
-            if len(searches) == 1 or isinstance(error, EngineUnavailableError):
+            # or the collection is gone, all of them would fail, each after a timeout.
+            if len(searches) == 1 or isinstance(error, _FOR_ALL):
                 for search in searches:
                     search.future.set_exception(error)
                 return

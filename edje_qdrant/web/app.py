@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from edje_qdrant.checks import check_kind
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.version import __version__
-from edje_qdrant.web.errors import RequestError, add_error_handlers
+from edje_qdrant.web.errors import RequestError, add_error_handlers, index_away
 from edje_qdrant.web.image_routes import image_routes
 from edje_qdrant.web.limits import with_limits
 from edje_qdrant.web.middleware import ServiceMiddleware
@@ -40,7 +40,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         422: "The request has another form than the schema, or an image cannot be read.",
         500: "The collection or the model is damaged.",
         501: "The model cannot do this, or an extra is not installed.",
-        503: "The service is too busy, or the vector engine cannot be reached.",
+        429: "The index takes no more requests for now; see Retry-After.",
+        503: "The service is too busy, the index does not answer, or the collection is gone.",
         504: "The time limit was reached.",
     }.items()
 }
@@ -149,7 +150,8 @@ def _other_routes(service: Service) -> APIRouter:
                 "NotReady",
                 "the service is shutting down, or its search thread has failed; try again later",
             )
-        await service.read(collection.count)
+        if (error := await service.availability.check()) is not None:
+            raise index_away(error)
         return HealthBody(status="ready")
 
     @router.get("/metrics", tags=["service"], response_class=Response, responses=_METRICS_RESPONSE)

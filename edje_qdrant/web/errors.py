@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -13,22 +14,24 @@ from starlette.responses import JSONResponse
 from edje_qdrant.errors import (
     BusyError,
     CollectionLockedError,
+    CollectionNotFoundError,
     ConfigError,
     EdjeError,
     EngineUnavailableError,
     ImageReadError,
     ImagesNotFoundError,
     MissingExtraError,
+    RateLimitedError,
     TokensNotFoundError,
 )
 
-__all__ = ["RequestError", "add_error_handlers", "error_response"]
+__all__ = ["RequestError", "add_error_handlers", "error_response", "index_away"]
 
 _log = logging.getLogger("edje_qdrant.web")
 
 # Server-side errors: the client gets these messages, the log gets the details.
 _SERVER_MESSAGES = {
-    503: "the collection cannot be reached at the moment; try again later",
+    503: "the collection is open in another process at the moment; try again later",
     500: "the collection or the model is damaged; the server's log says where",
 }
 _HTTP_NAMES = {
@@ -89,7 +92,42 @@ async def _request_error(request: Request, error: Exception) -> JSONResponse:
     return _response(request, error.status_code, name, str(error.detail), error.headers)
 
 
+def _index_refusal(error: Exception) -> RequestError | None:
+    """Return the answer to a request that the index could not serve; None for another error."""
+    if isinstance(error, RateLimitedError):
+        seconds = max(1, math.ceil(error.retry_after or 1))
+        message = f"the index takes no more requests for now; try again in {seconds} s"
+        return _refusal(429, error, message, seconds)
+    if isinstance(error, EngineUnavailableError):
+        return _refusal(503, error, "the index does not answer; try again in a moment")
+    if isinstance(error, CollectionNotFoundError):
+        return _refusal(
+            503,
+            error,
+            "the collection is gone: it was deleted or renamed on the server of the index; "
+            "searches work again once it is back",
+        )
+    return None
+
+
+def index_away(error: Exception) -> RequestError:
+    """Return the answer to a request that needs the index, if a probe of it raised an error."""
+    refusal = _index_refusal(error)
+    if refusal is None:
+        message = "the index cannot be read; the log of the service says why"
+        return _refusal(503, EngineUnavailableError(message), message)
+    return refusal
+
+
+def _refusal(status: int, error: Exception, message: str, seconds: int = 1) -> RequestError:
+    return RequestError(status, type(error).__name__, message, {"Retry-After": str(seconds)})
+
+
 async def _edje_error(request: Request, error: Exception) -> JSONResponse:
+    refusal = _index_refusal(error)
+    if refusal is not None:
+        _log.error("request failed", exc_info=error, extra={"request_id": _request_id(request)})
+        return await _request_error(request, refusal)
     status = _status_of(error)
     headers = {"Retry-After": "5"} if status == 503 else {}
     if status in _SERVER_MESSAGES:
@@ -112,7 +150,7 @@ def _status_of(error: Exception) -> int:
         return 422
     if isinstance(error, MissingExtraError):
         return 501
-    if isinstance(error, EngineUnavailableError | CollectionLockedError):
+    if isinstance(error, CollectionLockedError):
         return 503
     return 500
 

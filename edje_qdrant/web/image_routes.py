@@ -95,6 +95,7 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
             )
             raise RequestError(413, "TooLarge", message)
         chosen = payload_fields(fields)
+        service.require_index()  # before images are decoded
         uploads = [Upload(file.filename or "a file", await file.read()) for file in files]
         place = settings.images.resolve() / UPLOADS
         read = await asyncio.gather(*(service.read_upload(upload) for upload in uploads))

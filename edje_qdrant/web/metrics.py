@@ -49,6 +49,16 @@ class Metrics:
         self._scored = Counter(
             "edje_scored_pairs_total", "Pairs of text and image scored.", registry=registry
         )
+        self._index_up = Gauge(
+            "edje_index_up", "Whether the index answers, as far as is known.", registry=registry
+        )
+        self._index_up.set(1)
+        self._index_failures = Counter(
+            "edje_index_failures_total",
+            "Requests that were not served because of the index.",
+            ["error"],
+            registry=registry,
+        )
         self._batches = Histogram(
             "edje_batch_searches",
             "Searches done together.",
@@ -78,6 +88,14 @@ class Metrics:
         self._scored.inc(result.scored)
         if result.degraded:
             self._degraded.inc()
+
+    def index_up(self, up: bool) -> None:
+        """Record whether the index answers."""
+        self._index_up.set(up)
+
+    def index_failure(self, error: str) -> None:
+        """Count one request that was not served because of the index."""
+        self._index_failures.labels(error).inc()
 
     def batch(self, size: int) -> None:
         """Record the size of a batch of searches."""

@@ -67,6 +67,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         """Find the images most like an uploaded one, by the first stage alone."""
         service.check_top_k(top_k)
         chosen = _read_filter(filter)
+        service.require_index()  # before the image is decoded
         upload = Upload(file.filename or "the image", await file.read())
         read = await service.read_upload(upload)
         if read.pixels is None:
@@ -113,7 +114,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
             most = service.settings.max_candidates
             raise RequestError(400, "LimitExceeded", f"documents may hold at most {most} ids")
         logits = await service.score(lambda: retriever.score(body.query, body.documents))
-        (cut,) = await service.score(lambda: retriever.model.cut_texts([body.query]))
+        (cut,) = await service.score(lambda: retriever.model.cut_texts([body.query]), index=False)
         calibration = retriever.model.calibration
         relevance = 1 / (1 + np.exp(-logits.astype(np.float64)))
         if calibration is not None:

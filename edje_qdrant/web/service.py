@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,13 @@ from typing import Any, TypeVar, cast
 from PIL import Image
 
 from edje_qdrant.collection.collection import user_payload
-from edje_qdrant.errors import BusyError, ImageReadError
+from edje_qdrant.errors import (
+    BusyError,
+    CollectionNotFoundError,
+    EngineUnavailableError,
+    ImageReadError,
+    RateLimitedError,
+)
 from edje_qdrant.explain.match import can_explain, explain_match
 from edje_qdrant.images import DecoderPool, default_workers
 from edje_qdrant.index import Filter
@@ -21,7 +28,8 @@ from edje_qdrant.search.batcher import SearchBatcher
 from edje_qdrant.search.options import DEFAULTS, SearchOptions
 from edje_qdrant.search.results import SearchHit, SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
-from edje_qdrant.web.errors import RequestError
+from edje_qdrant.web.availability import Availability
+from edje_qdrant.web.errors import RequestError, index_away
 from edje_qdrant.web.image_files import ImageFolder, Thumbnails
 from edje_qdrant.web.metrics import Metrics
 from edje_qdrant.web.schemas import Answer, Explained, Hit, Picture, SearchRequest, Word
@@ -37,6 +45,7 @@ T = TypeVar("T")
 _READERS = 4
 _DECODERS = 4
 _MOST_INGESTS = 4
+_LOOK = 0.5  # seconds without an answer after which the index is probed
 
 
 class Service:
@@ -59,6 +68,10 @@ class Service:
         self.folder = ImageFolder(settings.images, self.decoders)
         self.thumbnails = Thumbnails(self.folder, settings.thumbnail_bytes)
         self.metrics = Metrics(lambda: self.batcher.waiting)
+        self.availability = Availability(
+            lambda points: self.retriever.collection.index.probe(points=points),
+            self.metrics.index_up,
+        )
         self.batcher = SearchBatcher(
             retriever,
             max_batch=settings.max_batch,
@@ -77,6 +90,7 @@ class Service:
 
     def close(self) -> None:
         """Finish waiting work, but no decoding, then close the collection."""
+        self.availability.close()
         self.decoders.close()
         self._decoding.shutdown(wait=True, cancel_futures=True)
         self.batcher.close(self.settings.timeout)
@@ -84,26 +98,69 @@ class Service:
         self._readers.shutdown(wait=True)
         self.retriever.close()
 
-    async def wait(self, future: Future[T]) -> T:
+    async def wait(self, future: Future[T], *, index: bool = True) -> T:
         """Wait for a future, within the time limit.
+
+        Args:
+            future: The future.
+            index: Whether its job needs the index. Then its errors, and silence, lead to a probe of
+                the index, and it is not waited for while the index is away.
 
         Raises:
             RequestError: The time limit was reached; a job that has not started is cancelled.
+            EdjeError: The index is away, or the job failed.
         """
+        waiting = asyncio.wrap_future(future)
+        until = time.monotonic() + self.settings.timeout
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.timeout)
-        except asyncio.TimeoutError as error:
-            message = "no answer in time; ask for fewer candidates, or give a budget_ms"
-            raise RequestError(504, "Timeout", message) from error
+            while (left := until - time.monotonic()) > 0:
+                await asyncio.wait({waiting}, timeout=min(left, _LOOK) if index else left)
+                if waiting.done():
+                    return self._result(waiting, index=index)
+                if index:
+                    self.availability.look()
+                    self.require_index()
+        finally:
+            waiting.cancel()
+        message = "no answer in time; ask for fewer candidates, or give a budget_ms"
+        raise RequestError(504, "Timeout", message)
 
-    async def score(self, work: Callable[[], T]) -> T:
-        """Run work that uses the model, on the search thread.
+    def require_index(self) -> None:
+        """Refuse a request at once while the index is away.
 
         Raises:
+            RequestError: The index is away.
+        """
+        if (error := self.availability.error) is not None:
+            self.metrics.index_failure(type(error).__name__)
+            raise index_away(error)
+
+    def _result(self, done: asyncio.Future[T], *, index: bool) -> T:
+        try:
+            return done.result()
+        except (EngineUnavailableError, CollectionNotFoundError) as error:
+            if not index:
+                raise
+            self.metrics.index_failure(type(error).__name__)
+            if not isinstance(error, RateLimitedError):
+                self.availability.look(suspect=True)
+            raise
+
+    async def score(self, work: Callable[[], T], *, index: bool = True) -> T:
+        """Run work that uses the model, on the search thread.
+
+        Args:
+            work: The work.
+            index: Whether it reads the index, too.
+
+        Raises:
+            RequestError: It reads the index, which is away.
             BusyError: Too many jobs wait.
         """
         self._check_open()
-        return await self.wait(self.batcher.do(work))
+        if index:
+            self.require_index()
+        return await self.wait(self.batcher.do(work), index=index)
 
     def _check_open(self) -> None:
         # Only the event loop's thread closes the batcher, so it is still open at the next call.
@@ -111,12 +168,13 @@ class Service:
             raise BusyError(self.batcher.waiting)
 
     async def read(self, work: Callable[[], T]) -> T:
-        """Run work that reads files or the engine, on a reader thread."""
+        """Run work that reads the index, and files, on a reader thread."""
+        self.require_index()
         return await self.wait(self._readers.submit(work))
 
     async def decode(self, work: Callable[[], T]) -> T:
         """Run work that waits for a decoder process."""
-        return await self.wait(self._decoding.submit(work))
+        return await self.wait(self._decoding.submit(work), index=False)
 
     async def read_upload(self, upload: Upload) -> ReadUpload:
         """Decode an upload in a decoder process."""
@@ -126,8 +184,10 @@ class Service:
         """Run work that writes to the collection, one job at a time.
 
         Raises:
+            RequestError: The index is away.
             BusyError: Too many jobs wait.
         """
+        self.require_index()
         if self._writing >= _MOST_INGESTS:
             raise BusyError(self._writing)
         self._writing += 1
@@ -149,6 +209,7 @@ class Service:
         options["filter"] = self.filter(request.filter, request.qdrant_filter)
         self.check_text(request.text)
         self._check_open()
+        self.require_index()
         future = self.batcher.submit(request.text, **options)
         result = await self.wait(future)
         self.metrics.search(result, future.waited_ms)
@@ -255,7 +316,9 @@ class Service:
         if decoded.image_id != _as_uuid(image_id):
             raise ImageReadError(image_id, "its file contains another image now; ingest it again")
         image = Image.fromarray(decoded.array)
-        found = await self.score(lambda: explain_match(self.retriever.model, text, image))
+        found = await self.score(
+            lambda: explain_match(self.retriever.model, text, image), index=False
+        )
         rows = zip(found.words, found.word_weights, found.word_heat, strict=True)
         return Explained(
             image_id=image_id,

@@ -1,11 +1,13 @@
 """A small HTTP server that answers Qdrant's REST requests as recorded from real servers.
 
-The data is in a client in memory. `test_stand_in.py` replays every recorded exchange.
+The data is in a client in memory, or in a folder. `test_stand_in.py` replays every recorded
+exchange.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
@@ -76,8 +78,18 @@ class StandIn:
         answers_left: How many more requests to answer before hanging up on every one; None for all.
     """
 
-    def __init__(self, version: str = "1.19.0", keys: Mapping[str, bool] | None = None) -> None:
-        self.client = QdrantClient(":memory:")
+    def __init__(
+        self,
+        version: str = "1.19.0",
+        keys: Mapping[str, bool] | None = None,
+        *,
+        port: int = 0,
+        folder: str | None = None,
+    ) -> None:
+        if folder is None:
+            self.client = QdrantClient(":memory:")
+        else:
+            self.client = QdrantClient(path=folder, force_disable_check_same_thread=True)
         self.version = version
         self.keys = keys
         self.node_away = False
@@ -146,7 +158,7 @@ class StandIn:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
@@ -544,3 +556,8 @@ def _given(record: Any) -> dict[str, Any]:
 
 def _plain(model: Any) -> Any:
     return json.loads(model.model_dump_json())
+
+
+if __name__ == "__main__":  # a server in a process of its own, which keeps its data in a folder
+    with StandIn(port=int(sys.argv[1]), folder=sys.argv[2]):
+        threading.Event().wait()

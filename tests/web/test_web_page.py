@@ -10,10 +10,16 @@ import shutil
 import time
 from urllib.parse import quote
 
+import httpx
 import pytest
+from qdrant_client import QdrantClient
+from server_process import ServerProcess
 from service_process import ServiceProcess, folder_of_scenes
 
 from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.demo.annotated import write_scenes
+from edje_qdrant.ingest.ingest import ingest_images
+from edje_qdrant.model import EDJEModel
 
 CHROMIUM = os.environ.get("EDJE_CHROMIUM") or shutil.which("chromium")
 FLAGS = [
@@ -292,3 +298,45 @@ def test_a_key_is_asked_for_and_pictures_that_are_not_served_leave_words(browser
     finally:
         context.close()
         service.end()
+
+
+def test_it_says_that_the_index_is_away_and_works_again_without_loading_it_again(browser, tmp_path):
+    write_scenes(tmp_path / "scenes", count=20, progress=False)
+    model = EDJEModel.from_pretrained("demo")
+    server = ServerProcess(tmp_path / "data")
+    with ImageCollection.create(server.url, "images", model.contract()) as collection:
+        ingest_images(tmp_path / "scenes" / "pictures", collection, model, progress=False)
+    service = ServiceProcess("--url", server.url, "--images", tmp_path / "scenes")
+    service.wait()
+    context, troubles = browser.new_context(), []
+    try:
+        page = context.new_page()
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto(service.url)
+        page.wait_for_selector(".wall img")
+        server.kill()
+        for path in (None, "/", "/?q=a+red+star"):  # a search, and the page loaded again
+            if path is None:
+                page.fill("#text", "a red star")
+                page.press("#text", "Enter")
+            else:
+                page.goto(service.url + path)
+            page.wait_for_selector(".note.bad")
+            assert "the index does not answer" in page.inner_text(".note.bad")
+        server.start()
+        until(lambda: httpx.get(service.url + "/readyz").status_code == 200)
+        ask(page, "a red star")
+        assert page.locator(".note.bad").count() == 0
+        assert page.inner_text("#collection") == "20 pictures in images"
+        client = QdrantClient(url=server.url, check_compatibility=False)
+        client.delete_collection("images")
+        client.close()
+        page.fill("#text", "a blue ring")
+        page.press("#text", "Enter")
+        page.wait_for_selector(".note.bad")
+        assert "the collection is gone" in page.inner_text(".note.bad")
+        assert troubles == []
+    finally:
+        context.close()
+        service.end()
+        server.end()

@@ -42,6 +42,9 @@ _HTTP_OF_GRPC = {
     "ALREADY_EXISTS": 409,
 }
 _LONGEST_PAUSE = 30.0
+_PROBE_SECONDS = 2
+# Channel options: gRPC would wait longer and longer, up to two minutes, before it connects again.
+_CONNECT_AGAIN = {"grpc.initial_reconnect_backoff_ms": 500, "grpc.max_reconnect_backoff_ms": 1000}
 
 # Deadline of the current call, in seconds of time.monotonic; one per thread or task.
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
@@ -102,6 +105,7 @@ class Connection:
         self._closed = False
         # A client's connections belong to the event loop that opened them.
         self._async: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
+        self._for_probes: Connection | None = None
         self.client = _connect(location, options) if isinstance(location, str) else location
         if not isinstance(self.client, QdrantClient):
             raise ConfigError(f"location is a {type(location).__name__}; {_LOCATIONS}")
@@ -198,10 +202,23 @@ class Connection:
         except Exception:
             return ()
 
+    def for_probes(self) -> Connection:
+        """Return another connection to the same server, which waits 2 s and repeats no request."""
+        from qdrant_client import QdrantClient
+
+        if self._for_probes is None:
+            given = {**self._settings(), "timeout": _PROBE_SECONDS}
+            given["grpc_options"] = {**(given["grpc_options"] or {}), **_CONNECT_AGAIN}
+            options = QdrantOptions(timeout=_PROBE_SECONDS, retries=0)
+            self._for_probes = Connection(QdrantClient(**given), options)
+        return self._for_probes
+
     def close(self) -> None:
         """Close the client, unless it was passed in; a second call does nothing."""
         if not self._closed and self._owned:
             self.client.close()
+        if self._for_probes is not None:
+            self._for_probes.client.close()
         self._closed = True
 
     def _pause(self, tries: int, least: float) -> float:
@@ -248,16 +265,20 @@ class Connection:
     def _new_async_client(self) -> AsyncQdrantClient:
         from qdrant_client import AsyncQdrantClient
 
+        return AsyncQdrantClient(**self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the arguments with which the client was made."""
         given = {**self.client.init_options}
         given.update(given.pop("kwargs", None) or {})
-        given["check_compatibility"] = False  # the other client has done so if wanted
+        given["check_compatibility"] = False  # the client itself has done so if wanted
         if given.get("grpc_options"):  # the client added its own name, and warns of it
             given["grpc_options"] = {
                 key: value
                 for key, value in given["grpc_options"].items()
                 if key != "grpc.primary_user_agent"
             }
-        return AsyncQdrantClient(**given)
+        return given
 
     def _translate(self, name: str, error: Exception) -> Exception:
         status = getattr(error, "status_code", None) or _HTTP_OF_GRPC.get(_grpc_code(error))
@@ -307,7 +328,7 @@ def _connect(location: str, options: QdrantOptions) -> QdrantClient:
             prefer_grpc=options.prefer_grpc,
             timeout=options.timeout,
             check_compatibility=False,  # it warns from a thread; `open` checks what is needed
-            **({} if options.compress_reads else _uncompressed()),
+            **({"grpc_options": {**_CONNECT_AGAIN}} if options.compress_reads else _uncompressed()),
         )
     except ValueError as error:
         raise ConfigError(f"location {location!r} is no address: {error}; {_LOCATIONS}") from error
@@ -318,7 +339,7 @@ def _uncompressed() -> dict[str, Any]:
     return {
         "metadata": {"Accept-Encoding": "identity"},  # headers of REST requests only
         # A bit for each algorithm; the lowest is for no compression.
-        "grpc_options": {"grpc.compression_enabled_algorithms_bitset": 1},
+        "grpc_options": {"grpc.compression_enabled_algorithms_bitset": 1, **_CONNECT_AGAIN},
     }
 
 

@@ -126,6 +126,7 @@ async function work(task) {
   results.setAttribute("aria-busy", "true");
   say(null);
   try {
+    if (!info) await describe(mine.signal);
     await task(mine.signal);
   } catch (error) {
     fail(error);
@@ -301,16 +302,13 @@ function recall() {
   return search();
 }
 
-async function start() {
-  try {
-    info = await get("/v1/collection");
-  } catch (error) {
-    return fail(error);
-  }
+/** Read what the service serves, once it answers. */
+async function describe(signal) {
+  info = await get("/v1/collection", { signal });
   const count = make("b", {}, `${info.pictures.toLocaleString()} pictures`);
   at("collection").replaceChildren(count, ` in ${info.name}`);
   at("key-button").hidden = !hasKey();
-  return recall();
+  showDials();
 }
 
 at("ask").addEventListener("submit", (event) => {
@@ -331,7 +329,8 @@ at("file").addEventListener("change", (event) => {
 at("key-form").addEventListener("submit", () => {
   setKey(at("key-input").value.trim());
   at("key-input").value = "";
-  start();
+  at("key-button").hidden = !hasKey();
+  recall();
 });
 at("key-button").addEventListener("click", () => at("key").showModal());
 addEventListener("popstate", recall);
@@ -369,4 +368,4 @@ addEventListener("drop", (event) => {
   if (file) searchByPicture(file);
 });
 
-start();
+recall();

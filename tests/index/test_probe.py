@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import grpc
+import pytest
+from grpc_stand_in import GrpcStandIn
+from index_engines import Engine, make_points
+from index_stand_in import StandIn
+
+from edje_qdrant.errors import (
+    CollectionNotFoundError,
+    ConfigError,
+    EngineUnavailableError,
+    StoreError,
+)
+from edje_qdrant.index import QdrantOptions, create_on_server, open_on_server
+
+PATIENT = QdrantOptions(timeout=120, retries=8, backoff=0.01)
+
+
+@pytest.mark.parametrize("points", [False, True])
+def test_an_index_that_answers(engine: Engine, points: bool) -> None:
+    index = engine.create()
+    index.probe(points=points)
+    index.upsert(make_points(3))
+    index.probe(points=points)
+    index.close()
+    with pytest.raises(StoreError, match="closed"):
+        index.probe(points=points)
+
+
+def test_it_is_one_request_that_is_not_repeated(stand_in: StandIn) -> None:
+    index = create_on_server(stand_in.url, "images", 8, {}, PATIENT)
+    stand_in.seen.clear()
+    index.probe()
+    assert stand_in.seen == ["GET /collections/images"]
+    index.probe(points=True)
+    assert stand_in.seen[1:] == ["GET /collections/images", "POST /collections/images/points/count"]
+    stand_in.seen.clear()
+    stand_in.failures.append((503, {}))
+    with pytest.raises(EngineUnavailableError):
+        index.probe()
+    assert stand_in.seen == ["GET /collections/images"]
+    stand_in.answers_left = 0
+    with pytest.raises(EngineUnavailableError):
+        index.probe()
+    assert len(stand_in.seen) == 2
+    stand_in.answers_left = None
+    index.probe()
+    stand_in.client.delete_collection("images")
+    with pytest.raises(CollectionNotFoundError):
+        index.probe()
+    index.close()
+
+
+def test_a_key_that_is_refused() -> None:
+    with StandIn(keys={"a-key": True}) as server:
+        options = QdrantOptions(api_key="a-key", timeout=120)
+        index = create_on_server(server.url, "images", 8, {}, options)
+        index.probe(points=True)
+        assert server.keys is not None
+        server.keys = {"another-key": True}
+        with pytest.raises(ConfigError, match="key"):
+            index.probe()
+        index.close()
+
+
+def test_over_grpc(grpc_stand_in: GrpcStandIn) -> None:
+    client = grpc_stand_in.client(timeout=120)
+    index = create_on_server(client, "images", 8, {}, PATIENT)
+    grpc_stand_in.seen.clear()
+    index.probe(points=True)
+    assert grpc_stand_in.seen == ["Collections/Get", "Points/Count"]
+    grpc_stand_in.failures.append((grpc.StatusCode.UNAVAILABLE, "connection refused", {}))
+    with pytest.raises(EngineUnavailableError):
+        index.probe()
+    assert len(grpc_stand_in.seen) == 3
+    index.close()
+    client.close()
+
+
+def test_a_second_connection_is_closed_with_the_index(stand_in: StandIn) -> None:
+    create_on_server(stand_in.url, "images", 8, {}).close()
+    index = open_on_server(stand_in.url, "images")
+    index.probe()
+    index.close()
+    with pytest.raises(StoreError, match="closed"):
+        index.probe()

@@ -1,0 +1,267 @@
+"""A service over a server that is killed, paused and started again, or loses its collection."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from qdrant_client import QdrantClient
+from server_process import ServerProcess
+from service_process import ServiceProcess
+
+from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.errors import EngineUnavailableError, RateLimitedError
+from edje_qdrant.model import EDJEModel
+from edje_qdrant.search.retriever import TwoStageRetriever
+from edje_qdrant.types import ImageEncoding
+from edje_qdrant.web.app import create_app
+from edje_qdrant.web.settings import ServiceSettings
+
+Encoded = tuple[list[Path], list[str], ImageEncoding]
+GONE = "CollectionNotFoundError"
+AWAY = "EngineUnavailableError"
+
+# Routes that do without the index.
+WITHOUT = {"/healthz", "/readyz", "/metrics"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("away")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[ServerProcess]:
+    server = ServerProcess(folder / "data")
+    yield server
+    server.end()
+
+
+def fill(url: str, name: str, model: EDJEModel, encoded: Encoded) -> None:
+    paths, ids, encoding = encoded
+    payloads = [{"path": str(path), "page": n} for n, path in enumerate(paths)]
+    with ImageCollection.create(url, name, model.contract()) as collection:
+        collection.add(ids, encoding, payloads)
+
+
+@pytest.fixture(scope="module")
+def filled(server: ServerProcess, tiny_model: EDJEModel, encoded: Encoded) -> None:
+    fill(server.url, "images", tiny_model, encoded)
+
+
+@pytest.fixture
+def serve(tiny_model: EDJEModel, encoded: Encoded) -> Iterator[Callable[..., TestClient]]:
+    with ExitStack() as stack:
+
+        def started(url: str, name: str = "images", **options: Any) -> TestClient:
+            retriever = TwoStageRetriever.open(url, name, model=tiny_model)
+            settings = ServiceSettings(images=encoded[0][0].parent, ingest=True, **options)
+            app = create_app(retriever, settings)
+            return stack.enter_context(TestClient(app, raise_server_exceptions=False))
+
+        yield started
+
+
+def requests_of(encoded: Encoded, cursor: str) -> dict[str, dict[str, Any]]:
+    """Return route -> the request of every route that needs the index."""
+    paths, ids, _ = encoded
+    picture = paths[0].read_bytes()
+    text = {"text": "a red square"}
+    return {
+        "/v1/search": {"json": text},
+        "/v1/search/next": {"json": {"cursor": cursor}},
+        "/v1/search/image": {"files": {"file": ("a.png", picture)}},
+        "/v1/recommend": {"json": {"liked": [ids[0]]}},
+        "/v1/rerank": {"json": {"query": "a red square", "documents": ids[:3]}},
+        "/v1/explain": {"json": {**text, "image_id": ids[0]}},
+        "/v1/ingest": {"files": {"files": ("a.png", picture)}},
+        "/v1/images": {},
+        "/v1/images/{image_id}": {},
+        "/v1/images/{image_id}/file": {},
+        "/v1/images/{image_id}/thumbnail": {},
+        "/v1/collection": {},
+    }
+
+
+def ask_all(client: TestClient, encoded: Encoded, cursor: str) -> dict[str, httpx.Response]:
+    wanted = requests_of(encoded, cursor)
+    methods = {path: [*of] for path, of in client.get("/openapi.json").json()["paths"].items()}
+    assert set(wanted) == set(methods) - WITHOUT  # a new route belongs to one of them
+    return {
+        path: client.request(methods[path][0], path.format(image_id=encoded[1][0]), **request)
+        for path, request in wanted.items()
+    }
+
+
+def wait_for(client: TestClient, status: int) -> httpx.Response:
+    until = time.monotonic() + 60
+    while (answer := client.get("/readyz")).status_code != status:
+        assert time.monotonic() < until, answer.text
+        time.sleep(0.05)
+    return answer
+
+
+def refused(answer: httpx.Response, error: str, words: str) -> None:
+    assert (answer.status_code, answer.json()["error"]) == (503, error), answer.text
+    assert words in answer.json()["message"]
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def metric(client: TestClient, line: str) -> float:
+    text = client.get("/metrics").text
+    return sum(float(row.split()[-1]) for row in text.splitlines() if row.startswith(line))
+
+
+def test_every_route_says_what_is_wrong_and_all_work_again(
+    server: ServerProcess,
+    filled: None,
+    serve: Callable[..., TestClient],
+    encoded: Encoded,
+) -> None:
+    client = serve(server.url)
+    found = client.post("/v1/search", json={"text": "a red square", "top_k": 3}).json()
+    cursor = found["cursor"]
+    working = ask_all(client, encoded, cursor)
+    assert {path: answer.status_code for path, answer in working.items()} == dict.fromkeys(
+        working, 200
+    )
+    assert metric(client, "edje_index_up") == 1
+
+    server.kill()
+    refused(wait_for(client, 503), AWAY, "the index does not answer")
+    for answer in ask_all(client, encoded, cursor).values():
+        refused(answer, AWAY, "the index does not answer")
+    assert client.get("/healthz").status_code == 200
+    assert metric(client, "edje_index_up") == 0
+    assert metric(client, f'edje_index_failures_total{{error="{AWAY}"}}') == len(working)
+
+    server.start()
+    wait_for(client, 200)
+    assert metric(client, "edje_index_up") == 1
+    for answer in ask_all(client, encoded, cursor).values():
+        assert answer.status_code == 200
+
+    server.pause()
+    try:
+        refused(wait_for(client, 503), AWAY, "the index does not answer")
+        # Searched for while nothing is known yet, and after.
+        for _ in range(2):
+            refused(client.post("/v1/search", json={"text": "a"}), AWAY, "does not answer")
+        for answer in ask_all(client, encoded, cursor).values():
+            refused(answer, AWAY, "the index does not answer")
+    finally:
+        server.resume()
+    wait_for(client, 200)
+    assert client.post("/v1/search", json={"text": "a"}).json()["hits"]
+
+
+def test_a_collection_that_is_gone(
+    server: ServerProcess,
+    serve: Callable[..., TestClient],
+    tiny_model: EDJEModel,
+    encoded: Encoded,
+) -> None:
+    fill(server.url, "gone", tiny_model, encoded)
+    client = serve(server.url, "gone")
+    found = client.post("/v1/search", json={"text": "a red square", "top_k": 3}).json()
+    other = QdrantClient(url=server.url, check_compatibility=False)
+    other.delete_collection("gone")
+    # Several together are one batch, which is asked once.
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        ask = {"json": {"text": "a red square"}}
+        together = [pool.submit(client.post, "/v1/search", **ask) for _ in range(4)]
+    for each in together:
+        refused(each.result(), GONE, "the collection is gone")
+    refused(wait_for(client, 503), GONE, "the collection is gone")
+    for answer in ask_all(client, encoded, found["cursor"]).values():
+        refused(answer, GONE, "the collection is gone")
+    assert metric(client, f'edje_index_failures_total{{error="{GONE}"}}') > 10
+    fill(server.url, "gone", tiny_model, encoded)
+    wait_for(client, 200)
+    assert client.post("/v1/search", json={"text": "a red square"}).json()["hits"]
+    other.delete_collection("gone")
+    other.close()
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(59.2, "60"), (None, "1")])
+def test_a_limit_of_requests_is_passed_on(
+    shared: TestClient, monkeypatch: pytest.MonkeyPatch, seconds: float | None, header: str
+) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise RateLimitedError("10.0.0.7 has had enough", retry_after=seconds)
+
+    monkeypatch.setattr(shared.retriever, "search_batch", fail)  # type: ignore[attr-defined]
+    answer = shared.post("/v1/search", json={"text": "a"})
+    assert (answer.status_code, answer.json()["error"]) == (429, "RateLimitedError")
+    assert answer.json()["message"].endswith(f"try again in {header} s")
+    assert answer.headers["retry-after"] == header
+    assert shared.get("/readyz").status_code == 200
+
+
+def test_a_request_with_a_short_limit_of_its_own_stops_no_others(
+    shared: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise EngineUnavailableError("not within the budget")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared.retriever, "search_batch", fail)  # type: ignore[attr-defined]
+        refused(shared.post("/v1/search", json={"text": "a"}), AWAY, "does not answer")
+    assert shared.post("/v1/search", json={"text": "a"}).status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["killed", "paused"])
+def test_the_command_is_quick_to_say_so(
+    fault: str,
+    server: ServerProcess,
+    tiny_model: EDJEModel,
+    tiny_folder: Path,
+    encoded: Encoded,
+) -> None:
+    """Thirty searches at once, and probes, beside a server that has just gone.
+
+    Orchestrators allow a probe one second; the bounds here leave room for a busy machine.
+    """
+    fill(server.url, fault, tiny_model, encoded)
+    service = ServiceProcess("--url", server.url, "--collection", fault, "--model", tiny_folder)
+    try:
+        service.wait()
+        with httpx.Client(base_url=service.url, timeout=60) as client:
+            (server.kill if fault == "killed" else server.pause)()
+
+            def timed(method: str, path: str, **more: Any) -> tuple[float, httpx.Response]:
+                begun = time.monotonic()
+                answer = client.request(method, path, **more)
+                return time.monotonic() - begun, answer
+
+            ask = {"json": {"text": "a red square"}}
+            with concurrent.futures.ThreadPoolExecutor(30) as pool:
+                waiting = [pool.submit(timed, "POST", "/v1/search", **ask) for _ in range(30)]
+                probes = [timed("GET", "/readyz") for _ in range(20)]
+                searches = [each.result() for each in waiting]
+            searches.append(timed("POST", "/v1/search", **ask))
+            probes.append(timed("GET", "/readyz"))
+            (server.start if fault == "killed" else server.resume)()
+            until = time.monotonic() + 30
+            while client.get("/readyz").status_code != 200 and time.monotonic() < until:
+                time.sleep(0.05)
+            after = timed("POST", "/v1/search", **ask)
+    finally:
+        server.resume()
+        service.end()
+    for _, answer in searches:
+        refused(answer, AWAY, "the index does not answer")
+    assert probes[-1][1].status_code == 503
+    assert max(seconds for seconds, _ in probes) < 3
+    assert max(seconds for seconds, _ in searches[:-1]) < 8
+    assert searches[-1][0] < 3
+    assert after[1].status_code == 200
+    assert "Traceback" not in searches[0][1].text
