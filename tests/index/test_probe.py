@@ -3,7 +3,7 @@ from __future__ import annotations
 import grpc
 import pytest
 from grpc_stand_in import GrpcStandIn
-from index_engines import Engine, make_points
+from index_engines import Engine, make_points, unit_vectors
 from index_stand_in import StandIn
 
 from edje_qdrant.errors import (
@@ -21,7 +21,7 @@ PATIENT = QdrantOptions(timeout=120, retries=8, backoff=0.01)
 def test_an_index_that_answers(engine: Engine, points: bool) -> None:
     index = engine.create()
     index.probe(points=points)
-    index.upsert(make_points(3))
+    index.upsert(make_points(unit_vectors(3)))
     index.probe(points=points)
     index.close()
     with pytest.raises(StoreError, match="closed"):
@@ -52,6 +52,7 @@ def test_it_is_one_request_that_is_not_repeated(stand_in: StandIn) -> None:
     index.close()
 
 
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
 def test_a_key_that_is_refused() -> None:
     with StandIn(keys={"a-key": True}) as server:
         options = QdrantOptions(api_key="a-key", timeout=120)
