@@ -14,6 +14,7 @@ from edje_qdrant.index.filters.field_paths import TOKENS_KEY, nested_path
 from edje_qdrant.index.filters.groups import field_value
 from edje_qdrant.index.qdrant import requests as qdrant_requests
 from edje_qdrant.index.qdrant.connection import Connection, QdrantOptions
+from edje_qdrant.index.qdrant.metadata import read_version
 from edje_qdrant.index.validate import check_batch_size, check_name
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class AttachablePoints:
         CollectionNotFoundError: There is no such collection; the message lists existing ones.
         ConfigError: The collection was made by this package, or an argument is invalid.
         EngineUnavailableError: The server cannot be reached.
+        StoreError: The server is older than Qdrant 1.16.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class AttachablePoints:
         self._client = self._connection.client
         self.read_field(field)
         try:
+            read_version(self._connection, name)
             if not self._connection.call(name, self._client.collection_exists, name):
                 raise CollectionNotFoundError(self.address, name, self._connection.known())
             if _OUR_KEY in self._all_metadata():

@@ -67,6 +67,7 @@ class StandIn:
         url: Where it listens.
         client: What keeps the data.
         version: The server's version, which decides about filters.
+        hides_version: Whether what stands before the server lets nothing ask for the version.
         keys: Keys that requests must bring one of, and whether a key may write; None for no check.
         node_away: Whether a node of the cluster cannot be reached, so that requests fail.
         no_quorum: Whether a cluster cannot agree, so that no collection is created.
@@ -92,6 +93,7 @@ class StandIn:
             self.client = QdrantClient(path=folder, force_disable_check_same_thread=True)
         self.version = version
         self.keys = keys
+        self.hides_version = False
         self.node_away = False
         self.no_quorum = False
         self.failures: deque[tuple[int, dict[str, str]]] = deque()
@@ -208,6 +210,8 @@ class StandIn:
 
     def admit(self, method: str, path: list[str], key: str | None) -> None:
         """Refuse a request that brings no key, or one that may not write."""
+        if path == [""] and self.hides_version:
+            raise RefusalError(403, "Forbidden", plain=True)
         if self.keys is None or path == [""]:
             return
         if key is None:

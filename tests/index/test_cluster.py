@@ -6,10 +6,12 @@ import json
 import os
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
-from index_engines import FAST, make_points, unit_vectors
+from grpc_stand_in import GrpcStandIn
+from index_engines import FAST, Engine, image_id, make_points, unit_vectors
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient, models
 
@@ -17,6 +19,7 @@ from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.image_to_text.caption_collection import CaptionCollection
 from edje_qdrant.index import QdrantSettings, create_on_server, open_on_server
+from edje_qdrant.index.qdrant.settings import oversampling_of
 from edje_qdrant.model import EDJEModel
 
 #: What a collection is made with when nothing is asked for.
@@ -102,6 +105,33 @@ def test_what_is_quantized_is_scored_again_by_the_vectors(
         ] * 3
         assert {params.hnsw_ef for params in stand_in.params} == {512}
         index.close()
+
+
+@pytest.mark.parametrize("config", [{"turbo": {"bits": "bits2"}}, {"turbo": {}}])
+def test_what_only_qdrants_client_quantizes_is_scored_again_too(config: dict[str, Any]) -> None:
+    with GrpcStandIn() as server:
+        client = server.client(timeout=120)
+        for location in (server.url, client):
+            made = create_on_server(location, f"{id(location)}", 8, {}, FAST)
+            made.upsert(make_points(unit_vectors(20)))
+            server.rest.created[f"{id(location)}"]["quantization_config"] = config
+            index = open_on_server(location, f"{id(location)}", FAST)
+            server.rest.params.clear()
+            index.nearest(unit_vectors(1), 3)
+            assert [params.quantization for params in server.rest.params] == [
+                models.QuantizationSearchParams(rescore=True, oversampling=4.0)
+            ]
+            made.close()
+            index.close()
+        client.close()
+
+
+def test_a_kind_that_is_not_known_is_scored_again() -> None:
+    class Newest:
+        later = "any"
+
+    assert oversampling_of(cast("Any", Newest())) == 4.0
+    assert oversampling_of(None) is None
 
 
 @pytest.mark.parametrize(
@@ -191,3 +221,30 @@ def test_a_server_gives_them_back() -> None:
         index.close()
         client.delete_collection(name)
         client.close()
+
+
+@pytest.mark.qdrant_server
+@pytest.mark.parametrize("protocol", ["server", "server_grpc"])
+def test_turbo_quantization_of_a_server_loses_nothing(
+    request: pytest.FixtureRequest, protocol: str
+) -> None:
+    engine: Engine = request.getfixturevalue(f"{protocol}_engine")
+    client = QdrantClient(url=os.environ["EDJE_QDRANT_URL"], check_compatibility=False)
+    if tuple(map(int, client.info().version.split(".")[:2])) < (1, 18):
+        pytest.skip("the server has no TurboQuantization")
+    vectors = unit_vectors(500, dim=64)
+    made = engine.create("images", 64)
+    made.upsert(make_points(vectors))
+    (name,) = (
+        c.name for c in client.get_collections().collections if c.name.startswith("edje-test-")
+    )
+    turbo = models.TurboQuantQuantizationConfig(bits=models.TurboQuantBitSize.BITS1)
+    client.update_collection(
+        name, quantization_config=cast("Any", models.TurboQuantization(turbo=turbo))
+    )
+    client.close()
+    index = engine.open("images")
+    queries = unit_vectors(20, dim=64, seed=1)
+    best = np.argsort(-(queries @ vectors.T), axis=1)[:, 0]
+    found = [ranked[0].image_id for ranked in index.nearest(queries, 5)]
+    assert found == [image_id(int(n)) for n in best]

@@ -14,6 +14,7 @@ from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
 from edje_qdrant.errors import ConfigError, EngineUnavailableError
 from edje_qdrant.index.qdrant.filter import ServerFacts, memory_filter, server_filter
+from edje_qdrant.index.qdrant.versions import ServerVersion
 from edje_qdrant.types import Point
 
 Field = models.FieldCondition
@@ -41,7 +42,7 @@ def facts(version: str | None = "1.18.3", **kinds: Any) -> ServerFacts:
             return None
         return models.PayloadIndexInfo(data_type=kind, params=params, points=0)
 
-    return ServerFacts(lambda: version, index)
+    return ServerFacts(ServerVersion(lambda: version, "http://there"), index)
 
 
 def asked(condition: Any, known: ServerFacts, clause: str = "must") -> Any:
@@ -124,10 +125,10 @@ def test_plain_conditions_and_their_clauses_stay() -> None:
 )
 def test_what_a_server_is_too_old_for_is_refused(condition: Any, kind: str, needed: str) -> None:
     for version in ("1.16.0", "1.18.3", "1.19.0-dev" if needed == "1.20" else "1.18.9"):
-        words = rf"filter\.must\[0\].* is a {kind}, which Qdrant {version} cannot filter by; "
+        words = rf"filter\.must\[0\].* is a {kind}, which Qdrant {version} does not know; "
         with pytest.raises(ConfigError, match=words + f".*use Qdrant {needed} or later"):
             asked(condition, facts(version))
-    with pytest.raises(ConfigError, match="a server of unknown version cannot filter by"):
+    with pytest.raises(ConfigError, match=r"a server of unknown version, taken for 1\.16, does"):
         asked(condition, facts(None))
     for version in (f"{needed}.0", "1.20.1", "2.0.0"):
         assert asked(condition, facts(version)) == condition

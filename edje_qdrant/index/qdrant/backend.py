@@ -23,6 +23,7 @@ from edje_qdrant.index.qdrant.filter import (
     has_indexes,
     memory_filter,
     require_indexes,
+    require_versions,
     server_filter,
 )
 from edje_qdrant.index.qdrant.metadata import (
@@ -30,11 +31,13 @@ from edje_qdrant.index.qdrant.metadata import (
     as_metadata,
     new_settings,
     read_settings,
+    read_version,
     require_absent,
     strict_limits,
     was_made,
 )
 from edje_qdrant.index.qdrant.settings import QdrantSettings, check_settings
+from edje_qdrant.index.qdrant.versions import ServerVersion
 from edje_qdrant.index.validate import (
     CheckedPayload,
     CheckedPoint,
@@ -66,14 +69,19 @@ class QdrantBackend(Backend):
     name = "qdrant"
 
     def __init__(
-        self, connection: Connection, name: str, found: Found, options: QdrantOptions
+        self,
+        connection: Connection,
+        name: str,
+        found: Found,
+        version: ServerVersion,
+        options: QdrantOptions,
     ) -> None:
         self.dim = found.dim
         self.batch_size = options.batch_size
         self.metadata = found.metadata
         self._oversampling = found.oversampling
-        self._facts = ServerFacts(self._server_version, self._index_of)
-        self._version: str | None = None
+        self._version = version
+        self._facts = ServerFacts(version, self._index_of)
         self._indexes = found.indexes
         self._strict = found.strict
         self._indexes_until = time.monotonic() + _INDEXES_KEPT
@@ -99,6 +107,7 @@ class QdrantBackend(Backend):
         kept = check_metadata(metadata)
         connection = Connection(location, options)
         try:
+            version = read_version(connection, name)
             require_absent(connection, name)
             try:
                 connection.call(
@@ -118,20 +127,21 @@ class QdrantBackend(Backend):
         except BaseException:
             connection.close()
             raise
-        return cls(connection, name, found._replace(dim=dim, metadata=kept), options)
+        return cls(connection, name, found._replace(dim=dim, metadata=kept), version, options)
 
     @classmethod
     def open(cls, location: str | QdrantClient, name: str, options: QdrantOptions) -> QdrantBackend:
         """Open a collection; see `open_on_server`."""
         connection = Connection(location, options)
         try:
+            version = read_version(connection, name)
             if not connection.call(name, connection.client.collection_exists, name):
                 raise CollectionNotFoundError(connection.address, name, connection.known())
             found = read_settings(connection, name)
         except BaseException:
             connection.close()
             raise
-        return cls(connection, name, found, options)
+        return cls(connection, name, found, version, options)
 
     def check_open(self) -> None:
         self._connection.require_open(self._collection)
@@ -291,6 +301,8 @@ class QdrantBackend(Backend):
     def delete_matching(self, chosen: models.Filter) -> None:
         from qdrant_client import models
 
+        # Over gRPC, a condition that the server does not know would delete every other point too.
+        require_versions(chosen, self._version, again=True)
         self._require_indexes(chosen, "unindexed_filtering_update")
         self._write(self._client.delete, models.FilterSelector(filter=chosen))
 
@@ -338,15 +350,6 @@ class QdrantBackend(Backend):
         """
         if chosen is not None and getattr(self._strict, limit, None) is False:
             require_indexes(chosen, self._facts)
-
-    def _server_version(self) -> str | None:
-        """Return the server's version; None if the API key may not read it."""
-        if self._version is None:
-            try:
-                self._version = self._connection.call(self._collection, self._client.info).version
-            except ConfigError:
-                return None
-        return self._version
 
     def _write(self, method: Any, *args: Any, **more: Any) -> None:
         """Call a method of the client and wait until it is done."""

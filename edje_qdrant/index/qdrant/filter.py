@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.filters.filter import Filter, qdrant_filter
-from edje_qdrant.index.filters.validate import check_range_index, clauses, unsupported
+from edje_qdrant.index.filters.validate import KINDS, check_range_index, clauses
+from edje_qdrant.index.qdrant.versions import ServerVersion
 
 if TYPE_CHECKING:
     from qdrant_client import models
 
-__all__ = ["ServerFacts", "has_indexes", "memory_filter", "require_indexes", "server_filter"]
-
-# First version of the server that knows a condition or match. Older ones refuse it over REST; over
-# gRPC they drop some without an error, so that every point matches.
-_SINCE = {"SliceCondition": (1, 19), "MatchPrefix": (1, 19), "MatchSubstring": (1, 20)}
+__all__ = [
+    "ServerFacts",
+    "has_indexes",
+    "memory_filter",
+    "require_indexes",
+    "require_versions",
+    "server_filter",
+]
 
 _WORDS = ("MatchText", "MatchTextAny", "MatchPhrase")
 
@@ -56,15 +59,15 @@ _Change: TypeAlias = Callable[[Any, str, bool], Any]
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What filters depend on, asked for only if one does.
+    """What filters depend on.
 
     Attributes:
-        version: Return the server's version; None if it is unknown.
+        version: The server's version.
         index: Return the payload index of a field path, as the server describes it; None if
             there is none. The second argument says whether to ask the server again.
     """
 
-    version: Callable[[], str | None]
+    version: ServerVersion
     index: Callable[[str, bool], Any]
 
 
@@ -88,18 +91,13 @@ def server_filter(filter: Filter | None, facts: ServerFacts) -> models.Filter | 
 
     def change(condition: Any, where: str, nested: bool) -> Any:
         kind = type(condition).__name__
-        if kind == "SliceCondition":
-            _require_version(kind, where, facts)
         if kind == "IsNullCondition":
             return models.FieldCondition(key=condition.is_null.key, is_null=True)
         if kind != "FieldCondition":
             return condition
         if condition.is_empty:
             return models.IsEmptyCondition(is_empty=models.PayloadField(key=condition.key))
-        matched = type(condition.match).__name__
-        if matched in _SINCE:
-            _require_version(matched, f"{where}.match on {condition.key!r}", facts)
-        if matched in _WORDS:
+        if type(condition.match).__name__ in _WORDS:
             _require_text_index(condition, where, nested, facts)
         if condition.range is not None and not nested:
             check_range_index(condition, _kind(facts.index(condition.key, False)), where)
@@ -108,7 +106,11 @@ def server_filter(filter: Filter | None, facts: ServerFacts) -> models.Filter | 
             return models.Filter(should=[condition, models.IsEmptyCondition(is_empty=empty)])
         return condition
 
-    return _changed(filter, change)
+    given = qdrant_filter(filter)
+    if given is None:
+        return None
+    require_versions(given, facts.version)
+    return _rewritten(given, change, "filter", False)
 
 
 def memory_filter(filter: Filter | None) -> models.Filter | None:
@@ -127,7 +129,43 @@ def memory_filter(filter: Filter | None) -> models.Filter | None:
             )
         return condition
 
-    return _changed(filter, change)
+    given = qdrant_filter(filter)
+    return None if given is None else _rewritten(given, change, "filter", False)
+
+
+def require_versions(
+    filter: models.Filter, version: ServerVersion, where: str = "filter", *, again: bool = False
+) -> None:
+    """Check that the server knows every condition, at any depth.
+
+    Args:
+        filter: What a server is to be asked.
+        version: The server's version.
+        where: The filter's place, for messages.
+        again: Whether to read the version again if a condition depends on it.
+
+    Raises:
+        ConfigError: It is too old for a condition; names the condition and both versions.
+    """
+    for name, conditions in clauses(filter, where):
+        if name == "min_should":
+            version.require("MinShould", f"{where}.{name}", again=again)
+        for place, condition in conditions:
+            kind = type(condition).__name__
+            version.require(kind, place, again=again)
+            if kind == "Filter":
+                require_versions(condition, version, place, again=again)
+            if kind == "NestedCondition":
+                inner = condition.nested.filter
+                require_versions(inner, version, f"{place}.nested.filter", again=again)
+            if kind == "FieldCondition":
+                for test in KINDS:
+                    asked = getattr(condition, test)
+                    if asked is not None:
+                        named = f"{place}.{test} on {condition.key!r}"
+                        version.require(test, named, again=again)
+                        if test in ("match", "range"):
+                            version.require(type(asked).__name__, named, again=again)
 
 
 def require_indexes(filter: models.Filter, facts: ServerFacts, where: str = "filter") -> None:
@@ -186,11 +224,6 @@ def _has_index(condition: Any, indexes: Mapping[str, Any]) -> bool:
     return _kind(indexes.get(condition.key)) in fitting
 
 
-def _changed(filter: Filter | None, change: _Change) -> models.Filter | None:
-    given = qdrant_filter(filter)
-    return None if given is None else _rewritten(given, change, "filter", False)
-
-
 def _rewritten(filter: models.Filter, change: _Change, where: str, nested: bool) -> models.Filter:
     """Return a copy of the filter in which every condition is replaced by what `change` returns."""
     from qdrant_client import models
@@ -215,15 +248,6 @@ def _rewritten(filter: models.Filter, change: _Change, where: str, nested: bool)
             conditions=made["min_should"], min_count=filter.min_should.min_count
         )
     return models.Filter(**made)
-
-
-def _require_version(kind: str, where: str, facts: ServerFacts) -> None:
-    version = facts.version()
-    found = re.match(r"(\d+)\.(\d+)", version or "")
-    needed = _SINCE[kind]
-    if found is None or (int(found[1]), int(found[2])) < needed:
-        named = f"Qdrant {version}" if version else "a server of unknown version"
-        raise unsupported(where, kind, named, f"use Qdrant {needed[0]}.{needed[1]} or later")
 
 
 def _require_text_index(condition: Any, where: str, nested: bool, facts: ServerFacts) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from edje_qdrant.errors import CollectionExistsError, StoreError
+from edje_qdrant.errors import CollectionExistsError, ConfigError, StoreError
 from edje_qdrant.index import hnsw
 from edje_qdrant.index.qdrant.connection import Connection
 from edje_qdrant.index.qdrant.settings import QdrantSettings, as_request, oversampling_of
+from edje_qdrant.index.qdrant.versions import ServerVersion
 
 __all__ = [
     "Found",
     "as_metadata",
     "new_settings",
     "read_settings",
+    "read_version",
     "require_absent",
     "strict_limits",
     "was_made",
@@ -90,6 +92,26 @@ def read_settings(connection: Connection, name: str) -> Found:
     quantized = vectors.quantization_config or config.quantization_config
     strict = strict_limits(info)
     return Found(vectors.size, metadata, oversampling_of(quantized), info.payload_schema, strict)
+
+
+def read_version(connection: Connection, name: str) -> ServerVersion:
+    """Read the version of the server that has a collection.
+
+    Raises:
+        StoreError: It is older than the oldest supported version.
+        EngineUnavailableError: The server cannot be reached.
+    """
+
+    def ask() -> str | None:
+        if connection.is_local:
+            return None
+        try:
+            return str(connection.call(name, connection.client.info).version)
+        except (ConfigError, StoreError):  # what stands before the server may not let it pass
+            connection.require_open(name)
+            return None
+
+    return ServerVersion(ask, connection.address)
 
 
 def strict_limits(info: Any) -> Any:

@@ -22,8 +22,10 @@ _PRODUCT = "product-"
 
 # Candidates that a search takes by their quantized vectors for each one wanted, before it rescores
 # by the original vectors: more for coarser quantization; benchmarks/quantization.py measures the
-# recall of each. Text queries on images need more than usual.
+# recall of each. Text queries on images need more than usual. Kinds that only Qdrant's own client
+# sets, such as TurboQuantization, count as coarse.
 _OVERSAMPLING = {"scalar": 2.0, "binary": 4.0, "product": 4.0}
+_OF_OTHERS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +112,10 @@ def as_request(settings: QdrantSettings) -> tuple[dict[str, Any], dict[str, Any]
 
 def oversampling_of(config: models.QuantizationConfig | None) -> float | None:
     """Return the candidates for each wanted point; None without quantization."""
-    for kind, more in _OVERSAMPLING.items():
-        if hasattr(config, kind):
-            return more
-    return None
+    if config is None:
+        return None
+    known = (more for kind, more in _OVERSAMPLING.items() if hasattr(config, kind))
+    return next(known, _OF_OTHERS)
 
 
 def _quantization(settings: QdrantSettings) -> models.QuantizationConfig | None:
