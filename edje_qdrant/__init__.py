@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         StoreError,
         TokensCorruptError,
         TokensNotFoundError,
+        UnknownOptionError,
         UnsupportedVersionError,
         WorkerDiedError,
     )
@@ -107,6 +108,7 @@ __all__ = [
     "TokensCorruptError",
     "TokensNotFoundError",
     "TwoStageRetriever",
+    "UnknownOptionError",
     "UnsupportedVersionError",
     "WorkerDiedError",
     "__version__",

@@ -4,7 +4,8 @@ The tree::
 
     EdjeError
     ├── ConfigError (also ValueError)
-    │   └── ImagesNotFoundError
+    │   ├── ImagesNotFoundError
+    │   └── UnknownOptionError (also TypeError)
     ├── CheckpointError
     ├── ImageReadError
     ├── StoreError
@@ -47,6 +48,7 @@ __all__ = [
     "StoreError",
     "TokensCorruptError",
     "TokensNotFoundError",
+    "UnknownOptionError",
     "UnsupportedVersionError",
     "WorkerDiedError",
 ]
@@ -74,14 +76,43 @@ def without_keys(text: str) -> str:
     return _SECRET.sub(r"\1***", _USER.sub("***@", text)) if "://" in text else text
 
 
+# What is longer loses its middle: characters without white space (an image in base64), a message.
+_LONGEST_RUN, _LONGEST_MESSAGE = 400, 8_000
+_LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN},}}")
+
+
+def without_long_values(text: str) -> str:
+    """Return a message in which the middle of long values is replaced by its number of characters.
+
+    Example:
+        >>> without_long_values("cannot read " + 1_000 * "A")[:210].count("A")
+        160
+        >>> without_long_values("cannot read " + 1_000 * "A")[172:213]
+        '... (760 characters left out) ...AAAAAAAA'
+    """
+    if len(text) < _LONGEST_RUN:
+        return text
+    shorter = _LONG_RUN.sub(lambda found: _without_middle(found[0], 160, 80), text)
+    if len(shorter) > _LONGEST_MESSAGE:
+        shorter = _without_middle(shorter, _LONGEST_MESSAGE * 3 // 4, _LONGEST_MESSAGE // 8)
+    return shorter
+
+
+def _without_middle(text: str, first: int, last: int) -> str:
+    return f"{text[:first]}... ({len(text) - first - last:,} characters left out) ...{text[-last:]}"
+
+
 class EdjeError(Exception):
     """Base class of all exceptions that the package raises deliberately.
 
-    Messages, and texts among the attributes, contain no keys or passwords of addresses.
+    Messages, and texts among the attributes, contain no keys or passwords of addresses. Messages
+    contain no long values, such as an image in base64.
     """
 
     def __init__(self, *args: Any) -> None:
-        super().__init__(*(without_keys(a) if isinstance(a, str) else a for a in args))
+        super().__init__(
+            *(without_long_values(without_keys(a)) if isinstance(a, str) else a for a in args)
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, without_keys(value) if isinstance(value, str) else value)
@@ -105,6 +136,18 @@ class ImagesNotFoundError(ConfigError):
     def __init__(self, message: str, image_ids: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.image_ids = tuple(image_ids)
+
+
+class UnknownOptionError(ConfigError, TypeError):
+    """Report options that do not exist; nothing was read or written.
+
+    Attributes:
+        options: Their names.
+    """
+
+    def __init__(self, message: str, options: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.options = tuple(options)
 
 
 class CheckpointError(EdjeError):

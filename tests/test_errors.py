@@ -18,6 +18,7 @@ EXAMPLES = [
     errors.CheckpointError("no", path="/m", missing=["a"], mismatched={"b": ((1,), (2,))}),
     errors.ImageReadError("/a.png", "broken"),
     errors.ImagesNotFoundError("gone", ["an-id"]),
+    errors.UnknownOptionError("no", ["topk"]),
     errors.StoreError("no"),
     errors.CollectionNotFoundError("/photos", "images", ["other"]),
     errors.CollectionExistsError("/photos", "images"),
@@ -116,3 +117,19 @@ def test_no_report_shows_a_key_in_a_reason() -> None:
     failed = FailedImage("http://h/a.png?token=secret", "http://me:secret@h refused it")
     assert failed.reason == "http://***@h refused it"
     assert failed.path == "http://h/a.png?token=secret"  # what to do something about
+
+
+def test_no_error_repeats_a_long_value() -> None:
+    image = 114_000 * "A"
+    for error in (
+        errors.ConfigError(f"top_k is {image!r}; give a whole number"),
+        errors.ImageReadError(image, "File name too long"),
+        errors.ConfigError("a query of " + 30_000 * "word "),
+    ):
+        assert len(str(error)) < 8_000
+        assert "characters left out" in str(error)
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    start, end = str(errors.ImageReadError(image, "File name too long")).split(image[:160])
+    assert (start, end[-20:]) == ("cannot read image ", ": File name too long"[-20:])
+    path = "/" + 80 * "abc/" + "one.png"
+    assert str(errors.ConfigError(path)) == path

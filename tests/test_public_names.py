@@ -55,6 +55,7 @@ PUBLIC = {
     "TokensCorruptError",
     "TokensNotFoundError",
     "TwoStageRetriever",
+    "UnknownOptionError",
     "UnsupportedVersionError",
     "WorkerDiedError",
     "__version__",

@@ -168,6 +168,16 @@ class AttachedCollection:
         return self._record.contract
 
     @property
+    def location(self) -> str:
+        """Return the address of the server."""
+        return self._points.address
+
+    @property
+    def name(self) -> str:
+        """Return the collection's name."""
+        return self._name
+
+    @property
     def model(self) -> EDJEModel:
         """Return the model that scores."""
         return self._model

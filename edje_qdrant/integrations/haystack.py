@@ -6,17 +6,29 @@ of one pipeline can use the same folder.
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import Mapping
 from dataclasses import replace
-from threading import RLock
+from pathlib import Path
 from typing import Any
-from weakref import finalize
 
 from typing_extensions import Self
 
 from edje_qdrant.attach.attached_collection import AttachedCollection
 from edje_qdrant.errors import MissingExtraError
-from edje_qdrant.integrations.hits import hit_content, hit_fields, image_ids_of, rank_images
+from edje_qdrant.index.filters.filter import given_filter, qdrant_filter
+from edje_qdrant.index.filters.from_json import filter_from_json
+from edje_qdrant.integrations.hits import (
+    hit_content,
+    hit_fields,
+    image_ids_of,
+    rank_images,
+    reranked_fields,
+)
+from edje_qdrant.integrations.shared_collection import SharedCollection
 from edje_qdrant.model.inference.precision import Precision
+from edje_qdrant.search.options import with_defaults
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 
@@ -28,86 +40,37 @@ except ImportError as error:
 
 __all__ = ["EDJERanker", "EDJERetriever"]
 
-_open: dict[tuple[Any, ...], _Shared] = {}
-_lock = RLock()
-
-
-class _Shared:
-    """Hold an open collection and the number of components that use it."""
-
-    def __init__(self, opened: TwoStageRetriever | AttachedCollection) -> None:
-        self.opened = opened
-        self.users = 0
-
-
-class _SharedCollection:
-    """Hold the location of a component's collection and its model; open and release it."""
-
-    def __init__(
-        self,
-        location: str,
-        name: str,
-        model: str | None,
-        device: str | None,
-        api_key: Secret | None,
-        precision: Precision,
-    ) -> None:
-        self._location, self._name = location, name
-        self._model, self._device, self._api_key = model, device, api_key
-        self._precision: Precision = precision
-        self._release: finalize[Any, Any] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "location": self._location,
-            "name": self._name,
-            "model": self._model,
-            "device": self._device,
-            "api_key": self._api_key.to_dict() if self._api_key else None,
-            "precision": self._precision,
-        }
-
-    def opened(self, kind: type[Any]) -> Any:
-        """Return the collection; it is opened once for all components that name it."""
-        api_key = self._api_key.resolve_value() if self._api_key else None
-        settings = (self._location, self._name, self._model, self._device, self._precision)
-        key = (kind, *settings, api_key)
-        with _lock:
-            if self._release is None or not self._release.alive:
-                if key not in _open:
-                    _open[key] = _Shared(
-                        kind.open(
-                            self._location,
-                            self._name,
-                            model=self._model,
-                            device=self._device,
-                            api_key=api_key,
-                            precision=self._precision,
-                        )
-                    )
-                _open[key].users += 1
-                self._release = finalize(self, _release, key)
-            return _open[key].opened
-
-    def close(self) -> None:
-        if self._release is not None:
-            self._release()
-
-
-def _release(key: tuple[Any, ...]) -> None:
-    with _lock:
-        shared = _open[key]
-        shared.users -= 1
-        if not shared.users:
-            del _open[key]
-            shared.opened.close()
+# Stands for qdrant-client's own filter in a serialized component, and in options that are JSON. No
+# plain filter is like that: its values are texts, integers, booleans or lists of them.
+_QDRANT_FILTER = "qdrant_filter"
+# Levels of its JSON.
+_DEEPEST = 128
 
 
 class _Component:
     """Base of both components: open and close the collection, convert from and to a dict."""
 
-    _shared: _SharedCollection
-    _kind: type[Any] = TwoStageRetriever
+    # Not `__init__`: Haystack's decorator makes another class, in which `super()` does not work.
+    def _configure(
+        self,
+        kind: type[TwoStageRetriever] | type[AttachedCollection],
+        location: str | Path,
+        name: str,
+        model: str | Path | None,
+        device: str | None,
+        precision: Precision,
+        api_key: Secret | None,
+    ) -> None:
+        self._place: dict[str, Any] = {
+            "location": str(location),
+            "name": name,
+            "model": None if model is None else str(model),
+            "device": device,
+            "precision": precision,
+        }
+        self._api_key = api_key
+        key = api_key.resolve_value if api_key else None
+        self._shared = SharedCollection(kind, **self._place, api_key=key)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -123,17 +86,15 @@ class _Component:
             StoreError: The collection cannot be opened.
             CheckpointError: The model cannot be loaded.
         """
-        self._opened()
+        self._shared.opened()
 
     def close(self) -> None:
         """Release the collection; it is closed when no component uses it any more."""
         self._shared.close()
 
-    def _opened(self) -> Any:
-        return self._shared.opened(self._kind)
-
     def _as_dict(self, **own: Any) -> dict[str, Any]:
-        fields: dict[str, Any] = default_to_dict(self, **self._shared.as_dict(), **own)
+        api_key = self._api_key.to_dict() if self._api_key else None
+        fields: dict[str, Any] = default_to_dict(self, **self._place, api_key=api_key, **own)
         return fields
 
 
@@ -144,15 +105,16 @@ class EDJERetriever(_Component):
     A document's id is the image's, its content the image's path (or a payload field), its score
     the joint encoder's logit; its meta hold `image_id`, `path`, `score`, `rank`, `retrieval_score`,
     `retrieval_rank`, `probability`, `payload`, `degraded` with its `reason`, and the joint
-    encoder's `precision`.
+    encoder's `precision`. `file_path` repeats the path under the name that Haystack's converters
+    read, such as `DocumentToImageContent`.
     """
 
     def __init__(
         self,
-        location: str,
+        location: str | Path,
         name: str = "images",
         *,
-        model: str | None = None,
+        model: str | Path | None = None,
         device: str | None = None,
         precision: Precision = "auto",
         api_key: Secret | None = None,
@@ -171,18 +133,26 @@ class EDJERetriever(_Component):
             precision: Precision of the joint encoder; see `Reranker`.
             api_key: Sent with every request to a server.
             top_k: Documents to return.
-            search_kwargs: Other options of `TwoStageRetriever.search`.
+            search_kwargs: Other options of `TwoStageRetriever.search`; `filter` may be a
+                `qdrant_client.models.Filter`, or its JSON as `{"qdrant_filter": {...}}`.
             content_field: Payload field used as the content, such as `caption`.
+
+        Raises:
+            ConfigError: An option of a search is invalid.
         """
-        self._shared = _SharedCollection(location, name, model, device, api_key, precision)
+        self._configure(TwoStageRetriever, location, name, model, device, precision, api_key)
         self.top_k = top_k
-        self.search_kwargs = dict(search_kwargs or {})
+        self.search_kwargs = _with_filter(search_kwargs or {})
         self.content_field = content_field
+        options: Any = self._options(None, None)
+        qdrant_filter(with_defaults(options)["filter"])  # checks all
 
     def to_dict(self) -> dict[str, Any]:
         """Return the component as a JSON object; of an API key only the name of its variable."""
         return self._as_dict(
-            top_k=self.top_k, search_kwargs=self.search_kwargs, content_field=self.content_field
+            top_k=self.top_k,
+            search_kwargs=_as_json(self.search_kwargs),
+            content_field=self.content_field,
         )
 
     @component.output_types(documents=list[Document])
@@ -195,13 +165,15 @@ class EDJERetriever(_Component):
             query: What the image shows.
             top_k: Documents to return; by default the component's `top_k`.
             search_kwargs: Other options of `TwoStageRetriever.search`, which override those of
-                the component; `filter` has this package's format, not Haystack's.
+                the component; `filter` is as for the component, not in Haystack's format.
 
         Raises:
             ConfigError: The text contains no word, or an option is invalid.
             StoreError: The collection cannot be read.
         """
-        return self._output(self._opened().search(query, **self._options(top_k, search_kwargs)))
+        return self._output(
+            self._shared.opened().search(query, **self._options(top_k, search_kwargs))
+        )
 
     @component.output_types(documents=list[Document])
     async def run_async(
@@ -215,22 +187,25 @@ class EDJERetriever(_Component):
             search_kwargs: As for `run`.
         """
         options = self._options(top_k, search_kwargs)
-        return self._output(await self._opened().asearch(query, **options))
+        opened = await asyncio.to_thread(self._shared.opened)
+        return self._output(await opened.asearch(query, **options))
 
     def _options(self, top_k: int | None, further: dict[str, Any] | None) -> dict[str, Any]:
         wanted = self.top_k if top_k is None else top_k
-        return {**self.search_kwargs, **(further or {}), "top_k": wanted}
+        return {**self.search_kwargs, **_with_filter(further or {}), "top_k": wanted}
 
     def _output(self, result: SearchResult) -> dict[str, list[Document]]:
-        documents = [
-            Document(
-                id=hit.image_id,
-                content=hit_content(hit, self.content_field),
-                meta=hit_fields(hit, result),
-                score=hit.score,
+        documents = []
+        for hit in result:
+            fields = hit_fields(hit, result)
+            documents.append(
+                Document(
+                    id=hit.image_id,
+                    content=hit_content(hit, self.content_field),
+                    meta={**fields, "file_path": fields["path"]},
+                    score=hit.score,
+                )
             )
-            for hit in result
-        ]
         return {"documents": documents}
 
 
@@ -240,11 +215,11 @@ class EDJERanker(_Component):
 
     def __init__(
         self,
-        location: str,
+        location: str | Path,
         name: str = "images",
         *,
         attached: bool = False,
-        model: str | None = None,
+        model: str | Path | None = None,
         device: str | None = None,
         precision: Precision = "auto",
         api_key: Secret | None = None,
@@ -265,9 +240,9 @@ class EDJERanker(_Component):
             top_k: Documents to return; all by default.
             id_key: Key of the image's id in a document's meta.
         """
-        self._shared = _SharedCollection(location, name, model, device, api_key, precision)
+        kind = AttachedCollection if attached else TwoStageRetriever
+        self._configure(kind, location, name, model, device, precision, api_key)
         self.attached = attached
-        self._kind = AttachedCollection if attached else TwoStageRetriever
         self.top_k = top_k
         self.id_key = id_key
 
@@ -291,10 +266,49 @@ class EDJERanker(_Component):
             TokensNotFoundError: An image has no tokens; names the image.
             StoreError: Tokens cannot be read.
         """
+        return self._output(query, documents, top_k)
+
+    @component.output_types(documents=list[Document])
+    async def run_async(
+        self, query: str, documents: list[Document], top_k: int | None = None
+    ) -> dict[str, list[Document]]:
+        """Run in another thread, without blocking the event loop.
+
+        Args:
+            query: As for `run`.
+            documents: As for `run`.
+            top_k: As for `run`.
+        """
+        return await asyncio.to_thread(self._output, query, documents, top_k)
+
+    def _output(
+        self, query: str, documents: list[Document], top_k: int | None
+    ) -> dict[str, list[Document]]:
         ids = image_ids_of([document.meta for document in documents], self.id_key)
         wanted = self.top_k if top_k is None else top_k
+        scorer = self._shared.opened()
         reranked: list[Document] = []
-        for place, score in rank_images(self._opened(), query, ids, wanted):
-            fields = {**documents[place].meta, "score": score, "rank": len(reranked) + 1}
+        for place, score in rank_images(scorer, query, ids, wanted):
+            fields = reranked_fields(documents[place].meta, scorer, score, len(reranked) + 1)
             reranked.append(replace(documents[place], score=score, meta=fields))
         return {"documents": reranked}
+
+
+def _with_filter(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of a search, with qdrant-client's filter made from its JSON."""
+    filter = options.get("filter")
+    if isinstance(filter, Mapping) and isinstance(filter.get(_QDRANT_FILTER), Mapping):
+        given = filter_from_json(filter[_QDRANT_FILTER], deepest=_DEEPEST)
+        return {**options, "filter": given}
+    return dict(options)
+
+
+def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of a search as a JSON object, for `_with_filter`."""
+    plain = {name: [*v] if isinstance(v, tuple) else v for name, v in options.items()}
+    filter = given_filter(options.get("filter"))
+    if filter is not None:
+        plain["filter"] = {
+            _QDRANT_FILTER: json.loads(filter.model_dump_json(by_alias=True, exclude_none=True))
+        }
+    return plain

@@ -13,7 +13,14 @@ from edje_qdrant.errors import ConfigError
 from edje_qdrant.rerank.scorer import best_first
 from edje_qdrant.search.results import SearchHit, SearchResult
 
-__all__ = ["ImageScorer", "hit_content", "hit_fields", "image_ids_of", "rank_images"]
+__all__ = [
+    "ImageScorer",
+    "hit_content",
+    "hit_fields",
+    "image_ids_of",
+    "rank_images",
+    "reranked_fields",
+]
 
 # Fields of a hit that depend on options of the search.
 _NOT_PASSED_ON = ("fusion_score", "group")
@@ -69,6 +76,19 @@ def image_ids_of(fields: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
             "metadata, which names the image to score; name the key that holds the id"
         )
     return [each[key] for each in fields]
+
+
+def reranked_fields(
+    fields: Mapping[str, Any], scorer: ImageScorer, score: float, rank: int
+) -> dict[str, Any]:
+    """Return the metadata of a reranked document: its own, with the new score and rank.
+
+    `probability` is that of the new score; None if the scorer's model has no calibration. The other
+    fields still describe the search that found the document.
+    """
+    calibration = getattr(getattr(scorer, "model", None), "calibration", None)
+    probability = None if calibration is None else float(calibration.probability(score))
+    return {**fields, "score": score, "rank": rank, "probability": probability}
 
 
 def rank_images(

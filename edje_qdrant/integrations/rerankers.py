@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import io
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
+from edje_qdrant.checks import check_list
 from edje_qdrant.errors import ConfigError, ImageReadError, MissingExtraError
 from edje_qdrant.images import error_reason, open_upright
 from edje_qdrant.integrations.cross_encoder import EDJECrossEncoder, RankableImage
@@ -26,6 +30,9 @@ except ImportError as error:
     raise MissingExtraError("rerankers", "rerankers") from error
 
 __all__ = ["EDJERanker"]
+
+# Characters of the smallest image in base64; a shorter text is a path or an id.
+_SHORTEST_BASE64 = 64
 
 
 class EDJERanker(BaseRanker):
@@ -82,11 +89,12 @@ class EDJERanker(BaseRanker):
 
         Args:
             query: The text.
-            docs: One or several: paths, Pillow images, ids in the collection, or documents of
-                `rerankers` with an `image_path`, with `base64`, or with a `doc_id` in the
-                collection.
-            doc_ids: The ids of documents that have none; by default numbers from 0.
-            metadata: The metadata of documents that have none.
+            docs: One or several: paths, Pillow images, images in base64, ids in the collection, or
+                documents of `rerankers` with an `image_path`, with `base64`, or with a `doc_id` in
+                the collection. Documents are not changed.
+            doc_ids: The ids in the results, before those of documents; by default numbers from 0
+                where a document has none.
+            metadata: The metadata in the results, before those of documents.
 
         Raises:
             ConfigError: The text contains no word, a document is not an image, or the number of
@@ -96,7 +104,10 @@ class EDJERanker(BaseRanker):
         """
         given = list(docs) if isinstance(docs, list | tuple) else [docs]
         for what, values in (("doc_ids", doc_ids), ("metadata", metadata)):
-            if values is not None and len(values) != len(given):
+            if values is None:
+                continue
+            check_list(what, values)
+            if len(values) != len(given):
                 raise ConfigError(
                     f"{len(values)} {what} for {len(given)} documents; give one for each"
                 )
@@ -104,7 +115,9 @@ class EDJERanker(BaseRanker):
         documents = [
             _document(
                 doc,
-                place if doc_ids is None else doc_ids[place],
+                images[place],
+                place,
+                None if doc_ids is None else doc_ids[place],
                 None if metadata is None else metadata[place],
             )
             for place, doc in enumerate(given)
@@ -116,6 +129,23 @@ class EDJERanker(BaseRanker):
         ]
         return RankedResults(results=results, query=query, has_scores=True)
 
+    async def rank_async(
+        self,
+        query: str,
+        docs: Any,
+        doc_ids: Sequence[str | int] | None = None,
+        metadata: Sequence[dict[str, Any]] | None = None,
+    ) -> RankedResults:
+        """Run `rank` in another thread, without blocking the event loop.
+
+        Args:
+            query: As for `rank`.
+            docs: As for `rank`.
+            doc_ids: As for `rank`.
+            metadata: As for `rank`.
+        """
+        return await asyncio.to_thread(self.rank, query, docs, doc_ids, metadata)
+
 
 def _image_of(doc: RankableImage | Document) -> RankableImage:
     """Return the image that a document refers to.
@@ -124,16 +154,12 @@ def _image_of(doc: RankableImage | Document) -> RankableImage:
         ConfigError: The document is not an image.
         ImageReadError: The image cannot be decoded.
     """
+    if isinstance(doc, str) and len(doc) >= _SHORTEST_BASE64:
+        return _in_base64(doc) or doc
     if not isinstance(doc, Document):
         return doc
-    name = f"of document {doc.doc_id!r}"
     if doc.base64 is not None:
-        name = f"of document {doc.doc_id!r}"
-        try:
-            content = base64.b64decode(doc.base64, validate=True)
-        except binascii.Error as error:
-            raise ImageReadError(name, error_reason(error)) from error
-        return open_upright(io.BytesIO(content), name)
+        return _decoded(doc.base64, f"of document {doc.doc_id!r}")
     image: RankableImage | None = doc.image_path if doc.image_path is not None else doc.doc_id
     if doc.document_type != "image" or image is None:
         raise ConfigError(
@@ -143,13 +169,41 @@ def _image_of(doc: RankableImage | Document) -> RankableImage:
     return image
 
 
+def _decoded(text: str, name: str) -> Image.Image:
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageReadError(name, error_reason(error)) from error
+    return open_upright(io.BytesIO(content), name)
+
+
+def _in_base64(text: str) -> Image.Image | None:
+    """Return the image that a text holds in base64; None if it is something else, as a path is."""
+    try:
+        return _decoded(text, "in base64")
+    except ImageReadError:
+        return None
+
+
 def _document(
-    doc: RankableImage | Document, doc_id: str | int, metadata: dict[str, Any] | None
+    doc: RankableImage | Document,
+    image: RankableImage,
+    place: int,
+    doc_id: str | int | None,
+    metadata: dict[str, Any] | None,
 ) -> Document:
-    """Return the document as passed in, or make one from an image."""
+    """Return a copy of the document that was passed in, or make one from an image."""
     if isinstance(doc, Document):
-        if doc.doc_id is None:
-            doc.doc_id = doc_id
-        return doc
-    path = str(doc) if isinstance(doc, str | Path) else None
-    return Document(document_type="image", image_path=path, doc_id=doc_id, metadata=metadata)
+        made = copy(doc)
+        made.metadata = dict(doc.metadata)
+    else:
+        text = str(doc) if isinstance(doc, str | Path) else None
+        kind = "base64" if isinstance(image, Image.Image) else "image_path"
+        made = Document(document_type="image", **{kind: text})
+    if doc_id is not None:
+        made.doc_id = doc_id
+    elif made.doc_id is None:
+        made.doc_id = place
+    if metadata is not None:
+        made.metadata = metadata
+    return made

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 from edje_qdrant.checks import check_number
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, UnknownOptionError
 from edje_qdrant.index import Filter, check_group_field
 from edje_qdrant.rerank.scorer import OnMissing
 
@@ -87,11 +87,14 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
 
     Raises:
         ConfigError: An option has an invalid value; names it.
-        TypeError: There is no such option.
+        UnknownOptionError: There is no such option.
     """
-    unknown = options.keys() - DEFAULTS.keys()
+    unknown = sorted(options.keys() - DEFAULTS.keys())
     if unknown:
-        raise TypeError(f"unexpected search options: {', '.join(sorted(unknown))}")
+        raise UnknownOptionError(
+            f"unexpected search options: {', '.join(unknown)}; there are {', '.join(DEFAULTS)}",
+            unknown,
+        )
     settings: SearchOptions = {**DEFAULTS, **options}
     top_k, num_candidates = settings["top_k"], settings["num_candidates"]
     check_number("top_k", top_k)

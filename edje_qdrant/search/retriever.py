@@ -248,6 +248,7 @@ class TwoStageRetriever:
             EngineUnavailableError: The server cannot be reached, or not within the budget.
             CheckpointError: The joint encoder returns scores that are not numbers.
         """
+        check_texts("text", [text])
         return self.search_batch([text], **options)[0]
 
     def search_batch(

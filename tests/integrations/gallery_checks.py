@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,3 +49,17 @@ def other_order(items: Sequence[T]) -> list[tuple[int, T]]:
     """Return numbered items in an order that nothing would rank them in."""
     numbered = list(enumerate(items))
     return [*numbered[1::2], *numbered[0::2]]
+
+
+def check_refused_alike(kind: type[Exception], *calls: Callable[[], Any]) -> None:
+    """Check that calls, some of which return a coroutine, raise the same error."""
+    refused = []
+    for call in calls:
+        with pytest.raises(kind) as error:
+            _result(call())
+        refused.append((type(error.value), str(error.value)))
+    assert len({*refused}) == 1, refused
+
+
+def _result(value: Any) -> Any:
+    return asyncio.run(value) if inspect.iscoroutine(value) else value

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
+from pathlib import Path
 
 import pytest
 from rounding import float32_slack
 
 pytest.importorskip("haystack", reason="needs the extra haystack")
 
-from gallery_checks import TEXT, Gallery, check_fields, other_order
+from filter_kinds import filters
+from gallery_checks import TEXT, Gallery, check_fields, check_refused_alike, other_order
 from haystack import Document, Pipeline
 from haystack.core.errors import DeserializationError
 from haystack.utils import Secret
+from hypothesis import given
 from index_stand_in import StandIn
 from qdrant_client import models
 
@@ -102,6 +106,7 @@ def test_documents_are_reranked(place: dict[str, str]) -> None:
     assert [d.meta["rank"] for d in reranked] == [*range(1, 13)]
     assert all(d.score is None and "rank" not in d.meta for d in given)
     assert ranker.run(query=TEXT, documents=given, top_k=2)["documents"] == reranked[:2]
+    assert asyncio.run(ranker.run_async(query=TEXT, documents=given)) == {"documents": reranked}
     assert ranker.run(query=TEXT, documents=[])["documents"] == []
     with pytest.raises(ConfigError, match="has no 'picture'"):
         ranker.run(query=TEXT, documents=best)
@@ -142,10 +147,91 @@ def test_a_key_is_written_by_its_variables_name(monkeypatch: pytest.MonkeyPatch)
         assert "do not write this" not in str(data)
         again = kind.from_dict(data)
         assert again.to_dict() == plug.to_dict()
-        assert again._shared._api_key.resolve_value() == "do not write this"
+        assert again._api_key.resolve_value() == "do not write this"
 
 
 def test_a_collection_that_is_not_there_is_named(tmp_path: object) -> None:
     plug = EDJERetriever(str(tmp_path), "nothing")
     with pytest.raises(CollectionNotFoundError, match="nothing"):
         plug.warm_up()
+
+
+@given(filter=filters)
+def test_a_retriever_with_a_filter_of_qdrants_is_written_and_read_back(
+    filter: models.Filter,
+) -> None:
+    plug = EDJERetriever("nowhere", search_kwargs={"filter": filter})
+    pipeline = Pipeline()
+    pipeline.add_component("retriever", plug)
+    text = pipeline.dumps()
+    trusted = ["edje_qdrant.integrations.haystack"]
+    again = Pipeline.loads(text, allowed_modules=trusted).get_component("retriever")
+    read: models.Filter = again.search_kwargs["filter"]
+    assert read.model_dump_json() == filter.model_dump_json()
+    assert again.to_dict() == plug.to_dict()
+
+
+def test_a_component_of_all_options_is_written_and_read_back(place: dict[str, str]) -> None:
+    options = {"fusion": "rrf", "fusion_weights": (1.0, 2.0), "filter": {"width": [50, 51]}}
+    plug = EDJERetriever(
+        Path(place["location"]), model=Path("demo"), top_k=4, search_kwargs=options
+    )
+    pipeline = Pipeline()
+    pipeline.add_component("retriever", plug)
+    again = Pipeline.loads(
+        pipeline.dumps(), allowed_modules=["edje_qdrant.integrations.haystack"]
+    ).get_component("retriever")
+    assert again.search_kwargs == {**options, "fusion_weights": [1.0, 2.0]}
+    assert again.to_dict() == plug.to_dict()
+
+
+def test_a_filter_of_qdrants_reaches_the_search(place: dict[str, str]) -> None:
+    plug = EDJERetriever(**place, top_k=12)
+    every = plug.run(query=TEXT)["documents"]
+    path = every[4].content
+    condition = models.FieldCondition(key="path", match=models.MatchValue(value=path))
+    as_json = {"qdrant_filter": {"must": [{"key": "path", "match": {"value": path}}]}}
+    for filter in (models.Filter(must=[condition]), as_json):
+        found = plug.run(query=TEXT, search_kwargs={"filter": filter})["documents"]
+        assert [d.id for d in found] == [every[4].id]
+    with pytest.raises(ConfigError, match=r"filter\.must"):
+        plug.run(query=TEXT, search_kwargs={"filter": {"qdrant_filter": {"must": 3}}})
+    plug.close()
+
+
+def test_haystacks_converter_reads_the_images(gallery: Gallery, place: dict[str, str]) -> None:
+    pytest.importorskip("pypdfium2", reason="needs pypdfium2, which Haystack's converter asks for")
+    from haystack.components.converters.image import DocumentToImageContent
+
+    pipeline = Pipeline()
+    pipeline.add_component("retriever", EDJERetriever(**place, top_k=3))
+    pipeline.add_component("images", DocumentToImageContent())
+    pipeline.connect("retriever.documents", "images.documents")
+    contents = pipeline.run({"retriever": {"query": TEXT}})["images"]["image_contents"]
+    files = {base64.b64encode(path.read_bytes()).decode() for path in gallery.paths}
+    assert len(contents) == 3
+    assert {content.base64_image for content in contents} <= files
+    pipeline.get_component("retriever").close()
+
+
+def test_a_wrong_option_is_refused_alike_everywhere(place: dict[str, str]) -> None:
+    for options in ({"topk": 3}, {"num_candidates": 0}, {"filter": 3}):
+        with pytest.raises(ConfigError):  # before the collection is opened
+            EDJERetriever("nowhere", search_kwargs=options)
+    plug, ranker = EDJERetriever(**place), EDJERanker(**place)
+    document = Document(content="", meta={"image_id": "x"})
+    for calls in (
+        (
+            lambda: plug.run(query=TEXT, search_kwargs={"topk": 3}),
+            lambda: plug.run_async(query=TEXT, search_kwargs={"topk": 3}),
+        ),
+        (lambda: plug.run(query=TEXT, top_k=0), lambda: plug.run_async(query=TEXT, top_k=0)),
+        (lambda: plug.run(query="!"), lambda: plug.run_async(query="!")),
+        (
+            lambda: ranker.run(query=TEXT, documents=[document], top_k=0),
+            lambda: ranker.run_async(query=TEXT, documents=[document], top_k=0),
+        ),
+    ):
+        check_refused_alike(ConfigError, *calls)
+    plug.close()
+    ranker.close()

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from rounding import float32_slack
 
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 
-from gallery_checks import TEXT, check_fields, other_order
+from gallery_checks import TEXT, check_fields, check_refused_alike, other_order
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
-from edje_qdrant.errors import ConfigError, TokensNotFoundError
+from edje_qdrant.errors import ConfigError, TokensNotFoundError, UnknownOptionError
 from edje_qdrant.integrations.langchain import EDJEDocumentReranker, EDJERetriever
+from edje_qdrant.model.calibration import Calibration
 from edje_qdrant.search.retriever import TwoStageRetriever
 
 
@@ -86,3 +88,61 @@ def test_documents_without_a_picture_are_refused(retriever: TwoStageRetriever) -
         )
     with pytest.raises(ValidationError):
         EDJEDocumentReranker(scorer=3)  # type: ignore[arg-type]
+
+
+def test_the_number_of_documents_has_langchains_name(retriever: TwoStageRetriever) -> None:
+    for name in ("k", "top_k"):
+        plug = EDJERetriever(retriever=retriever, **{name: 3})
+        assert (plug.k, len(plug.invoke(TEXT))) == (3, 3)
+        assert len(plug.invoke(TEXT, **{name: 1})) == 1
+        assert len(asyncio.run(plug.ainvoke(TEXT, k=2))) == 2
+    inside = EDJERetriever(retriever=retriever, search_kwargs={"k": 4})
+    assert len(inside.invoke(TEXT)) == 4
+    with pytest.raises(ConfigError, match="two names of one option"):
+        inside.invoke(TEXT, k=2, top_k=2)
+    with pytest.raises(ValidationError, match="give one"):
+        EDJERetriever(retriever=retriever, k=3, search_kwargs={"top_k": 3})
+
+
+def test_a_wrong_option_is_refused_alike_everywhere(retriever: TwoStageRetriever) -> None:
+    plug = EDJERetriever(retriever=retriever)
+    for options, kind in (
+        ({"topk": 3}, UnknownOptionError),
+        ({"k": 0}, ConfigError),
+        ({"k": "3"}, ConfigError),
+        ({"filter": 3}, ConfigError),
+    ):
+        check_refused_alike(
+            kind,
+            lambda options=options: plug.invoke(TEXT, **options),
+            lambda options=options: plug.ainvoke(TEXT, **options),
+        )
+    with pytest.raises(ValidationError, match="topk"):
+        EDJERetriever(retriever=retriever, search_kwargs={"topk": 3})
+    with pytest.raises(ValidationError, match="top_k is 0"):
+        EDJERetriever(retriever=retriever, k=0)
+    for kind, given in (
+        (EDJERetriever, {"retriever": retriever, "topk": 3}),
+        (EDJERetriever, {"retriever": retriever, "k": 3, "top_k": 3}),
+        (EDJEDocumentReranker, {"scorer": retriever, "top_k": 3}),
+    ):
+        with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+            kind(**given)
+
+
+def test_a_reranked_document_has_the_new_probability(
+    retriever: TwoStageRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [Document(page_content="", metadata={"image_id": d.id, "probability": 0.5, "rank": 7})
+             for d in EDJERetriever(retriever=retriever).invoke(TEXT)]  # fmt: skip
+    reranker = EDJEDocumentReranker(scorer=retriever)
+    assert all(d.metadata["probability"] is None for d in reranker.compress_documents(given, TEXT))
+    calibration = Calibration(
+        slope=2.0, intercept=0.5, cutoff=0.0, gap_slope=0.0, gap_intercept=0.0, spread=1.0,
+        margin=None, queries=1, pairs=1, data="",
+    )  # fmt: skip
+    monkeypatch.setattr(retriever.model, "calibration", calibration)
+    for rank, document in enumerate(reranker.compress_documents(given, TEXT), start=1):
+        expected = 1 / (1 + math.exp(-2 * document.metadata["score"] - 0.5))
+        assert document.metadata["probability"] == pytest.approx(expected)
+        assert document.metadata["rank"] == rank

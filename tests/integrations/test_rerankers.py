@@ -9,11 +9,11 @@ from rounding import float16_slack
 
 pytest.importorskip("rerankers", reason="needs the extra rerankers")
 
-from gallery_checks import TEXT, Gallery
+from gallery_checks import TEXT, Gallery, check_refused_alike
 from PIL import Image
 from rerankers import Document
 
-from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.errors import ConfigError, EdjeError, ImageReadError
 from edje_qdrant.integrations.rerankers import EDJERanker
 from edje_qdrant.search.retriever import TwoStageRetriever
 
@@ -79,3 +79,62 @@ def test_what_is_no_picture_is_refused(gallery: Gallery, tmp_path: Path) -> None
         ranker.rank(TEXT, [Document(document_type="image", base64="!", doc_id=7)])
     with pytest.raises(ImageReadError, match=r"none\.png"):
         ranker.rank(TEXT, [str(tmp_path / "none.png")])
+
+
+def test_ids_that_are_passed_go_before_those_of_documents(
+    gallery: Gallery, retriever: TwoStageRetriever
+) -> None:
+    ranker = EDJERanker(gallery.model, collection=retriever)
+    (stored,) = (hit.image_id for hit in retriever.search(TEXT, top_k=1))
+    docs = [
+        Document(document_type="image", image_path=str(gallery.paths[0]), doc_id="own"),
+        Document(document_type="image", doc_id=stored),
+        Document(document_type="image", image_path=str(gallery.paths[1]), metadata={"a": 1}),
+    ]
+    results = ranker.rank(TEXT, docs, doc_ids=["x", "y", "z"], metadata=[{"m": n} for n in "123"])
+    assert {(r.doc_id, r.metadata["m"]) for r in results} == {("x", "1"), ("y", "2"), ("z", "3")}
+    assert [doc.doc_id for doc in docs] == ["own", stored, None]
+    assert [doc.metadata for doc in docs] == [{}, {}, {"a": 1}]
+    own = ranker.rank(TEXT, docs)
+    assert {r.doc_id for r in own} == {"own", stored, 2}
+    assert own.get_result_by_docid(2).a == 1
+    twice = ranker.rank(TEXT, [docs[2], docs[2]], doc_ids=[5, 6])
+    assert {r.doc_id for r in twice} == {5, 6}
+
+
+def test_images_in_base64_are_read(gallery: Gallery, expected: list[float]) -> None:
+    texts = [base64.b64encode(path.read_bytes()).decode() for path in gallery.paths]
+    results = EDJERanker(gallery.model).rank(TEXT, texts)
+    scores = {result.doc_id: result.score for result in results}
+    slack = float16_slack(expected)
+    assert [scores[n] for n in range(12)] == pytest.approx(expected, abs=slack)
+    assert {result.document.base64 for result in results} == {*texts}
+    assert {result.document.image_path for result in results} == {None}
+
+
+def test_no_error_repeats_an_image(gallery: Gallery) -> None:
+    ranker = EDJERanker(gallery.model)
+    broken = base64.b64encode(b"\x89PNG" + 85_000 * b"\0").decode()
+    for call in (
+        lambda: ranker.rank(TEXT, [broken]),
+        lambda: ranker.score(TEXT, broken),
+        lambda: ranker.rank(TEXT, [Document(document_type="image", base64=broken)]),
+        lambda: ranker.rank(TEXT, [Document(document_type="image", image_path=broken)]),
+        lambda: ranker.rank(TEXT, gallery.paths[:1], doc_ids=broken),
+        lambda: ranker.rank(broken, gallery.paths[:1], doc_ids=broken),
+    ):
+        with pytest.raises(EdjeError) as error:
+            call()
+        assert len(str(error.value)) < 1_000
+
+
+def test_a_wrong_option_is_refused_alike_everywhere(gallery: Gallery) -> None:
+    ranker, paths = EDJERanker(gallery.model), gallery.paths[:2]
+    for options in ({"doc_ids": [1]}, {"doc_ids": "ab"}, {"metadata": [{}]}):
+        check_refused_alike(
+            ConfigError,
+            lambda options=options: ranker.rank(TEXT, paths, **options),
+            lambda options=options: ranker.rank_async(TEXT, paths, **options),
+        )
+    results = asyncio.run(ranker.rank_async(TEXT, paths, metadata=[{"m": 0}, {"m": 1}]))
+    assert {r.metadata["m"] for r in results} == {0, 1}

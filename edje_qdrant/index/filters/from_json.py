@@ -19,8 +19,12 @@ _DEEPEST = 16
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
-def filter_from_json(value: Mapping[str, Any]) -> models.Filter:
+def filter_from_json(value: Mapping[str, Any], *, deepest: int = _DEEPEST) -> models.Filter:
     """Parse a filter from a JSON object such as `{"must": [{"key": "page", ...}]}`.
+
+    Args:
+        value: The object.
+        deepest: Number of levels that it may be nested.
 
     Raises:
         ConfigError: It is not a filter, or is nested too deep; names the first invalid place.
@@ -28,8 +32,8 @@ def filter_from_json(value: Mapping[str, Any]) -> models.Filter:
     from pydantic import ValidationError
     from qdrant_client import models
 
-    if _depth(value) > _DEEPEST:
-        raise ConfigError(f"a filter may be nested {_DEEPEST} deep; write it flatter")
+    if _depth(value, deepest) > deepest:
+        raise ConfigError(f"a filter may be nested {deepest} deep; write it flatter")
     _check_dates(value)
     try:
         # From text, as only there a strict validation builds the objects in the filter.
@@ -97,9 +101,9 @@ def filter_schema() -> dict[str, Any]:
     }
 
 
-def _depth(value: Any) -> int:
+def _depth(value: Any, deepest: int) -> int:
     depth, level = 0, [value]
-    while level and depth <= _DEEPEST:
+    while level and depth <= deepest:
         depth += 1
         level = [
             child
