@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 from edje_qdrant.errors import ContractMismatchError, StoreError
@@ -12,6 +15,9 @@ __all__ = ["TokenContract"]
 
 # Not compared: they say where the model came from and when.
 _INFORMATIVE = frozenset({"model", "library_version"})
+
+# Each codec of a collection decodes its own tokens, so a point's model is named without it.
+_OF_CODEC = frozenset({"codec", "codec_hash"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,14 @@ class TokenContract:
     def codec_key(self) -> str:
         """Return the key of the codec: its name, and digits of its codebook's hash."""
         return f"{self.codec}-{self.codec_hash[:8]}" if self.codec_hash else self.codec
+
+    @property
+    def model_key(self) -> str:
+        """Return 8 hexadecimal digits of a hash of all that is compared but the codec.
+
+        Each point says by it which model wrote it.
+        """
+        return _model_key(self)
 
     def with_codec(self, codec: str, codec_hash: str = "") -> TokenContract:
         """Return the same contract for tokens stored with another codec."""
@@ -111,3 +125,15 @@ class TokenContract:
             ContractMismatchError: It does not; names each field that differs, with both values.
         """
         self.with_codec(found.codec, found.codec_hash).require_match(found, where=where)
+
+
+@lru_cache(maxsize=64)
+def _model_key(contract: TokenContract) -> str:
+    # Values at their defaults are left out, so that a field added later does not change the key.
+    named = {
+        each.name: getattr(contract, each.name)
+        for each in fields(contract)
+        if each.name not in _INFORMATIVE | _OF_CODEC
+        and getattr(contract, each.name) != each.default
+    }
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]

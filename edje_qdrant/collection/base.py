@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from threading import RLock
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
 from edje_qdrant.checks import check_kind
+from edje_qdrant.collection.metadata import Holds, read_contract
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.index import Filter, VectorIndex
 from edje_qdrant.types import Candidates
@@ -21,13 +23,21 @@ __all__ = ["BaseCollection"]
 class BaseCollection(ABC):
     """Hold a vector index, its name and its location; close it at the end of a `with` block.
 
+    On a server, an alias is resolved when the collection is opened; reads and writes go to that
+    collection, also if the alias is moved. Before each request that writes points, the contract in
+    the collection's metadata is read again: a collection that another model's has replaced raises
+    ContractMismatchError, and nothing is written to it.
+
     Attributes:
         write_lock: Keeps other threads of this process from writing; searches continue.
     """
 
+    holds: ClassVar[Holds]
+
     def __init__(self, index: VectorIndex, name: str, location: str) -> None:
         self._index, self._name, self._location = index, name, location
         self.write_lock = RLock()
+        index.check_before_writes(self.require_unchanged)
 
     @property
     @abstractmethod
@@ -46,8 +56,13 @@ class BaseCollection(ABC):
 
     @property
     def name(self) -> str:
-        """Return the collection's name."""
+        """Return the collection's name, or the alias, as it was given."""
         return self._name
+
+    @property
+    def resolved_name(self) -> str:
+        """Return the name of the collection itself, where an alias was given."""
+        return self._index.resolved_name or self._name
 
     @property
     def read_only(self) -> bool:
@@ -69,9 +84,28 @@ class BaseCollection(ABC):
             ContractMismatchError: It may not; names each field that differs, with both values.
         """
         check_kind("contract", contract, TokenContract, "a TokenContract, such as model.contract()")
-        contract.require_same_model(
-            self.contract, where=f"the collection {self._name!r} at {self._location}"
+        contract.require_same_model(self.contract, where=self._what())
+
+    def require_unchanged(self) -> None:
+        """Read the contract in the collection's metadata again, and check its model.
+
+        Raises:
+            ContractMismatchError: The collection was replaced by another model's; names each field
+                that differs.
+            CollectionNotFoundError: It was deleted.
+            StoreError: Its metadata cannot be read, or it holds something else now.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        found = read_contract(self._index.reload_metadata(), self._what(), self.holds)
+        self.contract.require_same_model(
+            found, where=f"{self._what()}, replaced since it was opened,"
         )
+
+    def _what(self) -> str:
+        """Return the collection's name and place for messages."""
+        given, found = self._name, self.resolved_name
+        alias = "" if given == found else f" (alias {given!r})"
+        return f"the collection {found!r}{alias} at {self._location}"
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Return the ids that are in the collection."""

@@ -15,9 +15,21 @@ from edje_qdrant.collection.base import BaseCollection
 from edje_qdrant.collection.checks import check_points, check_reserved, check_tokens, fitted_codec
 from edje_qdrant.collection.metadata import CollectionRecord, TokenPlace
 from edje_qdrant.collection.opening import Parts, create_parts, open_parts
-from edje_qdrant.collection.references import in_order, reference_of, repeated, user_payload
+from edje_qdrant.collection.references import (
+    in_order,
+    reference_of,
+    repeated,
+    require_written_by,
+    signed,
+    user_payload,
+)
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.errors import ConfigError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.errors import (
+    ConfigError,
+    ContractMismatchError,
+    TokensCorruptError,
+    TokensNotFoundError,
+)
 from edje_qdrant.index import (
     TOKENS_KEY,
     Engine,
@@ -74,6 +86,8 @@ class ImageCollection(BaseCollection):
         ['red', 'blue']
         (2, 16, 128)
     """
+
+    holds = "images"
 
     def __init__(self, parts: Parts, name: str) -> None:
         """Take open parts; use `create` or `open` instead."""
@@ -197,12 +211,70 @@ class ImageCollection(BaseCollection):
     @property
     def identity(self) -> str:
         """Return a text that identifies the collection and its model, for cursors."""
-        return f"{self._name} {self.contract.adapter_hash[:12]}"
+        return f"{self.resolved_name} {self.contract.adapter_hash[:12]}"
 
     @property
     def token_place(self) -> TokenPlace:
         """Return `"file"` if tokens are in side files, `"payload"` if they are in the points."""
         return "payload" if self._store.in_payload else "file"
+
+    def nearest(
+        self,
+        embeddings: NDArray[np.float32],
+        num_candidates: int,
+        *,
+        filter: Filter | None = None,
+        timeout: float | None = None,
+    ) -> list[Candidates]:
+        """Find the points nearest to each of `(q, d)` embeddings, best first.
+
+        Args:
+            embeddings: `(q, d)` float32, by the model that wrote the collection.
+            num_candidates: Maximum number of candidates for each embedding.
+            filter: Search only points whose payload matches; None or `{}` for all.
+            timeout: Seconds after which a request to a server is not repeated.
+
+        Returns:
+            One list of candidates for each embedding.
+
+        Raises:
+            ConfigError: The embeddings do not fit the contract, `num_candidates` is below 1, or the
+                filter cannot be used.
+            ContractMismatchError: On a server: another model wrote points that were found, or has
+                replaced the collection.
+            StoreError: The engine failed.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        found = super().nearest(embeddings, num_candidates, filter=filter, timeout=timeout)
+        return self._own(found)
+
+    async def nearest_async(
+        self,
+        embeddings: NDArray[np.float32],
+        num_candidates: int,
+        *,
+        filter: Filter | None = None,
+        timeout: float | None = None,
+    ) -> list[Candidates]:
+        """Find the same as `nearest` without blocking the event loop; raises the same errors."""
+        found = await super().nearest_async(
+            embeddings, num_candidates, filter=filter, timeout=timeout
+        )
+        return self._own(found)
+
+    def _own(self, found: list[Candidates]) -> list[Candidates]:
+        """Return candidates of a server, once it is certain that this model wrote them.
+
+        The tokens of a candidate are checked too, but not every search reads them. A folder is
+        locked while it is open, so its points are checked with their tokens alone.
+        """
+        if self._index.shared:
+            for candidates in found:
+                self._require_own(
+                    [each.image_id for each in candidates],
+                    [reference_of(each.payload) for each in candidates],
+                )
+        return found
 
     def reload(self) -> None:
         """Read which codecs other processes have set since, for tokens in the payload.
@@ -215,8 +287,8 @@ class ImageCollection(BaseCollection):
         """
         with self._codec_lock:
             if self._store.in_payload:
-                record = CollectionRecord.read(self._index.reload_metadata(), self._name)
-                self.require(record.contract)
+                self.require_unchanged()
+                record = CollectionRecord.read(self._index.metadata, self._what())
                 self._store = PayloadTokenStore(record.contract, record.codebooks)
                 self._record = record
 
@@ -243,9 +315,10 @@ class ImageCollection(BaseCollection):
             StoreError: The engine failed.
             EngineUnavailableError: The server cannot be reached.
         """
-        return self._index.recommend(
+        found = self._index.recommend(
             liked, disliked, num_candidates, filter=filter, strategy=strategy
         )
+        return self._own([found])[0]
 
     def payload_indexes(self) -> dict[str, str]:
         """Return field -> kind of every payload index; empty if the engine has none."""
@@ -335,6 +408,7 @@ class ImageCollection(BaseCollection):
         self.require_writable()  # before tokens are written
         if image_ids:
             with self.write_lock:
+                self._check_before_tokens()
                 references = self._store.put(image_ids, encoding.tokens)
                 self._write(image_ids, encoding.embeddings, payloads, references)
 
@@ -365,6 +439,7 @@ class ImageCollection(BaseCollection):
         self.require_writable()
         if image_ids:
             with self.write_lock:
+                self._check_before_tokens()
                 self._write(image_ids, embeddings, payloads, self._store.put_codes(codes))
 
     def update_payload(self, payloads: Mapping[str, Payload]) -> None:
@@ -439,6 +514,11 @@ class ImageCollection(BaseCollection):
         with self.write_lock:
             self._index.delete_matching(filter)
 
+    def _check_before_tokens(self) -> None:
+        """Check that the collection is the one opened, before tokens go to side files."""
+        if self._index.shared and not self._store.in_payload:
+            self.require_unchanged()
+
     def _write(
         self,
         image_ids: Sequence[str],
@@ -448,7 +528,9 @@ class ImageCollection(BaseCollection):
     ) -> None:
         self._store.flush()
         rows = zip(image_ids, embeddings, payloads, references, strict=True)
-        self._index.upsert([Point(i, e, {**p, TOKENS_KEY: dict(r)}) for i, e, p, r in rows])
+        self._index.upsert(
+            [Point(i, e, {**p, TOKENS_KEY: signed(r, self.contract)}) for i, e, p, r in rows]
+        )
 
     def _codes(self, found: Mapping[str, Payload], empty: EmptyCodes) -> list[StoredCodes]:
         """Read the tokens of the images with these payloads, in order."""
@@ -457,10 +539,26 @@ class ImageCollection(BaseCollection):
             if self._store.in_payload:
                 found = self._index.retrieve(image_ids)
             references = [reference_of(payload) for payload in in_order(image_ids, found)]
+            self._require_own(image_ids, references)
             return self._store.codes(image_ids, references, empty)
         except (TokensNotFoundError, TokensCorruptError):
             # They may have been compacted or transcoded since they were found: read the current
             # references and codecs.
             self.reload()
             again = in_order(image_ids, self._index.retrieve(image_ids))
-            return self._store.codes(image_ids, [reference_of(payload) for payload in again])
+            references = [reference_of(payload) for payload in again]
+            self._require_own(image_ids, references)
+            return self._store.codes(image_ids, references)
+
+    def _require_own(self, image_ids: Sequence[str], references: Sequence[TokenReference]) -> None:
+        """Check that this collection's model wrote the points.
+
+        Raises:
+            ContractMismatchError: Another model wrote some, or has replaced the collection.
+        """
+        try:
+            require_written_by(self.contract, image_ids, references, self._what())
+        except ContractMismatchError:
+            if self._index.shared:
+                self.require_unchanged()  # its message is about the whole collection
+            raise

@@ -146,7 +146,10 @@ def open_parts(
     index = open_index(where, name, options)
     try:
         record = CollectionRecord.read(index.metadata, f"{name!r} at {describe(where)}")
-        store = record.open_store(where, name, tokens_folder, for_repair=for_repair)
+        # Side files have the name of the collection itself, whichever alias is opened.
+        store = record.open_store(
+            where, index.resolved_name or name, tokens_folder, for_repair=for_repair
+        )
     except BaseException:
         index.close()
         raise

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from edje_qdrant.errors import StoreError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.contract import TokenContract
+from edje_qdrant.errors import (
+    ContractMismatchError,
+    StoreError,
+    TokensCorruptError,
+    TokensNotFoundError,
+)
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.tokens.protocol import StoredCodes, TokenReference
 from edje_qdrant.types import Payload
 
-__all__ = ["in_order", "readable", "reference_of", "repeated", "user_payload"]
+__all__ = [
+    "in_order",
+    "is_ours",
+    "of_another_model",
+    "readable",
+    "reference_of",
+    "repeated",
+    "require_written_by",
+    "signed",
+    "user_payload",
+]
 
 Item = TypeVar("Item")
 R = TypeVar("R")
 T = TypeVar("T")
+
+# The key of a reference that names the model that wrote it; see `TokenContract.model_key`.
+_CONTRACT = "contract"
+
+# Qdrant also has integers as ids, which this package never writes.
+_INTEGER = re.compile(r"[0-9]+")
 
 
 def user_payload(payload: Payload) -> dict[str, Any]:
@@ -31,6 +54,65 @@ def reference_of(payload: Payload) -> TokenReference:
     reference = payload.get(TOKENS_KEY)
     # `isinstance` with an abstract class takes longer than all the rest.
     return reference if type(reference) is dict or isinstance(reference, Mapping) else {}
+
+
+def is_ours(point_id: str, payload: Payload) -> bool:
+    """Return whether this package wrote a point: by a UUID, with the reserved key `_edje`.
+
+    Its tokens may be damaged all the same. Other programs can write points to a server's
+    collection; they have no tokens, and the first stage leaves them out.
+    """
+    return TOKENS_KEY in payload and _INTEGER.fullmatch(point_id) is None
+
+
+def signed(reference: TokenReference, contract: TokenContract) -> dict[str, Any]:
+    """Return a reference as points store it: with the key of the model that wrote the tokens."""
+    return {**reference, _CONTRACT: contract.model_key}
+
+
+def of_another_model(contract: TokenContract, reference: TokenReference) -> bool:
+    """Return whether a reference names another model than a contract's.
+
+    One that names none was written by a version that did not name any.
+    """
+    return bool(reference.get(_CONTRACT, contract.model_key) != contract.model_key)
+
+
+def require_written_by(
+    contract: TokenContract,
+    image_ids: Sequence[str],
+    references: Sequence[TokenReference],
+    where: str,
+) -> None:
+    """Check that points were written by a contract's model, as far as they say so.
+
+    Args:
+        contract: The collection's.
+        image_ids: `n` ids of the points.
+        references: `n` references.
+        where: Name of the collection for messages.
+
+    Raises:
+        ContractMismatchError: Some points are of another model; names them, and what to do.
+    """
+    key = contract.model_key  # compared here, as each search does so for all of its candidates
+    if all(reference.get(_CONTRACT, key) == key for reference in references):
+        return
+    wrong = {
+        image_id: reference[_CONTRACT]
+        for image_id, reference in zip(image_ids, references, strict=True)
+        if of_another_model(contract, reference)
+    }
+    shown = [*wrong][:3]
+    found = str(wrong[shown[0]])
+    raise ContractMismatchError(
+        f"images {', '.join(shown)} ({len(wrong)} in all) of {where} were written by another "
+        f"model: by the contract {found}, the collection's is {key}. Scores of them would mean "
+        "nothing; list all with `edje-qdrant verify`, then encode them again with `edje-qdrant "
+        "repair`, or delete them",
+        {_CONTRACT: key},
+        {_CONTRACT: found},
+    )
 
 
 def in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:

@@ -66,6 +66,8 @@ class CaptionCollection(BaseCollection):
     Candidates of `nearest` have the caption's id as `image_id`, and its text in the payload.
     """
 
+    holds = "captions"
+
     def __init__(
         self, index: VectorIndex, contract: TokenContract, name: str, location: str
     ) -> None:

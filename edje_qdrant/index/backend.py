@@ -90,6 +90,12 @@ class Backend(ABC):
 
     read_only: bool = False
 
+    #: Whether other processes may write to the collection, or replace it, while it is open.
+    shared: bool = False
+
+    #: The collection's name on the server, where an alias may have been given; None for a folder.
+    resolved_name: str | None = None
+
     @abstractmethod
     def check_open(self) -> None:
         """Raise StoreError if the backend is closed."""

@@ -48,6 +48,7 @@ class VectorIndex:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._observers: list[Observer] = []
+        self._allow: Callable[[], None] | None = None
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Report every write of this object to a function, also writes that failed part-way.
@@ -67,6 +68,21 @@ class VectorIndex:
 
         return end
 
+    def check_before_writes(self, check: Callable[[], None]) -> None:
+        """Call a function before each request that writes points, which it can prevent by an error.
+
+        Only where other processes may write too: a folder is locked while it is open.
+
+        Args:
+            check: Raises an error if the collection is another one now.
+        """
+        if self._backend.shared:
+            self._allow = check
+
+    def _check_before_write(self) -> None:
+        if self._allow is not None:
+            self._allow()
+
     @contextmanager
     def _reported(self, image_ids: Sequence[str] | None) -> Iterator[None]:
         try:
@@ -79,6 +95,16 @@ class VectorIndex:
     def engine(self) -> str:
         """Return the engine's name: `edge`, `faiss` or `qdrant`."""
         return self._backend.name
+
+    @property
+    def shared(self) -> bool:
+        """Return whether other processes may write to the collection while it is open."""
+        return self._backend.shared
+
+    @property
+    def resolved_name(self) -> str | None:
+        """Return the name of the server's collection, also if an alias was given; None else."""
+        return self._backend.resolved_name
 
     @property
     def read_only(self) -> bool:
@@ -131,6 +157,7 @@ class VectorIndex:
         self._backend.check_writable()
         with self._reported([point.id for point in checked]):
             for batch in in_batches(checked, self._backend.batch_size):
+                self._check_before_write()
                 self._backend.write(batch)
 
     def set_payload(self, payloads: Mapping[str, Payload]) -> None:
@@ -143,6 +170,7 @@ class VectorIndex:
         self._backend.check_writable()
         with self._reported([item.id for item in checked]):
             for batch in in_batches(checked, self._backend.batch_size):
+                self._check_before_write()
                 self._backend.set_payload(batch)
 
     def remove_payload_keys(self, image_ids: Sequence[str], keys: Sequence[str]) -> None:
@@ -154,6 +182,7 @@ class VectorIndex:
         self._backend.check_writable()
         if ids and paths:
             with self._reported(ids):
+                self._check_before_write()
                 self._backend.remove_keys(ids, paths)
 
     def probe(self, *, points: bool = False) -> None:
@@ -353,6 +382,8 @@ class VectorIndex:
         ids = check_ids(image_ids)
         self._backend.check_writable()
         with self._reported(ids):
+            if ids:
+                self._check_before_write()
             self._backend.delete(ids)
 
     def delete_matching(self, filter: Filter) -> None:
@@ -365,6 +396,7 @@ class VectorIndex:
         require_filter(filter)
         self._backend.check_writable()
         with self._reported(None):
+            self._check_before_write()
             self._backend.delete_matching(chosen)
 
     def count(self, filter: Filter | None = None) -> int:

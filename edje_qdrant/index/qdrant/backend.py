@@ -17,6 +17,7 @@ from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.hnsw import Reach
 from edje_qdrant.index.payload_indexes import kinds_of, qdrant_schema
 from edje_qdrant.index.qdrant import requests as qdrant_requests
+from edje_qdrant.index.qdrant.aliases import collection_of
 from edje_qdrant.index.qdrant.connection import Connection, QdrantOptions
 from edje_qdrant.index.qdrant.filter import (
     ServerFacts,
@@ -67,6 +68,7 @@ class QdrantBackend(Backend):
     """
 
     name = "qdrant"
+    shared = True
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class QdrantBackend(Backend):
         self._indexes_until = time.monotonic() + _INDEXES_KEPT
         self._connection = connection
         self._client = connection.client
-        self._collection = name
+        self._collection = self.resolved_name = name
         self._retries = options.retries
 
     @classmethod
@@ -131,17 +133,26 @@ class QdrantBackend(Backend):
 
     @classmethod
     def open(cls, location: str | QdrantClient, name: str, options: QdrantOptions) -> QdrantBackend:
-        """Open a collection; see `open_on_server`."""
+        """Open a collection; see `open_on_server`.
+
+        An alias is resolved once, here: an alias that is moved later changes nothing.
+        """
         connection = Connection(location, options)
         try:
             version = read_version(connection, name)
-            if not connection.call(name, connection.client.collection_exists, name):
-                raise CollectionNotFoundError(connection.address, name, connection.known())
-            found = read_settings(connection, name)
+            opened = collection_of(connection, name)
+            try:
+                found = read_settings(connection, opened)
+            except (CollectionNotFoundError, ConfigError):
+                if opened == name:
+                    raise
+                # The alias was moved just now, or the API key may use its name alone.
+                opened = name
+                found = read_settings(connection, opened)
         except BaseException:
             connection.close()
             raise
-        return cls(connection, name, found, version, options)
+        return cls(connection, opened, found, version, options)
 
     def check_open(self) -> None:
         self._connection.require_open(self._collection)
