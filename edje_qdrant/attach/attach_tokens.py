@@ -16,8 +16,9 @@ from edje_qdrant.attach.points import AttachablePoint, AttachablePoints
 from edje_qdrant.checks import check_kind, check_number
 from edje_qdrant.collection.checks import check_tokens, fitted_codec
 from edje_qdrant.collection.metadata import CollectionRecord, absolute, new_store, resolve
+from edje_qdrant.collection.references import another_model, signed
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.errors import ConfigError, ImageReadError, WorkerDiedError
+from edje_qdrant.errors import ConfigError, ImageReadError, StoreError, WorkerDiedError
 from edje_qdrant.files import kind_of
 from edje_qdrant.images import (
     MAX_FILE_BYTES,
@@ -131,7 +132,7 @@ def attach_tokens(
         store = _store(points, where, name, model, path_field, codec, tokens_folder)
         try:
             run = IngestRun(
-                _Target(points, store, model.contract()), model, total=points.count(),
+                _Target(points, store, name), model, total=points.count(),
                 progress=progress, action="attaching", unit="points",
             )  # fmt: skip
             decoders = DecoderPool(workers)
@@ -140,7 +141,8 @@ def attach_tokens(
             )
             with run.bar, ThreadPoolExecutor(decoders.workers) as threads, decoders:
                 try:
-                    run.decode_and_write(_without_tokens(points, run), decode, threads, batch_size)
+                    missing = _without_tokens(points, store.contract, run)
+                    run.decode_and_write(missing, decode, threads, batch_size)
                 except BaseException:
                     decoders.close()  # no thread waits for a decoder any more
                     threads.shutdown(cancel_futures=True)
@@ -231,13 +233,8 @@ def _store(
 class _Target:
     """Write tokens to the store, then references to them into the points' payloads."""
 
-    def __init__(
-        self,
-        points: AttachablePoints,
-        store: TokenStore,
-        contract: TokenContract,
-    ) -> None:
-        self._points, self._store, self._contract = points, store, contract
+    def __init__(self, points: AttachablePoints, store: TokenStore, name: str) -> None:
+        self._points, self._store, self._name = points, store, name
 
     def existing(self, image_ids: Sequence[str]) -> set[str]:  # noqa: ARG002 - required by IngestTarget
         return set()  # _without_tokens has skipped points with tokens
@@ -245,22 +242,47 @@ class _Target:
     def add(
         self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
     ) -> None:
-        check_tokens(self._contract, image_ids, encoding.tokens)
+        contract = self._store.contract
+        check_tokens(contract, image_ids, encoding.tokens)
+        if not self._store.in_payload:
+            self._require_unchanged()  # before tokens go to side files
         references = self._store.put(image_ids, encoding.tokens)
         self._store.flush()
         self._points.mark(
             {
-                payload["id"]: {**reference, "path": payload["path"]}
+                payload["id"]: {**signed(reference, contract), "path": payload["path"]}
                 for payload, reference in zip(payloads, references, strict=True)
-            }
+            },
+            self._require_unchanged,
+        )
+
+    def _require_unchanged(self) -> None:
+        """Check that the attached tokens are of the same model and codec as at the start.
+
+        Raises:
+            ContractMismatchError: They are not: the collection, or its metadata, was replaced.
+            StoreError: Nothing is attached any more.
+        """
+        found = read_attachment(self._points, self._name)
+        where = f"{self._points.resolved_name!r} at {self._points.address}"
+        if found is None:
+            raise StoreError(
+                f"the tokens attached to {where} were detached, or the collection was replaced, "
+                "while this ran; run `edje-qdrant attach` again"
+            )
+        self._store.contract.require_match(
+            found[0].contract, where=f"the tokens attached to {where}, replaced since the start,"
         )
 
 
-def _without_tokens(points: AttachablePoints, run: IngestRun) -> Iterator[AttachablePoint]:
-    """Yield points without tokens; count the others as skipped."""
+def _without_tokens(
+    points: AttachablePoints, contract: TokenContract, run: IngestRun
+) -> Iterator[AttachablePoint]:
+    """Yield points without tokens, or with another model's; count the others as skipped."""
     for page in points.scroll():
         for point in page:
-            if is_attached(point):
+            of_another = another_model(contract, [str(point.id)], [point.reference or {}], "")
+            if is_attached(point) and of_another is None:
                 run.skip()
             else:
                 yield point

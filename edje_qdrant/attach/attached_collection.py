@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edje_qdrant.attach.points import AttachablePoint, AttachablePoints, PointId
 from edje_qdrant.checks import check_list, check_number, check_texts
 from edje_qdrant.collection.metadata import CollectionRecord, resolve
+from edje_qdrant.collection.references import another_model
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError, StoreError, TokensNotFoundError
 from edje_qdrant.index import QdrantOptions
@@ -321,6 +322,10 @@ class AttachedCollection:
             )
         named = [candidate.image_id for candidate in candidates]
         references = [found[point_id].reference or {} for point_id in ids]
+        remedy = f"attach them again with `edje-qdrant attach --collection {self._name}`"
+        where = f"{self._name!r} at {self._points.address}"
+        if error := another_model(self.contract, named, references, where, remedy):
+            raise error
         return self._store.codes(named, references, empty)
 
     def _logits(
@@ -367,7 +372,7 @@ def require(contract: TokenContract, record: CollectionRecord, name: str, addres
 
 
 def is_attached(point: AttachablePoint | None) -> bool:
-    """Return whether a point has tokens of the image that its payload names now."""
+    """Return whether a point has tokens of the image that its payload names now, of any model."""
     return (
         point is not None
         and point.reference is not None

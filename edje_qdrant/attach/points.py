@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
@@ -13,6 +13,7 @@ from edje_qdrant.index.batches import in_batches, in_runs
 from edje_qdrant.index.filters.field_paths import TOKENS_KEY, nested_path
 from edje_qdrant.index.filters.groups import field_value
 from edje_qdrant.index.qdrant import requests as qdrant_requests
+from edje_qdrant.index.qdrant.aliases import collection_of
 from edje_qdrant.index.qdrant.connection import Connection, QdrantOptions
 from edje_qdrant.index.qdrant.metadata import read_version
 from edje_qdrant.index.validate import check_batch_size, check_name
@@ -60,7 +61,8 @@ class _Mark:
 class AttachablePoints:
     """Read one payload field of existing points, and write token references next to it.
 
-    References are written under the reserved payload key. Vectors and other parts of payloads are
+    An alias is resolved here, once: an alias that is moved later changes nothing. References are
+    written under the reserved payload key. Vectors and other parts of payloads are
     neither read nor written. Data about all attached tokens is stored in the collection's metadata.
 
     Args:
@@ -90,7 +92,8 @@ class AttachablePoints:
         self.read_field(field)
         try:
             read_version(self._connection, name)
-            if not self._connection.call(name, self._client.collection_exists, name):
+            self._name = collection_of(self._connection, name)
+            if not self._connection.call(name, self._client.collection_exists, self._name):
                 raise CollectionNotFoundError(self.address, name, self._connection.known())
             if _OUR_KEY in self._all_metadata():
                 raise ConfigError(
@@ -100,6 +103,11 @@ class AttachablePoints:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def resolved_name(self) -> str:
+        """Return the name of the collection itself, where an alias was given."""
+        return self._name
 
     @property
     def address(self) -> str:
@@ -205,11 +213,19 @@ class AttachablePoints:
             found.update((record.id, self._point(record)) for record in records)
         return found
 
-    def mark(self, references: Mapping[PointId, Mapping[str, Any]]) -> None:
+    def mark(
+        self,
+        references: Mapping[PointId, Mapping[str, Any]],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Write references under the reserved key, and wait until the server has stored them.
 
         Points that no longer exist are left out. The operation is idempotent, so requests without
         a response are retried.
+
+        Args:
+            references: Id of a point -> reference.
+            check: Called before each request; an error prevents it.
 
         Raises:
             EngineUnavailableError: The server cannot be reached; earlier batches may have been
@@ -220,6 +236,7 @@ class AttachablePoints:
             payload = {TOKENS_KEY: dict(reference)}
             marks.append(_Mark(point_id, payload, len(json.dumps(payload)) + _OPERATION_BYTES))
         for batch in in_batches(marks, self._options.batch_size):
+            check()
             self._connection.call(self._name, self._mark, batch)
 
     def unmark(self) -> None:
@@ -252,7 +269,7 @@ class AttachablePoints:
         from qdrant_client import models
 
         # All fields of a reference but the bytes: a selector cannot both include and exclude.
-        inside = ("path", "codec", "segment", "record", "checksum")
+        inside = ("path", "codec", "segment", "record", "checksum", "contract")
         ours = [TOKENS_KEY] if tokens else [f"{TOKENS_KEY}.{name}" for name in inside]
         field = [] if self._path is None else [self._path]
         return models.PayloadSelectorInclude(include=[*field, *ours])

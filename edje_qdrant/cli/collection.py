@@ -71,6 +71,7 @@ def info(
             "points": opened.count(),
             "location": where,
             "name": opened.name,
+            "resolved_name": opened.resolved_name,
             "engine": opened.index.engine,
             "model": contract.model,
             "tokens": f"{contract.num_tokens} x {contract.token_dim}, {contract.codec}, "
@@ -132,6 +133,10 @@ def repair(
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
+    delete_others: Annotated[
+        bool,
+        typer.Option("--delete-others", help="Delete the points that another program put there."),
+    ] = False,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -140,14 +145,25 @@ def repair(
 
     with open_collection(where_is(index, url), collection, for_repair=True) as opened:
         loaded = load_model(model, device, opened)
-        report = repair_collection(opened, loaded, progress=bar_shown(progress))
+        report = repair_collection(
+            opened, loaded, delete_others=delete_others, progress=bar_shown(progress)
+        )
+    others = sum(finding.kind == "other program" for finding in report.left)
+    broken = len(report.left) - others
     lines = [
-        f"{len(report.encoded)} images encoded again, {len(report.left)} could not be repaired",
+        f"{len(report.encoded)} images encoded again, {broken} could not be repaired",
         *_findings(report.left),
     ]
+    if report.deleted:
+        lines.append(f"{len(report.deleted)} points of other programs deleted")
     if report.compacted.bytes_before:
         lines.append(_compacted(report.compacted))
-    if report.left:
+    if others:
+        lines.append(
+            f"{others} points of other programs were left; `edje-qdrant repair --delete-others` "
+            "deletes them"
+        )
+    if broken:
         lines.append(
             "put their files back, or delete the images with `edje-qdrant delete --id ID`; "
             "then run this again"
@@ -204,6 +220,7 @@ def transcode(
     text = f"{report.moved} images now in {found.name}, {nbytes:,} bytes each"
     if report.unreadable:
         text += f"; {len(report.unreadable)} cannot be read: run `edje-qdrant repair`"
+    text += _left_out(report.left_out)
     print_result(data, [text], as_json)
     if report.unreadable:
         raise typer.Exit(1)
@@ -266,7 +283,8 @@ def export(
         report = export_collection(opened, archive, progress=bar_shown(progress))
     size = archive.expanduser().stat().st_size
     data = {**asdict(report), "path": str(archive), "bytes": size}
-    print_result(data, [f"wrote {report.copied} images to {archive}"], as_json)
+    text = f"wrote {report.copied} images to {archive}{_left_out(report.left_out)}"
+    print_result(data, [text], as_json)
 
 
 def import_(
@@ -377,8 +395,10 @@ def update(
     with open_collection(where_is(index, url), collection, for_repair=True) as opened:
         chosen = opened.existing(ids or [])
         if where:
-            for page in opened.index.scroll(filter=filter_of(where), payload=False):
-                chosen |= {point.id for point in page}
+            shared = opened.index.shared  # then payloads say whose points they are
+            for page in opened.index.scroll(filter=filter_of(where), payload=shared):
+                others = {point.id for point in opened.of_other_programs(page)}
+                chosen |= {point.id for point in page} - others
         opened.update_payload(dict.fromkeys(sorted(chosen), payload))
         opened.flush()
     print_result({"updated": len(chosen)}, [f"{len(chosen)} updated"], as_json)
@@ -400,4 +420,15 @@ def _compacted(report: CompactReport) -> str:
 
 
 def _copied(report: CopyReport, where: str) -> str:
-    return f"{report.copied} images copied to {where}, {report.skipped} were there already"
+    return (
+        f"{report.copied} images copied to {where}, {report.skipped} were there already"
+        + _left_out(report.left_out)
+    )
+
+
+def _left_out(ids: tuple[str, ...]) -> str:
+    """Return the end of a line that names the points of other programs; empty if there are none."""
+    if not ids:
+        return ""
+    shown = ", ".join(ids[:3]) + (" ..." if len(ids) > 3 else "")
+    return f"; {len(ids)} points of other programs left out ({shown})"

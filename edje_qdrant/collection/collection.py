@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -16,17 +16,17 @@ from edje_qdrant.collection.checks import check_points, check_reserved, check_to
 from edje_qdrant.collection.metadata import CollectionRecord, TokenPlace
 from edje_qdrant.collection.opening import Parts, create_parts, open_parts
 from edje_qdrant.collection.references import (
+    another_model,
     in_order,
+    is_ours,
     reference_of,
     repeated,
-    require_written_by,
     signed,
     user_payload,
 )
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
     ConfigError,
-    ContractMismatchError,
     TokensCorruptError,
     TokensNotFoundError,
 )
@@ -320,6 +320,20 @@ class ImageCollection(BaseCollection):
         )
         return self._own([found])[0]
 
+    def of_other_programs(self, points: Iterable[Point]) -> list[Point]:
+        """Return those of the points, read with their payloads, that other programs wrote.
+
+        There are none in a folder: a point that has lost its token reference there is damaged.
+        """
+        if not self._index.shared:
+            return []
+        return [point for point in points if not is_ours(point.id, point.payload)]
+
+    def delete_of_other_programs(self, point_ids: Sequence[str]) -> None:
+        """Delete points by id, also by integers, which only other programs use as ids."""
+        with self.write_lock:
+            self._index.delete_of_others(point_ids)
+
     def payload_indexes(self) -> dict[str, str]:
         """Return field -> kind of every payload index; empty if the engine has none."""
         return self._index.payload_indexes()
@@ -556,9 +570,8 @@ class ImageCollection(BaseCollection):
         Raises:
             ContractMismatchError: Another model wrote some, or has replaced the collection.
         """
-        try:
-            require_written_by(self.contract, image_ids, references, self._what())
-        except ContractMismatchError:
+        error = another_model(self.contract, image_ids, references, self._what())
+        if error is not None:
             if self._index.shared:
                 self.require_unchanged()  # its message is about the whole collection
-            raise
+            raise error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,13 +19,12 @@ from edje_qdrant.tokens.protocol import StoredCodes, TokenReference
 from edje_qdrant.types import Payload
 
 __all__ = [
+    "another_model",
     "in_order",
     "is_ours",
-    "of_another_model",
     "readable",
     "reference_of",
     "repeated",
-    "require_written_by",
     "signed",
     "user_payload",
 ]
@@ -38,8 +36,10 @@ T = TypeVar("T")
 # The key of a reference that names the model that wrote it; see `TokenContract.model_key`.
 _CONTRACT = "contract"
 
-# Qdrant also has integers as ids, which this package never writes.
-_INTEGER = re.compile(r"[0-9]+")
+_REMEDY = (
+    "list all with `edje-qdrant verify`, then encode them again with `edje-qdrant repair`, or "
+    "delete them"
+)
 
 
 def user_payload(payload: Payload) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def reference_of(payload: Payload) -> TokenReference:
 
 
 def is_ours(point_id: str, payload: Payload) -> bool:
-    """Return whether this package wrote a point: by a UUID, with the reserved key `_edje`.
+    """Return whether this package wrote a point: it has a UUID, and the reserved key `_edje`.
 
     Its tokens may be damaged all the same. Other programs can write points to a server's
-    collection; they have no tokens, and the first stage leaves them out.
+    collection; their ids may be integers.
     """
-    return TOKENS_KEY in payload and _INTEGER.fullmatch(point_id) is None
+    return TOKENS_KEY in payload and not point_id.isdecimal()
 
 
 def signed(reference: TokenReference, contract: TokenContract) -> dict[str, Any]:
@@ -70,46 +70,35 @@ def signed(reference: TokenReference, contract: TokenContract) -> dict[str, Any]
     return {**reference, _CONTRACT: contract.model_key}
 
 
-def of_another_model(contract: TokenContract, reference: TokenReference) -> bool:
-    """Return whether a reference names another model than a contract's.
-
-    One that names none was written by a version that did not name any.
-    """
-    return bool(reference.get(_CONTRACT, contract.model_key) != contract.model_key)
-
-
-def require_written_by(
+def another_model(
     contract: TokenContract,
     image_ids: Sequence[str],
     references: Sequence[TokenReference],
     where: str,
-) -> None:
-    """Check that points were written by a contract's model, as far as they say so.
+    remedy: str = _REMEDY,
+) -> ContractMismatchError | None:
+    """Return the error for points of another model, None if there are none.
+
+    A reference that names no model was written by a version that named none; it is not checked.
 
     Args:
         contract: The collection's.
         image_ids: `n` ids of the points.
         references: `n` references.
-        where: Name of the collection for messages.
-
-    Raises:
-        ContractMismatchError: Some points are of another model; names them, and what to do.
+        where: Name of the collection for the message.
+        remedy: What to do, for the message.
     """
-    key = contract.model_key  # compared here, as each search does so for all of its candidates
-    if all(reference.get(_CONTRACT, key) == key for reference in references):
-        return
-    wrong = {
-        image_id: reference[_CONTRACT]
-        for image_id, reference in zip(image_ids, references, strict=True)
-        if of_another_model(contract, reference)
-    }
-    shown = [*wrong][:3]
-    found = str(wrong[shown[0]])
-    raise ContractMismatchError(
-        f"images {', '.join(shown)} ({len(wrong)} in all) of {where} were written by another "
-        f"model: by the contract {found}, the collection's is {key}. Scores of them would mean "
-        "nothing; list all with `edje-qdrant verify`, then encode them again with `edje-qdrant "
-        "repair`, or delete them",
+    key = contract.model_key
+    named = [reference.get(_CONTRACT, key) for reference in references]
+    if named.count(key) == len(named):  # each search comes here with all of its candidates
+        return None
+    wrong = [row for row, name in enumerate(named) if name != key]
+    shown = ", ".join(image_ids[row] for row in wrong[:3])
+    found = str(named[wrong[0]])
+    return ContractMismatchError(
+        f"images {shown} ({len(wrong)} in all) of {where} were written by another model: its "
+        f"contract is {found}, the collection's is {key}, so that their scores would mean nothing; "
+        f"{remedy}",
         {_CONTRACT: key},
         {_CONTRACT: found},
     )

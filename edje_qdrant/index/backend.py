@@ -193,7 +193,7 @@ class Backend(ABC):
 
     @abstractmethod
     def delete(self, ids: Sequence[str]) -> None:
-        """Delete points; unknown ids are ignored."""
+        """Delete points; unknown ids are ignored. Digits alone are an id that is an integer."""
 
     @abstractmethod
     def delete_matching(self, chosen: Any) -> None:

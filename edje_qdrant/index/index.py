@@ -386,6 +386,16 @@ class VectorIndex:
                 self._check_before_write()
             self._backend.delete(ids)
 
+    def delete_of_others(self, point_ids: Sequence[str]) -> None:
+        """Delete points by ids as `scroll` returns them, also the integers of other programs."""
+        integers = [point_id for point_id in point_ids if point_id.isdecimal()]
+        self.delete([point_id for point_id in point_ids if not point_id.isdecimal()])
+        self._backend.check_writable()
+        if integers:
+            with self._reported([]):
+                self._check_before_write()
+                self._backend.delete(integers)
+
     def delete_matching(self, filter: Filter) -> None:
         """Delete every point that matches the filter; an empty one is refused.
 

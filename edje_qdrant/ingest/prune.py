@@ -42,6 +42,8 @@ def prune_collection(
 ) -> int:
     """Delete images that are gone from a source; return how many.
 
+    Points that other programs wrote are kept.
+
     Args:
         collection: The collection to delete from.
         source: If it is a folder, images whose path lies elsewhere are kept; otherwise all images
@@ -76,10 +78,12 @@ def prune_collection(
     pruned = 0
     for page in collection.index.scroll():
         gone = []
+        others = {point.id for point in collection.of_other_programs(page)}
         for point in page:
             path = str(point.payload.get("path", ""))
             if (
-                _is_gone(point.id, seen)
+                point.id not in others
+                and uuid.UUID(point.id).bytes not in seen
                 and path.startswith(folder)
                 and path not in spared
                 and not path.startswith(spared_below)
@@ -88,10 +92,3 @@ def prune_collection(
         collection.delete(gone)
         pruned += len(gone)
     return pruned
-
-
-def _is_gone(image_id: str, seen: AbstractSet[bytes]) -> bool:
-    try:
-        return uuid.UUID(image_id).bytes not in seen
-    except ValueError:
-        return False  # an integer: a point that another program wrote

@@ -54,10 +54,11 @@ def export_collection(
     """Write a collection to one file, which appears at `path` when it is complete.
 
     Searches continue, in this process and on a server. What a killed export to the same path left
-    is deleted first.
+    is deleted first. Points that other programs wrote are left out.
 
     Raises:
         ConfigError: `path` exists already, or an argument is invalid; nothing was written.
+        ContractMismatchError: Another model wrote some images; run `verify`.
         TokensNotFoundError: Some images have no tokens; run `verify`.
         TokensCorruptError: Some tokens are damaged; run `verify`.
         StoreError: The collection cannot be read, or the file not written.
@@ -146,13 +147,14 @@ def _write(collection: ImageCollection, file: BinaryIO, *, progress: bool) -> Co
         _add(archive, "archive", ".json", json.dumps(head, indent=1).encode())
         if parameters is not None:
             _add(archive, "codec", ".safetensors", parameters)
-        parts = stored_parts(collection, codec, progress=progress)
+        left_out: list[str] = []
+        parts = stored_parts(collection, codec, left_out, progress=progress)
         for number, part in enumerate(parts, start=1):
             _add(archive, f"part{number - 1:05}", ".safetensors", _packed(part))
             count += len(part.image_ids)
             nbytes += part.codes.nbytes
         _add(archive, "end", ".json", json.dumps({"parts": number, "pictures": count}).encode())
-    return CopyReport(count, 0, nbytes)
+    return CopyReport(count, 0, nbytes, tuple(left_out))
 
 
 def _add(archive: tarfile.TarFile, stem: str, suffix: str, data: bytes) -> None:

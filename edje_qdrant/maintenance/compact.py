@@ -13,11 +13,11 @@ from dataclasses import replace
 
 from edje_qdrant.collection.checks import fitted_codec
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.collection.references import reference_of
+from edje_qdrant.collection.references import reference_of, signed
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.reports import CompactReport
-from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
+from edje_qdrant.maintenance.scan import own_points, pages, records_in_use, stored_codes
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore, files_of
 from edje_qdrant.types import Point
@@ -77,6 +77,9 @@ def transcode(
     and rankings do not improve. The next run with the same codec continues an interrupted one;
     until then the collection can be searched, each image decoded with the codec that encoded it.
 
+    Images that another model wrote are left as they are and count as unreadable; points of other
+    programs are left out.
+
     Args:
         collection: An open collection; nothing else writes to it.
         codec: The new codec, fitted, or the name of one that needs no fitting.
@@ -130,8 +133,12 @@ def _move(
     """
     moved = 0
     unreadable: list[str] = []
+    left_out: list[str] = []
     for page in pages(collection, "moving", progress=progress):
-        found = stored_codes(collection, [point for point in page if selected(point)])
+        others = collection.of_other_programs(page)
+        left_out += [point.id for point in others]
+        own = own_points(page, others)
+        found = stored_codes(collection, [point for point in own if selected(point)])
         unreadable += found.failed
         if not found.points:
             continue
@@ -141,13 +148,13 @@ def _move(
         collection.store.flush()
         collection.index.set_payload(
             {
-                point.id: {TOKENS_KEY: dict(reference)}
+                point.id: {TOKENS_KEY: signed(reference, collection.contract)}
                 for point, reference in zip(found.points, references, strict=True)
             }
         )
         moved += len(found.points)
     collection.flush()
-    return CompactReport(moved, tuple(unreadable))
+    return CompactReport(moved, tuple(unreadable), left_out=tuple(left_out))
 
 
 def _drop_unused(collection: ImageCollection, files: FileTokenStore, segments: set[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +15,7 @@ from edje_qdrant.errors import StoreError
 from edje_qdrant.index import PayloadKind
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.reports import CopyReport
-from edje_qdrant.maintenance.scan import pages, stored_codes
+from edje_qdrant.maintenance.scan import own_points, pages, stored_codes
 from edje_qdrant.tokens.codecs import Codec
 
 __all__ = ["Part", "add_indexes", "add_part", "add_parts", "copy_collection", "stored_parts"]
@@ -41,19 +41,28 @@ class Part:
 
 
 def stored_parts(
-    collection: ImageCollection, codec: Codec, *, progress: bool = False
+    collection: ImageCollection, codec: Codec, left_out: list[str], *, progress: bool = False
 ) -> Iterator[Part]:
     """Yield a collection's images, verified by checksum and converted to one codec.
 
     Searches continue; images added during the iteration may or may not be included.
 
+    Args:
+        collection: The collection.
+        codec: The codec of the parts.
+        left_out: Is given the ids of points that other programs wrote; they are not yielded.
+        progress: Show a bar on stderr.
+
     Raises:
+        ContractMismatchError: Another model wrote some images; names them.
         TokensNotFoundError: Some images have no tokens; names the ids.
         TokensCorruptError: Some images' tokens are damaged; names the ids.
         StoreError: The collection cannot be read.
     """
     for page in pages(collection, "reading", vectors=True, progress=progress):
-        found = stored_codes(collection, page)
+        others = collection.of_other_programs(page)
+        left_out += [point.id for point in others]
+        found = stored_codes(collection, own_points(page, others))
         for error in found.failed.values():
             raise error  # a copy without these images would be incomplete
         if found.points:
@@ -107,7 +116,8 @@ def copy_collection(
 ) -> CopyReport:
     """Copy all images and payload indexes to a collection of the same contract and codec.
 
-    The next run continues an interrupted one: images that the target contains are skipped.
+    The next run continues an interrupted one: images that the target contains are skipped. Points
+    that other programs wrote to the source are left out.
 
     Args:
         source: An open collection; searches continue.
@@ -116,7 +126,8 @@ def copy_collection(
 
     Raises:
         ConfigError: An argument is no open collection; nothing was written.
-        ContractMismatchError: The target is of another model or codec.
+        ContractMismatchError: The target is of another model or codec, or another model wrote some
+            of the source's images; run `verify`.
         TokensNotFoundError: Some of the source's images have no tokens; run `verify`.
         TokensCorruptError: Some of the source's tokens are damaged; run `verify`.
         StoreError: A collection cannot be read or written.
@@ -130,7 +141,9 @@ def copy_collection(
     )
     target.require_writable()
     add_indexes(target, source.payload_indexes())
-    return add_parts(target, stored_parts(source, target.codec, progress=progress))
+    left_out: list[str] = []
+    parts = stored_parts(source, target.codec, left_out, progress=progress)
+    return replace(add_parts(target, parts), left_out=tuple(left_out))
 
 
 def add_indexes(target: ImageCollection, indexes: Mapping[str, str]) -> None:

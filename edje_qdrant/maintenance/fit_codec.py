@@ -8,6 +8,7 @@ from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.maintenance.arguments import check_collections
+from edje_qdrant.maintenance.scan import own_points
 from edje_qdrant.tokens.codecs import Codec, codec_for
 
 __all__ = ["SAMPLE", "fit_codec"]
@@ -40,7 +41,13 @@ def fit_codec(
     codec = codec_for(name, contract.num_tokens, contract.token_dim)
     if codec.fitted:
         return codec
-    ids = np.array([p.id for page in collection.index.scroll(payload=False) for p in page])
+    ids = np.array(
+        [
+            point.id
+            for page in collection.index.scroll(payload=collection.index.shared)
+            for point in own_points(page, collection.of_other_programs(page))
+        ]
+    )
     if not len(ids):
         raise ConfigError(f"the collection {collection.name!r} is empty; ingest images first")
     drawn = np.random.default_rng(seed).choice(ids, min(sample, len(ids)), replace=False)

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["repair"]
 
-_REPAIRABLE = frozenset({"tokens missing", "tokens damaged", "record used twice"})
+_REPAIRABLE = frozenset(
+    {"tokens missing", "tokens damaged", "record used twice", "other model", "other program"}
+)
 
 
 def repair(
@@ -32,17 +34,21 @@ def repair(
     model: EDJEModel | None = None,
     *,
     batch_size: int = 32,
+    delete_others: bool = False,
     progress: bool = False,
 ) -> RepairReport:
     """Encode images with missing or damaged tokens again, then remove orphaned records.
 
     An image is encoded again if the file at its payload's `path` is unchanged since it was
-    ingested. Other damaged images are listed and kept.
+    ingested. Images that another model wrote are encoded again too. Other damaged images are
+    listed and kept, and so are points that other programs wrote.
 
     Args:
         collection: Opened with `for_repair=True`.
         model: The model that wrote the collection; without it no image is encoded.
         batch_size: Number of images encoded at a time.
+        delete_others: Delete the points that other programs wrote, except those whose id and
+            `path` are those of an image file: they are encoded again.
         progress: Show bars on stderr.
 
     Raises:
@@ -54,7 +60,7 @@ def repair(
     """
     check_collections(collection=collection)
     check_number("batch_size", batch_size)
-    check_flags(progress=progress)
+    check_flags(progress=progress, delete_others=delete_others)
     if model is not None:
         if not hasattr(model, "encode_images"):
             raise ConfigError(f"model is a {type(model).__name__}; give an EDJEModel")
@@ -68,7 +74,9 @@ def repair(
     repairable: list[Finding] = []
     left: list[Finding] = []
     for finding in broken:
-        can_be_read = model is not None and finding.path is not None
+        can_be_read = (
+            model is not None and finding.path is not None and not finding.image_id.isdecimal()
+        )
         (repairable if can_be_read else left).append(finding)
     encoded: list[str] = []
     if repairable and model is not None:
@@ -77,8 +85,14 @@ def repair(
                 done, failed = _encode_again(collection, model, decoders, batch)
                 encoded += done
                 left += failed
+    deleted: list[str] = []
+    if delete_others:
+        deleted = [finding.image_id for finding in left if finding.kind == "other program"]
+        collection.delete_of_other_programs(deleted)
+        left = [finding for finding in left if finding.kind != "other program"]
     collection.flush()
-    return RepairReport(tuple(encoded), tuple(left), compact(collection, progress=progress))
+    compacted = compact(collection, progress=progress)
+    return RepairReport(tuple(encoded), tuple(left), compacted, tuple(deleted))
 
 
 def _encode_again(

@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 __all__ = ["CompactReport", "CopyReport", "Finding", "FindingKind", "RepairReport", "VerifyReport"]
 
-#: Kinds of findings; images with one of the first three cannot be ranked.
+#: Kinds of findings; images with one of the first four cannot be ranked. `other program` is a
+#: point that another program put there: no image of this package.
 FindingKind = Literal[
     "tokens missing",
     "tokens damaged",
     "record used twice",
+    "other model",
+    "other program",
     "other codec",
     "picture gone",
     "picture changed",
@@ -28,12 +31,14 @@ class CompactReport:
         unreadable: Ids of images whose tokens were not moved, as they cannot be read.
         bytes_before: Size of the side files before, in bytes.
         bytes_after: Size of the side files after, in bytes.
+        left_out: Ids of points that other programs wrote.
     """
 
     moved: int
     unreadable: tuple[str, ...]
     bytes_before: int = 0
     bytes_after: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +49,13 @@ class CopyReport:
         copied: Number of images written.
         skipped: Number of images that existed already.
         nbytes: Size of the tokens of both as stored, in bytes.
+        left_out: Ids of points that other programs wrote to the source.
     """
 
     copied: int
     skipped: int
     nbytes: int
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class Finding:
 
     Attributes:
         kind: Kind of problem.
-        image_id: Id of the image.
+        image_id: Id of the image; digits for a point of another program whose id is an integer.
         path: File of the image, if the payload names it.
         detail: Message of the error, or what was expected.
     """
@@ -73,7 +80,7 @@ class VerifyReport:
     """Report the result of `verify`.
 
     Attributes:
-        points: Number of images in the index.
+        points: Number of points in the index.
         findings: Problems, image by image.
         orphan_records: Number of records that no point refers to; they only take disk space.
         orphan_bytes: Their size in bytes.
@@ -122,8 +129,10 @@ class RepairReport:
         encoded: Ids of images that were encoded again.
         left: Problems that could not be repaired.
         compacted: Report of the removal of orphaned records, for tokens in side files.
+        deleted: Ids of points of other programs that were deleted.
     """
 
     encoded: tuple[str, ...]
     left: tuple[Finding, ...]
     compacted: CompactReport
+    deleted: tuple[str, ...] = ()

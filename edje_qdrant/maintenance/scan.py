@@ -10,13 +10,21 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.collection.references import readable, reference_of
+from edje_qdrant.collection.references import another_model, readable, reference_of
 from edje_qdrant.errors import StoreError
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.protocol import StoredCodes
 from edje_qdrant.types import Point
 
-__all__ = ["PAGE", "PointCodes", "RecordInUse", "pages", "records_in_use", "stored_codes"]
+__all__ = [
+    "PAGE",
+    "PointCodes",
+    "RecordInUse",
+    "own_points",
+    "pages",
+    "records_in_use",
+    "stored_codes",
+]
 
 #: Number of points read, and of images whose tokens are in memory, at a time.
 PAGE = 256
@@ -29,7 +37,8 @@ class PointCodes:
     Attributes:
         points: The `n` points whose tokens can be read.
         parts: These tokens; rows count `points`.
-        failed: Id -> error of the other points.
+        failed: Id -> error of the other points; ContractMismatchError for those that another model
+            wrote.
     """
 
     points: list[Point]
@@ -70,8 +79,18 @@ def pages(
             shown.update(len(page))
 
 
+def own_points(page: Sequence[Point], others: Sequence[Point]) -> list[Point]:
+    """Return a page without the points of other programs."""
+    left_out = {point.id for point in others}
+    return [point for point in page if point.id not in left_out]
+
+
 def stored_codes(collection: ImageCollection, points: Sequence[Point]) -> PointCodes:
     """Read the stored tokens of points; points deleted since then may be left out.
+
+    Args:
+        collection: The collection.
+        points: Points that this package wrote.
 
     Raises:
         StoreError: The store itself cannot be read.
@@ -89,15 +108,20 @@ def stored_codes(collection: ImageCollection, points: Sequence[Point]) -> PointC
 
 
 def _read(collection: ImageCollection, points: Sequence[Point]) -> PointCodes:
-    return PointCodes(
-        *readable(
-            points,
-            lambda point: point.id,
-            lambda left: collection.store.codes(
-                [point.id for point in left], [reference_of(point.payload) for point in left]
-            ),
-        )
+    where = f"the collection {collection.name!r} at {collection.location}"
+    wrong: dict[str, StoreError] = {}
+    for point in points:
+        reference = reference_of(point.payload)
+        if error := another_model(collection.contract, [point.id], [reference], where):
+            wrong[point.id] = error
+    left, parts, failed = readable(
+        [point for point in points if point.id not in wrong],
+        lambda point: point.id,
+        lambda own: collection.store.codes(
+            [point.id for point in own], [reference_of(point.payload) for point in own]
+        ),
     )
+    return PointCodes(left, parts, {**failed, **wrong})
 
 
 def records_in_use(points: Sequence[Point]) -> Iterator[RecordInUse]:

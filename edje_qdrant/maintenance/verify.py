@@ -9,12 +9,18 @@ import numpy as np
 
 from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import ConfigError, ImageReadError, StoreError, TokensNotFoundError
+from edje_qdrant.errors import (
+    ConfigError,
+    ContractMismatchError,
+    ImageReadError,
+    StoreError,
+    TokensNotFoundError,
+)
 from edje_qdrant.images import image_file_id
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.encode_sample import differing_encodings
 from edje_qdrant.maintenance.reports import Finding, FindingKind, VerifyReport
-from edje_qdrant.maintenance.scan import pages, records_in_use, stored_codes
+from edje_qdrant.maintenance.scan import own_points, pages, records_in_use, stored_codes
 from edje_qdrant.tokens.file_store import files_of
 from edje_qdrant.tokens.manifest import Segment
 from edje_qdrant.types import Point
@@ -34,6 +40,9 @@ def verify(
     progress: bool = False,
 ) -> VerifyReport:
     """Read the tokens of every point, and compare side files with the points' references.
+
+    A point that another model wrote, or another program, is a finding of its own kind; its tokens
+    are not read.
 
     Open the collection with `for_repair=True` to verify one that is too damaged to open otherwise.
 
@@ -67,6 +76,9 @@ def verify(
     unchanged = _Sample(sample if model is not None else 0)
     for page in pages(collection, "verifying", progress=progress):
         points += len(page)
+        others = collection.of_other_programs(page)
+        findings += [_finding("other program", point, _OTHER_PROGRAM) for point in others]
+        page = own_points(page, others)
         found = stored_codes(collection, page)
         failed = found.failed
         findings += [_unreadable(point, failed[point.id]) for point in page if point.id in failed]
@@ -98,6 +110,13 @@ def verify(
         sum(count * segment.record_bytes for segment, count in orphans.items()),
         tuple(f"tokens-{segment.id}.bin" for segment in unlisted),
     )
+
+
+# What a finding says of a point that this package did not write.
+_OTHER_PROGRAM = (
+    "another program wrote it: it has no token reference, or its id is an integer; searches cannot "
+    "rank it. repair deletes it if told to"
+)
 
 
 class _Sample:
@@ -159,6 +178,13 @@ def _finding(kind: FindingKind, point: Point, detail: str) -> Finding:
 
 
 def _unreadable(point: Point, error: StoreError) -> Finding:
+    if isinstance(error, ContractMismatchError):
+        detail = (
+            f"written by the contract {error.found['contract']}, the collection's is "
+            f"{error.expected['contract']}: its embedding and its tokens are another model's; "
+            "repair encodes it again"
+        )
+        return _finding("other model", point, detail)
     missing = isinstance(error, TokensNotFoundError)
     return _finding("tokens missing" if missing else "tokens damaged", point, str(error))
 

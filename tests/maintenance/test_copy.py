@@ -104,6 +104,10 @@ def test_points_that_something_else_wrote_are_named(place, tmp_path):
     ids = ids_of(4)
     with make(place, 3) as source, make(make_place("edge-file", tmp_path / "to")) as copy:
         source.index.upsert([Point(ids[3], encoding_of(ids).embeddings[3], {"path": "a.png"})])
+        if source.index.shared:  # by another program
+            report = copy_collection(source, copy)
+            assert (report.copied, report.left_out) == (3, (ids[3],))
+            return
         with pytest.raises(TokensNotFoundError) as caught:
             copy_collection(source, copy)
         assert caught.value.image_ids == (ids[3],)
@@ -116,6 +120,6 @@ def test_what_was_put_beside_the_reference_by_hand_is_not_carried_over(place, tm
         source.index.set_payload({ids[0]: {"_edje": {**reference, "note": "mine"}, "_other": 1}})
         assert copy_collection(source, copy).copied == 2
         stored = copy.index.retrieve(ids)[ids[0]]
-        assert set(stored["_edje"]) == {"segment", "record", "checksum"}
+        assert set(stored["_edje"]) == {"segment", "record", "checksum", "contract"}
         assert stored["_other"] == 1
         assert verify(copy).clean

@@ -307,7 +307,8 @@ class QdrantBackend(Backend):
 
         self.check_open()
         for run in in_runs([*ids], _IDS_PER_REQUEST):
-            self._write(self._client.delete, models.PointIdsList(points=[*run]))
+            named = [int(each) if each.isdecimal() else each for each in run]
+            self._write(self._client.delete, models.PointIdsList(points=named))
 
     def delete_matching(self, chosen: models.Filter) -> None:
         from qdrant_client import models
