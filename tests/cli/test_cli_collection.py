@@ -239,6 +239,7 @@ def test_compact(index: Path) -> None:
     assert data == {
         "moved": 10,
         "unreadable": [],
+        "left_out": [],
         "bytes_before": size,
         "bytes_after": HEADER_BYTES + 10 * RECORD,
     }
@@ -421,6 +422,7 @@ def test_export_and_import(index: Path, tmp_path: Path) -> None:
     data = json_of(run("export", archive, "--index", index, "--json"))
     assert data == {
         "copied": COUNT,
+        "left_out": [],
         "skipped": 0,
         "nbytes": COUNT * 64,
         "path": str(archive),
@@ -435,7 +437,7 @@ def test_export_and_import(index: Path, tmp_path: Path) -> None:
     text = run("import", archive, *place, "--collection", "photos").stdout
     assert text == f"{COUNT} images copied to {tmp_path / 'new'}, 0 were there already\n"
     assert json_of(run("import", archive, *place, "--collection", "photos", "--json")) == {
-        "copied": 0, "skipped": COUNT, "nbytes": COUNT * 64,
+        "copied": 0, "skipped": COUNT, "nbytes": COUNT * 64, "left_out": [],
     }  # fmt: skip
     assert found(tmp_path / "new", "--collection", "photos") == found(index)
     assert run("verify", *place, "--collection", "photos").exit_code == 0
@@ -459,7 +461,7 @@ def test_archives_that_are_refused(index: Path, tmp_path: Path) -> None:
 
 def test_copy(index: Path, tmp_path: Path) -> None:
     data = json_of(run("copy", index, tmp_path / "new", "--json"))
-    assert data == {"copied": COUNT, "skipped": 0, "nbytes": COUNT * RECORD}
+    assert data == {"copied": COUNT, "skipped": 0, "nbytes": COUNT * RECORD, "left_out": []}
     assert found(tmp_path / "new") == found(index)
     # Under a new name, beside the other.
     text = run("copy", index, index, "--new-name", "twin").stdout
