@@ -50,7 +50,7 @@ lint: $(VENV)/.dev ## Check format, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml examples/docker-compose.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml examples/docker-compose*.yml
 
 check: test lint ## Run what CI runs
 
