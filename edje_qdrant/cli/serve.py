@@ -69,6 +69,18 @@ def serve(
     max_upload_mb: Annotated[
         int, typer.Option(min=1, help="Largest request with images, in megabytes.")
     ] = 32,
+    allow_fetch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Fetch images of rerank and embeddings requests from this host: NAME, "
+            "NAME:PORT or *.NAME; repeat it for more. None by default.",
+        ),
+    ] = None,
+    image_cache_mb: Annotated[
+        int,
+        typer.Option(min=0, help="Memory for encodings of images in such requests, in megabytes."),
+    ] = 128,
     max_pixels: MaxPixels = 50_000_000,
     decode_memory: DecodeMemory = 1536,
     decode_seconds: DecodeSeconds = 10.0,
@@ -99,6 +111,8 @@ def serve(
         cors_origins=tuple(cors or ()),
         allowed_hosts=allowed_hosts(host, allow_host or ()),
         max_upload_bytes=max_upload_mb << 20,
+        allow_fetch=tuple(allow_fetch or ()),
+        image_cache_bytes=image_cache_mb << 20,
         max_pixels=max_pixels,
         decode_memory=decode_memory << 20,
         decode_seconds=decode_seconds,

@@ -217,6 +217,11 @@ class TwoStageRetriever:
         return self._model
 
     @property
+    def reranker(self) -> Reranker:
+        """Return what scores texts against tokens."""
+        return self._reranker
+
+    @property
     def precision(self) -> str:
         """Return the precision of the joint encoder; see `Reranker.precision`."""
         return self._reranker.precision

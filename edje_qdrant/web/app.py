@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 from edje_qdrant.checks import check_kind
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.version import __version__
+from edje_qdrant.web.client_routes import client_routes
 from edje_qdrant.web.errors import RequestError, add_error_handlers, index_away
 from edje_qdrant.web.image_routes import image_routes
 from edje_qdrant.web.limits import with_limits
@@ -94,6 +95,7 @@ def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = 
     app.openapi = openapi  # type: ignore[method-assign]
     add_error_handlers(app)
     app.include_router(search_routes(service, _ERRORS))
+    app.include_router(client_routes(service, _ERRORS))
     app.include_router(image_routes(service, _ERRORS))
     app.include_router(_other_routes(service))
     app.mount("/static", _PageFiles(directory=_STATIC))

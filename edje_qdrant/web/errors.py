@@ -1,4 +1,4 @@
-"""Error responses: a status and a JSON body `{error, message, request_id}`."""
+"""Error responses: a status and a JSON body `{error, message, detail, request_id}`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def error_response(
     """Build the response of an error."""
     # A name from the request, in the message, may hold what cannot be encoded.
     message = message.encode("utf-8", "backslashreplace").decode("utf-8")
-    body = {"error": error, "message": message, "request_id": request_id}
+    # Clients of other services read `detail`.
+    body = {"error": error, "message": message, "detail": message, "request_id": request_id}
     return JSONResponse(body, status, headers=dict(headers or {}))
 
 

@@ -56,6 +56,10 @@ class ImageFolder:
         self, root: Path | None, decoders: DecoderPool, *, max_bytes: int = 64 << 20
     ) -> None:
         self._root = None if root is None else os.path.realpath(root)
+        # As it was given, too, which is how an ingest may have stored it.
+        self._roots = (
+            () if root is None else (os.path.realpath(root), str(root), os.path.abspath(root))
+        )
         self._decoders, self._max_bytes = decoders, max_bytes
 
     def shown(self, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +68,12 @@ class ImageFolder:
         if not isinstance(path, str):
             return dict(payload)
         return {**payload, "path": self._relative(path) or os.path.basename(path)}
+
+    def stored_paths(self, path: str) -> list[str]:
+        """Return the paths that a payload may hold for a path as it is stored or as it is shown."""
+        if self._root is None or os.path.isabs(path) or self._relative(path) is None:
+            return [path]
+        return [path, *dict.fromkeys(os.path.join(root, path) for root in self._roots)]
 
     def has(self, payload: Mapping[str, Any]) -> bool:
         """Return whether the image's file can be served; its content is not read."""

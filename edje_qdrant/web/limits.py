@@ -15,6 +15,7 @@ _LIMITS = {
     "top_k": ("maximum", "max_top_k"),
     "num_candidates": ("maximum", "max_candidates"),
     "documents": ("maxItems", "max_candidates"),
+    "texts": ("maxItems", "max_candidates"),
     "files": ("maxItems", "max_files"),
 }
 _REQUESTS = ("Request", "Body_")
@@ -30,6 +31,7 @@ def with_limits(document: dict[str, Any], settings: ServiceSettings) -> dict[str
                 keyword, setting = _LIMITS[field]
                 limit = getattr(settings, setting)
                 for one in (described, *described.get("anyOf", ())):
-                    if keyword in one or one.get("type") == "array":
+                    missing = keyword == "maxItems" and one.get("type") == "array"
+                    if keyword in one or missing:
                         one[keyword] = min(limit, one.get(keyword, limit))
     return document

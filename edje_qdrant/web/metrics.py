@@ -68,6 +68,12 @@ class Metrics:
         self._ingested = Counter(
             "edje_ingested_pictures_total", "Images uploaded.", ["outcome"], registry=registry
         )
+        self._sent_images = Counter(
+            "edje_sent_images_total",
+            "Images of rerank and embeddings requests that are not of the collection.",
+            ["outcome"],
+            registry=registry,
+        )
         self.under_way = Gauge(
             "edje_requests_under_way", "Requests being answered.", registry=registry
         )
@@ -106,6 +112,11 @@ class Metrics:
         counts = {"added": added, "updated": updated, "skipped": skipped, "failed": failed}
         for outcome, count in counts.items():
             self._ingested.labels(outcome).inc(count)
+
+    def sent_images(self, encoded: int, cached: int) -> None:
+        """Count images that came with requests."""
+        self._sent_images.labels("encoded").inc(encoded)
+        self._sent_images.labels("cached").inc(cached)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""

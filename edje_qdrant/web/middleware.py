@@ -20,12 +20,15 @@ from edje_qdrant.web.errors import RequestError, error_response
 from edje_qdrant.web.metrics import Metrics
 from edje_qdrant.web.settings import ServiceSettings
 
-__all__ = ["UPLOAD_PATHS", "ServiceMiddleware"]
+__all__ = ["IMAGE_JSON_PATHS", "UPLOAD_PATHS", "ServiceMiddleware"]
 
 _log = logging.getLogger("edje_qdrant.web")
 
 #: Paths whose request bodies may hold images.
 UPLOAD_PATHS = frozenset({"/v1/search/image", "/v1/ingest"})
+
+#: Paths whose JSON bodies may hold images; larger ones count as uploads.
+IMAGE_JSON_PATHS = frozenset({"/v1/rerank", "/rerank", "/v2/rerank", "/v1/embeddings"})
 
 # Paths without a key: they reveal nothing about the collection.
 _OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/openapi.json", "/favicon.ico"})
@@ -81,18 +84,19 @@ class ServiceMiddleware:
                 answer["X-Request-ID"] = request_id
                 for name, value in _HEADERS.items():
                     answer.setdefault(name, value)
-                if scope["path"].startswith("/v1/"):
+                if scope["path"].startswith("/v1/") or scope["path"] in IMAGE_JSON_PATHS:
                     answer.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        upload = scope["path"] in UPLOAD_PATHS
+        upload = self._is_upload(scope, headers)
+        most = self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
         self._requests += 1
         self._uploads += upload
         self._metrics.under_way.inc()
         try:
-            error = self._check(scope, headers)
+            error = self._check(scope, headers, most)
             if error is None:
-                body = _Body(receive, self._most_bytes(scope), self._settings.timeout)
+                body = _Body(receive, most, self._settings.timeout)
                 await self._app(scope, body.receive, reply)
             else:
                 await _send_error(error, request_id, scope, receive, reply)
@@ -122,7 +126,7 @@ class ServiceMiddleware:
             }
             _log.info("request", extra=fields)
 
-    def _check(self, scope: Scope, headers: Headers) -> RequestError | None:
+    def _check(self, scope: Scope, headers: Headers, most: int) -> RequestError | None:
         """Return the error of a request whose head fails a check, else None."""
         if not self._known_host(headers):
             return RequestError(
@@ -150,14 +154,19 @@ class ServiceMiddleware:
         if not length.isascii() or not length.isdigit():
             return RequestError(400, "BadRequest", "Content-Length is not a number")
         # Python refuses to convert thousands of digits.
-        most = self._most_bytes(scope)
         if len(length) > _MOST_DIGITS or int(length) > most:
             return _too_large(most)
         return None
 
-    def _most_bytes(self, scope: Scope) -> int:
-        upload = scope["path"] in UPLOAD_PATHS
-        return self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
+    def _is_upload(self, scope: Scope, headers: Headers) -> bool:
+        """Return whether a request may be as large as uploads, of which few are read at a time."""
+        if scope["path"] in UPLOAD_PATHS:
+            return True
+        if scope["path"] not in IMAGE_JSON_PATHS or scope["method"] != "POST":
+            return False
+        length = headers.get("content-length", "")
+        small = length.isascii() and length.isdigit() and len(length) <= _MOST_DIGITS
+        return not small or int(length) > self._settings.max_body_bytes
 
     def _known_host(self, headers: Headers) -> bool:
         allowed = self._settings.allowed_hosts

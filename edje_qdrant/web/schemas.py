@@ -24,6 +24,7 @@ from edje_qdrant.search.options import DEFAULTS, Fusion, MinScore
 __all__ = [
     "Answer",
     "CollectionInfo",
+    "Count",
     "ErrorBody",
     "ExplainRequest",
     "Explained",
@@ -36,9 +37,6 @@ __all__ = [
     "Picture",
     "PictureList",
     "RecommendRequest",
-    "RerankRequest",
-    "RerankResult",
-    "Reranked",
     "SearchRequest",
     "TypedCount",
     "TypedLimit",
@@ -197,26 +195,6 @@ class RecommendRequest(_Filtered):
     on_missing: OnMissing = DEFAULTS["on_missing"]
 
 
-class RerankRequest(_Model):
-    """Rank given images by a text, in the form of rerank services."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"model": "edje", "query": "a red star", "documents": [_ID], "top_n": 1}]
-        }
-    )
-
-    model: str | None = Field(
-        None, max_length=200, description="Accepted for compatibility; the service has one model."
-    )
-    query: Text = Field(description="Text to rank the images by.")
-    documents: list[ImageId] = Field(
-        min_length=1, max_length=10_000, description="Ids of images in the collection."
-    )
-    top_n: Count | None = Field(None, description="Results to return; all by default.")
-    return_documents: bool = Field(False, description="Return the ids with the scores.")
-
-
 class ExplainRequest(_Model):
     """Explain where in an image a text is seen."""
 
@@ -269,27 +247,6 @@ class Answer(BaseModel):
         None, description="Precision of the joint encoder; null if it ranked nothing."
     )
     cursor: str | None = Field(description="For /v1/search/next; null past the last hit.")
-
-
-class RerankResult(BaseModel):
-    """Rank and score of one image."""
-
-    index: int = Field(description="Position in `documents`, from 0.")
-    relevance_score: float = Field(
-        description="Between 0 and 1: the calibrated probability, or the logit's sigmoid."
-    )
-    score: float = Field(description="The logit.")
-    document: ImageId | None = None
-
-
-class Reranked(BaseModel):
-    """Images by relevance, best first."""
-
-    id: str = Field(description="The request's id.")
-    model: str
-    results: list[RerankResult]
-    truncated: bool = Field(False, description="Whether the query is longer than the model reads.")
-    reason: str | None = Field(None, description="Why, if it is truncated.")
 
 
 class FailedUpload(BaseModel):
@@ -377,4 +334,5 @@ class ErrorBody(BaseModel):
 
     error: str = Field(examples=["ConfigError"], description="Name of the error, for programs.")
     message: str = Field(examples=["top_k is 0; give a whole number, 1 or more"])
+    detail: str = Field(description="The message again, where other services' clients read it.")
     request_id: str = Field(examples=["0f3c9a4e6d2b4f0d8a1c"])

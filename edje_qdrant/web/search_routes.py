@@ -1,17 +1,14 @@
-"""Routes for search (by text, image, example, cursor), rerank and explain."""
+"""Routes for search (by text, image, example, cursor) and explain."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-import numpy as np
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import TypeAdapter
 
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.ingest.encode import encode_batch
-from edje_qdrant.rerank.scorer import best_first
-from edje_qdrant.web.errors import RequestError
 from edje_qdrant.web.schemas import (
     Answer,
     Explained,
@@ -19,9 +16,6 @@ from edje_qdrant.web.schemas import (
     FilterDict,
     NextRequest,
     RecommendRequest,
-    Reranked,
-    RerankRequest,
-    RerankResult,
     SearchRequest,
     TypedCount,
 )
@@ -105,36 +99,6 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         )
         service.metrics.search(result, 0.0)
         return service.answer(result)
-
-    @router.post("/rerank")
-    async def rerank(body: RerankRequest, request: Request) -> Reranked:
-        """Rank given images of the collection by a text, without the first stage."""
-        service.check_text(body.query)
-        if len(body.documents) > service.settings.max_candidates:
-            most = service.settings.max_candidates
-            raise RequestError(400, "LimitExceeded", f"documents may hold at most {most} ids")
-        logits = await service.score(lambda: retriever.score(body.query, body.documents))
-        (cut,) = await service.score(lambda: retriever.model.cut_texts([body.query]), index=False)
-        calibration = retriever.model.calibration
-        relevance = 1 / (1 + np.exp(-logits.astype(np.float64)))
-        if calibration is not None:
-            relevance = calibration.probability(logits)
-        order = best_first(logits)[: body.top_n]
-        return Reranked(
-            id=request.scope["request_id"],
-            model=str(retriever.model.name_or_path or "edje"),
-            results=[
-                RerankResult(
-                    index=row,
-                    relevance_score=float(relevance[row]),
-                    score=float(logits[row]),
-                    document=body.documents[row] if body.return_documents else None,
-                )
-                for row in order
-            ],
-            truncated=cut is not None,
-            reason=cut,
-        )
 
     @router.post("/explain")
     async def explain(request: ExplainRequest) -> Explained:

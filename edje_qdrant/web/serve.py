@@ -47,12 +47,13 @@ def check_installed() -> None:
     """
     try:
         import fastapi
+        import httpx
         import prometheus_client
         import python_multipart
         import uvicorn
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "web") from error
-    del fastapi, prometheus_client, python_multipart, uvicorn
+    del fastapi, httpx, prometheus_client, python_multipart, uvicorn
 
 
 def serve(

@@ -10,6 +10,7 @@ from edje_qdrant.checks import check_kind, check_number, check_strings
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
 from edje_qdrant.images import DECODE_MEMORY
+from edje_qdrant.web.image_fetch import FetchHost, fetch_host
 
 __all__ = ["UPLOADS", "ServiceSettings", "allowed_hosts", "check_exposure"]
 
@@ -43,6 +44,12 @@ class ServiceSettings:
         batch_wait_ms: How long the first search of a batch waits for others.
         max_waiting: Searches that may wait; further ones are rejected.
         thumbnail_bytes: Memory of the thumbnail cache.
+        max_images: Images that are not of the collection, in one rerank or embeddings request.
+        image_cache_bytes: Memory of the cache of their encodings.
+        allow_fetch: Hosts that images may be fetched from, as `--allow-fetch` takes them; none
+            by default.
+        fetch_bytes: Size of a fetched image.
+        fetch_seconds: Time limit of fetching one image.
     """
 
     images: Path | None = None
@@ -64,6 +71,11 @@ class ServiceSettings:
     batch_wait_ms: float = 2.0
     max_waiting: int = 128
     thumbnail_bytes: int = 64 << 20
+    max_images: int = 100
+    image_cache_bytes: int = 128 << 20
+    allow_fetch: tuple[str, ...] = ()
+    fetch_bytes: int = 16 << 20
+    fetch_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -72,13 +84,17 @@ class ServiceSettings:
                 check_number(one.name, value)
         check_number("decode_memory", self.decode_memory)
         check_number("thumbnail_bytes", self.thumbnail_bytes, least=0)
-        for name in ("decode_seconds", "timeout", "batch_wait_ms"):
+        check_number("image_cache_bytes", self.image_cache_bytes, least=0)
+        check_number("fetch_bytes", self.fetch_bytes)
+        for name in ("decode_seconds", "fetch_seconds", "timeout", "batch_wait_ms"):
             value = getattr(self, name)
             check_kind(name, value, (int, float), "a number")
             if name != "batch_wait_ms" and not value > 0:
                 raise ConfigError(f"{name} is {value!r}; give seconds above 0")
         check_strings("api_keys", self.api_keys)
         check_strings("cors_origins", self.cors_origins)
+        check_strings("allow_fetch", self.allow_fetch)
+        _ = self.fetch_hosts
         if self.images is not None:
             check_kind("images", self.images, Path, "a Path")
         if any(len(key) < 16 for key in self.api_keys):
@@ -91,6 +107,15 @@ class ServiceSettings:
             raise ConfigError(
                 "--ingest needs a folder for uploaded images; give --images FOLDER too"
             )
+
+    @property
+    def fetch_hosts(self) -> tuple[FetchHost, ...]:
+        """Return the hosts that images may be fetched from.
+
+        Raises:
+            ConfigError: One is not a host.
+        """
+        return tuple(fetch_host(text) for text in self.allow_fetch)
 
 
 def check_exposure(host: str, api_keys: Sequence[str], *, without_key: bool) -> None:

@@ -28,7 +28,7 @@ def client(shared):
 def refused(answer, status, error):
     assert (answer.status_code, answer.json()["error"]) == (status, error), answer.text
     body = answer.json()
-    assert set(body) == {"error", "message", "request_id"}
+    assert set(body) == {"error", "message", "detail", "request_id"}
     assert body["message"]
     assert body["request_id"] == answer.headers["x-request-id"]
     return body["message"]

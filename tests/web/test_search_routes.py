@@ -114,7 +114,8 @@ def test_rerank_has_the_shape_of_its_field(client):
     scores = [result["relevance_score"] for result in answer["results"]]
     expected = 1 / (1 + np.exp(-logits[order]))
     assert scores == pytest.approx(expected.tolist(), abs=float32_slack(logits))
-    assert [result["document"] for result in answer["results"]] == [documents[n] for n in order]
+    sent = [{"text": documents[n], "id": documents[n], "image": None} for n in order]
+    assert [result["document"] for result in answer["results"]] == sent
 
 
 def test_pictures_that_are_not_there_cannot_be_ranked(client):

@@ -19,7 +19,7 @@ def client(shared):
 def refused(answer, status, *words):
     assert answer.status_code == status, (answer.status_code, answer.text)
     body = answer.json()
-    assert set(body) == {"error", "message", "request_id"}
+    assert set(body) == {"error", "message", "detail", "request_id"}
     for word in words:
         assert word in body["message"], body["message"]
     assert "Value error" not in body["message"]
@@ -234,11 +234,16 @@ def test_the_document_promises_what_the_service_keeps(serve):
     search, rerank = (schemas[name]["properties"] for name in ("SearchRequest", "RerankRequest"))
     assert (search["top_k"]["minimum"], search["top_k"]["maximum"]) == (1, 7)
     assert search["num_candidates"]["anyOf"][0]["maximum"] == 50
-    assert search["text"]["maxLength"] == rerank["query"]["maxLength"] == 80
+    assert search["text"]["maxLength"] == rerank["query"]["anyOf"][0]["maxLength"] == 80
     assert search["qdrant_filter"]["anyOf"][0]["properties"].keys() >= {"must", "should"}
     assert search["filter"]["anyOf"][0]["additionalProperties"]["anyOf"]
-    assert rerank["documents"]["items"]["format"] == "uuid"
-    assert rerank["documents"]["maxItems"] == 50
+    for name in ("documents", "texts"):
+        assert rerank[name]["anyOf"][0]["maxItems"] == 50
+        assert [form["type"] for form in rerank[name]["anyOf"][0]["items"]["anyOf"]] == [
+            "string",
+            "object",
+            "array",
+        ]
     files = schemas["Body_ingest_v1_ingest_post"]["properties"]["files"]
     assert (files["minItems"], files["maxItems"]) == (1, 3)
     for name in ("Hit", "Picture", "Explained", "ExplainRequest"):

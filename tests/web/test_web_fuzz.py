@@ -234,7 +234,10 @@ def test_random_requests_are_answered_and_the_service_stays(start, tmp_path, tin
             assert status < 500 or status in ALLOWED, (number, status, request[:2000], body)
             if status >= 400 and not request.startswith(b"HEAD") and body.startswith(b"{"):
                 error = json.loads(body.split(b"\r\n")[-1] if b"\r\n" in body else body)
-                assert set(error) == {"error", "message", "request_id"}, (request[:500], body)
+                assert set(error) == {"error", "message", "detail", "request_id"}, (
+                    request[:500],
+                    body,
+                )
         assert httpx.get(f"{service.url}/readyz").status_code == 200
         after = httpx.post(f"{service.url}/v1/search", json=search).json()["hits"]
         assert [hit["image_id"] for hit in after] == [hit["image_id"] for hit in before]

@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from edje_qdrant.web import schemas
+from edje_qdrant.web import client_schemas, schemas
 
 CHECKS = [
     not_a_server_error,
@@ -40,10 +40,18 @@ def test_every_route_is_described(shared, description):
                 assert reference == "#/components/schemas/ErrorBody", path
 
 
-@pytest.mark.parametrize("name", ["SearchRequest", "RecommendRequest", "RerankRequest"])
-def test_examples_are_of_the_form_they_show(description, name):
-    for example in description["components"]["schemas"][name]["examples"]:
-        getattr(schemas, name).model_validate(example)
+@pytest.mark.parametrize(
+    "model",
+    [
+        schemas.SearchRequest,
+        schemas.RecommendRequest,
+        client_schemas.RerankRequest,
+        client_schemas.EmbeddingsRequest,
+    ],
+)
+def test_examples_are_of_the_form_they_show(description, model):
+    for example in description["components"]["schemas"][model.__name__]["examples"]:
+        model.model_validate(example)
 
 
 def test_the_key_is_described_where_one_is_asked_for(serve):
