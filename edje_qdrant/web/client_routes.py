@@ -88,7 +88,7 @@ def client_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         rank = _rank_images if body.query.text is not None else _rank_texts
         scored = await _in_time(service, rank(service, images, body.query, items, name))
         relevance = _relevance(service.retriever.model, scored.logits)
-        order = best_first(scored.logits)
+        order = best_first(scored.logits)[: body.top_n or body.top_k]
         if body.texts is not None:
             scores = scored.logits if body.raw_scores else relevance
             return [
@@ -109,7 +109,7 @@ def client_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
                     score=float(scored.logits[row]),
                     document=scored.shown[row] if body.return_documents else None,
                 )
-                for row in order[: body.top_n or body.top_k]
+                for row in order
             ],
             usage=Usage(prompt_tokens=scored.pieces, total_tokens=scored.pieces),
             truncated=scored.reason is not None,
@@ -156,14 +156,18 @@ async def _rank_images(
         logits[[*ids]] = await service.score(lambda: retriever.score(text, own))
     if sent:
         tokens = np.stack([image.tokens for image in encoded])  # (n, m, d_text)
-        logits[[*sent]] = await service.score(lambda: retriever.reranker.score(text, tokens))
+        logits[[*sent]] = await service.score(
+            lambda: retriever.reranker.score(text, tokens), index=False
+        )
     shown = [RerankedDocument(text=item.text or "") for item in items]
     for row, image_id in ids.items():
         shown[row].id = image_id
     for (row, source), image in zip(sent.items(), encoded, strict=True):
         address = source if is_address(source) else None
         shown[row] = RerankedDocument(text="", id=image.image_id, image=address)
-    (reason,), (pieces,) = await service.score(lambda: _read_texts(retriever.model, [text]))
+    (reason,), (pieces,) = await service.score(
+        lambda: _read_texts(retriever.model, [text]), index=False
+    )
     read = len(items) * (pieces + retriever.model.config.num_tokens)
     return _Scored(logits, shown, read, reason)
 
@@ -192,12 +196,13 @@ async def _rank_texts(
         (image,) = await images.encode(retriever.model, {"query": source})
         encoding = image.encoding
     matches = await service.score(
-        lambda: match_texts(retriever.model, encoding, texts, reranker=retriever.reranker)
+        lambda: match_texts(retriever.model, encoding, texts, reranker=retriever.reranker),
+        index=False,
     )
     logits = np.empty(len(texts), np.float32)
     for match in matches:
         logits[match.index] = match.score
-    reasons, pieces = await service.score(lambda: _read_texts(retriever.model, texts))
+    reasons, pieces = await service.score(lambda: _read_texts(retriever.model, texts), index=False)
     cut = [(row, reason) for row, reason in enumerate(reasons) if reason is not None]
     reason = f"{name}.{cut[0][0]}: {cut[0][1]}" if cut else None
     read = sum(pieces) + len(texts) * retriever.model.config.num_tokens
@@ -288,8 +293,8 @@ async def _embed(service: Service, images: SentImages, body: EmbeddingsRequest) 
     for start in range(0, len(rows), _TEXTS_AT_ONCE):  # other requests come in between
         part = rows[start : start + _TEXTS_AT_ONCE]
         own = [texts[row] for row in part]
-        vectors[part] = await service.score(partial(model.encode_texts, own))
-        reasons, counts = await service.score(partial(_read_texts, model, own))
+        vectors[part] = await service.score(partial(model.encode_texts, own), index=False)
+        reasons, counts = await service.score(partial(_read_texts, model, own), index=False)
         pieces += sum(counts)
         for row, cut in zip(part, reasons, strict=True):
             reason = reason or (f"input.{row}: {cut}" if cut else None)

@@ -130,7 +130,7 @@ class SentImages:
         if new:
             read = await _all(self._pixels(model, place, data) for place, data in new.values())
             pixels = [each for _, each in read]
-            encoding = await self._service.score(lambda: encode_batch(model, pixels))
+            encoding = await self._service.score(lambda: encode_batch(model, pixels), index=False)
             for row, (key, (image_id, _)) in enumerate(zip(new, read, strict=True)):
                 # Copies, so that an entry does not keep the arrays of the whole batch.
                 made = SentImage(
@@ -145,8 +145,8 @@ class SentImages:
         """Return the SHA-256 and the bytes of an image file."""
         if is_address(source):
             data = await self._fetcher.fetch(source, place)
-            return await self._service.read(lambda: (hashlib.sha256(data).digest(), data))
-        return await self._service.read(lambda: _hashed(_decode_base64(source, place)))
+            return await asyncio.to_thread(_hashed, data)
+        return await asyncio.to_thread(lambda: _hashed(_decode_base64(source, place)))
 
     async def _pixels(self, model: EDJEModel, place: str, data: bytes) -> tuple[str, Pixels]:
         """Return the id and the pixels of an image."""

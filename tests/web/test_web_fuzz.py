@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import random
@@ -69,6 +70,19 @@ class Requests:
         strange = ["00000000-0000-4000-8000-000000000000", "no-id", self.ids[0].upper(), "\ud800"]
         return self.random.choice([*self.ids, *strange])
 
+    def item(self) -> Any:
+        """Return a query, a document or an input of the routes for other services' clients."""
+        image = base64.b64encode(self.picture()).decode()
+        uri = f"data:image/png;base64,{image}"
+        return self.random.choice(
+            [
+                "a", self.id(), "picture-0001.png", uri, {"text": self.id()}, {"image": image},
+                {"content": [{"type": "image_url", "image_url": {"url": uri}}]},
+                {"image": "http://127.0.0.1:1/a.png"}, {"image": "file:///etc/passwd"},
+                self.value(),
+            ]
+        )  # fmt: skip
+
     def body(self, route: str) -> dict[str, Any]:
         valid: dict[str, dict[str, Any]] = {
             "search": {
@@ -81,7 +95,13 @@ class Requests:
                 "liked": [self.id()], "disliked": [], "text": "a", "strategy": "best_score",
                 "qdrant_filter": {"must": [{"key": "page", "range": {"gt": 1}}]},
             },
-            "rerank": {"query": "a", "documents": [self.id(), self.id()], "top_n": 1},
+            "rerank": {
+                "query": self.item(), "documents": [self.item(), self.id()], "top_n": 1,
+                "return_documents": True,
+            },
+            "embeddings": {
+                "input": [self.item(), "a"], "encoding_format": "base64", "dimensions": 24,
+            },
             "explain": {"image_id": self.id(), "text": "a red square"},
         }  # fmt: skip
         body = valid[route]
@@ -155,8 +175,10 @@ class Requests:
         pick = self.random.random()
         if pick < 0.55:
             route = self.random.choice(["search", "search", "search/next", "recommend", "rerank",
-                                        "explain"])  # fmt: skip
+                                        "embeddings", "explain"])  # fmt: skip
             path, content = f"/v1/{route}".encode(), self.written(self.body(route))
+            if route == "rerank":
+                path = self.random.choice([path, b"/rerank", b"/v2/rerank"])
             headers[b"Content-Type"] = b"application/json"
         elif pick < 0.75:
             path = self.random.choice([b"/v1/search/image", b"/v1/ingest"])
