@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,9 @@ GONE = "CollectionNotFoundError"
 AWAY = "EngineUnavailableError"
 
 # Routes that do without the index.
-WITHOUT = {"/healthz", "/readyz", "/metrics"}
+WITHOUT = {
+    "/healthz", "/readyz", "/metrics", "/v1/embeddings", "/v1/models", "/v1/models/{model}",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +77,15 @@ def requests_of(encoded: Encoded, cursor: str) -> dict[str, dict[str, Any]]:
     paths, ids, _ = encoded
     picture = paths[0].read_bytes()
     text = {"text": "a red square"}
+    rerank = {"json": {"query": "a red square", "documents": ids[:3]}}
     return {
         "/v1/search": {"json": text},
         "/v1/search/next": {"json": {"cursor": cursor}},
         "/v1/search/image": {"files": {"file": ("a.png", picture)}},
         "/v1/recommend": {"json": {"liked": [ids[0]]}},
-        "/v1/rerank": {"json": {"query": "a red square", "documents": ids[:3]}},
+        "/v1/rerank": rerank,
+        "/v2/rerank": rerank,
+        "/rerank": rerank,
         "/v1/explain": {"json": {**text, "image_id": ids[0]}},
         "/v1/ingest": {"files": {"files": ("a.png", picture)}},
         "/v1/images": {},
@@ -139,6 +145,14 @@ def test_every_route_says_what_is_wrong_and_all_work_again(
     for answer in ask_all(client, encoded, cursor).values():
         refused(answer, AWAY, "the index does not answer")
     assert client.get("/healthz").status_code == 200
+    image = {"image": base64.b64encode(encoded[0][0].read_bytes()).decode()}
+    for path, body in (
+        ("/v1/embeddings", {"input": ["a", image]}),
+        ("/v1/rerank", {"query": "a", "documents": [image]}),
+        ("/v1/rerank", {"query": image, "documents": ["a", "b"]}),
+    ):
+        assert client.post(path, json=body).status_code == 200
+    assert client.get("/v1/models").status_code == 200
     assert metric(client, "edje_index_up") == 0
     assert metric(client, f'edje_index_failures_total{{error="{AWAY}"}}') == len(working)
 
