@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import RLock
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,25 @@ class BaseCollection(ABC):
             StoreError: Its metadata cannot be read, or it holds something else now.
             EngineUnavailableError: The server cannot be reached.
         """
-        found = read_contract(self._index.reload_metadata(), self._what(), self.holds)
+        self._require_same_model(self._index.reload_metadata())
+
+    def probe(self, *, points: bool = False) -> None:
+        """Check that the collection can be read, and is the one opened; see `VectorIndex.probe`.
+
+        Args:
+            points: Whether to read points, too.
+
+        Raises:
+            ContractMismatchError: It was replaced by another model's.
+            CollectionNotFoundError: It was deleted.
+            ConfigError: The server refuses the key.
+            StoreError: It is closed, cannot be read, or holds something else now.
+            EngineUnavailableError: No answer within two seconds.
+        """
+        self._require_same_model(self._index.probe(points=points))
+
+    def _require_same_model(self, metadata: Mapping[str, Any]) -> None:
+        found = read_contract(metadata, self._what(), self.holds)
         self.contract.require_same_model(
             found, where=f"{self._what()}, replaced since it was opened,"
         )

@@ -104,9 +104,10 @@ class Backend(ABC):
         """Raise StoreError if the backend is closed, or may only read."""
         self.check_open()
 
-    def probe(self, *, points: bool) -> None:  # noqa: ARG002 - for servers
-        """Check that the collection can be read; see `VectorIndex.probe`."""
+    def probe(self, *, points: bool) -> dict[str, Any]:  # noqa: ARG002 - for servers
+        """Check that the collection can be read, and return its metadata; see `VectorIndex`."""
         self.count(None)
+        return self.metadata
 
     @abstractmethod
     def set_metadata(self, metadata: dict[str, Any]) -> None:

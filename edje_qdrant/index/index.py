@@ -185,7 +185,7 @@ class VectorIndex:
                 self._check_before_write()
                 self._backend.remove_keys(ids, paths)
 
-    def probe(self, *, points: bool = False) -> None:
+    def probe(self, *, points: bool = False) -> dict[str, Any]:
         """Check that the collection can be read, by a short request that is not repeated.
 
         A server is asked over a connection of its own, so that requests without an answer do not
@@ -195,13 +195,16 @@ class VectorIndex:
             points: Whether to read points, too, which a server's limit of reads counts. With a node
                 of a cluster away, a server may know the collection and not reach its points.
 
+        Returns:
+            The metadata; a server is asked for it.
+
         Raises:
             EngineUnavailableError: No answer.
             CollectionNotFoundError: There is no such collection any more.
             ConfigError: The server refuses the key.
             StoreError: The collection is closed or cannot be read.
         """
-        self._backend.probe(points=points)
+        return self._backend.probe(points=points)
 
     def flush(self) -> None:
         """Make every write so far survive a killed process.

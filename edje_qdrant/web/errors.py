@@ -16,6 +16,7 @@ from edje_qdrant.errors import (
     CollectionLockedError,
     CollectionNotFoundError,
     ConfigError,
+    ContractMismatchError,
     EdjeError,
     EngineUnavailableError,
     ImageReadError,
@@ -114,6 +115,11 @@ def _index_refusal(error: Exception) -> RequestError | None:
 def index_away(error: Exception) -> RequestError:
     """Return the answer to a request that needs the index, if a probe of it raised an error."""
     refusal = _index_refusal(error)
+    if isinstance(error, ContractMismatchError):
+        message = (
+            "the collection was replaced by another model's; start the service again to serve it"
+        )
+        return _refusal(503, error, message)
     if refusal is None:
         message = "the index cannot be read; the log of the service says why"
         return _refusal(503, EngineUnavailableError(message), message)
@@ -130,6 +136,10 @@ async def _edje_error(request: Request, error: Exception) -> JSONResponse:
         _log.error("request failed", exc_info=error, extra={"request_id": _request_id(request)})
         return await _request_error(request, refusal)
     status = _status_of(error)
+    if isinstance(error, ContractMismatchError):
+        _log.error("request failed", exc_info=error, extra={"request_id": _request_id(request)})
+        message = "images here were written by another model; the log of the service says which"
+        return _response(request, status, type(error).__name__, message)
     headers = {"Retry-After": "5"} if status == 503 else {}
     if status in _SERVER_MESSAGES:
         _log.error("request failed", exc_info=error, extra={"request_id": _request_id(request)})

@@ -16,6 +16,7 @@ from edje_qdrant.collection.collection import user_payload
 from edje_qdrant.errors import (
     BusyError,
     CollectionNotFoundError,
+    ContractMismatchError,
     EngineUnavailableError,
     ImageReadError,
     RateLimitedError,
@@ -69,7 +70,7 @@ class Service:
         self.thumbnails = Thumbnails(self.folder, settings.thumbnail_bytes)
         self.metrics = Metrics(lambda: self.batcher.waiting)
         self.availability = Availability(
-            lambda points: self.retriever.collection.index.probe(points=points),
+            lambda points: self.retriever.collection.probe(points=points),
             self.metrics.index_up,
         )
         self.batcher = SearchBatcher(
@@ -138,7 +139,7 @@ class Service:
     def _result(self, done: asyncio.Future[T], *, index: bool) -> T:
         try:
             return done.result()
-        except (EngineUnavailableError, CollectionNotFoundError) as error:
+        except (EngineUnavailableError, CollectionNotFoundError, ContractMismatchError) as error:
             if not index:
                 raise
             self.metrics.index_failure(type(error).__name__)

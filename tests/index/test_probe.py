@@ -19,8 +19,8 @@ PATIENT = QdrantOptions(timeout=120, retries=8, backoff=0.01)
 
 @pytest.mark.parametrize("points", [False, True])
 def test_an_index_that_answers(engine: Engine, points: bool) -> None:
-    index = engine.create()
-    index.probe(points=points)
+    index = engine.create(metadata={"kept": 1})
+    assert index.probe(points=points) == {"kept": 1}
     index.upsert(make_points(unit_vectors(3)))
     index.probe(points=points)
     index.close()

@@ -7,6 +7,7 @@ import concurrent.futures
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,13 @@ def test_a_collection_that_is_gone(
     fill(server.url, "gone", tiny_model, encoded)
     wait_for(client, 200)
     assert client.post("/v1/search", json={"text": "a red square"}).json()["hits"]
+    # Another model's under the same name is not searched.
+    other.delete_collection("gone")
+    contract = replace(tiny_model.contract(), adapter_hash="0" * 16)
+    ImageCollection.create(server.url, "gone", contract).close()
+    answer = wait_for(client, 503)
+    refused(answer, "ContractMismatchError", "was replaced by another model's")
+    refused(client.post("/v1/search", json={"text": "a"}), "ContractMismatchError", "replaced")
     other.delete_collection("gone")
     other.close()
 

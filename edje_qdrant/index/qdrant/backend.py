@@ -157,15 +157,15 @@ class QdrantBackend(Backend):
     def check_open(self) -> None:
         self._connection.require_open(self._collection)
 
-    def probe(self, *, points: bool) -> None:
+    def probe(self, *, points: bool) -> dict[str, Any]:
         self.check_open()
         if self._connection.is_local:
             return super().probe(points=points)
         name, other = self._collection, self._connection.for_probes()
-        other.call(name, other.client.get_collection, name)
+        metadata = read_settings(other, name).metadata
         if points:
             other.call(name, other.client.count, name, exact=False)
-        return None
+        return metadata
 
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         """Replace the metadata and read it back; what others keep there stays."""
