@@ -66,7 +66,12 @@ class OpenClipEncoder(HashedModule):
 
     @classmethod
     def from_pretrained(
-        cls, name: str, pretrained: str | None = None, *, tokenizer: str | Path | None = None
+        cls,
+        name: str,
+        pretrained: str | None = None,
+        *,
+        tokenizer: str | Path | None = None,
+        cache_dir: str | Path | None = None,
     ) -> OpenClipEncoder:
         """Load a model of open_clip with its weights, to train an EDJE model on top of it.
 
@@ -77,12 +82,13 @@ class OpenClipEncoder(HashedModule):
                 for the hub or a folder.
             tokenizer: Folder with a transformers tokenizer's files, in place of the model's hub
                 id.
+            cache_dir: Folder for downloads of weights; by default that of huggingface_hub.
 
         Raises:
             MissingExtraError: open_clip is not installed.
             CheckpointError: There is no such model, or its weights or tokenizer cannot be read.
         """
-        clip, settings, pixels = load_clip(name, pretrained)
+        clip, settings, pixels = load_clip(name, pretrained, cache_dir=cache_dir)
         if tokenizer is None and name.startswith("local-dir:"):
             tokenizer = name.removeprefix("local-dir:")
         return cls(

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from edje_qdrant.encoders.hub import offline_if_unreachable
 from edje_qdrant.encoders.open_clip_pixels import PixelSettings
 from edje_qdrant.errors import CheckpointError, ConfigError, EdjeError, MissingExtraError
 from edje_qdrant.threads import TRANSFORMERS_LOCK
@@ -27,7 +28,8 @@ __all__ = [
 
 #: open_clip's own file name, so that its `local-dir:` can read the folder too.
 SETTINGS_FILE = "open_clip_config.json"
-_PREFIXES = ("hf-hub:", "local-dir:")
+_HUB = "hf-hub:"
+_PREFIXES = (_HUB, "local-dir:")
 
 
 def import_open_clip() -> Any:
@@ -59,7 +61,10 @@ def model_settings(name: str) -> dict[str, Any]:
     """
     open_clip = import_open_clip()
     try:
-        found = open_clip.get_model_config(name if _is_elsewhere(name) else name.replace("/", "-"))
+        with offline_if_unreachable(name.startswith(_HUB)):
+            found = open_clip.get_model_config(
+                name if _is_elsewhere(name) else name.replace("/", "-")
+            )
     except Exception as error:  # the hub and parsers raise errors of any type
         raise CheckpointError(
             f"cannot read open_clip's settings of {name} ({error})", path=name
@@ -75,12 +80,15 @@ def model_settings(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any], PixelSettings]:
+def load_clip(
+    name: str, pretrained: str | None, *, cache_dir: str | Path | None = None
+) -> tuple[nn.Module, dict[str, Any], PixelSettings]:
     """Load a model with its weights, its settings and its preprocessing.
 
     Args:
         name: open_clip's name.
         pretrained: Tag of the weights, or a file with them.
+        cache_dir: Folder for downloads; by default that of huggingface_hub.
 
     Raises:
         CheckpointError: There is no such model, or its weights cannot be loaded.
@@ -98,13 +106,16 @@ def load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, A
         # Weights trained with quick GELU give wrong results with the exact one.
         tag = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) or {}
         settings["quick_gelu"] = bool(settings.get("quick_gelu") or tag.get("quick_gelu"))
+    local = name.startswith("local-dir:") or Path(str(pretrained)).is_file()
     try:
-        clip = open_clip.create_model(
-            name,
-            pretrained=pretrained,
-            force_quick_gelu=bool(settings.get("quick_gelu")),
-            require_pretrained=True,
-        )
+        with offline_if_unreachable(not local):
+            clip = open_clip.create_model(
+                name,
+                pretrained=pretrained,
+                force_quick_gelu=bool(settings.get("quick_gelu")),
+                require_pretrained=True,
+                cache_dir=None if cache_dir is None else str(cache_dir),
+            )
     except Exception as error:  # open_clip, the hub and torch raise errors of any type
         raise CheckpointError(
             f"cannot load the weights of open_clip's {name} ({error})", path=name
@@ -163,9 +174,10 @@ def tokenizer_for(settings: Mapping[str, Any], folder: str | Path | None = None)
         return SimpleTokenizer(context_length=length, **extra)
     source = str(folder or name)
     try:
-        return HFTokenizer(
-            source, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **extra
-        )
+        with offline_if_unreachable(not Path(source).is_dir()):
+            return HFTokenizer(
+                source, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **extra
+            )
     except Exception as error:  # transformers raises whatever its parsers raise
         raise CheckpointError(
             f"cannot read the tokenizer {source} ({error}); pass tokenizer=, a folder with the "

@@ -8,21 +8,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
+from edje_qdrant.encoders.hub import HubModel, HubOptions, find_model
 from edje_qdrant.errors import CheckpointError
 from edje_qdrant.files import kind_of
 
-__all__ = ["settings_folder"]
+__all__ = ["INSTEAD", "settings_folder"]
 
 _PATTERNS = ["*.json", "*.txt", "*.model"]
 _TOKENIZER = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")
 _IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+#: What to pass, for messages.
+INSTEAD = (
+    "pass a folder with config.json and the tokenizer's and image processor's files, or a hub id"
+)
 
 
 def settings_folder(
-    name_or_path: str | Path,
+    name_or_path: str | Path | HubModel,
     *,
     model_type: str,
     tokenizer: bool = True,
@@ -31,7 +33,7 @@ def settings_folder(
     """Return the folder of a model's settings, downloaded from the hub (without weights) if needed.
 
     Args:
-        name_or_path: Folder or hub id.
+        name_or_path: Folder, hub id, or model on the hub.
         model_type: Required `model_type` of `config.json`.
         tokenizer: Whether a tokenizer's files are required.
         image_processor: Whether an image processor's settings are required.
@@ -39,9 +41,16 @@ def settings_folder(
     Raises:
         CheckpointError: There is no such folder or hub id, or it lacks a file.
     """
-    folder = Path(name_or_path).expanduser()
+    if not isinstance(name_or_path, HubModel):
+        what = f"{model_type} model"
+        name_or_path = find_model(name_or_path, HubOptions(), what=what, instead=INSTEAD)
+    if isinstance(name_or_path, HubModel):
+        what = f"settings of a {model_type} model"
+        folder = name_or_path.download(_PATTERNS, what=what, instead=INSTEAD)
+    else:
+        folder = name_or_path
     if kind_of(folder, CheckpointError) != "folder":
-        folder = _fetch(str(name_or_path))
+        raise CheckpointError(f"{folder} is not a folder; {INSTEAD}", path=str(folder))
     wanted = [("config.json",)] + [_TOKENIZER] * tokenizer + [_IMAGE_PROCESSOR] * image_processor
     missing = [names for names in wanted if not any((folder / n).is_file() for n in names)]
     if missing:
@@ -67,14 +76,3 @@ def settings_folder(
             path=str(folder),
         )
     return folder
-
-
-def _fetch(name: str) -> Path:
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise CheckpointError(
-            f"no settings {name!r}: not a local folder, and the hub does not provide it ({error}); "
-            "pass a folder with config.json and the tokenizer's and image processor's files",
-            path=name,
-        ) from error

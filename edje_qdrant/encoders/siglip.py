@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edje_qdrant.encoders.settings import settings_folder
+from edje_qdrant.encoders.hub import HubModel, HubOptions, find_model
+from edje_qdrant.encoders.settings import INSTEAD, settings_folder
 from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.encoders.weights import HashedModule
 from edje_qdrant.errors import CheckpointError, ConfigError
@@ -60,13 +61,17 @@ class SiglipEncoder(HashedModule):
 
     @classmethod
     def from_config(
-        cls, name_or_path: str | Path, *, name: str, separate_token_tower: bool = False
+        cls,
+        name_or_path: str | Path | HubModel,
+        *,
+        name: str,
+        separate_token_tower: bool = False,
     ) -> SiglipEncoder:
         """Create the encoder from SigLIP's settings, without its weights.
 
         Args:
-            name_or_path: Folder or hub id with `config.json`, the image processor's and the
-                tokenizer's files.
+            name_or_path: Folder, hub id or model on the hub, with `config.json`, the image
+                processor's and the tokenizer's files.
             name: The encoder's name in contracts.
             separate_token_tower: Whether vision tokens come from a second vision tower.
 
@@ -97,21 +102,45 @@ class SiglipEncoder(HashedModule):
         return cls(siglip, image_processor, tokenizer, name=name, token_tower=tower)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> SiglipEncoder:
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> SiglipEncoder:
         """Load a SigLIP with its weights, to train an EDJE model on top of it.
 
         Args:
-            name_or_path: Folder or hub id.
+            name_or_path: Folder, or hub id, optionally with a revision: `google/siglip@main`.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Folder for downloads; by default that of huggingface_hub.
+            token: Access token of the hub; by default the stored one.
+            local_files_only: Make no request: use only what was downloaded before.
 
         Raises:
             CheckpointError: There is no such SigLIP, or one of its files is unreadable.
+            ConfigError: An option is invalid.
         """
+        options = HubOptions(
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        found = find_model(name_or_path, options, what="SigLIP", instead=INSTEAD)
         with TRANSFORMERS_LOCK:
             from transformers import SiglipModel
 
-        encoder = cls.from_config(name_or_path, name=Path(name_or_path).name)
+        source = found.repo_id if isinstance(found, HubModel) else str(found)
+        extra = found.arguments() if isinstance(found, HubModel) else {}
+        encoder = cls.from_config(found, name=Path(name_or_path).name)
         try:
-            encoder.siglip = SiglipModel.from_pretrained(name_or_path, config=encoder.siglip.config)
+            encoder.siglip = SiglipModel.from_pretrained(
+                source, config=encoder.siglip.config, **extra
+            )
         except Exception as error:  # transformers raises whatever its parsers raise
             raise CheckpointError(
                 f"cannot load SigLIP's weights from {name_or_path} ({error})",

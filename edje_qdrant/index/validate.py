@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.filters.field_paths import key_path
+from edje_qdrant.index.moments import json_default
 from edje_qdrant.types import Payload, Point
 
 __all__ = [
@@ -254,7 +255,9 @@ def check_payloads(payloads: Mapping[str, Payload]) -> list[CheckedPayload]:
 def _json_copy(data: Mapping[str, Any], what: str) -> tuple[dict[str, Any], bytes]:
     try:
         # Undecodable bytes of a file name are not valid text: encode fails here, not at a server.
-        text = json.dumps(dict(data), allow_nan=False, ensure_ascii=False).encode()
+        text = json.dumps(
+            dict(data), allow_nan=False, ensure_ascii=False, default=json_default
+        ).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{what} cannot be written as JSON: {error}") from error
     try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import DecoderPool, error_reason, image_bytes_id, image_file_id
+from edje_qdrant.index.moments import with_moments_as_text
 from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.model.pixels import Pixels, read_file
 from edje_qdrant.types import FailedImage, Payload
@@ -58,6 +59,8 @@ def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
     except ImageReadError as error:
         return FailedImage(item.path, error.reason)
     try:
+        # As text, so that they are compared with what is stored.
+        item = replace(item, fields=with_moments_as_text(item.fields))
         json.dumps([item.path, item.fields], allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         return FailedImage(item.path, f"its payload cannot be stored: {error_reason(error)}")

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["IMAGE_TOKEN", "AdapterKind", "EDJEConfig"]
+__all__ = ["IMAGE_TOKEN", "MODEL_TYPE", "AdapterKind", "EDJEConfig"]
 
 #: The special token for images in the joint encoder's vocabulary.
 IMAGE_TOKEN = "<image>"
 AdapterKind = Literal["compressed", "local"]
 _FORMAT_VERSION = 1
+#: `model_type` in `config.json`, by which programs tell one kind of model from another.
+MODEL_TYPE = "edje"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class EDJEConfig:
         encoder_revision: Hash of the encoder's weights as saved.
         adapter_hash: Hash of the adapter's weights as saved.
         format_version: Version of the folder's layout.
+        model_type: `edje`, also for a folder that does not say so.
     """
 
     encoder: str
@@ -47,6 +50,7 @@ class EDJEConfig:
     encoder_revision: str = ""
     adapter_hash: str = ""
     format_version: int = _FORMAT_VERSION
+    model_type: str = MODEL_TYPE
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -58,6 +62,10 @@ class EDJEConfig:
             raise ConfigError(
                 f"format_version is {self.format_version!r} and this version of edje-qdrant reads "
                 f"{_FORMAT_VERSION}; upgrade edje-qdrant"
+            )
+        if self.model_type != MODEL_TYPE:
+            raise ConfigError(
+                f"model_type is {self.model_type!r}, and a model of this package has {MODEL_TYPE!r}"
             )
         if self.adapter not in ("compressed", "local"):
             raise ConfigError(f"adapter must be 'compressed' or 'local', not {self.adapter!r}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edje_qdrant.checks import check_arrays, check_kind, check_list, check_number, check_strings
 from edje_qdrant.contract import TokenContract
+from edje_qdrant.encoders.hub import HubOptions
 from edje_qdrant.encoders.protocol import Encoder, SplitPixels
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model.adapter import CompressedAdapter, LocalAdapter
@@ -24,6 +25,7 @@ from edje_qdrant.model.checkpoints.folder import read_checkpoint, write_checkpoi
 from edje_qdrant.model.checkpoints.published import read_published
 from edje_qdrant.model.config import AdapterKind, EDJEConfig
 from edje_qdrant.model.cut_texts import cut_texts
+from edje_qdrant.model.dtypes import DType, as_dtype
 from edje_qdrant.model.flat_modules import FlatModules
 from edje_qdrant.model.joint_encoder import JointEncoder
 from edje_qdrant.text import clean_captions
@@ -133,22 +135,42 @@ class EDJEModel(nn.Module):
         name_or_path: str | Path,
         *,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: DType | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
     ) -> EDJEModel:
         """Load a model.
 
+        If the hub does not answer within two seconds, what was downloaded before is used; the
+        environment variable `HF_HUB_ETAG_TIMEOUT` sets another limit.
+
         Args:
             name_or_path: `demo` for the bundled model, a folder written by `save_pretrained`, or a
-                hub id of such a folder or of the published checkpoint.
+                hub id of such a folder or of the published checkpoint. A hub id may end with a
+                revision, `someone/edje@v2`; collections remember it so.
             device: Defaults to CUDA if available.
-            dtype: Data type of the weights, bfloat16 on CUDA and float32 elsewhere by default.
-                One that is given is also the one that scores are computed in, unless a `Reranker`
-                is told otherwise.
+            dtype: Data type of the weights, or its name, such as `"bfloat16"`; bfloat16 on CUDA
+                and float32 elsewhere by default. One that is given is also the one that scores are
+                computed in, unless a `Reranker` is told otherwise.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Folder for downloads; by default that of huggingface_hub.
+            token: Access token of the hub; by default the stored one, or that of `HF_TOKEN`.
+            local_files_only: Make no request: use only what was downloaded before.
 
         Raises:
             CheckpointError: There is no such model, or it is unreadable or incomplete.
+            ConfigError: An option is invalid, or a folder is given with a revision.
         """
-        return cls._assemble(read_checkpoint(str(name_or_path))).place(device, dtype)
+        options = HubOptions(
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        as_dtype("dtype", dtype)  # before anything is downloaded
+        return cls._assemble(read_checkpoint(name_or_path, options)).place(device, dtype)
 
     @classmethod
     def from_official_checkpoint(
@@ -158,7 +180,7 @@ class EDJEModel(nn.Module):
         siglip_path: str | Path,
         language_model_path: str | Path,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: DType | None = None,
     ) -> EDJEModel:
         """Load the published `pytorch_model.pth`.
 
@@ -169,16 +191,16 @@ class EDJEModel(nn.Module):
             language_model_path: Folder or hub id of the language model; only its settings and
                 tokenizer are read.
             device: Defaults to CUDA if available.
-            dtype: Data type of the weights, bfloat16 on CUDA and float32 elsewhere by default.
-                One that is given is also the one that scores are computed in, unless a `Reranker`
-                is told otherwise.
+            dtype: Data type of the weights, or its name, such as `"bfloat16"`; bfloat16 on CUDA
+                and float32 elsewhere by default. One that is given is also the one that scores are
+                computed in, unless a `Reranker` is told otherwise.
 
         Raises:
+            ConfigError: `dtype` is no data type, or `device` no device.
             CheckpointError: The file is unreadable, or a tensor is missing or has a wrong shape.
         """
-        checkpoint = read_published(
-            path, siglip_path=str(siglip_path), language_model_path=str(language_model_path)
-        )
+        as_dtype("dtype", dtype)
+        checkpoint = read_published(path, siglip=siglip_path, language_model=language_model_path)
         return cls._assemble(checkpoint).place(device, dtype)
 
     @classmethod
@@ -194,20 +216,23 @@ class EDJEModel(nn.Module):
         model.calibration = checkpoint.calibration
         return model
 
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, *, dtype: DType | None = None) -> None:
         """Save the model into one self-contained folder.
 
         Args:
             folder: Created if missing; a model in it is replaced.
-            dtype: Precision of the stored weights; defaults to each weight's own.
+            dtype: Data type of the stored weights, or its name; defaults to each weight's own.
 
         Raises:
+            ConfigError: `dtype` is no data type.
             CheckpointError: The folder cannot be written.
         """
         check_kind("folder", folder, (str, Path), "a folder")
-        if dtype is not None:
-            check_kind("dtype", dtype, torch.dtype, "a torch.dtype, such as torch.float16")
-        checkpoint = Checkpoint(
+        write_checkpoint(self._checkpoint(), Path(folder), as_dtype("dtype", dtype))
+        self.name_or_path = str(Path(folder).resolve())
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
             self.encoder,
             self.adapter,
             self.joint_encoder,
@@ -215,13 +240,10 @@ class EDJEModel(nn.Module):
             self.config,
             self.calibration,
         )
-        write_checkpoint(checkpoint, Path(folder), dtype)
-        self.name_or_path = str(Path(folder).resolve())
 
-    def place(self, device: str | torch.device | None, dtype: torch.dtype | None) -> EDJEModel:
+    def place(self, device: str | torch.device | None, dtype: DType | None) -> EDJEModel:
         """Move to a device and a precision (defaults as in `from_pretrained`); set eval mode."""
-        if dtype is not None:
-            check_kind("dtype", dtype, torch.dtype, "a torch.dtype, such as torch.bfloat16")
+        dtype = as_dtype("dtype", dtype)
         try:
             chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except (RuntimeError, TypeError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from edje_qdrant.encoders import Encoder, pretrained_encoder
+from edje_qdrant.encoders.hub import HubModel, HubOptions, find_model
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.threads import TRANSFORMERS_LOCK
@@ -104,12 +105,17 @@ def _language_model(name_or_path: str) -> tuple[BertForMaskedLM, object]:
     with TRANSFORMERS_LOCK:
         from transformers import AutoTokenizer, BertForMaskedLM
 
+    instead = "name the folder or hub id of a BERT"
+    found = find_model(name_or_path, HubOptions(), what="language model", instead=instead)
+    source = found.repo_id if isinstance(found, HubModel) else str(found)
+    extra = found.arguments() if isinstance(found, HubModel) else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        return BertForMaskedLM.from_pretrained(name_or_path), tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        return BertForMaskedLM.from_pretrained(source, **extra), tokenizer
     except Exception as error:  # transformers raises whatever its parsers raise
+        if isinstance(found, HubModel) and found.unreachable is not None:
+            raise found.refused(error, what="language model", instead=instead) from error
         raise CheckpointError(
-            f"cannot load the language model {name_or_path} ({error}); name the folder or hub id "
-            "of a BERT",
+            f"cannot load the language model {name_or_path} ({error}); {instead}",
             path=name_or_path,
         ) from error

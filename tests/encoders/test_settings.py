@@ -43,7 +43,7 @@ def test_settings_come_from_the_hub_without_weights(
 ) -> None:
     siglip.save(tmp_path)
 
-    def snapshot(repo_id: str, *, allow_patterns: list[str]) -> str:
+    def snapshot(repo_id: str, *, allow_patterns: list[str], **options: object) -> str:
         if repo_id != "google/siglip":
             raise LocalEntryNotFoundError("not cached")
         assert allow_patterns == ["*.json", "*.txt", "*.model"]

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from index_stand_in import StandIn
+from PIL import Image
 
 from edje_qdrant.collection.collection import ImageCollection, user_payload
 from edje_qdrant.images import image_file_id
+from edje_qdrant.ingest.decode import KnownImage, identify_image
 from edje_qdrant.ingest.ingest import ingest_images
+from edje_qdrant.ingest.sources import ListedImage
+from edje_qdrant.ingest.update_fields import update_fields
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.types import IngestReport
 
@@ -136,3 +141,18 @@ def test_pruning_updates_too(
     report = manifest.ingest([{"path": str(paths[0]), "album": "b"}], prune=True)
     assert (*outcome(report), report.pruned) == (0, 1, 0, 1)
     assert manifest.stored(paths[0])["album"] == "b"
+
+
+def test_dates_of_a_source_are_compared_as_they_are_stored(
+    collection: ImageCollection, tiny_model: EDJEModel, tmp_path: Path, write_images: WriteImages
+) -> None:
+    (path,) = write_images(tmp_path / "images", 1)
+    taken = datetime(2024, 5, 17, 12)
+    listed = ListedImage(str(path), {"taken": taken, "days": [taken.date()]})
+    known = identify_image(listed)
+    assert isinstance(known, KnownImage)
+    assert known.listed.fields == {"taken": "2024-05-17T12:00:00Z", "days": ["2024-05-17"]}
+    encoding = tiny_model.encode_images([Image.open(path)])
+    collection.add([known.image_id], encoding, [{"path": str(path), "taken": taken}])
+    assert update_fields(collection, {known.image_id: known.listed.fields}) == 1  # the days
+    assert update_fields(collection, {known.image_id: known.listed.fields}) == 0

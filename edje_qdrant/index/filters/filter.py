@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.filters.field_paths import nested_path, require_integer, require_text
 from edje_qdrant.index.filters.validate import check_conditions, has_condition
+from edje_qdrant.index.moments import moment_text
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -19,7 +21,8 @@ __all__ = ["Filter", "check_filter", "given_filter", "qdrant_filter", "require_f
 #: Payload field -> the value it must equal, or a list of which it must equal any; all keys must
 #: match. Dots name nested fields: `{"album": "2024", "camera.year": [2023, 2024], "ok": True}`.
 #: Values are str, int or bool, and never equal a value of another type: 1 is neither True nor
-#: 1.0. A field that holds a list matches if any of its items does. `{}` means every point.
+#: 1.0. A date or time stands for the text that is stored for it, see `moment_text`.
+#: A field that holds a list matches if any of its items does. `{}` means every point.
 #: For anything else (ranges, places, words, or, not) give a `qdrant_client.models.Filter`.
 Filter: TypeAlias = "Mapping[str, Any] | models.Filter"
 
@@ -111,8 +114,10 @@ def _matches(key: str, value: Any) -> list[_Match]:
             f"filter key {key!r} has an empty list, which nothing equals; give a value, or leave "
             "the key out"
         )
-    for each in values:
+    for place, each in enumerate(values):
         _check_value(key, each)
+        if isinstance(each, date):
+            values[place] = moment_text(each)
     texts = [each for each in values if isinstance(each, str)]
     truths = [each for each in values if isinstance(each, bool)]
     numbers = [each for each in values if isinstance(each, int) and not isinstance(each, bool)]
@@ -130,6 +135,11 @@ def _check_value(key: str, value: Any) -> None:
         require_text(value, where)
     elif isinstance(value, int):
         require_integer(value, where)
+    elif isinstance(value, date):
+        try:
+            moment_text(value)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
     elif isinstance(value, float | np.floating):
         raise ConfigError(
             f"{where} asks for {value!r}, but floats cannot be compared for equality; store a "
@@ -148,5 +158,5 @@ def _check_value(key: str, value: Any) -> None:
     else:
         raise ConfigError(
             f"{where} asks for {value!r}, a {type(value).__name__}; give text, a whole number, "
-            "True or False, or one list of these"
+            "True or False, a date or time, or one list of these"
         )

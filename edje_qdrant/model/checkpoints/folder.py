@@ -11,30 +11,38 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from edje_qdrant.encoders.hub import HubModel, HubOptions, find_model
 from edje_qdrant.encoders.loading import encoder_from_folder
 from edje_qdrant.encoders.weights import hash_weights
-from edje_qdrant.errors import CheckpointError
-from edje_qdrant.files import kind_of, write_atomically
+from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.files import kind_of, reason_of, write_atomically
 from edje_qdrant.model.calibration import CALIBRATION_FILE, Calibration
 from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
 from edje_qdrant.model.checkpoints.match_tensors import fill, needed_keys
-from edje_qdrant.model.checkpoints.published import PUBLISHED_ID, language_settings, read_published
-from edje_qdrant.model.config import EDJEConfig
+from edje_qdrant.model.checkpoints.published import (
+    PUBLISHED_ID,
+    PUBLISHED_LANGUAGE_MODEL,
+    PUBLISHED_SIGLIP,
+    language_settings,
+    read_published,
+)
+from edje_qdrant.model.config import MODEL_TYPE, EDJEConfig
 from edje_qdrant.model.joint_encoder import new_language_model
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["MODEL_FILES", "read_checkpoint", "write_checkpoint"]
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _ENCODER = "encoder"
 _LANGUAGE_MODEL = "language_model"
+#: Patterns of a model's files, the weights included.
+MODEL_FILES = (_CONFIG, _WEIGHTS, CALIBRATION_FILE, f"{_ENCODER}/*", f"{_LANGUAGE_MODEL}/*")
+_INSTEAD = "pass 'demo', a folder written by save_pretrained, or a hub id"
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None) -> None:
@@ -85,49 +93,82 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | 
         ) from error
 
 
-def read_checkpoint(name_or_path: str) -> Checkpoint:
+def read_checkpoint(name_or_path: str | Path, options: HubOptions) -> Checkpoint:
     """Find and read a model, in float32 on the CPU.
 
     Args:
         name_or_path: `demo`, a folder written by `write_checkpoint`, or a hub id.
+        options: How to load a model of the hub.
 
     Raises:
         CheckpointError: There is no such model, or it is unreadable or incomplete.
+        ConfigError: A folder is given with a revision.
     """
     if name_or_path == "demo":
+        if options.revision is not None:
+            raise ConfigError("'demo' is bundled and has no revisions; leave revision out")
         folder = Path(str(files("edje_qdrant"))) / "demo" / "model"
         return replace(_read_folder(folder), source="demo")
-    folder = Path(name_or_path).expanduser()
-    kind = kind_of(folder, CheckpointError)
-    if kind == "folder":
-        return replace(_read_folder(folder), source=str(folder.resolve()))
-    if kind is not None:
-        raise CheckpointError(
-            f"{folder} is a file; read a published checkpoint with "
-            "EDJEModel.from_official_checkpoint or `edje-qdrant convert`",
-            path=str(folder),
+    found = find_model(name_or_path, options, what="model", instead=_INSTEAD)
+    if isinstance(found, HubModel):
+        return replace(_read_hub(found), source=found.name)
+    if kind_of(found, CheckpointError) == "folder":
+        return replace(_read_folder(found), source=str(found.resolve()))
+    if found.name in (_CONFIG, _WEIGHTS) and (found.parent / _CONFIG).is_file():
+        remedy = f"pass its folder, {found.parent}"
+    else:
+        remedy = (
+            "read a published checkpoint with EDJEModel.from_official_checkpoint or "
+            f"`edje-qdrant convert`, or {_INSTEAD}"
         )
-    return replace(_read_hub(name_or_path), source=name_or_path)
+    raise CheckpointError(f"{found} is a file, not a folder; {remedy}", path=str(found))
 
 
-def _read_hub(repo_id: str) -> Checkpoint:
+def _read_hub(model: HubModel) -> Checkpoint:
+    if model.repo_id == PUBLISHED_ID:
+        name = "pytorch_model.pth"
+        folder = model.download([name], what="model", instead=_INSTEAD)
+        return read_published(
+            folder / name,
+            siglip=model.sibling(PUBLISHED_SIGLIP),
+            language_model=model.sibling(PUBLISHED_LANGUAGE_MODEL),
+        )
+    return _read_folder(model.download(MODEL_FILES, what="model", instead=_INSTEAD))
+
+
+def _other_kind(folder: Path) -> str | None:
+    """Return what a folder holds that is not a model of this package; None if that is unknown."""
+    if not any(folder.iterdir()):
+        return f"is empty: it lacks {_CONFIG} and {_WEIGHTS}"
+    if (folder / "model" / _CONFIG).is_file() and not (folder / _CONFIG).exists():
+        return f"is not a model, but has one in it: pass {folder / 'model'}"
+    if (folder / "pytorch_model.pth").is_file():
+        return (
+            "holds a checkpoint in the published layout: read pytorch_model.pth with "
+            "EDJEModel.from_official_checkpoint or `edje-qdrant convert`"
+        )
     try:
-        if repo_id == PUBLISHED_ID:
-            return read_published(huggingface_hub.hf_hub_download(repo_id, "pytorch_model.pth"))
-        patterns = [
-            _CONFIG, _WEIGHTS, CALIBRATION_FILE, f"{_ENCODER}/*", f"{_LANGUAGE_MODEL}/*",
-        ]  # fmt: skip
-        folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise CheckpointError(
-            f"no model {repo_id!r}: not a local folder, and the hub does not provide it ({error}); "
-            "pass 'demo', a folder written by save_pretrained, or a hub id",
-            path=repo_id,
-        ) from error
-    return _read_folder(Path(folder))
+        data = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        kind = data.get("model_type", MODEL_TYPE)
+    except (OSError, ValueError, AttributeError):
+        return None
+    if kind != MODEL_TYPE:
+        return (
+            f"holds a model of another kind, {kind}: an encoder or a language model is named in a "
+            "training recipe or passed to EDJEModel.build"
+        )
+    return None
 
 
 def _read_folder(folder: Path) -> Checkpoint:
+    try:
+        other = _other_kind(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {folder}: {reason_of(error)}", path=str(folder)
+        ) from error
+    if other is not None:
+        raise CheckpointError(f"{folder} {other}; {_INSTEAD}", path=str(folder))
     missing = [name for name in (_CONFIG, _WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(

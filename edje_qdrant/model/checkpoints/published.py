@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edje_qdrant.encoders.settings import settings_folder
+from edje_qdrant.encoders.hub import HubModel, HubOptions, find_model
+from edje_qdrant.encoders.settings import INSTEAD, settings_folder
 from edje_qdrant.encoders.siglip import SiglipEncoder
 from edje_qdrant.errors import CheckpointError
 from edje_qdrant.files import kind_of
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPTION_ROOM",
     "PUBLISHED_ID",
+    "PUBLISHED_LANGUAGE_MODEL",
+    "PUBLISHED_SIGLIP",
     "AdapterSizes",
     "adapter_sizes",
     "fit_tables",
@@ -41,8 +44,8 @@ __all__ = [
 #: Positions of a sequence besides the tokens: 61 word pieces, `[CLS]` and two `[SEP]`.
 CAPTION_ROOM = 64
 PUBLISHED_ID = "shahafw/edje-vl-image-retrieval-reranker"
-_PUBLISHED_SIGLIP = "google/siglip2-large-patch16-384"
-_PUBLISHED_LANGUAGE_MODEL = "microsoft/MiniLM-L12-H384-uncased"
+PUBLISHED_SIGLIP = "google/siglip2-large-patch16-384"
+PUBLISHED_LANGUAGE_MODEL = "microsoft/MiniLM-L12-H384-uncased"
 
 _VISION = "vision_encoder."
 # This package's prefix -> the published one; the first match counts.
@@ -65,27 +68,26 @@ _MLM_BIAS_COPY = "language_model.cls.predictions.decoder.bias"
 
 
 def read_published(
-    path: str | Path,
-    *,
-    siglip_path: str = _PUBLISHED_SIGLIP,
-    language_model_path: str = _PUBLISHED_LANGUAGE_MODEL,
+    path: str | Path, *, siglip: str | Path | HubModel, language_model: str | Path | HubModel
 ) -> Checkpoint:
     """Read a checkpoint in the published layout, in float32 on the CPU.
 
     Args:
         path: The file.
-        siglip_path: Folder or hub id with SigLIP's settings; the published model's by default.
-        language_model_path: Folder or hub id with the language model's settings; likewise.
+        siglip: Folder, hub id or model on the hub with SigLIP's settings.
+        language_model: Likewise, with the language model's settings.
 
     Raises:
         CheckpointError: The file is unreadable, lacks a key or has a tensor of a wrong shape.
     """
     state = tidy(_read(Path(path)), path=str(path))
     sizes = adapter_sizes(state, path=str(path))
-    bert, tokenizer = language_settings(language_model_path)
+    bert, tokenizer = language_settings(language_model)
+    if not isinstance(siglip, HubModel):
+        siglip = find_model(siglip, HubOptions(), what="SigLIP", instead=INSTEAD)
     encoder = SiglipEncoder.from_config(
-        siglip_path,
-        name=Path(siglip_path).name,
+        siglip,
+        name=Path(siglip.name).name,
         separate_token_tower=_separate_towers(state),
     )
     num_tokens = sizes.num_tokens or encoder.num_patches
@@ -213,7 +215,7 @@ def tidy(state: Mapping[str, Tensor], *, path: str) -> dict[str, Tensor]:
     return state
 
 
-def language_settings(name_or_path: str | Path) -> tuple[BertConfig, Any]:
+def language_settings(name_or_path: str | Path | HubModel) -> tuple[BertConfig, Any]:
     """Return the language model's configuration and tokenizer.
 
     Raises:
