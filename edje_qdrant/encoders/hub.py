@@ -14,7 +14,14 @@ from typing import Any
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.files import kind_of
 
-__all__ = ["HubModel", "HubOptions", "find_model", "hub_reason", "offline_if_unreachable"]
+__all__ = [
+    "HubModel",
+    "HubOptions",
+    "find_model",
+    "hub_reason",
+    "offline_if_unreachable",
+    "unreachable",
+]
 
 # Seconds for the hub to answer at all, unless HF_HUB_ETAG_TIMEOUT says otherwise. Without this
 # limit an offline machine waits for the retries of huggingface_hub (23 s), or for the system's
@@ -81,7 +88,7 @@ class HubModel:
     @cached_property
     def unreachable(self) -> str | None:
         """Return why the hub does not answer, within seconds; None if it does or is not asked."""
-        return None if self.options.local_files_only else _unreachable()
+        return None if self.options.local_files_only else unreachable()
 
     def sibling(self, repo_id: str) -> HubModel:
         """Return another model, loaded alike from its own main branch."""
@@ -117,24 +124,31 @@ class HubModel:
 
         try:
             arguments = self.arguments()
-            return Path(
+            folder = Path(
                 huggingface_hub.snapshot_download(
                     self.repo_id, allow_patterns=[*patterns], **arguments
                 )
             )
         except Exception as error:  # its HTTP client raises errors of its own, not OSError alone
             raise self.refused(error, what=what, instead=instead) from error
+        if not folder.is_dir():  # nothing matched
+            raise CheckpointError(
+                f"{self.name!r} on the hub is no {what}: it has none of {', '.join(patterns)}; "
+                f"{instead}",
+                path=self.name,
+            )
+        return folder
 
     def refused(self, error: Exception, *, what: str, instead: str) -> CheckpointError:
         """Return the error of a failed download; arguments as for `download`."""
         if self.unreachable is not None:
-            why = f"the cache has no copy of it, and the hub {self.unreachable}"
+            why = f"the cache has no copy of it, and the hub at {self.unreachable}"
         elif self.options.local_files_only:
             why = "the cache has no copy of it, and local_files_only allows no download"
         else:
             why = f"the hub does not provide it ({hub_reason(error)})"
         return CheckpointError(
-            f"no {what} {self.name!r}: not a local folder, and {why}; {instead}", path=self.name
+            f"no {what} {self.name!r}: there is no such folder, {why}; {instead}", path=self.name
         )
 
 
@@ -188,7 +202,7 @@ def offline_if_unreachable(asks: bool) -> Iterator[None]:
     """
     from huggingface_hub import constants
 
-    if not asks or constants.HF_HUB_OFFLINE or _unreachable() is None:
+    if not asks or constants.HF_HUB_OFFLINE or unreachable() is None:
         yield
         return
     constants.HF_HUB_OFFLINE = True
@@ -202,6 +216,8 @@ def hub_reason(error: Exception) -> str:
     """Return in one line why the hub refused a request, without its request ids and addresses."""
     from huggingface_hub import errors
 
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why the hub was given up for the cache
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(error, errors.RevisionNotFoundError):
@@ -212,6 +228,8 @@ def hub_reason(error: Exception) -> str:
         return "it does not exist, or it is private: give token= or set HF_TOKEN"
     if status in (401, 403):
         return f"the token is missing or may not do this, status {status}: token= or HF_TOKEN"
+    if status is not None:
+        return f"it answered with status {status}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -223,10 +241,9 @@ def _is_path(name: str | Path) -> bool:
     return name.startswith((".", "~")) or "\\" in name or len(parts) > 2 or not all(parts)
 
 
-def _unreachable() -> str | None:
-    """Return why the hub does not answer; None if it does."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+def unreachable() -> str | None:
+    """Return the hub's address and why it does not answer, within seconds; None if it does."""
+    from huggingface_hub import constants, get_session
 
     given = os.environ.get("HF_HUB_ETAG_TIMEOUT")
     seconds = float(constants.HF_HUB_ETAG_TIMEOUT) if given else _ANSWER_SECONDS
@@ -244,4 +261,4 @@ def _unreachable() -> str | None:
     asking.join(seconds)
     if asking.is_alive():
         failed.append(f"no answer within {seconds:g} s; on a slow line raise HF_HUB_ETAG_TIMEOUT")
-    return f"at {constants.ENDPOINT} cannot be reached ({failed[0]})" if failed else None
+    return f"{constants.ENDPOINT} cannot be reached ({failed[0]})" if failed else None

@@ -20,9 +20,15 @@ from edje_qdrant.encoders.protocol import Encoder, SplitPixels
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.model.adapter import CompressedAdapter, LocalAdapter
 from edje_qdrant.model.calibration import Calibration
+from edje_qdrant.model.checkpoints.card import model_card
 from edje_qdrant.model.checkpoints.checkpoint import Checkpoint, new_checkpoint
-from edje_qdrant.model.checkpoints.folder import read_checkpoint, write_checkpoint
+from edje_qdrant.model.checkpoints.folder import (
+    bundled_folder,
+    read_checkpoint,
+    write_checkpoint,
+)
 from edje_qdrant.model.checkpoints.published import read_published
+from edje_qdrant.model.checkpoints.push import push_checkpoint
 from edje_qdrant.model.config import AdapterKind, EDJEConfig
 from edje_qdrant.model.cut_texts import cut_texts
 from edje_qdrant.model.dtypes import DType, as_dtype
@@ -230,6 +236,69 @@ class EDJEModel(nn.Module):
         check_kind("folder", folder, (str, Path), "a folder")
         write_checkpoint(self._checkpoint(), Path(folder), as_dtype("dtype", dtype))
         self.name_or_path = str(Path(folder).resolve())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload an EDJE model",
+        create_pr: bool = False,
+        license: str | None = None,
+        tags: Sequence[str] = (),
+        card: str | None = None,
+        dtype: DType | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face hub, with a model card, in one commit.
+
+        Files of an earlier model there that this one does not have are deleted; others stay.
+
+        Args:
+            repo_id: `owner/name`; the repository is created if missing.
+            private: Whether a new repository is private; None for the owner's default.
+            revision: Branch, created if missing; `main` by default.
+            token: Access token; by default the stored one, or that of `HF_TOKEN`.
+            commit_message: First line of the commit's message.
+            create_pr: Open a pull request in place of a commit to the branch.
+            license: The licence's name as the hub writes it, such as `apache-2.0`.
+            tags: Tags for the card, besides those of every model of this package.
+            card: Text of `README.md`; by default it is written from what the model's folder
+                records: sizes, calibration, and the recipe and figures of its training.
+            dtype: Data type of the stored weights, or its name; defaults to each weight's own.
+
+        Returns:
+            Address of the commit, or of the pull request.
+
+        Raises:
+            CheckpointError: The hub cannot be reached or refuses the upload.
+            ConfigError: An argument is invalid.
+        """
+        stored = as_dtype("dtype", dtype)
+        HubOptions(revision=revision, token=token)  # checks them
+        for name, text in (("repo_id", repo_id), ("commit_message", commit_message)):
+            check_kind(name, text, str, "a text")
+        for name, given in (("license", license), ("card", card)):
+            check_kind(name, given, (str, type(None)), "a text")
+        check_strings("tags", tags)
+        name = self.name_or_path
+        folder = bundled_folder() if name == "demo" else None if name is None else Path(name)
+        if card is None:
+            card = model_card(
+                self._checkpoint(), repo_id, license=license, tags=tags, folder=folder
+            )
+        return push_checkpoint(
+            self._checkpoint(),
+            repo_id,
+            card=card,
+            dtype=stored,
+            private=private,
+            revision=revision,
+            token=token,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(

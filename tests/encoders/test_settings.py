@@ -51,5 +51,5 @@ def test_settings_come_from_the_hub_without_weights(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert settings_folder("google/siglip", model_type="siglip") == tmp_path
-    with pytest.raises(CheckpointError, match="not a local folder"):
+    with pytest.raises(CheckpointError, match="there is no such folder"):
         settings_folder("google/nothing", model_type="siglip")

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import huggingface_hub
@@ -11,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file
 from tiny import Published, pictures, publish
 
-from edje_qdrant.errors import CheckpointError
+from edje_qdrant.encoders import SiglipEncoder
+from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.checkpoints import published as official
+from edje_qdrant.model.config import EDJEConfig
 
 CPU = {"device": "cpu"}
 
@@ -238,3 +244,80 @@ def test_the_bundled_model_loads_without_a_word() -> None:
     code = "from edje_qdrant import EDJEModel; EDJEModel.from_pretrained('demo', device='cpu')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_data_types_by_name(model: EDJEModel, tmp_path: Path, published: Published) -> None:
+    model.save_pretrained(tmp_path / "half", dtype="float16")
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    for dtype in ("bfloat16", "torch.bfloat16", torch.bfloat16):
+        found = EDJEModel.from_pretrained(tmp_path / "half", dtype=dtype, **CPU)
+        assert found.adapter.query.dtype == torch.bfloat16
+        assert found.joint_encoder.dtype_is_explicit
+        assert found.place("cpu", "float32").adapter.query.dtype == torch.float32
+    converted = EDJEModel.from_official_checkpoint(
+        published.write(), siglip_path=published.siglip, dtype="bfloat16",
+        language_model_path=published.language_model, **CPU,
+    )  # fmt: skip
+    assert converted.adapter.query.dtype == torch.bfloat16
+    for wrong in ("bf16", "int8", torch.int8, "", 16, np.float32):
+        for call in (
+            lambda dtype: EDJEModel.from_pretrained("someone/edje", dtype=dtype),
+            lambda dtype: model.save_pretrained(tmp_path / "other", dtype=dtype),
+            lambda dtype: model.place("cpu", dtype),
+        ):
+            with pytest.raises(ConfigError, match=r"dtype is .*float16, float32, float64"):
+                call(wrong)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_config_says_what_kind_of_model_it_is(model: EDJEModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["model_type"] == "edje"
+    path.write_text(json.dumps({k: v for k, v in config.items() if k != "model_type"}))
+    before = EDJEModel.from_pretrained(tmp_path / "m", **CPU)  # a folder of an earlier version
+    assert before.config == EDJEConfig.from_dict(config)
+    bundled = files("edje_qdrant") / "demo" / "model" / "config.json"
+    assert json.loads(bundled.read_text(encoding="utf-8"))["model_type"] == "edje"
+
+
+def test_paths_that_are_no_model_say_what_they_are(
+    model: EDJEModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained(tmp_path / "run" / "model")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "pytorch_model.pth").touch()
+    (tmp_path / "notes.txt").touch()
+    os.mkfifo(tmp_path / "pipe")
+    missing = re.escape(str(tmp_path / "nope"))
+    cases: list[tuple[str | Path, str]] = [
+        ("./nope", f"there is no folder {missing}; check the path"),
+        (Path("nope"), f"there is no folder {missing}; check the path"),
+        ("../nope/", f"there is no folder {re.escape(str(tmp_path.parent))}/nope; check"),
+        ("~/nope-at-all", f"there is no folder {re.escape(os.path.expanduser('~'))}/nope-at-all;"),
+        (str(tmp_path / "nope"), f"there is no folder {missing}; check the path"),
+        ("runs\\model", "there is no folder .*check the path"),
+        ("empty", "empty is empty: it lacks config.json and model.safetensors"),
+        ("theirs", "from_official_checkpoint"),
+        ("run", r"has one in it: pass run/model"),
+        ("run/model/encoder", "holds a model of another kind, siglip"),
+        ("run/model/language_model", "holds a model of another kind, bert"),
+        ("run/model/config.json", "is a file, not a folder; pass its folder, run/model"),
+        ("run/model/model.safetensors", "is a file, not a folder; pass its folder, run/model"),
+        ("notes.txt", "notes.txt is a file, not a folder; read a published checkpoint"),
+        ("pipe", "pipe is neither a file nor a folder"),
+    ]
+    for name, message in cases:
+        with pytest.raises(CheckpointError, match=message):
+            EDJEModel.from_pretrained(name, **CPU)
+    for name in ("", None, 3):
+        with pytest.raises(ConfigError, match="the name of a model is"):
+            EDJEModel.from_pretrained(name, **CPU)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=f"there is no folder {missing}"):
+        SiglipEncoder.from_pretrained("./nope")
+    with pytest.raises(CheckpointError, match=r"notes\.txt is not a folder"):
+        SiglipEncoder.from_pretrained("./notes.txt")

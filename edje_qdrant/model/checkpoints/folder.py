@@ -34,7 +34,7 @@ from edje_qdrant.model.checkpoints.published import (
 from edje_qdrant.model.config import MODEL_TYPE, EDJEConfig
 from edje_qdrant.model.joint_encoder import new_language_model
 
-__all__ = ["MODEL_FILES", "read_checkpoint", "write_checkpoint"]
+__all__ = ["MODEL_FILES", "bundled_folder", "read_checkpoint", "write_checkpoint"]
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -93,6 +93,11 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | 
         ) from error
 
 
+def bundled_folder() -> Path:
+    """Return the folder of the model `demo`."""
+    return Path(str(files("edje_qdrant"))) / "demo" / "model"
+
+
 def read_checkpoint(name_or_path: str | Path, options: HubOptions) -> Checkpoint:
     """Find and read a model, in float32 on the CPU.
 
@@ -107,13 +112,17 @@ def read_checkpoint(name_or_path: str | Path, options: HubOptions) -> Checkpoint
     if name_or_path == "demo":
         if options.revision is not None:
             raise ConfigError("'demo' is bundled and has no revisions; leave revision out")
-        folder = Path(str(files("edje_qdrant"))) / "demo" / "model"
-        return replace(_read_folder(folder), source="demo")
+        return replace(_read_folder(bundled_folder()), source="demo")
     found = find_model(name_or_path, options, what="model", instead=_INSTEAD)
     if isinstance(found, HubModel):
         return replace(_read_hub(found), source=found.name)
-    if kind_of(found, CheckpointError) == "folder":
+    kind = kind_of(found, CheckpointError)
+    if kind == "folder":
         return replace(_read_folder(found), source=str(found.resolve()))
+    if kind == "other":
+        raise CheckpointError(
+            f"{found} is neither a file nor a folder; {_INSTEAD}", path=str(found)
+        )
     if found.name in (_CONFIG, _WEIGHTS) and (found.parent / _CONFIG).is_file():
         remedy = f"pass its folder, {found.parent}"
     else:
