@@ -277,14 +277,14 @@ class EDJEModel(nn.Module):
         """
         stored = as_dtype("dtype", dtype)
         HubOptions(revision=revision, token=token)  # checks them
-        for name, text in (("repo_id", repo_id), ("commit_message", commit_message)):
-            check_kind(name, text, str, "a text")
-        for name, given in (("license", license), ("card", card)):
-            check_kind(name, given, (str, type(None)), "a text")
+        check_kind("repo_id", repo_id, str, "a text")
+        check_kind("commit_message", commit_message, str, "a text")
+        check_kind("license", license, (str, type(None)), "a text")
+        check_kind("card", card, (str, type(None)), "a text")
         check_strings("tags", tags)
-        name = self.name_or_path
-        folder = bundled_folder() if name == "demo" else None if name is None else Path(name)
         if card is None:
+            name = self.name_or_path
+            folder = bundled_folder() if name == "demo" else None if name is None else Path(name)
             card = model_card(
                 self._checkpoint(), repo_id, license=license, tags=tags, folder=folder
             )

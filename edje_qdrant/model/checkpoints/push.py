@@ -49,12 +49,7 @@ def push_checkpoint(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ConfigError(f"repo_id is {repo_id!r}; give owner/name ({error})") from error
     silent = unreachable()
     if silent is not None:
         raise CheckpointError(
@@ -91,6 +86,8 @@ def push_checkpoint(
                 revision=revision,
                 create_pr=create_pr,
             )
+        except HFValidationError as error:
+            raise ConfigError(f"repo_id is {repo_id!r}; give owner/name ({error})") from error
         except Exception as error:  # its HTTP client raises errors of its own, not OSError alone
             raise CheckpointError(
                 f"cannot upload the model to {repo_id!r} at {api.endpoint}: {hub_reason(error)}; "
