@@ -13,6 +13,7 @@ The tree::
     │   ├── CollectionExistsError
     │   ├── CollectionLockedError
     │   ├── TokensNotFoundError
+    │   │   └── ImagesDeletedError
     │   ├── TokensCorruptError
     │   └── ContractMismatchError
     ├── EngineUnavailableError
@@ -42,6 +43,7 @@ __all__ = [
     "EdjeError",
     "EngineUnavailableError",
     "ImageReadError",
+    "ImagesDeletedError",
     "ImagesNotFoundError",
     "MissingExtraError",
     "RateLimitedError",
@@ -252,6 +254,14 @@ class TokensNotFoundError(StoreError):
     def __init__(self, message: str, image_ids: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.image_ids = tuple(image_ids)
+
+
+class ImagesDeletedError(TokensNotFoundError):
+    """Report images that are not in the collection, such as candidates deleted since a search.
+
+    Attributes:
+        image_ids: Ids of the images.
+    """
 
 
 class TokensCorruptError(StoreError):

@@ -24,6 +24,7 @@ EXAMPLES = [
     errors.CollectionExistsError("/photos", "images"),
     errors.CollectionLockedError("/photos"),
     errors.TokensNotFoundError("no", ["1"]),
+    errors.ImagesDeletedError("no", ["1"]),
     errors.TokensCorruptError("no", ["1"]),
     errors.ContractMismatchError("no", {"dim": 1}, {"dim": 2}),
     errors.EngineUnavailableError("no", location="http://q"),

@@ -27,6 +27,7 @@ from edje_qdrant.collection.references import (
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
     ConfigError,
+    ImagesDeletedError,
     TokensCorruptError,
     TokensNotFoundError,
 )
@@ -357,6 +358,7 @@ class ImageCollection(BaseCollection):
             empty: Allocates the arrays that codes are copied to, in pinned memory for example.
 
         Raises:
+            ImagesDeletedError: Some candidates were deleted since they were found; names the ids.
             TokensNotFoundError: Some candidates have no tokens; names the ids.
             TokensCorruptError: Stored bytes differ from those written; names the ids.
         """
@@ -552,10 +554,15 @@ class ImageCollection(BaseCollection):
         try:
             if self._store.in_payload:
                 found = self._index.retrieve(image_ids)
+                gone = [image_id for image_id in image_ids if image_id not in found]
+                if gone:  # or on its way to the copy that was asked
+                    found = {**found, **self._index.retrieve(gone)}
             references = [reference_of(payload) for payload in in_order(image_ids, found)]
             self._require_own(image_ids, references)
             return self._store.codes(image_ids, references, empty)
-        except (TokensNotFoundError, TokensCorruptError):
+        except (TokensNotFoundError, TokensCorruptError) as error:
+            if isinstance(error, ImagesDeletedError):
+                raise
             # They may have been compacted or transcoded since they were found: read the current
             # references and codecs.
             self.reload()

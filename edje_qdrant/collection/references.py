@@ -10,6 +10,7 @@ import numpy as np
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
     ContractMismatchError,
+    ImagesDeletedError,
     StoreError,
     TokensCorruptError,
     TokensNotFoundError,
@@ -108,11 +109,11 @@ def in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
     """Return the values found for the ids, in order.
 
     Raises:
-        TokensNotFoundError: Some ids were not found; names them.
+        ImagesDeletedError: Some ids were not found; names them.
     """
     gone = [image_id for image_id in image_ids if image_id not in found]
     if gone:
-        raise TokensNotFoundError(
+        raise ImagesDeletedError(
             f"images {', '.join(gone[:3])} ({len(gone)} in all) are not in the collection; "
             "if an earlier search found them, they have been deleted since: search again",
             gone,

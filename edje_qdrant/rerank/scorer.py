@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edje_qdrant.collection.references import readable
-from edje_qdrant.errors import EdjeError, StoreError, TokensCorruptError, TokensNotFoundError
+from edje_qdrant.errors import (
+    EdjeError,
+    ImagesDeletedError,
+    StoreError,
+    TokensCorruptError,
+    TokensNotFoundError,
+)
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import FIRST_LOOK, STEP, Calibration
 from edje_qdrant.rerank.collector import paused_collector
@@ -24,10 +30,25 @@ from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.stopwatch import Stopwatch
 from edje_qdrant.types import Candidate
 
-__all__ = ["CandidateScorer", "OnMissing", "ReadTokens", "ScoredQuery", "best_first"]
+__all__ = [
+    "CandidateScorer",
+    "FindAgain",
+    "OnDeleted",
+    "OnMissing",
+    "ReadTokens",
+    "ScoredQuery",
+    "best_first",
+]
 
 #: What to do with candidates whose tokens are missing or damaged.
 OnMissing = Literal["error", "first_stage"]
+
+#: What to do with candidates that were deleted since they were found: raise ImagesDeletedError, or
+#: leave them out.
+OnDeleted = Literal["error", "leave_out"]
+
+#: Searches again for the candidates of every query, as those with these ids were deleted.
+FindAgain = Callable[[Sequence[str]], Sequence[Sequence[Candidate]]]
 
 #: Reads the tokens of `n` candidates, `(n, m, d_text)` float16 on the model's device.
 ReadTokens = Callable[[Sequence[Candidate]], Tensor]
@@ -56,6 +77,7 @@ class ScoredQuery:
         logits: `(n,)` float32; NaN where there is no score.
         processed: Number of candidates, from the first, that were processed.
         failed: id -> error of processed candidates whose tokens could not be read.
+        deleted: Rows of processed candidates that were deleted since they were found.
         stop_reason: Why scoring stopped before the requested end; None if it did not.
     """
 
@@ -64,6 +86,7 @@ class ScoredQuery:
     logits: NDArray[np.float32] = field(init=False)
     processed: int = 0
     failed: dict[str, StoreError] = field(default_factory=dict)
+    deleted: frozenset[int] = frozenset()
     stop_reason: str | None = None
 
     def __post_init__(self) -> None:
@@ -115,6 +138,8 @@ class CandidateScorer:
         *,
         deadline: Deadline | None = None,
         on_missing: OnMissing = "error",
+        on_deleted: OnDeleted = "error",
+        find_again: FindAgain | None = None,
         stop_early: Calibration | None = None,
         top_k: int = 1,
         watch: Stopwatch | None = None,
@@ -130,6 +155,9 @@ class CandidateScorer:
             found: Candidates of each query.
             deadline: When to stop; no limit by default.
             on_missing: What to do with candidates whose tokens cannot be read.
+            on_deleted: What to do with candidates that were deleted since they were found.
+            find_again: Called, once at most, if some were deleted and none is scored yet: its
+                candidates are scored instead. By default there is no second search.
             stop_early: Stops a query once its remaining candidates are unlikely to matter.
             top_k: Number of hits that will be returned for each query.
             watch: Measures the stages `fetch` and `rerank`.
@@ -146,6 +174,8 @@ class CandidateScorer:
             found,
             deadline=deadline,
             on_missing=on_missing,
+            on_deleted=on_deleted,
+            find_again=find_again,
             stop_early=stop_early,
             top_k=top_k,
             watch=watch,
@@ -160,6 +190,8 @@ class CandidateScorer:
         first: float | None = None,
         deadline: Deadline | None = None,
         on_missing: OnMissing = "error",
+        on_deleted: OnDeleted = "error",
+        find_again: FindAgain | None = None,
         stop_early: Calibration | None = None,
         top_k: int = 1,
         watch: Stopwatch | None = None,
@@ -174,6 +206,9 @@ class CandidateScorer:
                 many as that time allows. None yields only at the end.
             deadline: When to stop.
             on_missing: What to do with candidates whose tokens cannot be read.
+            on_deleted: What to do with candidates that were deleted since they were found.
+            find_again: Called, once at most, if some were deleted and none is scored yet: its
+                candidates are scored instead. By default there is no second search.
             stop_early: Stops a query once its remaining candidates are unlikely to matter.
             top_k: Number of hits that will be returned for each query.
             watch: Measures the stages.
@@ -191,7 +226,7 @@ class CandidateScorer:
         active = [query for query in queries if not query.is_complete]
         limit = max(FIRST_LOOK, top_k) if stop_early else self.pairs_at_once
         watch.start("rerank")
-        count = 0
+        count, begun = 0, False
         try:
             while active:
                 most = limit
@@ -202,7 +237,11 @@ class CandidateScorer:
                     _stop(active, f"the budget of {deadline.milliseconds:g} ms ended")
                     break
                 for spans in _slices(active, count, self.pairs_at_once):
-                    self._score_slice(spans, failed, on_missing, watch)
+                    begun = begun or any(query.processed for query in queries)
+                    again = find_again is not None and not begun
+                    self._score_slice(
+                        spans, failed, on_missing, "error" if again else on_deleted, watch
+                    )
                 active = [
                     query
                     for query in active
@@ -213,6 +252,22 @@ class CandidateScorer:
                     if failed:
                         _assign_failures(queries, failed)
                     yield queries
+        except ImagesDeletedError as error:
+            if find_again is None or begun:
+                raise
+            watch.start("retrieve")
+            yield from self.score_in_slices(
+                texts,
+                find_again(error.image_ids),
+                first=first,
+                deadline=deadline,
+                on_missing=on_missing,
+                on_deleted=on_deleted,
+                stop_early=stop_early,
+                top_k=top_k,
+                watch=watch,
+            )
+            return
         except EdjeError:
             raise
         except Exception as error:
@@ -250,6 +305,7 @@ class CandidateScorer:
         spans: Sequence[_Span],
         failed: dict[str, StoreError],
         on_missing: OnMissing,
+        on_deleted: OnDeleted,
         watch: Stopwatch,
     ) -> None:
         """Score candidates in place; add those whose tokens cannot be read to `failed`."""
@@ -257,7 +313,7 @@ class CandidateScorer:
         watch.start("fetch")
         candidates = JoinedCandidates([(q.candidates, start, stop) for q, start, stop in spans])
         texts = [query.text for query, start, stop in spans for _ in range(start, stop)]
-        whole = self._tokens_of_all(candidates, failed, on_missing)
+        whole = self._tokens_of_all(candidates, failed, on_missing, on_deleted)
         if whole is not None:
             watch.start("rerank")
             # If payloads are not read yet, they are read while the device scores. A subclass's own
@@ -274,6 +330,8 @@ class CandidateScorer:
                 ids.__getitem__,
                 lambda places: self._read([candidates[at] for at in places]),
             )
+            for error in more.values():
+                _check_allowed(error, on_missing, on_deleted)
             failed.update(more)
             watch.start("rerank")
             logits = np.full(len(texts), np.nan, np.float32)
@@ -290,17 +348,26 @@ class CandidateScorer:
         candidates: JoinedCandidates,
         failed: dict[str, StoreError],
         on_missing: OnMissing,
+        on_deleted: OnDeleted,
     ) -> Tensor | None:
         """Read the tokens of all candidates; None if some have to be left out."""
-        if failed and on_missing != "error":
+        if failed:
             return None
         try:
             with paused_collector():  # thousands of candidates are made here
                 return self._read(candidates)
-        except (TokensNotFoundError, TokensCorruptError):
-            if on_missing == "error":
-                raise
+        except (TokensNotFoundError, TokensCorruptError) as error:
+            _check_allowed(error, on_missing, on_deleted)
             return None
+
+
+def _check_allowed(error: StoreError, on_missing: OnMissing, on_deleted: OnDeleted) -> None:
+    """Raise an error about some candidates, unless they may do without a score."""
+    if isinstance(error, ImagesDeletedError):
+        if on_deleted == "error":
+            raise error
+    elif on_missing == "error":
+        raise error
 
 
 def _most_bytes(device: torch.device) -> int:
@@ -347,10 +414,12 @@ def _stop(active: Sequence[ScoredQuery], reason: str) -> None:
 
 
 def _assign_failures(queries: Sequence[ScoredQuery], failed: dict[str, StoreError]) -> None:
-    """Record at each query which of its processed candidates failed."""
+    """Record at each query which of its processed candidates failed, or were deleted."""
+    deleted = {i for i, error in failed.items() if isinstance(error, ImagesDeletedError)}
     for query in queries:
-        done = query.candidates[: query.processed]
-        query.failed = {c.image_id: failed[c.image_id] for c in done if c.image_id in failed}
+        ids = [candidate.image_id for candidate in query.candidates[: query.processed]]
+        query.deleted = frozenset(row for row, each in enumerate(ids) if each in deleted)
+        query.failed = {i: failed[i] for i in ids if i in failed and i not in deleted}
 
 
 def _first_line(error: BaseException) -> str:

@@ -194,6 +194,10 @@ class DeviceIndex:
         queries = embeddings.float().cpu().numpy()
         return self._collection.nearest(queries, num_candidates, filter=filter, timeout=timeout)
 
+    def forget(self, image_ids: Sequence[str]) -> None:
+        """Read points from the engine again before the next search, as some were deleted."""
+        self._note(image_ids)
+
     def _note(self, image_ids: Sequence[str] | None) -> None:
         """Remember which points a write concerned; called by the index."""
         with self._noting:

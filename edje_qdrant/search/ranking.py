@@ -29,15 +29,18 @@ def rank_candidates(
 
     Scored candidates are ordered by score, equal scores in first-stage order. A processed candidate
     without a score keeps its place among the processed ones. Candidates that were not processed
-    follow in first-stage order.
+    follow in first-stage order. Those that were deleted are left out.
     """
     logits, count = query.logits, len(query.candidates)
     keys, fused = logits[: query.processed].astype(np.float64), None
     if settings["fusion"] != "rerank":
         keys = fused = _fused(query, settings)
     order = [*best_first(keys), *range(query.processed, count)]
-    if isinstance(query.candidates, Candidates) and (absent := query.candidates.absent()):
-        order = [row for row in order if row not in absent]
+    deleted = {*query.deleted}
+    if isinstance(query.candidates, Candidates):
+        deleted.update(query.candidates.absent())
+    if deleted:
+        order = [row for row in order if row not in deleted]
     scores = _numbers(logits, count)
     if settings["min_score"] is not None:
         cutoff = _cutoff(settings, calibration)

@@ -234,6 +234,9 @@ class TwoStageRetriever:
     def search(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
         """Find the images that fit a text best.
 
+        Images that are deleted while a search runs do not end it: candidates that are gone are
+        searched for again, once, or left out.
+
         If the reranker fails, or memory does not suffice for a single pair, the result is
         `degraded`: images that were not scored follow the scored ones in first-stage order.
 
@@ -338,15 +341,8 @@ class TwoStageRetriever:
             timeout=deadline.timeout,
         )
         (cut,) = self._model.cut_texts([text])
-        for (query,) in self._scorer.score_in_slices(
-            [text],
-            [self._diversified(embeddings, found, settings)],
-            first=first,
-            deadline=deadline,
-            on_missing=settings["on_missing"],
-            stop_early=self._model.calibration if settings["adaptive"] else None,
-            top_k=settings["top_k"],
-            watch=watch,
+        for (query,) in self._scored(
+            [text], embeddings, [found], settings, deadline, watch, first=first
         ):
             yield self._result(query, settings, watch.timings(), cut)
 
@@ -489,13 +485,24 @@ class TwoStageRetriever:
             check_texts("text", [text])
         watch = Stopwatch()
         watch.start("retrieve")
-        candidates = self._collection.recommend(
-            liked, disliked, num_candidates, filter=filter, strategy=strategy
+        find = partial(
+            self._collection.recommend,
+            liked,
+            disliked,
+            num_candidates,
+            filter=filter,
+            strategy=strategy,
         )
+        candidates = find()
         if text is None:
             return self._first_stage_result("", candidates, settings, watch.timings())
         (query,) = self._scorer.score_candidates(
-            [text], [candidates], on_missing=on_missing, watch=watch
+            [text],
+            [candidates],
+            on_missing=on_missing,
+            on_deleted="leave_out",
+            find_again=lambda _: [find()],
+            watch=watch,
         )
         (cut,) = self._model.cut_texts([text])
         return self._result(query, settings, watch.timings(), cut)
@@ -656,20 +663,7 @@ class TwoStageRetriever:
         watch: Stopwatch,
     ) -> list[SearchResult]:
         """Score and rank the candidates of `q` queries with `(q, d)` embeddings."""
-        if settings["group_by"] is not None:
-            found = [
-                self._diversified(embeddings[row : row + 1], candidates, settings)
-                for row, candidates in enumerate(found)
-            ]
-        *_, queries = self._scorer.score_in_slices(
-            texts,
-            found,
-            deadline=deadline,
-            on_missing=settings["on_missing"],
-            stop_early=self._model.calibration if settings["adaptive"] else None,
-            top_k=settings["top_k"],
-            watch=watch,
-        )
+        *_, queries = self._scored(texts, embeddings, found, settings, deadline, watch)
         timings = watch.timings(len(queries))
         cuts = self._model.cut_texts(texts)
         with paused_collector():
@@ -677,6 +671,50 @@ class TwoStageRetriever:
                 self._result(query, settings, timings, cut)
                 for query, cut in zip(queries, cuts, strict=True)
             ]
+
+    def _scored(
+        self,
+        texts: Sequence[str],
+        embeddings: Embeddings,
+        found: Sequence[Sequence[Candidate]],
+        settings: SearchOptions,
+        deadline: Deadline,
+        watch: Stopwatch,
+        *,
+        first: float | None = None,
+    ) -> Iterator[list[ScoredQuery]]:
+        """Score the candidates of `q` queries; see `CandidateScorer.score_in_slices`.
+
+        If candidates were deleted since they were found, the first stage is searched again, once.
+        Within a budget, or if some are scored already, the deleted ones are left out.
+        """
+
+        def diversified(found: Sequence[Sequence[Candidate]]) -> Sequence[Sequence[Candidate]]:
+            if settings["group_by"] is None:
+                return found
+            return [
+                self._diversified(embeddings[row : row + 1], candidates, settings)
+                for row, candidates in enumerate(found)
+            ]
+
+        def find_again(deleted: Sequence[str]) -> Sequence[Sequence[Candidate]]:
+            if self._device_index is not None:
+                self._device_index.forget(deleted)
+            count, filter = settings["num_candidates"], settings["filter"]
+            return diversified(self._nearest(embeddings, count, filter=filter))
+
+        return self._scorer.score_in_slices(
+            texts,
+            diversified(found),
+            first=first,
+            deadline=deadline,
+            on_missing=settings["on_missing"],
+            on_deleted="leave_out",
+            find_again=find_again if deadline.milliseconds is None else None,
+            stop_early=self._model.calibration if settings["adaptive"] else None,
+            top_k=settings["top_k"],
+            watch=watch,
+        )
 
     def _diversified(
         self,
@@ -707,7 +745,7 @@ class TwoStageRetriever:
             timings=timings,
             degraded=reason is not None,
             reason="; ".join(why for why in (reason, cut) if why) or None,
-            candidates=len(query.candidates),
+            candidates=len(query.candidates) - len(query.deleted),
             scored=int(np.count_nonzero(~np.isnan(query.logits))),
             remaining=hits[top_k:],
             group_by=settings["group_by"],
