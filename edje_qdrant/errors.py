@@ -257,7 +257,7 @@ class TokensNotFoundError(StoreError):
 
 
 class ImagesDeletedError(TokensNotFoundError):
-    """Report images that are not in the collection, such as candidates deleted since a search.
+    """Report candidates whose images were deleted since they were found.
 
     Attributes:
         image_ids: Ids of the images.

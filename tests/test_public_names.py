@@ -36,6 +36,7 @@ PUBLIC = {
     "ImageCollection",
     "ImageEncoding",
     "ImageReadError",
+    "ImagesDeletedError",
     "ImagesNotFoundError",
     "IngestReport",
     "LabelScore",

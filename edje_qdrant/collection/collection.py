@@ -557,7 +557,8 @@ class ImageCollection(BaseCollection):
                 gone = [image_id for image_id in image_ids if image_id not in found]
                 if gone:  # or on its way to the copy that was asked
                     found = {**found, **self._index.retrieve(gone)}
-            references = [reference_of(payload) for payload in in_order(image_ids, found)]
+            ordered = in_order(image_ids, found, ImagesDeletedError)
+            references = [reference_of(payload) for payload in ordered]
             self._require_own(image_ids, references)
             return self._store.codes(image_ids, references, empty)
         except (TokensNotFoundError, TokensCorruptError) as error:
@@ -566,7 +567,7 @@ class ImageCollection(BaseCollection):
             # They may have been compacted or transcoded since they were found: read the current
             # references and codecs.
             self.reload()
-            again = in_order(image_ids, self._index.retrieve(image_ids))
+            again = in_order(image_ids, self._index.retrieve(image_ids), ImagesDeletedError)
             references = [reference_of(payload) for payload in again]
             self._require_own(image_ids, references)
             return self._store.codes(image_ids, references)

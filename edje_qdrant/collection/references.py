@@ -10,7 +10,6 @@ import numpy as np
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
     ContractMismatchError,
-    ImagesDeletedError,
     StoreError,
     TokensCorruptError,
     TokensNotFoundError,
@@ -109,11 +108,11 @@ def in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
     """Return the values found for the ids, in order.
 
     Raises:
-        ImagesDeletedError: Some ids were not found; names them.
+        TokensNotFoundError: Some ids were not found; names them. Of the `kind` given.
     """
     gone = [image_id for image_id in image_ids if image_id not in found]
     if gone:
-        raise ImagesDeletedError(
+        raise kind(
             f"images {', '.join(gone[:3])} ({len(gone)} in all) are not in the collection; "
             "if an earlier search found them, they have been deleted since: search again",
             gone,
