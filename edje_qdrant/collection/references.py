@@ -104,7 +104,11 @@ def another_model(
     )
 
 
-def in_order(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
+def in_order(
+    image_ids: Sequence[str],
+    found: Mapping[str, T],
+    kind: type[TokensNotFoundError] = TokensNotFoundError,
+) -> list[T]:
     """Return the values found for the ids, in order.
 
     Raises:
