@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.errors import CollectionNotFoundError, ConfigError, StoreError
+from edje_qdrant.errors import CollectionNotFoundError, ConfigError, EdjeError, StoreError
 from edje_qdrant.index.backend import Backend, Hits, as_points
 from edje_qdrant.index.batches import by_payload, in_runs, vectors_per_request
 from edje_qdrant.index.filters.filter import Filter
@@ -34,11 +35,19 @@ from edje_qdrant.index.qdrant.metadata import (
     read_settings,
     read_version,
     require_absent,
-    strict_limits,
     was_made,
 )
 from edje_qdrant.index.qdrant.settings import QdrantSettings, check_settings
+from edje_qdrant.index.qdrant.strict_mode import (
+    check_size,
+    exact_count,
+    is_about_limits,
+    least,
+    losses,
+    read_limits,
+)
 from edje_qdrant.index.qdrant.versions import ServerVersion
+from edje_qdrant.index.ranking import SLACK
 from edje_qdrant.index.validate import (
     CheckedPayload,
     CheckedPoint,
@@ -52,6 +61,10 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
 
 __all__ = ["QdrantBackend"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 # Seconds for which payload indexes are remembered, as other processes may create and drop some.
 _INDEXES_KEPT = 60.0
@@ -80,13 +93,10 @@ class QdrantBackend(Backend):
     ) -> None:
         self.dim = found.dim
         self.batch_size = options.batch_size
-        self.metadata = found.metadata
-        self._oversampling = found.oversampling
+        self._take(found)
         self._version = version
         self._facts = ServerFacts(version, self._index_of)
-        self._indexes = found.indexes
-        self._strict = found.strict
-        self._indexes_until = time.monotonic() + _INDEXES_KEPT
+        self._told: set[str] = set()
         self._connection = connection
         self._client = connection.client
         self._collection = self.resolved_name = name
@@ -190,7 +200,7 @@ class QdrantBackend(Backend):
         )
 
     def reload_metadata(self) -> None:
-        self.metadata = read_settings(self._connection, self._collection).metadata
+        self._take(read_settings(self._connection, self._collection))
 
     def translate(
         self, filter: Filter | None, timeout: float | None = None
@@ -199,8 +209,14 @@ class QdrantBackend(Backend):
             return memory_filter(filter)
         with self._connection.within(timeout):
             chosen = server_filter(filter, self._facts)
-            self._require_indexes(chosen, "unindexed_filtering_retrieve")
+            if chosen is not None:
+                self._within_limits(lambda: self._check_filter(chosen))
             return chosen
+
+    def _check_filter(self, chosen: models.Filter) -> None:
+        check_size(chosen, self._limits)
+        if not self._limits.unindexed_reads:
+            require_indexes(chosen, self._facts)
 
     def nearest(
         self,
@@ -211,8 +227,8 @@ class QdrantBackend(Backend):
     ) -> list[Hits]:
         """Search; all vectors travel in one request of up to 16 MB."""
         self.check_open()
-        with self._connection.within(timeout) as limits:
-            return self._query([query.tolist() for query in queries], wanted, chosen, limits)
+        with self._connection.within(timeout) as timed:
+            return self._query([query.tolist() for query in queries], wanted, chosen, timed)
 
     async def nearest_async(
         self,
@@ -224,15 +240,16 @@ class QdrantBackend(Backend):
         if self._connection.is_local:
             return await super().nearest_async(queries, wanted, chosen, timeout)
         self.check_open()
-        name, ask = self._collection, self._connection.call_async
-        with self._connection.within(timeout) as limits:
+        given = queries.tolist()
+        with self._connection.within(timeout) as timed:
             if chosen is not None and self._are_indexes_old():
-                await asyncio.to_thread(self._read_indexes)
-            requests = self._requests(queries.tolist(), wanted, chosen)
-            answers: list[Any] = []
-            for run in in_runs(requests, vectors_per_request(self.dim)):
-                answers += await ask(name, "query_batch_points", name, run, **limits)
-        return [answer.points for answer in answers]
+                await asyncio.to_thread(self._read_info)
+            try:
+                return await self._ask_async(given, wanted, chosen, timed)
+            except ConfigError as error:
+                if not await asyncio.to_thread(self._limits_changed, error):
+                    raise
+                return await self._ask_async(given, wanted, chosen, timed)
 
     def best_score(
         self,
@@ -275,32 +292,44 @@ class QdrantBackend(Backend):
         vectors: bool,
     ) -> tuple[list[Point], Any]:
         """Read a page; with vectors it is limited to 16 MB of them."""
-        records, following = self._connection.call(
-            self._collection,
-            self._client.scroll,
-            self._collection,
-            scroll_filter=chosen,
-            limit=min(size, vectors_per_request(self.dim)) if vectors else size,
-            offset=start,
-            with_payload=qdrant_requests.selected(payload, tokens),
-            with_vectors=vectors,
+        if vectors:
+            size = min(size, vectors_per_request(self.dim))
+        records, following = self._within_limits(
+            lambda: self._connection.call(
+                self._collection,
+                self._client.scroll,
+                self._collection,
+                scroll_filter=chosen,
+                limit=least(size, self._limits.points_found),
+                offset=start,
+                with_payload=qdrant_requests.selected(payload, tokens),
+                with_vectors=vectors,
+            )
         )
         return as_points(records, vectors=vectors), following
 
     def write(self, points: Sequence[CheckedPoint]) -> None:
         from qdrant_client import models
 
-        self._write(
-            self._client.upsert,
-            [models.PointStruct(id=p.id, vector=p.vector, payload=p.payload) for p in points],
-        )
+        made = [models.PointStruct(id=p.id, vector=p.vector, payload=p.payload) for p in points]
+
+        def send() -> None:
+            for run in in_runs(made, least(len(made), self._limits.points_written)):
+                self._write(self._client.upsert, run)
+
+        self._within_limits(send)
 
     def set_payload(self, payloads: Sequence[CheckedPayload]) -> None:
-        self._connection.call(self._collection, self._set_payload, payloads)
+        self._within_limits(
+            lambda: self._connection.call(self._collection, self._set_payload, payloads)
+        )
 
     def remove_keys(self, ids: Sequence[str], paths: Sequence[str]) -> None:
-        for run in in_runs([*ids], _IDS_PER_REQUEST):
-            self._write(self._client.delete_payload, [*paths], qdrant_requests.stored(run))
+        def send() -> None:
+            for run in in_runs([*ids], least(_IDS_PER_REQUEST, self._limits.values)):
+                self._write(self._client.delete_payload, [*paths], qdrant_requests.stored(run))
+
+        self._within_limits(send)
 
     def delete(self, ids: Sequence[str]) -> None:
         from qdrant_client import models
@@ -315,53 +344,81 @@ class QdrantBackend(Backend):
 
         # Over gRPC, a condition that the server does not know would delete every other point too.
         require_versions(chosen, self._version, again=True)
-        self._require_indexes(chosen, "unindexed_filtering_update")
-        self._write(self._client.delete, models.FilterSelector(filter=chosen))
+
+        def send() -> None:
+            if not self._limits.unindexed_writes:
+                require_indexes(chosen, self._facts)
+            self._write(self._client.delete, models.FilterSelector(filter=chosen))
+
+        self._within_limits(send)
 
     def count(self, chosen: models.Filter | None) -> int:
-        return self._connection.call(
-            self._collection, self._client.count, self._collection, chosen, exact=True
-        ).count
+        return self._within_limits(
+            lambda: exact_count(self._connection, self._collection, chosen, self._limits)
+        )
 
     def create_payload_index(self, path: str, kind: str) -> None:
         schema = qdrant_schema(kind)
         self.check_open()
         if not self._connection.is_local:  # every filter goes through all points there
             self._write(self._client.create_payload_index, path, field_schema=schema)
-            self._indexes_until = 0
+            self._indexes_until = 0.0
 
     def payload_indexes(self) -> dict[str, str]:
-        return kinds_of(self._read_indexes())
+        self._read_info()
+        return kinds_of(self._indexes)
 
     def close(self) -> None:
         self._connection.close()
 
-    def _read_indexes(self) -> dict[str, Any]:
+    def _take(self, found: Found) -> None:
+        """Remember what the server says of the collection."""
+        self.metadata = found.metadata
+        self._oversampling = found.oversampling
+        self._indexes = found.indexes
+        self._limits = found.limits
+        self._indexes_until = time.monotonic() + _INDEXES_KEPT
+
+    def _read_info(self) -> None:
+        """Read indexes and limits again."""
         info = self._connection.call(
             self._collection, self._client.get_collection, self._collection
         )
-        self._indexes = info.payload_schema
-        self._strict = strict_limits(info)
+        self._indexes, self._limits = info.payload_schema, read_limits(info)
         self._indexes_until = time.monotonic() + _INDEXES_KEPT
-        return self._indexes
+
+    def _within_limits(self, send: Callable[[], T]) -> T:
+        """Send; once more if it is refused, and the limits are others than those it kept to."""
+        try:
+            return send()
+        except ConfigError as error:
+            if not self._limits_changed(error):
+                raise
+            return send()
+
+    def _limits_changed(self, error: ConfigError) -> bool:
+        """Read the limits again if something was refused because of them; return if they changed.
+
+        Args:
+            error: From a server, or from a check before anything was sent.
+        """
+        if self._connection.is_local or not is_about_limits(error):
+            return False
+        before = self._limits
+        try:
+            self._read_info()
+        except EdjeError:  # what was refused says more
+            return False
+        return self._limits != before
 
     def _index_of(self, path: str, again: bool) -> Any:
         """Return the payload index of a field; None if there is none."""
         if again or self._are_indexes_old():
-            self._read_indexes()
+            self._read_info()
         return self._indexes.get(path)
 
     def _are_indexes_old(self) -> bool:
         return time.monotonic() > self._indexes_until
-
-    def _require_indexes(self, chosen: models.Filter | None, limit: str) -> None:
-        """Refuse what the strict mode would, with the remedy.
-
-        Raises:
-            ConfigError: The limit is set and the filter is on a field without an index.
-        """
-        if chosen is not None and getattr(self._strict, limit, None) is False:
-            require_indexes(chosen, self._facts)
 
     def _write(self, method: Any, *args: Any, **more: Any) -> None:
         """Call a method of the client and wait until it is done."""
@@ -376,8 +433,9 @@ class QdrantBackend(Backend):
             known = {str(record.id) for record in found}
             payloads = [item for item in payloads if item.id in known]
         operations = [
-            qdrant_requests.setting_payload(payload, ids if local else qdrant_requests.stored(ids))
+            qdrant_requests.setting_payload(payload, run if local else qdrant_requests.stored(run))
             for ids, payload in by_payload(payloads)
+            for run in in_runs(ids, least(len(ids), self._limits.values))
         ]
         if operations:
             self._client.batch_update_points(self._collection, operations, wait=True)
@@ -387,24 +445,76 @@ class QdrantBackend(Backend):
         queries: list[Any],
         wanted: int,
         chosen: models.Filter | None,
-        limits: Mapping[str, Any],
+        timed: Mapping[str, int],
     ) -> list[Hits]:
+        name = self._collection
         if chosen is not None and not self._connection.is_local and self._are_indexes_old():
-            self._read_indexes()
-        answers: list[models.QueryResponse] = []
-        requests = self._requests(queries, wanted, chosen)
-        for run in in_runs(requests, vectors_per_request(self.dim)):
-            answers += self._connection.call(
-                self._collection, self._client.query_batch_points, self._collection, run, **limits
+            self._read_info()
+
+        def send() -> list[Hits]:
+            answers: list[models.QueryResponse] = []
+            for run, more in self._requests(queries, wanted, chosen, timed):
+                answers += self._connection.call(
+                    name, self._client.query_batch_points, name, run, **more
+                )
+            return [answer.points for answer in answers]
+
+        return self._within_limits(send)
+
+    async def _ask_async(
+        self,
+        queries: list[Any],
+        wanted: int,
+        chosen: models.Filter | None,
+        timed: Mapping[str, int],
+    ) -> list[Hits]:
+        name = self._collection
+        answers: list[Any] = []
+        for run, more in self._requests(queries, wanted, chosen, timed):
+            answers += await self._connection.call_async(
+                name, "query_batch_points", name, run, **more
             )
         return [answer.points for answer in answers]
 
     def _requests(
-        self, queries: list[Any], wanted: int, chosen: models.Filter | None
-    ) -> list[models.QueryRequest]:
+        self,
+        queries: list[Any],
+        wanted: int,
+        chosen: models.Filter | None,
+        timed: Mapping[str, int],
+    ) -> Iterator[tuple[list[models.QueryRequest], dict[str, int]]]:
+        """Yield requests that stay below 16 MB and within the limits, and their time limit.
+
+        Raises:
+            ConfigError: More points are wanted than a search may ask for.
+        """
+        limits = self._limits
+        most = limits.points_found
+        if most is not None and wanted - SLACK > most:
+            raise ConfigError(
+                f"{wanted - SLACK} candidates are asked for, and the strict mode of "
+                f"{self._collection!r} at {self._connection.address} allows {most} in one search "
+                f"(max_query_limit); lower num_candidates to {most} or less, or raise that limit"
+            )
         reach: Reach | None = Reach.ALL
         if self._connection.is_local:
             reach = None  # it scans everything, and warns when told how to search
         elif chosen is not None:
             reach = Reach.MOST if has_indexes(chosen, self._indexes) else Reach.FEW
-        return qdrant_requests.best(queries, wanted, chosen, reach, self._oversampling)
+        wanted = least(wanted, most)
+        self._tell(losses(wanted, reach, self._oversampling, limits))
+        params = qdrant_requests.search_params(wanted, reach, self._oversampling, limits)
+        requests = qdrant_requests.best(queries, wanted, chosen, params)
+        size = least(vectors_per_request(self.dim), limits.searches)
+        for run in in_runs(requests, size):
+            yield run, limits.timed(timed)
+
+    def _tell(self, lost: Mapping[str, str]) -> None:
+        """Log what the limits cost, each once."""
+        for limit, words in lost.items():
+            if limit not in self._told:
+                self._told.add(limit)
+                _log.warning(
+                    "strict mode of the collection %r at %s (%s): %s",
+                    self._collection, self._connection.address, limit, words,
+                )  # fmt: skip

@@ -8,6 +8,7 @@ from edje_qdrant.errors import CollectionExistsError, ConfigError, StoreError
 from edje_qdrant.index import hnsw
 from edje_qdrant.index.qdrant.connection import Connection
 from edje_qdrant.index.qdrant.settings import QdrantSettings, as_request, oversampling_of
+from edje_qdrant.index.qdrant.strict_mode import Limits, read_limits
 from edje_qdrant.index.qdrant.versions import ServerVersion
 
 __all__ = [
@@ -17,7 +18,6 @@ __all__ = [
     "read_settings",
     "read_version",
     "require_absent",
-    "strict_limits",
     "was_made",
 ]
 
@@ -35,14 +35,14 @@ class Found(NamedTuple):
         metadata: This package's metadata.
         oversampling: Candidates for each wanted point if vectors are quantized; else None.
         indexes: Field path -> payload index.
-        strict: Limits of the collection's strict mode; None if it is off.
+        limits: What the collection's strict mode allows.
     """
 
     dim: int
     metadata: dict[str, Any]
     oversampling: float | None
     indexes: dict[str, Any]
-    strict: Any
+    limits: Limits
 
 
 def as_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def read_settings(connection: Connection, name: str) -> Found:
             "no metadata; choose another name, or upgrade the server and delete it"
         )
     quantized = vectors.quantization_config or config.quantization_config
-    strict = strict_limits(info)
-    return Found(vectors.size, metadata, oversampling_of(quantized), info.payload_schema, strict)
+    oversampling = oversampling_of(quantized)
+    return Found(vectors.size, metadata, oversampling, info.payload_schema, read_limits(info))
 
 
 def read_version(connection: Connection, name: str) -> ServerVersion:
@@ -112,12 +112,6 @@ def read_version(connection: Connection, name: str) -> ServerVersion:
             return None
 
     return ServerVersion(ask, connection.address)
-
-
-def strict_limits(info: Any) -> Any:
-    """Return the limits of a collection's strict mode; None if it is off."""
-    limits = info.config.strict_mode_config
-    return limits if limits is not None and limits.enabled else None
 
 
 def require_absent(connection: Connection, name: str) -> None:

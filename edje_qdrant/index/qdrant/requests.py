@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from edje_qdrant.index import hnsw
 from edje_qdrant.index.filters.field_paths import TOKEN_BYTES
 from edje_qdrant.index.hnsw import Reach
+from edje_qdrant.index.qdrant.strict_mode import Limits, least
 
 if TYPE_CHECKING:
     from qdrant_client import models
 
-__all__ = ["best", "best_score", "selected", "setting_payload", "stored"]
+__all__ = ["best", "best_score", "search_params", "selected", "setting_payload", "stored"]
 
 
 def selected(payload: bool, tokens: bool) -> bool | models.PayloadSelectorExclude:
@@ -27,12 +28,42 @@ def selected(payload: bool, tokens: bool) -> bool | models.PayloadSelectorExclud
     return models.PayloadSelectorExclude(exclude=[TOKEN_BYTES])
 
 
+def search_params(
+    wanted: int, reach: Reach | None, oversampling: float | None, limits: Limits
+) -> models.SearchParams | None:
+    """Return how a server is to search.
+
+    Args:
+        wanted: Points for each query.
+        reach: How to search; None where there is no graph.
+        oversampling: Candidates by quantized vectors for each wanted point, to be rescored by the
+            original vectors; None where vectors are not quantized.
+        limits: What the collection allows.
+    """
+    from qdrant_client import models
+
+    if reach is None:
+        return None
+    scanned = reach is Reach.FEW and limits.exact
+    return models.SearchParams(
+        hnsw_ef=least(hnsw.search_width(wanted), limits.hnsw_ef),
+        exact=True if scanned else None,
+        acorn=models.AcornSearchParams(enable=True, max_selectivity=1.0)
+        if reach is not Reach.ALL and not scanned
+        else None,
+        quantization=None
+        if oversampling is None
+        else models.QuantizationSearchParams(
+            rescore=True, oversampling=least(oversampling, limits.oversampling)
+        ),
+    )
+
+
 def best(
     queries: Sequence[Any],
     wanted: int,
     chosen: models.Filter | None,
-    reach: Reach | None,
-    oversampling: float | None,
+    params: models.SearchParams | None,
 ) -> list[models.QueryRequest]:
     """Return requests for the `wanted` best of the chosen points for each query.
 
@@ -40,24 +71,10 @@ def best(
         queries: Vectors, or other queries of the client's.
         wanted: Points for each query.
         chosen: Which points may be found.
-        reach: How to search; None where there is no graph.
-        oversampling: Candidates by quantized vectors for each wanted point, to be rescored by the
-            original vectors; None where vectors are not quantized.
+        params: How to search.
     """
     from qdrant_client import models
 
-    params = None
-    if reach is not None:
-        params = models.SearchParams(
-            hnsw_ef=hnsw.search_width(wanted),
-            exact=True if reach is Reach.FEW else None,
-            acorn=models.AcornSearchParams(enable=True, max_selectivity=1.0)
-            if reach is Reach.MOST
-            else None,
-            quantization=None
-            if oversampling is None
-            else models.QuantizationSearchParams(rescore=True, oversampling=oversampling),
-        )
     return [
         models.QueryRequest(
             query=query,
