@@ -16,10 +16,11 @@ from edje_qdrant.index.qdrant import requests as qdrant_requests
 from edje_qdrant.index.qdrant.aliases import collection_of
 from edje_qdrant.index.qdrant.connection import Connection, QdrantOptions
 from edje_qdrant.index.qdrant.metadata import read_version
+from edje_qdrant.index.qdrant.strict_mode import exact_count, least, read_limits
 from edje_qdrant.index.validate import check_batch_size, check_name
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient
+    from qdrant_client import QdrantClient, models
     from qdrant_client.models import ScoredPoint as ScoredPoint  # for annotations elsewhere
 
 __all__ = ["AttachablePoint", "AttachablePoints", "PointId"]
@@ -95,7 +96,9 @@ class AttachablePoints:
             self._name = collection_of(self._connection, name)
             if not self._connection.call(name, self._client.collection_exists, self._name):
                 raise CollectionNotFoundError(self.address, name, self._connection.known())
-            if _OUR_KEY in self._all_metadata():
+            info = self._info()
+            self._limits = read_limits(info)
+            if _OUR_KEY in (info.config.metadata or {}):
                 raise ConfigError(
                     f"the collection {name!r} at {self.address} was made by edje-qdrant and "
                     "contains tokens; search it with TwoStageRetriever"
@@ -151,7 +154,7 @@ class AttachablePoints:
 
     def count(self) -> int:
         """Return the number of points."""
-        return self._connection.call(self._name, self._client.count, self._name, exact=True).count
+        return exact_count(self._connection, self._name, None, self._limits)
 
     def scroll(self, batch_size: int = 256) -> Iterator[list[AttachablePoint]]:
         """Yield all points in pages, without token bytes.
@@ -166,7 +169,7 @@ class AttachablePoints:
                 self._name,
                 self._client.scroll,
                 self._name,
-                limit=batch_size,
+                limit=least(batch_size, self._limits.points_found),
                 offset=start,
                 with_payload=self._shown(tokens=False),
                 with_vectors=False,
@@ -182,7 +185,7 @@ class AttachablePoints:
             self._name,
             self._client.scroll,
             self._name,
-            limit=16,
+            limit=least(16, self._limits.points_found),
             with_payload=qdrant_requests.selected(payload=True, tokens=False),
         )
         names = dict.fromkeys(key for record in records for key in record.payload or {})
@@ -260,9 +263,11 @@ class AttachablePoints:
         """Close the client, unless it was passed in; a second call does nothing."""
         self._connection.close()
 
+    def _info(self) -> models.CollectionInfo:
+        return self._connection.call(self._name, self._client.get_collection, self._name)
+
     def _all_metadata(self) -> dict[str, Any]:
-        info = self._connection.call(self._name, self._client.get_collection, self._name)
-        return info.config.metadata or {}
+        return self._info().config.metadata or {}
 
     def _shown(self, *, tokens: bool) -> Any:
         """Return a selector of the payload field and the reserved key."""

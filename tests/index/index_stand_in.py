@@ -16,7 +16,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from qdrant_client import QdrantClient, models
-from server_filters import all_conditions, server_matches, unread_words
+from server_filters import (
+    all_conditions,
+    listed_values,
+    needed_indexes,
+    server_matches,
+    unread_words,
+)
 
 _DEFAULT_HNSW = {
     "m": 16,
@@ -292,22 +298,47 @@ class StandIn:
         if points and isinstance(body, dict):
             if (method, path[2:]) == ("PUT", ["points"]):
                 bound(len(body.get("points", ())), "upsert_max_batchsize", "upsert limit")
+            bound(len(body.get("searches", ())), "search_max_batchsize", "search batch size")
+            allowed = strict.get("search_allow_exact") is not False
             for request in body.get("searches", [body]):
                 bound(request.get("limit"), "max_query_limit", "limit")
                 params = request.get("params") or {}
                 quantization = params.get("quantization") or {}
                 bound(quantization.get("oversampling"), "search_max_oversampling", "oversampling")
                 bound(params.get("hnsw_ef"), "search_max_hnsw_ef", "hnsw_ef")
-            known = self.indexed.get(name, {})
-            free = strict.get(f"unindexed_filtering_{'update' if writes else 'retrieve'}", True)
-            for key, kind in () if free else _needed_indexes(path, body):
-                if key not in known:
-                    raise RefusalError(
-                        400,
-                        f'Bad request: Index required but not found for "{key}" of one of the '
-                        f"following types: [{kind}]. Help: Create an index for this key or use a "
-                        "different filter.",
-                    )
+                if not allowed and (params.get("exact") or request.get("exact")):
+                    says = "Bad request: Exact search disabled!. Help: Set exact=false."
+                    raise RefusalError(400, says)
+            for chosen in _filters(path, body):
+                self._check_filter(name, chosen, strict, writes=writes)
+
+    def _check_filter(
+        self, name: str, chosen: models.Filter, strict: Mapping[str, Any], *, writes: bool
+    ) -> None:
+        groups = (models.Filter, models.NestedCondition)
+        single = [each for each in all_conditions(chosen) if not isinstance(each, groups)]
+        size = max(map(listed_values, single), default=0)
+        for found, limit, called, advice in (
+            (len(single), "filter_max_conditions", "Filter condition", "amount of conditions"),
+            (size, "condition_max_size", "Condition size", "size"),
+        ):
+            most = strict.get(limit)
+            if most is not None and found > most:
+                raise RefusalError(
+                    400,
+                    f"Bad request: {called} limit reached ({found} > {most}). Help: Reduce the "
+                    f"{advice} of your {'filter' if 'amount' in advice else 'condition'}.",
+                )
+        known = self.indexed.get(name, {})
+        free = strict.get(f"unindexed_filtering_{'update' if writes else 'retrieve'}", True)
+        for key, kinds in () if free else needed_indexes(chosen):
+            if key not in known or known[key]["data_type"] not in kinds:
+                raise RefusalError(
+                    400,
+                    f'Bad request: Index required but not found for "{key}" of one of the '
+                    f"following types: [{', '.join(kinds)}]. Help: Create an index for this key or "
+                    "use a different filter.",
+                )
 
     # Answers.
 
@@ -536,21 +567,10 @@ def _set(given: Mapping[str, Any] | None) -> dict[str, Any]:
 def _filters(path: list[str], body: Any) -> Iterator[models.Filter]:
     """Yield the filters of a request."""
     if "points" in path and isinstance(body, dict):
-        for request in (body, *body.get("searches", ())):
+        operations = [each for o in body.get("operations", ()) for each in o.values()]
+        for request in (body, *body.get("searches", ()), *operations):
             if request.get("filter"):
                 yield models.Filter(**request["filter"])
-
-
-def _needed_indexes(path: list[str], body: Any) -> Iterator[tuple[str, str]]:
-    """Yield the fields that a request filters by, and the kind of index each needs."""
-    kinds = {str: "keyword", bool: "bool", int: "integer"}
-    for chosen in _filters(path, body):
-        for condition in all_conditions(chosen):
-            match = getattr(condition, "match", None)
-            if match is not None:
-                values = [*match.model_dump().values()]
-                first = values[0][0] if isinstance(values[0], list) else values[0]
-                yield condition.key, kinds[type(first)]
 
 
 def _given(record: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -28,6 +28,44 @@ def unread_words(filter: models.Filter, version: Version) -> str | None:
         ):
             return "data did not match any variant of untagged enum MatchInterface"
     return None
+
+
+def needed_indexes(filter: models.Filter, inside: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield the fields that a filter asks for, and the kinds of index that strict mode accepts."""
+    for condition in direct_conditions(filter):
+        if isinstance(condition, models.Filter):
+            yield from needed_indexes(condition, inside)
+        elif isinstance(condition, models.NestedCondition):
+            key = condition.nested.key.removesuffix("[]")
+            yield from needed_indexes(condition.nested.filter, f"{inside}{key}[].")
+        else:
+            named = getattr(condition, "is_empty", None) or getattr(condition, "is_null", None)
+            key = getattr(named, "key", None) or getattr(condition, "key", None)
+            match = getattr(condition, "match", None)
+            if key is not None and getattr(match, "any", [""]) and getattr(match, "except_", [""]):
+                yield inside + key, _kinds(condition)
+
+
+def _kinds(condition: Any) -> list[str]:
+    match, asked = getattr(condition, "match", None), getattr(condition, "range", None)
+    if match is not None:
+        if isinstance(match, models.MatchText | models.MatchTextAny | models.MatchPhrase):
+            return ["text"]
+        (value,) = match.model_dump().values()
+        first = value[0] if isinstance(value, list) else value
+        return [{str: "keyword", bool: "bool", int: "integer"}[type(first)]]
+    if asked is not None:
+        return ["float", "integer"] if isinstance(asked, models.Range) else ["datetime"]
+    if any(getattr(condition, f"geo_{shape}", None) for shape in ("radius", "bounding_box")):
+        return ["geo"]
+    return ["bool", "datetime", "float", "geo", "integer", "keyword", "text", "uuid"]
+
+
+def listed_values(condition: Any) -> int:
+    """Return how many values or ids a condition lists."""
+    match = getattr(condition, "match", None)
+    listed = getattr(condition, "has_id", None) or getattr(match, "any", None)
+    return len(listed or getattr(match, "except_", None) or [])
 
 
 def server_matches(
@@ -143,16 +181,17 @@ def _listed(conditions: Any) -> Sequence[Any]:
     return conditions if isinstance(conditions, list) else [conditions] if conditions else []
 
 
+def direct_conditions(filter: models.Filter) -> list[Any]:
+    """Return the conditions of all clauses, not those inside them."""
+    least = filter.min_should.conditions if filter.min_should else []
+    clauses = (filter.must, filter.should, filter.must_not, least)
+    return [condition for clause in clauses for condition in _listed(clause)]
+
+
 def all_conditions(filter: models.Filter) -> list[Any]:
     """Return the conditions of a filter at any depth."""
-    least = filter.min_should.conditions if filter.min_should else []
     found: list[Any] = []
-    for condition in (
-        *_listed(filter.must),
-        *_listed(filter.should),
-        *_listed(filter.must_not),
-        *least,
-    ):
+    for condition in direct_conditions(filter):
         found.append(condition)
         if isinstance(condition, models.Filter):
             found += all_conditions(condition)

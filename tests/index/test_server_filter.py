@@ -229,18 +229,35 @@ def test_in_strict_mode_filters_need_indexes(stand_in: StandIn) -> None:
     index.create_payload_index("a", "integer")
     assert index.count({"a": 1}) == 1
     assert index.count(models.Filter(must=[models.HasIdCondition(has_id=[image_id(0)])])) == 1
+    nothing = Field(key="b", match=models.MatchAny(any=[]))
+    assert index.count(models.Filter(must=[nothing])) == 0  # needs no index
     stand_in.seen.clear()
     one = models.MatchValue(value=1)
     empty = models.IsEmptyCondition(is_empty=models.PayloadField(key="b"))
-    for chosen, place in (
-        ({"a": 1, "b": 1}, r"filter\.must\[1\]"),
-        (models.Filter(should=[models.Filter(must_not=[empty])]), r"should\[0\]\.must_not\[0\]"),
-        (models.Filter(must=[Field(key="b", match=one)]), r"filter\.must\[0\]"),
+    nested = models.Nested(key="c", filter=models.Filter(must=[Field(key="d", match=one)]))
+    text = Field(key="a", match=models.MatchValue(value="x"))
+    prefix = Field(key="b", match=models.MatchPrefix(prefix="x"))
+    call = r"'b', .*create_payload_index\('b', {}\), or ingest --payload-index b={}"
+    integer = call.format("'integer'", "integer")
+    for chosen, words in (
+        ({"a": 1, "b": 1}, r"filter\.must\[1\] is on " + integer),
+        (
+            models.Filter(should=[models.Filter(must_not=[empty])]),
+            r"should\[0\]\.must_not\[0\] is on " + call.format("kind", "KIND"),
+        ),
+        (models.Filter(must=[Field(key="b", match=one)]), r"filter\.must\[0\] is on " + integer),
+        (
+            models.Filter(must=[text]),
+            r"no payload index of kind keyword or uuid; .*create_payload_index\('a', 'keyword'\)",
+        ),
+        (
+            models.Filter(must=[models.NestedCondition(nested=nested)]),
+            r"must\[0\]\.nested\.filter\.must\[0\] is on 'c\[\]\.d'.*none for objects in a list",
+        ),
+        (models.Filter(must=[prefix]), r"is on 'b'.*KeywordIndexParams\(.*prefix=True\)"),
     ):
         for use in (index.count, index.delete_matching, lambda f: index.scroll(filter=f)):
-            with pytest.raises(
-                ConfigError, match=place + r" is on 'b'.*create_payload_index\('b', kind\)"
-            ):
+            with pytest.raises(ConfigError, match=words):
                 use(chosen)
     assert {*stand_in.seen} == {"GET /collections/images"}  # whether there is one by now
     # Only what would be refused is: a limit on deletes alone leaves searches.

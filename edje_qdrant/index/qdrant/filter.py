@@ -168,27 +168,65 @@ def require_versions(
                             version.require(type(asked).__name__, named, again=again)
 
 
-def require_indexes(filter: models.Filter, facts: ServerFacts, where: str = "filter") -> None:
-    """Check that a filter asks for fields with a payload index only, as strict mode wants it.
+def require_indexes(
+    filter: models.Filter, facts: ServerFacts, where: str = "filter", inside: str = ""
+) -> None:
+    """Check that every field of a filter has a payload index, as strict mode wants it.
 
-    Fields of objects in lists are left to the server.
+    Args:
+        filter: What a server is to be asked.
+        facts: The server.
+        where: The filter's place, for messages.
+        inside: Path of the list whose objects the filter is about, such as `boxes[].`.
 
     Raises:
-        ConfigError: A field has none; names the condition.
+        ConfigError: A field has none, or one of another kind; names the condition, and how to make
+            it.
     """
     for _, conditions in clauses(filter, where):
         for place, condition in conditions:
-            if type(condition).__name__ == "Filter":
-                require_indexes(condition, facts, place)
+            kind = type(condition).__name__
+            if kind == "Filter":
+                require_indexes(condition, facts, place, inside)
+            if kind == "NestedCondition":
+                within = f"{inside}{condition.nested.key.removesuffix('[]')}[]."
+                require_indexes(condition.nested.filter, facts, f"{place}.nested.filter", within)
             key = getattr(getattr(condition, "is_empty", None), "key", None)
             key = key or getattr(condition, "key", None)
-            if key is None or "[" in key or facts.index(key, False) or facts.index(key, True):
+            if key is None:
                 continue
+            key, fitting = f"{inside}{key}", _fitting(condition)
+            prefix = type(getattr(condition, "match", None)).__name__ == "MatchPrefix"
+            if fitting == () or any(
+                _fits(facts.index(key, again), fitting, prefix) for again in (False, True)
+            ):
+                continue
+            found = f"{place} is on {key!r}, which has no payload index"
+            if fitting:
+                found += f" of kind {' or '.join(fitting)}"
+            remedy = _remedy(key, fitting, prefix)
             raise ConfigError(
-                f"{place} is on {key!r}, which has no payload index; the server is in strict mode, "
-                f"where filters need one: create_payload_index({key!r}, kind), or ingest "
-                f"--payload-index {key}=KIND"
+                f"{found}; the collection is in strict mode, where filters need one: {remedy}"
             )
+
+
+def _fits(index: Any, fitting: tuple[str, ...] | None, prefix: bool) -> bool:
+    if index is None or (prefix and not getattr(index.params, "prefix", None)):
+        return False
+    return fitting is None or _kind(index) in fitting
+
+
+def _remedy(key: str, fitting: tuple[str, ...] | None, prefix: bool) -> str:
+    """Return how to make a payload index."""
+    if "[" in key:
+        return "there is none for objects in a list; store it in a field of its own"
+    if prefix:
+        return (
+            "make it with Qdrant's client and "
+            "KeywordIndexParams(type='keyword', prefix=True) as field_schema"
+        )
+    given, named = ("kind", "KIND") if fitting is None else (repr(fitting[0]), fitting[0])
+    return f"create_payload_index({key!r}, {given}), or ingest --payload-index {key}={named}"
 
 
 def has_indexes(filter: models.Filter, indexes: Mapping[str, Any]) -> bool:
@@ -213,15 +251,20 @@ def _has_index(condition: Any, indexes: Mapping[str, Any]) -> bool:
         return condition.is_empty.key in indexes
     if kind != "FieldCondition":
         return kind in _COUNTED
-    tests = (getattr(condition, name) for name in _TESTS)
+    return _kind(indexes.get(condition.key)) in (_fitting(condition) or ())
+
+
+def _fitting(condition: Any) -> tuple[str, ...] | None:
+    """Return the kinds of payload index by which a server tests a field; None for any kind."""
+    tests = (getattr(condition, name, None) for name in _TESTS)
     test = next((test for test in tests if test is not None), None)
+    if test is None:
+        return None
     value = next((getattr(test, name) for name in _VALUES if hasattr(test, name)), None)
     if value is None:
-        fitting = _INDEX_OF_TEST.get(type(test).__name__, ())
-    else:
-        first = value[0] if isinstance(value, list) and value else value
-        fitting = _INDEX_OF_VALUE.get(type(first).__name__, ())
-    return _kind(indexes.get(condition.key)) in fitting
+        return _INDEX_OF_TEST.get(type(test).__name__, ())
+    first = value[0] if isinstance(value, list) and value else value
+    return _INDEX_OF_VALUE.get(type(first).__name__, ())
 
 
 def _rewritten(filter: models.Filter, change: _Change, where: str, nested: bool) -> models.Filter:
