@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import io
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -16,9 +13,9 @@ from PIL import Image
 
 from edje_qdrant.checks import check_list
 from edje_qdrant.errors import ConfigError, ImageReadError, MissingExtraError
-from edje_qdrant.images import error_reason, open_upright
 from edje_qdrant.integrations.cross_encoder import EDJECrossEncoder, RankableImage
 from edje_qdrant.integrations.hits import ImageScorer
+from edje_qdrant.integrations.image_inputs import image_from_base64
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.precision import Precision
 
@@ -76,7 +73,8 @@ class EDJERanker(BaseRanker):
             ConfigError: The text contains no word, or the document is not an image.
             ImageReadError: The image cannot be read.
         """
-        return float(self._encoder.predict([(query, _image_of(doc))])[0])
+        scores: Any = self._encoder.predict([(query, _image_of(doc))])
+        return float(scores[0])
 
     def rank(
         self,
@@ -159,7 +157,7 @@ def _image_of(doc: RankableImage | Document) -> RankableImage:
     if not isinstance(doc, Document):
         return doc
     if doc.base64 is not None:
-        return _decoded(doc.base64, f"of document {doc.doc_id!r}")
+        return image_from_base64(doc.base64, f"of document {doc.doc_id!r}")
     image: RankableImage | None = doc.image_path if doc.image_path is not None else doc.doc_id
     if doc.document_type != "image" or image is None:
         raise ConfigError(
@@ -169,18 +167,10 @@ def _image_of(doc: RankableImage | Document) -> RankableImage:
     return image
 
 
-def _decoded(text: str, name: str) -> Image.Image:
-    try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageReadError(name, error_reason(error)) from error
-    return open_upright(io.BytesIO(content), name)
-
-
 def _in_base64(text: str) -> Image.Image | None:
     """Return the image that a text holds in base64; None if it is something else, as a path is."""
     try:
-        return _decoded(text, "in base64")
+        return image_from_base64(text, "in base64")
     except ImageReadError:
         return None
 

@@ -12,7 +12,8 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 LIBRARIES = {"LangChain": "langchain_core", "LlamaIndex": "llama_index.core",
-             "Haystack": "haystack", "rerankers": "rerankers"}  # fmt: skip
+             "Haystack": "haystack", "sentence-transformers": "sentence_transformers",
+             "rerankers": "rerankers"}  # fmt: skip
 
 
 # Sections that need a server, and are tested with one elsewhere.
@@ -47,12 +48,13 @@ def test_the_pages_examples_run_one_after_another(
     assert lines[0] == "20 0 ()"
     assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
     if not left_out:
-        assert len(lines) == 11
+        assert len(lines) == 12
         assert lines[5].endswith(".png")
         assert lines[7].startswith("1 ")
         assert lines[7].endswith("index")
         assert lines[8].count(".png") == 3
-        assert lines[10] in "abc"
+        assert lines[10] == lines[9]
+        assert lines[11] in "abc"
     names["retriever"].close()
     names.clear()
     gc.collect()

@@ -19,6 +19,7 @@ from edje_qdrant.errors import MissingExtraError
         ("haystack", "haystack", "haystack"),
         ("ray", "ray", "ray"),
         ("rerankers", "rerankers", "rerankers"),
+        ("sentence_transformers", "sentence_transformers", "sentence-transformers"),
     ],
 )
 def test_without_the_package_the_extra_is_named(
@@ -36,7 +37,8 @@ def test_without_the_package_the_extra_is_named(
 def test_the_package_itself_loads_nothing() -> None:
     code = (
         "import sys, edje_qdrant.integrations\n"
-        "heavy = ('langchain_core', 'llama_index', 'haystack', 'ray', 'rerankers', 'torch')\n"
+        "heavy = ('langchain_core', 'llama_index', 'haystack', 'ray', 'rerankers', 'torch',\n"
+        "    'sentence_transformers', 'mteb')\n"
         "assert not [name for name in heavy if name in sys.modules]\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
