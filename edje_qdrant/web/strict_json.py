@@ -25,14 +25,15 @@ def read_json(text: str | bytes) -> Any:
         ValueError: The text is not JSON in UTF-8; or it holds NaN, Infinity, a number beyond 64
             bits, or half of a surrogate pair; or it is nested too deep.
     """
-    if isinstance(text, bytes):
-        text = text.decode("utf-8")
+    decoded = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
         value = json.loads(
-            text, parse_constant=_constant, parse_int=json_integer, parse_float=_number
+            decoded, parse_constant=_constant, parse_int=json_integer, parse_float=_number
         )
-        # Half of a pair can be written as an escape, and is no character.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        # Half of a pair can be written as an escape, and is no character. Writing takes several
+        # times as long as reading, and large bodies hold images, without escapes.
+        if decoded is text or "\\u" in decoded:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except UnicodeEncodeError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from command_line import run
 
+from edje_qdrant.errors import ConfigError
+
 pytest.importorskip("fastapi", reason="needs the extra web")
 
 
@@ -14,6 +16,8 @@ pytest.importorskip("fastapi", reason="needs the extra web")
         (["--host", "0.0.0.0"], "EDJE_QDRANT_SERVICE_KEY"),
         (["--images", "nowhere"], "is not a folder"),
         (["--ingest"], "--images"),
+        (["--allow-fetch", "https://images.example.com"], "is not a host"),
+        (["--allow-fetch", "a.example", "--allow-fetch", "169.254.169.254"], "nothing is ever"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_is_loaded(args, match, monkeypatch):
@@ -22,3 +26,17 @@ def test_what_cannot_be_served_is_refused_before_anything_is_loaded(args, match,
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     assert match in line
+
+
+def test_options_for_images_of_requests_become_settings(monkeypatch):
+    def stop(**options):
+        given.update(options)
+        raise ConfigError("seen")
+
+    given = {}
+    monkeypatch.setattr("edje_qdrant.web.settings.ServiceSettings", stop)
+    names = ["--allow-fetch", "a.example", "--allow-fetch", "*.b.example:8080"]
+    result = run("serve", "--index", "x", *names, "--image-cache-mb", "3")
+    assert "seen" in result.stderr
+    assert given["allow_fetch"] == ("a.example", "*.b.example:8080")
+    assert given["image_cache_bytes"] == 3 << 20

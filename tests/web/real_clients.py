@@ -181,6 +181,13 @@ class Calls:
             top_n=2, return_documents=True,
         )  # fmt: skip
         self._ranked([result["index"] for result in answer.results])
+        error = _failure(
+            Exception,
+            lambda: litellm.rerank(
+                model=model, api_base=api_base, api_key=self.key, query=QUERY, documents=[TEXT]
+            ),
+        )
+        assert "scores texts against images" in str(error), error
 
     def litellm_hosted_vllm_image(self) -> None:
         import litellm
@@ -206,9 +213,14 @@ class Calls:
         self._llama_index(CohereRerank(api_key=self.key, base_url=self.url, model="edje"))
 
     def llama_index_jina(self) -> None:
+        from llama_index.core.schema import NodeWithScore, TextNode
         from llama_index.postprocessor.jinaai_rerank import JinaRerank
 
-        self._llama_index(JinaRerank(api_key=self.key, base_url=f"{self.url}/v1", model="edje"))
+        reranker = JinaRerank(api_key=self.key, base_url=f"{self.url}/v1", model="edje")
+        self._llama_index(reranker)
+        nodes = [NodeWithScore(node=TextNode(text=TEXT))]
+        error = _failure(RuntimeError, lambda: reranker.postprocess_nodes(nodes, query_str=QUERY))
+        assert "scores texts against images" in str(error)
 
     def llama_index_tei(self) -> None:
         from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
@@ -255,6 +267,10 @@ class Calls:
         documents = [Document(content=image_id) for image_id in self.ids]
         found = ranker.run(query=QUERY, documents=documents, top_k=2)["documents"]
         assert [found[0].content, len(found)] == [self.best, 2]
+        error = _failure(
+            Exception, lambda: ranker.run(query=QUERY, documents=[Document(content=TEXT)])
+        )
+        assert "scores texts against images" in str(getattr(error, "body", error))
 
     def openai_embeddings(self) -> None:
         client = self._openai()
