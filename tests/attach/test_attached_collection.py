@@ -418,3 +418,80 @@ def test_the_commands(
         result = run("detach", *where, "--json")
         assert result.exit_code == 0, result.output
         assert all("_edje" not in r.payload for r in server.client.scroll(NAME)[0])
+
+
+def test_tokens_of_another_model_raise_and_are_replaced(shop: Shop, tiny_model: EDJEModel) -> None:
+    shop.attach(tiny_model)
+    (record,) = shop.client.retrieve(NAME, [3])
+    mark = record.payload["_edje"]
+    key = tiny_model.contract().model_key
+    assert mark["contract"] == key
+    shop.client.set_payload(NAME, {"_edje": {**mark, "contract": "0123abcd"}}, [3])
+    with attached(shop, tiny_model) as opened:
+        assert opened.score(TEXT, [1, 5]).shape == (2,)
+        with pytest.raises(ContractMismatchError, match=r"images 3 .*edje-qdrant attach") as caught:
+            opened.score(TEXT, [1, 3])
+        assert caught.value.expected == {"contract": key}
+        assert caught.value.found == {"contract": "0123abcd"}
+        report = shop.attach(tiny_model)
+        assert (report.added, report.skipped) == (1, COUNT - 1)
+        assert opened.score(TEXT, [1, 3]).shape == (2,)
+
+
+@pytest.mark.parametrize("what", ["another model", "detached"])
+def test_an_attachment_that_was_replaced_is_not_written_to(
+    shop: Shop, tiny_model: EDJEModel, what: str
+) -> None:
+    """As by another process that attaches, while this one encodes."""
+    seen: list[str] = []
+
+    def locate(value: str) -> Path:
+        seen.append(value)
+        if len(seen) == 3:
+            metadata = shop.client.get_collection(NAME).config.metadata["edje_qdrant_attached"]
+            contract = {**metadata["contract"], "adapter_hash": "other", "model": "other"}
+            written = {**metadata, "contract": contract} if what == "another model" else {}
+            shop.client.update_collection(NAME, metadata={"edje_qdrant_attached": written})
+        return shop.folder / value
+
+    error = ContractMismatchError if what == "another model" else StoreError
+    with pytest.raises(error, match="replaced"):
+        attach_tokens(
+            shop.location, NAME, tiny_model, path_field="picture.file", locate=locate,
+            batch_size=COUNT, progress=False,
+        )  # fmt: skip
+    assert not any("_edje" in record.payload for record in shop.everything())
+
+
+def test_attached_by_an_alias(
+    tmp_path: Path, write_images: WriteImages, tiny_model: EDJEModel
+) -> None:
+    """An alias that is moved after it was resolved changes nothing."""
+    paths = write_images(tmp_path, 4)
+    with StandIn() as server:
+        params = models.VectorParams(size=1, distance=models.Distance.DOT)
+        for name in ("v1", "v2"):
+            server.client.create_collection(name, vectors_config=params)
+            points = [
+                models.PointStruct(id=n, vector=[1.0], payload={"path": str(path)})
+                for n, path in enumerate(paths)
+            ]
+            server.client.upsert(name, points)
+
+        def point(to: str) -> None:
+            made = {"collection_name": to, "alias_name": "live"}
+            server.answer("POST", ["collections", "aliases"], {"actions": [{"create_alias": made}]})
+
+        def locate(value: str) -> Path:
+            point("v2")
+            return Path(value)
+
+        point("v1")
+        report = attach_tokens(server.url, "live", tiny_model, locate=locate, progress=False)
+        assert report.added == 4
+        assert all("_edje" in r.payload for r in server.client.scroll("v1")[0])
+        assert not any("_edje" in r.payload for r in server.client.scroll("v2")[0])
+        point("v1")
+        with AttachedCollection.open(server.url, "live", model=tiny_model) as opened:
+            point("v2")
+            assert opened.score(TEXT, [0, 1]).shape == (2,)
