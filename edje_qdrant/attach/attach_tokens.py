@@ -239,9 +239,9 @@ class _Target:
     def existing(self, image_ids: Sequence[str]) -> set[str]:  # noqa: ARG002 - required by IngestTarget
         return set()  # _without_tokens has skipped points with tokens
 
-    def add(
+    def add_new(
         self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
-    ) -> None:
+    ) -> set[str]:
         contract = self._store.contract
         check_tokens(contract, image_ids, encoding.tokens)
         if not self._store.in_payload:
@@ -255,6 +255,7 @@ class _Target:
             },
             self._require_unchanged,
         )
+        return {*image_ids}
 
     def _require_unchanged(self) -> None:
         """Check that the attached tokens are of the same model and codec as at the start.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import RLock
@@ -21,6 +22,7 @@ from edje_qdrant.collection.references import (
     is_ours,
     reference_of,
     repeated,
+    run_of,
     signed,
     user_payload,
 )
@@ -95,6 +97,7 @@ class ImageCollection(BaseCollection):
         super().__init__(parts.index, name, parts.location)
         self._store, self._record = parts.store, parts.record
         self._codec_lock = RLock()
+        self._run = secrets.token_hex(4)
 
     @classmethod
     def create(
@@ -414,19 +417,60 @@ class ImageCollection(BaseCollection):
         Raises:
             ConfigError: Numbers, shapes or dtypes do not fit the contract, an embedding or a token
                 is not finite, or an id or a payload cannot be stored; nothing was written.
+            ContractMismatchError: On a server, another model's collection has replaced this one.
             CollectionLockedError: Another process is writing tokens.
             StoreError: The disk or the engine refused; points that were written have their tokens.
             EngineUnavailableError: The connection to the server was lost; the same holds.
         """
-        check_kind("encoding", encoding, ImageEncoding, "what model.encode_images returns")
-        check_points(self.contract, image_ids, encoding.embeddings, payloads)
-        check_tokens(self.contract, image_ids, encoding.tokens)
-        self.require_writable()  # before tokens are written
+        self._check_images(image_ids, encoding, payloads)
         if image_ids:
             with self.write_lock:
                 self._check_before_tokens()
                 references = self._store.put(image_ids, encoding.tokens)
                 self._write(image_ids, encoding.embeddings, payloads, references)
+
+    def add_new(
+        self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
+    ) -> set[str]:
+        """Write those of `n` images that are not stored yet; return the ids of those written.
+
+        Of several processes that add an image to a server's collection at the same time, one gets
+        its id returned. The ids are looked up before the write; a server from Qdrant 1.17 on
+        then writes only what is not there; and the points are read back: each says, by random
+        digits that an open collection draws (`_edje.run`), who wrote it. An older server replaces
+        a point that was written in the milliseconds since the lookup, and two processes may then
+        both get its id.
+
+        Args:
+            image_ids: `n` UUID strings.
+            encoding: Embeddings and tokens of the images.
+            payloads: `n` JSON objects; the key `_edje` is reserved.
+
+        Raises:
+            ConfigError: As `add`.
+            ContractMismatchError: As `add`.
+            StoreError: As `add`.
+            EngineUnavailableError: As `add`.
+        """
+        self._check_images(image_ids, encoding, payloads)
+        with self.write_lock:
+            there = self.existing(image_ids)
+            rows = [row for row, image_id in enumerate(image_ids) if image_id not in there]
+            if not rows:
+                return set()
+            new = [image_ids[row] for row in rows]
+            self._check_before_tokens()
+            references = self._store.put(new, encoding.tokens[rows])
+            points = self._points(
+                new, encoding.embeddings[rows], [payloads[row] for row in rows], references,
+                self._run if self._index.shared else None,
+            )  # fmt: skip
+            self._store.flush()
+            self._index.insert(points)
+            if not self._index.shared:
+                return {*new}
+            written = self._index.retrieve(new, tokens=False)
+            return {i for i, payload in written.items() if run_of(payload) == self._run}
 
     def add_codes(
         self,
@@ -543,10 +587,28 @@ class ImageCollection(BaseCollection):
         references: Sequence[TokenReference],
     ) -> None:
         self._store.flush()
+        self._index.upsert(self._points(image_ids, embeddings, payloads, references))
+
+    def _points(
+        self,
+        image_ids: Sequence[str],
+        embeddings: NDArray[np.float32],
+        payloads: Sequence[Payload],
+        references: Sequence[TokenReference],
+        run: str | None = None,
+    ) -> list[Point]:
         rows = zip(image_ids, embeddings, payloads, references, strict=True)
-        self._index.upsert(
-            [Point(i, e, {**p, TOKENS_KEY: signed(r, self.contract)}) for i, e, p, r in rows]
-        )
+        contract = self.contract
+        return [Point(i, e, {**p, TOKENS_KEY: signed(r, contract, run)}) for i, e, p, r in rows]
+
+    def _check_images(
+        self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
+    ) -> None:
+        """Check images before their tokens are written; raises as `add`."""
+        check_kind("encoding", encoding, ImageEncoding, "what model.encode_images returns")
+        check_points(self.contract, image_ids, encoding.embeddings, payloads)
+        check_tokens(self.contract, image_ids, encoding.tokens)
+        self.require_writable()
 
     def _codes(self, found: Mapping[str, Payload], empty: EmptyCodes) -> list[StoredCodes]:
         """Read the tokens of the images with these payloads, in order."""

@@ -25,6 +25,7 @@ __all__ = [
     "readable",
     "reference_of",
     "repeated",
+    "run_of",
     "signed",
     "user_payload",
 ]
@@ -35,6 +36,9 @@ T = TypeVar("T")
 
 # The key of a reference that names the model that wrote it; see `TokenContract.model_key`.
 _CONTRACT = "contract"
+
+# The key of a reference that tells points of processes apart that add the same images at once.
+_RUN = "run"
 
 _REMEDY = (
     "list all with `edje-qdrant verify`, then encode them again with `edje-qdrant repair`, or "
@@ -65,9 +69,23 @@ def is_ours(point_id: str, payload: Payload) -> bool:
     return TOKENS_KEY in payload and not point_id.isdecimal()
 
 
-def signed(reference: TokenReference, contract: TokenContract) -> dict[str, Any]:
-    """Return a reference as points store it: with the key of the model that wrote the tokens."""
-    return {**reference, _CONTRACT: contract.model_key}
+def signed(
+    reference: TokenReference, contract: TokenContract, run: str | None = None
+) -> dict[str, Any]:
+    """Return a reference as points store it: with the key of the model that wrote the tokens.
+
+    Args:
+        reference: From the token store.
+        contract: The collection's.
+        run: Identifies what wrote the point, where several processes may write; see `run_of`.
+    """
+    of_run = {} if run is None else {_RUN: run}
+    return {**reference, _CONTRACT: contract.model_key, **of_run}
+
+
+def run_of(payload: Payload) -> Any:
+    """Return what identifies the object that wrote a point, if it had to be known."""
+    return reference_of(payload).get(_RUN)
 
 
 def another_model(

@@ -184,6 +184,10 @@ class Backend(ABC):
     def write(self, points: Sequence[CheckedPoint]) -> None:
         """Write points, replacing those with the same id."""
 
+    def insert(self, points: Sequence[CheckedPoint]) -> None:
+        """Write points that are not stored; the caller has looked, and a folder is locked."""
+        self.write(points)
+
     @abstractmethod
     def set_payload(self, payloads: Sequence[CheckedPayload]) -> None:
         """Set top-level payload keys; unknown ids are ignored."""

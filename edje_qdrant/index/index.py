@@ -160,6 +160,19 @@ class VectorIndex:
                 self._check_before_write()
                 self._backend.write(batch)
 
+    def insert(self, points: Sequence[Point]) -> None:
+        """Write points that are not stored yet, as `upsert` does.
+
+        A point that another process has written since the caller looked stays as it is, on servers
+        from Qdrant 1.17 on; an older server replaces it.
+        """
+        checked = check_points(points, self._backend.dim)
+        self._backend.check_writable()
+        with self._reported([point.id for point in checked]):
+            for batch in in_batches(checked, self._backend.batch_size):
+                self._check_before_write()
+                self._backend.insert(batch)
+
     def set_payload(self, payloads: Mapping[str, Payload]) -> None:
         """Set keys of stored payloads, id -> key -> value; visible to searches on return.
 

@@ -35,10 +35,10 @@ class IngestTarget(Protocol):
     def existing(self, image_ids: Sequence[str]) -> set[str]:
         """Return those of the ids that are stored already."""
 
-    def add(
+    def add_new(
         self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
-    ) -> None:
-        """Store images, in the order of their ids."""
+    ) -> set[str]:
+        """Store images that are not stored yet; return the ids of those that this call stored."""
 
 
 class IngestRun:
@@ -53,8 +53,9 @@ class IngestRun:
         unit: Names what the bar counts.
 
     Attributes:
-        added: Images written.
-        skipped: Images that were stored already, or that occurred before.
+        added: Images written by this run; see `ImageCollection.add_new`.
+        skipped: Images that were stored already, or that occurred before, or that another process
+            wrote while this one encoded them.
         failed: Images that could not be read.
         bar: The progress bar; a context manager.
         seen: If it is a set, the 16 bytes of the id of every image that was decoded are added.
@@ -78,7 +79,7 @@ class IngestRun:
         self.failed: list[FailedImage] = []
         self.seen: set[bytes] | None = None
         self._writing: set[str] = set()
-        self._bar_lock = threading.Lock()
+        self._count_lock = threading.Lock()  # two threads count
 
     def missing(
         self,
@@ -125,7 +126,7 @@ class IngestRun:
         """
         decoded = self._successes(in_threads(threads, decode, items, batch_size))
         with ThreadPoolExecutor(1, thread_name_prefix="edje-writing") as writer:
-            writing: Future[None] | None = None
+            writing: Future[int] | None = None
             for images, encoding in self._encoded(batches(decoded, batch_size)):
                 if writing is not None:
                     writing.result()
@@ -174,17 +175,18 @@ class IngestRun:
         self.failed += batch.failed
         self._advance(len(batch.failed))
         rows = self._new_rows(batch.image_ids)
-        if rows:
-            self._write(
-                [batch.image_ids[row] for row in rows], [batch.payloads[row] for row in rows],
-                batch.rows(rows),
-            )  # fmt: skip
-        return len(rows)
+        if not rows:
+            return 0
+        return self._write(
+            [batch.image_ids[row] for row in rows], [batch.payloads[row] for row in rows],
+            batch.rows(rows),
+        )  # fmt: skip
 
     def skip(self, count: int = 1) -> None:
         """Count images that are stored already."""
-        self.skipped += count
-        self._advance(count)
+        with self._count_lock:
+            self.skipped += count
+            self.bar.update(count)
 
     def _new_rows(self, image_ids: Sequence[str]) -> list[int]:
         """Return the rows of images to add: each once, and none that is stored or being written.
@@ -212,15 +214,19 @@ class IngestRun:
         payloads: Sequence[Payload],
         encoding: ImageEncoding,
         wrote: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        self._target.add(image_ids, encoding, payloads)
+    ) -> int:
+        """Write images; return the number of those that this run added."""
+        added = len(self._target.add_new(image_ids, encoding, payloads))
         self._writing.difference_update(image_ids)
-        self.added += len(image_ids)
-        self._advance(len(image_ids))
-        wrote(len(image_ids))
+        self.added += added
+        self._advance(added)
+        if added < len(image_ids):
+            self.skip(len(image_ids) - added)
+        wrote(added)
+        return added
 
     def _advance(self, count: int = 1) -> None:
-        with self._bar_lock:  # two threads count
+        with self._count_lock:
             self.bar.update(count)
 
     def _successes(self, items: Iterable[T | FailedImage]) -> Iterator[T]:

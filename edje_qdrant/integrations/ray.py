@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
+    CollectionExistsError,
     CollectionNotFoundError,
     ConfigError,
     EdjeError,
@@ -84,9 +85,8 @@ def ingest_dataset(
     running it again. Columns that differ from the fields stored with such an image are updated, and
     null removes a field; if several rows hold one image, any of them may win. Files that cannot be
     read are listed in the report and do not stop the run.
-    If an actor dies, the images it wrote are counted as skipped when its batch is repeated. Copies
-    of an image that two actors process at the same time may both be counted as added; the
-    collection contains the image once.
+    If an actor dies, the images it wrote are counted as skipped when its batch is repeated. Of
+    copies of an image that several actors process at the same time one is counted as added.
 
     Args:
         dataset: The images.
@@ -285,9 +285,12 @@ def _prepare(job: _Job, wanted: dict[str, Any] | None) -> None:
         if wanted is None:
             raise
         contract = EDJEModel.from_pretrained(job.model, device="cpu").contract()
-        collection = ImageCollection.create(
-            job.location, job.name, contract, tokens="payload", **wanted, **job.server
-        )
+        try:
+            collection = ImageCollection.create(
+                job.location, job.name, contract, tokens="payload", **wanted, **job.server
+            )
+        except CollectionExistsError:  # another process was quicker
+            collection = job.open()
     with collection:
         if collection.token_place != "payload":
             raise ConfigError(

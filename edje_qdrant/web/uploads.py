@@ -144,15 +144,17 @@ def ingest_uploads(
             "height": each.decoded.height,
         }
         new[image_id] = DecodedImage(image_id, payload, each.pixels)
+    added: set[str] = set()
     for batch in batches(new.values(), _AT_ONCE):
         encoding = encode_batch(model, [image.pixels for image in batch])
         ids = [image.image_id for image in batch]
-        collection.add(ids, encoding, [image.payload for image in batch])
+        added |= collection.add_new(ids, encoding, [image.payload for image in batch])
     updated = update_fields(collection, stored) if fields else 0
     if new or updated:
         collection.flush()
+    skipped += len(new) - len(added)  # another process was quicker
     return Ingested(
-        added=len(new),
+        added=len(added),
         updated=updated,
         skipped=skipped - updated,
         failed=failed,

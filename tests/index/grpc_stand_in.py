@@ -281,7 +281,10 @@ def _aliases(request: Any) -> Request:
 
 def _upsert(request: Any) -> Request:
     points = [_plain(GrpcToRest.convert_point_struct(point)) for point in request.points]
-    return "PUT", _points(request), {"points": points}
+    body: dict[str, Any] = {"points": points}
+    if request.HasField("update_mode"):
+        body["update_mode"] = GrpcToRest.convert_update_mode(request.update_mode).value
+    return "PUT", _points(request), body
 
 
 def _get(request: Any) -> Request:

@@ -80,6 +80,7 @@ class StandIn:
         failures: Statuses (with headers) to answer with, before anything else.
         seen: Method and path of every request.
         params: How each search was to be done.
+        modes: The `update_mode` of every upsert.
         created: Collection -> what was asked for when it was made.
         indexed: Collection -> field -> the payload index asked for.
         answers_left: How many more requests to answer before hanging up on every one; None for all.
@@ -106,6 +107,7 @@ class StandIn:
         self.seen: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.params: list[models.SearchParams] = []
+        self.modes: list[models.UpdateMode | None] = []
         self.created: dict[str, dict[str, Any]] = {}
         self.indexed: dict[str, dict[str, Any]] = {}
         self.answers_left: int | None = None
@@ -388,6 +390,8 @@ class StandIn:
                 self.indexed.get(name, {}).pop(field_name, None)
                 return self._done(name)
             case ("PUT",):
+                if self.client.collection_exists(name):
+                    raise RefusalError(409, f"Wrong input: Collection `{name}` already exists!")
                 made = models.CreateCollection(**body)
                 done = self.client.create_collection(
                     name, vectors_config=made.vectors, metadata=made.metadata
@@ -406,8 +410,12 @@ class StandIn:
                     return True
                 return self.client.update_collection(name, metadata=update.metadata)
             case ("PUT", "points"):
-                points = models.PointsList(**body).points
-                self.client.upsert(name, points)
+                given = models.PointsList(**body)
+                points = given.points
+                self.modes.append(given.update_mode)
+                knows_modes = tuple(map(int, self.version.split(".")[:2])) >= (1, 17)
+                mode = given.update_mode if knows_modes else None  # older servers ignore it
+                self.client.upsert(name, points, update_mode=mode)
                 result = self._done(name)
                 self._written[name].update({p.id: result["operation_id"] for p in points})
                 return result

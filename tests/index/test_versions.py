@@ -170,9 +170,11 @@ def test_the_table_has_all_that_can_be_asked_for() -> None:
     asked = {*validate._CHECKS, *validate._MATCHES, *validate.KINDS, "Range", "DatetimeRange"}
     made = {*get_args(PayloadKind), *get_args(Quantization)}
     sent = {"QueryRequest", "RecommendQuery", "QuantizationSearchParams", "AcornSearchParams"}
-    assert {*NEEDS} == asked | made | sent | {"MinShould", "metadata"}
+    assert {*NEEDS} == asked | made | sent | {"MinShould", "metadata", "UpdateMode"}
     newer = {kind: f"{major}.{minor}" for kind, (major, minor) in NEEDS.items()
              if (major, minor) > OLDEST}  # fmt: skip
+    # Not refused: an older server is sent a plain upsert.
+    assert newer.pop("UpdateMode") == "1.17"
     assert newer == {kind: needed for kind, (needed, _) in NEWER.items()}
 
 

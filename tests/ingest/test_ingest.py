@@ -422,11 +422,11 @@ class Faulty(ImageCollection):
     error: BaseException
     batches = 0
 
-    def add(self, image_ids: Any, encoding: ImageEncoding, payloads: Any) -> None:
+    def add_new(self, image_ids: Any, encoding: ImageEncoding, payloads: Any) -> set[str]:
         self.batches += 1
         if self.batches == 3:
             raise self.error
-        super().add(image_ids, encoding, payloads)
+        return super().add_new(image_ids, encoding, payloads)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), StoreError("disk full; free some")])
@@ -563,13 +563,14 @@ def slowly(pixels):
     return encode(pixels)
 model.encode_pixels = slowly
 with ImageCollection.create(sys.argv[3], "images", model.contract()) as collection:
-    add = collection.add
+    add = collection.add_new
     def announced(image_ids, encoding, payloads):
-        add(image_ids, encoding, payloads)
+        written = add(image_ids, encoding, payloads)
         print(collection.count(), flush=True)
         if collection.count() >= 120:
             time.sleep(600)  # until it is killed
-    collection.add = announced
+        return written
+    collection.add_new = announced
     ingest_images(
         sys.argv[2], collection, model, batch_size=4, checkpoint_every=8, progress=False
     )
@@ -619,12 +620,13 @@ def test_memory_holds_a_window_of_the_source_only(
         return preprocess(images)
 
     class Slow(ImageCollection):
-        def add(self, image_ids: Any, encoding: ImageEncoding, payloads: Any) -> None:
+        def add_new(self, image_ids: Any, encoding: ImageEncoding, payloads: Any) -> set[str]:
             nonlocal added
             time.sleep(0.02)  # decoding is quicker than this, and must wait
-            super().add(image_ids, encoding, payloads)
+            written = super().add_new(image_ids, encoding, payloads)
             with lock:
                 added += len(image_ids)
+            return written
 
     # An item, since older versions of pytest leave an attribute where there was none.
     monkeypatch.setitem(vars(tiny_model.encoder), "preprocess", counted)

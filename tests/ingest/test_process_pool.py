@@ -114,11 +114,11 @@ class Watched(ImageCollection):
     on_third: Callable[[], None]
     batches = 0
 
-    def add(self, image_ids: Any, encoding: ImageEncoding, payloads: Any) -> None:
+    def add_new(self, image_ids: Any, encoding: ImageEncoding, payloads: Any) -> set[str]:
         type(self).batches += 1
         if self.batches == 3:
             type(self).on_third()
-        super().add(image_ids, encoding, payloads)
+        return super().add_new(image_ids, encoding, payloads)
 
 
 def watched(action: Callable[[], None]) -> type[Watched]:

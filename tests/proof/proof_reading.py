@@ -416,13 +416,14 @@ def _ingest(
             tokens_folder=side if tokens == "file" else None,
             timeout=timeout,
         )
-    add = collection.add
+    add = collection.add_new
 
-    def noted(image_ids: Sequence[str], *more: Any) -> None:
-        add(image_ids, *more)
+    def noted(image_ids: Sequence[str], *more: Any) -> set[str]:
+        written = add(image_ids, *more)
         acknowledged.extend(image_ids)
+        return written
 
-    collection.add = noted  # type: ignore[method-assign]
+    collection.add_new = noted  # type: ignore[method-assign]
     with collection:
         ingest_images(pictures, collection, model(), batch_size=2, progress=False)
 

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.errors import CollectionNotFoundError, ConfigError, EdjeError, StoreError
+from edje_qdrant.errors import (
+    CollectionExistsError,
+    CollectionNotFoundError,
+    ConfigError,
+    EdjeError,
+    StoreError,
+)
 from edje_qdrant.index.backend import Backend, Hits, as_points
 from edje_qdrant.index.batches import by_payload, in_runs, vectors_per_request
 from edje_qdrant.index.filters.filter import Filter
@@ -129,10 +135,12 @@ class QdrantBackend(Backend):
                     **new_settings(dim, settings or QdrantSettings()),
                     metadata=as_metadata(kept),
                 )
-            except (ConfigError, StoreError):
+            except (ConfigError, StoreError) as error:
                 # Made by the first try, of which the answer was lost?
                 if not was_made(connection, name, kept):
                     require_absent(connection, name)  # another process may have been quicker
+                    if "already exists" in str(error):  # and the server is still creating it
+                        raise CollectionExistsError(connection.address, name) from error
                     raise
             # Read back, as an old server drops metadata without an error.
             found = read_settings(connection, name)
@@ -309,13 +317,24 @@ class QdrantBackend(Backend):
         return as_points(records, vectors=vectors), following
 
     def write(self, points: Sequence[CheckedPoint]) -> None:
+        self._upsert(points)
+
+    def insert(self, points: Sequence[CheckedPoint]) -> None:
+        from qdrant_client import models
+
+        if self._version.knows("UpdateMode"):
+            self._upsert(points, update_mode=models.UpdateMode.INSERT_ONLY)
+        else:
+            self._upsert(points)
+
+    def _upsert(self, points: Sequence[CheckedPoint], **more: Any) -> None:
         from qdrant_client import models
 
         made = [models.PointStruct(id=p.id, vector=p.vector, payload=p.payload) for p in points]
 
         def send() -> None:
             for run in in_runs(made, least(len(made), self._limits.points_written)):
-                self._write(self._client.upsert, run)
+                self._write(self._client.upsert, run, **more)
 
         self._within_limits(send)
 

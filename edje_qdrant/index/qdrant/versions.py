@@ -59,6 +59,8 @@ NEEDS: dict[str, Version] = {
     "AcornSearchParams": (1, 16),
     # Collections.
     "metadata": (1, 16),
+    # Writes.
+    "UpdateMode": (1, 17),
     # Payload indexes.
     "keyword": (1, 0),
     "integer": (1, 0),
@@ -124,6 +126,10 @@ class ServerVersion:
                 f"{where} is a {feature}, which {named} does not know; leave it out, or use Qdrant "
                 f"{_text(needed)} or later"
             )
+
+    def knows(self, feature: str) -> bool:
+        """Return whether the server knows a feature, as far as its version is known."""
+        return self._number >= NEEDS[feature]
 
     def _read(self) -> None:
         self._found = self._ask()
