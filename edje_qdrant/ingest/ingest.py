@@ -109,8 +109,8 @@ def ingest_images(
     Returns:
         The numbers of images added, updated, skipped and pruned, and the failures. Images that
         occur twice in the source count as skipped, and so do images that another process wrote to
-        a server's collection while this one encoded them: each image is added by one of several ingests (see
-        `ImageCollection.add_new`).
+        a server's collection while this one encoded them: of several ingests, one adds an image
+        (see `ImageCollection.add_new`).
 
     Raises:
         ConfigError: The source is missing, unreadable or empty, a number is below 1, or a device
