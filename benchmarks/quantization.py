@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--images", "--pictures", type=int, default=4000)
     parser.add_argument("--queries", type=int, default=300)
     options = parser.parse_args()
-    vectors, queries = _embeddings(options.images, options.queries)
+    vectors, queries = embeddings(options.images, options.queries)
     best = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :WANTED]
     rows = [{"quantization": name, **_recalls(name, vectors, queries, best)} for name in CONFIGS]
     result = {
@@ -57,7 +57,8 @@ def main() -> None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _embeddings(images: int, queries: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def embeddings(images: int, queries: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return `(images, d)` embeddings of scenes and `(queries, d)` of their captions."""
     model = EDJEModel.from_pretrained("demo")
     scenes = list(draw_scenes("test", 0, images))
     parts = [scenes[start : start + BATCH] for start in range(0, images, BATCH)]

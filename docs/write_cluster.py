@@ -1,29 +1,46 @@
-"""Write the table of `cluster.md` from `docs/results/quantization.json`; a test fails when stale.
+"""Write the tables of `cluster.md` from files in `docs/results/`; a test fails when stale.
 
-That file comes from `benchmarks/quantization.py --out docs/results/quantization.json`.
+They come from `benchmarks/quantization.py --out docs/results/quantization.json` and
+`benchmarks/graph_width.py --out docs/results/graph-width.json`.
 """
 
 from __future__ import annotations
 
-from result_tables import RESULTS, read
+from result_tables import RESULTS, read, sections, table
 
 TABLE = RESULTS / "cluster-table.md"
 
 
 def page() -> str:
-    """Return the up-to-date table."""
+    """Return the up-to-date tables."""
+    return sections({"quantization": _quantization(), "width": _width()})
+
+
+def _quantization() -> str:
     report = read("quantization")
     ways = [way for way in report["rows"][0] if way != "quantization"]
-    lines = [f"| quantization | {' | '.join(ways)} |", f"| --- |{' ---: |' * len(ways)}"]
-    for row in report["rows"]:
-        shares = " | ".join(f"{100 * row[way]:.1f}%" for way in ways)
-        lines.append(f"| `{row['quantization']}` | {shares} |")
-    lines += [
-        "",
-        f"{report['pictures']:,} scenes, {report['queries']} captions, {report['dim']} numbers a "
-        f"vector, the best {report['wanted']}. {report['date']}, {report['machine']}.",
+    rows = [
+        [f"`{row['quantization']}`", *(f"{100 * row[way]:.1f}%" for way in ways)]
+        for row in report["rows"]
     ]
-    return "\n".join(lines) + "\n"
+    note = (
+        f"{report['pictures']:,} scenes, {report['queries']} captions, {report['dim']} numbers a "
+        f"vector, the best {report['wanted']}. {report['date']}, {report['machine']}."
+    )
+    return table(["quantization", *ways], rows, note)
+
+
+def _width() -> str:
+    report = read("graph-width")
+    ways = [way for way in report["rows"][0] if way != "width"]
+    rows = [
+        [str(row["width"]), *(f"{100 * row[way]:.1f}%" for way in ways)] for row in report["rows"]
+    ]
+    note = (
+        f"{report['images']:,} scenes, {report['queries']} captions, {report['dim']} numbers a "
+        f"vector. {report['date']}, {report['machine']}."
+    )
+    return table(["width", *ways], rows, note)
 
 
 if __name__ == "__main__":

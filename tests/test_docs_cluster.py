@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from index_stand_in import StandIn
+
+from edje_qdrant.index.qdrant import strict_mode
 
 PAGE = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -59,3 +62,20 @@ def test_the_table_of_memory_is_its_arithmetic() -> None:
             assert float(number) * units[unit] == pytest.approx(
                 int(each.replace(",", "")) * count, rel=0.02
             )
+
+
+def test_what_is_said_of_limits_was_measured() -> None:
+    results = Path(__file__).parent.parent / "docs" / "results"
+    widths = json.loads((results / "graph-width.json").read_bytes())["rows"]
+    for row in widths:
+        said = next(share for least, share in strict_mode._BY_WIDTH if row["width"] >= least)
+        assert said == pytest.approx(100 * row["best 100"], abs=0.06)
+    quantized = json.loads((results / "quantization.json").read_bytes())["rows"]
+    kinds = {row["quantization"]: row for row in quantized}
+    for kind, factor, (least, said) in (
+        ("int8", 2.0, (1, 98.9)),
+        ("binary", 4.0, (2, 89.3)),
+        ("binary", 4.0, (1, 67.1)),
+    ):
+        assert said == pytest.approx(100 * kinds[kind][f"rescored x{least}"], abs=0.06)
+        assert said in [share for _, share in strict_mode._BY_OVERSAMPLING[factor]]

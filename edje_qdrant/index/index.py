@@ -278,7 +278,7 @@ class VectorIndex:
 
         A server is asked through `AsyncQdrantClient`; an embedded engine works in another thread.
         """
-        if filter is None or isinstance(filter, Mapping):
+        if filter is None:
             queries, chosen = self._checked(vectors, limit, filter, timeout)
         else:  # a server may have to be asked for its version and its indexes
             queries, chosen = await asyncio.to_thread(

@@ -513,7 +513,8 @@ class QdrantBackend(Backend):
             raise ConfigError(
                 f"{wanted - SLACK} candidates are asked for, and the strict mode of "
                 f"{self._collection!r} at {self._connection.address} allows {most} in one search "
-                f"(max_query_limit); lower num_candidates to {most} or less, or raise that limit"
+                f"(max_query_limit); ask for {most} or fewer (num_candidates, --candidates), or "
+                "raise that limit"
             )
         reach: Reach | None = Reach.ALL
         if self._connection.is_local:

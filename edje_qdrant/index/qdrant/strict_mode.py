@@ -33,6 +33,13 @@ N = TypeVar("N", int, float)
 # Servers end every refusal of the strict mode with advice.
 _ADVICE = " Help: "
 
+# Width of a search -> percentage of the true best 100 that it found (benchmarks/graph_width.py).
+_BY_WIDTH = ((192, 100.0), (128, 99.9), (0, 99.7))
+
+# Oversampling -> by what is allowed: percentage of the true best 100 that a search found, of 8-bit
+# numbers and of the coarsest quantization (benchmarks/quantization.py).
+_BY_OVERSAMPLING = {2.0: ((0.0, 98.9),), 4.0: ((2.0, 89.3), (0.0, 67.1))}
+
 # Points of a page that are only counted.
 _PAGE = 10_000
 
@@ -113,18 +120,26 @@ def losses(
     scanned = reach is Reach.FEW and limits.exact
     width = hnsw.search_width(wanted)
     if limits.hnsw_ef is not None and limits.hnsw_ef < width and not scanned:
+        allowed = max(limits.hnsw_ef, wanted)  # a server keeps as many as are wanted
+        share = next(share for least_width, share in _BY_WIDTH if allowed >= least_width)
         found["search_max_hnsw_ef"] = (
-            f"a search of the graph keeps {max(limits.hnsw_ef, wanted)} candidates in place of "
-            f"{width} and misses more of the best"
+            f"a search of the graph keeps {allowed} candidates in place of {width}; of the true "
+            f"best 100 of 12,000 images {share} % were found by that many, of more images it is "
+            "less; collections below 100 MB of vectors have no graph and lose nothing"
         )
-    if oversampling and limits.oversampling is not None and limits.oversampling < oversampling:
+    allowed_factor = limits.oversampling
+    if oversampling and allowed_factor is not None and allowed_factor < oversampling:
+        share = next(share for factor, share in _BY_OVERSAMPLING[oversampling]
+                     if allowed_factor >= factor)  # fmt: skip
         found["search_max_oversampling"] = (
-            f"a search rescores {limits.oversampling:g} candidates for each one wanted in place of "
-            f"{oversampling:g}"
+            f"a search rescores {allowed_factor:g} candidates for each one wanted in place of "
+            f"{oversampling:g}; of the true best 100 of 4,000 images {share} % were found"
         )
     if reach is Reach.FEW and not limits.exact:
         found["search_allow_exact"] = (
-            "a search by a filter without a payload index follows the graph in place of a scan"
+            "a search by a filter without a payload index follows the graph in place of a scan; of "
+            "the true best 50 of 12,000 images 94 % were found where 1 % match, and all from 10 % "
+            "on; create_payload_index keeps such searches exact where few match"
         )
     return found
 
