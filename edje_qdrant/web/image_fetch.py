@@ -175,6 +175,7 @@ class ImageFetcher:
         return url
 
     async def _fetch(self, url: httpx.URL, name: str) -> bytes:
+        address = await self._address_of(url, name)
         async with httpx.AsyncClient(
             verify=self._tls,
             trust_env=False,
@@ -182,7 +183,6 @@ class ImageFetcher:
             timeout=self._seconds,
             limits=httpx.Limits(max_keepalive_connections=0),
         ) as client:
-            address = await self._address_of(url, name)
             for _ in range(_MOST_REDIRECTS + 1):
                 # The connection goes to the address that was checked; the certificate is
                 # checked for the host's name.

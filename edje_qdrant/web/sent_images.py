@@ -7,9 +7,11 @@ import base64
 import binascii
 import hashlib
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -24,12 +26,13 @@ from edje_qdrant.web.errors import RequestError
 from edje_qdrant.web.image_fetch import ImageFetcher
 from edje_qdrant.web.service import Service
 
-__all__ = ["SentImage", "SentImages", "is_address"]
+__all__ = ["EncodingCache", "SentImage", "SentImages", "is_address"]
 
 T = TypeVar("T")
 
 _AT_ONCE = 8  # images of a request that are fetched, decoded and encoded together
 _MOST_REQUESTS = 8  # requests that do so at a time
+_MOST_FILES = 8  # image files in memory at a time
 _ENTRY_OVERHEAD = 1024  # upper bound of a cache entry's bytes beside its arrays
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):", re.ASCII)
 
@@ -59,31 +62,66 @@ class SentImage:
         return self.embedding.nbytes + self.tokens.nbytes + _ENTRY_OVERHEAD
 
 
+class EncodingCache:
+    """Cache of encodings by the content of image files, least recently used first; thread-safe.
+
+    It holds the encodings of one model: with another one, it starts empty.
+
+    Args:
+        max_bytes: Memory limit.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._model: EDJEModel | None = None
+        self._images: OrderedDict[bytes, SentImage] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, model: EDJEModel, key: bytes) -> SentImage | None:
+        """Return the encodings of a file by a model; None if they are not cached."""
+        with self._lock:
+            if model is not self._model or key not in self._images:
+                return None
+            self._images.move_to_end(key)
+            return self._images[key]
+
+    def put(self, model: EDJEModel, images: Mapping[bytes, SentImage]) -> None:
+        """Cache encodings by a model."""
+        with self._lock:
+            if model is not self._model:
+                self._model, self._bytes = model, 0
+                self._images.clear()
+            for key, image in images.items():
+                if image.nbytes > self._max_bytes or key in self._images:
+                    continue
+                self._images[key] = image
+                self._bytes += image.nbytes
+                while self._bytes > self._max_bytes:
+                    self._bytes -= self._images.popitem(last=False)[1].nbytes
+
+
 class SentImages:
     """Encode the images of requests; encodings are cached by the content of the image files.
 
     Args:
         service: Decodes and encodes, within its limits.
-        fetcher: Fetches addresses.
     """
 
-    def __init__(self, service: Service, fetcher: ImageFetcher | None = None) -> None:
+    def __init__(self, service: Service) -> None:
         settings = service.settings
         self._service = service
-        self._fetcher = fetcher or ImageFetcher(
+        self._fetcher = ImageFetcher(
             settings.fetch_hosts, max_bytes=settings.fetch_bytes, seconds=settings.fetch_seconds
         )
-        self._most_bytes = settings.image_cache_bytes
-        # Used by the event loop's thread alone.
-        self._kept: OrderedDict[bytes, SentImage] = OrderedDict()
-        self._kept_bytes = 0
-        self._model: EDJEModel | None = None
-        self._slots = asyncio.Semaphore(_MOST_REQUESTS)
+        self._cache = EncodingCache(settings.image_cache_bytes)
+        self._requests = asyncio.Semaphore(_MOST_REQUESTS)
+        self._files = asyncio.Semaphore(_MOST_FILES)
 
     async def encode(self, model: EDJEModel, images: Mapping[str, str]) -> list[SentImage]:
         """Encode images, or take their encodings from the cache.
 
-        What was encoded is cached even if a later image cannot be read.
+        What was encoded is cached even if a later image cannot be read, or time runs out.
 
         Args:
             model: The model of the collection.
@@ -105,7 +143,7 @@ class SentImages:
         done: list[SentImage] = []
         if not places:
             return done
-        async with self._slots:
+        async with self._requests:
             for start in range(0, len(places), _AT_ONCE):
                 part = {place: images[place] for place in places[start : start + _AT_ONCE]}
                 done += await self._encode_part(model, part)
@@ -113,66 +151,68 @@ class SentImages:
 
     async def _encode_part(self, model: EDJEModel, images: Mapping[str, str]) -> list[SentImage]:
         """Encode images that fit into one batch."""
-        if model is not self._model:  # the service has changed to another one
-            self._model, self._kept_bytes = model, 0
-            self._kept.clear()
-        files = await _all(self._file(place, source) for place, source in images.items())
         found: dict[bytes, SentImage] = {}
-        new: dict[bytes, tuple[str, bytes]] = {}
-        for place, (key, data) in zip(images, files, strict=True):
-            kept = self._kept.get(key)
-            if kept is None:
-                new.setdefault(key, (place, data))
-            else:
-                found[key] = kept
-                self._kept.move_to_end(key)
-        self._service.metrics.sent_images(encoded=len(new), cached=len(files) - len(new))
-        if new:
-            read = await _all(self._pixels(model, place, data) for place, data in new.values())
-            pixels = [each for _, each in read]
-            encoding = await self._service.score(lambda: encode_batch(model, pixels), index=False)
-            for row, (key, (image_id, _)) in enumerate(zip(new, read, strict=True)):
-                # Copies, so that an entry does not keep the arrays of the whole batch.
-                made = SentImage(
-                    image_id, encoding.embeddings[row].copy(), encoding.tokens[row].copy()
-                )
-                found[key] = made
-                if model is self._model:
-                    self._keep(key, made)
-        return [found[key] for key, _ in files]
-
-    async def _file(self, place: str, source: str) -> tuple[bytes, bytes]:
-        """Return the SHA-256 and the bytes of an image file."""
-        if is_address(source):
-            data = await self._fetcher.fetch(source, place)
-            return await asyncio.to_thread(_hashed, data)
-        return await asyncio.to_thread(lambda: _hashed(_decode_base64(source, place)))
-
-    async def _pixels(self, model: EDJEModel, place: str, data: bytes) -> tuple[str, Pixels]:
-        """Return the id and the pixels of an image."""
-        decoders = self._service.decoders
-        decoded, pixels = await self._service.decode(
-            lambda: read_file(model, decoders, data, place)
+        new: dict[bytes, tuple[str, Pixels] | None] = {}  # None while it is being decoded
+        keys = await _all(
+            self._read(model, place, source, found, new) for place, source in images.items()
         )
-        return decoded.image_id, pixels
+        self._service.metrics.sent_images(encoded=len(new), cached=len(keys) - len(new))
+        decoded = {key: each for key, each in new.items() if each is not None}
+        if decoded:
+            # On the search thread, so that what is encoded is kept even if the request has ended.
+            encode = partial(self._encode_now, model, decoded)
+            found |= await self._service.score(encode, index=False)
+        return [found[key] for key in keys]
 
-    def _keep(self, key: bytes, image: SentImage) -> None:
-        if image.nbytes > self._most_bytes or key in self._kept:
-            return
-        self._kept[key] = image
-        self._kept_bytes += image.nbytes
-        while self._kept_bytes > self._most_bytes:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+    def _encode_now(
+        self, model: EDJEModel, decoded: Mapping[bytes, tuple[str, Pixels]]
+    ) -> dict[bytes, SentImage]:
+        """Encode decoded images in one batch, and cache them."""
+        encoding = encode_batch(model, [pixels for _, pixels in decoded.values()])
+        # Copies, so that an entry does not keep the arrays of the whole batch.
+        made = {
+            key: SentImage(image_id, encoding.embeddings[row].copy(), encoding.tokens[row].copy())
+            for row, (key, (image_id, _)) in enumerate(decoded.items())
+        }
+        self._cache.put(model, made)
+        return made
+
+    async def _read(
+        self,
+        model: EDJEModel,
+        place: str,
+        source: str,
+        found: dict[bytes, SentImage],
+        new: dict[bytes, tuple[str, Pixels] | None],
+    ) -> bytes:
+        """Read an image, and decode it unless it is cached or in the request already.
+
+        Returns:
+            The SHA-256 of its file; the image is in `found`, or its id and pixels are in `new`.
+        """
+        async with self._files:
+            if is_address(source):
+                data = await self._fetcher.fetch(source, place)
+            else:
+                data = await asyncio.to_thread(_decode_base64, source, place)
+            key = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
+            kept = found.get(key) or self._cache.get(model, key)
+            if kept is not None:
+                found[key] = kept
+            elif key not in new:
+                new[key] = None
+                decoders = self._service.decoders
+                decoded, pixels = await self._service.decode(
+                    lambda: read_file(model, decoders, data, place)
+                )
+                new[key] = decoded.image_id, pixels
+            return key
 
 
 def is_address(text: str) -> bool:
     """Return whether a text has the form of an address, with a scheme that is not `data`."""
     scheme = _ADDRESS.match(text)
     return scheme is not None and scheme[1].lower() != "data"
-
-
-def _hashed(data: bytes) -> tuple[bytes, bytes]:
-    return hashlib.sha256(data).digest(), data
 
 
 def _decode_base64(source: str, place: str) -> bytes:

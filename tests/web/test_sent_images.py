@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_edje import build_tiny_model
 
 TEXT = "a red square"
 
@@ -94,8 +97,6 @@ def serve_entry_bytes():
 
 
 def test_another_model_makes_the_cache_useless(serve, count, monkeypatch):
-    from tiny_edje import build_tiny_model
-
     client = serve()
     rank(client, [document(1)])
     other = build_tiny_model()
@@ -137,13 +138,31 @@ def test_requests_with_images_at_once(serve, count):
     assert sum(count) == 4
 
 
+def test_what_was_encoded_too_late_is_kept(serve, count, monkeypatch, tiny_model):
+    client = serve(timeout=0.5)
+    rank(client, [document(0)])
+    start, done = type(tiny_model).start_encoding, threading.Event()
+
+    def slow(self, pixels):
+        time.sleep(0.8)
+        encode = start(self, pixels)
+        return lambda: (encode(), done.set())[0]
+
+    monkeypatch.setattr(type(tiny_model), "start_encoding", slow)
+    body = {"query": TEXT, "documents": [document(1)]}
+    assert client.post("/v1/rerank", json=body).status_code == 504
+    assert done.wait(30)
+    client.app.state.service.batcher.do(lambda: None).result()  # after the job that was late
+    monkeypatch.setattr(type(tiny_model), "start_encoding", start)
+    rank(client, [document(1)])
+    assert count == [1, 1]
+
+
 def test_a_request_ends_at_its_time_limit(serve, monkeypatch):
     client = serve(timeout=0.3)
     batcher = client.app.state.service.batcher
 
     def slow(work):
-        from concurrent.futures import Future
-
         return Future()  # never done
 
     monkeypatch.setattr(batcher, "do", slow)
