@@ -232,6 +232,8 @@ class ImageCollection(BaseCollection):
     ) -> list[Candidates]:
         """Find the points nearest to each of `(q, d)` embeddings, best first.
 
+        Points that another program wrote to a server's collection are left out.
+
         Args:
             embeddings: `(q, d)` float32, by the model that wrote the collection.
             num_candidates: Maximum number of candidates for each embedding.
@@ -249,7 +251,9 @@ class ImageCollection(BaseCollection):
             StoreError: The engine failed.
             EngineUnavailableError: The server cannot be reached.
         """
-        found = super().nearest(embeddings, num_candidates, filter=filter, timeout=timeout)
+        found = self._index.nearest(
+            embeddings, num_candidates, filter=filter, timeout=timeout, keep=is_ours
+        )
         return self._own(found)
 
     async def nearest_async(
@@ -261,8 +265,8 @@ class ImageCollection(BaseCollection):
         timeout: float | None = None,
     ) -> list[Candidates]:
         """Find the same as `nearest` without blocking the event loop; raises the same errors."""
-        found = await super().nearest_async(
-            embeddings, num_candidates, filter=filter, timeout=timeout
+        found = await self._index.nearest_async(
+            embeddings, num_candidates, filter=filter, timeout=timeout, keep=is_ours
         )
         return self._own(found)
 
@@ -320,7 +324,7 @@ class ImageCollection(BaseCollection):
             EngineUnavailableError: The server cannot be reached.
         """
         found = self._index.recommend(
-            liked, disliked, num_candidates, filter=filter, strategy=strategy
+            liked, disliked, num_candidates, filter=filter, strategy=strategy, keep=is_ours
         )
         return self._own([found])[0]
 

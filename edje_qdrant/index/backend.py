@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -128,6 +128,15 @@ class Backend(ABC):
         Raises:
             ConfigError: The filter cannot be used.
         """
+
+    def without(self, chosen: Any, others: Collection[str]) -> Any:  # noqa: ARG002 - there are none
+        """Return a translated filter that also leaves out points of other programs.
+
+        Args:
+            chosen: A translated filter.
+            others: Ids of those that are known.
+        """
+        return chosen
 
     @abstractmethod
     def nearest(

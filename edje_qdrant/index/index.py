@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.index.backend import Backend
+from edje_qdrant.index.backend import Backend, Hit, Hits
 from edje_qdrant.index.batches import in_batches
 from edje_qdrant.index.filters.filter import Filter, require_filter
 from edje_qdrant.index.payload_indexes import PayloadKind, check_field, check_kind
@@ -28,10 +29,18 @@ from edje_qdrant.index.validate import (
 )
 from edje_qdrant.types import Candidates, Payload, Point
 
-__all__ = ["Observer", "VectorIndex"]
+__all__ = ["Keep", "Observer", "VectorIndex"]
+
+#: Returns whether a point with an id and a payload is to be found.
+Keep: TypeAlias = Callable[[str, Payload], bool]
 
 #: Told the ids of points that were written or deleted; None if it is not known which.
 Observer: TypeAlias = Callable[["Sequence[str] | None"], None]
+
+
+# Searches for one request, at most. The second leaves out the points of other programs; more are
+# needed only if some of these can be left out by their ids alone, and others are found instead.
+_SEARCHES = 4
 
 
 class VectorIndex:
@@ -49,6 +58,8 @@ class VectorIndex:
         self._backend = backend
         self._observers: list[Observer] = []
         self._allow: Callable[[], None] | None = None
+        self._others: frozenset[str] = frozenset()  # points of other programs that were found
+        self._leave_out = False  # whether the engine is told to leave them out
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Report every write of this object to a function, also writes that failed part-way.
@@ -251,6 +262,7 @@ class VectorIndex:
         *,
         filter: Filter | None = None,
         timeout: float | None = None,
+        keep: Keep | None = None,
     ) -> list[Candidates]:
         """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most.
 
@@ -261,10 +273,22 @@ class VectorIndex:
                 index (see `create_payload_index`) reads every payload.
             timeout: Seconds after which a server is not asked again; an embedded engine cannot be
                 interrupted.
+            keep: Which points to return, where other programs can write too; the others count as
+                not there. If they take the place of points to keep, the engine is searched again
+                without them, and told so from then on.
         """
+        began = time.monotonic()
         queries, chosen = self._checked(vectors, limit, filter, timeout)
-        found = self._backend.nearest(queries, limit + SLACK, chosen, timeout)
-        return [rank(hits, limit) for hits in found]
+
+        def found() -> list[Hits]:
+            left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
+            return self._backend.nearest(queries, limit + SLACK, self._without(chosen, keep), left)
+
+        for _ in range(_SEARCHES):
+            own, is_whole = self._kept(found(), keep, limit + SLACK, limit)
+            if is_whole:
+                break
+        return [rank(hits, limit) for hits in own]
 
     async def nearest_async(
         self,
@@ -273,19 +297,31 @@ class VectorIndex:
         *,
         filter: Filter | None = None,
         timeout: float | None = None,
+        keep: Keep | None = None,
     ) -> list[Candidates]:
         """Do as `nearest` does without blocking the event loop.
 
         A server is asked through `AsyncQdrantClient`; an embedded engine works in another thread.
         """
+        began = time.monotonic()
         if filter is None:
             queries, chosen = self._checked(vectors, limit, filter, timeout)
         else:  # a server may have to be asked for its version and its indexes
             queries, chosen = await asyncio.to_thread(
                 self._checked, vectors, limit, filter, timeout
             )
-        found = await self._backend.nearest_async(queries, limit + SLACK, chosen, timeout)
-        return [rank(hits, limit) for hits in found]
+
+        async def found() -> list[Hits]:
+            left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
+            return await self._backend.nearest_async(
+                queries, limit + SLACK, self._without(chosen, keep), left
+            )
+
+        for _ in range(_SEARCHES):
+            own, is_whole = self._kept(await found(), keep, limit + SLACK, limit)
+            if is_whole:
+                break
+        return [rank(hits, limit) for hits in own]
 
     def recommend(
         self,
@@ -295,6 +331,7 @@ class VectorIndex:
         *,
         filter: Filter | None = None,
         strategy: Strategy = "average_vector",
+        keep: Keep | None = None,
     ) -> Candidates:
         """Find points like some stored ones and unlike others, best first, `limit` at most.
 
@@ -307,6 +344,7 @@ class VectorIndex:
             limit: Points to find.
             filter: Which points to search; None or `{}` for all.
             strategy: How examples are combined.
+            keep: Which points to return; see `nearest`.
         """
         check_limit(limit)
         ids = check_examples(positive_ids, negative_ids, strategy)
@@ -314,11 +352,20 @@ class VectorIndex:
         examples = {*ids.positive, *ids.negative}
         positive, negative = example_vectors(self.vectors([*examples]), ids)
         wanted = limit + SLACK + len(examples)  # the examples may be among the best
+        query = None
         if strategy == "average_vector":
             query = check_vectors(average(positive, negative)[np.newaxis], self._backend.dim)
-            (hits,) = self._backend.nearest(query, wanted, chosen, None)
-        else:
-            hits = self._backend.best_score(positive, negative, wanted, chosen)
+
+        def found() -> list[Hits]:
+            others = self._without(chosen, keep)
+            if query is not None:
+                return self._backend.nearest(query, wanted, others, None)
+            return [self._backend.best_score(positive, negative, wanted, others)]
+
+        for _ in range(_SEARCHES):
+            (hits,), is_whole = self._kept(found(), keep, wanted, limit + len(examples))
+            if is_whole:
+                break
         return rank((hit for hit in hits if str(hit.id) not in examples), limit)
 
     def create_payload_index(self, field: str, kind: PayloadKind) -> None:
@@ -432,6 +479,42 @@ class VectorIndex:
     def close(self) -> None:
         """Flush and release files and connections; a second call does nothing."""
         self._backend.close()
+
+    def _without(self, chosen: Any, keep: Keep | None) -> Any:
+        """Return a translated filter that leaves out the points of other programs, if need be."""
+        if keep is None or not self._leave_out:
+            return chosen
+        return self._backend.without(chosen, self._others)
+
+    def _kept(
+        self, found: list[Hits], keep: Keep | None, wanted: int, limit: int
+    ) -> tuple[list[Hits], bool]:
+        """Return the hits to keep, and whether each query has `limit` of them, or all there are.
+
+        Args:
+            found: Hits of each query.
+            keep: Says which; None for all.
+            wanted: Hits that were asked for.
+            limit: Hits that are needed.
+        """
+        if keep is None or not self._backend.shared:
+            return found, True
+        kept: list[Hits] = []
+        others: set[str] = set()
+        is_whole = True
+        for hits in found:
+            listed = [*hits]
+            own: list[Hit] = []
+            for hit in listed:
+                if keep(str(hit.id), hit.payload or {}):
+                    own.append(hit)
+                else:
+                    others.add(str(hit.id))
+            kept.append(own)
+            is_whole &= len(own) >= limit or len(listed) < wanted
+        if not is_whole:
+            self._others, self._leave_out = self._others | others, True
+        return kept, is_whole
 
     def _checked(
         self,

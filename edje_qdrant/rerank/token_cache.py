@@ -454,7 +454,10 @@ def _pages(collection: ImageCollection, image_ids: Iterable[str] | None) -> Iter
     """Yield images as candidates."""
     if image_ids is None:
         for page in collection.index.scroll(batch_size=_PAGE):
+            others = {point.id for point in collection.of_other_programs(page)}
             for point in page:
+                if point.id in others:
+                    continue
                 yield Candidate(point.id, 0.0, 0, point.payload)
         return
     ids = iter(image_ids)

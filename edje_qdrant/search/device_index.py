@@ -104,6 +104,7 @@ class DeviceIndex:
         self._keys: list[str] = []  # of the tokens of each row
         self._payloads: list[bytes] = []  # of each row; empty where others can write
         self._row_of: dict[str, int] = {}
+        self._others: set[str] = set()  # points of other programs, which are left out
         self._vectors = torch.empty(0, self._dim)
         # The index must not keep alive an object that was dropped without being closed.
         note = weakref.WeakMethod(self._note)
@@ -213,6 +214,7 @@ class DeviceIndex:
             self._some_deleted = False
         self._filters.clear()
         self._ids, self._keys, self._payloads, self._row_of = [], [], [], {}
+        self._others.clear()
         self._vectors = torch.empty(0, self._dim)  # frees the old ones first
         count = self._collection.count()
         try:
@@ -238,7 +240,8 @@ class DeviceIndex:
         """Read from the engine what was written since the last search."""
         if self._shared and time.monotonic() - self._looked > _LOOK_EVERY:
             self._looked = time.monotonic()
-            self._some_deleted |= self._collection.count() != len(self._ids)
+            known = len(self._ids) + len(self._others)
+            self._some_deleted |= self._collection.count() != known
         if not self._noted and not self._some_deleted:
             return
         with self._noting:
@@ -249,7 +252,11 @@ class DeviceIndex:
             if some_deleted:
                 pages = self._index.scroll(batch_size=_PAGE, payload=False)
                 present = {point.id for page in pages for point in page}
-                noted |= present ^ self._row_of.keys()
+                self._others &= present
+                noted |= present ^ (self._row_of.keys() | self._others)
+                integers = {image_id for image_id in noted if image_id.isdecimal()}
+                self._others |= integers  # only other programs write them
+                noted -= integers
             ids = sorted(noted)
             for start in range(0, len(ids), _PAGE):
                 part = ids[start : start + _PAGE]
@@ -267,6 +274,12 @@ class DeviceIndex:
 
     def _put(self, points: Sequence[Point]) -> None:
         """Add points, or replace those with the same id."""
+        others = {point.id for point in self._collection.of_other_programs(points)}
+        if others or self._others:
+            self._remove(others)
+            self._others |= others
+            points = [point for point in points if point.id not in others]
+            self._others.difference_update(point.id for point in points)
         if not points:
             return
         fresh = [point.id for point in points if point.id not in self._row_of]
@@ -292,6 +305,7 @@ class DeviceIndex:
 
     def _remove(self, image_ids: Collection[str]) -> None:
         """Remove points; the last rows take their places."""
+        self._others.difference_update(image_ids)
         gone = {self._row_of.pop(image_id) for image_id in image_ids if image_id in self._row_of}
         if not gone:
             return

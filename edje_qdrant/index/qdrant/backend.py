@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.index.backend import Backend, Hits, as_points
 from edje_qdrant.index.batches import by_payload, in_runs, vectors_per_request
+from edje_qdrant.index.filters.field_paths import TOKENS_KEY
 from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.hnsw import Reach
 from edje_qdrant.index.payload_indexes import kinds_of, qdrant_schema
@@ -74,6 +75,9 @@ _log = logging.getLogger(__name__)
 
 # Seconds for which payload indexes are remembered, as other processes may create and drop some.
 _INDEXES_KEPT = 60.0
+
+# Points of other programs that a request names by their ids, at most.
+_MOST_NAMED = 1000
 
 # Ids in one request, at most.
 _IDS_PER_REQUEST = 4096
@@ -225,6 +229,19 @@ class QdrantBackend(Backend):
         check_size(chosen, self._limits)
         if not self._limits.unindexed_reads:
             require_indexes(chosen, self._facts)
+
+    def without(
+        self, chosen: models.Filter | None, others: Collection[str]
+    ) -> models.Filter | None:
+        limits = self._limits
+        named = sorted(others)[: least(_MOST_NAMED, limits.values)]
+        # In strict mode, conditions may need an index; those on ids never do.
+        both = qdrant_requests.without(chosen, named, by_key=limits.unindexed_reads)
+        try:
+            check_size(both, limits)
+        except ConfigError:
+            return chosen  # what is found is left out all the same
+        return both
 
     def nearest(
         self,
@@ -520,7 +537,9 @@ class QdrantBackend(Backend):
         if self._connection.is_local:
             reach = None  # it scans everything, and warns when told how to search
         elif chosen is not None:
-            reach = Reach.MOST if has_indexes(chosen, self._indexes) else Reach.FEW
+            # A condition on the reserved key leaves out few points, or none.
+            indexes = {**self._indexes, TOKENS_KEY: None}
+            reach = Reach.MOST if has_indexes(chosen, indexes) else Reach.FEW
         wanted = least(wanted, most)
         self._tell(losses(wanted, reach, self._oversampling, limits))
         params = qdrant_requests.search_params(wanted, reach, self._oversampling, limits)

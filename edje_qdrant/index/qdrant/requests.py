@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.index import hnsw
-from edje_qdrant.index.filters.field_paths import TOKEN_BYTES
+from edje_qdrant.index.filters.field_paths import TOKEN_BYTES, TOKENS_KEY
 from edje_qdrant.index.hnsw import Reach
 from edje_qdrant.index.qdrant.strict_mode import Limits, least
 
 if TYPE_CHECKING:
     from qdrant_client import models
 
-__all__ = ["best", "best_score", "search_params", "selected", "setting_payload", "stored"]
+__all__ = [
+    "best",
+    "best_score",
+    "search_params",
+    "selected",
+    "setting_payload",
+    "stored",
+    "without",
+]
 
 
 def selected(payload: bool, tokens: bool) -> bool | models.PayloadSelectorExclude:
@@ -120,3 +128,26 @@ def stored(ids: Sequence[str]) -> models.Filter:
     from qdrant_client import models
 
     return models.Filter(must=[models.HasIdCondition(has_id=[*ids])])
+
+
+def without(
+    chosen: models.Filter | None, others: Collection[str], *, by_key: bool
+) -> models.Filter:
+    """Return a filter that also leaves out points of other programs.
+
+    Args:
+        chosen: Which points may be found.
+        others: Ids of points of other programs.
+        by_key: Leave out all points without the reserved key, for which a server reads the payload
+            of each point that it compares; else the `others` alone.
+    """
+    from qdrant_client import models
+
+    # Only integers need be named beside the key: a copy of a point under another id has the key.
+    ids = [int(each) if each.isdecimal() else each for each in others]
+    named: list[Any] = [each for each in ids if isinstance(each, int) or not by_key]
+    left_out: list[Any] = [models.HasIdCondition(has_id=named)] if named else []
+    if by_key:
+        empty = models.PayloadField(key=TOKENS_KEY)
+        left_out.append(models.IsEmptyCondition(is_empty=empty))
+    return models.Filter(must=None if chosen is None else [chosen], must_not=left_out)
