@@ -30,6 +30,7 @@ from edje_qdrant.cli.demo import demo
 from edje_qdrant.cli.eval import EvalCommand, calibrate, evaluate
 from edje_qdrant.cli.export_onnx import export_model
 from edje_qdrant.cli.ingest import ingest
+from edje_qdrant.cli.mcp import mcp
 from edje_qdrant.cli.pairs import classify, match, score_pairs
 from edje_qdrant.cli.plan import plan
 from edje_qdrant.cli.search import search
@@ -114,7 +115,7 @@ def start(
 
 
 for _command in (
-    *(ingest, search, serve, plan, info, convert, demo),
+    *(ingest, search, serve, mcp, plan, info, convert, demo),
     *(verify, repair, compact, transcode, export, copy, delete, update, fit_codec),
     *(match, classify, score_pairs, attach, detach, train, calibrate),
 ):

@@ -1,28 +1,36 @@
-"""Thumbnails for pages."""
+"""Thumbnails for pages and agents."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from PIL import Image
 
-__all__ = ["Thumbnail"]
+__all__ = ["Thumbnail", "ThumbnailFormat"]
+
+ThumbnailFormat: TypeAlias = Literal["WEBP", "JPEG"]
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """Make a WebP file of an image; decoder processes do it.
+    """Make a small image file of an image; decoder processes do it.
 
     Attributes:
         side: Longest side in pixels.
+        format: WebP, which is smaller, or JPEG, which more programs read.
     """
 
     side: int
+    format: ThumbnailFormat = "WEBP"
 
     def __call__(self, image: Image.Image) -> bytes:
         """Return the file's bytes; the image is changed."""
         image.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
         out = io.BytesIO()
-        image.save(out, "WEBP", quality=85, method=2)
+        if self.format == "WEBP":
+            image.save(out, "WEBP", quality=85, method=2)
+        else:
+            image.convert("RGB").save(out, "JPEG", quality=85)
         return out.getvalue()

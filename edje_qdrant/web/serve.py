@@ -16,7 +16,7 @@ from edje_qdrant.errors import MissingExtraError, without_keys
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.web.settings import ServiceSettings
 
-__all__ = ["JsonLines", "check_installed", "serve"]
+__all__ = ["JsonLines", "check_installed", "serve", "serve_app"]
 
 _FIELDS = ("request_id", "method", "route", "status", "ms", "client")
 
@@ -77,9 +77,21 @@ def serve(
         MissingExtraError: The extra `web` is not installed.
     """
     check_installed()
-    import uvicorn
-
     from edje_qdrant.web.app import create_app
+
+    serve_app(create_app(retriever, settings), host=host, port=port, grace=grace)
+
+
+def serve_app(app: Any, *, host: str, port: int, grace: float) -> None:
+    """Serve an ASGI application until SIGTERM or SIGINT; logs go to stderr as lines of JSON.
+
+    Args:
+        app: The application.
+        host: Address to listen on.
+        port: Port to listen on.
+        grace: Seconds for requests in progress to finish.
+    """
+    import uvicorn
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
@@ -88,7 +100,7 @@ def serve(
     for name in ("edje_qdrant", "uvicorn"):
         logging.getLogger(name).setLevel(logging.INFO)
     config = uvicorn.Config(
-        create_app(retriever, settings),
+        app,
         host=host,
         port=port,
         log_config=None,

@@ -23,6 +23,7 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.explain.match import can_explain, explain_match
 from edje_qdrant.images import DecoderPool, default_workers
+from edje_qdrant.images.image_folder import ImageFolder, Thumbnails
 from edje_qdrant.index import Filter
 from edje_qdrant.index.filters.from_json import filter_from_json
 from edje_qdrant.search.batcher import SearchBatcher
@@ -31,7 +32,6 @@ from edje_qdrant.search.results import SearchHit, SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.web.availability import Availability
 from edje_qdrant.web.errors import RequestError, index_away
-from edje_qdrant.web.image_files import ImageFolder, Thumbnails
 from edje_qdrant.web.metrics import Metrics
 from edje_qdrant.web.schemas import Answer, Explained, Hit, Picture, SearchRequest, Word
 from edje_qdrant.web.settings import ServiceSettings

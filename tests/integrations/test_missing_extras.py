@@ -17,6 +17,7 @@ from edje_qdrant.errors import MissingExtraError
         ("langchain", "langchain_core", "langchain"),
         ("llama_index", "llama_index", "llama-index"),
         ("haystack", "haystack", "haystack"),
+        ("mcp.server", "mcp", "mcp"),
         ("ray", "ray", "ray"),
         ("rerankers", "rerankers", "rerankers"),
         ("sentence_transformers", "sentence_transformers", "sentence-transformers"),
@@ -37,7 +38,7 @@ def test_without_the_package_the_extra_is_named(
 def test_the_package_itself_loads_nothing() -> None:
     code = (
         "import sys, edje_qdrant.integrations\n"
-        "heavy = ('langchain_core', 'llama_index', 'haystack', 'ray', 'rerankers', 'torch',\n"
+        "heavy = ('langchain_core', 'llama_index', 'haystack', 'mcp', 'ray', 'rerankers', 'torch',\n"
         "    'sentence_transformers', 'mteb')\n"
         "assert not [name for name in heavy if name in sys.modules]\n"
     )

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import MAX_FILE_BYTES, DecodedFile, DecoderPool, open_listed
-from edje_qdrant.images.thumbnail import Thumbnail
+from edje_qdrant.images.content_ids import MAX_FILE_BYTES
+from edje_qdrant.images.decoder_pool import DecodedFile, DecoderPool
+from edje_qdrant.images.formats import open_listed
+from edje_qdrant.images.thumbnail import Thumbnail, ThumbnailFormat
 
 __all__ = ["ImageFolder", "ServedFile", "Thumbnails"]
 
@@ -115,9 +117,11 @@ class ImageFolder:
         """Read the image as the model sees it; return None if it is not served or not readable."""
         return self._decoded(payload, None)
 
-    def thumbnail(self, payload: Mapping[str, Any], side: int) -> bytes | None:
-        """Make a thumbnail, as a WebP file; return None if it is not served or not readable."""
-        decoded = self._decoded(payload, Thumbnail(side))
+    def thumbnail(
+        self, payload: Mapping[str, Any], side: int, file_format: ThumbnailFormat = "WEBP"
+    ) -> bytes | None:
+        """Make a thumbnail, as a file; return None if it is not served or not readable."""
+        decoded = self._decoded(payload, Thumbnail(side, file_format))
         return None if decoded is None else decoded.data
 
     def _decoded(self, payload: Mapping[str, Any], finish: Thumbnail | None) -> DecodedFile | None:
