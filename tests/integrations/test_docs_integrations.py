@@ -33,7 +33,7 @@ def test_the_pages_examples_run_one_after_another(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert len(sections) == 10
+    assert len(sections) == 12
     left_out = []
     for section in sections:
         title = section.partition("\n")[0]
