@@ -57,6 +57,7 @@ def attach_tokens(
     progress: bool = True,
     api_key: str | None = None,
     prefer_grpc: bool = False,
+    grpc_port: int | None = None,
     timeout: int = 30,
 ) -> IngestReport:
     """Add tokens to every point whose payload names an image, for `AttachedCollection`.
@@ -86,6 +87,7 @@ def attach_tokens(
         progress: Show a bar on stderr.
         api_key: Sent with every request to a server.
         prefer_grpc: Use gRPC for large transfers.
+        grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
         timeout: Seconds to wait for one answer of a server.
 
     Returns:
@@ -125,7 +127,7 @@ def attach_tokens(
     check_number("batch_size", batch_size)
     check_number("workers", workers)
     locate = locate or _files(images)
-    options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+    options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
     where = resolve(location)
     points = AttachablePoints(where, name, path_field, options)
     try:
@@ -161,6 +163,7 @@ def detach_tokens(
     *,
     api_key: str | None = None,
     prefer_grpc: bool = False,
+    grpc_port: int | None = None,
     timeout: int = 30,
 ) -> None:
     """Remove everything that `attach_tokens` wrote to a collection; side files are kept.
@@ -170,6 +173,7 @@ def detach_tokens(
         name: Name of the collection.
         api_key: Sent with every request to a server.
         prefer_grpc: Use gRPC for large transfers.
+        grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
         timeout: Seconds to wait for one answer of a server.
 
     Raises:
@@ -177,7 +181,7 @@ def detach_tokens(
         ConfigError: The collection was made by this package, or an argument is invalid.
         EngineUnavailableError: The server cannot be reached; a rerun continues.
     """
-    options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+    options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
     points = AttachablePoints(resolve(location), name, options=options)
     try:
         points.unmark()

@@ -114,6 +114,7 @@ class AttachedCollection:
         tokens_folder: str | Path | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: int = 30,
     ) -> AttachedCollection:
         """Open a collection with the model whose tokens were attached.
@@ -129,6 +130,7 @@ class AttachedCollection:
             tokens_folder: New folder of side files that were moved.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
+            grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
             timeout: Seconds to wait for one answer of a server.
 
         Raises:
@@ -141,7 +143,7 @@ class AttachedCollection:
         """
         if reranker is not None and precision != "auto":
             raise ConfigError("give precision or reranker, which has its own, not both")
-        options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+        options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
         where = resolve(location)
         points = AttachablePoints(where, name, options=options)
         try:

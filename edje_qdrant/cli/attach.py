@@ -20,12 +20,14 @@ from edje_qdrant.cli.loading import (
 from edje_qdrant.cli.options import (
     BatchSize,
     Device,
+    Grpc,
+    GrpcPort,
     Json,
     Progress,
+    Timeout,
     Url,
     Workers,
-    api_key,
-    where_is,
+    place_of,
 )
 
 __all__ = ["attach", "detach"]
@@ -45,6 +47,9 @@ def attach(
         ),
     ],
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -80,13 +85,13 @@ def attach(
 
     Vectors and payload do not change, except for the new payload key _edje.
     """
-    where = where_is(None, url)
+    place = place_of(None, url, grpc, grpc_port, timeout)
     loaded = load_model(model, device, None)
     from edje_qdrant.attach.attach_tokens import attach_tokens
 
     note_demo_model(loaded)
     report = attach_tokens(
-        where,
+        place.location,
         collection,
         loaded,
         path_field=path_field,
@@ -96,14 +101,14 @@ def attach(
         batch_size=batch_size,
         workers=workers,
         progress=bar_shown(progress),
-        api_key=api_key(),
+        **place.server,
     )
     data = {
         "added": report.added,
         "skipped": report.skipped,
         "failed": [asdict(failure) for failure in report.failed],
         "seconds": round(report.seconds, 3),
-        "location": where,
+        "location": place.location,
         "name": collection,
         "model": model,
     }
@@ -118,11 +123,19 @@ def attach(
         raise typer.Exit(1)
 
 
-def detach(collection: Collection, url: Url = None, as_json: Json = False) -> None:
+def detach(
+    collection: Collection,
+    url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
+    as_json: Json = False,
+) -> None:
     """Remove what attach wrote to a collection; side files are kept."""
     from edje_qdrant.attach.attach_tokens import detach_tokens
 
-    where = where_is(None, url)
-    detach_tokens(where, collection, api_key=api_key())
+    place = place_of(None, url, grpc, grpc_port, timeout)
+    detach_tokens(place.location, collection, **place.server)
     text = f"removed the tokens of {collection}"
-    print_result({"location": where, "name": collection, "detached": True}, [text], as_json)
+    data = {"location": place.location, "name": collection, "detached": True}
+    print_result(data, [text], as_json)

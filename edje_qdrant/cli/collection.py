@@ -21,16 +21,20 @@ from edje_qdrant.cli.options import (
     Collection,
     Device,
     Engine,
+    Grpc,
+    GrpcPort,
     Index,
     Json,
     Model,
+    Place,
     Progress,
+    Timeout,
     Url,
     Where,
-    api_key,
     field_of,
     filter_of,
-    where_is,
+    place_at,
+    place_of,
 )
 from edje_qdrant.errors import CollectionNotFoundError, ConfigError
 
@@ -60,16 +64,19 @@ Ids = Annotated[
 def info(
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     as_json: Json = False,
 ) -> None:
     """Show what a collection holds and which model wrote it."""
-    where = where_is(index, url)
-    with open_collection(where, collection) as opened:
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection) as opened:
         contract = opened.contract
         data = {
             "points": opened.count(),
-            "location": where,
+            "location": place.location,
             "name": opened.name,
             "resolved_name": opened.resolved_name,
             "engine": opened.index.engine,
@@ -89,6 +96,9 @@ def info(
 def verify(
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     images: Annotated[
         bool,
@@ -109,7 +119,8 @@ def verify(
     """Check that the tokens of every image can be read; exit with 1 if some cannot."""
     from edje_qdrant.maintenance import verify as verify_collection
 
-    with open_collection(where_is(index, url), collection, for_repair=True) as opened:
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection, for_repair=True) as opened:
         loaded = load_model(model, device, opened) if images and sample else None
         report = verify_collection(
             opened, images=images, model=loaded, sample=sample, progress=bar_shown(progress)
@@ -130,6 +141,9 @@ def verify(
 def repair(
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
@@ -143,7 +157,8 @@ def repair(
     """Encode images again whose tokens are lost, and drop orphans; 1 if some cannot be repaired."""
     from edje_qdrant.maintenance.repair import repair as repair_collection
 
-    with open_collection(where_is(index, url), collection, for_repair=True) as opened:
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection, for_repair=True) as opened:
         loaded = load_model(model, device, opened)
         report = repair_collection(
             opened, loaded, delete_others=delete_others, progress=bar_shown(progress)
@@ -176,6 +191,9 @@ def repair(
 def compact(
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     progress: Progress = None,
     as_json: Json = False,
@@ -184,7 +202,8 @@ def compact(
     from edje_qdrant.maintenance import compact as compact_collection
 
     # Damaged side files may be compacted: records that cannot be read stay in place.
-    with open_collection(where_is(index, url), collection, for_repair=True) as opened:
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection, for_repair=True) as opened:
         report = compact_collection(opened, progress=bar_shown(progress))
         in_files = opened.token_place == "file"
     text = (
@@ -201,6 +220,9 @@ def transcode(
     ],
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     progress: Progress = None,
     as_json: Json = False,
@@ -209,7 +231,8 @@ def transcode(
     from edje_qdrant.maintenance import fit_codec as fit
     from edje_qdrant.maintenance import transcode as transcode_collection
 
-    with open_collection(where_is(index, url), collection) as opened:
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection) as opened:
         found = named_codec(codec, opened.contract)
         if not found.fitted:
             # An interrupted run continues with the codebook that it had fitted.
@@ -235,6 +258,9 @@ def fit_codec(
     ] = None,
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
@@ -257,7 +283,8 @@ def fit_codec(
     else:
         from edje_qdrant.maintenance import fit_codec as fit
 
-        with open_collection(where_is(index, url), collection) as opened:
+        place = place_of(index, url, grpc, grpc_port, timeout)
+        with open_collection(place, collection) as opened:
             contract = opened.contract
             fitted = fit(opened, codec, sample=sample)
     write_codec(fitted, out, contract=contract)
@@ -272,6 +299,9 @@ def export(
     archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="File to write.")],
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     progress: Progress = None,
     as_json: Json = False,
@@ -279,7 +309,8 @@ def export(
     """Write a collection to one file: points, tokens and contract."""
     from edje_qdrant.maintenance import export_collection
 
-    with open_collection(where_is(index, url), collection) as opened:
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection) as opened:
         report = export_collection(opened, archive, progress=bar_shown(progress))
     size = archive.expanduser().stat().st_size
     data = {**asdict(report), "path": str(archive), "bytes": size}
@@ -291,6 +322,9 @@ def import_(
     archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="File that export wrote.")],
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     progress: Progress = None,
     as_json: Json = False,
@@ -298,11 +332,11 @@ def import_(
     """Create a collection from an exported file, or continue an import that stopped."""
     from edje_qdrant.maintenance import import_collection
 
-    where = where_is(index, url)
+    place = place_of(index, url, grpc, grpc_port, timeout)
     report = import_collection(
-        archive, where, collection, progress=bar_shown(progress), api_key=api_key()
+        archive, place.location, collection, progress=bar_shown(progress), **place.server
     )
-    print_result(asdict(report), [_copied(report, where)], as_json)
+    print_result(asdict(report), [_copied(report, place.location)], as_json)
 
 
 def copy(
@@ -321,6 +355,9 @@ def copy(
         ),
     ] = None,
     engine: Engine = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -333,16 +370,17 @@ def copy(
     check_engine(engine, folder="://" not in target)
     if (_place(source), collection) == (_place(target), name):
         raise ConfigError("source and target are the same collection; give --new-name")
-    with open_collection(source, collection) as opened:
-        key = api_key()
+    of_source, of_target = _servers(source, target, grpc, grpc_port, timeout)
+    with open_collection(of_source, collection) as opened:
+        server = of_target.server
         try:
-            copied = ImageCollection.open(target, name, tokens_folder=tokens_folder, api_key=key)
+            copied = ImageCollection.open(target, name, tokens_folder=tokens_folder, **server)
         except CollectionNotFoundError:
             copied = ImageCollection.create(
                 target, name, opened.contract, codec=opened.codec,
                 tokens=None if tokens_folder is None else "file",
                 tokens_folder=tokens_folder, engine=cast("EngineName | None", engine),
-                api_key=key,
+                **server,
             )  # fmt: skip
         with copied:
             report = copy_collection(opened, copied, progress=bar_shown(progress))
@@ -354,6 +392,9 @@ def delete(
     where: Where = None,
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     as_json: Json = False,
 ) -> None:
@@ -361,7 +402,8 @@ def delete(
     if not ids and not where:
         raise ConfigError("say which images to delete: --id ID, or --where FIELD=VALUE")
     # for_repair=True opens collections with damaged side files too.
-    with open_collection(where_is(index, url), collection, for_repair=True) as opened:
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection, for_repair=True) as opened:
         before = opened.count()
         if ids:
             opened.delete(ids)
@@ -385,6 +427,9 @@ def update(
     where: Where = None,
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     as_json: Json = False,
 ) -> None:
@@ -392,7 +437,8 @@ def update(
     if not ids and not where:
         raise ConfigError("say which images to update: --id ID, or --where FIELD=VALUE")
     payload = dict(field_of(text) for text in fields)
-    with open_collection(where_is(index, url), collection, for_repair=True) as opened:
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection, for_repair=True) as opened:
         chosen = opened.existing(ids or [])
         if where:
             shared = opened.index.shared  # then payloads say whose points they are
@@ -402,6 +448,20 @@ def update(
         opened.update_payload(dict.fromkeys(sorted(chosen), payload))
         opened.flush()
     print_result({"updated": len(chosen)}, [f"{len(chosen)} updated"], as_json)
+
+
+def _servers(
+    source: str, target: str, grpc: bool, grpc_port: int | None, timeout: int
+) -> list[Place]:
+    """Return two places; what is about servers applies to those that are one."""
+    if "://" not in source and "://" not in target:
+        place_at(target, grpc, grpc_port, timeout)
+    return [
+        place_at(place, grpc, grpc_port, timeout)
+        if "://" in place
+        else place_at(place, grpc=False, grpc_port=None, timeout=timeout)
+        for place in (source, target)
+    ]
 
 
 def _place(location: str) -> str:

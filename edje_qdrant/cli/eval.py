@@ -19,7 +19,19 @@ from edje_qdrant.cli.loading import (
     print_result,
     silence_libraries,
 )
-from edje_qdrant.cli.options import Collection, Device, Index, Json, Precision, Progress, where_is
+from edje_qdrant.cli.options import (
+    Collection,
+    Device,
+    Grpc,
+    GrpcPort,
+    Index,
+    Json,
+    Place,
+    Precision,
+    Progress,
+    Timeout,
+    place_of,
+)
 from edje_qdrant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,6 +141,9 @@ def evaluate(
             "taken from the environment. An API key is read from EDJE_QDRANT_API_KEY.",
         ),
     ] = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     out: Annotated[
         Path,
@@ -155,6 +170,11 @@ def evaluate(
     Images that are not in the collection are added to it.
     """
     numbers = _parsed(num_candidates)
+    place = None
+    if index is not None or url is not None:
+        place = place_of(index, url, grpc, grpc_port, timeout)
+    elif grpc or grpc_port is not None:
+        raise ConfigError("--grpc and --grpc-port are about a server; give --url too")
     silence_libraries()
     from edje_qdrant.data.annotations import read_annotations
     from edje_qdrant.evaluation.run import Settings
@@ -174,7 +194,7 @@ def evaluate(
     annotations = read_annotations(path, images=images)
     with ExitStack() as stack:
         contenders = _contenders(
-            stack, model or [], codec or [], index, url, collection, device, precision
+            stack, model or [], codec or [], place, collection, device, precision
         )
         if data != "scenes":
             for contender in contenders:
@@ -300,8 +320,7 @@ def _contenders(
     stack: ExitStack,
     models: Sequence[str],
     codecs: Sequence[str],
-    index: str | None,
-    url: str | None,
+    place: Place | None,
     collection: str,
     device: str | None,
     precision: str,
@@ -310,7 +329,7 @@ def _contenders(
 
     chosen = cast("PrecisionName", precision)
 
-    if index is None and url is None:
+    if place is None:
         contenders = []
         for named in models or ["demo"]:
             loaded = load_model(named, device, None)
@@ -318,7 +337,6 @@ def _contenders(
                 label = f"{named} {codec}" if codecs else named
                 contenders.append(Contender(label, loaded, codec=codec, precision=chosen))
         return contenders
-    where = where_is(index, url)
     if codecs:
         raise ConfigError(
             "--codec applies to collections that are created here; with --index or --url, "
@@ -330,7 +348,7 @@ def _contenders(
             "--url: each model then gets its own collection in --out"
         )
     name = models[0] if models else None
-    opened, loaded = open_or_create(where, collection, name, device)
+    opened, loaded = open_or_create(place, collection, name, device)
     stack.enter_context(opened)
     label = name or loaded.name_or_path or "model"
     return [Contender(label, loaded, opened, precision=chosen)]

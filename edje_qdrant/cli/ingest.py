@@ -24,6 +24,8 @@ from edje_qdrant.cli.options import (
     DecodeSeconds,
     Device,
     Engine,
+    Grpc,
+    GrpcPort,
     Index,
     Json,
     MaxPixels,
@@ -33,11 +35,12 @@ from edje_qdrant.cli.options import (
     Quantization,
     Replicas,
     Shards,
+    Timeout,
     Url,
     Workers,
     indexes_of,
+    place_of,
     settings_of,
-    where_is,
 )
 from edje_qdrant.errors import ConfigError
 
@@ -55,6 +58,9 @@ def ingest(
     ],
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     model: Model = None,
     codec: Codec = None,
@@ -106,7 +112,7 @@ def ingest(
     from edje_qdrant.ingest.sources import check_source
     from edje_qdrant.maintenance.copy import add_indexes
 
-    where = where_is(index, url)
+    place = place_of(index, url, grpc, grpc_port, timeout)
     check_source(source)  # before a collection is created
     indexes = indexes_of(payload_index or [])
     qdrant = settings_of(shards, replicas, quantization, on_disk)
@@ -121,7 +127,7 @@ def ingest(
         size = batch_size or 32
         return fit_codec_to_source(source, loaded, name, batch_size=size, progress=shown)
 
-    target, loaded = open_or_create(where, collection, model, device, codec, fit, engine, qdrant)
+    target, loaded = open_or_create(place, collection, model, device, codec, fit, engine, qdrant)
     with target:
         note_demo_model(loaded)
         add_indexes(target, indexes)
@@ -149,7 +155,7 @@ def ingest(
         "seconds": round(report.seconds, 3),
         "images_per_second": round(report.images_per_second, 2),
         "points": points,
-        "location": where,
+        "location": place.location,
         "name": collection,
         "model": loaded.name_or_path,
     }
@@ -162,8 +168,8 @@ def ingest(
     ]
     if all_failed(report) and not points:
         lines.append(
-            f"every image failed, and the collection {collection} at {where} was left empty; an "
-            f"ingest with the model {loaded.name_or_path} can fill it"
+            f"every image failed, and the collection {collection} at {place.location} was left "
+            f"empty; an ingest with the model {loaded.name_or_path} can fill it"
         )
     print_result(data, [*lines, *failure_lines(report.failed)], as_json)
     if all_failed(report):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from edje_qdrant.cli.options import api_key
+from edje_qdrant.cli.options import Place
 from edje_qdrant.errors import CollectionExistsError, CollectionNotFoundError, ConfigError
 from edje_qdrant.files import kind_of
 from edje_qdrant.text import printable
@@ -46,15 +46,15 @@ __all__ = [
 _LINES_SHOWN = 20
 
 
-def open_collection(where: str, name: str, *, for_repair: bool = False) -> ImageCollection:
-    """Open a collection; a server's API key comes from the environment."""
+def open_collection(place: Place, name: str, *, for_repair: bool = False) -> ImageCollection:
+    """Open a collection."""
     from edje_qdrant.collection.collection import ImageCollection
 
-    return ImageCollection.open(where, name, api_key=api_key(), for_repair=for_repair)
+    return ImageCollection.open(place.location, name, for_repair=for_repair, **place.server)
 
 
 def open_or_create(
-    where: str,
+    place: Place,
     name: str,
     model: str | None,
     device: str | None,
@@ -66,7 +66,7 @@ def open_or_create(
     """Open a collection, or create it for the given model; load the model.
 
     Args:
-        where: Folder or address.
+        place: Where the collection is.
         name: The collection's name.
         model: The model's name or path.
         device: The model's device.
@@ -82,12 +82,13 @@ def open_or_create(
     from edje_qdrant.index.engines import check_engine
     from edje_qdrant.index.qdrant.settings import check_settings
 
+    where = place.location
     check_engine(engine, folder="://" not in where)  # before a model is loaded
     check_settings(qdrant, folder="://" not in where)
 
     loaded: EDJEModel | None = None
     try:
-        collection = open_collection(where, name)
+        collection = open_collection(place, name)
     except CollectionNotFoundError:
         loaded = load_model(model, device, None)
         contract = loaded.contract()
@@ -97,10 +98,10 @@ def open_or_create(
         try:
             created = ImageCollection.create(
                 where, name, contract, codec=chosen, engine=cast("Engine | None", engine),
-                qdrant=qdrant, api_key=api_key(),
+                qdrant=qdrant, **place.server,
             )  # fmt: skip
         except CollectionExistsError:  # another process was quicker
-            collection = open_collection(where, name)
+            collection = open_collection(place, name)
         else:
             return created, loaded
     try:

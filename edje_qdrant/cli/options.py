@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -23,23 +24,30 @@ __all__ = [
     "DecodeSeconds",
     "Device",
     "Engine",
+    "Grpc",
+    "GrpcPort",
     "Index",
     "Json",
     "MaxPixels",
     "Model",
     "OnDisk",
+    "Place",
     "Precision",
     "Progress",
     "Quantization",
     "Replicas",
     "Shards",
+    "Timeout",
     "Url",
+    "Wait",
     "Where",
     "Workers",
     "api_key",
     "field_of",
     "filter_of",
     "indexes_of",
+    "place_at",
+    "place_of",
     "service_keys",
     "settings_of",
     "where_is",
@@ -62,6 +70,36 @@ Url = Annotated[
         metavar="URL",
         help="Address of a Qdrant server, asked on port 6333 if it names none; without --index, "
         f"{_URL} is the default. An API key is read from {_API_KEY}.",
+    ),
+]
+Grpc = Annotated[
+    bool,
+    typer.Option(
+        "--grpc",
+        help="Ask the server over gRPC, on port 6334; with an address that names another port than "
+        "6333, give --grpc-port.",
+    ),
+]
+GrpcPort = Annotated[
+    int | None,
+    typer.Option("--grpc-port", min=1, max=65535, metavar="PORT", help="Port of --grpc."),
+]
+Timeout = Annotated[
+    int,
+    typer.Option(
+        "--timeout",
+        min=1,
+        metavar="SECONDS",
+        help="Time limit of an answer of the server, and of all answers of one search together.",
+    ),
+]
+Wait = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        min=0,
+        metavar="SECONDS",
+        help="How long to wait for a server that does not answer any more, before giving up.",
     ),
 ]
 Collection = Annotated[
@@ -194,6 +232,53 @@ def where_is(index: str | None, url: str | None) -> str:
         shown = re.split(r"[/?#]", url.rpartition("@")[2])[0]  # it may hold a key
         raise ConfigError(f"the address {shown!r} must begin with http:// or https://")
     return url
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Say where a collection is, and how to ask a server.
+
+    Attributes:
+        location: Folder or address.
+        server: Arguments of `ImageCollection.open` about a server.
+    """
+
+    location: str
+    server: dict[str, Any] = field(repr=False)
+
+
+def place_of(
+    index: str | None, url: str | None, grpc: bool, grpc_port: int | None, timeout: int
+) -> Place:
+    """Return the place given by the options or the environment.
+
+    Raises:
+        ConfigError: As `where_is` and `place_at`.
+    """
+    return place_at(where_is(index, url), grpc, grpc_port, timeout)
+
+
+def place_at(location: str, grpc: bool, grpc_port: int | None, timeout: int) -> Place:
+    """Return the place at a folder or an address; a server's API key comes from the environment.
+
+    Raises:
+        ConfigError: The options about gRPC do not fit each other, or the place.
+    """
+    if grpc_port is not None and not grpc:
+        raise ConfigError("--grpc-port is the port of --grpc; give --grpc too, or leave it out")
+    if "://" not in location:
+        if grpc:
+            raise ConfigError(f"--grpc is about a server, and {location} is a folder; leave it out")
+        return Place(location, {})
+    return Place(
+        location,
+        {
+            "api_key": api_key(),
+            "prefer_grpc": grpc,
+            "grpc_port": grpc_port,
+            "timeout": timeout,
+        },
+    )
 
 
 def api_key() -> str | None:

@@ -11,14 +11,17 @@ from edje_qdrant.cli.loading import load_model, make_reranker, open_collection, 
 from edje_qdrant.cli.options import (
     Collection,
     Device,
+    Grpc,
+    GrpcPort,
     Index,
     Json,
     Model,
     Precision,
+    Timeout,
     Url,
     Where,
     filter_of,
-    where_is,
+    place_of,
 )
 from edje_qdrant.errors import ConfigError
 
@@ -60,6 +63,9 @@ def search(
     ] = None,
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
@@ -141,7 +147,8 @@ def search(
     threshold = _min_score(min_score)
     # With "first_stage", damaged side files do not prevent opening the collection.
     lenient = on_missing != "error"
-    with open_collection(where_is(index, url), collection, for_repair=lenient) as opened:
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection, for_repair=lenient) as opened:
         from edje_qdrant.search.retriever import TwoStageRetriever
 
         loaded = load_model(model, device, opened)

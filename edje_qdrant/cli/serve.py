@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +14,15 @@ from edje_qdrant.cli.options import (
     DecodeMemory,
     DecodeSeconds,
     Device,
+    Grpc,
+    GrpcPort,
     Index,
     MaxPixels,
     Model,
     Precision,
     Url,
+    place_of,
     service_keys,
-    where_is,
 )
 from edje_qdrant.text import printable
 
@@ -29,6 +32,8 @@ __all__ = ["serve"]
 def serve(
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
@@ -87,7 +92,12 @@ def serve(
     max_candidates: Annotated[
         int, typer.Option(min=1, help="Most images that one search may rerank.")
     ] = 1000,
-    timeout: Annotated[float, typer.Option(help="Time limit of one request, in seconds.")] = 30.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="Time limit of one request, in seconds, and of the Qdrant server's answers to it."
+        ),
+    ] = 30.0,
     batch: Annotated[int, typer.Option(min=1, help="Most searches in one batch.")] = 16,
     batch_wait_ms: Annotated[
         float, typer.Option(min=0, help="How long the first search of a batch waits for others.")
@@ -121,7 +131,8 @@ def serve(
         max_batch=batch,
         batch_wait_ms=batch_wait_ms,
     )
-    with open_collection(where_is(index, url), collection) as opened:
+    place = place_of(index, url, grpc, grpc_port, max(1, math.ceil(timeout)))
+    with open_collection(place, collection) as opened:
         from edje_qdrant.search.retriever import TwoStageRetriever
 
         loaded = load_model(model, device, opened)

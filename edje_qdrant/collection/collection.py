@@ -67,7 +67,7 @@ class ImageCollection(BaseCollection):
 
     `location` is a folder (embedded engine; one process at a time), `"http://..."` or
     `"https://..."` (Qdrant server), `":memory:"` (deleted when closed), or a `QdrantClient`.
-    `api_key`, `prefer_grpc` and `timeout` (seconds) apply to servers only.
+    `api_key`, `prefer_grpc`, `grpc_port` and `timeout` (seconds) apply to servers only.
 
     Example:
         >>> from uuid import uuid4
@@ -114,6 +114,7 @@ class ImageCollection(BaseCollection):
         qdrant: QdrantSettings | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: int = 30,
     ) -> ImageCollection:
         """Create an empty collection; `open` does not find one whose creation failed.
@@ -134,6 +135,7 @@ class ImageCollection(BaseCollection):
                 disk. None for a folder.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
+            grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
             timeout: Seconds to wait for each response of a server.
 
         Raises:
@@ -143,7 +145,7 @@ class ImageCollection(BaseCollection):
             EngineUnavailableError: The server cannot be reached.
             MissingExtraError: faiss is requested and not installed.
         """
-        options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+        options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
         indexes = check_indexes(payload_indexes or {})
         parts = create_parts(
             location, name, contract, codec, tokens, tokens_folder, options, engine, qdrant
@@ -168,6 +170,7 @@ class ImageCollection(BaseCollection):
         tokens_folder: str | Path | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: int = 30,
         for_repair: bool = False,
     ) -> ImageCollection:
@@ -180,6 +183,7 @@ class ImageCollection(BaseCollection):
                 collection's folder and have moved since.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
+            grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
             timeout: Seconds to wait for each response of a server.
             for_repair: Open a damaged collection too, to verify and repair it: a lost manifest is
                 rebuilt, and side files are checked only when they are read.
@@ -194,7 +198,7 @@ class ImageCollection(BaseCollection):
             ConfigError: An argument is invalid.
             EngineUnavailableError: The server cannot be reached.
         """
-        options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+        options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
         return cls(open_parts(location, name, tokens_folder, options, for_repair=for_repair), name)
 
     @property

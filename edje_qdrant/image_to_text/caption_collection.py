@@ -60,8 +60,8 @@ class CaptionCollection(BaseCollection):
 
     `location` is a folder (embedded engine; one process at a time), `"http://..."` or
     `"https://..."` (Qdrant server), `":memory:"` (deleted when closed), or a `QdrantClient`.
-    `api_key`, `prefer_grpc` and `timeout` (seconds) apply to servers only. A folder or a server can
-    contain collections of images and of captions, under different names.
+    `api_key`, `prefer_grpc`, `grpc_port` and `timeout` (seconds) apply to servers only. A folder or
+    a server can contain collections of images and of captions, under different names.
 
     Candidates of `nearest` have the caption's id as `image_id`, and its text in the payload.
     """
@@ -85,6 +85,7 @@ class CaptionCollection(BaseCollection):
         qdrant: QdrantSettings | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: int = 30,
     ) -> CaptionCollection:
         """Create an empty collection; `open` does not find one whose creation failed.
@@ -96,6 +97,7 @@ class CaptionCollection(BaseCollection):
             qdrant: Settings of a server's collection; None for a folder.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
+            grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
             timeout: Seconds to wait for each response of a server.
 
         Raises:
@@ -108,7 +110,7 @@ class CaptionCollection(BaseCollection):
         check_name(name)
         check_kind("contract", contract, TokenContract, "a TokenContract, such as model.contract()")
         check_settings(qdrant, folder=isinstance(where, Path))
-        options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+        options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
         dim, record = contract.embedding_dim, new_record(contract, "captions")
         if not isinstance(where, Path):
             made = create_on_server(where, name, dim, record, options, qdrant)
@@ -127,6 +129,7 @@ class CaptionCollection(BaseCollection):
         *,
         api_key: str | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: int = 30,
     ) -> CaptionCollection:
         """Open a collection.
@@ -136,6 +139,7 @@ class CaptionCollection(BaseCollection):
             name: The collection's name.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
+            grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
             timeout: Seconds to wait for each response of a server.
 
         Raises:
@@ -146,7 +150,7 @@ class CaptionCollection(BaseCollection):
             EngineUnavailableError: The server cannot be reached.
         """
         where = resolve(location)
-        options = QdrantOptions(api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout)
+        options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
         index = open_index(where, name, options)
         try:
             what = f"{name!r} at {describe(where)}"

@@ -134,6 +134,7 @@ class CaptionRetriever:
         precision: Precision = "auto",
         api_key: str | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: int = 30,
     ) -> CaptionRetriever:
         """Open a collection with the model that wrote it.
@@ -147,6 +148,7 @@ class CaptionRetriever:
             precision: Precision of the joint encoder; see `Reranker`.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
+            grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
             timeout: Seconds to wait for each response of a server.
 
         Raises:
@@ -159,7 +161,12 @@ class CaptionRetriever:
             EngineUnavailableError: The server cannot be reached.
         """
         collection = CaptionCollection.open(
-            location, name, api_key=api_key, prefer_grpc=prefer_grpc, timeout=timeout
+            location,
+            name,
+            api_key=api_key,
+            prefer_grpc=prefer_grpc,
+            grpc_port=grpc_port,
+            timeout=timeout,
         )
         try:
             model = model_for(collection, model, device=device)

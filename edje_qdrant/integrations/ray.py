@@ -72,6 +72,7 @@ def ingest_dataset(
     qdrant: QdrantSettings | None = None,
     api_key: str | None = None,
     prefer_grpc: bool = False,
+    grpc_port: int | None = None,
     timeout: int = 30,
 ) -> IngestReport:
     """Ingest the images of a Ray data set into a collection with tokens in the payload.
@@ -105,6 +106,7 @@ def ingest_dataset(
         qdrant: Server-side settings of a collection that is created.
         api_key: Sent with every request to the server; Ray transfers it to the actors.
         prefer_grpc: Use gRPC for large transfers.
+        grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
         timeout: Seconds to wait for one answer of the server.
 
     Returns:
@@ -143,7 +145,9 @@ def ingest_dataset(
             f"model is a {type(model).__name__}; give a name or a folder, from which each actor "
             "loads the model"
         )
-    server = {"api_key": api_key, "prefer_grpc": prefer_grpc, "timeout": timeout}
+    server = {
+        "api_key": api_key, "prefer_grpc": prefer_grpc, "grpc_port": grpc_port, "timeout": timeout,
+    }  # fmt: skip
     # Absolute, because an actor has another working directory.
     chosen = os.path.abspath(model) if os.path.isdir(model) else str(model)
     job = _Job(

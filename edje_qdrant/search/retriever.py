@@ -157,6 +157,7 @@ class TwoStageRetriever:
         tokens_folder: str | Path | None = None,
         api_key: str | None = None,
         prefer_grpc: bool = False,
+        grpc_port: int | None = None,
         timeout: int = 30,
     ) -> TwoStageRetriever:
         """Open a collection with the model that wrote it.
@@ -173,6 +174,7 @@ class TwoStageRetriever:
             tokens_folder: New folder of side files that were moved out of the collection's folder.
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
+            grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
             timeout: Seconds to wait for one answer of a server.
 
         Raises:
@@ -190,6 +192,7 @@ class TwoStageRetriever:
             tokens_folder=tokens_folder,
             api_key=api_key,
             prefer_grpc=prefer_grpc,
+            grpc_port=grpc_port,
             timeout=timeout,
         )
         try:

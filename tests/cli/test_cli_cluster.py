@@ -1,4 +1,4 @@
-"""Options of `ingest` about how a server is to keep the collection that it creates."""
+"""Options about servers: how to keep a new collection, and how to ask."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import run
+from command_line import refused, run
 from index_stand_in import StandIn
+
+from edje_qdrant.errors import EdjeError
+from edje_qdrant.index import QdrantOptions
+from edje_qdrant.index.qdrant.connection import Connection
 
 WriteImages = Callable[..., list[Path]]
 OPTIONS = ["--shards", "6", "--replicas", "2", "--quantization", "int8"]
@@ -52,3 +56,54 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
     assert result.exit_code == 2
     assert says in result.stderr
     assert not (tmp_path / "photos").exists()
+
+
+COMMANDS = {
+    "ingest": ["pictures"],
+    "search": ["a red ring"],
+    "info": [],
+    "verify": [],
+    "repair": [],
+    "compact": [],
+    "transcode": ["int8"],
+    "fit-codec": ["pq16", "codec.safetensors"],
+    "export": ["images.edje"],
+    "delete": ["--where", "n=1"],
+    "update": ["n=1", "--where", "n=1"],
+    "serve": [],
+    "detach": ["--collection", "theirs"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_on_a_server_knows_its_port_of_grpc(
+    tmp_path: Path, write_images: WriteImages, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """With another port than 6333 it is not guessed, and what is given arrives."""
+    write_images(tmp_path / "pictures", 1)
+    monkeypatch.chdir(tmp_path)
+    call = [command, *COMMANDS[command], "--url", "http://localhost:6533", "--grpc"]
+    assert "or --grpc-port" in refused(run(*call))
+    asked: list[tuple[str, QdrantOptions]] = []
+
+    class ReachedError(EdjeError):
+        """The connection was made."""
+
+    def reached(self: Connection, location: str, options: QdrantOptions) -> None:
+        asked.append((location, options))
+        raise ReachedError("reached")
+
+    monkeypatch.setattr(Connection, "__init__", reached)
+    monkeypatch.setenv("EDJE_QDRANT_API_KEY", "a-key")
+    result = run(*call, "--grpc-port", "6534", "--timeout", "7")
+    assert "reached" in result.stderr
+    options = QdrantOptions("a-key", prefer_grpc=True, grpc_port=6534, timeout=7)
+    assert asked == [("http://localhost:6533", options)]
+
+
+def test_options_about_grpc_that_do_not_fit(tmp_path: Path) -> None:
+    assert "give --grpc too" in refused(run("info", "--url", "http://q", "--grpc-port", "6534"))
+    assert "is a folder" in refused(run("info", "--index", tmp_path, "--grpc"))
+    assert "is a folder" in refused(run("copy", tmp_path / "a", tmp_path / "b", "--grpc"))
+    scenes = ["eval", "scenes", "--out", tmp_path / "out"]
+    assert "give --url too" in refused(run(*scenes, "--grpc"))

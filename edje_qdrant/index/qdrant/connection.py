@@ -8,8 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -23,6 +22,8 @@ from edje_qdrant.errors import (
     RateLimitedError,
     StoreError,
 )
+from edje_qdrant.index.qdrant import failures
+from edje_qdrant.index.qdrant.patience import Patience, TimeLimit, call_within, current_limit
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, QdrantClient
@@ -32,22 +33,15 @@ __all__ = ["Connection", "QdrantOptions"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_TRANSIENT_HTTP = frozenset({429, 502, 503, 504})
-_TRANSIENT_GRPC = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
-_HTTP_OF_GRPC = {
-    "INVALID_ARGUMENT": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409,
-}
-_LONGEST_PAUSE = 30.0
+_LONGEST_PAUSE = 5.0  # seconds between two tries
 _PROBE_SECONDS = 2
 # Channel options: gRPC would wait longer and longer, up to two minutes, before it connects again.
 _CONNECT_AGAIN = {"grpc.initial_reconnect_backoff_ms": 500, "grpc.max_reconnect_backoff_ms": 1000}
 
-# Deadline of the current call, in seconds of time.monotonic; one per thread or task.
-_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+# What the client's methods that change nothing are called.
+_READS = ("collection_exists", "count", "get_", "info", "query", "retrieve", "scroll")
+
+_REST_PORT, _GRPC_PORT = 6333, 6334
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +52,10 @@ class QdrantOptions:
         api_key: Sent with every request.
         prefer_grpc: Use gRPC (port 6334). Writes of large batches are 1.2 to 1.4 times as fast as
             over REST; reads are about equally fast.
-        timeout: Seconds to wait for each response.
+        grpc_port: Port of gRPC; 6334 by default if the address names no port, or 6333. With any
+            other port it has to be given.
+        timeout: Seconds to wait for each response, and for all responses of one search together,
+            with retries and pauses.
         batch_size: Points in one request, at most; a request also stays below 16 MB.
         retries: Times to retry when the server is unreachable, slow or overloaded.
         backoff: Seconds before the first retry; doubled for each further one, plus or minus half.
@@ -72,6 +69,7 @@ class QdrantOptions:
 
     api_key: str | None = field(default=None, repr=False)
     prefer_grpc: bool = False
+    grpc_port: int | None = None
     timeout: int = 30
     batch_size: int = 256
     retries: int = 4
@@ -86,10 +84,42 @@ class QdrantOptions:
                 f"timeout {self.timeout} and batch_size {self.batch_size} must be 1 or more, "
                 f"retries {self.retries} and backoff {self.backoff} 0 or more"
             )
+        port = self.grpc_port
+        if port is None:
+            return
+        if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+            raise ConfigError(f"grpc_port is {port!r}; give a port, 1 to 65535")
+        if not self.prefer_grpc:
+            raise ConfigError(
+                f"grpc_port is {port}, but gRPC is not asked for; give prefer_grpc=True (--grpc) "
+                "too, or leave grpc_port out"
+            )
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call of a method of the client.
+
+    Attributes:
+        name: The collection.
+        method: The method.
+        tries: Failed tries.
+        began: When it began, by `time.monotonic`.
+    """
+
+    name: str
+    method: str
+    tries: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def writes(self) -> bool:
+        """Return whether it may change something."""
+        return not self.method.startswith(_READS)
 
 
 class Connection:
-    """A client, with retries and translated errors.
+    """A client, with retries, time limits and translated errors.
 
     Attributes:
         client: The client.
@@ -112,31 +142,46 @@ class Connection:
         given = self.client.init_options
         self.is_local = given["location"] == ":memory:" or given["path"] is not None
         self.address: str = _address(given)
-        self._grpc = f" (gRPC: port {given['grpc_port']})" if given["prefer_grpc"] else ""
+        self._grpc_port: int | None = given["grpc_port"] if given["prefer_grpc"] else None
+        self._grpc = f" (gRPC: port {self._grpc_port})" if self._grpc_port else ""
         key = options.api_key or given.get("api_key")
         self._secret = key.strip() if isinstance(key, str) else None
         # The client's local mode changes arrays in place, so calls must not run at the same time.
         self._lock = RLock() if self.is_local else nullcontext()
+        self._patience: Patience | None = None
+        # Once Qdrant has answered, the address is right.
+        self._was_answered = self.is_local
 
     def call(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the client for the collection `name`; retry if that may help.
 
+        Retries and pauses included, the call ends with the `limit` around it, if there is one.
+        Without one, and inside `patient`, it waits for a server that is away.
+
         Raises:
-            EngineUnavailableError: The server did not respond, or was overloaded, at every try.
+            EngineUnavailableError: The server, or a node of its cluster, did not respond, or was
+                overloaded, at every try.
             RateLimitedError: It takes no more requests for now.
             CollectionNotFoundError: It has no such collection.
-            ConfigError: It refused the request or the API key.
+            ConfigError: It refused the request or the API key, or is no Qdrant server.
             StoreError: The connection is closed, or the server failed.
         """
         self.require_open(name)
-        tries = 0
+        call = _Call(name, getattr(function, "__name__", ""))
+        limit = None if self.is_local else current_limit()
         while True:
+            started = time.monotonic()
             try:
                 with self._lock:
-                    return function(*args, **kwargs)
-            except Exception as error:  # noqa: PERF203 - retries need a loop
-                time.sleep(self._until_next_try(name, error, tries))
-                tries += 1
+                    if limit is None:
+                        answer = function(*args, **kwargs)
+                    else:
+                        answer = call_within(limit.left, lambda: function(*args, **kwargs))
+            except Exception as error:
+                time.sleep(self._until_next_try(call, error, started, limit))
+            else:
+                self._answered(started, limit)
+                return answer
 
     async def call_async(self, name: str, method: str, *args: Any, **kwargs: Any) -> Any:
         """Await a method of the asynchronous client; otherwise like `call`.
@@ -151,19 +196,45 @@ class Connection:
         loop = asyncio.get_running_loop()
         if loop not in self._async:
             self._async[loop] = self._new_async_client()
-        tries = 0
+        function = getattr(self._async[loop], method)
+        call = _Call(name, method)
+        limit = current_limit()
         while True:
+            started = time.monotonic()
             try:
-                return await getattr(self._async[loop], method)(*args, **kwargs)
-            except Exception as error:  # noqa: PERF203 - retries need a loop
-                await asyncio.sleep(self._until_next_try(name, error, tries))
-                tries += 1
+                seconds = None if limit is None else max(limit.left, 0)
+                answer = await asyncio.wait_for(function(*args, **kwargs), seconds)
+            except Exception as error:
+                # Its first failure may look at the port, which takes a moment.
+                pause = await asyncio.to_thread(self._until_next_try, call, error, started, limit)
+                await asyncio.sleep(pause)
+            else:
+                self._answered(started, limit)
+                return answer
+
+    def limit(
+        self,
+        seconds: float | None = None,
+        queries: int = 1,
+        left: Callable[[], float] | None = None,
+    ) -> AbstractContextManager[Any]:
+        """Return a limit of the seconds that the calls inside take together; see `TimeLimit`.
+
+        Args:
+            seconds: `timeout` of the options by default, and at most.
+            queries: Searches that share the calls.
+            left: Returns the seconds left by another clock.
+        """
+        if self.is_local:
+            return nullcontext()
+        most = self._options.timeout
+        return TimeLimit(most if seconds is None else min(seconds, most), queries, left)
 
     @contextmanager
     def within(self, seconds: float | None) -> Iterator[dict[str, int]]:
         """Limit the time of the calls inside; yield the arguments that tell the server.
 
-        The server and the client count in whole seconds, so a running call may take one more.
+        The server counts in whole seconds.
 
         Args:
             seconds: From now; None for no limit.
@@ -171,20 +242,31 @@ class Connection:
         if seconds is None or self.is_local:
             yield {}
             return
-        token = _deadline.set(time.monotonic() + seconds)
-        try:
+        with TimeLimit(seconds):
             yield {"timeout": max(1, math.ceil(seconds))}
-        finally:
-            _deadline.reset(token)
 
-    def pause(self, tries: int, least: float = 0) -> None:
+    @contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """Let the calls of every thread wait for a server that is away; tell it on the screen.
+
+        Args:
+            seconds: To wait at most, from the first failure until the next answer.
+        """
+        before = self._patience
+        if before is None or before.seconds < seconds:
+            self._patience = Patience(seconds, f"{self.address}{self._grpc}")
+        try:
+            yield
+        finally:
+            self._patience = before
+
+    def pause(self, tries: int) -> None:
         """Wait before another try: longer each time, and for a random part of it.
 
         Args:
             tries: Failed tries before the last one.
-            least: Seconds to wait at least; the maximum is 30.
         """
-        time.sleep(self._pause(tries, least))
+        time.sleep(self._pause(tries))
 
     def require_open(self, name: str) -> None:
         """Check that `close` was not called.
@@ -221,46 +303,147 @@ class Connection:
             self._for_probes.client.close()
         self._closed = True
 
-    def _pause(self, tries: int, least: float) -> float:
-        seconds = self._options.backoff * 2.0**tries * random.uniform(0.5, 1.5)
-        return min(max(seconds, least), _LONGEST_PAUSE)
+    def _pause(self, tries: int) -> float:
+        seconds = self._options.backoff * 2.0 ** min(tries, 16) * random.uniform(0.5, 1.5)
+        return min(seconds, _LONGEST_PAUSE)
 
-    def _until_next_try(self, name: str, error: Exception, tries: int) -> float:
-        """Return the seconds to wait before another try.
+    def _answered(self, started: float, limit: TimeLimit | None) -> None:
+        self._was_answered = True
+        if limit is not None:
+            limit.spend(time.monotonic() - started, answered=True)
+        if self._patience is not None:
+            self._patience.answered()
+
+    def _until_next_try(
+        self, call: _Call, error: Exception, started: float, limit: TimeLimit | None
+    ) -> float:
+        """Return the seconds to wait before another try, and count it.
+
+        Args:
+            call: What failed.
+            error: How.
+            started: When this try began.
+            limit: Of the call.
 
         Raises:
             EngineUnavailableError: No try is left, or no time for one.
+            RateLimitedError: The server takes no more requests for now, and asks to wait longer.
             EdjeError: Another try would not help.
         """
-        if not _is_transient(error):
-            raise self._translate(name, error) from error
-        wanted = _retry_after(error)
-        seconds = self._pause(tries, wanted or 0)
-        late = time.monotonic() + seconds > _deadline.get()
-        if _is_rate_limit(error) and (late or tries == self._options.retries):
-            raise RateLimitedError(
-                f"Qdrant at {self.address}{self._grpc} takes no more requests for now "
-                f"({self._words(error)}); "
+        self._was_answered |= failures.is_from_qdrant(error)
+        self._require_right_address(call, error, limit)
+        if not failures.is_away(error):
+            raise self._translate(call, error) from error
+        wanted = failures.retry_after(error)
+        pause = max(self._pause(call.tries), wanted or 0)
+        is_last = call.tries >= self._options.retries
+        call.tries += 1
+        if limit is not None:
+            limit.spend(time.monotonic() - started, answered=False)
+            is_late = pause >= limit.left
+            if is_last or is_late:
+                raise self._unavailable(call, error, is_late=is_late) from error
+            limit.spend(pause, answered=False)
+            return pause
+        patience = self._patience
+        if patience is not None:
+            left = patience.failed(call.began, self._says(error))
+            if is_last and pause > left:
+                raise self._unavailable(call, error) from error
+            return pause
+        if is_last or (wanted is not None and wanted > self._options.timeout):
+            raise self._unavailable(call, error) from error
+        return pause
+
+    def _unavailable(
+        self, call: _Call, error: Exception, *, is_late: bool = False
+    ) -> EngineUnavailableError:
+        at, said = f"{self.address}{self._grpc}", self._says(error)
+        wanted = failures.retry_after(error)
+        if failures.is_rate_limit(error):
+            return RateLimitedError(
+                f"Qdrant at {at} takes no more requests for now ({said}); "
                 + ("try again later" if wanted is None else f"try again in {wanted:g} s"),
                 location=self.address,
                 retry_after=wanted,
-            ) from error
-        if late or tries == self._options.retries:
-            raise EngineUnavailableError(
-                f"no answer from Qdrant at {self.address}{self._grpc} after {tries + 1} tries"
-                f"{', with no time left for more' if late else ''} "
-                f"({self._words(error)}); check the address and that the server runs. "
-                "What it acknowledged before is kept",
-                location=self.address,
-            ) from error
-        return seconds
+            )
+        after = f"after {call.tries} tries" if call.tries > 1 else "after 1 try"
+        late = ", with no time left for more" if is_late else ""
+        if failures.is_from_cluster(error):
+            text = (
+                f"a node of the cluster of {at} is away, {after}{late} ({said}); check that its "
+                "nodes run"
+            )
+            if call.writes:
+                text += (
+                    ". What was to be written or deleted may have been on some of the replicas or "
+                    "shards; run it again when the cluster is whole"
+                )
+        else:
+            status = getattr(error, "status_code", None)
+            said = f"{status}: {said}" if status else said
+            text = (
+                f"no answer from Qdrant at {at} {after}{late} ({said}); check the address and that "
+                "the server runs"
+            )
+        return EngineUnavailableError(
+            f"{text}. What it acknowledged before is kept", location=self.address
+        )
 
-    def _words(self, error: Exception) -> str:
-        details = getattr(error, "details", None)  # gRPC's own text has many lines
-        text = str(details() if callable(details) else error) or type(error).__name__
-        if self._secret:
-            text = text.replace(self._secret, "***")
-        return " ".join(text.split())
+    def _require_right_address(
+        self, call: _Call, error: Exception, limit: TimeLimit | None
+    ) -> None:
+        """Look at the port if its first answer is none of Qdrant's.
+
+        Raises:
+            ConfigError: Something else is spoken there; says what.
+        """
+        if self._was_answered or call.tries:
+            return
+        if (reason := failures.certificate_problem(error)) is not None:
+            raise ConfigError(
+                f"the certificate of {self.address}{self._grpc} is not trusted: {reason}; give the "
+                "name that it was issued for, and trust its issuer (SSL_CERT_FILE names a file of "
+                "certificates for REST, GRPC_DEFAULT_SSL_ROOTS_FILE_PATH for gRPC)"
+            ) from error
+        if not failures.may_speak_otherwise(error):
+            return
+        parts = urlsplit(self.address if "://" in self.address else f"http://{self.address}")
+        port = self._grpc_port or parts.port
+        if parts.hostname is None or port is None:
+            return
+        seconds = 1.0 if limit is None else min(1.0, max(limit.left, 0.01))
+        found = failures.spoken_at(parts.hostname, port, seconds)
+        asked = failures.Spoken(parts.scheme == "https", self._grpc_port is not None)
+        if found is None or found == asked:
+            return
+        host = parts.hostname
+        advice = []
+        if found.tls != asked.tls:
+            scheme = "https" if found.tls else "http"
+            advice.append(
+                f"speaks {'TLS' if found.tls else 'plain text, not TLS'}: give an address that "
+                f"begins with {scheme}://"
+            )
+        if found.grpc and not asked.grpc:
+            advice.append(
+                "speaks gRPC: give the address with the port of REST (6333 unless the server was "
+                f"told otherwise), and to use gRPC prefer_grpc=True and grpc_port={port} "
+                f"(--grpc --grpc-port {port}) too"
+            )
+        elif asked.grpc and not found.grpc:
+            advice.append(
+                "speaks REST, not gRPC: give the server's port of gRPC as grpc_port (--grpc-port); "
+                "it is 6334 unless the server was told otherwise"
+            )
+        if advice:
+            raise ConfigError(f"port {port} of {host} {'; and it '.join(advice)}") from error
+
+    def _says(self, error: Exception) -> str:
+        return self._without_key(failures.says(error))
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._secret, "***") if self._secret else text
 
     def _new_async_client(self) -> AsyncQdrantClient:
         from qdrant_client import AsyncQdrantClient
@@ -280,23 +463,31 @@ class Connection:
             }
         return given
 
-    def _translate(self, name: str, error: Exception) -> Exception:
-        status = getattr(error, "status_code", None) or _HTTP_OF_GRPC.get(_grpc_code(error))
-        if status == 404 or (self.is_local and f"{name} not found" in str(error)):
+    def _translate(self, call: _Call, error: Exception) -> Exception:
+        name, said, status = call.name, self._says(error), failures.status_of(error)
+        if self.is_local and f"{name} not found" in str(error):
             return CollectionNotFoundError(self.address, name, self.known())
         if status in (401, 403):
+            why = self._without_key(failures.refusal(error, name, writes=call.writes))
+            return ConfigError(f"Qdrant at {self.address} refused the request ({status}): {why}")
+        if not self._was_answered and failures.is_another_program(error):
+            path = urlsplit(self.address).path
             return ConfigError(
-                f"Qdrant at {self.address} refused the API key ({status}); "
-                "give one that may read and write this collection"
+                f"what answers at {self.address}{self._grpc} is not Qdrant ({said}); "
+                + (
+                    f"the address has the path {path}: leave it out, unless Qdrant is behind a "
+                    "proxy there"
+                    if path
+                    else "check host and port"
+                )
             )
+        if status == 404 and failures.is_missing_collection(error):
+            return CollectionNotFoundError(self.address, name, self.known())
         if status in (400, 422) or isinstance(error, ValueError):
-            return ConfigError(
-                f"Qdrant at {self.address} refused a request about {name!r}: {self._words(error)}"
-            )
-        return StoreError(
-            f"Qdrant at {self.address} failed on {name!r}: {self._words(error)}; "
-            "see the server's log"
-        )
+            return ConfigError(f"Qdrant at {self.address} refused a request about {name!r}: {said}")
+        text = f"Qdrant at {self.address} failed on {name!r}: {said}"
+        is_answer = status is not None and status < 500
+        return StoreError(text if is_answer else f"{text}; see the server's log")
 
 
 _LOCATIONS = 'give "http://host:6333", "https://...", ":memory:" or a QdrantClient'
@@ -322,6 +513,11 @@ def _connect(location: str, options: QdrantOptions) -> QdrantClient:
             "api_key, or to a command in EDJE_QDRANT_API_KEY"
         )
     try:
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"location {location!r} is no address: {error}; {_LOCATIONS}") from error
+    more = _grpc_port(location, port, parts.path, options)
+    try:
         return QdrantClient(
             url=location,
             api_key=options.api_key,
@@ -329,6 +525,7 @@ def _connect(location: str, options: QdrantOptions) -> QdrantClient:
             timeout=options.timeout,
             check_compatibility=False,  # it warns from a thread; `open` checks what is needed
             **({"grpc_options": {**_CONNECT_AGAIN}} if options.compress_reads else _uncompressed()),
+            **more,
         )
     except ValueError as error:
         raise ConfigError(f"location {location!r} is no address: {error}; {_LOCATIONS}") from error
@@ -340,6 +537,32 @@ def _uncompressed() -> dict[str, Any]:
         "metadata": {"Accept-Encoding": "identity"},  # headers of REST requests only
         # A bit for each algorithm; the lowest is for no compression.
         "grpc_options": {"grpc.compression_enabled_algorithms_bitset": 1, **_CONNECT_AGAIN},
+    }
+
+
+def _grpc_port(
+    location: str, port: int | None, path: str, options: QdrantOptions
+) -> dict[str, int]:
+    """Return the client's argument with the port of gRPC; none over REST.
+
+    Raises:
+        ConfigError: It is not known which port to ask.
+    """
+    if not options.prefer_grpc:
+        return {}
+    if options.grpc_port is None and port not in (None, _REST_PORT):
+        raise ConfigError(
+            f"the address {location} names port {port}, not {_REST_PORT}, so the port of gRPC is "
+            f"not known; give it as grpc_port, or --grpc-port (a server's own default is "
+            f"{_GRPC_PORT})"
+        )
+    if path.strip("/"):
+        raise ConfigError(
+            f"the address {location} has a path, which gRPC does not know; leave it out, or use "
+            "REST"
+        )
+    return {
+        "grpc_port": options.grpc_port or _GRPC_PORT,
     }
 
 
@@ -358,38 +581,3 @@ def _address(given: Mapping[str, Any]) -> str:
     shown = f"{scheme}://" if scheme else ""
     shown += f"{host}:{port or given['port']}{(path or given['prefix'] or '').rstrip('/')}"
     return shown
-
-
-def _is_transient(error: Exception) -> bool:
-    from httpx import TransportError, UnsupportedProtocol
-    from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
-    from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
-
-    if isinstance(error, ResponseHandlingException):
-        source = error.source
-        return isinstance(source, TransportError) and not isinstance(source, UnsupportedProtocol)
-    if isinstance(error, UnexpectedResponse):
-        return error.status_code in _TRANSIENT_HTTP
-    return isinstance(error, ResourceExhaustedResponse) or _grpc_code(error) in _TRANSIENT_GRPC
-
-
-def _is_rate_limit(error: Exception) -> bool:
-    from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
-
-    return (
-        isinstance(error, ResourceExhaustedResponse)
-        or getattr(error, "status_code", None) == 429
-        or _grpc_code(error) == "RESOURCE_EXHAUSTED"
-    )
-
-
-def _retry_after(error: Exception) -> float | None:
-    """Return the seconds that a server asks to wait; None if it names none."""
-    seconds = getattr(error, "retry_after_s", None)
-    return None if seconds is None else float(seconds)
-
-
-def _grpc_code(error: Exception) -> str:
-    """Return the status name of a gRPC error, or an empty string for any other error."""
-    code = getattr(error, "code", None)
-    return str(getattr(code(), "name", "")) if callable(code) else ""
