@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
-import threading
 from typing import Any
 
 import pytest
+from fixed_answer import fixed_answer
 from index_engines import FAST, image_id, make_points, unit_vectors
 from index_stand_in import StandIn
 from qdrant_client.http.exceptions import UnexpectedResponse
@@ -203,24 +202,12 @@ def test_the_same_over_grpc(code: str, details: str, away: bool, cluster: bool) 
 def test_an_error_within_an_answer_keeps_keys_hidden() -> None:
     """A server may repeat what was sent."""
     key = "5ecret-5ecret"
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        body = b'{"status":{"error":"bad key %s"}}' % key.encode()
-
-        def answer() -> None:
-            stream, _ = listening.accept()
-            with stream:
-                stream.recv(4096)
-                stream.sendall(
-                    b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
-                    % (len(body), body)
-                )
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with pytest.raises(EdjeError, match=r"bad key \*\*\*") as caught:
-            open_on_server(url, "images", QdrantOptions(api_key=key))
-        thread.join()
+    body = b'{"status":{"error":"bad key %s"}}' % key.encode()
+    with (
+        fixed_answer(403, body) as url,
+        pytest.raises(EdjeError, match=r"bad key \*\*\*") as caught,
+    ):
+        open_on_server(url, "images", QdrantOptions(api_key=key))
     assert key not in str(caught.value)
 
 

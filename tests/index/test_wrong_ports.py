@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
-import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from fixed_answer import fixed_answer
 from index_stand_in import StandIn
 
 from edje_qdrant.attach.points import AttachablePoints
@@ -84,23 +83,11 @@ def test_what_a_port_speaks_is_said_at_once(
 )
 def test_an_address_where_qdrant_is_not(path: str, body: bytes) -> None:
     """As a server answers for a path that it does not know, and a proxy."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def answer() -> None:
-            stream, _ = listening.accept()
-            with stream:
-                stream.recv(4096)
-                stream.sendall(
-                    b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
-                    % (len(body), body)
-                )
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}{path}"
-        with pytest.raises(ConfigError, match="is not Qdrant") as caught:
-            open_on_server(url, "images", QdrantOptions(timeout=5))
-        thread.join()
+    with (
+        fixed_answer(404, body) as url,
+        pytest.raises(ConfigError, match="is not Qdrant") as caught,
+    ):
+        open_on_server(f"{url}{path}", "images", QdrantOptions(timeout=5))
     hint = f"has the path {path}: leave it out" if path else "check host and port"
     assert hint in str(caught.value)
 
@@ -152,6 +139,6 @@ def test_a_server_that_answered_once_is_only_away(
 
 
 def test_an_answer_of_another_form(stand_in: StandIn) -> None:
-    stand_in.failures.append((409, {}))
+    stand_in.failures.extend([(409, {})] * 4)
     with pytest.raises(StoreError, match=r"told to fail$"):
         open_on_server(stand_in.url, "images", QdrantOptions())

@@ -516,16 +516,16 @@ def _connect(location: str, options: QdrantOptions) -> QdrantClient:
         port = parts.port
     except ValueError as error:
         raise ConfigError(f"location {location!r} is no address: {error}; {_LOCATIONS}") from error
-    more = _grpc_port(location, port, parts.path, options)
+    grpc_port = _grpc_port(location, port, parts.path, options)
     try:
         return QdrantClient(
             url=location,
             api_key=options.api_key,
             prefer_grpc=options.prefer_grpc,
+            grpc_port=grpc_port,
             timeout=options.timeout,
             check_compatibility=False,  # it warns from a thread; `open` checks what is needed
             **({"grpc_options": {**_CONNECT_AGAIN}} if options.compress_reads else _uncompressed()),
-            **more,
         )
     except ValueError as error:
         raise ConfigError(f"location {location!r} is no address: {error}; {_LOCATIONS}") from error
@@ -540,16 +540,14 @@ def _uncompressed() -> dict[str, Any]:
     }
 
 
-def _grpc_port(
-    location: str, port: int | None, path: str, options: QdrantOptions
-) -> dict[str, int]:
-    """Return the client's argument with the port of gRPC; none over REST.
+def _grpc_port(location: str, port: int | None, path: str, options: QdrantOptions) -> int:
+    """Return the port of gRPC.
 
     Raises:
         ConfigError: It is not known which port to ask.
     """
     if not options.prefer_grpc:
-        return {}
+        return _GRPC_PORT
     if options.grpc_port is None and port not in (None, _REST_PORT):
         raise ConfigError(
             f"the address {location} names port {port}, not {_REST_PORT}, so the port of gRPC is "
@@ -561,9 +559,7 @@ def _grpc_port(
             f"the address {location} has a path, which gRPC does not know; leave it out, or use "
             "REST"
         )
-    return {
-        "grpc_port": options.grpc_port or _GRPC_PORT,
-    }
+    return options.grpc_port or _GRPC_PORT
 
 
 def _address(given: Mapping[str, Any]) -> str:
