@@ -367,7 +367,7 @@ class Connection:
                 location=self.address,
                 retry_after=wanted,
             )
-        after = f"after {call.tries} tries" if call.tries > 1 else "after 1 try"
+        after = f"after {call.tries} tries"
         late = ", with no time left for more" if is_late else ""
         if failures.is_from_cluster(error):
             text = (
