@@ -119,6 +119,22 @@ edje-qdrant convert pytorch_model.pth ./edje --siglip google/siglip2-large-patch
 edje-qdrant eval dataset_flickr30k.json --images ./flickr30k-images --split test --model ./edje
 edje-qdrant eval dataset_coco.json --images ./coco --split test --model ./edje
 ```
+
+## Public benchmarks by mteb
+
+`edje_qdrant.integrations.mteb` runs any model on the tasks of
+[mteb](integrations.md#mteb), and INQUIRE-Rerank as one more. None of these was run here, as the
+data were not available. One command each, where the extra `mteb` is installed:
+
+```
+python benchmarks/public.py flickr30k --model ./edje --out flickr30k.json
+python benchmarks/public.py coco --model ./edje --out coco.json
+python benchmarks/public.py xm3600 --model ./edje --out xm3600.json
+python benchmarks/public.py inquire-rerank --model ./edje --out inquire-rerank.json
+```
+
+`--stages first` measures the first stage alone. mteb reports nDCG@10 first, and `map_at_100` of
+INQUIRE-Rerank; where each query has one right image, `hit_rate_at_1` is R@1.
 """
 
 

@@ -13,7 +13,7 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 LIBRARIES = {"LangChain": "langchain_core", "LlamaIndex": "llama_index.core",
              "Haystack": "haystack", "sentence-transformers": "sentence_transformers",
-             "rerankers": "rerankers"}  # fmt: skip
+             "rerankers": "rerankers", "mteb": "mteb"}  # fmt: skip
 
 
 # Sections that need a server, and are tested with one elsewhere.
@@ -33,7 +33,7 @@ def test_the_pages_examples_run_one_after_another(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert len(sections) == 12
+    assert {*LIBRARIES, *ELSEWHERE} <= {section.partition("\n")[0] for section in sections}
     left_out = []
     for section in sections:
         title = section.partition("\n")[0]
@@ -48,13 +48,14 @@ def test_the_pages_examples_run_one_after_another(
     assert lines[0] == "20 0 ()"
     assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
     if not left_out:
-        assert len(lines) == 12
+        assert len(lines) == 13
         assert lines[5].endswith(".png")
         assert lines[7].startswith("1 ")
         assert lines[7].endswith("index")
         assert lines[8].count(".png") == 3
         assert lines[10] == lines[9]
         assert lines[11] in "abc"
+        assert lines[12] == "edje-qdrant/edje-demo t2i"
     names["retriever"].close()
     names.clear()
     gc.collect()

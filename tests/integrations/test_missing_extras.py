@@ -19,6 +19,7 @@ from edje_qdrant.errors import MissingExtraError
         ("haystack", "haystack", "haystack"),
         ("mcp.server", "mcp", "mcp"),
         ("ray", "ray", "ray"),
+        ("mteb", "mteb", "mteb"),
         ("rerankers", "rerankers", "rerankers"),
         ("sentence_transformers", "sentence_transformers", "sentence-transformers"),
     ],
