@@ -73,6 +73,10 @@ class EDJECrossEncoder:
             folder that the model is loaded from, if any.
         default_prompt_name: Name of the prompt of calls that name none.
         activation_fn: Applied to the `(n,)` logits; by default none.
+        revision: Branch, tag or commit of a model that is loaded from the hub.
+        cache_dir: Folder for downloads; by default that of huggingface_hub.
+        token: Access token of the hub; by default the stored one.
+        local_files_only: Make no request: use only what was downloaded before.
 
     Attributes:
         num_labels: Number of scores of a pair.
@@ -101,11 +105,27 @@ class EDJECrossEncoder:
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
         activation_fn: Callable[[Tensor], Tensor] | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
     ) -> None:
         settings: dict[str, Any] = {}
         if not isinstance(model, EDJEModel):
             settings = {} if model == "demo" else _read_settings(model)
-            model = EDJEModel.from_pretrained(model, device=device)
+            model = EDJEModel.from_pretrained(
+                model,
+                device=device,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+            )
+        elif revision is not None or cache_dir is not None or token is not None or local_files_only:
+            raise ConfigError(
+                "revision, cache_dir, token and local_files_only are for a model that is loaded "
+                "here; pass its name, or leave them out"
+            )
         self._model = model
         self._collection = collection
         self._reranker = Reranker(model, precision=precision)

@@ -43,6 +43,10 @@ class EDJERanker(BaseRanker):
         device: The device for a model that is loaded here; by default CUDA if available.
         precision: Precision of the joint encoder, see `Reranker`; `collection` has its own.
         batch_size: Images encoded at a time.
+        revision: Branch, tag or commit of a model that is loaded from the hub.
+        cache_dir: Folder for downloads; by default that of huggingface_hub.
+        token: Access token of the hub; by default the stored one.
+        local_files_only: Make no request: use only what was downloaded before.
     """
 
     def __init__(
@@ -54,11 +58,22 @@ class EDJERanker(BaseRanker):
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         batch_size: int = 32,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
     ) -> None:
         self.verbose = verbose
         self.batch_size = batch_size
         self._encoder = EDJECrossEncoder(
-            model_name_or_path, collection=collection, device=device, precision=precision
+            model_name_or_path,
+            collection=collection,
+            device=device,
+            precision=precision,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
         )
 
     @property

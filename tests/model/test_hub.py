@@ -15,11 +15,13 @@ import pytest
 import torch
 from hub_stand_in import TOKEN, HubStandIn
 from huggingface_hub import constants
+from PIL import Image
 from tiny_edje import build_tiny_model
 
 from edje_qdrant.encoders import SiglipEncoder, pretrained_encoder
 from edje_qdrant.encoders import hub as hub_module
 from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.integrations.cross_encoder import EDJECrossEncoder
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import Calibration
 
@@ -176,6 +178,25 @@ def test_encoders_by_revision(hub: HubStandIn, tmp_path: Path) -> None:
         pretrained_encoder("someone/siglip", **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="are not for 'open_clip:ViT-B-32@openai'"):
         pretrained_encoder("open_clip:ViT-B-32@openai", revision="v1")
+
+
+def test_rerankers_by_revision(hub: HubStandIn, tmp_path: Path) -> None:
+    model = build_tiny_model()
+    model.push_to_hub("someone/edje", revision="v1", token=TOKEN)
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    expected = EDJECrossEncoder(model.place("cpu", None)).predict([("red", tmp_path / "red.png")])
+    options = {"revision": "v1", "cache_dir": tmp_path / "own", "token": TOKEN, **CPU}
+    found = EDJECrossEncoder("someone/edje", **options)  # type: ignore[arg-type]
+    assert found.predict([("red", tmp_path / "red.png")]) == pytest.approx(expected)
+    again = EDJECrossEncoder(
+        "someone/edje@v1", cache_dir=tmp_path / "own", local_files_only=True, **CPU
+    )
+    assert again.predict([("red", tmp_path / "red.png")]) == pytest.approx(expected)
+    with pytest.raises(ConfigError, match="are for a model that is loaded here"):
+        EDJECrossEncoder(model, revision="v1")
+    rerankers = pytest.importorskip("edje_qdrant.integrations.rerankers")
+    with pytest.raises(CheckpointError, match="has no such revision"):
+        rerankers.EDJERanker("someone/edje", revision="v2")
 
 
 @pytest.fixture
