@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 import pytest
 from grpc_stand_in import GrpcStandIn
-from index_engines import Engine, image_id, make_points, qdrant_engine, unit_vectors
+from index_engines import FAST, Engine, image_id, make_points, qdrant_engine, unit_vectors
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient, models
 
 from edje_qdrant.attach.points import AttachablePoints
 from edje_qdrant.errors import ConfigError, EngineUnavailableError, StoreError
-from edje_qdrant.index import PayloadKind, VectorIndex
+from edje_qdrant.index import PayloadKind, QdrantSettings, VectorIndex, create_on_server
 from edje_qdrant.index.filters import validate
 from edje_qdrant.index.filters.from_json import filter_from_json
 from edje_qdrant.index.qdrant import versions
@@ -50,6 +50,7 @@ class Reached:
     stand_in: StandIn
     seen: list[str]
     engine: Engine
+    location: str | QdrantClient
 
     def asked(self) -> set[str]:
         """Return what was asked about points."""
@@ -62,11 +63,12 @@ def reached(request: pytest.FixtureRequest, grpc_stand_in: GrpcStandIn) -> Itera
     stand_in.version = "1.18.3"
     client = grpc_stand_in.client(timeout=120)
     over_grpc = request.param == "gRPC"
-    engine = qdrant_engine(client if over_grpc else stand_in.url)
+    location = client if over_grpc else stand_in.url
+    engine = qdrant_engine(location)
     engine.create().upsert(make_points(unit_vectors(20)))
     seen = grpc_stand_in.seen if over_grpc else stand_in.seen
     seen.clear()
-    yield Reached(stand_in, seen, engine)
+    yield Reached(stand_in, seen, engine, location)
     engine.close()
     client.close()
 
@@ -153,6 +155,26 @@ def test_a_server_that_is_away_has_no_version(stand_in: StandIn) -> None:
     stand_in.failures += [(503, {})] * 4
     with pytest.raises(EngineUnavailableError):
         qdrant_engine(stand_in.url).open()
+
+
+def test_whatever_is_sent_is_looked_up_in_the_table(
+    reached: Reached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        ServerVersion, "require", lambda self, feature, where, **more: asked.append(feature)
+    )
+    settings = QdrantSettings(quantization="binary")
+    index = create_on_server(reached.location, "more", 8, {}, FAST, settings)
+    index.create_payload_index("path", "keyword")
+    index.upsert(make_points(unit_vectors(3)))
+    index.nearest(unit_vectors(1), 1, filter={"path": "1.png"})
+    index.recommend([image_id(0)], [], 1, strategy="best_score")
+    index.close()
+    assert {*asked} == {
+        "binary", "keyword", "QueryRequest", "RecommendQuery", "AcornSearchParams",
+        "QuantizationSearchParams", "FieldCondition", "match", "MatchValue",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["1.16.0", "1.19.0-dev", "2.0", "10.3.1", "unknown", "", None])

@@ -130,6 +130,8 @@ class QdrantBackend(Backend):
         connection = Connection(location, options)
         try:
             version = read_version(connection, name)
+            if settings is not None and settings.quantization is not None:
+                version.require(settings.quantization, "quantization")
             require_absent(connection, name)
             try:
                 connection.call(
@@ -397,6 +399,7 @@ class QdrantBackend(Backend):
         schema = qdrant_schema(kind)
         self.check_open()
         if not self._connection.is_local:  # every filter goes through all points there
+            self._version.require(kind, f"the payload index of {path!r}")
             self._write(self._client.create_payload_index, path, field_schema=schema)
             self._indexes_until = 0.0
 
@@ -544,6 +547,8 @@ class QdrantBackend(Backend):
         self._tell(losses(wanted, reach, self._oversampling, limits))
         params = qdrant_requests.search_params(wanted, reach, self._oversampling, limits)
         requests = qdrant_requests.best(queries, wanted, chosen, params)
+        for feature in qdrant_requests.features(requests[0]) if requests else ():
+            self._version.require(feature, "the search")
         size = least(vectors_per_request(self.dim), limits.searches)
         for run in in_runs(requests, size):
             yield run, limits.timed(timed)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "best",
     "best_score",
+    "features",
     "search_params",
     "selected",
     "setting_payload",
@@ -93,6 +94,15 @@ def best(
         )
         for query in queries
     ]
+
+
+def features(request: models.QueryRequest) -> list[str]:
+    """Return what a search asks of a server's version: keys of `versions.NEEDS`."""
+    from pydantic import BaseModel
+
+    params = request.params
+    parts = [request, request.query, params and params.acorn, params and params.quantization]
+    return [type(part).__name__ for part in parts if isinstance(part, BaseModel)]
 
 
 def best_score(
