@@ -13,6 +13,7 @@ from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import hnsw
 from edje_qdrant.index.filters.validate import clauses
 from edje_qdrant.index.hnsw import Reach
+from edje_qdrant.index.qdrant import failures
 from edje_qdrant.index.qdrant.connection import Connection
 
 if TYPE_CHECKING:
@@ -195,13 +196,8 @@ def exact_count(
 
 def is_about_limits(error: ConfigError) -> bool:
     """Return whether a server's refusal is of its strict mode; True if no server was asked."""
-    cause: Any = error.__cause__
-    if cause is None:
-        return True
-    details = getattr(cause, "details", None)  # of gRPC
-    said = details() if callable(details) else getattr(cause, "content", b"")
-    text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
-    return _ADVICE in text
+    cause = error.__cause__
+    return not isinstance(cause, Exception) or _ADVICE in failures.says(cause)
 
 
 def _conditions(filter: models.Filter, where: str) -> list[tuple[str, Any]]:
