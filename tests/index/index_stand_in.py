@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -84,6 +85,7 @@ class StandIn:
         created: Collection -> what was asked for when it was made.
         indexed: Collection -> field -> the payload index asked for.
         answers_left: How many more requests to answer before hanging up on every one; None for all.
+        delay: Seconds that each answer takes.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class StandIn:
         self.created: dict[str, dict[str, Any]] = {}
         self.indexed: dict[str, dict[str, Any]] = {}
         self.answers_left: int | None = None
+        self.delay = 0.0
         self._aliases: dict[str, str] = {}
         self._strict: dict[str, dict[str, Any]] = {}
         self._reads: dict[str, int] = defaultdict(int)
@@ -127,6 +130,7 @@ class StandIn:
                 outer.seen.append(f"{self.command} {url.path}")
                 headers = {k.lower(): v for k, v in self.headers.items()}
                 outer.headers.append(headers)
+                time.sleep(outer.delay)
                 if outer.answers_left is not None:
                     if outer.answers_left == 0:
                         self.close_connection = True

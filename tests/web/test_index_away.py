@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from index_stand_in import StandIn
 from qdrant_client import QdrantClient
 from server_process import ServerProcess
 from service_process import ServiceProcess
@@ -210,6 +211,50 @@ def test_a_collection_that_is_gone(
     refused(client.post("/v1/search", json={"text": "a"}), "ContractMismatchError", "replaced")
     other.delete_collection("gone")
     other.close()
+
+
+def test_a_node_of_a_cluster_is_away(
+    serve: Callable[..., TestClient], tiny_model: EDJEModel, encoded: Encoded
+) -> None:
+    with StandIn() as cluster:
+        fill(cluster.url, "images", tiny_model, encoded)
+        client = serve(cluster.url)
+        cluster.node_away = True
+        refused(client.post("/v1/search", json={"text": "a"}), AWAY, "does not answer")
+        # Its description is still read, and so points have to be: the service is not ready.
+        refused(wait_for(client, 503), AWAY, "does not answer")
+        cluster.node_away = False
+        wait_for(client, 200)
+        assert client.post("/v1/search", json={"text": "a"}).status_code == 200
+
+
+def test_a_servers_limit_of_requests(
+    serve: Callable[..., TestClient], tiny_model: EDJEModel, encoded: Encoded
+) -> None:
+    with StandIn() as limited:
+        fill(limited.url, "images", tiny_model, encoded)
+        client = serve(limited.url)
+        limited.failures.append((429, {"Retry-After": "60"}))
+        answer = client.post("/v1/search", json={"text": "a"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "60"), answer.text
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/v1/search", json={"text": "a"}).status_code == 200
+        assert metric(client, 'edje_index_failures_total{error="RateLimitedError"}') == 1
+
+
+@pytest.mark.slow
+def test_a_slow_server_is_waited_for_and_not_ready(
+    serve: Callable[..., TestClient], tiny_model: EDJEModel, encoded: Encoded
+) -> None:
+    with StandIn() as slow:
+        fill(slow.url, "images", tiny_model, encoded)
+        client = serve(slow.url)
+        slow.delay = 1.5
+        answer = client.get("/readyz")
+        refused(answer, AWAY, "does not answer")
+        assert client.post("/v1/search", json={"text": "a"}).status_code == 200
+        slow.delay = 0
+        wait_for(client, 200)
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(59.2, "60"), (None, "1")])
