@@ -16,7 +16,7 @@ import pytest
 from command_line import run
 from index_stand_in import StandIn
 from PIL import Image
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
 from qdrant_client.http.api.snapshots_api import SyncSnapshotsApi
 
 from edje_qdrant.collection.collection import ImageCollection
@@ -29,7 +29,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 LINES = [
     line
     for language, block in BLOCKS
-    for line in (block.replace("\\\n", "").splitlines() if not language else ())
+    for line in ([] if language else re.sub(r"\\\n|\n(?=    )", "", block).splitlines())
 ]
 COMPOSE = [ROOT / "compose.yaml", *sorted((ROOT / "examples").glob("docker-compose*.yml"))]
 
@@ -55,6 +55,13 @@ def test_the_commands_of_the_page_need_a_read_only_key(
         ) as collection:
             ids = [str(uuid.UUID(int=number)) for number in range(3)]
             collection.add(ids, model.encode_images(images), [{}, {}, {}])
+        # Strict mode as the page sets it: no command is refused, or warns.
+        change = next(line for line in LINES if "-X PATCH" in line)
+        strict = json.loads(shlex.split(change)[-1])["strict_mode_config"]
+        writer = QdrantClient(url=server.url, api_key="the-key", check_compatibility=False)
+        config = models.StrictModeConfig(**strict)
+        assert writer.update_collection("images", strict_mode_config=config)
+        writer.close()
         commands = [line for line in LINES if line.startswith("edje-qdrant ")]
         assert len(commands) == 3
         commands.append(f"edje-qdrant export {tmp_path / 'images.tar'} --url http://localhost:6333")
@@ -92,6 +99,7 @@ def test_the_requests_for_snapshots_are_those_of_qdrants_client() -> None:
             asked.append((method, f"{url.format(**path_params)}?{query}", more.get("content")))
 
     requests = [shlex.split(line) for line in LINES if line.startswith("curl ")]
+    requests = [words for words in requests if "snapshots" in " ".join(words)]
     (data,) = [words[words.index("-d") + 1] for words in requests if "-d" in words]
     recover = models.SnapshotRecover(**json.loads(data))
     api: Any = SyncSnapshotsApi(Client())  # type: ignore[arg-type]
