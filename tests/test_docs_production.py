@@ -10,6 +10,7 @@ import re
 import shlex
 import uuid
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -25,12 +26,15 @@ from edje_qdrant.tokens.codecs import CODECS, ProductCodec, codec_for
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "qdrant-in-production.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-LINES = [
-    line
-    for language, block in BLOCKS
-    for line in ([] if language else re.sub(r"\\\n|\n(?=    )", "", block).splitlines())
-]
+BLOCKS = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def commands_of(block: str) -> list[str]:
+    """Return the commands of a block, each on one line."""
+    return re.sub(r"\\\n|\n(?=    )", "", dedent(block)).splitlines()
+
+
+LINES = [line for language, block in BLOCKS for line in ([] if language else commands_of(block))]
 COMPOSE = [ROOT / "compose.yaml", *sorted((ROOT / "examples").glob("docker-compose*.yml"))]
 
 
@@ -75,6 +79,24 @@ def test_the_commands_of_the_page_need_a_read_only_key(
                 words = ["images" if word == "restored" else word for word in words]
                 done = run(*words)
                 assert done.exit_code == 0, (command, done.output)
+
+
+def test_an_alias_that_is_moved_as_the_page_moves_it() -> None:
+    contract = EDJEModel.from_pretrained("demo", device="cpu").contract()
+    moving = next(line for line in LINES if "/aliases" in line)
+    actions = models.ChangeAliasesOperation(**json.loads(shlex.split(moving)[-1])).actions
+    first = models.CreateAlias(collection_name="images-1", alias_name="images")
+    with StandIn() as server:
+        for name in ("images-1", "images-2"):
+            ImageCollection.create(server.url, name, contract).close()
+        client = QdrantClient(url=server.url, check_compatibility=False)
+        client.update_collection_aliases([models.CreateAliasOperation(create_alias=first)])
+        with ImageCollection.open(server.url, "images") as opened:
+            client.update_collection_aliases(actions)
+            assert opened.resolved_name == "images-1"
+        with ImageCollection.open(server.url, "images") as opened:
+            assert opened.resolved_name == "images-2"
+        client.close()
 
 
 def test_a_token_is_signed_and_expires() -> None:
