@@ -12,12 +12,15 @@ from edje_qdrant.cli.loading import load_model, make_reranker, note_demo_model, 
 from edje_qdrant.cli.options import (
     Collection,
     Device,
+    Grpc,
+    GrpcPort,
     Index,
     Model,
     Precision,
+    Timeout,
     Url,
+    place_of,
     service_keys,
-    where_is,
 )
 from edje_qdrant.text import printable
 
@@ -30,6 +33,9 @@ __all__ = ["mcp"]
 def mcp(
     index: Index = None,
     url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
@@ -88,7 +94,8 @@ def mcp(
         check_installed()
         check_exposure(host, service_keys(), without_key=without_key)
     quiet: AbstractContextManager[None] = nullcontext() if http else stdout_to_stderr()
-    with open_collection(where_is(index, url), collection) as opened:
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection) as opened:
         with quiet:
             from edje_qdrant.integrations.mcp.server import create_server
             from edje_qdrant.integrations.mcp.tools import ImageTools

@@ -71,6 +71,7 @@ COMMANDS = {
     "delete": ["--where", "n=1"],
     "update": ["n=1", "--where", "n=1"],
     "serve": [],
+    "mcp": [],
     "detach": ["--collection", "theirs"],
 }
 
