@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,7 +24,11 @@ from edje_qdrant.cli.options import (
     place_of,
     service_keys,
 )
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.text import printable
+
+if TYPE_CHECKING:
+    from edje_qdrant.search.retriever import TwoStageRetriever
 
 __all__ = ["serve"]
 
@@ -49,6 +53,14 @@ def serve(
         bool,
         typer.Option(
             "--ingest", help="Accept images over HTTP; they are stored in `uploads` in that folder."
+        ),
+    ] = False,
+    follow_alias: Annotated[
+        bool,
+        typer.Option(
+            "--follow-alias",
+            help="When --collection, an alias of the server, is moved to another collection: load "
+            "that one with the model that wrote it, then serve it, without a restart.",
         ),
     ] = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -132,6 +144,21 @@ def serve(
         batch_wait_ms=batch_wait_ms,
     )
     place = place_of(index, url, grpc, grpc_port, max(1, math.ceil(timeout)))
+    if follow_alias and "://" not in place.location:
+        raise ConfigError("--follow-alias is for a server (--url); a folder has no aliases")
+
+    def follow(before: TwoStageRetriever) -> TwoStageRetriever:
+        """Open what the alias stands for now, with the loaded model if it wrote that too."""
+        opened = open_collection(place, collection)
+        try:
+            if before.model.contract().model_key == opened.contract.model_key:
+                return type(before)(opened, before.model, reranker=before.reranker)
+            loaded = load_model(None, device, opened)
+            return type(before)(opened, loaded, reranker=make_reranker(loaded, precision))
+        except BaseException:
+            opened.close()
+            raise
+
     with open_collection(place, collection) as opened:
         from edje_qdrant.search.retriever import TwoStageRetriever
 
@@ -140,7 +167,7 @@ def serve(
         retriever = TwoStageRetriever(opened, loaded, reranker=reranker)
         note_demo_model(retriever.model)
         typer.echo(f"serving {printable(collection)} at http://{_shown(host)}:{port}", err=True)
-        run(retriever, settings, host=host, port=port)
+        run(retriever, settings, follow=follow if follow_alias else None, host=host, port=port)
 
 
 def _shown(host: str) -> str:

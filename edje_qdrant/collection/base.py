@@ -113,6 +113,22 @@ class BaseCollection(ABC):
         """
         self._require_same_model(self._index.probe(points=points))
 
+    def named_now(self) -> tuple[str, str]:
+        """Return which collection the given name stands for now, and the key of its model.
+
+        They differ from `resolved_name` and `contract.model_key` if the name is an alias that was
+        moved since, or if the collection was replaced.
+
+        Raises:
+            ConfigError: The collection is in a folder.
+            CollectionNotFoundError: The name stands for no collection.
+            StoreError: It stands for one that this package did not make, or that holds others.
+            EngineUnavailableError: No answer within two seconds.
+        """
+        resolved, metadata = self._index.named_now(self._name)
+        contract = read_contract(metadata, f"{resolved!r} at {self._location}", self.holds)
+        return resolved, contract.model_key
+
     def _require_same_model(self, metadata: Mapping[str, Any]) -> None:
         found = read_contract(metadata, self._what(), self.holds)
         self.contract.require_same_model(

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
 from edje_qdrant.types import Payload, Point
@@ -116,6 +117,14 @@ class Backend(ABC):
     @abstractmethod
     def reload_metadata(self) -> None:
         """Read the metadata again."""
+
+    def named_now(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Return the collection that a name stands for now, and its metadata; for servers only.
+
+        Raises:
+            ConfigError: A folder has no aliases.
+        """
+        raise ConfigError(f"{name!r} is a collection in a folder, which has no aliases")
 
     @abstractmethod
     def translate(self, filter: Filter | None, timeout: float | None = None) -> Any:

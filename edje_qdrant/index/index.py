@@ -158,6 +158,19 @@ class VectorIndex:
         self._backend.reload_metadata()
         return self._backend.metadata
 
+    def named_now(self, name: str) -> tuple[str, Mapping[str, Any]]:
+        """Return the collection that a name on the server stands for now, and its metadata.
+
+        Sends two short requests, which are not repeated.
+
+        Raises:
+            ConfigError: The index is in a folder.
+            CollectionNotFoundError: It stands for none.
+            EngineUnavailableError: No answer within two seconds.
+        """
+        self._backend.check_open()
+        return self._backend.named_now(name)
+
     def upsert(self, points: Sequence[Point]) -> None:
         """Write points, replacing those with the same id; visible to searches on return.
 

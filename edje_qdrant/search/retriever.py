@@ -600,7 +600,7 @@ class TwoStageRetriever:
         if earlier.source != self._collection.identity:
             raise ConfigError(
                 f"the cursor is of the collection {earlier.source.split(' ')[0]!r}, and this is "
-                f"{self._collection.name!r}, or was written by another model: search again"
+                f"{self._collection.resolved_name!r}, or was written by another model: search again"
             )
         watch.start("retrieve")
         ids = [hit.image_id for hit in earlier.remaining]

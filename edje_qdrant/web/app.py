@@ -19,12 +19,14 @@ from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.version import __version__
 from edje_qdrant.web.client_routes import client_routes
 from edje_qdrant.web.errors import RequestError, add_error_handlers, index_away
+from edje_qdrant.web.follow import AliasFollower, Load
 from edje_qdrant.web.image_routes import image_routes
 from edje_qdrant.web.limits import with_limits
 from edje_qdrant.web.middleware import ServiceMiddleware
 from edje_qdrant.web.schemas import CollectionInfo, ErrorBody, HealthBody
 from edje_qdrant.web.search_routes import search_routes
 from edje_qdrant.web.service import Service
+from edje_qdrant.web.serving import HoldingMiddleware
 from edje_qdrant.web.settings import ServiceSettings
 
 __all__ = ["create_app"]
@@ -56,7 +58,12 @@ class _PageFiles(StaticFiles):
         return ("", None) if "\0" in path else super().lookup_path(path)
 
 
-def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = None) -> FastAPI:
+def create_app(
+    retriever: TwoStageRetriever,
+    settings: ServiceSettings | None = None,
+    *,
+    follow: Load | None = None,
+) -> FastAPI:
     """Create the ASGI application that serves a collection.
 
     The application closes the retriever when it ends.
@@ -64,15 +71,22 @@ def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = 
     Args:
         retriever: Answers the searches.
         settings: Keys and limits; the defaults of `ServiceSettings` if None.
+        follow: Opens the collection by its name again when the name, an alias of a server, has been
+            moved to another one; see `AliasFollower`. None stays with the collection opened.
     """
     check_kind("retriever", retriever, TwoStageRetriever, "a TwoStageRetriever")
     settings = ServiceSettings() if settings is None else settings
     check_kind("settings", settings, ServiceSettings, "ServiceSettings")
     service = Service(retriever, settings)
+    follower = None if follow is None else AliasFollower(service, follow)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if follower is not None:
+            follower.start()
         yield
+        if follower is not None:
+            follower.close()
         service.close()
 
     app = FastAPI(
@@ -99,6 +113,7 @@ def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = 
     app.include_router(image_routes(service, _ERRORS))
     app.include_router(_other_routes(service))
     app.mount("/static", _PageFiles(directory=_STATIC))
+    app.add_middleware(HoldingMiddleware, served=service.served)
     app.add_middleware(ServiceMiddleware, settings=settings, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(
@@ -113,7 +128,6 @@ def create_app(retriever: TwoStageRetriever, settings: ServiceSettings | None = 
 
 def _other_routes(service: Service) -> APIRouter:
     router = APIRouter()
-    collection = service.retriever.collection
 
     @router.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -123,8 +137,10 @@ def _other_routes(service: Service) -> APIRouter:
     async def info() -> CollectionInfo:
         """Describe the collection, the model and the service's limits."""
         settings, model = service.settings, service.retriever.model
+        collection = service.retriever.collection
         return CollectionInfo(
             name=collection.name,
+            resolved_name=collection.resolved_name,
             pictures=await service.read(collection.count),
             model=model.name_or_path,
             calibrated=model.calibration is not None,

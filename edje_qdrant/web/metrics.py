@@ -59,6 +59,18 @@ class Metrics:
             ["error"],
             registry=registry,
         )
+        self._changes = Counter(
+            "edje_collection_changes_total",
+            "Changes to another collection that the alias was moved to.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._follows = Gauge(
+            "edje_alias_followed",
+            "Whether the collection served is the one that the alias stands for.",
+            registry=registry,
+        )
+        self._follows.set(1)
         self._batches = Histogram(
             "edje_batch_searches",
             "Searches done together.",
@@ -102,6 +114,14 @@ class Metrics:
     def index_failure(self, error: str) -> None:
         """Count one request that was not served because of the index."""
         self._index_failures.labels(error).inc()
+
+    def changed(self, outcome: str) -> None:
+        """Count a change to another collection: `changed` or `failed`."""
+        self._changes.labels(outcome).inc()
+
+    def follows(self, follows: bool) -> None:
+        """Record whether what is served is what the alias stands for."""
+        self._follows.set(follows)
 
     def batch(self, size: int) -> None:
         """Record the size of a batch of searches."""

@@ -289,6 +289,7 @@ class CollectionInfo(BaseModel):
     """Collection, model and limits of the service."""
 
     name: str
+    resolved_name: str = Field(description="The collection's own name, if `name` is an alias.")
     pictures: int
     model: str | None
     calibrated: bool

@@ -31,7 +31,6 @@ _FILTER: TypeAdapter[dict[str, Any]] = TypeAdapter(FilterDict)
 def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
     """Create the search routes of a service."""
     router = APIRouter(prefix="/v1", tags=["search"], responses=responses, route_class=StrictRoute)
-    retriever = service.retriever
 
     @router.post("/search")
     async def search(request: SearchRequest) -> Answer:
@@ -42,6 +41,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
     async def search_next(request: NextRequest) -> Answer:
         """Return the next page of an answer, without a new search."""
         service.check_top_k(request.top_k)
+        retriever = service.retriever
         result = await service.read(lambda: retriever.resume(request.cursor, top_k=request.top_k))
         return service.answer(result)
 
@@ -66,7 +66,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         read = await service.read_upload(upload)
         if read.pixels is None:
             raise ImageReadError(upload.name, str(read.failed))
-        pixels = read.pixels
+        pixels, retriever = read.pixels, service.retriever
         result = await service.score(
             lambda: retriever.search_by_image(
                 encode_batch(retriever.model, [pixels]),
@@ -85,6 +85,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         if request.text is not None:
             service.check_text(request.text)
         chosen = service.filter(request.filter, request.qdrant_filter)
+        retriever = service.retriever
         result = await service.score(
             lambda: retriever.recommend(
                 request.liked,

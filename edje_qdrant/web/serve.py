@@ -10,11 +10,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edje_qdrant.errors import MissingExtraError, without_keys
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.web.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from edje_qdrant.web.follow import Load
 
 __all__ = ["JsonLines", "check_installed", "serve", "serve_app"]
 
@@ -60,6 +63,7 @@ def serve(
     retriever: TwoStageRetriever,
     settings: ServiceSettings,
     *,
+    follow: Load | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     grace: float = 10.0,
@@ -69,6 +73,7 @@ def serve(
     Args:
         retriever: Answers the searches; closed at the end.
         settings: Keys and limits.
+        follow: Opens what the collection's name stands for by then; see `create_app`.
         host: Address to listen on.
         port: Port to listen on.
         grace: Seconds for requests in progress to finish.
@@ -79,7 +84,7 @@ def serve(
     check_installed()
     from edje_qdrant.web.app import create_app
 
-    serve_app(create_app(retriever, settings), host=host, port=port, grace=grace)
+    serve_app(create_app(retriever, settings, follow=follow), host=host, port=port, grace=grace)
 
 
 def serve_app(app: Any, *, host: str, port: int, grace: float) -> None:

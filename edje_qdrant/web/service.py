@@ -34,6 +34,7 @@ from edje_qdrant.web.availability import Availability
 from edje_qdrant.web.errors import RequestError, index_away
 from edje_qdrant.web.metrics import Metrics
 from edje_qdrant.web.schemas import Answer, Explained, Hit, Picture, SearchRequest, Word
+from edje_qdrant.web.serving import Served, Serving
 from edje_qdrant.web.settings import ServiceSettings
 from edje_qdrant.web.uploads import ReadUpload, Upload, read_upload
 
@@ -50,15 +51,14 @@ _LOOK = 0.5  # seconds without an answer after which the index is probed
 
 
 class Service:
-    """Service over one retriever.
+    """Service over one retriever at a time; see `change_to`.
 
     Args:
-        retriever: Answers the searches; `close` closes it.
+        retriever: Answers the searches at first; `close` closes what is served.
         settings: Limits.
     """
 
     def __init__(self, retriever: TwoStageRetriever, settings: ServiceSettings) -> None:
-        self.retriever = retriever
         self.settings = settings
         self.decoders = DecoderPool(
             min(_DECODERS, default_workers()),
@@ -73,13 +73,7 @@ class Service:
             lambda points: self.retriever.collection.probe(points=points),
             self.metrics.index_up,
         )
-        self.batcher = SearchBatcher(
-            retriever,
-            max_batch=settings.max_batch,
-            max_wait_ms=settings.batch_wait_ms,
-            max_waiting=settings.max_waiting,
-            observe=self.metrics.batch,
-        )
+        self.served = Served(self._serving(retriever), self._close_serving)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="edje-reading")
         # Threads of their own: a decoder that hangs takes no reader.
         self._decoding = ThreadPoolExecutor(
@@ -87,7 +81,45 @@ class Service:
         )
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="edje-writing")
         self._writing = 0
-        self.can_explain = settings.images is not None and can_explain(retriever.model)
+
+    @property
+    def retriever(self) -> TwoStageRetriever:
+        """Return the retriever of the current request."""
+        return self.served.current.retriever
+
+    @property
+    def batcher(self) -> SearchBatcher:
+        """Return the batcher of the current request."""
+        return self.served.current.batcher
+
+    @property
+    def can_explain(self) -> bool:
+        """Return whether matches can be explained."""
+        return self.served.current.can_explain
+
+    def change_to(self, retriever: TwoStageRetriever) -> None:
+        """Serve another retriever from the next request on.
+
+        Requests that have begun end on the one before, which is closed after the last of them.
+        """
+        self.served.change(self._serving(retriever))
+        self.availability.look(suspect=True)
+
+    def _serving(self, retriever: TwoStageRetriever) -> Serving:
+        settings = self.settings
+        batcher = SearchBatcher(
+            retriever,
+            max_batch=settings.max_batch,
+            max_wait_ms=settings.batch_wait_ms,
+            max_waiting=settings.max_waiting,
+            observe=self.metrics.batch,
+        )
+        explains = settings.images is not None and can_explain(retriever.model)
+        return Serving(retriever, batcher, explains)
+
+    def _close_serving(self, serving: Serving) -> None:
+        serving.batcher.close(self.settings.timeout)
+        serving.retriever.close()
 
     def close(self) -> None:
         """Finish waiting work, but no decoding, then close the collection."""
@@ -98,6 +130,7 @@ class Service:
         self._writer.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         self.retriever.close()
+        self.served.join()
 
     async def wait(self, future: Future[T], *, index: bool = True) -> T:
         """Wait for a future, within the time limit.
@@ -161,7 +194,7 @@ class Service:
         self._check_open()
         if index:
             self.require_index()
-        return await self.wait(self.batcher.do(work), index=index)
+        return await self.wait(self.served.submit(self.batcher.do, work), index=index)
 
     def _check_open(self) -> None:
         # Only the event loop's thread closes the batcher, so it is still open at the next call.
@@ -171,11 +204,11 @@ class Service:
     async def read(self, work: Callable[[], T]) -> T:
         """Run work that reads the index, and files, on a reader thread."""
         self.require_index()
-        return await self.wait(self._readers.submit(work))
+        return await self.wait(self.served.submit(self._readers.submit, work))
 
     async def decode(self, work: Callable[[], T]) -> T:
         """Run work that waits for a decoder process."""
-        return await self.wait(self._decoding.submit(work), index=False)
+        return await self.wait(self.served.submit(self._decoding.submit, work), index=False)
 
     async def read_upload(self, upload: Upload) -> ReadUpload:
         """Decode an upload in a decoder process."""
@@ -192,7 +225,7 @@ class Service:
         if self._writing >= _MOST_INGESTS:
             raise BusyError(self._writing)
         self._writing += 1
-        future = self._writer.submit(work)
+        future = self.served.submit(self._writer.submit, work)
         loop = asyncio.get_running_loop()
         # Counted until it is done, even if its request has timed out.
         future.add_done_callback(lambda _: _in_loop(loop, self._written))

@@ -16,6 +16,7 @@ pytest.importorskip("fastapi", reason="needs the extra web")
         (["--host", "0.0.0.0"], "EDJE_QDRANT_SERVICE_KEY"),
         (["--images", "nowhere"], "is not a folder"),
         (["--ingest"], "--images"),
+        (["--follow-alias"], "a folder has no aliases"),
         (["--allow-fetch", "https://images.example.com"], "is not a host"),
         (["--allow-fetch", "a.example", "--allow-fetch", "169.254.169.254"], "nothing is ever"),
     ],

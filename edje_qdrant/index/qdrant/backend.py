@@ -191,6 +191,13 @@ class QdrantBackend(Backend):
             other.call(name, other.client.count, name, exact=False)
         return metadata
 
+    def named_now(self, name: str) -> tuple[str, dict[str, Any]]:
+        connection = self._connection
+        if not connection.is_local:
+            connection = connection.for_probes()
+        resolved = collection_of(connection, name)
+        return resolved, read_settings(connection, resolved).metadata
+
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         """Replace the metadata and read it back; what others keep there stays."""
         self._connection.call(
