@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -72,6 +73,7 @@ def serve(tiny_model: EDJEModel, encoded: Encoded) -> Iterator[Callable[..., Tes
             return stack.enter_context(TestClient(app, raise_server_exceptions=False))
 
         yield started
+    shutil.rmtree(encoded[0][0].parent / "uploads", ignore_errors=True)
 
 
 def requests_of(encoded: Encoded, cursor: str) -> dict[str, dict[str, Any]]:
