@@ -86,6 +86,11 @@ class Reranker:
             return self._fast.kernel()
         return str(self._model.joint_encoder.classifier.weight.dtype).removeprefix("torch.")
 
+    @property
+    def pairs_at_once(self) -> int:
+        """Return the number of pairs in a batch, at most."""
+        return self._batch_size or _default_batch_size(self._model)
+
     def score(self, text: str, tokens: NDArray[np.float16] | Tensor) -> NDArray[np.float32]:
         """Score one text against the `(n, m, d_text)` tokens of `n` images.
 
@@ -182,7 +187,7 @@ class Reranker:
         score = self._fast or self._padded_form
         parts: list[Tensor] = []
         start, count = 0, len(captions.input_ids)
-        size = self._batch_size or _default_batch_size(self._model)
+        size = self.pairs_at_once
         while start < count:
             stop = min(start + size, count)
             try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ from edje_qdrant.model.calibration import FIRST_LOOK, STEP, Calibration
 from edje_qdrant.rerank.collector import paused_collector
 from edje_qdrant.rerank.deadline import Deadline, Pace
 from edje_qdrant.rerank.joined_candidates import JoinedCandidates
+from edje_qdrant.rerank.read_ahead import ReadAhead
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.stopwatch import Stopwatch
 from edje_qdrant.types import Candidate
@@ -58,6 +61,9 @@ _log = logging.getLogger(__name__)
 # Maximum bytes of tokens in memory at a time; on a GPU, a share of its memory, as the scores of
 # each slice are waited for.
 _TOKEN_BYTES, _GPU_SHARE = 256 << 20, 1 / 16
+
+# Threads that read ahead, for searches of several threads.
+_READERS = 4
 
 # Minimum pairs per slice under a budget; smaller slices are not faster.
 _SMALLEST = 4
@@ -123,13 +129,31 @@ class CandidateScorer:
         model: Determines the sizes.
         reranker: Scores.
         read: Reads tokens.
+        read_ahead: Read the tokens of one query's candidates in parts on a CPU, the next ones while
+            the ones before are scored; for tokens on a server. Close the scorer then.
     """
 
-    def __init__(self, model: EDJEModel, reranker: Reranker, read: ReadTokens) -> None:
+    def __init__(
+        self,
+        model: EDJEModel,
+        reranker: Reranker,
+        read: ReadTokens,
+        *,
+        read_ahead: bool = False,
+    ) -> None:
         self._reranker, self._read = reranker, read
+        self._pool: ThreadPoolExecutor | None = None
+        # A GPU scores in less time than a request takes.
+        if read_ahead and model.device.type != "cuda":
+            self._pool = ThreadPoolExecutor(_READERS, "edje-read-ahead")
         token_bytes = 2 * model.config.num_tokens * model.config.token_dim
         self.pairs_at_once = max(1, _most_bytes(model.device) // token_bytes)
         self._pace = Pace()
+
+    def close(self) -> None:
+        """Wait for the tokens that are being read ahead; a second call does nothing."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def score_candidates(
         self,
@@ -224,7 +248,12 @@ class CandidateScorer:
         queries = [ScoredQuery(text, own) for text, own in zip(texts, found, strict=True)]
         failed: dict[str, StoreError] = {}
         active = [query for query in queries if not query.is_complete]
-        limit = max(FIRST_LOOK, top_k) if stop_early else self.pairs_at_once
+        ahead: ReadAhead | None = None
+        most_at_once = self.pairs_at_once
+        if self._pool is not None and len(active) == len(queries) == 1:
+            ahead = ReadAhead(active[0].candidates, self._read, self._pool)
+            most_at_once = min(most_at_once, self._reranker.pairs_at_once)
+        limit = max(FIRST_LOOK, top_k) if stop_early else most_at_once
         watch.start("rerank")
         count, begun = 0, False
         try:
@@ -236,11 +265,18 @@ class CandidateScorer:
                 if count == 0:
                     _stop(active, f"the budget of {deadline.milliseconds:g} ms ended")
                     break
+                following = STEP if stop_early else min(2 * count, most_at_once)
                 for spans in _slices(active, count, self.pairs_at_once):
                     begun = begun or any(query.processed for query in queries)
                     again = find_again is not None and not begun
                     self._score_slice(
-                        spans, failed, on_missing, "error" if again else on_deleted, watch
+                        spans,
+                        failed,
+                        on_missing,
+                        "error" if again else on_deleted,
+                        watch,
+                        ahead,
+                        following,
                     )
                 active = [
                     query
@@ -273,6 +309,9 @@ class CandidateScorer:
         except Exception as error:
             _log.warning("scoring failed; the first stage's order stands", exc_info=True)
             _stop(active, f"the reranker failed: {type(error).__name__}: {_first_line(error)}")
+        finally:
+            if ahead is not None:
+                ahead.drop()
         if failed:
             _assign_failures(queries, failed)
         yield queries
@@ -307,13 +346,20 @@ class CandidateScorer:
         on_missing: OnMissing,
         on_deleted: OnDeleted,
         watch: Stopwatch,
+        ahead: ReadAhead | None,
+        following: int,
     ) -> None:
         """Score candidates in place; add those whose tokens cannot be read to `failed`."""
         began = time.perf_counter()
         watch.start("fetch")
         candidates = JoinedCandidates([(q.candidates, start, stop) for q, start, stop in spans])
         texts = [query.text for query, start, stop in spans for _ in range(start, stop)]
-        whole = self._tokens_of_all(candidates, failed, on_missing, on_deleted)
+        read = partial(self._read, candidates)
+        if ahead is not None:
+            read = partial(ahead.take, spans[0].start, spans[-1].stop)
+        whole = _tokens_of_all(read, failed, on_missing, on_deleted)
+        if ahead is not None and whole is not None:
+            ahead.begin(spans[-1].stop, spans[-1].stop + following)
         if whole is not None:
             watch.start("rerank")
             # If payloads are not read yet, they are read while the device scores. A subclass's own
@@ -343,22 +389,22 @@ class CandidateScorer:
             at += stop - start
         self._pace.observe(len(texts), time.perf_counter() - began)
 
-    def _tokens_of_all(
-        self,
-        candidates: JoinedCandidates,
-        failed: dict[str, StoreError],
-        on_missing: OnMissing,
-        on_deleted: OnDeleted,
-    ) -> Tensor | None:
-        """Read the tokens of all candidates; None if some have to be left out."""
-        if failed:
-            return None
-        try:
-            with paused_collector():  # thousands of candidates are made here
-                return self._read(candidates)
-        except (TokensNotFoundError, TokensCorruptError) as error:
-            _check_allowed(error, on_missing, on_deleted)
-            return None
+
+def _tokens_of_all(
+    read: Callable[[], Tensor],
+    failed: dict[str, StoreError],
+    on_missing: OnMissing,
+    on_deleted: OnDeleted,
+) -> Tensor | None:
+    """Read the tokens of all candidates; None if some have to be left out."""
+    if failed:
+        return None
+    try:
+        with paused_collector():  # thousands of candidates are made here
+            return read()
+    except (TokensNotFoundError, TokensCorruptError) as error:
+        _check_allowed(error, on_missing, on_deleted)
+        return None
 
 
 def _check_allowed(error: StoreError, on_missing: OnMissing, on_deleted: OnDeleted) -> None:

@@ -141,7 +141,12 @@ class TwoStageRetriever:
             read = partial(TokenReader(model.device).tokens, collection)
         else:
             read = partial(token_cache.fetch, collection, device=model.device)
-        self._scorer = CandidateScorer(model, self._reranker, read)
+        self._scorer = CandidateScorer(
+            model,
+            self._reranker,
+            read,
+            read_ahead=collection.index.shared and collection.token_place == "payload",
+        )
 
     @classmethod
     def open(
@@ -625,6 +630,7 @@ class TwoStageRetriever:
             self._device_index.close()
         if self._own_cache is not None:
             self._own_cache.clear()
+        self._scorer.close()
         self._collection.close()
 
     def __enter__(self) -> TwoStageRetriever:

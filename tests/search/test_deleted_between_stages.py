@@ -247,7 +247,7 @@ def test_in_a_stream_they_are_left_out_once_some_are_scored(
     calls = deleting(monkeypatch, place, "nearest")
     stream = retriever.search_stream(TEXT, first_ms=1e-6, top_k=20, num_candidates=20)
     assert next(stream).scored == 4
-    place.delete([candidate.image_id for candidate in candidates[10:12]])
+    place.delete([candidate.image_id for candidate in candidates[14:16]])
     *_, last = stream
     assert len(calls) == 1
     assert (last.candidates, last.scored, len(last)) == (18, 18, 18)
