@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from gallery_checks import TEXT, Gallery
+from hub_stand_in import HubStandIn, Repository, use_hub
 from PIL import Image
 from rounding import float16_slack
 
@@ -97,6 +100,26 @@ def test_what_the_real_class_writes_is_read_back(
         modules=[EDJEModule(gallery.model)], device="cpu", activation_fn=torch.nn.Identity()
     )
     assert wrapped.predict(pairs).tolist() == expected.tolist()
+
+
+def test_the_real_class_loads_from_the_hub(
+    folder: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    with HubStandIn() as hub:
+        use_hub(hub.url, tmp_path / "cache", monkeypatch)
+        commit = 40 * "a"
+        hub.repositories["someone/edje"] = Repository(False, {"main": commit}, {commit: files})
+        hub.large = {hashlib.sha256(each).hexdigest(): each for each in files.values()}
+        real = CrossEncoder("someone/edje", trust_remote_code=True, device="cpu")
+        huggingface_hub.close_session()
+    pairs = [(TEXT, str(path)) for path in gallery.paths]
+    expected = EDJECrossEncoder(gallery.model).predict(pairs)
+    assert real.predict(pairs).tolist() == expected.tolist()
 
 
 def test_what_the_module_does_not_do_is_said(real: CrossEncoder, folder: Path) -> None:

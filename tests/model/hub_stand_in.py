@@ -8,13 +8,27 @@ import json
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["TOKEN", "HubStandIn", "Repository"]
+import pytest
+from huggingface_hub import constants
+
+__all__ = ["TOKEN", "HubStandIn", "Repository", "use_hub"]
 
 #: The token that may write, and read private repositories.
 TOKEN = "hf_of-the-owner"
+
+
+def use_hub(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do what HF_ENDPOINT, HF_HUB_CACHE and HF_HUB_DISABLE_XET do before the import."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from hub_stand_in import TOKEN, HubStandIn
+from hub_stand_in import TOKEN, HubStandIn, use_hub
 from huggingface_hub import constants
 from PIL import Image
 from tiny_edje import build_tiny_model
@@ -30,16 +30,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 CPU = {"device": "cpu"}
 CALIBRATION = Calibration(1.5, -2.0, 1.333, -1.0, 0.5, 1.0, None, 20, 400, "held-out shapes")
-
-
-def use_hub(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do what HF_ENDPOINT, HF_HUB_CACHE and HF_HUB_DISABLE_XET do before the import."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
 
 
 @pytest.fixture
