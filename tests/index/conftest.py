@@ -14,16 +14,6 @@ from qdrant_client import QdrantClient
 from edje_qdrant.index import create_on_server, open_on_server
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the contract over gRPC in full with the slow tests only; `test_engines.py` always."""
-    for item in items:
-        call = getattr(item, "callspec", None)
-        over_grpc = call is not None and call.params.get("engine") == "grpc"
-        if over_grpc and item.path.name != "test_engines.py":
-            item.add_marker(pytest.mark.slow)
-
-
 @pytest.fixture
 def memory() -> Iterator[QdrantClient]:
     client = QdrantClient(":memory:")
@@ -49,7 +39,8 @@ def grpc_stand_in() -> Iterator[GrpcStandIn]:
         "faiss",
         "memory",
         "http",
-        "grpc",
+        # test_strict_mode.py and test_versions.py use an index in every way over gRPC.
+        pytest.param("grpc", marks=pytest.mark.slow),
         pytest.param("server", marks=pytest.mark.qdrant_server),
         pytest.param("server_grpc", marks=pytest.mark.qdrant_server),
     ]
