@@ -462,7 +462,7 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("closed")
-@pytest.mark.parametrize("how", ["interrupt", "close"])
+@pytest.mark.parametrize("how", ["interrupt", "close", "vanish"])
 @pytest.mark.parametrize("busy", [False, True])
 def test_it_ends_at_once(tmp_path: Path, tiny_folder: Path, how: str, busy: bool) -> None:
     arguments = command(tmp_path, "--model", str(tiny_folder))[2:]
@@ -473,9 +473,13 @@ def test_it_ends_at_once(tmp_path: Path, tiny_folder: Path, how: str, busy: bool
         time.sleep(0.5)  # until the call has begun
     if how == "interrupt":
         child.process.send_signal(signal.SIGINT)
+    if how == "vanish":
+        assert child.process.stdout is not None
+        child.process.stdout.close()
+        child.process.stdout = None
     code, out, err = child.end()
     assert code == (130 if how == "interrupt" else 0), err
-    answers = [json.loads(line) for line in out.splitlines()]
+    answers = [json.loads(line) for line in (out or "").splitlines()]
     assert [answer["id"] for answer in answers] == ([2] if busy and how == "close" else [])
     assert "Traceback" not in err
 

@@ -47,7 +47,11 @@ def serve_stdio(server: ImageServer) -> NoReturn:
     """
     # The SDK waits for a line of stdin in a thread that an interrupt does not reach.
     signal.signal(signal.SIGINT, _end)
-    anyio.run(server.run_stdio_async, backend="asyncio")
+    try:
+        anyio.run(server.run_stdio_async, backend="asyncio")
+    except Exception as error:
+        if not _is_broken_pipe(error):
+            raise
     close_server(server)
     _leave(0)  # a client kills a server that takes two seconds, as ending Python with torch may
 
@@ -57,6 +61,12 @@ def close_server(server: ImageServer) -> None:
     if server.busy:
         _leave(0)
     server.tools.close()
+
+
+def _is_broken_pipe(error: BaseException) -> bool:
+    """Return whether stdout is not read any more: the client has ended."""
+    inner = getattr(error, "exceptions", None)  # of a group
+    return isinstance(error, BrokenPipeError) if inner is None else all(map(_is_broken_pipe, inner))
 
 
 def _end(_number: int, _frame: Any) -> NoReturn:
