@@ -116,6 +116,7 @@ class ImageCollection(BaseCollection):
         prefer_grpc: bool = False,
         grpc_port: int | None = None,
         timeout: int = 30,
+        compress_reads: bool = False,
     ) -> ImageCollection:
         """Create an empty collection; `open` does not find one whose creation failed.
 
@@ -137,6 +138,7 @@ class ImageCollection(BaseCollection):
             prefer_grpc: Use gRPC for large transfers.
             grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
             timeout: Seconds to wait for each response of a server.
+            compress_reads: Let a server compress what it sends; for networks below 100 MB/s.
 
         Raises:
             ConfigError: An argument is invalid.
@@ -145,7 +147,9 @@ class ImageCollection(BaseCollection):
             EngineUnavailableError: The server cannot be reached.
             MissingExtraError: faiss is requested and not installed.
         """
-        options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
+        options = QdrantOptions(
+            api_key, prefer_grpc, grpc_port, timeout, compress_reads=compress_reads
+        )
         indexes = check_indexes(payload_indexes or {})
         parts = create_parts(
             location, name, contract, codec, tokens, tokens_folder, options, engine, qdrant
@@ -172,6 +176,7 @@ class ImageCollection(BaseCollection):
         prefer_grpc: bool = False,
         grpc_port: int | None = None,
         timeout: int = 30,
+        compress_reads: bool = False,
         for_repair: bool = False,
     ) -> ImageCollection:
         """Open a collection.
@@ -185,6 +190,7 @@ class ImageCollection(BaseCollection):
             prefer_grpc: Use gRPC for large transfers.
             grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
             timeout: Seconds to wait for each response of a server.
+            compress_reads: Let a server compress what it sends; for networks below 100 MB/s.
             for_repair: Open a damaged collection too, to verify and repair it: a lost manifest is
                 rebuilt, and side files are checked only when they are read.
 
@@ -198,7 +204,9 @@ class ImageCollection(BaseCollection):
             ConfigError: An argument is invalid.
             EngineUnavailableError: The server cannot be reached.
         """
-        options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
+        options = QdrantOptions(
+            api_key, prefer_grpc, grpc_port, timeout, compress_reads=compress_reads
+        )
         return cls(open_parts(location, name, tokens_folder, options, for_repair=for_repair), name)
 
     @property

@@ -43,7 +43,14 @@ __all__ = ["export_collection", "import_collection"]
 
 # Options of a new collection, and of the connection to a server.
 _CREATION_ONLY = frozenset({"tokens", "engine", "payload_indexes", "qdrant"})
-_OPTIONS = _CREATION_ONLY | {"tokens_folder", "api_key", "prefer_grpc", "grpc_port", "timeout"}
+_OPTIONS = _CREATION_ONLY | {
+    "tokens_folder",
+    "api_key",
+    "prefer_grpc",
+    "grpc_port",
+    "timeout",
+    "compress_reads",
+}
 
 _MAGIC, _FORMAT = "edje-qdrant archive", 1
 

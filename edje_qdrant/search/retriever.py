@@ -164,6 +164,7 @@ class TwoStageRetriever:
         prefer_grpc: bool = False,
         grpc_port: int | None = None,
         timeout: int = 30,
+        compress_reads: bool = False,
     ) -> TwoStageRetriever:
         """Open a collection with the model that wrote it.
 
@@ -181,6 +182,7 @@ class TwoStageRetriever:
             prefer_grpc: Use gRPC for large transfers.
             grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
             timeout: Seconds to wait for one answer of a server.
+            compress_reads: Let a server compress what it sends; for networks below 100 MB/s.
 
         Raises:
             CollectionNotFoundError: There is no such collection.
@@ -199,6 +201,7 @@ class TwoStageRetriever:
             prefer_grpc=prefer_grpc,
             grpc_port=grpc_port,
             timeout=timeout,
+            compress_reads=compress_reads,
         )
         try:
             model = model_for(collection, model, device=device)

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import socket
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
+from grpc_stand_in import GrpcStandIn
 from index_engines import FAST, image_id, make_points, unit_vectors
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient, models
@@ -358,6 +362,20 @@ def test_answers_are_compressed_only_if_asked_for(stand_in: StandIn, compressed:
     index.close()
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_answers_over_grpc_too(grpc_stand_in: GrpcStandIn, compressed: bool) -> None:
+    options = dataclasses.replace(
+        FAST, prefer_grpc=True, grpc_port=grpc_stand_in.port, compress_reads=compressed
+    )
+    index = create_on_server(grpc_stand_in.url, "images", 8, {}, options)
+    index.upsert(make_points(unit_vectors(3)))
+    index.retrieve([image_id(0)])
+    asyncio.run(index.nearest_async(unit_vectors(1), 5))  # another connection
+    index.close()
+    assert len(grpc_stand_in.encodings) > 1
+    assert {"gzip" in accepted for accepted in grpc_stand_in.encodings} == {compressed}
+
+
 def test_a_client_passed_in_keeps_its_settings(stand_in: StandIn) -> None:
     with closing(QdrantClient(url=stand_in.url, check_compatibility=False)) as client:
         create_on_server(client, "images", 8, {}, FAST).close()
@@ -386,3 +404,29 @@ def test_a_rate_limit_is_an_error_of_its_own(
     with pytest.raises(RateLimitedError, match="try again later") as caught:
         index.count()
     assert caught.value.retry_after is None
+
+
+@pytest.mark.qdrant_server
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_real_server_sends_as_it_is_asked(compressed: bool) -> None:
+    url = os.environ["EDJE_QDRANT_URL"]
+    name = f"edje-test-{uuid.uuid4().hex[:8]}"
+    options = QdrantOptions(compress_reads=compressed)
+    index = create_on_server(url, name, 8, {}, options)
+    client = index._backend._client  # type: ignore[attr-defined]
+    try:
+        payload = {"_edje": {"tokens": "QUJD" * 10_000}}
+        index.upsert([Point(image_id(0), unit_vectors(1)[0], payload)])
+        sent: list[bool] = []
+
+        def note(request: Any, send: Any) -> Any:
+            answer = send(request)
+            sent.append("content-encoding" in answer.headers)
+            return answer
+
+        client.http.client.add_middleware(note)
+        assert index.retrieve([image_id(0)]) == {image_id(0): payload}
+        assert sent == [compressed]
+    finally:
+        client.delete_collection(name)
+        index.close()

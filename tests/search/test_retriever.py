@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from index_stand_in import StandIn
 from numpy.typing import NDArray
 from PIL import Image
 from qdrant_client import QdrantClient
 from rounding import float16_slack, float32_slack
+from searching import make_collection
 
 from edje_qdrant.collection.collection import ImageCollection, user_payload
 from edje_qdrant.errors import (
@@ -480,3 +482,15 @@ def test_a_page_can_be_turned_after_the_collection_is_closed(
         result = opened.search(TEXTS[0], top_k=3)
     assert result.next(COUNT).hits == whole.hits[3:]
     assert result.cursor is not None
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_tokens_come_from_a_server_as_they_are(tiny_model: EDJEModel, compressed: bool) -> None:
+    with StandIn() as server:
+        make_collection(server.url, tiny_model, compress_reads=compressed).close()
+        with TwoStageRetriever.open(
+            server.url, model=tiny_model, compress_reads=compressed
+        ) as retriever:
+            retriever.search("a red square")
+        accepted = {headers["accept-encoding"] for headers in server.headers}
+    assert ({"identity"} == accepted) is not compressed
