@@ -428,7 +428,8 @@ class ImageCollection(BaseCollection):
         Args:
             image_ids: `n` UUID strings.
             encoding: Embeddings and tokens of the images.
-            payloads: `n` JSON objects to return with hits; the key `_edje` is reserved.
+            payloads: `n` JSON objects to return with hits; the key `_edje` is reserved. Dates and
+                times of Python are stored as RFC 3339 text, in UTC.
 
         Raises:
             ConfigError: Numbers, shapes or dtypes do not fit the contract, an embedding or a token
