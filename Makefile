@@ -90,7 +90,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the package into $(VENV)"
 	$(PIP) --constraint constraints.txt torch
-	$(PIP) --constraint constraints.txt --editable .
+	$(PIP) --constraint constraints.txt --editable '.[torch]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
@@ -108,7 +108,7 @@ $(OPEN_CLIP)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(OPEN_CLIP)
 	@echo "installing torch, the package and open_clip into $(OPEN_CLIP)"
 	$(OPEN_CLIP_PIP) --constraint constraints.txt torch
-	$(OPEN_CLIP_PIP) --constraint constraints.txt --editable . hypothesis pytest pytest-timeout regex
+	$(OPEN_CLIP_PIP) --constraint constraints.txt --editable '.[torch]' hypothesis pytest pytest-timeout regex
 	$(OPEN_CLIP_PIP) --no-deps torchvision==0.28.0 open_clip_torch==3.3.0 timm==1.0.31
 	touch $@
 

@@ -174,7 +174,15 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     home = _HOMES.get(name, "errors")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{home}"), name)
+    except ModuleNotFoundError as error:
+        from edje_qdrant.errors import MissingExtraError
+
+        missing = MissingExtraError.of(error)
+        if missing is None:
+            raise
+        raise missing from error
     globals()[name] = value
     return value
 

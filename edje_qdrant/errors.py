@@ -343,6 +343,12 @@ class MissingExtraError(EdjeError, ImportError):
         super().__init__(f"{package} is not installed; run: pip install 'edje-qdrant[{extra}]'")
         self.extra = extra
 
+    @classmethod
+    def of(cls, error: ImportError) -> MissingExtraError | None:
+        """Return this error for a missing torch or transformers; None for another import error."""
+        package = (error.name or "").partition(".")[0]
+        return cls(package, "torch") if package in ("torch", "transformers") else None
+
 
 class UnsupportedVersionError(EdjeError, ImportError):
     """Report that an installed package is too old to work.

@@ -12,7 +12,7 @@ import ftfy
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["clean_caption", "clean_captions", "printable", "shorten_text"]
+__all__ = ["clean_caption", "clean_captions", "cut_reason", "printable", "shorten_text"]
 
 _NO_PUNCTUATION = str.maketrans({"_": " ", **dict.fromkeys(string.punctuation.replace("_", ""))})
 
@@ -99,3 +99,24 @@ def shorten_text(text: str, fits: Callable[[str], bool], end: str = "…") -> st
     while text and not fits(f"{text}{end}"):
         text = text[:-1].rstrip()
     return f"{text}{end}"
+
+
+def cut_reason(first: int, joint: int, length: int) -> str | None:
+    """Return why a text is not read whole, with how much of it is; None if it is.
+
+    Args:
+        first: Tokens that the first stage reads of it; 0 if it reads all.
+        joint: Tokens that the joint encoder reads, at most, without those at the ends.
+        length: Tokens of the text for the joint encoder, without those at the ends.
+    """
+    parts = []
+    if first:
+        parts.append(f"the first stage reads {first} tokens of it")
+    if length > joint:
+        parts.append(f"the joint encoder reads {joint} of its {length} tokens")
+    if not parts:
+        return None
+    return (
+        f"the text is longer than the model reads: {' and '.join(parts)}; the rest has no effect "
+        "there, so shorten it, or put first what matters"
+    )

@@ -21,6 +21,7 @@ DOCS = Path(__file__).parent.parent / "docs"
         ("results/scaling-tables", "write_scaling"),
         ("results/targets-table", "write_targets"),
         ("results/service-table", "write_service"),
+        ("results/without-torch-table", "write_without_torch"),
         ("results/cluster-table", "write_cluster"),
     ],
 )

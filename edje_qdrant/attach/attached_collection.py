@@ -24,7 +24,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.scorer import CandidateScorer, OnMissing, best_first
-from edje_qdrant.rerank.token_loader import TokenReader
+from edje_qdrant.rerank.token_loader import TokenReader, pairs_at_once
 from edje_qdrant.tokens.protocol import EmptyCodes, StoredCodes, TokenStore, empty_codes
 from edje_qdrant.types import Candidate
 
@@ -99,7 +99,8 @@ class AttachedCollection:
         self._name, self._model = name, model
         read = partial(TokenReader(model.device).tokens, self)
         self._reranker = reranker or Reranker(model)
-        self._scorer = CandidateScorer(model, self._reranker, read)
+        count = pairs_at_once(model.contract(), model.device)
+        self._scorer = CandidateScorer(self._reranker, read, count)
 
     @classmethod
     def open(

@@ -36,7 +36,7 @@ from edje_qdrant.cli.plan import plan
 from edje_qdrant.cli.search import search
 from edje_qdrant.cli.serve import serve
 from edje_qdrant.cli.train import train
-from edje_qdrant.errors import EdjeError
+from edje_qdrant.errors import EdjeError, MissingExtraError
 from edje_qdrant.files import reason_of
 from edje_qdrant.text import printable
 from edje_qdrant.version import __version__
@@ -69,6 +69,11 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except EdjeError as error:
             raise typer.Exit(_print_error(str(error))) from error
+        except ModuleNotFoundError as error:
+            missing = MissingExtraError.of(error)
+            if missing is None:
+                raise
+            raise typer.Exit(_print_error(str(missing))) from error
         except OSError as error:
             if error.errno is None or isinstance(error, BrokenPipeError):
                 raise

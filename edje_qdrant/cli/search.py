@@ -149,12 +149,21 @@ def search(
     lenient = on_missing != "error"
     place = place_of(index, url, grpc, grpc_port, timeout)
     with open_collection(place, collection, for_repair=lenient) as opened:
+        from edje_qdrant.model.onnx.running import OnnxModel, is_exported
         from edje_qdrant.search.retriever import TwoStageRetriever
 
-        loaded = load_model(model, device, opened)
-        reranker = make_reranker(loaded, precision)
-        # One search does not pay for reading all embeddings.
-        retriever = TwoStageRetriever(opened, loaded, reranker=reranker, first_stage="engine")
+        if model is not None and is_exported(model):
+            if device is not None or precision != "auto":
+                raise ConfigError(
+                    "--device and --precision are for models of torch; exported models run on the "
+                    "CPU in the precision of their file"
+                )
+            retriever = TwoStageRetriever(opened, OnnxModel.from_files(model))
+        else:
+            loaded = load_model(model, device, opened)
+            reranker = make_reranker(loaded, precision)
+            # One search does not pay for reading all embeddings.
+            retriever = TwoStageRetriever(opened, loaded, reranker=reranker, first_stage="engine")
         filter = filter_of(where or []) or None
         common: dict[str, Any] = {
             "top_k": top_k,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edje_qdrant.encoders.protocol import Encoder
 from edje_qdrant.model.joint_encoder import JointEncoder
-from edje_qdrant.text import clean_captions
+from edje_qdrant.text import clean_captions, cut_reason
 
 __all__ = ["cut_texts"]
 
@@ -58,19 +58,9 @@ def cut_texts(model: _Model, texts: Sequence[str]) -> list[str | None]:
     firsts = [0] * len(cleaned)
     if tokenize is not None:
         firsts = _cut(tokenize, cleaned, _form(model.encoder, tokenize)[1])
+    ends = 2  # [CLS] and [SEP]
     for row in long:
-        length, first = lengths[row], firsts[row]
-        parts = []
-        if first:
-            parts.append(f"the first stage reads {first} tokens of it")
-        if length > joint:
-            ends = 2  # [CLS] and [SEP]
-            parts.append(f"the joint encoder reads {joint - ends} of its {length - ends} tokens")
-        if parts:
-            reasons[row] = (
-                f"the text is longer than the model reads: {' and '.join(parts)}; the rest has no "
-                "effect there, so shorten it, or put first what matters"
-            )
+        reasons[row] = cut_reason(firsts[row], joint - ends, lengths[row] - ends)
     return reasons
 
 

@@ -7,14 +7,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextvars import copy_context
 from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from edje_qdrant.errors import TokensCorruptError, TokensNotFoundError
 from edje_qdrant.types import Candidate
 
-__all__ = ["ReadAhead"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ReadAhead", "Tokens"]
+
+#: Tokens of `n` candidates, `(n, m, d_text)` float16: in host memory, or on a model's device.
+Tokens: TypeAlias = "NDArray[np.float16] | Tensor"
 
 
 class ReadAhead:
@@ -31,20 +38,20 @@ class ReadAhead:
     def __init__(
         self,
         candidates: Sequence[Candidate],
-        read: Callable[[Sequence[Candidate]], Tensor],
+        read: Callable[[Sequence[Candidate]], Tokens],
         pool: Executor,
     ) -> None:
         self._candidates, self._read, self._pool = candidates, read, pool
-        self._begun: deque[tuple[int, int, Future[Tensor]]] = deque()  # places without a gap
+        self._begun: deque[tuple[int, int, Future[Tokens]]] = deque()  # places without a gap
 
-    def take(self, start: int, stop: int) -> Tensor:
+    def take(self, start: int, stop: int) -> Tokens:
         """Return the tokens of candidates `start` to `stop`, `(stop - start, m, d_text)`.
 
         Raises:
             TokensNotFoundError: Some of these candidates have no tokens; names the ids.
             TokensCorruptError: Some of their tokens are damaged; names the ids.
         """
-        parts: list[Tensor] = []
+        parts: list[Tokens] = []
         at = start
         while self._begun and at < stop and self._begun[0][0] <= at < self._begun[0][1]:
             first, end, future = self._begun.popleft()
@@ -60,7 +67,7 @@ class ReadAhead:
         if at < stop:
             self.drop()
             parts.append(self._read(self._candidates[at:stop]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     def begin(self, start: int, stop: int) -> None:
         """Begin to read candidates up to `stop`, those from `start` on that were not begun."""
@@ -77,3 +84,11 @@ class ReadAhead:
         for _, _, future in self._begun:
             future.cancel()
         self._begun.clear()
+
+
+def _joined(parts: Sequence[Tokens]) -> Tokens:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    import torch  # not for exported models
+
+    return torch.cat([*parts])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from edje_qdrant.collection.references import readable
 from edje_qdrant.errors import (
@@ -23,13 +22,11 @@ from edje_qdrant.errors import (
     TokensCorruptError,
     TokensNotFoundError,
 )
-from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import FIRST_LOOK, STEP, Calibration
 from edje_qdrant.rerank.collector import paused_collector
 from edje_qdrant.rerank.deadline import Deadline, Pace
 from edje_qdrant.rerank.joined_candidates import JoinedCandidates
-from edje_qdrant.rerank.read_ahead import ReadAhead
-from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.rerank.read_ahead import ReadAhead, Tokens
 from edje_qdrant.rerank.stopwatch import Stopwatch
 from edje_qdrant.types import Candidate
 
@@ -38,6 +35,7 @@ __all__ = [
     "FindAgain",
     "OnDeleted",
     "OnMissing",
+    "PairScorer",
     "ReadTokens",
     "ScoredQuery",
     "best_first",
@@ -53,14 +51,10 @@ OnDeleted = Literal["error", "leave_out"]
 #: Searches again for the candidates of every query, as those with these ids were deleted.
 FindAgain = Callable[[Sequence[str]], Sequence[Sequence[Candidate]]]
 
-#: Reads the tokens of `n` candidates, `(n, m, d_text)` float16 on the model's device.
-ReadTokens = Callable[[Sequence[Candidate]], Tensor]
+#: Reads the tokens of `n` candidates.
+ReadTokens: TypeAlias = Callable[[Sequence[Candidate]], Tokens]
 
 _log = logging.getLogger(__name__)
-
-# Maximum bytes of tokens in memory at a time; on a GPU, a share of its memory, as the scores of
-# each slice are waited for.
-_TOKEN_BYTES, _GPU_SHARE = 256 << 20, 1 / 16
 
 # Threads that read ahead, for searches of several threads.
 _READERS = 4
@@ -114,6 +108,17 @@ class ScoredQuery:
         return calibration.settled(last_shown, gap)
 
 
+class PairScorer(Protocol):
+    """What scores texts against the tokens of images."""
+
+    @property
+    def score_pairs(self) -> Callable[..., NDArray[np.float32]]:
+        """Return the function that scores `n` texts against `(n, m, d_text)` tokens: `(n,)`.
+
+        If it has an argument `queued`, that is called once the work is queued on a device.
+        """
+
+
 class _Span(NamedTuple):
     """Candidates `start` to `stop` of a query."""
 
@@ -126,28 +131,11 @@ class CandidateScorer:
     """Read the tokens of candidates and score them; safe in several threads.
 
     Args:
-        model: Determines the sizes.
-        reranker: Scores.
+        reranker: Scores: a `Reranker`, or an exported model.
         read: Reads tokens.
-        read_ahead: Read the tokens of one query's candidates in parts on a CPU, the next ones while
-            the ones before are scored; for tokens on a server. Close the scorer then.
-    """
+# Threads that read ahead, for searches of several threads.
+_READERS = 4
 
-    def __init__(
-        self,
-        model: EDJEModel,
-        reranker: Reranker,
-        read: ReadTokens,
-        *,
-        read_ahead: bool = False,
-    ) -> None:
-        self._reranker, self._read = reranker, read
-        self._pool: ThreadPoolExecutor | None = None
-        # A GPU scores in less time than a request takes.
-        if read_ahead and model.device.type != "cuda":
-            self._pool = ThreadPoolExecutor(_READERS, "edje-read-ahead")
-        token_bytes = 2 * model.config.num_tokens * model.config.token_dim
-        self.pairs_at_once = max(1, _most_bytes(model.device) // token_bytes)
         self._pace = Pace()
 
     def close(self) -> None:
@@ -362,11 +350,10 @@ class CandidateScorer:
             ahead.begin(spans[-1].stop, spans[-1].stop + following)
         if whole is not None:
             watch.start("rerank")
-            # If payloads are not read yet, they are read while the device scores. A subclass's own
-            # method may not have the argument.
+            # If payloads are not read yet, they are read while the device scores. Only some
+            # rerankers have the argument.
             later: dict[str, Any] = {}
-            plain = type(self._reranker).score_pairs is Reranker.score_pairs
-            if plain and not candidates.has_payloads:
+            if not candidates.has_payloads and _takes_queued(self._reranker):
                 later["queued"] = candidates.read_payloads
             logits = self._reranker.score_pairs(texts, whole, **later)
         else:
@@ -391,11 +378,11 @@ class CandidateScorer:
 
 
 def _tokens_of_all(
-    read: Callable[[], Tensor],
+    read: Callable[[], Tokens],
     failed: dict[str, StoreError],
     on_missing: OnMissing,
     on_deleted: OnDeleted,
-) -> Tensor | None:
+) -> Tokens | None:
     """Read the tokens of all candidates; None if some have to be left out."""
     if failed:
         return None
@@ -416,12 +403,8 @@ def _check_allowed(error: StoreError, on_missing: OnMissing, on_deleted: OnDelet
         raise error
 
 
-def _most_bytes(device: torch.device) -> int:
-    """Return the maximum bytes of tokens on a device at a time."""
-    if device.type != "cuda":
-        return _TOKEN_BYTES
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return max(_TOKEN_BYTES, int(_GPU_SHARE * memory))
+def _takes_queued(reranker: PairScorer) -> bool:
+    return "queued" in inspect.signature(reranker.score_pairs).parameters
 
 
 def best_first(keys: NDArray[np.floating[Any]]) -> list[int]:

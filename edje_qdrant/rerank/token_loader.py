@@ -17,7 +17,11 @@ from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.protocol import EmptyCodes, StoredCodes, empty_codes
 from edje_qdrant.types import Candidate
 
-__all__ = ["CodeSource", "DeviceCodes", "TokenReader"]
+__all__ = ["CodeSource", "DeviceCodes", "TokenReader", "pairs_at_once"]
+
+# Maximum bytes of tokens in memory at a time; on a GPU, a share of its memory, as the scores of
+# each slice are waited for.
+_TOKEN_BYTES, _GPU_SHARE = 256 << 20, 1 / 16
 
 
 class CodeSource(Protocol):
@@ -137,3 +141,12 @@ def _from_numpy(codes: NDArray[np.uint8], device: torch.device) -> Tensor:
         # torch warns about read-only arrays, such as those of a memory map.
         codes = np.require(codes, requirements=["C", "W"])
     return torch.from_numpy(codes).to(device)
+
+
+def pairs_at_once(contract: TokenContract, device: torch.device) -> int:
+    """Return how many candidates' tokens to have on a device at a time, at most."""
+    most = _TOKEN_BYTES
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        most = max(most, int(_GPU_SHARE * memory))
+    return max(1, most // (2 * contract.num_tokens * contract.token_dim))

@@ -157,7 +157,7 @@ class SearchBatcher:
         self._searching = 0  # threads with a batch
         self._gathering = self._doing = False  # whether a thread gathers one, or does other work
         if threads is None:
-            threads = 2 if retriever.model.device.type == "cuda" else 1
+            threads = 2 if retriever.uses_gpu else 1
         # Daemon threads, so that a batcher that was not closed does not keep the process alive.
         self._threads = [
             threading.Thread(target=self._work, name="edje-searches", daemon=True)

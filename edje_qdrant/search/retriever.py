@@ -8,13 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from typing_extensions import Unpack
 
 from edje_qdrant.checks import check_kind, check_list, check_number, check_texts
@@ -22,23 +20,13 @@ from edje_qdrant.collection.base import BaseCollection
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import in_order, user_payload
 from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
-from edje_qdrant.explain.explanation import Explanation
-from edje_qdrant.explain.match import explain_match
 from edje_qdrant.images import image_bytes_id, open_upright, read_image_file
 from edje_qdrant.index import Filter, Strategy, field_value
-from edje_qdrant.model import EDJEModel
-from edje_qdrant.model.inference.precision import Precision
-from edje_qdrant.model.inference.text_graphs import TextGraphs
-from edje_qdrant.model.named import model_for
-from edje_qdrant.model.queries import ImageQuery, encode_query
+from edje_qdrant.model.onnx.running import OnnxModel, is_exported
 from edje_qdrant.rerank.collector import paused_collector
 from edje_qdrant.rerank.deadline import Deadline
-from edje_qdrant.rerank.reranker import Reranker
-from edje_qdrant.rerank.scorer import CandidateScorer, OnMissing, ScoredQuery
+from edje_qdrant.rerank.scorer import OnMissing, ScoredQuery
 from edje_qdrant.rerank.stopwatch import Stopwatch
-from edje_qdrant.rerank.token_cache import DeviceTokenCache
-from edje_qdrant.rerank.token_loader import TokenReader
-from edje_qdrant.search.device_index import DeviceIndex
 from edje_qdrant.search.groups import diversified
 from edje_qdrant.search.options import (
     SearchOptions,
@@ -48,15 +36,23 @@ from edje_qdrant.search.options import (
 )
 from edje_qdrant.search.ranking import candidates_as_hits, degraded_reason, rank_candidates
 from edje_qdrant.search.results import SearchHit, SearchResult
+from edje_qdrant.search.stages import Embeddings, onnx_stages
 from edje_qdrant.types import Candidate, Candidates, Timings
+
+if TYPE_CHECKING:
+    import torch
+
+    from edje_qdrant.explain.explanation import Explanation
+    from edje_qdrant.model import EDJEModel
+    from edje_qdrant.model.inference.precision import Precision
+    from edje_qdrant.model.queries import ImageQuery
+    from edje_qdrant.rerank.reranker import Reranker
+    from edje_qdrant.rerank.token_cache import DeviceTokenCache
 
 __all__ = ["FirstStage", "TwoStageRetriever"]
 
 #: What the first stage searches.
 FirstStage = Literal["auto", "engine", "device"]
-
-#: `(q, d)` float32, in host memory or on a device.
-Embeddings: TypeAlias = "NDArray[np.float32] | Tensor"
 
 # Maximum number of texts encoded and searched at a time.
 _QUERIES = 256
@@ -109,44 +105,26 @@ class TwoStageRetriever:
     def __init__(
         self,
         collection: ImageCollection,
-        model: EDJEModel,
+        model: EDJEModel | OnnxModel,
         *,
         reranker: Reranker | None = None,
         token_cache: DeviceTokenCache | Literal["auto"] | None = "auto",
         first_stage: FirstStage = "auto",
     ) -> None:
         check_kind("collection", collection, BaseCollection, "an ImageCollection")
-        check_kind("model", model, EDJEModel, "an EDJEModel, or use TwoStageRetriever.open")
         check_choice("first_stage", first_stage, get_args(FirstStage))
-        collection.require(model.contract())
-        if token_cache is not None and token_cache != "auto":
-            wanted = 'a DeviceTokenCache, "auto" or None'
-            check_kind("token_cache", token_cache, DeviceTokenCache, wanted)
-            token_cache.require(collection)
-        self._collection, self._model = collection, model
-        self._texts = TextGraphs(model)
-        self._device_index: DeviceIndex | None = None
-        if first_stage == "device" or (
-            first_stage == "auto"
-            # Another process may write to a server's collection.
-            and collection.index.engine != "qdrant"
-            and DeviceIndex.fits(collection, model.device)
-        ):
-            self._device_index = DeviceIndex(collection, model.device)
-        self._reranker = reranker or Reranker(model)
-        self._own_cache: DeviceTokenCache | None = None
-        if token_cache == "auto":  # takes its share of what the embeddings left
-            token_cache = self._own_cache = DeviceTokenCache.automatic(collection, model.device)
-        if token_cache is None:
-            read = partial(TokenReader(model.device).tokens, collection)
-        else:
-            read = partial(token_cache.fetch, collection, device=model.device)
-        self._scorer = CandidateScorer(
-            model,
-            self._reranker,
-            read,
-            read_ahead=collection.index.shared and collection.token_place == "payload",
-        )
+        given: Any = {
+            "reranker": reranker,
+            "token_cache": token_cache,
+            "first_stage": first_stage,
+        }
+        if isinstance(model, OnnxModel):
+            self._stages = onnx_stages(collection, model, **given)
+        else:  # the only kind that needs torch
+            from edje_qdrant.search.torch_stages import torch_stages
+
+            self._stages = torch_stages(collection, model, **given)
+        self._collection, self._scorer = collection, self._stages.scorer
 
     @classmethod
     def open(
@@ -154,7 +132,7 @@ class TwoStageRetriever:
         location: Any,
         name: str = "images",
         *,
-        model: EDJEModel | str | Path | None = None,
+        model: EDJEModel | OnnxModel | str | Path | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         token_cache: DeviceTokenCache | Literal["auto"] | None = "auto",
@@ -204,8 +182,20 @@ class TwoStageRetriever:
             compress_reads=compress_reads,
         )
         try:
-            model = model_for(collection, model, device=device)
-            reranker = Reranker(model, precision=precision)
+            if isinstance(model, str | Path) and is_exported(model):
+                model = OnnxModel.from_files(model)
+            reranker = None
+            if not isinstance(model, OnnxModel):
+                from edje_qdrant.model.named import model_for
+                from edje_qdrant.rerank.reranker import Reranker
+
+                model = model_for(collection, model, device=device)
+                reranker = Reranker(model, precision=precision)
+            elif device is not None or precision not in ("auto", model.precision):
+                raise ConfigError(
+                    f"device {device!r} and precision {precision!r} are for an EDJEModel; an "
+                    f"OnnxModel runs on the CPU, in the precision of its file ({model.precision})"
+                )
             return cls(
                 collection,
                 model,
@@ -224,23 +214,44 @@ class TwoStageRetriever:
 
     @property
     def model(self) -> EDJEModel:
-        """Return the model that encodes and scores."""
-        return self._model
+        """Return the model that encodes and scores.
+
+        Raises:
+            ConfigError: The retriever searches with an `OnnxModel`.
+        """
+        if self._stages.model is None:
+            raise ConfigError(
+                f"{self._stages.model_name} is exported and only searches and scores; to encode "
+                "or explain images, open the collection with the model itself "
+                "(EDJEModel.from_pretrained)"
+            )
+        return self._stages.model
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Return whether the model is on a GPU."""
+        return self._stages.model is not None and self._stages.model.device.type == "cuda"
 
     @property
     def reranker(self) -> Reranker:
-        """Return what scores texts against tokens."""
-        return self._reranker
+        """Return what scores texts against tokens.
+
+        Raises:
+            ConfigError: The retriever searches with an `OnnxModel`.
+        """
+        _ = self.model
+        assert self._stages.reranker is not None
+        return self._stages.reranker
 
     @property
     def precision(self) -> str:
         """Return the precision of the joint encoder; see `Reranker.precision`."""
-        return self._reranker.precision
+        return self._stages.precision()
 
     @property
     def first_stage(self) -> Literal["engine", "device"]:
         """Return where the first stage searches."""
-        return "engine" if self._device_index is None else "device"
+        return "engine" if self._stages.device_index is None else "device"
 
     def search(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
         """Find the images that fit a text best.
@@ -297,7 +308,7 @@ class TwoStageRetriever:
         for start in range(0, len(texts), _QUERIES):
             part, watch = texts[start : start + _QUERIES], Stopwatch()
             watch.start("encode")
-            embeddings = self._encoded(part)  # (q, d)
+            embeddings = self._stages.encode(part)  # (q, d)
             watch.start("retrieve")
             with paused_collector():
                 found = self._nearest(
@@ -343,7 +354,7 @@ class TwoStageRetriever:
     def _stream(self, text: str, first: float, settings: SearchOptions) -> Iterator[SearchResult]:
         deadline, watch = Deadline(settings["budget_ms"]), Stopwatch()
         watch.start("encode")
-        embeddings = self._encoded([text])  # (1, d)
+        embeddings = self._stages.encode([text])  # (1, d)
         watch.start("retrieve")
         (found,) = self._nearest(
             embeddings,
@@ -351,7 +362,7 @@ class TwoStageRetriever:
             filter=settings["filter"],
             timeout=deadline.timeout,
         )
-        (cut,) = self._model.cut_texts([text])
+        (cut,) = self._stages.cut_texts([text])
         for (query,) in self._scored(
             [text], embeddings, [found], settings, deadline, watch, first=first
         ):
@@ -376,11 +387,11 @@ class TwoStageRetriever:
         settings = self.check_options(**options)
         deadline, watch = Deadline(settings["budget_ms"]), Stopwatch()
         watch.start("encode")
-        embeddings = await asyncio.to_thread(self._encoded, [text])  # (1, d)
+        embeddings = await asyncio.to_thread(self._stages.encode, [text])  # (1, d)
         watch.start("retrieve")
         given: Any = {"filter": settings["filter"], "timeout": deadline.timeout}
         count = settings["num_candidates"]
-        if isinstance(embeddings, Tensor):
+        if not isinstance(embeddings, np.ndarray):
             found = await asyncio.to_thread(self._nearest, embeddings, count, **given)
         else:
             found = await self._collection.nearest_async(embeddings, count, **given)
@@ -396,7 +407,7 @@ class TwoStageRetriever:
             ConfigError: An option is invalid, or needs a calibration that the model lacks.
         """
         settings = with_defaults(options)
-        if self._model.calibration is None:
+        if self._stages.calibration() is None:
             for name, asked in (
                 ("adaptive=True", settings["adaptive"]),
                 ('min_score="auto"', settings["min_score"] == "auto"),
@@ -404,7 +415,7 @@ class TwoStageRetriever:
                 if asked:
                     raise ConfigError(
                         f"{name} needs a calibration, and the model "
-                        f"{self._model.name_or_path or ''} has none; run edje-qdrant calibrate "
+                        f"{self._stages.model_name} has none; run edje-qdrant calibrate "
                         "with images and captions like those that will be searched"
                     )
         return settings
@@ -440,9 +451,12 @@ class TwoStageRetriever:
         settings = with_defaults(
             {"top_k": top_k, "num_candidates": number, "filter": filter, "group_by": group_by}
         )
+        model = self.model
+        from edje_qdrant.model.queries import encode_query
+
         watch = Stopwatch()
         watch.start("encode")
-        embeddings = encode_query(self._model, image).embeddings  # (1, d)
+        embeddings = encode_query(model, image).embeddings  # (1, d)
         watch.start("retrieve")
         found = self._nearest(embeddings, number, filter=filter)[0]
         candidates = self._diversified(embeddings, found, settings)
@@ -515,7 +529,7 @@ class TwoStageRetriever:
             find_again=lambda _: [find()],
             watch=watch,
         )
-        (cut,) = self._model.cut_texts([text])
+        (cut,) = self._stages.cut_texts([text])
         return self._result(query, settings, watch.timings(), cut)
 
     def score(self, text: str, image_ids: Sequence[str]) -> NDArray[np.float32]:
@@ -571,6 +585,9 @@ class TwoStageRetriever:
             EngineUnavailableError: The server cannot be reached.
         """
         check_texts("text", [text])
+        model = self.model
+        from edje_qdrant.explain.match import explain_match
+
         payloads = self._collection.index.retrieve([image_id], tokens=False)
         (payload,) = in_order([image_id], payloads)
         if image is None:
@@ -587,7 +604,7 @@ class TwoStageRetriever:
                     "pass the image with image=",
                 )
             image = open_upright(io.BytesIO(content), image)
-        return explain_match(self._model, text, image)
+        return explain_match(model, text, image)
 
     def resume(self, cursor: str, *, top_k: int = 10) -> SearchResult:
         """Return the next page of an earlier search, possibly of another process.
@@ -629,10 +646,10 @@ class TwoStageRetriever:
 
     def close(self) -> None:
         """Close the collection; a second call does nothing."""
-        if self._device_index is not None:
-            self._device_index.close()
-        if self._own_cache is not None:
-            self._own_cache.clear()
+        if self._stages.device_index is not None:
+            self._stages.device_index.close()
+        if self._stages.own_cache is not None:
+            self._stages.own_cache.clear()
         self._scorer.close()
         self._collection.close()
 
@@ -641,13 +658,6 @@ class TwoStageRetriever:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _encoded(self, texts: Sequence[str]) -> Embeddings:
-        """Return the `(q, d)` embeddings of texts, where the first stage searches."""
-        if self._device_index is None and self._model.device.type != "cuda":
-            return self._model.encode_texts(texts)
-        embeddings = self._texts(texts)
-        return embeddings.cpu().numpy() if self._device_index is None else embeddings
 
     def _nearest(
         self,
@@ -658,11 +668,12 @@ class TwoStageRetriever:
         timeout: float | None = None,
     ) -> list[Candidates]:
         """Find the candidates of `q` queries with `(q, d)` embeddings."""
-        if self._device_index is not None:
-            return self._device_index.nearest(
+        if self._stages.device_index is not None:
+            return self._stages.device_index.nearest(
                 embeddings, num_candidates, filter=filter, timeout=timeout
             )
-        assert not isinstance(embeddings, Tensor)  # `_encoded` leaves them in host memory
+        # Without a device index, `encode` leaves them in host memory.
+        embeddings = cast("NDArray[np.float32]", embeddings)
         return self._collection.nearest(embeddings, num_candidates, filter=filter, timeout=timeout)
 
     def _rank(
@@ -677,7 +688,7 @@ class TwoStageRetriever:
         """Score and rank the candidates of `q` queries with `(q, d)` embeddings."""
         *_, queries = self._scored(texts, embeddings, found, settings, deadline, watch)
         timings = watch.timings(len(queries))
-        cuts = self._model.cut_texts(texts)
+        cuts = self._stages.cut_texts(texts)
         with paused_collector():
             return [
                 self._result(query, settings, timings, cut)
@@ -710,8 +721,8 @@ class TwoStageRetriever:
             ]
 
         def find_again(deleted: Sequence[str]) -> Sequence[Sequence[Candidate]]:
-            if self._device_index is not None:
-                self._device_index.forget(deleted)
+            if self._stages.device_index is not None:
+                self._stages.device_index.forget(deleted)
             count, filter = settings["num_candidates"], settings["filter"]
             return diversified(self._nearest(embeddings, count, filter=filter))
 
@@ -723,7 +734,7 @@ class TwoStageRetriever:
             on_missing=settings["on_missing"],
             on_deleted="leave_out",
             find_again=find_again if deadline.milliseconds is None else None,
-            stop_early=self._model.calibration if settings["adaptive"] else None,
+            stop_early=self._stages.calibration() if settings["adaptive"] else None,
             top_k=settings["top_k"],
             watch=watch,
         )
@@ -749,7 +760,7 @@ class TwoStageRetriever:
     def _result(
         self, query: ScoredQuery, settings: SearchOptions, timings: Timings, cut: str | None
     ) -> SearchResult:
-        hits = rank_candidates(query, settings, self._model.calibration)
+        hits = rank_candidates(query, settings, self._stages.calibration())
         reason, top_k = degraded_reason(query), settings["top_k"]
         return SearchResult(
             query=query.text,

@@ -21,6 +21,16 @@ def test_it_writes_both_files_and_says_so(tmp_path: Path, tiny_folder: Path) -> 
     json.loads((tmp_path / told["tokenizer"]).read_text(encoding="utf-8"))
 
 
+def test_the_text_encoder_is_written_beside_it(tmp_path: Path, tiny_folder: Path) -> None:
+    out = tmp_path / "joint.onnx"
+    result = run("export-onnx", "--model", tiny_folder, "--out", out, "--text-encoder", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout.splitlines()[-1])["text_encoder"]
+    assert told["path"] == str(tmp_path / "text_encoder.onnx")
+    assert told["nbytes"] == (tmp_path / "text_encoder.onnx").stat().st_size
+    assert 0 <= told["max_difference"] < 1e-5
+
+
 def test_a_name_that_will_not_do_is_refused(tmp_path: Path) -> None:
     result = run("export-onnx", "--out", tmp_path / "joint.pt")
     assert result.exit_code == 2

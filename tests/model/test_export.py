@@ -229,5 +229,5 @@ def test_without_its_extra(
     tiny_model: EDJEModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=rf"{package} .*edje-qdrant\[onnx\]"):
+    with pytest.raises(MissingExtraError, match=rf"{package} .*edje-qdrant\[onnx-export\]"):
         export_onnx(tiny_model, tmp_path / "joint.onnx")

@@ -338,7 +338,7 @@ def test_what_is_no_token_cache_is_refused(tiny_model: EDJEModel, tmp_path: Path
     with pytest.raises(ConfigError, match="token_cache"):
         TwoStageRetriever(collection, tiny_model, token_cache="yes")  # type: ignore[arg-type]
     with TwoStageRetriever(collection, tiny_model) as retriever:
-        assert retriever._own_cache is None  # on a CPU
+        assert retriever._stages.own_cache is None  # on a CPU
 
 
 @pytest.mark.gpu
@@ -349,7 +349,7 @@ def test_a_retriever_on_a_gpu_keeps_tokens_there_by_default(
     collection = make_collection(tmp_path, tiny_model)
     plain = TwoStageRetriever(collection, model, token_cache=None).search_batch(TEXTS)
     with TwoStageRetriever(collection, model) as retriever:
-        cache = retriever._own_cache
+        cache = retriever._stages.own_cache
         assert cache is not None
         for _ in range(2):
             for result, other in zip(retriever.search_batch(TEXTS), plain, strict=True):

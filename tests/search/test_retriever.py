@@ -30,7 +30,7 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.rerank import scorer as scorer_module
+from edje_qdrant.rerank import token_loader as loader_module
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.search import ranking as ranking_module
 from edje_qdrant.search import retriever as retriever_module
@@ -118,7 +118,7 @@ def test_a_batch_agrees_with_itself_cut_into_steps(
     with TwoStageRetriever.open(index, model=tiny_model) as retriever:
         whole = retriever.search_batch(TEXTS)
     monkeypatch.setattr(retriever_module, "_QUERIES", 3)
-    monkeypatch.setattr(scorer_module, "_TOKEN_BYTES", 7 * 4 * 16 * 2)  # seven pairs
+    monkeypatch.setattr(loader_module, "_TOKEN_BYTES", 7 * 4 * 16 * 2)  # seven pairs
     with TwoStageRetriever.open(index, model=tiny_model) as retriever:
         assert [ranking(r) for r in retriever.search_batch(TEXTS)] == [ranking(r) for r in whole]
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,22 +13,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edje_qdrant.errors import CheckpointError, ConfigError, MissingExtraError
-from edje_qdrant.files import hidden_folder, kind_of
+from edje_qdrant.errors import CheckpointError, ConfigError
+from edje_qdrant.files import hidden_folder
 from edje_qdrant.model.onnx.graph import PortableJointEncoder
+from edje_qdrant.model.onnx.names import TOKENIZER_FILE
+from edje_qdrant.model.onnx.program import (
+    describe,
+    exported_program,
+    require_exporter,
+    require_onnx_path,
+)
 from edje_qdrant.model.onnx.tokenizer import portable_tokenizer
 
 if TYPE_CHECKING:
     from edje_qdrant.model.edje import EDJEModel
 
-__all__ = ["TOKENIZER_FILE", "OnnxExport", "export_onnx"]
-
-#: Name of the tokenizer's file, beside the model's.
-TOKENIZER_FILE = "tokenizer.json"
+__all__ = ["OnnxExport", "export_onnx"]
 
 _INPUTS = ["input_ids", "attention_mask", "tokens"]
-# Supported by runtimes in other languages; a later version would save a few operations.
-_OPSET = 18
 # Largest accepted difference to torch, as a share of the largest logit (or of 1).
 _LARGEST_DIFFERENCE = {"float32": 1e-3, "int8": 0.25}
 
@@ -80,11 +78,8 @@ def export_onnx(model: EDJEModel, out: str | Path, *, int8: bool = False) -> Onn
         MissingExtraError: The extra `onnx` is not installed.
     """
     path = Path(out).expanduser()
-    if path.suffix != ".onnx":
-        raise ConfigError(f"name the file something.onnx, not {path.name}")
-    if kind_of(path.parent, ConfigError) != "folder":
-        raise ConfigError(f"there is no folder {path.parent}; create it, or choose another")
-    _require_extra()
+    require_onnx_path(path)
+    require_exporter()
     tokenizer_path = path.with_name(TOKENIZER_FILE)
     tokenizer = portable_tokenizer(model.tokenizer, model.joint_encoder.max_caption_length)
     if tokenizer_path.exists() and tokenizer_path.read_bytes() != tokenizer:
@@ -115,15 +110,6 @@ def export_onnx(model: EDJEModel, out: str | Path, *, int8: bool = False) -> Onn
     )
 
 
-def _require_extra() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(error.name or "onnx", "onnx") from error
-
-
 def _outputs(model: EDJEModel) -> tuple[str, ...]:
     return ("logits",) if model.calibration is None else ("logits", "probabilities")
 
@@ -132,33 +118,15 @@ def _graph(form: PortableJointEncoder, model: EDJEModel) -> Any:
     """Return the ONNX model."""
     batch = torch.export.Dim("batch")
     words = torch.export.Dim("words", max=model.joint_encoder.max_caption_length)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                form,
-                _random_pairs(model, 3, 5, seed=0),
-                input_names=_INPUTS,
-                output_names=list(_outputs(model)),
-                dynamic_shapes=({0: batch, 1: words}, {0: batch, 1: words}, {0: batch}),
-                opset_version=_OPSET,
-                dynamo=True,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter raises errors of any type
-        raise CheckpointError(
-            f"torch cannot export this joint encoder ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}); see the exception's cause, or try "
-            "another version of torch or onnxscript",
-            path=str(model.name_or_path),
-        ) from error
-    assert program is not None  # not with dynamo=True
-    proto = program.model_proto
-    # These metadata hold paths of source files on this machine.
-    for item in (*proto.graph.node, *proto.graph.input, *proto.graph.output):
-        del item.metadata_props[:]
-    # The recorded shapes of weights that the exporter transposed are wrong.
-    del proto.graph.value_info[:]
-    return proto
+    return exported_program(
+        form,
+        _random_pairs(model, 3, 5, seed=0),
+        inputs=_INPUTS,
+        outputs=_outputs(model),
+        dynamic_shapes=({0: batch, 1: words}, {0: batch, 1: words}, {0: batch}),
+        what="joint encoder",
+        path=str(model.name_or_path),
+    )
 
 
 def _quantized(proto: Any) -> Any:
@@ -180,19 +148,13 @@ def _quantized(proto: Any) -> Any:
 
 
 def _describe(proto: Any, model: EDJEModel, precision: str) -> None:
-    contract = model.contract().as_dict()
-    if os.path.isabs(str(contract["model"])):
-        contract["model"] = None  # a folder of this machine means nothing elsewhere
     told = {
-        "edje.contract": json.dumps(contract),
         "edje.max_words": str(model.joint_encoder.max_caption_length),
         "edje.precision": precision,
     }
     if model.calibration is not None:
         told["edje.calibration"] = json.dumps(asdict(model.calibration))
-    del proto.metadata_props[:]
-    for key, value in told.items():
-        proto.metadata_props.add(key=key, value=value)
+    describe(proto, model.contract(), told)
 
 
 def _checked(path: Path, model: EDJEModel, precision: str) -> float:
@@ -248,21 +210,3 @@ def _random_pairs(
     lengths[0] = t
     tokens = torch.randn(n, model.config.num_tokens, model.config.token_dim, generator=random)
     return ids, (torch.arange(t) < lengths).long(), tokens
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the messages of torch's exporter that do not concern users."""
-
-    def told(record: logging.LogRecord) -> bool:
-        return "torchvision is not installed" not in record.getMessage()
-
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    logger.addFilter(told)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
-            warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used")
-            yield
-    finally:
-        logger.removeFilter(told)
