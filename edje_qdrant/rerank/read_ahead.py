@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,7 @@ class ReadAhead:
 
 def _joined(parts: Sequence[Tokens]) -> Tokens:
     if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
+        return np.concatenate(cast("Sequence[NDArray[np.float16]]", parts))
     import torch  # not for exported models
 
-    return torch.cat([*parts])
+    return torch.cat(cast("list[Tensor]", [*parts]))

@@ -112,6 +112,10 @@ class PairScorer(Protocol):
     """What scores texts against the tokens of images."""
 
     @property
+    def pairs_at_once(self) -> int:
+        """Return the number of pairs scored in one batch, at most."""
+
+    @property
     def score_pairs(self) -> Callable[..., NDArray[np.float32]]:
         """Return the function that scores `n` texts against `(n, m, d_text)` tokens: `(n,)`.
 
@@ -133,9 +137,24 @@ class CandidateScorer:
     Args:
         reranker: Scores: a `Reranker`, or an exported model.
         read: Reads tokens.
-# Threads that read ahead, for searches of several threads.
-_READERS = 4
+        pairs_at_once: Candidates whose tokens are in memory at a time, at most.
+        read_ahead: Read the tokens of one query's candidates in parts, the next ones while the ones
+            before are scored; for tokens on a server. Close the scorer then.
+    """
 
+    def __init__(
+        self,
+        reranker: PairScorer,
+        read: ReadTokens,
+        pairs_at_once: int,
+        *,
+        read_ahead: bool = False,
+    ) -> None:
+        self._reranker, self._read = reranker, read
+        self._pool: ThreadPoolExecutor | None = None
+        if read_ahead:
+            self._pool = ThreadPoolExecutor(_READERS, "edje-read-ahead")
+        self.pairs_at_once = pairs_at_once
         self._pace = Pace()
 
     def close(self) -> None:

@@ -111,7 +111,7 @@ def test_the_next_candidates_are_read_while_the_first_are_scored(tiny_model: EDJ
         calls += 1
         return torch.zeros(len(candidates), config.num_tokens, config.token_dim).half()
 
-    scorer = CandidateScorer(tiny_model, Waiting(tiny_model, reading), read, read_ahead=True)
+    scorer = CandidateScorer(Waiting(tiny_model, reading), read, 1000, read_ahead=True)
     (query,) = scorer.score_candidates([TEXT], [numbered(30)])
     scorer.close()
     assert calls == 4

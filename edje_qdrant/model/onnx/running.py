@@ -62,6 +62,7 @@ class OnnxModel:
         name_or_path: The joint encoder's file.
         calibration: What the logits mean, if the exported model was calibrated.
         precision: `float32`, or `int8` for weights of linear layers in 8 bits.
+        pairs_at_once: Pairs scored in one batch, at most.
 
     Examples:
         >>> from edje_qdrant import TwoStageRetriever
@@ -69,6 +70,8 @@ class OnnxModel:
         >>> model = OnnxModel.from_files("exported")  # doctest: +SKIP
         >>> retriever = TwoStageRetriever.open("index", model=model)  # doctest: +SKIP
     """
+
+    pairs_at_once = _PAIRS
 
     def __init__(self, joint: Path, text_encoder: TextEncoder, *, threads: int | None = None):
         self._session = new_session(joint, threads)
