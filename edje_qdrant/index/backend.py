@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -109,6 +110,9 @@ class Backend(ABC):
         """Check that the collection can be read, and return its metadata; see `VectorIndex`."""
         self.count(None)
         return self.metadata
+
+    def give_up_when(self, away: threading.Event, failed: Callable[[], None]) -> None:  # noqa: B027 - for servers
+        """Do not wait for a server while an event is set; see `VectorIndex.give_up_when`."""
 
     @abstractmethod
     def set_metadata(self, metadata: dict[str, Any]) -> None:

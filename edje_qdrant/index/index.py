@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -242,6 +243,19 @@ class VectorIndex:
             StoreError: The collection is closed or cannot be read.
         """
         return self._backend.probe(points=points)
+
+    def give_up_when(self, away: threading.Event, failed: Callable[[], None]) -> None:
+        """Do not wait for a server, nor repeat a request to it, while an event is set.
+
+        The caller sets it when probes say that the server is away, so that threads that wait for it
+        are free for what comes when it is back. `probe` is not concerned.
+
+        Args:
+            away: The event.
+            failed: Called when a request had no answer, from the thread that sent it, before it is
+                repeated: the time to probe.
+        """
+        self._backend.give_up_when(away, failed)
 
     def flush(self) -> None:
         """Make every write so far survive a killed process.

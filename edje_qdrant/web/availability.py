@@ -38,6 +38,9 @@ class Availability:
             points must be read, too.
         changed: Called with whether the index answers, when that has changed.
         clock: Returns seconds.
+
+    Attributes:
+        away: Set while the index is away.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Availability:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.away = threading.Event()
         self._probe, self._changed, self._clock = probe, changed, clock
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -131,6 +135,10 @@ class Availability:
             answer, self._answer = self._answer, None
             self._error, self._ended = error, self._clock()
             self._running = error is not None
+        if error is None:
+            self.away.clear()
+        else:
+            self.away.set()
         assert answer is not None
         answer.set_result(None)
         if (before is None) != (error is None):

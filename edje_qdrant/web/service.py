@@ -69,10 +69,7 @@ class Service:
         self.folder = ImageFolder(settings.images, self.decoders)
         self.thumbnails = Thumbnails(self.folder, settings.thumbnail_bytes)
         self.metrics = Metrics(lambda: self.batcher.waiting)
-        self.availability = Availability(
-            lambda points: self.retriever.collection.probe(points=points),
-            self.metrics.index_up,
-        )
+        self.availability = Availability(self._probe, self.metrics.index_up)
         self.served = Served(self._serving(retriever), self._close_serving)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="edje-reading")
         # Threads of their own: a decoder that hangs takes no reader.
@@ -114,8 +111,22 @@ class Service:
             max_waiting=settings.max_waiting,
             observe=self.metrics.batch,
         )
+        retriever.collection.index.give_up_when(
+            self.availability.away, lambda: self.availability.look(suspect=True)
+        )
         explains = settings.images is not None and can_explain(retriever.model)
         return Serving(retriever, batcher, explains)
+
+    def _probe(self, points: bool) -> None:
+        """Check that the collection that is served can be read."""
+        asked = self.served.current.retriever
+        try:
+            asked.collection.probe(points=points)
+        except Exception:
+            if self.served.current.retriever is asked:
+                raise
+            # It was changed, and the one before closed.
+            self.served.current.retriever.collection.probe(points=points)
 
     def _close_serving(self, serving: Serving) -> None:
         serving.batcher.close(self.settings.timeout)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -114,6 +113,7 @@ class StandIn:
         self.indexed: dict[str, dict[str, Any]] = {}
         self.answers_left: int | None = None
         self.delay = 0.0
+        self._never = threading.Event()
         self._aliases: dict[str, str] = {}
         self._strict: dict[str, dict[str, Any]] = {}
         self._reads: dict[str, int] = defaultdict(int)
@@ -130,7 +130,7 @@ class StandIn:
                 outer.seen.append(f"{self.command} {url.path}")
                 headers = {k.lower(): v for k, v in self.headers.items()}
                 outer.headers.append(headers)
-                time.sleep(outer.delay)
+                outer._never.wait(outer.delay)  # tests replace time.sleep
                 if outer.answers_left is not None:
                     if outer.answers_left == 0:
                         self.close_connection = True

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import grpc
 import pytest
 from grpc_stand_in import GrpcStandIn
@@ -12,7 +15,12 @@ from edje_qdrant.errors import (
     EngineUnavailableError,
     StoreError,
 )
-from edje_qdrant.index import QdrantOptions, create_on_server, open_on_server
+from edje_qdrant.index import (
+    QdrantOptions,
+    create_embedded,
+    create_on_server,
+    open_on_server,
+)
 
 PATIENT = QdrantOptions(timeout=120, retries=8, backoff=0.01)
 
@@ -86,3 +94,40 @@ def test_a_second_connection_is_closed_with_the_index(stand_in: StandIn) -> None
     index.close()
     with pytest.raises(StoreError, match="closed"):
         index.probe()
+
+
+def test_a_server_known_to_be_away_is_not_asked_again(stand_in: StandIn) -> None:
+    options = QdrantOptions(timeout=120, retries=8, backoff=1000)
+    index = create_on_server(stand_in.url, "images", 8, {}, options)
+    away = threading.Event()
+    index.give_up_when(away, away.set)
+    stand_in.answers_left = 0
+    stand_in.seen.clear()
+    with pytest.raises(EngineUnavailableError, match="after 1 tries"):
+        index.count()
+    assert len(stand_in.seen) == 1
+    away.clear()
+    stand_in.answers_left = None
+    assert index.count() == 0
+    index.close()
+
+
+def test_a_server_known_to_be_away_is_not_waited_for(stand_in: StandIn) -> None:
+    options = QdrantOptions(timeout=120, retries=8, backoff=1000)
+    index = create_on_server(stand_in.url, "images", 8, {}, options)
+    away = threading.Event()
+    index.give_up_when(away, lambda: None)
+    stand_in.delay = 30
+    threading.Timer(0.1, away.set).start()
+    with pytest.raises(EngineUnavailableError):
+        index.count()
+    index.close()
+
+
+def test_an_embedded_engine_has_nothing_to_wait_for(tmp_path: Path) -> None:
+    index = create_embedded(tmp_path, 8, {})
+    away = threading.Event()
+    index.give_up_when(away, lambda: None)
+    away.set()
+    assert index.count() == 0
+    index.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -197,6 +198,9 @@ class QdrantBackend(Backend):
             connection = connection.for_probes()
         resolved = collection_of(connection, name)
         return resolved, read_settings(connection, resolved).metadata
+
+    def give_up_when(self, away: threading.Event, failed: Callable[[], None]) -> None:
+        self._connection.give_up_when(away, failed)
 
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         """Replace the metadata and read it back; what others keep there stays."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import Event, Lock, RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -136,6 +136,9 @@ class Connection:
         # A client's connections belong to the event loop that opened them.
         self._async: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self._for_probes: Connection | None = None
+        self._probes_lock = Lock()
+        self._away: Event | None = None
+        self._failed: Callable[[], None] = lambda: None
         self.client = _connect(location, options) if isinstance(location, str) else location
         if not isinstance(self.client, QdrantClient):
             raise ConfigError(f"location is a {type(location).__name__}; {_LOCATIONS}")
@@ -173,12 +176,17 @@ class Connection:
             started = time.monotonic()
             try:
                 with self._lock:
-                    if limit is None:
+                    if limit is None and (self._away is None or call.writes):
                         answer = function(*args, **kwargs)
                     else:
-                        answer = call_within(limit.left, lambda: function(*args, **kwargs))
+                        left = math.inf if limit is None else limit.left
+                        answer = call_within(left, lambda: function(*args, **kwargs), self._away)
             except Exception as error:
-                time.sleep(self._until_next_try(call, error, started, limit))
+                pause = self._until_next_try(call, error, started, limit)
+                if self._away is None:
+                    time.sleep(pause)
+                elif self._away.wait(pause):
+                    raise self._unavailable(call, error) from error
             else:
                 self._answered(started, limit)
                 return answer
@@ -284,16 +292,28 @@ class Connection:
         except Exception:
             return ()
 
+    def give_up_when(self, away: Event, failed: Callable[[], None]) -> None:
+        """End waits of calls for the server, and do not repeat them, while an event is set.
+
+        A write is waited for, but not repeated. Asynchronous calls are left as they are.
+
+        Args:
+            away: The event.
+            failed: Called from the thread of a call when the server did not answer it.
+        """
+        self._away, self._failed = away, failed
+
     def for_probes(self) -> Connection:
         """Return another connection to the same server, which waits 2 s and repeats no request."""
         from qdrant_client import QdrantClient
 
-        if self._for_probes is None:
-            given = {**self._settings(), "timeout": _PROBE_SECONDS}
-            given["grpc_options"] = {**(given["grpc_options"] or {}), **_CONNECT_AGAIN}
-            options = QdrantOptions(timeout=_PROBE_SECONDS, retries=0)
-            self._for_probes = Connection(QdrantClient(**given), options)
-        return self._for_probes
+        with self._probes_lock:
+            if self._for_probes is None:
+                given = {**self._settings(), "timeout": _PROBE_SECONDS}
+                given["grpc_options"] = {**(given["grpc_options"] or {}), **_CONNECT_AGAIN}
+                options = QdrantOptions(timeout=_PROBE_SECONDS, retries=0)
+                self._for_probes = Connection(QdrantClient(**given), options)
+            return self._for_probes
 
     def close(self) -> None:
         """Close the client, unless it was passed in; a second call does nothing."""
@@ -334,6 +354,9 @@ class Connection:
         self._require_right_address(call, error, limit)
         if not failures.is_away(error):
             raise self._translate(call, error) from error
+        # A limit of requests is an answer, and a time limit may be the caller's own.
+        if not failures.is_rate_limit(error) and not isinstance(error, TimeoutError):
+            self._failed()
         wanted = failures.retry_after(error)
         pause = max(self._pause(call.tries), wanted or 0)
         is_last = call.tries >= self._options.retries

@@ -16,6 +16,9 @@ T = TypeVar("T")
 # A call that has not succeeded for this long is told of, in seconds.
 _TOLD_AFTER = 5.0
 
+# Seconds between looks at whether a server is known to be away.
+_AWAY_LOOKED_AT = 0.25
+
 _limit: ContextVar[TimeLimit | None] = ContextVar("time_limit", default=None)
 
 
@@ -68,14 +71,21 @@ class TimeLimit:
         _limit.reset(self._outer.pop()[1])
 
 
-def call_within(seconds: float, function: Callable[[], T]) -> T:
+def call_within(
+    seconds: float, function: Callable[[], T], away: threading.Event | None = None
+) -> T:
     """Call a function in a thread and wait for it no longer than some seconds.
 
     A client's own time limits are for each part of an answer, and do not cover the look-up of a
     name. A call that is given up ends by those limits.
 
+    Args:
+        seconds: To wait.
+        function: The function.
+        away: Is set when the wait is to end, too.
+
     Raises:
-        TimeoutError: The time is over.
+        TimeoutError: The time is over, or `away` was set.
     """
     from contextvars import copy_context
 
@@ -92,8 +102,11 @@ def call_within(seconds: float, function: Callable[[], T]) -> T:
         done.set()
 
     threading.Thread(target=call, name="edje-asking", daemon=True).start()
-    if not done.wait(max(seconds, 0)):
-        raise TimeoutError("timed out")
+    until = time.monotonic() + seconds
+    step = seconds if away is None else _AWAY_LOOKED_AT
+    while not done.wait(max(min(step, until - time.monotonic()), 0)):
+        if time.monotonic() >= until or (away is not None and away.is_set()):
+            raise TimeoutError("timed out")
     if errors:
         raise errors[0]
     return answers[0]
