@@ -113,7 +113,7 @@ class StandIn:
         self.indexed: dict[str, dict[str, Any]] = {}
         self.answers_left: int | None = None
         self.delay = 0.0
-        self._never = threading.Event()
+        self._ended = threading.Event()
         self._aliases: dict[str, str] = {}
         self._strict: dict[str, dict[str, Any]] = {}
         self._reads: dict[str, int] = defaultdict(int)
@@ -130,7 +130,8 @@ class StandIn:
                 outer.seen.append(f"{self.command} {url.path}")
                 headers = {k.lower(): v for k, v in self.headers.items()}
                 outer.headers.append(headers)
-                outer._never.wait(outer.delay)  # tests replace time.sleep
+                if outer._ended.wait(outer.delay):  # tests replace time.sleep
+                    return None
                 if outer.answers_left is not None:
                     if outer.answers_left == 0:
                         self.close_connection = True
@@ -181,6 +182,7 @@ class StandIn:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._ended.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
