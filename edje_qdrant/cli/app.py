@@ -36,7 +36,7 @@ from edje_qdrant.cli.plan import plan
 from edje_qdrant.cli.search import search
 from edje_qdrant.cli.serve import serve
 from edje_qdrant.cli.train import train
-from edje_qdrant.errors import EdjeError, MissingExtraError
+from edje_qdrant.errors import EdjeError, MissingExtraError, without_long_values
 from edje_qdrant.files import reason_of
 from edje_qdrant.text import printable
 from edje_qdrant.version import __version__
@@ -85,7 +85,8 @@ class _Commands(TyperGroup):
 
 
 def _print_error(message: str) -> int:
-    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+    line = without_long_values(" ".join(message.split()))
+    typer.echo(f"error: {printable(line)}", err=True)
     return 2
 
 

@@ -43,7 +43,7 @@ except ImportError as error:
 
 __all__ = ["EDJEEncoder", "EDJEReranker", "EDJETwoStage", "InquireRerank"]
 
-# Images whose tokens `EDJEReranker` keeps: 1 GB at 64 tokens of 384 numbers.
+# Images whose encodings a model keeps: 1 GB at 64 tokens of 384 numbers.
 _KEPT_IMAGES = 20_000
 
 
@@ -52,21 +52,29 @@ class _Model:
 
     mteb keeps results by the model's name and revision; the revision is a hash of the weights, so
     that results of a model that was trained on are not taken for its own.
+
+    Encodings are kept by the pixels of an image: mteb passes an image once for each of its pairs,
+    and the images of a task in several languages once for each of these.
     """
 
     mteb_model_meta: Any
+    _keeps_tokens = True
 
     def _load(
         self,
         model: EDJEModel | str | Path,
         device: str | torch.device | None,
         kind: str,
+        kept_images: int,
         **settings: Any,
     ) -> None:
+        check_number("kept_images", kept_images)
         if not isinstance(model, EDJEModel):
             check_kind("model", model, (str, Path), "a model, or what names one")
             model = EDJEModel.from_pretrained(model, device=device)
         self._model = model
+        self._kept_images = kept_images
+        self._kept: OrderedDict[bytes, ImageEncoding] = OrderedDict()
         name = model.name_or_path or "model"
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
@@ -87,11 +95,29 @@ class _Model:
         )
 
     def _encode(self, images: Sequence[Any]) -> ImageEncoding:
-        """Encode one batch of Pillow images."""
-        with warnings.catch_warnings():
-            ignore_decoder_warnings()
-            pixels = [read_pixels(self._model, _checked(image)) for image in images]
-        return self._model.encode_pixels(torch.cat(pixels))
+        """Encode one batch of Pillow images: `(n, d)` embeddings, `(n, m, d_text)` tokens."""
+        keys = [_content_key(_checked(image)) for image in images]
+        missing = {key: i for key, i in zip(keys, images, strict=True) if key not in self._kept}
+        if missing:
+            with warnings.catch_warnings():
+                ignore_decoder_warnings()
+                pixels = [read_pixels(self._model, image) for image in missing.values()]
+            encoded = self._model.encode_pixels(torch.cat(pixels))
+            for row, key in enumerate(missing):
+                rows = slice(row, row + 1 if self._keeps_tokens else row)
+                # Copies, as a view would keep the whole batch.
+                self._kept[key] = ImageEncoding(
+                    encoded.embeddings[row : row + 1].copy(), encoded.tokens[rows].copy()
+                )
+        kept = [self._kept[key] for key in keys]
+        for key in keys:
+            self._kept.move_to_end(key)
+        while len(self._kept) > self._kept_images:
+            self._kept.popitem(last=False)
+        return ImageEncoding(
+            np.concatenate([each.embeddings for each in kept]),
+            np.concatenate([each.tokens for each in kept]),
+        )
 
 
 class EDJEEncoder(_Model, AbsEncoder):
@@ -101,9 +127,11 @@ class EDJEEncoder(_Model, AbsEncoder):
         model_name: A model, or the argument of `EDJEModel.from_pretrained`.
         revision: Ignored, as mteb passes it; the weights' hash stands for it.
         device: The device for a model that is loaded here; by default CUDA if available.
+        kept_images: Number of images whose embeddings are kept.
 
     Raises:
         CheckpointError: The model cannot be loaded.
+        ConfigError: `kept_images` is below 1.
 
     Examples:
         >>> import mteb
@@ -111,14 +139,17 @@ class EDJEEncoder(_Model, AbsEncoder):
         >>> mteb.evaluate(EDJEEncoder("./edje"), task)
     """
 
+    _keeps_tokens = False
+
     def __init__(
         self,
         model_name: EDJEModel | str | Path,
         revision: str | None = None,  # noqa: ARG002 - mteb's signature
         *,
         device: str | torch.device | None = None,
+        kept_images: int = _KEPT_IMAGES,
     ) -> None:
-        self._load(model_name, device, "dense")
+        self._load(model_name, device, "dense", kept_images)
 
     def encode(
         self,
@@ -161,15 +192,15 @@ class EDJEEncoder(_Model, AbsEncoder):
 class EDJEReranker(_Model):
     """The joint encoder as mteb's cross-encoder: for tasks that name candidates.
 
-    The tokens of an image are kept, as mteb passes an image once for each of its pairs. For both
-    stages of one model, `EDJETwoStage` is faster: there each image is decoded once.
+    For both stages of one model, `EDJETwoStage` is faster: mteb decodes an image for each of its
+    pairs here, and once there.
 
     Args:
         model_name: A model, or the argument of `EDJEModel.from_pretrained`.
         revision: Ignored, as for `EDJEEncoder`.
         device: The device for a model that is loaded here; by default CUDA if available.
         precision: Precision of the joint encoder, see `Reranker`.
-        kept_images: Number of images whose tokens are kept.
+        kept_images: Number of images whose encodings are kept.
 
     Raises:
         CheckpointError: The model cannot be loaded.
@@ -189,11 +220,8 @@ class EDJEReranker(_Model):
         precision: Precision = "auto",
         kept_images: int = _KEPT_IMAGES,
     ) -> None:
-        check_number("kept_images", kept_images)
-        self._load(model_name, device, "cross-encoder", precision=precision)
+        self._load(model_name, device, "cross-encoder", kept_images, precision=precision)
         self._reranker = Reranker(self._model, precision=precision)
-        self._kept_images = kept_images
-        self._tokens: OrderedDict[bytes, NDArray[np.float16]] = OrderedDict()
 
     def predict(
         self,
@@ -235,22 +263,8 @@ class EDJEReranker(_Model):
                     "scores a text against an image, so run EDJEEncoder on it"
                 )
             texts, images = (left, right) if first == "text" else (right, left)
-            parts.append(self._reranker.score_pairs(texts, self._tokens_of(images)))
+            parts.append(self._reranker.score_pairs(texts, self._encode(images).tokens))
         return np.concatenate(parts)
-
-    def _tokens_of(self, images: Sequence[Any]) -> NDArray[np.float16]:
-        """Return the `(n, m, d_text)` tokens of images; images with the same pixels share them."""
-        keys = [_content_key(_checked(image)) for image in images]
-        missing = {key: i for key, i in zip(keys, images, strict=True) if key not in self._tokens}
-        if missing:
-            encoded = self._encode([*missing.values()]).tokens
-            self._tokens.update(zip(missing, encoded, strict=True))
-        tokens = np.stack([self._tokens[key] for key in keys])
-        for key in keys:
-            self._tokens.move_to_end(key)
-        while len(self._tokens) > self._kept_images:
-            self._tokens.popitem(last=False)
-        return tokens
 
 
 class EDJETwoStage(_Model):
@@ -266,6 +280,7 @@ class EDJETwoStage(_Model):
         device: The device for a model that is loaded here; by default CUDA if available.
         precision: Precision of the joint encoder, see `Reranker`.
         num_candidates: Images of the first stage that are reranked.
+        kept_images: Number of images whose encodings are kept for the next language of a task.
 
     Raises:
         CheckpointError: The model cannot be loaded.
@@ -283,11 +298,11 @@ class EDJETwoStage(_Model):
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         num_candidates: int = 100,
+        kept_images: int = _KEPT_IMAGES,
     ) -> None:
         check_number("num_candidates", num_candidates)
-        self._load(
-            model_name, device, "cross-encoder", precision=precision, num_candidates=num_candidates
-        )
+        settings = {"precision": precision, "num_candidates": num_candidates}
+        self._load(model_name, device, "cross-encoder", kept_images, **settings)
         self._reranker = Reranker(self._model, precision=precision)
         self._num_candidates = num_candidates
         self._ids: list[str] = []

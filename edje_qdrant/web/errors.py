@@ -24,6 +24,7 @@ from edje_qdrant.errors import (
     MissingExtraError,
     RateLimitedError,
     TokensNotFoundError,
+    without_long_values,
 )
 
 __all__ = ["RequestError", "add_error_handlers", "error_response", "index_away"]
@@ -63,7 +64,7 @@ def error_response(
 ) -> JSONResponse:
     """Build the response of an error."""
     # A name from the request, in the message, may hold what cannot be encoded.
-    message = message.encode("utf-8", "backslashreplace").decode("utf-8")
+    message = without_long_values(message.encode("utf-8", "backslashreplace").decode("utf-8"))
     # Clients of other services read `detail`.
     body = {"error": error, "message": message, "detail": message, "request_id": request_id}
     return JSONResponse(body, status, headers=dict(headers or {}))

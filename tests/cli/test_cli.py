@@ -389,3 +389,9 @@ def test_an_interrupt_takes_one_line_and_can_be_continued(
         assert collection.count() == 9
     continued = json_of(run(*place, "--json"))
     assert (continued["added"], continued["skipped"]) == (3, 9)
+
+
+def test_no_error_repeats_an_image() -> None:
+    image = 114_000 * "A"
+    for arguments in (["search", "x", "--fusion", image], ["search", "x", f"--{image}"]):
+        assert len(refused(run(*arguments))) < 2_000

@@ -114,13 +114,13 @@ def test_candidates_of_the_first_stage_are_reranked(
     reranker = EDJEReranker(gallery.model, kept_images=5)
     scores = scores_of(reranker, reranking, encode_kwargs={"batch_size": 4})
     assert scores["mrr_at_10"] == pytest.approx(reciprocal_rank(logits), abs=1e-4)
-    assert len(reranker._tokens) == 5
+    assert len(reranker._kept) == 5
     again = gallery_task(gallery.paths).convert_to_reranking(tmp_path, top_k=12)
     both = scores_of(EDJETwoStage(gallery.model), again)
     assert both["mrr_at_10"] == scores["mrr_at_10"]
 
 
-def test_an_image_is_encoded_once_for_all_its_pairs(
+def test_an_image_is_encoded_once(
     gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores_of(EDJEEncoder(gallery.model), gallery_task(gallery.paths), prediction_folder=tmp_path)
@@ -129,8 +129,13 @@ def test_an_image_is_encoded_once_for_all_its_pairs(
         gallery.model, "encode_pixels", lambda p: (seen.append(len(p)), encode(p))[1]
     )
     task = gallery_task(gallery.paths).convert_to_reranking(tmp_path, top_k=12)
-    scores_of(EDJEReranker(gallery.model), task)
+    scores_of(EDJEReranker(gallery.model), task)  # for all its pairs
     assert sum(seen) == 12
+    for model in (EDJEEncoder(gallery.model), EDJETwoStage(gallery.model)):
+        seen.clear()
+        first, second = (scores_of(model, gallery_task(gallery.paths)) for _ in range(2))
+        assert sum(seen) == 12  # as for the same images in another language
+        assert first == second
 
 
 def test_both_stages_are_evaluated(gallery: Gallery, logits: NDArray[np.float32]) -> None:

@@ -248,3 +248,11 @@ def test_the_document_promises_what_the_service_keeps(serve):
     assert (files["minItems"], files["maxItems"]) == (1, 3)
     for name in ("Hit", "Picture", "Explained", "ExplainRequest"):
         assert schemas[name]["properties"]["image_id"]["format"] == "uuid"
+
+
+def test_no_answer_repeats_an_image(client):
+    image = 114_000 * "A"
+    for body in ({**TEXT, image: 1}, {**TEXT, "fusion": image}, {**TEXT, "min_score": image}):
+        answer = client.post("/v1/search", json=body)
+        assert answer.status_code == 422
+        assert len(answer.content) < 2_000
