@@ -5,6 +5,7 @@ The tree::
     EdjeError
     ├── ConfigError (also ValueError)
     │   ├── ImagesNotFoundError
+    │   ├── KeyRefusedError
     │   └── UnknownOptionError (also TypeError)
     ├── CheckpointError
     ├── ImageReadError
@@ -45,6 +46,7 @@ __all__ = [
     "ImageReadError",
     "ImagesDeletedError",
     "ImagesNotFoundError",
+    "KeyRefusedError",
     "MissingExtraError",
     "RateLimitedError",
     "StoreError",
@@ -150,6 +152,18 @@ class UnknownOptionError(ConfigError, TypeError):
     def __init__(self, message: str, options: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.options = tuple(options)
+
+
+class KeyRefusedError(ConfigError):
+    """Report that a server refused the API key, or has refused this request of it (401, 403).
+
+    Attributes:
+        location: Address of the server.
+    """
+
+    def __init__(self, message: str, *, location: str = "") -> None:
+        super().__init__(message)
+        self.location = location
 
 
 class CheckpointError(EdjeError):

@@ -18,6 +18,7 @@ EXAMPLES = [
     errors.CheckpointError("no", path="/m", missing=["a"], mismatched={"b": ((1,), (2,))}),
     errors.ImageReadError("/a.png", "broken"),
     errors.ImagesNotFoundError("gone", ["an-id"]),
+    errors.KeyRefusedError("no", location="http://q"),
     errors.UnknownOptionError("no", ["topk"]),
     errors.StoreError("no"),
     errors.CollectionNotFoundError("/photos", "images", ["other"]),

@@ -40,6 +40,7 @@ PUBLIC = {
     "ImagesNotFoundError",
     "IngestReport",
     "LabelScore",
+    "KeyRefusedError",
     "MissingExtraError",
     "PairReport",
     "QdrantSettings",

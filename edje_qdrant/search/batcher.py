@@ -22,6 +22,7 @@ from edje_qdrant.errors import (
     ConfigError,
     EdjeError,
     EngineUnavailableError,
+    KeyRefusedError,
 )
 from edje_qdrant.search.options import SearchOptions
 from edje_qdrant.search.results import SearchResult
@@ -35,7 +36,7 @@ T = TypeVar("T")
 _SPLIT = 8
 
 # Errors that every search of a batch would meet.
-_FOR_ALL = (EngineUnavailableError, CollectionNotFoundError)
+_FOR_ALL = (EngineUnavailableError, CollectionNotFoundError, KeyRefusedError)
 
 # Budget of a search whose own budget ended while it waited; its result says that it is degraded.
 _LEAST_MS = 1e-3

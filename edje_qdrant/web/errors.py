@@ -21,6 +21,7 @@ from edje_qdrant.errors import (
     EngineUnavailableError,
     ImageReadError,
     ImagesNotFoundError,
+    KeyRefusedError,
     MissingExtraError,
     RateLimitedError,
     TokensNotFoundError,
@@ -103,6 +104,11 @@ def _index_refusal(error: Exception) -> RequestError | None:
         return _refusal(429, error, message, seconds)
     if isinstance(error, EngineUnavailableError):
         return _refusal(503, error, "the index does not answer; try again in a moment")
+    if isinstance(error, KeyRefusedError):
+        message = (
+            "the server of the index refuses this request of the service's key; the log says why"
+        )
+        return _refusal(503, error, message)
     if isinstance(error, CollectionNotFoundError):
         return _refusal(
             503,
@@ -118,7 +124,8 @@ def index_away(error: Exception) -> RequestError:
     refusal = _index_refusal(error)
     if isinstance(error, ContractMismatchError):
         message = (
-            "the collection was replaced by another model's; start the service again to serve it"
+            "the collection was replaced by another model's; a service with --follow-alias changes "
+            "to it, others have to be started again"
         )
         return _refusal(503, error, message)
     if refusal is None:

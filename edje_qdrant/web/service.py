@@ -19,6 +19,7 @@ from edje_qdrant.errors import (
     ContractMismatchError,
     EngineUnavailableError,
     ImageReadError,
+    KeyRefusedError,
     RateLimitedError,
 )
 from edje_qdrant.explain.match import can_explain, explain_match
@@ -43,6 +44,14 @@ __all__ = ["Service", "not_found"]
 _log = logging.getLogger("edje_qdrant.web")
 
 T = TypeVar("T")
+
+# Errors of the index, not of a request.
+_OF_INDEX = (
+    EngineUnavailableError,
+    CollectionNotFoundError,
+    ContractMismatchError,
+    KeyRefusedError,
+)
 
 _READERS = 4
 _DECODERS = 4
@@ -183,7 +192,7 @@ class Service:
     def _result(self, done: asyncio.Future[T], *, index: bool) -> T:
         try:
             return done.result()
-        except (EngineUnavailableError, CollectionNotFoundError, ContractMismatchError) as error:
+        except _OF_INDEX as error:
             if not index:
                 raise
             self.metrics.index_failure(type(error).__name__)

@@ -11,8 +11,8 @@ from index_stand_in import StandIn
 
 from edje_qdrant.errors import (
     CollectionNotFoundError,
-    ConfigError,
     EngineUnavailableError,
+    KeyRefusedError,
     StoreError,
 )
 from edje_qdrant.index import (
@@ -68,7 +68,7 @@ def test_a_key_that_is_refused() -> None:
         index.probe(points=True)
         assert server.keys is not None
         server.keys = {"another-key": True}
-        with pytest.raises(ConfigError, match="key"):
+        with pytest.raises(KeyRefusedError, match="key"):
             index.probe()
         index.close()
 

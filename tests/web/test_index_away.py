@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import io
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from index_stand_in import StandIn
+from PIL import Image
 from qdrant_client import QdrantClient
 from server_process import ServerProcess
 from service_process import ServiceProcess
@@ -67,8 +69,8 @@ def serve(tiny_model: EDJEModel, encoded: Encoded) -> Iterator[Callable[..., Tes
     with ExitStack() as stack:
 
         def started(url: str, name: str = "images", **options: Any) -> TestClient:
-            retriever = TwoStageRetriever.open(url, name, model=tiny_model)
-            settings = ServiceSettings(images=encoded[0][0].parent, ingest=True, **options)
+            retriever = TwoStageRetriever.open(url, name, model=tiny_model, **options)
+            settings = ServiceSettings(images=encoded[0][0].parent, ingest=True)
             app = create_app(retriever, settings)
             return stack.enter_context(TestClient(app, raise_server_exceptions=False))
 
@@ -242,6 +244,31 @@ def test_a_servers_limit_of_requests(
         assert client.get("/readyz").status_code == 200
         assert client.post("/v1/search", json={"text": "a"}).status_code == 200
         assert metric(client, 'edje_index_failures_total{error="RateLimitedError"}') == 1
+
+
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+def test_a_key_that_is_taken_back(
+    serve: Callable[..., TestClient], tiny_model: EDJEModel, encoded: Encoded
+) -> None:
+    with StandIn() as guarded:
+        fill(guarded.url, "images", tiny_model, encoded)
+        guarded.keys = {"a-key": False}
+        client = serve(guarded.url, api_key="a-key")
+        # It may search, and not write.
+        assert client.post("/v1/search", json={"text": "a"}).status_code == 200
+        image = Image.new("RGB", (64, 64), "orange")
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        answer = client.post("/v1/ingest", files={"files": ("new.png", file.getvalue())})
+        refused(answer, "KeyRefusedError", "refuses this request of the service's key")
+        assert client.get("/readyz").status_code == 200
+        guarded.keys = {"another-key": False}
+        answer = client.post("/v1/search", json={"text": "a"})
+        refused(answer, "KeyRefusedError", "refuses this request of the service's key")
+        assert guarded.url not in answer.text
+        refused(wait_for(client, 503), "KeyRefusedError", "key")
+        guarded.keys = {"a-key": False}
+        wait_for(client, 200)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from edje_qdrant.errors import (
     CollectionNotFoundError,
     ConfigError,
     EngineUnavailableError,
+    KeyRefusedError,
     RateLimitedError,
     StoreError,
 )
@@ -492,7 +493,10 @@ class Connection:
             return CollectionNotFoundError(self.address, name, self.known())
         if status in (401, 403):
             why = self._without_key(failures.refusal(error, name, writes=call.writes))
-            return ConfigError(f"Qdrant at {self.address} refused the request ({status}): {why}")
+            return KeyRefusedError(
+                f"Qdrant at {self.address} refused the request ({status}): {why}",
+                location=self.address,
+            )
         if not self._was_answered and failures.is_another_program(error):
             path = urlsplit(self.address).path
             return ConfigError(
