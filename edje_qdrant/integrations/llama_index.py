@@ -18,6 +18,7 @@ from edje_qdrant.integrations.hits import (
     reranked_fields,
 )
 from edje_qdrant.integrations.shared_collection import SharedCollection
+from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -186,7 +187,8 @@ class EDJENodeReranker(BaseNodePostprocessor):
             place = scorer.collection
         else:
             return
-        if place.location == ":memory:":
+        # An exported model is not loaded by its name.
+        if place.location == ":memory:" or not isinstance(scorer.model, EDJEModel):
             return
         self.location, self.name = place.location, place.name
         self.model = scorer.model.name_or_path

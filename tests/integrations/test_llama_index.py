@@ -199,6 +199,13 @@ def test_a_scorer_of_ones_own_cannot_be_named(retriever: TwoStageRetriever) -> N
     assert EDJENodeReranker.from_dict(own.to_dict(), scorer=OwnScorer()).name == "images"
 
 
+def test_an_exported_model_cannot_be_named(
+    retriever: TwoStageRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TwoStageRetriever, "model", property(lambda _: object()))
+    assert EDJENodeReranker(scorer=retriever).to_dict()["location"] is None
+
+
 def test_a_wrong_option_is_refused_alike_everywhere(retriever: TwoStageRetriever) -> None:
     with pytest.raises(UnknownOptionError, match="topk"):
         EDJERetriever(retriever, search_kwargs={"topk": 3})
