@@ -216,12 +216,16 @@ class CollectionNotFoundError(StoreError):
         known: Names of existing collections.
     """
 
-    def __init__(self, location: str, name: str, known: Sequence[str] = ()) -> None:
+    def __init__(
+        self, location: str, name: str, known: Sequence[str] = (), alias: str | None = None
+    ) -> None:
         there = f"it holds {', '.join(known)}" if known else "it holds none"
-        super().__init__(
-            f"no collection {name!r} at {location} ({there}); "
+        remedy = (
             "create one with `edje-qdrant ingest` or ImageCollection.create"
+            if alias is None
+            else f"the alias {alias!r} stood for it when it was opened: open the alias again"
         )
+        super().__init__(f"no collection {name!r} at {location} ({there}); {remedy}")
         self.location = location
         self.name = name
         self.known = tuple(known)

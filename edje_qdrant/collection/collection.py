@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -263,9 +264,10 @@ class ImageCollection(BaseCollection):
             StoreError: The engine failed.
             EngineUnavailableError: The server cannot be reached.
         """
-        found = self._index.nearest(
-            embeddings, num_candidates, filter=filter, timeout=timeout, keep=is_ours
-        )
+        with self._explained():
+            found = self._index.nearest(
+                embeddings, num_candidates, filter=filter, timeout=timeout, keep=is_ours
+            )
         return self._own(found)
 
     async def nearest_async(
@@ -277,10 +279,21 @@ class ImageCollection(BaseCollection):
         timeout: float | None = None,
     ) -> list[Candidates]:
         """Find the same as `nearest` without blocking the event loop; raises the same errors."""
-        found = await self._index.nearest_async(
-            embeddings, num_candidates, filter=filter, timeout=timeout, keep=is_ours
-        )
+        with self._explained():
+            found = await self._index.nearest_async(
+                embeddings, num_candidates, filter=filter, timeout=timeout, keep=is_ours
+            )
         return self._own(found)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say that the collection was replaced, where the width of its vectors is another one."""
+        try:
+            yield
+        except ConfigError as error:
+            if self._index.shared and "dimension" in str(error):
+                self.require_unchanged()
+            raise
 
     def _own(self, found: list[Candidates]) -> list[Candidates]:
         """Return candidates of a server, once it is certain that this model wrote them.

@@ -14,7 +14,7 @@ from served import OTHER, SERVERS, Server, served
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import is_ours
-from edje_qdrant.errors import ContractMismatchError, StoreError
+from edje_qdrant.errors import CollectionNotFoundError, ContractMismatchError, StoreError
 from edje_qdrant.image_to_text.caption_collection import CaptionCollection
 from edje_qdrant.maintenance import copy_collection, transcode, verify
 from edje_qdrant.types import Candidate
@@ -156,6 +156,30 @@ def test_nothing_is_read_from_a_collection_that_replaced_the_one_opened(
             fill(other, ids_of(3), seed=1)
         with pytest.raises(ContractMismatchError, match="replaced since it was opened"):
             READS[how](opened)
+
+
+def test_a_collection_of_other_vectors_is_named_too(server: Server) -> None:
+    wider = replace(OTHER, embedding_dim=12)
+    with server.create("v1") as opened:
+        fill(opened, ids_of(3))
+        server.replace("v1", wider)
+        for ask in (found, *WRITES.values()):
+            with pytest.raises(ContractMismatchError, match="replaced since it was opened"):
+                ask(opened)
+
+
+def test_a_collection_that_an_alias_stood_for_is_gone(server: Server) -> None:
+    server.create("v1").close()
+    server.create("v2", OTHER).close()
+    server.point("live", "v1")
+    with server.open("live") as opened:
+        server.point("live", "v2")
+        server.client.delete_collection(server.name("v1"))
+        for ask in (found, WRITES["add"]):
+            with pytest.raises(CollectionNotFoundError, match="stood for it when") as caught:
+                ask(opened)
+            assert "open the alias again" in str(caught.value)
+            assert caught.value.name == server.name("v1")
 
 
 def test_captions_are_not_written_to_another_models_collection(server: Server) -> None:

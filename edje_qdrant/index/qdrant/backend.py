@@ -177,6 +177,7 @@ class QdrantBackend(Backend):
         except BaseException:
             connection.close()
             raise
+        connection.alias = None if opened == name else name
         return cls(connection, opened, found, version, options)
 
     def check_open(self) -> None:

@@ -126,7 +126,10 @@ class Connection:
         client: The client.
         address: Its name in errors.
         is_local: Whether it keeps its data in this process (`:memory:`).
+        alias: The name by which the collection was opened, if it is an alias; for errors.
     """
+
+    alias: str | None = None
 
     def __init__(self, location: str | QdrantClient, options: QdrantOptions) -> None:
         from qdrant_client import QdrantClient
@@ -314,6 +317,7 @@ class Connection:
                 given["grpc_options"] = {**(given["grpc_options"] or {}), **_CONNECT_AGAIN}
                 options = QdrantOptions(timeout=_PROBE_SECONDS, retries=0)
                 self._for_probes = Connection(QdrantClient(**given), options)
+                self._for_probes.alias = self.alias
             return self._for_probes
 
     def close(self) -> None:
@@ -490,7 +494,7 @@ class Connection:
     def _translate(self, call: _Call, error: Exception) -> Exception:
         name, said, status = call.name, self._says(error), failures.status_of(error)
         if self.is_local and f"{name} not found" in str(error):
-            return CollectionNotFoundError(self.address, name, self.known())
+            return CollectionNotFoundError(self.address, name, self.known(), self.alias)
         if status in (401, 403):
             why = self._without_key(failures.refusal(error, name, writes=call.writes))
             return KeyRefusedError(
@@ -509,7 +513,7 @@ class Connection:
                 )
             )
         if status == 404 and failures.is_missing_collection(error):
-            return CollectionNotFoundError(self.address, name, self.known())
+            return CollectionNotFoundError(self.address, name, self.known(), self.alias)
         if status in (400, 422) or isinstance(error, ValueError):
             return ConfigError(f"Qdrant at {self.address} refused a request about {name!r}: {said}")
         text = f"Qdrant at {self.address} failed on {name!r}: {said}"
