@@ -35,6 +35,7 @@ def commands_of(block: str) -> list[str]:
 
 
 LINES = [line for language, block in BLOCKS for line in ([] if language else commands_of(block))]
+COMMANDS = [line for line in LINES if line.startswith("edje-qdrant ")]
 COMPOSE = [ROOT / "compose.yaml", *sorted((ROOT / "examples").glob("docker-compose*.yml"))]
 
 
@@ -66,7 +67,7 @@ def test_the_commands_of_the_page_need_a_read_only_key(
         config = models.StrictModeConfig(**strict)
         assert writer.update_collection("images", strict_mode_config=config)
         writer.close()
-        commands = [line for line in LINES if line.startswith("edje-qdrant ")]
+        commands = [line for line in COMMANDS if "images-2" not in line]
         assert len(commands) == 3
         commands.append(f"edje-qdrant export {tmp_path / 'images.tar'} --url http://localhost:6333")
         commands.append("edje-qdrant info --url http://localhost:6333")
@@ -81,14 +82,21 @@ def test_the_commands_of_the_page_need_a_read_only_key(
                 assert done.exit_code == 0, (command, done.output)
 
 
-def test_an_alias_that_is_moved_as_the_page_moves_it() -> None:
+def test_a_change_of_models_as_the_page_makes_it(tmp_path: Path, write_images: Any) -> None:
+    write_images(tmp_path, 3)
     contract = EDJEModel.from_pretrained("demo", device="cpu").contract()
     moving = next(line for line in LINES if "/aliases" in line)
     actions = models.ChangeAliasesOperation(**json.loads(shlex.split(moving)[-1])).actions
     first = models.CreateAlias(collection_name="images-1", alias_name="images")
     with StandIn() as server:
-        for name in ("images-1", "images-2"):
-            ImageCollection.create(server.url, name, contract).close()
+        ImageCollection.create(server.url, "images-1", contract).close()
+        commands = [line for line in COMMANDS if "images-2" in line]
+        assert [line.split()[1] for line in commands] == ["ingest", "verify"]
+        for command in commands:
+            line = command.replace("http://localhost:6333", server.url)
+            line = line.replace("IMAGES", str(tmp_path)).replace("NEW_MODEL", "demo")
+            done = run(*shlex.split(line)[1:])
+            assert done.exit_code == 0, (command, done.output)
         client = QdrantClient(url=server.url, check_compatibility=False)
         client.update_collection_aliases([models.CreateAliasOperation(create_alias=first)])
         with ImageCollection.open(server.url, "images") as opened:
@@ -96,6 +104,7 @@ def test_an_alias_that_is_moved_as_the_page_moves_it() -> None:
             assert opened.resolved_name == "images-1"
         with ImageCollection.open(server.url, "images") as opened:
             assert opened.resolved_name == "images-2"
+            assert len(opened) == 3
         client.close()
 
 

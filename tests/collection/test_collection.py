@@ -42,7 +42,7 @@ from edje_qdrant.index.edge.backend import EdgeBackend
 from edje_qdrant.index.qdrant.backend import QdrantBackend
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.tokens.manifest import Manifest
-from edje_qdrant.types import Point
+from edje_qdrant.types import Candidate, Point
 
 
 @pytest.fixture(params=KINDS)

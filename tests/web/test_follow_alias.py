@@ -84,7 +84,8 @@ class Following:
 
     def metric(self, name: str) -> float:
         lines = self.client.get("/metrics").text.splitlines()
-        return float(next(line for line in lines if line.startswith(name)).split()[-1])
+        found = [line.split()[-1] for line in lines if line.startswith(name)]
+        return float(found[0]) if found else 0.0
 
     def ranking(self) -> list[tuple[str, float]]:
         answer = self.client.post("/v1/search", json={**TEXT, "top_k": 5})
