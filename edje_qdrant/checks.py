@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = [
     "check_kind",
     "check_list",
     "check_number",
+    "check_seconds",
     "check_strings",
     "check_texts",
 ]
@@ -98,3 +100,14 @@ def check_number(name: str, number: int | None, *, least: int = 1, optional: boo
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         otherwise = ", or None for all" if optional else ""
         raise ConfigError(f"{name} is {number!r}; give a whole number, {least} or more{otherwise}")
+
+
+def check_seconds(name: str, seconds: Any) -> None:
+    """Check that an argument is a number of seconds, 0 or more.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or not math.isfinite(seconds) or seconds < 0:
+        raise ConfigError(f"{name} is {_shown(seconds)}; give seconds, 0 or more")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from edje_qdrant.attach.attached_collection import is_attached, read_attachment, require
 from edje_qdrant.attach.points import AttachablePoint, AttachablePoints
-from edje_qdrant.checks import check_kind, check_number
+from edje_qdrant.checks import check_kind, check_number, check_seconds
 from edje_qdrant.collection.checks import check_tokens, fitted_codec
 from edje_qdrant.collection.metadata import CollectionRecord, absolute, new_store, resolve
 from edje_qdrant.collection.references import another_model, signed
@@ -59,6 +59,7 @@ def attach_tokens(
     prefer_grpc: bool = False,
     grpc_port: int | None = None,
     timeout: int = 30,
+    wait: float = 300,
 ) -> IngestReport:
     """Add tokens to every point whose payload names an image, for `AttachedCollection`.
 
@@ -89,6 +90,7 @@ def attach_tokens(
         prefer_grpc: Use gRPC for large transfers.
         grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
         timeout: Seconds to wait for one answer of a server.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Returns:
         The numbers of points that got tokens and that were skipped, and the failures.
@@ -126,6 +128,7 @@ def attach_tokens(
     workers = default_workers() if workers is None else workers
     check_number("batch_size", batch_size)
     check_number("workers", workers)
+    check_seconds("wait", wait)
     locate = locate or _files(images)
     options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
     where = resolve(location)
@@ -135,13 +138,18 @@ def attach_tokens(
         try:
             run = IngestRun(
                 _Target(points, store, name), model, total=points.count(),
-                progress=progress, action="attaching", unit="points",
+                progress=progress, action="attaching", unit="points", give_up=points.give_up,
             )  # fmt: skip
             decoders = DecoderPool(workers)
             decode = partial(
                 _decode, model=model, decoders=decoders, path_field=path_field, locate=locate
             )
-            with run.bar, ThreadPoolExecutor(decoders.workers) as threads, decoders:
+            with (
+                points.patient(wait),
+                run.bar,
+                ThreadPoolExecutor(decoders.workers) as threads,
+                decoders,
+            ):
                 try:
                     missing = _without_tokens(points, store.contract, run)
                     run.decode_and_write(missing, decode, threads, batch_size)

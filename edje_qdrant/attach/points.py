@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
@@ -116,6 +117,18 @@ class AttachablePoints:
     def address(self) -> str:
         """Return the name of the server for error messages."""
         return self._connection.address
+
+    def patient(self, seconds: float) -> AbstractContextManager[None]:
+        """Let the calls inside, from any thread, wait for a server that is away.
+
+        Args:
+            seconds: To wait at most, from the first failure until the next answer.
+        """
+        return self._connection.patient(seconds)
+
+    def give_up(self) -> None:
+        """End the waiting of every thread inside `patient`, as the job has ended."""
+        self._connection.give_up()
 
     def read_field(self, field: str | None) -> None:
         """Set the payload field to read.

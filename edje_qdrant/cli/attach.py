@@ -26,6 +26,7 @@ from edje_qdrant.cli.options import (
     Progress,
     Timeout,
     Url,
+    Wait,
     Workers,
     place_of,
 )
@@ -50,6 +51,7 @@ def attach(
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
+    wait: Wait = 300,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -101,6 +103,7 @@ def attach(
         batch_size=batch_size,
         workers=workers,
         progress=bar_shown(progress),
+        wait=wait,
         **place.server,
     )
     data = {

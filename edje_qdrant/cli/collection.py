@@ -30,6 +30,7 @@ from edje_qdrant.cli.options import (
     Progress,
     Timeout,
     Url,
+    Wait,
     Where,
     field_of,
     filter_of,
@@ -99,6 +100,7 @@ def verify(
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
+    wait: Wait = 300,
     collection: Collection = "images",
     images: Annotated[
         bool,
@@ -123,7 +125,12 @@ def verify(
     with open_collection(place, collection, for_repair=True) as opened:
         loaded = load_model(model, device, opened) if images and sample else None
         report = verify_collection(
-            opened, images=images, model=loaded, sample=sample, progress=bar_shown(progress)
+            opened,
+            images=images,
+            model=loaded,
+            sample=sample,
+            progress=bar_shown(progress),
+            wait=wait,
         )
     lines = [f"{report.points} images: {'all is well' if report.clean else 'NOT all is well'}"]
     lines += [f"  {count} {kind}" for kind, count in report.counts().items()]
@@ -144,6 +151,7 @@ def repair(
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
+    wait: Wait = 300,
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
@@ -161,7 +169,7 @@ def repair(
     with open_collection(place, collection, for_repair=True) as opened:
         loaded = load_model(model, device, opened)
         report = repair_collection(
-            opened, loaded, delete_others=delete_others, progress=bar_shown(progress)
+            opened, loaded, delete_others=delete_others, progress=bar_shown(progress), wait=wait
         )
     others = sum(finding.kind == "other program" for finding in report.left)
     broken = len(report.left) - others
@@ -194,6 +202,7 @@ def compact(
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
+    wait: Wait = 300,
     collection: Collection = "images",
     progress: Progress = None,
     as_json: Json = False,
@@ -204,7 +213,7 @@ def compact(
     # Damaged side files may be compacted: records that cannot be read stay in place.
     place = place_of(index, url, grpc, grpc_port, timeout)
     with open_collection(place, collection, for_repair=True) as opened:
-        report = compact_collection(opened, progress=bar_shown(progress))
+        report = compact_collection(opened, progress=bar_shown(progress), wait=wait)
         in_files = opened.token_place == "file"
     text = (
         _compacted(report)
@@ -223,6 +232,7 @@ def transcode(
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
+    wait: Wait = 300,
     collection: Collection = "images",
     progress: Progress = None,
     as_json: Json = False,
@@ -236,8 +246,12 @@ def transcode(
         found = named_codec(codec, opened.contract)
         if not found.fitted:
             # An interrupted run continues with the codebook that it had fitted.
-            found = opened.codec if opened.codec.name == found.name else fit(opened, found.name)
-        report = transcode_collection(opened, found, progress=bar_shown(progress))
+            found = (
+                opened.codec
+                if opened.codec.name == found.name
+                else fit(opened, found.name, wait=wait)
+            )
+        report = transcode_collection(opened, found, progress=bar_shown(progress), wait=wait)
         nbytes = opened.bytes_per_image()
     data = {**asdict(report), "codec": found.key, "bytes_per_image": nbytes}
     text = f"{report.moved} images now in {found.name}, {nbytes:,} bytes each"
@@ -261,6 +275,7 @@ def fit_codec(
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
+    wait: Wait = 300,
     collection: Collection = "images",
     model: Model = None,
     device: Device = None,
@@ -286,7 +301,7 @@ def fit_codec(
         place = place_of(index, url, grpc, grpc_port, timeout)
         with open_collection(place, collection) as opened:
             contract = opened.contract
-            fitted = fit(opened, codec, sample=sample)
+            fitted = fit(opened, codec, sample=sample, wait=wait)
     write_codec(fitted, out, contract=contract)
     data = {"codec": fitted.key, "path": str(out), "bytes_per_image": fitted.nbytes}
     print_result(
@@ -302,6 +317,7 @@ def export(
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
+    wait: Wait = 300,
     collection: Collection = "images",
     progress: Progress = None,
     as_json: Json = False,
@@ -311,7 +327,7 @@ def export(
 
     place = place_of(index, url, grpc, grpc_port, timeout)
     with open_collection(place, collection) as opened:
-        report = export_collection(opened, archive, progress=bar_shown(progress))
+        report = export_collection(opened, archive, progress=bar_shown(progress), wait=wait)
     size = archive.expanduser().stat().st_size
     data = {**asdict(report), "path": str(archive), "bytes": size}
     text = f"wrote {report.copied} images to {archive}{_left_out(report.left_out)}"
@@ -325,6 +341,7 @@ def import_(
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
+    wait: Wait = 300,
     collection: Collection = "images",
     progress: Progress = None,
     as_json: Json = False,
@@ -334,7 +351,7 @@ def import_(
 
     place = place_of(index, url, grpc, grpc_port, timeout)
     report = import_collection(
-        archive, place.location, collection, progress=bar_shown(progress), **place.server
+        archive, place.location, collection, progress=bar_shown(progress), wait=wait, **place.server
     )
     print_result(asdict(report), [_copied(report, place.location)], as_json)
 
@@ -358,6 +375,7 @@ def copy(
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
+    wait: Wait = 300,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -383,7 +401,7 @@ def copy(
                 **server,
             )  # fmt: skip
         with copied:
-            report = copy_collection(opened, copied, progress=bar_shown(progress))
+            report = copy_collection(opened, copied, progress=bar_shown(progress), wait=wait)
     print_result(asdict(report), [_copied(report, target)], as_json)
 
 

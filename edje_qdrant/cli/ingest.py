@@ -37,6 +37,7 @@ from edje_qdrant.cli.options import (
     Shards,
     Timeout,
     Url,
+    Wait,
     Workers,
     indexes_of,
     place_of,
@@ -61,6 +62,7 @@ def ingest(
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
+    wait: Wait = 300,
     collection: Collection = "images",
     model: Model = None,
     codec: Codec = None,
@@ -144,6 +146,7 @@ def ingest(
             prune=prune,
             processes=processes,
             devices=places,
+            wait=wait,
         )
         points = target.count()
     data = {

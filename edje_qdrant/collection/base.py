@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from threading import RLock
 from typing import Any, ClassVar
 
@@ -140,6 +141,14 @@ class BaseCollection(ABC):
         given, found = self._name, self.resolved_name
         alias = "" if given == found else f" (alias {given!r})"
         return f"the collection {found!r}{alias} at {self._location}"
+
+    def patient(self, seconds: float) -> AbstractContextManager[None]:
+        """Let the calls inside, from any thread, wait for a server that is away; see `VectorIndex`.
+
+        Raises:
+            ConfigError: `seconds` is no number of seconds.
+        """
+        return self._index.patient(seconds)
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Return the ids that are in the collection."""

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -105,6 +106,21 @@ class Backend(ABC):
     def check_writable(self) -> None:
         """Raise StoreError if the backend is closed, or may only read."""
         self.check_open()
+
+    def patient(self, seconds: float) -> AbstractContextManager[None]:  # noqa: ARG002 - for servers
+        """Let the calls inside wait for a server that is away; see `VectorIndex`."""
+        return nullcontext()
+
+    def give_up(self) -> None:  # noqa: B027 - nothing to end but for servers
+        """End the waiting of every thread inside `patient`."""
+
+    def limit(
+        self,
+        queries: int,  # noqa: ARG002 - for servers
+        left: Callable[[], float] | None = None,  # noqa: ARG002 - for servers
+    ) -> AbstractContextManager[Any]:
+        """Limit the time of the calls inside; see `VectorIndex`."""
+        return nullcontext()
 
     def probe(self, *, points: bool) -> dict[str, Any]:  # noqa: ARG002 - for servers
         """Check that the collection can be read, and return its metadata; see `VectorIndex`."""

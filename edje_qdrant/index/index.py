@@ -6,12 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.checks import check_seconds
 from edje_qdrant.index.backend import Backend, Hit, Hits
 from edje_qdrant.index.batches import in_batches
 from edje_qdrant.index.filters.filter import Filter, require_filter
@@ -222,6 +223,40 @@ class VectorIndex:
             with self._reported(ids):
                 self._check_before_write()
                 self._backend.remove_keys(ids, paths)
+
+    def patient(self, seconds: float) -> AbstractContextManager[None]:
+        """Let the calls inside, from any thread, wait for a server that is away.
+
+        A line on stderr says when waiting begins, and when it ends. Calls inside a `limit` do not
+        wait.
+
+        Args:
+            seconds: To wait at most, from the first failure until the next answer.
+
+        Raises:
+            ConfigError: That is no number of seconds.
+        """
+        check_seconds("wait", seconds)
+        return self._backend.patient(seconds)
+
+    def give_up(self) -> None:
+        """End the waiting of every thread inside `patient`, as the job has ended."""
+        self._backend.give_up()
+
+    def limit(
+        self, queries: int = 1, left: Callable[[], float] | None = None
+    ) -> AbstractContextManager[Any]:
+        """Limit the time of the calls to a server inside to its `timeout`, all together.
+
+        It can be entered several times and goes on counting. Only the time in calls counts, with
+        their retries and pauses.
+
+        Args:
+            queries: Searches that share the calls. An answer may take this many times as long; a
+                server that does not answer is not waited for longer.
+            left: Returns the seconds left of a budget.
+        """
+        return self._backend.limit(queries, left)
 
     def probe(self, *, points: bool = False) -> dict[str, Any]:
         """Check that the collection can be read, by a short request that is not repeated.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edje_qdrant.checks import check_kind, check_number
+from edje_qdrant.checks import check_kind, check_number, check_seconds
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError
 from edje_qdrant.images import (
@@ -60,6 +60,7 @@ def ingest_images(
     prune: bool = False,
     processes: int = 0,
     devices: Sequence[str] | None = None,
+    wait: float = 300,
 ) -> IngestReport:
     """Ingest images into a collection.
 
@@ -105,6 +106,7 @@ def ingest_images(
             listed as failed.
         devices: Devices for these processes, assigned in turn, such as `["cuda:0", "cuda:1"]`; by
             default the model's device.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Returns:
         The numbers of images added, updated, skipped and pruned, and the failures. Images that
@@ -156,6 +158,7 @@ def ingest_images(
     check_number("checkpoint_every", checkpoint_every)
     limits = DecodeLimits(workers, decode_memory, decode_seconds, max_pixels)
     check_number("processes", processes, least=0)
+    check_seconds("wait", wait)
     worker_devices = check_devices(processes, devices, model.device)
     listing = list_images(source)
     if (
@@ -167,53 +170,57 @@ def ingest_images(
         raise ConfigError(f"with prune, all images but {source} would be deleted; leave prune out")
     collection.require(model.contract())
     collection.require_writable()
-    run = IngestRun(collection, model, total=sum(1 for _ in listing()), progress=progress)
-    seen: set[bytes] = set()
-    run.seen = seen if prune else None
+    with collection.patient(wait):
+        run = IngestRun(
+            collection, model, total=sum(1 for _ in listing()), progress=progress,
+            give_up=collection.index.give_up,
+        )  # fmt: skip
+        seen: set[bytes] = set()
+        run.seen = seen if prune else None
 
-    update = FieldUpdater(collection)
+        update = FieldUpdater(collection)
 
-    def follow_source(batch: Sequence[KnownImage], existing: set[str]) -> None:
-        update(batch, existing)
-        if prune:
-            seen.update(uuid.UUID(image.image_id).bytes for image in batch)
-            follow_moved(
-                collection, {i.image_id: i.listed.path for i in batch if i.image_id in existing}
-            )
+        def follow_source(batch: Sequence[KnownImage], existing: set[str]) -> None:
+            update(batch, existing)
+            if prune:
+                seen.update(uuid.UUID(image.image_id).bytes for image in batch)
+                follow_moved(
+                    collection, {i.image_id: i.listed.path for i in batch if i.image_id in existing}
+                )
 
-    unflushed = 0
+        unflushed = 0
 
-    def wrote(count: int) -> None:
-        nonlocal unflushed
-        unflushed += count
-        if unflushed >= checkpoint_every:
-            collection.flush()
-            unflushed = 0
-
-    with run.bar, ThreadPoolExecutor(workers) as threads, ExitStack() as stack:
-        missing = run.missing(listing(), threads, follow_source)
-        try:
-            if worker_devices:
-                pool = stack.enter_context(EncodingPool(model, worker_devices, limits))
-                for batch in pool.encode(batches(missing, batch_size)):
-                    wrote(run.write_encoded(batch))
-            else:
-                decoders = stack.enter_context(limits.pool())
-                decode = partial(decode_image, model=model, decoders=decoders)
-                run.decode_and_write(missing, decode, threads, batch_size, wrote)
-        except BaseException:
-            stack.close()  # no thread waits for a decoder any more
-            threads.shutdown(cancel_futures=True)
-            # Keep what was written; if that fails too, the first error is more useful.
-            with suppress(EdjeError):
+        def wrote(count: int) -> None:
+            nonlocal unflushed
+            unflushed += count
+            if unflushed >= checkpoint_every:
                 collection.flush()
-            raise
-    pruned = prune_collection(collection, source, seen, run.failed) if prune else 0
-    collection.flush()
-    collection.optimize()
-    seconds = time.perf_counter() - started
-    skipped = run.skipped - update.updated
-    return IngestReport(run.added, skipped, tuple(run.failed), seconds, pruned, update.updated)
+                unflushed = 0
+
+        with run.bar, ThreadPoolExecutor(workers) as threads, ExitStack() as stack:
+            missing = run.missing(listing(), threads, follow_source)
+            try:
+                if worker_devices:
+                    pool = stack.enter_context(EncodingPool(model, worker_devices, limits))
+                    for batch in pool.encode(batches(missing, batch_size)):
+                        wrote(run.write_encoded(batch))
+                else:
+                    decoders = stack.enter_context(limits.pool())
+                    decode = partial(decode_image, model=model, decoders=decoders)
+                    run.decode_and_write(missing, decode, threads, batch_size, wrote)
+            except BaseException:
+                stack.close()  # no thread waits for a decoder any more
+                threads.shutdown(cancel_futures=True)
+                # Keep what was written; if that fails too, the first error is more useful.
+                with suppress(EdjeError):
+                    collection.flush()
+                raise
+        pruned = prune_collection(collection, source, seen, run.failed) if prune else 0
+        collection.flush()
+        collection.optimize()
+        seconds = time.perf_counter() - started
+        skipped = run.skipped - update.updated
+        return IngestReport(run.added, skipped, tuple(run.failed), seconds, pruned, update.updated)
 
 
 def fit_codec_to_source(

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -51,6 +52,8 @@ class IngestRun:
         progress: Show a bar on stderr.
         action: Labels the bar.
         unit: Names what the bar counts.
+        give_up: Ends the waiting of threads for a server, called when the run fails or is
+            interrupted.
 
     Attributes:
         added: Images written by this run; see `ImageCollection.add_new`.
@@ -70,7 +73,9 @@ class IngestRun:
         progress: bool = False,
         action: str = "ingesting",
         unit: str = "images",
+        give_up: Callable[[], None] = lambda: None,
     ) -> None:
+        self._give_up = give_up
         self._target = target
         self._model = model
         self.bar: tqdm[Any] = tqdm(total=total, desc=action, unit=f" {unit}", disable=not progress)
@@ -125,7 +130,10 @@ class IngestRun:
             wrote: Called by the thread that writes after each batch, with the number of images.
         """
         decoded = self._successes(in_threads(threads, decode, items, batch_size))
-        with ThreadPoolExecutor(1, thread_name_prefix="edje-writing") as writer:
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="edje-writing") as writer,
+            self._given_up_on_errors(),
+        ):
             writing: Future[int] | None = None
             for images, encoding in self._encoded(batches(decoded, batch_size)):
                 if writing is not None:
@@ -147,7 +155,10 @@ class IngestRun:
         """
         on_cpu = self._model.encoding_device.type == "cpu"
         started: tuple[list[DecodedImage], Callable[[], ImageEncoding]] | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="edje-preparing") as thread:
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="edje-preparing") as thread,
+            self._given_up_on_errors(),
+        ):
             for images, pixels in in_threads(thread, self._prepared, decoded, 1):
                 if pixels is None:
                     continue
@@ -160,6 +171,15 @@ class IngestRun:
                 started = following
             if started is not None:
                 yield started[0], started[1]()
+
+    @contextmanager
+    def _given_up_on_errors(self) -> Iterator[None]:
+        """End the waiting of threads on an error, before they are waited for."""
+        try:
+            yield
+        except BaseException:
+            self._give_up()
+            raise
 
     def _prepared(self, batch: list[DecodedImage]) -> tuple[list[DecodedImage], Tensor | None]:
         """Return a batch's new images and their pixels, None if all images are known."""

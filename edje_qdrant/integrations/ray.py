@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edje_qdrant.checks import check_number
+from edje_qdrant.checks import check_number, check_seconds
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
     CollectionExistsError,
@@ -74,6 +74,7 @@ def ingest_dataset(
     prefer_grpc: bool = False,
     grpc_port: int | None = None,
     timeout: int = 30,
+    wait: float = 300,
 ) -> IngestReport:
     """Ingest the images of a Ray data set into a collection with tokens in the payload.
 
@@ -99,7 +100,8 @@ def ingest_dataset(
         num_cpus: Cores of an actor, which is also its number of processes that read and decode.
         num_gpus: GPUs of an actor; with 0 it encodes on the CPU.
         max_retries: How often a batch is repeated whose actor died, or whose requests to the
-            server failed after the connection's own retries. After that, the run ends.
+            server failed, where `wait` is 0 also those that it did not answer. After that, the run
+            ends.
         max_pixels: Larger images are refused before they are decoded.
         create: Create the collection if it does not exist.
         codec: Codec of a collection that is created: a name, or a fitted codec.
@@ -108,6 +110,8 @@ def ingest_dataset(
         prefer_grpc: Use gRPC for large transfers.
         grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
         timeout: Seconds to wait for one answer of the server.
+        wait: Seconds for which an actor waits for a server that is away, before the run ends; a
+            line in its log says so.
 
     Returns:
         The numbers of images added, updated and skipped, and the failures.
@@ -134,6 +138,7 @@ def ingest_dataset(
     }  # fmt: skip
     for what, (value, least) in numbers.items():
         check_number(what, value, least=least)
+    check_seconds("wait", wait)
     if not isinstance(num_gpus, int | float) or num_gpus < 0:
         raise ConfigError(f"num_gpus is {num_gpus!r}; give a number, 0 or more")
     if not isinstance(dataset, ray.data.Dataset):
@@ -152,7 +157,7 @@ def ingest_dataset(
     chosen = os.path.abspath(model) if os.path.isdir(model) else str(model)
     job = _Job(
         location, name, chosen, None if num_gpus else "cpu", max_retries, max_pixels, num_cpus,
-        server,
+        server, wait,
     )  # fmt: skip
     _prepare(job, {"codec": codec, "qdrant": qdrant} if create else None)
     tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
@@ -210,9 +215,20 @@ class _Job:
     max_pixels: int
     threads: int
     server: dict[str, Any] = field(repr=False)
+    wait: float
 
     def open(self) -> ImageCollection:
         return ImageCollection.open(self.location, self.name, **self.server)
+
+    def open_patiently(self) -> ImageCollection:
+        """Open the collection; wait for a server that is away, as the driver has reached it."""
+        until = time.monotonic() + self.wait
+        while True:
+            try:
+                return self.open()
+            except EngineUnavailableError:  # noqa: PERF203 - retries need a loop
+                if time.monotonic() >= until:
+                    raise
 
 
 class _Worker:
@@ -255,13 +271,23 @@ class _Worker:
             except (EngineUnavailableError, StoreError) as error:  # noqa: PERF203
                 # Subclasses of StoreError report what would fail again; StoreError itself reports a
                 # failure of the server. No pause, as the connection pauses between its own retries.
-                temporary = type(error) in (EngineUnavailableError, StoreError)
+                waited = isinstance(error, EngineUnavailableError) and self._job.wait > 0
+                temporary = type(error) in (EngineUnavailableError, StoreError) and not waited
                 if not temporary or retries == self._job.max_retries:
                     raise
                 retries += 1
 
     def _add(self, images: Sequence[ListedImage | FailedImage]) -> IngestReport:
         model, collection = self._parts()
+        with collection.patient(self._job.wait):
+            return self._ingested(model, collection, images)
+
+    def _ingested(
+        self,
+        model: EDJEModel,
+        collection: ImageCollection,
+        images: Sequence[ListedImage | FailedImage],
+    ) -> IngestReport:
         run = IngestRun(collection, model)
         decode = partial(decode_image, model=model, decoders=self._decoders)
         update = FieldUpdater(collection)
@@ -275,7 +301,7 @@ class _Worker:
         if self._model is None:
             self._model = EDJEModel.from_pretrained(self._job.model, device=self._job.device)
         if self._collection is None:
-            collection = self._job.open()
+            collection = self._job.open_patiently()
             collection.require(self._model.contract())
             self._collection = collection
         return self._model, self._collection

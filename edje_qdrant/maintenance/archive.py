@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
+from edje_qdrant.checks import check_seconds
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
@@ -56,12 +57,18 @@ _MAGIC, _FORMAT = "edje-qdrant archive", 1
 
 
 def export_collection(
-    collection: ImageCollection, path: str | Path, *, progress: bool = False
+    collection: ImageCollection, path: str | Path, *, progress: bool = False, wait: float = 300
 ) -> CopyReport:
     """Write a collection to one file, which appears at `path` when it is complete.
 
     Searches continue, in this process and on a server. What a killed export to the same path left
     is deleted first. Points that other programs wrote are left out.
+
+    Args:
+        collection: An open collection.
+        path: The file to write.
+        progress: Show a bar on stderr.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Raises:
         ConfigError: `path` exists already, or an argument is invalid; nothing was written.
@@ -76,7 +83,7 @@ def export_collection(
     with os_errors_as_store_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with new_file(path) as file:
+            with new_file(path) as file, collection.patient(wait):
                 return _write(collection, file, progress=progress)
         except FileExistsError as error:
             raise ConfigError(_exists(path)) from error
@@ -88,6 +95,7 @@ def import_collection(
     name: str,
     *,
     progress: bool = False,
+    wait: float = 300,
     **options: Any,
 ) -> CopyReport:
     """Create a collection from an archive, or continue an interrupted import.
@@ -97,6 +105,7 @@ def import_collection(
         location: Location of the new collection; see `ImageCollection`.
         name: Name of the collection, created if it is missing.
         progress: Show a bar on stderr.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
         options: Options of `ImageCollection.create`, except the codec; for an existing collection,
             of `ImageCollection.open`.
 
@@ -108,6 +117,7 @@ def import_collection(
         EngineUnavailableError: The connection to the server was lost; written images are kept.
     """
     check_flags(progress=progress)
+    check_seconds("wait", wait)
     unknown = sorted({*options} - _OPTIONS)
     if unknown:
         raise ConfigError(
@@ -121,7 +131,8 @@ def import_collection(
         contract, indexes = _head(members, path)
         codec = _codec(members, contract, path)
         check_indexes(indexes)
-        with _target(location, name, contract, codec, options) as target:
+        target = _target(location, name, contract, codec, options)
+        with target, target.patient(wait):
             add_indexes(target, indexes)
             return add_parts(target, _parts(members, codec.key, path, progress=progress))
 

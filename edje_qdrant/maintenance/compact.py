@@ -25,12 +25,19 @@ from edje_qdrant.types import Point
 __all__ = ["compact", "transcode"]
 
 
-def compact(collection: ImageCollection, *, progress: bool = False) -> CompactReport:
+def compact(
+    collection: ImageCollection, *, progress: bool = False, wait: float = 300
+) -> CompactReport:
     """Rewrite side files that have unused records, and delete those that no point refers to.
 
     Deleted and replaced images and crashed ingests leave unused records. While it runs, the records
     that are moved take their disk space twice; they are stored in the collection's codec. Tokens in
     the payload have no unused records: `compact` then calls `collection.optimize`.
+
+    Args:
+        collection: An open collection; nothing else writes to it.
+        progress: Show a bar on stderr.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Raises:
         CollectionLockedError: Another process is writing tokens.
@@ -39,37 +46,38 @@ def compact(collection: ImageCollection, *, progress: bool = False) -> CompactRe
     """
     check_collections(collection=collection)
     check_flags(progress=progress)
-    collection.require_writable()
-    files = files_of(collection.store)
-    report = CompactReport(0, ())
-    if files is None:
-        collection.optimize()
-        return report
-    with collection.write_lock:
-        # Before the scan, or another process could write to a file that is to be deleted.
-        files.begin_writing()
-        before = files.disk_bytes()
-        used: Counter[str] = Counter()
-        for page in pages(collection, "scanning", progress=progress):
-            used.update(record.segment for record in records_in_use(page))
-        listed = files.segments()
-        with_holes = {s.id for s in listed if used[s.id] < s.num_records}
-        # An empty last segment stays: the writer appends to it, behind a damaged one.
-        with_holes |= {s.id for s in listed[:-1] if not s.num_records}
-        with_holes |= {s.id for s in files.unlisted()}
-        if any(used[segment] for segment in with_holes):
-            report = _move(
-                collection,
-                lambda point: reference_of(point.payload).get("segment") in with_holes,
-                before_first=files.begin_segment,
-                progress=progress,
-            )
-        _drop_unused(collection, files, with_holes)
-        return replace(report, bytes_before=before, bytes_after=files.disk_bytes())
+    with collection.patient(wait):
+        collection.require_writable()
+        files = files_of(collection.store)
+        report = CompactReport(0, ())
+        if files is None:
+            collection.optimize()
+            return report
+        with collection.write_lock:
+            # Before the scan, or another process could write to a file that is to be deleted.
+            files.begin_writing()
+            before = files.disk_bytes()
+            used: Counter[str] = Counter()
+            for page in pages(collection, "scanning", progress=progress):
+                used.update(record.segment for record in records_in_use(page))
+            listed = files.segments()
+            with_holes = {s.id for s in listed if used[s.id] < s.num_records}
+            # An empty last segment stays: the writer appends to it, behind a damaged one.
+            with_holes |= {s.id for s in listed[:-1] if not s.num_records}
+            with_holes |= {s.id for s in files.unlisted()}
+            if any(used[segment] for segment in with_holes):
+                report = _move(
+                    collection,
+                    lambda point: reference_of(point.payload).get("segment") in with_holes,
+                    before_first=files.begin_segment,
+                    progress=progress,
+                )
+            _drop_unused(collection, files, with_holes)
+            return replace(report, bytes_before=before, bytes_after=files.disk_bytes())
 
 
 def transcode(
-    collection: ImageCollection, codec: str | Codec, *, progress: bool = False
+    collection: ImageCollection, codec: str | Codec, *, progress: bool = False, wait: float = 300
 ) -> CompactReport:
     """Convert all stored tokens to another codec, without encoding an image again.
 
@@ -84,6 +92,7 @@ def transcode(
         collection: An open collection; nothing else writes to it.
         codec: The new codec, fitted, or the name of one that needs no fitting.
         progress: Show a bar on stderr.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Raises:
         ConfigError: The codec is unknown, not fitted, or does not fit the contract; nothing was
@@ -95,29 +104,30 @@ def transcode(
     check_collections(collection=collection)
     check_flags(progress=progress)
     codec = fitted_codec(collection.contract, codec)
-    collection.require_writable()
-    with collection.write_lock:
-        files = files_of(collection.store)
-        if files is None:
+    with collection.patient(wait):
+        collection.require_writable()
+        with collection.write_lock:
+            files = files_of(collection.store)
+            if files is None:
+                collection.set_codec(codec)
+                return _move(
+                    collection,
+                    lambda point: reference_of(point.payload).get("codec") != codec.key,
+                    progress=progress,
+                )
+            files.begin_writing()
+            before = files.disk_bytes()
+            # Even if it is the codec already: a killed run may have changed the side file alone.
             collection.set_codec(codec)
-            return _move(
+            found = [*files.segments(), *files.unlisted()]
+            done = {s.id for s in found if s.codec == codec.key}
+            report = _move(
                 collection,
-                lambda point: reference_of(point.payload).get("codec") != codec.key,
+                lambda point: reference_of(point.payload).get("segment") not in done,
                 progress=progress,
             )
-        files.begin_writing()
-        before = files.disk_bytes()
-        # Even if it is the codec already: a killed run may have changed the side file alone.
-        collection.set_codec(codec)
-        found = [*files.segments(), *files.unlisted()]
-        done = {s.id for s in found if s.codec == codec.key}
-        report = _move(
-            collection,
-            lambda point: reference_of(point.payload).get("segment") not in done,
-            progress=progress,
-        )
-        _drop_unused(collection, files, {s.id for s in found} - done)
-        return replace(report, bytes_before=before, bytes_after=files.disk_bytes())
+            _drop_unused(collection, files, {s.id for s in found} - done)
+            return replace(report, bytes_before=before, bytes_after=files.disk_bytes())
 
 
 def _move(

@@ -112,7 +112,11 @@ def add_parts(target: ImageCollection, parts: Iterable[Part]) -> CopyReport:
 
 
 def copy_collection(
-    source: ImageCollection, target: ImageCollection, *, progress: bool = False
+    source: ImageCollection,
+    target: ImageCollection,
+    *,
+    progress: bool = False,
+    wait: float = 300,
 ) -> CopyReport:
     """Copy all images and payload indexes to a collection of the same contract and codec.
 
@@ -123,6 +127,7 @@ def copy_collection(
         source: An open collection; searches continue.
         target: An open collection, created with the source's contract and codec.
         progress: Show a bar on stderr.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Raises:
         ConfigError: An argument is no open collection; nothing was written.
@@ -135,15 +140,16 @@ def copy_collection(
     """
     check_collections(source=source, target=target)
     check_flags(progress=progress)
-    source.reload()
-    target.contract.require_match(
-        source.contract, where=f"the collection {source.name!r} at {source.location}"
-    )
-    target.require_writable()
-    add_indexes(target, source.payload_indexes())
-    left_out: list[str] = []
-    parts = stored_parts(source, target.codec, left_out, progress=progress)
-    return replace(add_parts(target, parts), left_out=tuple(left_out))
+    with source.patient(wait), target.patient(wait):
+        source.reload()
+        target.contract.require_match(
+            source.contract, where=f"the collection {source.name!r} at {source.location}"
+        )
+        target.require_writable()
+        add_indexes(target, source.payload_indexes())
+        left_out: list[str] = []
+        parts = stored_parts(source, target.codec, left_out, progress=progress)
+        return replace(add_parts(target, parts), left_out=tuple(left_out))
 
 
 def add_indexes(target: ImageCollection, indexes: Mapping[str, str]) -> None:

@@ -18,7 +18,12 @@ SAMPLE = 2048
 
 
 def fit_codec(
-    collection: ImageCollection, name: str, *, sample: int = SAMPLE, seed: int = 0
+    collection: ImageCollection,
+    name: str,
+    *,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    wait: float = 300,
 ) -> Codec:
     """Fit a codec to tokens of images drawn at random from a collection.
 
@@ -27,6 +32,7 @@ def fit_codec(
         name: Name of the codec; a codec without a codebook is returned unchanged.
         sample: Number of images to draw.
         seed: Seed of the draw and of the fit.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Raises:
         ConfigError: The codec is unknown, there are too few images, or `sample` is below 1.
@@ -41,14 +47,17 @@ def fit_codec(
     codec = codec_for(name, contract.num_tokens, contract.token_dim)
     if codec.fitted:
         return codec
-    ids = np.array(
-        [
-            point.id
-            for page in collection.index.scroll(payload=collection.index.shared)
-            for point in own_points(page, collection.of_other_programs(page))
-        ]
-    )
-    if not len(ids):
-        raise ConfigError(f"the collection {collection.name!r} is empty; ingest images first")
-    drawn = np.random.default_rng(seed).choice(ids, min(sample, len(ids)), replace=False)
-    return codec.fit(collection.encodings([str(image_id) for image_id in drawn]).tokens, seed=seed)
+    with collection.patient(wait):
+        ids = np.array(
+            [
+                point.id
+                for page in collection.index.scroll(payload=collection.index.shared)
+                for point in own_points(page, collection.of_other_programs(page))
+            ]
+        )
+        if not len(ids):
+            raise ConfigError(f"the collection {collection.name!r} is empty; ingest images first")
+        drawn = np.random.default_rng(seed).choice(ids, min(sample, len(ids)), replace=False)
+        return codec.fit(
+            collection.encodings([str(image_id) for image_id in drawn]).tokens, seed=seed
+        )

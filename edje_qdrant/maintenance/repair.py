@@ -36,6 +36,7 @@ def repair(
     batch_size: int = 32,
     delete_others: bool = False,
     progress: bool = False,
+    wait: float = 300,
 ) -> RepairReport:
     """Encode images with missing or damaged tokens again, then remove orphaned records.
 
@@ -50,6 +51,7 @@ def repair(
         delete_others: Delete the points that other programs wrote, except those whose id and
             `path` are those of an image file: they are encoded again.
         progress: Show bars on stderr.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Raises:
         ConfigError: An argument is invalid; nothing was written.
@@ -65,34 +67,35 @@ def repair(
         if not hasattr(model, "encode_images"):
             raise ConfigError(f"model is a {type(model).__name__}; give an EDJEModel")
         collection.require(model.contract())
-    collection.require_writable()
-    files = files_of(collection.store)
-    if files is not None:
-        files.begin_writing(replace_damaged=True)
-    found = verify(collection, progress=progress).findings
-    broken = {f.image_id: f for f in found if f.kind in _REPAIRABLE}.values()
-    repairable: list[Finding] = []
-    left: list[Finding] = []
-    for finding in broken:
-        can_be_read = (
-            model is not None and finding.path is not None and not finding.image_id.isdecimal()
-        )
-        (repairable if can_be_read else left).append(finding)
-    encoded: list[str] = []
-    if repairable and model is not None:
-        with DecoderPool() as decoders:
-            for batch in batches(repairable, batch_size):
-                done, failed = _encode_again(collection, model, decoders, batch)
-                encoded += done
-                left += failed
-    deleted: list[str] = []
-    if delete_others:
-        deleted = [finding.image_id for finding in left if finding.kind == "other program"]
-        collection.delete_of_other_programs(deleted)
-        left = [finding for finding in left if finding.kind != "other program"]
-    collection.flush()
-    compacted = compact(collection, progress=progress)
-    return RepairReport(tuple(encoded), tuple(left), compacted, tuple(deleted))
+    with collection.patient(wait):
+        collection.require_writable()
+        files = files_of(collection.store)
+        if files is not None:
+            files.begin_writing(replace_damaged=True)
+        found = verify(collection, progress=progress).findings
+        broken = {f.image_id: f for f in found if f.kind in _REPAIRABLE}.values()
+        repairable: list[Finding] = []
+        left: list[Finding] = []
+        for finding in broken:
+            can_be_read = (
+                model is not None and finding.path is not None and not finding.image_id.isdecimal()
+            )
+            (repairable if can_be_read else left).append(finding)
+        encoded: list[str] = []
+        if repairable and model is not None:
+            with DecoderPool() as decoders:
+                for batch in batches(repairable, batch_size):
+                    done, failed = _encode_again(collection, model, decoders, batch)
+                    encoded += done
+                    left += failed
+        deleted: list[str] = []
+        if delete_others:
+            deleted = [finding.image_id for finding in left if finding.kind == "other program"]
+            collection.delete_of_other_programs(deleted)
+            left = [finding for finding in left if finding.kind != "other program"]
+        collection.flush()
+        compacted = compact(collection, progress=progress)
+        return RepairReport(tuple(encoded), tuple(left), compacted, tuple(deleted))
 
 
 def _encode_again(

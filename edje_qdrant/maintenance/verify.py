@@ -38,6 +38,7 @@ def verify(
     model: EDJEModel | None = None,
     sample: int = 64,
     progress: bool = False,
+    wait: float = 300,
 ) -> VerifyReport:
     """Read the tokens of every point, and compare side files with the points' references.
 
@@ -54,6 +55,7 @@ def verify(
             compared with the stored ones; None compares none.
         sample: Size of the sample, drawn at random but the same at every call.
         progress: Show a bar on stderr.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Raises:
         ConfigError: An argument is invalid.
@@ -68,48 +70,53 @@ def verify(
         if not images:
             raise ConfigError("with a model, verify encodes images again; give images=True too")
         collection.require(model.contract())
-    findings: list[Finding] = []
-    files = files_of(collection.store)
-    unlisted = [] if files is None else files.unlisted()
-    records = _Records([] if files is None else [*files.segments(), *unlisted])
-    points = 0
-    unchanged = _Sample(sample if model is not None else 0)
-    for page in pages(collection, "verifying", progress=progress):
-        points += len(page)
-        others = collection.of_other_programs(page)
-        findings += [_finding("other program", point, _OTHER_PROGRAM) for point in others]
-        page = own_points(page, others)
-        found = stored_codes(collection, page)
-        failed = found.failed
-        findings += [_unreadable(point, failed[point.id]) for point in page if point.id in failed]
-        findings += records.mark_used(page, failed)
-        key = collection.codec.key
-        findings += [
-            _finding("other codec", found.points[row], f"{part.codec.key}, not {key}: transcode it")
-            for part in found.parts
-            if part.codec.key != key
-            for row in part.rows.tolist()
-        ]
-        if images:
-            findings += _image_findings(page, failed, unchanged)
-    if model is not None:
-        chosen = {point.id: point for point in unchanged.points}
-        files_of_ids = [(point.id, str(path_of(point))) for point in chosen.values()]
-        findings += [
-            _finding(
-                "encoded otherwise", chosen[image_id],
-                f"{words}; delete it and ingest the file again",
-            )
-            for image_id, words in differing_encodings(collection, model, files_of_ids)
-        ]  # fmt: skip
-    orphans = records.orphans()
-    return VerifyReport(
-        points,
-        tuple(findings),
-        sum(orphans.values()),
-        sum(count * segment.record_bytes for segment, count in orphans.items()),
-        tuple(f"tokens-{segment.id}.bin" for segment in unlisted),
-    )
+    with collection.patient(wait):
+        findings: list[Finding] = []
+        files = files_of(collection.store)
+        unlisted = [] if files is None else files.unlisted()
+        records = _Records([] if files is None else [*files.segments(), *unlisted])
+        points = 0
+        unchanged = _Sample(sample if model is not None else 0)
+        for page in pages(collection, "verifying", progress=progress):
+            points += len(page)
+            others = collection.of_other_programs(page)
+            findings += [_finding("other program", point, _OTHER_PROGRAM) for point in others]
+            page = own_points(page, others)
+            found = stored_codes(collection, page)
+            failed = found.failed
+            findings += [
+                _unreadable(point, failed[point.id]) for point in page if point.id in failed
+            ]
+            findings += records.mark_used(page, failed)
+            key = collection.codec.key
+            findings += [
+                _finding(
+                    "other codec", found.points[row], f"{part.codec.key}, not {key}: transcode it"
+                )
+                for part in found.parts
+                if part.codec.key != key
+                for row in part.rows.tolist()
+            ]
+            if images:
+                findings += _image_findings(page, failed, unchanged)
+        if model is not None:
+            chosen = {point.id: point for point in unchanged.points}
+            files_of_ids = [(point.id, str(path_of(point))) for point in chosen.values()]
+            findings += [
+                _finding(
+                    "encoded otherwise", chosen[image_id],
+                    f"{words}; delete it and ingest the file again",
+                )
+                for image_id, words in differing_encodings(collection, model, files_of_ids)
+            ]  # fmt: skip
+        orphans = records.orphans()
+        return VerifyReport(
+            points,
+            tuple(findings),
+            sum(orphans.values()),
+            sum(count * segment.record_bytes for segment, count in orphans.items()),
+            tuple(f"tokens-{segment.id}.bin" for segment in unlisted),
+        )
 
 
 # What a finding says of a point that this package did not write.

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -182,6 +183,17 @@ class QdrantBackend(Backend):
 
     def check_open(self) -> None:
         self._connection.require_open(self._collection)
+
+    def patient(self, seconds: float) -> AbstractContextManager[None]:
+        return self._connection.patient(seconds)
+
+    def give_up(self) -> None:
+        self._connection.give_up()
+
+    def limit(
+        self, queries: int, left: Callable[[], float] | None = None
+    ) -> AbstractContextManager[Any]:
+        return self._connection.limit(queries=queries, left=left)
 
     def probe(self, *, points: bool) -> dict[str, Any]:
         self.check_open()

@@ -156,6 +156,8 @@ class Connection:
         # The client's local mode changes arrays in place, so calls must not run at the same time.
         self._lock = RLock() if self.is_local else nullcontext()
         self._patience: Patience | None = None
+        self._patient_jobs = 0
+        self._jobs_lock = Lock()
         # Once Qdrant has answered, the address is right.
         self._was_answered = self.is_local
 
@@ -187,9 +189,7 @@ class Connection:
                         answer = call_within(left, lambda: function(*args, **kwargs), self._away)
             except Exception as error:
                 pause = self._until_next_try(call, error, started, limit)
-                if self._away is None:
-                    time.sleep(pause)
-                elif self._away.wait(pause):
+                if not self._wait(pause, limit):
                     raise self._unavailable(call, error) from error
             else:
                 self._answered(started, limit)
@@ -262,15 +262,37 @@ class Connection:
         """Let the calls of every thread wait for a server that is away; tell it on the screen.
 
         Args:
-            seconds: To wait at most, from the first failure until the next answer.
+            seconds: To wait at most, from the first failure until the next answer; inside another
+                job on this connection, that one's.
         """
-        before = self._patience
-        if before is None or before.seconds < seconds:
-            self._patience = Patience(seconds, f"{self.address}{self._grpc}")
+        with self._jobs_lock:
+            if not self._patient_jobs:
+                self._patience = Patience(seconds, f"{self.address}{self._grpc}")
+            self._patient_jobs += 1
         try:
             yield
         finally:
-            self._patience = before
+            with self._jobs_lock:
+                self._patient_jobs -= 1
+                if not self._patient_jobs:
+                    self._patience = None
+
+    def give_up(self) -> None:
+        """End the waiting of every thread inside `patient`, as the job has ended."""
+        patience = self._patience
+        if patience is not None:
+            patience.give_up()
+
+    def _wait(self, seconds: float, limit: TimeLimit | None) -> bool:
+        """Wait before another try; return whether there is to be one."""
+        patience = self._patience if limit is None else None
+        if patience is not None:
+            patience.pause(seconds)
+        elif self._away is not None:
+            return not self._away.wait(seconds)
+        else:
+            time.sleep(seconds)
+        return True
 
     def pause(self, tries: int) -> None:
         """Wait before another try: longer each time, and for a random part of it.
@@ -376,7 +398,7 @@ class Connection:
         patience = self._patience
         if patience is not None:
             left = patience.failed(call.began, self._says(error))
-            if is_last and pause > left:
+            if patience.is_over or (is_last and pause > left):
                 raise self._unavailable(call, error) from error
             return pause
         if is_last or (wanted is not None and wanted > self._options.timeout):

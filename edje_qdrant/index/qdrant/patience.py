@@ -126,14 +126,17 @@ class Patience:
         self._lock = threading.Lock()
         self._since: float | None = None
         self._told = False
+        self._is_over = threading.Event()
 
     def failed(self, began: float, reason: str) -> float:
-        """Count a failure; return the seconds for which to wait further.
+        """Count a failure; return the seconds for which to wait further, 0 or less for none.
 
         Args:
             began: When the call began, by `time.monotonic`.
             reason: Why it failed.
         """
+        if self._is_over.is_set():
+            return 0.0
         now = time.monotonic()
         with self._lock:
             if self._since is None:
@@ -147,6 +150,19 @@ class Patience:
                 f"{left:.0f} s at most"
             )
         return left
+
+    def pause(self, seconds: float) -> None:
+        """Wait before another try, or until `give_up`."""
+        self._is_over.wait(seconds)
+
+    def give_up(self) -> None:
+        """End the waiting of all threads; their calls fail."""
+        self._is_over.set()
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether `give_up` was called."""
+        return self._is_over.is_set()
 
     def answered(self) -> None:
         """Count an answer: the server is there."""

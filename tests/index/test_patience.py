@@ -1,0 +1,103 @@
+"""Waiting for a server that is away, from every thread of a job."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from index_engines import FAST, make_points, unit_vectors
+from index_stand_in import StandIn
+from tqdm import tqdm
+
+from edje_qdrant.errors import ConfigError, EngineUnavailableError
+from edje_qdrant.index import VectorIndex, create_on_server
+
+
+@pytest.fixture
+def index(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorIndex]:
+    """An index whose failures are told of at once, and whose pauses are short."""
+    monkeypatch.setattr("edje_qdrant.index.qdrant.patience._TOLD_AFTER", 0.0)
+    monkeypatch.setattr("edje_qdrant.index.qdrant.connection._LONGEST_PAUSE", 0.02)
+    index = create_on_server(stand_in.url, "images", 8, {}, FAST)
+    index.upsert(make_points(unit_vectors(5)))
+    yield index
+    index.close()
+
+
+def fail(stand_in: StandIn, times: int, status: int = 503) -> None:
+    stand_in.failures.extend([(status, {})] * times)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_job_goes_on_when_the_server_is_back(
+    stand_in: StandIn, index: VectorIndex, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    fail(stand_in, 4 * FAST.retries, status)
+    with pytest.raises(EngineUnavailableError):
+        index.count()
+    capsys.readouterr()
+    with index.patient(60):
+        assert index.count() == 5
+    waiting, going_on = capsys.readouterr().err.splitlines()
+    assert waiting.startswith(f"Qdrant at {stand_in.url} does not answer (told to fail): waiting")
+    assert "60 s at most" in waiting
+    assert going_on.endswith("going on")
+    fail(stand_in, FAST.retries + 1)
+    with pytest.raises(EngineUnavailableError):  # after the job
+        index.count()
+    assert not capsys.readouterr().err
+
+
+def test_it_ends_when_the_time_is_over(
+    stand_in: StandIn, index: VectorIndex, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.answers_left = 0
+    with index.patient(0.3), pytest.raises(EngineUnavailableError, match="no answer from Qdrant"):
+        index.count()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with index.patient(0), pytest.raises(EngineUnavailableError, match="after 4 tries"):
+        index.count()
+
+
+def test_a_job_inside_a_job_waits_as_long_as_the_outer_one(
+    stand_in: StandIn, index: VectorIndex
+) -> None:
+    stand_in.answers_left = 0
+    began = time.monotonic()
+    with index.patient(0.2), index.patient(60), pytest.raises(EngineUnavailableError):
+        index.count()
+    assert time.monotonic() - began < 50
+
+
+def test_every_thread_waits_and_one_line_says_so(
+    stand_in: StandIn, index: VectorIndex, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The threads of a pool have a context of their own."""
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: index.count(), range(4)))  # they are there before the job
+        stand_in.answers_left = 0
+        threading.Timer(0.5, setattr, (stand_in, "answers_left", None)).start()
+        with index.patient(60), tqdm(total=4, desc="working") as bar:
+            for count in threads.map(lambda _: index.count(), range(4)):
+                assert count == 5
+                bar.update()
+    err = capsys.readouterr().err
+    assert err.count("waiting for it") == 1
+    assert err.count("going on") == 1
+    for line in err.replace("\r", "\n").splitlines():  # no line is beside the bar
+        assert not ("working" in line and "Qdrant" in line)
+
+
+def test_a_search_does_not_wait_beside_a_job(stand_in: StandIn, index: VectorIndex) -> None:
+    stand_in.answers_left = 0
+    with index.patient(60), index.limit(), pytest.raises(EngineUnavailableError):
+        index.count()
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), "5", None, True])
+def test_what_is_no_time_to_wait(index: VectorIndex, seconds: object) -> None:
+    with pytest.raises(ConfigError, match="wait is"):
+        index.patient(seconds)  # type: ignore[arg-type]
