@@ -368,7 +368,9 @@ def test_a_server_that_goes_away_loses_nothing(
         while True:
             server.answers_left = answers
             try:
-                report = attach_tokens(server.url, NAME, tiny_model, batch_size=2, progress=False)
+                report = attach_tokens(
+                    server.url, NAME, tiny_model, batch_size=2, progress=False, wait=0
+                )
                 break
             except EngineUnavailableError:
                 server.answers_left = None

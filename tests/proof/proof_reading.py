@@ -425,7 +425,7 @@ def _ingest(
 
     collection.add_new = noted  # type: ignore[method-assign]
     with collection:
-        ingest_images(pictures, collection, model(), batch_size=2, progress=False)
+        ingest_images(pictures, collection, model(), batch_size=2, progress=False, wait=0)
 
 
 def _ingest_after_all(server: Late, side: str, pictures: list[str], tokens: str) -> None:
