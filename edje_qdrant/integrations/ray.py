@@ -215,7 +215,7 @@ class _Job:
     max_pixels: int
     threads: int
     server: dict[str, Any] = field(repr=False)
-    wait: float
+    wait: float = 0
 
     def open(self) -> ImageCollection:
         return ImageCollection.open(self.location, self.name, **self.server)

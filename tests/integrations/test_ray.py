@@ -5,6 +5,7 @@ import pickle
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,27 @@ def test_calls_that_fail_are_done_again_so_many_times(
         worker._add_with_retries(pictures)
     assert not stand_in.failures
     assert worker._add_with_retries(pictures) == IngestReport(0, 3)
+
+
+def test_a_worker_waits_for_the_server(
+    stand_in: StandIn, tmp_path: Path, tiny_folder: Path, write_images: WriteImages,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also where it opens its connection while the server is away."""
+    monkeypatch.setattr(connection.Connection, "_pause", lambda *_: 0.001)
+    pictures = [ListedImage(str(path), {}) for path in write_images(tmp_path / "p", 3)]
+    plug._prepare(job_for(stand_in.url, tiny_folder), {"codec": "int8"})
+    worker = plug._Worker(replace(job_for(stand_in.url, tiny_folder), wait=60), None)
+    stand_in.failures.extend([(503, {})] * 12)
+    assert worker._add_with_retries(pictures) == IngestReport(3, 0)
+    stand_in.failures.extend([(503, {})] * 12)
+    assert worker._add_with_retries(pictures) == IngestReport(0, 3)
+    assert not stand_in.failures
+    hasty = plug._Worker(replace(job_for(stand_in.url, tiny_folder), wait=0.01), None)
+    stand_in.failures.extend([(503, {})] * 1000)
+    with pytest.raises(errors.EngineUnavailableError):  # once, not max_retries times
+        hasty._add_with_retries(pictures)
+    assert len(stand_in.failures) > 960
 
 
 def test_what_would_fail_again_is_tried_once(
