@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from edje_qdrant.checks import check_kind
+from edje_qdrant.checks import check_kind, check_seconds
 from edje_qdrant.collection.metadata import Holds, read_contract
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.index import Filter, VectorIndex
@@ -148,6 +148,7 @@ class BaseCollection(ABC):
         Raises:
             ConfigError: `seconds` is no number of seconds.
         """
+        check_seconds("wait", seconds)
         return self._index.patient(seconds)
 
     def existing(self, ids: Sequence[str]) -> set[str]:

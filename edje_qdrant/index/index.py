@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.checks import check_seconds
 from edje_qdrant.index.backend import Backend, Hit, Hits
 from edje_qdrant.index.batches import in_batches
 from edje_qdrant.index.filters.filter import Filter, require_filter
@@ -232,11 +231,7 @@ class VectorIndex:
 
         Args:
             seconds: To wait at most, from the first failure until the next answer.
-
-        Raises:
-            ConfigError: That is no number of seconds.
         """
-        check_seconds("wait", seconds)
         return self._backend.patient(seconds)
 
     def give_up(self) -> None:

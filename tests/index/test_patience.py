@@ -12,7 +12,7 @@ from index_engines import FAST, make_points, unit_vectors
 from index_stand_in import StandIn
 from tqdm import tqdm
 
-from edje_qdrant.errors import ConfigError, EngineUnavailableError
+from edje_qdrant.errors import EngineUnavailableError
 from edje_qdrant.index import VectorIndex, create_on_server
 
 
@@ -95,9 +95,3 @@ def test_a_search_does_not_wait_beside_a_job(stand_in: StandIn, index: VectorInd
     stand_in.answers_left = 0
     with index.patient(60), index.limit(), pytest.raises(EngineUnavailableError):
         index.count()
-
-
-@pytest.mark.parametrize("seconds", [-1, float("nan"), "5", None, True])
-def test_what_is_no_time_to_wait(index: VectorIndex, seconds: object) -> None:
-    with pytest.raises(ConfigError, match="wait is"):
-        index.patient(seconds)  # type: ignore[arg-type]

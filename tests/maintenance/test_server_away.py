@@ -117,8 +117,9 @@ def test_a_job_on_a_collection_goes_on(
         with pytest.raises(EngineUnavailableError):
             JOBS[job](collection, tmp_path, tiny_model, wait=0)
         outage.left = 0
-        with pytest.raises(ConfigError, match="wait is -1"):
-            JOBS[job](collection, tmp_path, tiny_model, wait=-1)
+        for seconds in (-1, float("nan"), "5", None, True):
+            with pytest.raises(ConfigError, match="wait is"):
+                JOBS[job](collection, tmp_path, tiny_model, wait=seconds)
         assert verify(collection).clean
 
 
