@@ -18,12 +18,12 @@ from edje_qdrant.checks import check_list, check_number, check_texts
 from edje_qdrant.collection.metadata import CollectionRecord, resolve
 from edje_qdrant.collection.references import another_model
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.errors import ConfigError, StoreError, TokensNotFoundError
+from edje_qdrant.errors import ConfigError, ImagesDeletedError, StoreError, TokensNotFoundError
 from edje_qdrant.index import QdrantOptions
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.rerank.reranker import Reranker
-from edje_qdrant.rerank.scorer import CandidateScorer, OnMissing, best_first
+from edje_qdrant.rerank.scorer import CandidateScorer, OnDeleted, OnMissing, best_first
 from edje_qdrant.rerank.token_loader import TokenReader, pairs_at_once
 from edje_qdrant.tokens.protocol import EmptyCodes, StoredCodes, TokenStore, empty_codes
 from edje_qdrant.types import Candidate
@@ -214,7 +214,8 @@ class AttachedCollection:
                 `"first_stage"` they keep their place, without a score.
 
         Returns:
-            Points, best first, equal scores in the order passed in.
+            Points, best first, equal scores in the order passed in. Those that were deleted since
+            they were found are left out.
 
         Raises:
             ConfigError: The text contains no word, or an option is invalid.
@@ -234,10 +235,12 @@ class AttachedCollection:
                 f"points holds a {type(odd[0]).__name__}; give what query_points(...).points holds"
             )
         ids = [point.id for point in points]
-        logits = self._logits(text, ids, on_missing)
+        logits, deleted = self._logits(text, ids, on_missing, "leave_out")
         calibration = self._model.calibration
         ranked: list[RankedPoint] = []
         for row in best_first(logits):
+            if ids[row] in deleted:
+                continue
             logit = None if np.isnan(logits[row]) else float(logits[row])
             probability = None
             if calibration is not None and logit is not None:
@@ -288,7 +291,8 @@ class AttachedCollection:
             EngineUnavailableError: As `rerank_points`.
         """
         check_list("image_ids", image_ids)
-        return self._logits(text, image_ids, "error")
+        logits, _ = self._logits(text, image_ids, "error", "error")
+        return logits
 
     def close(self) -> None:
         """Close files and connections; a client that was passed in stays open."""
@@ -313,12 +317,21 @@ class AttachedCollection:
             empty: Allocates the arrays that records of side files are copied to.
 
         Raises:
+            ImagesDeletedError: Points are not in the collection; names the ids.
             TokensNotFoundError: Points have no tokens, or another image than when these were
                 attached; names the ids.
             TokensCorruptError: Tokens are damaged; names the ids.
         """
         ids = [candidate.payload["id"] for candidate in candidates]
         found = self._points.retrieve(ids, tokens=self._store.in_payload)
+        deleted = [str(point_id) for point_id in ids if point_id not in found]
+        if deleted:
+            raise ImagesDeletedError(
+                f"points {', '.join(deleted[:3])} ({len(deleted)} in all) are not in "
+                f"{self._name!r}; "
+                "if an earlier search found them, they have been deleted since",
+                deleted,
+            )
         gone = [str(point_id) for point_id in ids if not is_attached(found.get(point_id))]
         if gone:
             raise TokensNotFoundError(
@@ -336,17 +349,23 @@ class AttachedCollection:
         return self._store.codes(named, references, empty)
 
     def _logits(
-        self, text: str, ids: Sequence[PointId], on_missing: OnMissing
-    ) -> NDArray[np.float32]:
-        """Return `(n,)` logits; NaN for points without readable tokens, if that is allowed."""
+        self, text: str, ids: Sequence[PointId], on_missing: OnMissing, on_deleted: OnDeleted
+    ) -> tuple[NDArray[np.float32], set[PointId]]:
+        """Return `(n,)` logits and the ids of deleted points.
+
+        Logits are NaN for points without readable tokens, if that is allowed, and for deleted ones.
+        """
         check_texts("text", [text])
         distinct = [*dict.fromkeys(ids)]
         candidates = [Candidate(str(i), 0.0, 1, {"id": i}) for i in distinct]
-        (query,) = self._scorer.score_candidates([text], [candidates], on_missing=on_missing)
+        (query,) = self._scorer.score_candidates(
+            [text], [candidates], on_missing=on_missing, on_deleted=on_deleted
+        )
         if query.stop_reason is not None:
             raise StoreError(f"not all points could be scored: {query.stop_reason}")
         row_of = {point_id: row for row, point_id in enumerate(distinct)}
-        return query.logits[[row_of[point_id] for point_id in ids]]
+        deleted = {distinct[row] for row in query.deleted}
+        return query.logits[[row_of[point_id] for point_id in ids]], deleted
 
 
 def read_attachment(points: AttachablePoints, name: str) -> tuple[CollectionRecord, str] | None:

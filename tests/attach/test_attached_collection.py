@@ -25,6 +25,7 @@ from edje_qdrant.errors import (
     ConfigError,
     ContractMismatchError,
     EngineUnavailableError,
+    ImagesDeletedError,
     StoreError,
     TokensCorruptError,
     TokensNotFoundError,
@@ -238,6 +239,27 @@ def test_a_point_that_names_another_picture_is_not_scored_by_the_old_one(
         both = opened.score(TEXT, [1, point_id(0)])
     slack = float16_slack([*expected.values()])
     assert both == pytest.approx([expected[point_id(0)]] * 2, abs=slack)
+
+
+def test_points_deleted_since_they_were_found_are_left_out(
+    shop: Shop, tiny_model: EDJEModel
+) -> None:
+    shop.attach(tiny_model)
+    found = shop.search(COUNT)
+    gone = [found[0].id, found[2].id]
+    with attached(shop, tiny_model) as opened:
+        before = [(hit.point.id, hit.score) for hit in opened.rerank_points(TEXT, found)]
+        shop.client.delete(NAME, models.PointIdsList(points=gone))
+        for on_missing in ("error", "first_stage"):
+            after = opened.rerank_points(TEXT, found, on_missing=on_missing)
+            assert [hit.rank for hit in after] == [*range(1, COUNT - 1)]
+            kept = [(point_id, score) for point_id, score in before if point_id not in gone]
+            assert [hit.point.id for hit in after] == [point_id for point_id, _ in kept]
+            assert [hit.score for hit in after] == pytest.approx(
+                [score for _, score in kept], abs=1e-5
+            )
+        with pytest.raises(ImagesDeletedError, match=str(gone[0])):
+            opened.score(TEXT, gone)
 
 
 def test_a_point_that_is_gone_is_named(shop: Shop, tiny_model: EDJEModel) -> None:
