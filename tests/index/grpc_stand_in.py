@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -59,8 +60,16 @@ class GrpcStandIn:
         bytes_out: Bytes sent on all connections.
     """
 
-    def __init__(self, version: str = "1.19.0", keys: Mapping[str, bool] | None = None) -> None:
-        self.rest = StandIn(version, keys)
+    def __init__(
+        self,
+        version: str = "1.19.0",
+        keys: Mapping[str, bool] | None = None,
+        *,
+        port: int = 0,
+        rest_port: int = 0,
+        folder: str | None = None,
+    ) -> None:
+        self.rest = StandIn(version, keys, port=rest_port, folder=folder)
         self.url = self.rest.url
         self.failures: deque[tuple[grpc.StatusCode, str, dict[str, str]]] = deque()
         self.paused = False
@@ -73,7 +82,7 @@ class GrpcStandIn:
         unbounded = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._server = grpc.server(self._pool, handlers=[_Methods(self)], options=unbounded)
         self._inner = self._server.add_insecure_port("127.0.0.1:0")
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -489,3 +498,8 @@ _METHODS: dict[str, tuple[Any, Callable[[Any], Request], Callable[[Any], Any]]] 
         _done,
     ),
 }
+
+
+if __name__ == "__main__":  # a server in a process of its own, which keeps its data in a folder
+    with GrpcStandIn(port=int(sys.argv[1]), rest_port=int(sys.argv[2]), folder=sys.argv[3]):
+        threading.Event().wait()

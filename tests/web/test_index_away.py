@@ -272,6 +272,33 @@ def test_a_key_that_is_taken_back(
 
 
 @pytest.mark.slow
+def test_over_grpc(
+    folder: Path, serve: Callable[..., TestClient], tiny_model: EDJEModel, encoded: Encoded
+) -> None:
+    server = ServerProcess(folder / "grpc", grpc=True)
+    try:
+        fill(server.url, "images", tiny_model, encoded)
+        client = serve(server.url, prefer_grpc=True, grpc_port=server.grpc_port)
+        assert client.post("/v1/search", json={"text": "a"}).status_code == 200
+        server.kill()
+        refused(client.post("/v1/search", json={"text": "a"}), AWAY, "does not answer")
+        refused(wait_for(client, 503), AWAY, "does not answer")
+        time.sleep(5)  # gRPC would wait longer and longer before it connects again
+        server.start()
+        wait_for(client, 200)
+        assert client.post("/v1/search", json={"text": "a"}).status_code == 200
+        server.pause()
+        refused(client.post("/v1/search", json={"text": "a"}), AWAY, "does not answer")
+        refused(wait_for(client, 503), AWAY, "does not answer")
+        server.resume()
+        wait_for(client, 200)
+        assert client.post("/v1/search", json={"text": "a"}).status_code == 200
+    finally:
+        server.resume()
+        server.end()
+
+
+@pytest.mark.slow
 def test_a_slow_server_is_waited_for_and_not_ready(
     serve: Callable[..., TestClient], tiny_model: EDJEModel, encoded: Encoded
 ) -> None:
