@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import io
+import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -182,17 +184,28 @@ def test_every_route_says_what_is_wrong_and_all_work_again(
     assert client.post("/v1/search", json={"text": "a"}).json()["hits"]
 
 
+@pytest.fixture(params=["stand-in", pytest.param("server", marks=pytest.mark.qdrant_server)])
+def address(request: pytest.FixtureRequest) -> str:
+    """A stand-in's address, or that of a real server, in EDJE_QDRANT_URL."""
+    if request.param == "stand-in":
+        return str(request.getfixturevalue("server").url)
+    if not (url := os.environ.get("EDJE_QDRANT_URL")):
+        pytest.skip("EDJE_QDRANT_URL names no server")
+    return url
+
+
 def test_a_collection_that_is_gone(
-    server: ServerProcess,
+    address: str,
     serve: Callable[..., TestClient],
     tiny_model: EDJEModel,
     encoded: Encoded,
 ) -> None:
-    fill(server.url, "gone", tiny_model, encoded)
-    client = serve(server.url, "gone")
+    name = f"edje-test-{uuid.uuid4().hex[:8]}"
+    fill(address, name, tiny_model, encoded)
+    client = serve(address, name)
     found = client.post("/v1/search", json={"text": "a red square", "top_k": 3}).json()
-    other = QdrantClient(url=server.url, check_compatibility=False)
-    other.delete_collection("gone")
+    other = QdrantClient(url=address, check_compatibility=False)
+    other.delete_collection(name)
     # Several together are one batch, which is asked once.
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         ask = {"json": {"text": "a red square"}}
@@ -203,17 +216,17 @@ def test_a_collection_that_is_gone(
     for answer in ask_all(client, encoded, found["cursor"]).values():
         refused(answer, GONE, "the collection is gone")
     assert metric(client, f'edje_index_failures_total{{error="{GONE}"}}') > 10
-    fill(server.url, "gone", tiny_model, encoded)
+    fill(address, name, tiny_model, encoded)
     wait_for(client, 200)
     assert client.post("/v1/search", json={"text": "a red square"}).json()["hits"]
     # Another model's under the same name is not searched.
-    other.delete_collection("gone")
+    other.delete_collection(name)
     contract = replace(tiny_model.contract(), adapter_hash="0" * 16)
-    ImageCollection.create(server.url, "gone", contract).close()
+    ImageCollection.create(address, name, contract).close()
     answer = wait_for(client, 503)
     refused(answer, "ContractMismatchError", "was replaced by another model's")
     refused(client.post("/v1/search", json={"text": "a"}), "ContractMismatchError", "replaced")
-    other.delete_collection("gone")
+    other.delete_collection(name)
     other.close()
 
 
