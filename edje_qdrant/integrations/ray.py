@@ -159,7 +159,8 @@ def ingest_dataset(
         location, name, chosen, None if num_gpus else "cpu", max_retries, max_pixels, num_cpus,
         server, wait,
     )  # fmt: skip
-    _prepare(job, {"codec": codec, "qdrant": qdrant} if create else None)
+    # All actors write to one collection, also if the name is an alias that is moved.
+    job = replace(job, name=_prepare(job, {"codec": codec, "qdrant": qdrant} if create else None))
     tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
     reports = dataset.map_batches(
         _Worker,
@@ -307,8 +308,8 @@ class _Worker:
         return self._model, self._collection
 
 
-def _prepare(job: _Job, wanted: dict[str, Any] | None) -> None:
-    """Open or create the collection once, before any actor is started."""
+def _prepare(job: _Job, wanted: dict[str, Any] | None) -> str:
+    """Open or create the collection once, before any actor is started; return its own name."""
     try:
         collection = job.open()
     except CollectionNotFoundError:
@@ -328,6 +329,7 @@ def _prepare(job: _Job, wanted: dict[str, Any] | None) -> None:
                 "which only one process at a time can write; ingest into a collection with tokens "
                 "in the payload, or use ingest_images"
             )
+        return collection.resolved_name
 
 
 def _listed(rows: pa.Table) -> Iterator[ListedImage | FailedImage]:

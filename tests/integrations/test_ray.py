@@ -302,3 +302,13 @@ def test_bytes_have_the_id_of_their_file(
         "width": width,
         "height": height,
     }
+
+
+def test_an_alias_is_resolved_once_for_all_actors() -> None:
+    contract = EDJEModel.from_pretrained("demo", device="cpu").contract()
+    with StandIn() as server:
+        ImageCollection.create(server.url, "v1", contract).close()
+        made = {"collection_name": "v1", "alias_name": "live"}
+        server.answer("POST", ["collections", "aliases"], {"actions": [{"create_alias": made}]})
+        job = plug._Job(server.url, "live", "demo", "cpu", 0, 1, 1, {})
+        assert plug._prepare(job, None) == "v1"
