@@ -19,6 +19,12 @@ from edje_qdrant.index.filters.groups import beyond_groups, check_group_field, f
 from edje_qdrant.index.index import VectorIndex
 from edje_qdrant.index.payload_indexes import PayloadKind, check_indexes
 from edje_qdrant.index.qdrant.connection import QdrantOptions
+from edje_qdrant.index.qdrant.inference_objects import (
+    InferenceImage,
+    TextQuery,
+    image_of,
+    text_of,
+)
 from edje_qdrant.index.qdrant.settings import QdrantSettings, Quantization
 from edje_qdrant.index.recommend import Strategy
 from edje_qdrant.index.validate import json_integer
@@ -27,11 +33,13 @@ __all__ = [
     "TOKENS_KEY",
     "Engine",
     "Filter",
+    "InferenceImage",
     "PayloadKind",
     "QdrantOptions",
     "QdrantSettings",
     "Quantization",
     "Strategy",
+    "TextQuery",
     "VectorIndex",
     "beyond_groups",
     "check_group_field",
@@ -39,10 +47,12 @@ __all__ = [
     "create_embedded",
     "create_on_server",
     "field_value",
+    "image_of",
     "is_group",
     "json_integer",
     "open_embedded",
     "open_on_server",
+    "text_of",
 ]
 
 UnsupportedVersionError.check("qdrant-client")

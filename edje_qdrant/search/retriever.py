@@ -21,7 +21,15 @@ from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import in_order, user_payload
 from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
 from edje_qdrant.images import image_bytes_id, open_upright, read_image_file
-from edje_qdrant.index import Filter, Strategy, field_value
+from edje_qdrant.index import (
+    Filter,
+    InferenceImage,
+    Strategy,
+    TextQuery,
+    field_value,
+    image_of,
+    text_of,
+)
 from edje_qdrant.model.onnx.running import OnnxModel, is_exported
 from edje_qdrant.rerank.collector import paused_collector
 from edje_qdrant.rerank.deadline import Deadline
@@ -253,7 +261,7 @@ class TwoStageRetriever:
         """Return where the first stage searches."""
         return "engine" if self._stages.device_index is None else "device"
 
-    def search(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
+    def search(self, text: TextQuery, **options: Unpack[SearchOptions]) -> SearchResult:
         """Find the images that fit a text best.
 
         Images that are deleted while a search runs do not end it: candidates that are gone are
@@ -263,7 +271,8 @@ class TwoStageRetriever:
         `degraded`: images that were not scored follow the scored ones in first-stage order.
 
         Args:
-            text: Description of the image.
+            text: Description of the image; or a `qdrant_client.models.Document` that holds one and
+                names the collection's encoder, which embeds it here.
             options: See `SearchOptions`.
 
         Returns:
@@ -278,11 +287,10 @@ class TwoStageRetriever:
             EngineUnavailableError: The server cannot be reached, or not within the budget.
             CheckpointError: The joint encoder returns scores that are not numbers.
         """
-        check_texts("text", [text])
-        return self.search_batch([text], **options)[0]
+        return self.search_batch(self._texts("text", [text]), **options)[0]
 
     def search_batch(
-        self, texts: Sequence[str], **options: Unpack[SearchOptions]
+        self, texts: Sequence[TextQuery], **options: Unpack[SearchOptions]
     ) -> list[SearchResult]:
         """Search for several texts together, which is faster than one after another.
 
@@ -301,7 +309,7 @@ class TwoStageRetriever:
             StoreError: As `search`.
             EngineUnavailableError: As `search`.
         """
-        check_texts("texts", texts)
+        texts = self._texts("texts", texts)
         settings = self.check_options(**options)
         deadline = Deadline(settings["budget_ms"])
         results: list[SearchResult] = []
@@ -321,7 +329,7 @@ class TwoStageRetriever:
         return results
 
     def search_stream(
-        self, text: str, *, first_ms: float = 100, **options: Unpack[SearchOptions]
+        self, text: TextQuery, *, first_ms: float = 100, **options: Unpack[SearchOptions]
     ) -> Iterator[SearchResult]:
         """Search as `search` does, and yield the ranking so far while candidates are scored.
 
@@ -346,7 +354,7 @@ class TwoStageRetriever:
             EngineUnavailableError: Likewise.
             CheckpointError: Likewise.
         """
-        check_texts("text", [text])
+        (text,) = self._texts("text", [text])
         settings = self.check_options(**options)
         check_milliseconds("first_ms", first_ms)
         return self._stream(text, first_ms / 1000, settings)
@@ -368,7 +376,7 @@ class TwoStageRetriever:
         ):
             yield self._result(query, settings, watch.timings(), cut)
 
-    async def asearch(self, text: str, **options: Unpack[SearchOptions]) -> SearchResult:
+    async def asearch(self, text: TextQuery, **options: Unpack[SearchOptions]) -> SearchResult:
         """Search without blocking the event loop; see `search`.
 
         The model runs in another thread; a server is queried through `AsyncQdrantClient`. An
@@ -383,7 +391,7 @@ class TwoStageRetriever:
             StoreError: As `search`.
             EngineUnavailableError: As `search`.
         """
-        check_texts("text", [text])
+        (text,) = self._texts("text", [text])
         settings = self.check_options(**options)
         deadline, watch = Deadline(settings["budget_ms"]), Stopwatch()
         watch.start("encode")
@@ -422,7 +430,7 @@ class TwoStageRetriever:
 
     def search_by_image(
         self,
-        image: ImageQuery,
+        image: ImageQuery | InferenceImage,
         *,
         top_k: int = 10,
         filter: Filter | None = None,
@@ -432,7 +440,8 @@ class TwoStageRetriever:
 
         Args:
             image: A Pillow image, a path, or an `ImageEncoding` of one image; it need not be in the
-                collection.
+                collection. Or a `qdrant_client.models.Image` that holds a Pillow image, a path or
+                base64, and names the collection's encoder.
             top_k: Number of hits to return.
             filter: As in `SearchOptions`.
             group_by: As in `SearchOptions`.
@@ -454,13 +463,16 @@ class TwoStageRetriever:
         model = self.model
         from edje_qdrant.model.queries import encode_query
 
+        held = image_of(image, self._collection.contract.encoder)
+        if isinstance(held, bytes):
+            held = open_upright(io.BytesIO(held), "in base64")
         watch = Stopwatch()
         watch.start("encode")
-        embeddings = encode_query(model, image).embeddings  # (1, d)
+        embeddings = encode_query(model, held).embeddings  # (1, d)
         watch.start("retrieve")
         found = self._nearest(embeddings, number, filter=filter)[0]
         candidates = self._diversified(embeddings, found, settings)
-        name = str(image) if isinstance(image, str | Path) else "an image"
+        name = str(held) if isinstance(held, str | Path) else "an image"
         return self._first_stage_result(name, candidates, settings, watch.timings())
 
     def recommend(
@@ -658,6 +670,15 @@ class TwoStageRetriever:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _texts(self, name: str, queries: Sequence[TextQuery]) -> list[str]:
+        """Return the texts of queries; raise ConfigError for one that is none."""
+        texts: Any = queries
+        if not isinstance(queries, str) and isinstance(queries, Sequence):
+            encoder = self._collection.contract.encoder
+            texts = [text_of(query, encoder) for query in queries]
+        check_texts(name, texts)
+        return cast("list[str]", texts)
 
     def _nearest(
         self,

@@ -535,7 +535,15 @@ def test_a_picture_deleted_since_it_was_found_is_named(tmp_path):
         assert caught.value.image_ids == (ids[2],)
 
 
-@pytest.mark.parametrize("payload", [{}, {"_edje": {}}, {"_edje": 7}])
+def test_a_point_without_a_record_is_no_candidate(place):
+    ids = ids_of(1)
+    with place.create() as collection:
+        collection._index.upsert([Point(ids[0], encoding_of(ids).embeddings[0], {})])
+        (found,) = collection.nearest(encoding_of(ids).embeddings, 1)
+        assert [*found] == []
+
+
+@pytest.mark.parametrize("payload", [{"_edje": {}}, {"_edje": 7}])
 def test_a_candidate_without_a_reference_is_named(place, payload):
     ids = ids_of(1)
     with place.create() as collection:
