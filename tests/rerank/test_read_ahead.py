@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from threading import Event
 from typing import Any
 
@@ -10,9 +13,11 @@ import pytest
 import torch
 from index_stand_in import StandIn
 from numpy.typing import NDArray
-from searching import COUNT, make_collection, numbered_id
+from qdrant_client import QdrantClient
+from searching import COUNT, encoding_of, make_collection, numbered_id
 from torch import Tensor
 
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import TokensNotFoundError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.rerank.read_ahead import ReadAhead
@@ -147,6 +152,33 @@ def test_a_search_over_a_server_is_that_of_a_folder(
     ):
         assert (one, one_rank) == (other, rank)
         assert score == pytest.approx(one_score, abs=1e-5)
+
+
+@pytest.mark.qdrant_server
+@pytest.mark.parametrize("over_grpc", [False, True])
+def test_on_a_real_server(tmp_path: Any, tiny_model: EDJEModel, over_grpc: bool) -> None:
+    url, port = os.environ["EDJE_QDRANT_URL"], os.environ.get("EDJE_QDRANT_GRPC_PORT")
+    if over_grpc and not port:
+        pytest.skip("EDJE_QDRANT_GRPC_PORT names no server")
+    grpc: dict[str, Any] = (
+        {"prefer_grpc": True, "grpc_port": int(port)} if over_grpc and port else {}
+    )
+    name = f"edje-test-{uuid.uuid4().hex[:8]}"
+    encoding = encoding_of(tiny_model)
+    ids = [numbered_id(number) for number in range(COUNT)]
+    found = []
+    with closing(QdrantClient(url=url, check_compatibility=False)) as other:
+        try:
+            for location, more in ((tmp_path, {}), (url, grpc)):
+                collection = ImageCollection.create(location, name, tiny_model.contract(), **more)
+                collection.add(ids, encoding, [{} for _ in ids])
+                reranker = Reranker(tiny_model, batch_size=8)
+                with TwoStageRetriever(collection, tiny_model, reranker=reranker) as retriever:
+                    result = retriever.search(TEXT, num_candidates=30, top_k=30)
+                    found.append([(hit.image_id, hit.rank) for hit in result])
+        finally:
+            other.delete_collection(name)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("lost", [2, 20])
