@@ -68,6 +68,12 @@ def main(descriptor: int) -> None:
         from PIL import AvifImagePlugin
 
         AvifImagePlugin.DECODE_MAX_THREADS = 1  # type: ignore[attr-defined] # new in Pillow 11.3
+    with contextlib.suppress(ImportError):
+        from pi_heif import options
+
+        options.DECODE_THREADS = 1
+        # They would be opened with each file, and are not used.
+        options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     ignore_decoder_warnings()
     channel = socket.socket(fileno=descriptor)
     if hasattr(select, "poll"):

@@ -117,6 +117,13 @@ def _of_header(image: Image.Image, tiles: Sequence[Any]) -> Samples:
     if image.format == "JPEG2000":  # Pillow shifts samples of fewer bits to the upper ones
         bits = _jpeg_2000_bits(_header(image))
         return Samples(high=float((2**bits - 1) << (16 - bits)) if bits and bits < 16 else None)
+    if image.format == "HEIF":  # pi-heif shifts grey of more than 8 bits to the upper ones
+        bits = image.info.get("bit_depth")
+        return Samples(
+            high=float((2**bits - 1) << (16 - bits))
+            if isinstance(bits, int) and 8 < bits < 16
+            else None
+        )
     if image.format == "PPM" and tiles and tiles[0][0] in ("ppm", "ppm_plain"):
         # Pillow scales samples with another maximum to 16 bits.
         maximum = tiles[0][3] if isinstance(tiles[0][3], int) else tiles[0][3][-1]

@@ -26,7 +26,7 @@ from edje_qdrant.web.strict_json import read_json
 __all__ = ["ReadUpload", "Upload", "ingest_uploads", "payload_fields", "read_upload"]
 
 _SUFFIXES = {
-    "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "ICO": ".ico", "JPEG": ".jpg",
+    "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "HEIF": ".heic", "ICO": ".ico", "JPEG": ".jpg",
     "JPEG2000": ".jp2", "MPO": ".jpg", "PNG": ".png", "PPM": ".ppm", "TIFF": ".tiff",
     "WEBP": ".webp",
 }  # fmt: skip
