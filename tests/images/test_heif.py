@@ -78,7 +78,7 @@ def test_pixels_and_memory_are_limited(decoders: DecoderPool) -> None:
         small.decode(content, "a.heic")
     with (
         DecoderPool(1, memory=100 << 20) as small,
-        pytest.raises(ImageReadError, match="need .* MB to be decoded"),
+        pytest.raises(ImageReadError, match=r"need .* MB to be decoded"),
     ):
         small.decode(content, "a.heic")
     with open_listed(io.BytesIO(content), "a.heic") as image:
