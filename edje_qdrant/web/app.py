@@ -18,7 +18,7 @@ from edje_qdrant.checks import check_kind
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.version import __version__
 from edje_qdrant.web.client_routes import client_routes
-from edje_qdrant.web.errors import RequestError, add_error_handlers, index_away
+from edje_qdrant.web.errors import RequestError, add_error_handlers
 from edje_qdrant.web.follow import AliasFollower, Load
 from edje_qdrant.web.image_routes import image_routes
 from edje_qdrant.web.limits import with_limits
@@ -168,8 +168,7 @@ def _other_routes(service: Service) -> APIRouter:
                 "NotReady",
                 "the service is shutting down, or its search thread has failed; try again later",
             )
-        if (error := await service.availability.check()) is not None:
-            raise index_away(error)
+        await service.check_ready()
         return HealthBody(status="ready")
 
     @router.get("/metrics", tags=["service"], response_class=Response, responses=_METRICS_RESPONSE)

@@ -109,7 +109,8 @@ class Service:
         Requests that have begun end on the one before, which is closed after the last of them.
         """
         self.served.change(self._serving(retriever))
-        self.availability.look(suspect=True)
+        if self._on_server:
+            self.availability.look(suspect=True)
 
     def _serving(self, retriever: TwoStageRetriever) -> Serving:
         settings = self.settings
@@ -152,18 +153,36 @@ class Service:
         self.retriever.close()
         self.served.join()
 
+    async def check_ready(self) -> None:
+        """Check that searches can be answered.
+
+        Raises:
+            RequestError: A server does not answer within a second, or its collection is gone.
+            EdjeError: The index of a folder cannot be read.
+        """
+        if not self._on_server:
+            await self.read(self.retriever.collection.count)
+        elif (error := await self.availability.check()) is not None:
+            raise index_away(error)
+
+    @property
+    def _on_server(self) -> bool:
+        # A folder's index cannot go away; while it is written to, a probe may wait for long.
+        return self.retriever.collection.index.shared
+
     async def wait(self, future: Future[T], *, index: bool = True) -> T:
         """Wait for a future, within the time limit.
 
         Args:
             future: The future.
-            index: Whether its job needs the index. Then its errors, and silence, lead to a probe of
-                the index, and it is not waited for while the index is away.
+            index: Whether its job needs the index. If that is on a server, errors of the job, and
+                silence, lead to a probe, and it is not waited for while the index is away.
 
         Raises:
             RequestError: The time limit was reached; a job that has not started is cancelled.
             EdjeError: The index is away, or the job failed.
         """
+        index = index and self._on_server
         waiting = asyncio.wrap_future(future)
         until = time.monotonic() + self.settings.timeout
         try:

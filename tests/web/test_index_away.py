@@ -341,6 +341,23 @@ def test_a_limit_of_requests_is_passed_on(
     assert shared.get("/readyz").status_code == 200
 
 
+def test_a_folder_is_not_probed(shared: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(*_args: Any, **_options: Any) -> None:
+        raise AssertionError
+
+    retriever = shared.retriever  # type: ignore[attr-defined]
+    search = retriever.search_batch
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        time.sleep(0.8)
+        return search(*args, **options)
+
+    monkeypatch.setattr(retriever, "search_batch", slowly)
+    monkeypatch.setattr(type(retriever.collection), "probe", probe)
+    assert shared.post("/v1/search", json={"text": "a"}).status_code == 200
+    assert shared.get("/readyz").status_code == 200
+
+
 def test_a_request_with_a_short_limit_of_its_own_stops_no_others(
     shared: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
