@@ -101,7 +101,7 @@ def test_another_model_makes_the_cache_useless(serve, count, monkeypatch):
     rank(client, [document(1)])
     other = build_tiny_model()
     other.eval()
-    monkeypatch.setattr(client.retriever, "_model", other)
+    monkeypatch.setattr(client.retriever._stages, "model", other)
     rank(client, [document(1)])
     assert sum(count) == 2
 
