@@ -73,7 +73,7 @@ def serve(
     Args:
         retriever: Answers the searches; closed at the end.
         settings: Keys and limits.
-        follow: Opens what the collection's name stands for by then; see `create_app`.
+        follow: Opens what the collection's name stands for when it is called; see `create_app`.
         host: Address to listen on.
         port: Port to listen on.
         grace: Seconds for requests in progress to finish.

@@ -12,7 +12,7 @@ def collection_of(connection: Connection, name: str) -> str:
     """Return the collection that a name stands for now: the alias's, or the name itself.
 
     A key may be one that lists no aliases, or not this one. Then the name itself is returned, and
-    each request goes to the collection that the alias names by then: what protects is that the
+    each request goes to the collection that the alias names at that time: what protects is that the
     contract is read again before each write, and that points name the model that wrote them.
 
     Raises:

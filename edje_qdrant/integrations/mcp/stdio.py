@@ -20,7 +20,7 @@ _INTERRUPTED = 130
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Send what the block prints to stderr, whoever prints it: stdout is for the protocol.
+    """Send everything that is printed in the block to stderr: stdout is for the protocol.
 
     While it serves, the SDK does the same.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from edje_qdrant.model.onnx.program import (
     require_exporter,
     require_onnx_path,
 )
+from edje_qdrant.model.onnx.tokenizer import tokenizer_data, tokenizer_file
 from edje_qdrant.text import clean_captions
 
 if TYPE_CHECKING:
@@ -155,27 +155,8 @@ def _tokenizer(encoder: _IdEncoder, length: int) -> bytes:
         ConfigError: The tokenizer is not a fast one (of the library `tokenizers`).
     """
     tokenizer = encoder.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ConfigError(
-            f"a tokenizer of type {type(tokenizer).__name__} has no tokenizer.json; use a fast one"
-        )
-    data = json.loads(backend.to_str())
-    data["truncation"] = {
-        "direction": "Right",
-        "max_length": length,
-        "strategy": "LongestFirst",
-        "stride": 0,
-    }
-    data["padding"] = {
-        "strategy": {"Fixed": length},
-        "direction": tokenizer.padding_side.title(),
-        "pad_to_multiple_of": None,
-        "pad_id": tokenizer.pad_token_id,
-        "pad_type_id": 0,
-        "pad_token": tokenizer.pad_token,
-    }
-    return (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode()
+    side = tokenizer.padding_side.title()
+    return tokenizer_file(tokenizer_data(tokenizer, length, {"Fixed": length}, side))
 
 
 def _write(proto: Any, path: Path) -> str | None:

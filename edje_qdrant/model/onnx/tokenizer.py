@@ -18,7 +18,7 @@ from ftfy.chardata import (
 
 from edje_qdrant.errors import ConfigError
 
-__all__ = ["portable_tokenizer"]
+__all__ = ["portable_tokenizer", "tokenizer_data", "tokenizer_file"]
 
 
 def portable_tokenizer(tokenizer: Any, max_words: int) -> bytes:
@@ -34,31 +34,54 @@ def portable_tokenizer(tokenizer: Any, max_words: int) -> bytes:
     Raises:
         ConfigError: The tokenizer is not a fast one (of the library `tokenizers`).
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ConfigError(
-            f"a tokenizer of type {type(tokenizer).__name__} has no tokenizer.json; use a fast one"
-        )
-    data = json.loads(backend.to_str())
+    data = tokenizer_data(tokenizer, max_words, "BatchLongest", "Right")
     normalizer = data["normalizer"]
     steps = [*_cleaning(), *([normalizer] if normalizer else [])]
     data["normalizer"] = {"type": "Sequence", "normalizers": steps}
     # Special tokens are added by id; "[SEP]" within a text is an ordinary word.
     data["added_tokens"] = []
+    return tokenizer_file(data)
+
+
+def tokenizer_data(
+    tokenizer: Any, length: int, padding: str | dict[str, int], side: str
+) -> dict[str, Any]:
+    """Return the content of a tokenizer's `tokenizer.json`, which truncates and pads by itself.
+
+    Args:
+        tokenizer: A tokenizer of transformers'.
+        length: Ids of a text, at most.
+        padding: `"BatchLongest"`, or `{"Fixed": length}`.
+        side: Where to pad: `"Right"` or `"Left"`.
+
+    Raises:
+        ConfigError: The tokenizer is not a fast one (of the library `tokenizers`).
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ConfigError(
+            f"a tokenizer of type {type(tokenizer).__name__} has no tokenizer.json; use a fast one"
+        )
+    data: dict[str, Any] = json.loads(backend.to_str())
     data["truncation"] = {
         "direction": "Right",
-        "max_length": max_words,
+        "max_length": length,
         "strategy": "LongestFirst",
         "stride": 0,
     }
     data["padding"] = {
-        "strategy": "BatchLongest",
-        "direction": "Right",
+        "strategy": padding,
+        "direction": side,
         "pad_to_multiple_of": None,
         "pad_id": tokenizer.pad_token_id,
         "pad_type_id": 0,
         "pad_token": tokenizer.pad_token,
     }
+    return data
+
+
+def tokenizer_file(data: dict[str, Any]) -> bytes:
+    """Return the bytes of a `tokenizer.json`."""
     return (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode()
 
 
