@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["AttachedCollection", "RankedPoint", "is_attached", "read_attachment", "require"]
 
 
+# Points that are read within the time limit of one search.
+_PER_LIMIT = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class RankedPoint:
     """Hold a reranked point of the caller's search.
@@ -133,7 +137,8 @@ class AttachedCollection:
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
-            timeout: Seconds to wait for one answer of a server.
+            timeout: Seconds to wait for one answer of a server, and for all answers of one call of
+                `rerank_points` together, with retries and pauses.
             compress_reads: Let a server compress what it sends; for networks below 100 MB/s.
 
         Raises:
@@ -358,9 +363,10 @@ class AttachedCollection:
         check_texts("text", [text])
         distinct = [*dict.fromkeys(ids)]
         candidates = [Candidate(str(i), 0.0, 1, {"id": i}) for i in distinct]
-        (query,) = self._scorer.score_candidates(
-            [text], [candidates], on_missing=on_missing, on_deleted=on_deleted
-        )
+        with self._points.limit(1 + len(candidates) // _PER_LIMIT):
+            (query,) = self._scorer.score_candidates(
+                [text], [candidates], on_missing=on_missing, on_deleted=on_deleted
+            )
         if query.stop_reason is not None:
             raise StoreError(f"not all points could be scored: {query.stop_reason}")
         row_of = {point_id: row for row, point_id in enumerate(distinct)}

@@ -126,6 +126,14 @@ class AttachablePoints:
         """
         return self._connection.patient(seconds)
 
+    def limit(self, queries: int = 1) -> AbstractContextManager[Any]:
+        """Limit the time of the calls inside to the `timeout` of the options, all together.
+
+        Args:
+            queries: An answer may take this many times as long.
+        """
+        return self._connection.limit(queries=queries)
+
     def give_up(self) -> None:
         """End the waiting of every thread inside `patient`, as the job has ended."""
         self._connection.give_up()

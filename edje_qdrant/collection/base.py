@@ -169,7 +169,7 @@ class BaseCollection(ABC):
             embeddings: `(q, d)` float32, by the model that wrote the collection.
             num_candidates: Maximum number of candidates for each embedding.
             filter: Search only points whose payload matches; None or `{}` for all.
-            timeout: Seconds after which a request to a server is not repeated.
+            timeout: Seconds for a server, retries and pauses included.
 
         Returns:
             One list of candidates for each embedding.

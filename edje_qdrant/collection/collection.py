@@ -138,7 +138,8 @@ class ImageCollection(BaseCollection):
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
-            timeout: Seconds to wait for each response of a server.
+            timeout: Seconds to wait for each response of a server, and for all responses of one
+                search together, with retries and pauses.
             compress_reads: Let a server compress what it sends; for networks below 100 MB/s.
 
         Raises:
@@ -190,7 +191,8 @@ class ImageCollection(BaseCollection):
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
-            timeout: Seconds to wait for each response of a server.
+            timeout: Seconds to wait for each response of a server, and for all responses of one
+                search together, with retries and pauses.
             compress_reads: Let a server compress what it sends; for networks below 100 MB/s.
             for_repair: Open a damaged collection too, to verify and repair it: a lost manifest is
                 rebuilt, and side files are checked only when they are read.

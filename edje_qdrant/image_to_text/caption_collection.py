@@ -98,7 +98,8 @@ class CaptionCollection(BaseCollection):
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
-            timeout: Seconds to wait for each response of a server.
+            timeout: Seconds to wait for each response of a server, and for all responses of one
+                search together, with retries and pauses.
 
         Raises:
             ConfigError: An argument is invalid.
@@ -140,7 +141,8 @@ class CaptionCollection(BaseCollection):
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
-            timeout: Seconds to wait for each response of a server.
+            timeout: Seconds to wait for each response of a server, and for all responses of one
+                search together, with retries and pauses.
 
         Raises:
             CollectionNotFoundError: There is no such collection; lists those that exist.

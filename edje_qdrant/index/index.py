@@ -328,23 +328,24 @@ class VectorIndex:
             limit: Points to find for each query.
             filter: Which points to search; None or `{}` for all. A filter on a field without an
                 index (see `create_payload_index`) reads every payload.
-            timeout: Seconds after which a server is not asked again; an embedded engine cannot be
-                interrupted.
+            timeout: Seconds for a server, retries and pauses included; at most the `timeout` with
+                which it was opened. An embedded engine cannot be interrupted.
             keep: Which points to return, where other programs can write too; the others count as
                 not there. If they take the place of points to keep, the engine is searched again
                 without them, and told so from then on.
         """
         began = time.monotonic()
-        queries, chosen = self._checked(vectors, limit, filter, timeout)
 
         def found() -> list[Hits]:
             left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
             return self._backend.nearest(queries, limit + SLACK, self._without(chosen, keep), left)
 
-        for _ in range(_SEARCHES):
-            own, is_whole = self._kept(found(), keep, limit + SLACK, limit)
-            if is_whole:
-                break
+        with self._backend.limit(_rows(vectors)):
+            queries, chosen = self._checked(vectors, limit, filter, timeout)
+            for _ in range(_SEARCHES):
+                own, is_whole = self._kept(found(), keep, limit + SLACK, limit)
+                if is_whole:
+                    break
         return [rank(hits, limit) for hits in own]
 
     async def nearest_async(
@@ -361,12 +362,6 @@ class VectorIndex:
         A server is asked through `AsyncQdrantClient`; an embedded engine works in another thread.
         """
         began = time.monotonic()
-        if filter is None:
-            queries, chosen = self._checked(vectors, limit, filter, timeout)
-        else:  # a server may have to be asked for its version and its indexes
-            queries, chosen = await asyncio.to_thread(
-                self._checked, vectors, limit, filter, timeout
-            )
 
         async def found() -> list[Hits]:
             left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
@@ -374,10 +369,17 @@ class VectorIndex:
                 queries, limit + SLACK, self._without(chosen, keep), left
             )
 
-        for _ in range(_SEARCHES):
-            own, is_whole = self._kept(await found(), keep, limit + SLACK, limit)
-            if is_whole:
-                break
+        with self._backend.limit(_rows(vectors)):
+            if filter is None:
+                queries, chosen = self._checked(vectors, limit, filter, timeout)
+            else:  # a server may have to be asked for its version and its indexes
+                queries, chosen = await asyncio.to_thread(
+                    self._checked, vectors, limit, filter, timeout
+                )
+            for _ in range(_SEARCHES):
+                own, is_whole = self._kept(await found(), keep, limit + SLACK, limit)
+                if is_whole:
+                    break
         return [rank(hits, limit) for hits in own]
 
     def recommend(
@@ -405,24 +407,25 @@ class VectorIndex:
         """
         check_limit(limit)
         ids = check_examples(positive_ids, negative_ids, strategy)
-        chosen = self._backend.translate(filter)
         examples = {*ids.positive, *ids.negative}
-        positive, negative = example_vectors(self.vectors([*examples]), ids)
-        wanted = limit + SLACK + len(examples)  # the examples may be among the best
-        query = None
-        if strategy == "average_vector":
-            query = check_vectors(average(positive, negative)[np.newaxis], self._backend.dim)
+        with self._backend.limit(1):
+            chosen = self._backend.translate(filter)
+            positive, negative = example_vectors(self.vectors([*examples]), ids)
+            wanted = limit + SLACK + len(examples)  # the examples may be among the best
+            query = None
+            if strategy == "average_vector":
+                query = check_vectors(average(positive, negative)[np.newaxis], self._backend.dim)
 
-        def found() -> list[Hits]:
-            others = self._without(chosen, keep)
-            if query is not None:
-                return self._backend.nearest(query, wanted, others, None)
-            return [self._backend.best_score(positive, negative, wanted, others)]
+            def found() -> list[Hits]:
+                others = self._without(chosen, keep)
+                if query is not None:
+                    return self._backend.nearest(query, wanted, others, None)
+                return [self._backend.best_score(positive, negative, wanted, others)]
 
-        for _ in range(_SEARCHES):
-            (hits,), is_whole = self._kept(found(), keep, wanted, limit + len(examples))
-            if is_whole:
-                break
+            for _ in range(_SEARCHES):
+                (hits,), is_whole = self._kept(found(), keep, wanted, limit + len(examples))
+                if is_whole:
+                    break
         return rank((hit for hit in hits if str(hit.id) not in examples), limit)
 
     def create_payload_index(self, field: str, kind: PayloadKind) -> None:
@@ -582,3 +585,9 @@ class VectorIndex:
     ) -> tuple[NDArray[np.float32], Any]:
         check_limit(limit)
         return check_vectors(vectors, self._backend.dim), self._backend.translate(filter, timeout)
+
+
+def _rows(vectors: Any) -> int:
+    """Return the number of `(q, d)` vectors, which are not checked yet."""
+    shape: Sequence[int] = getattr(vectors, "shape", ())
+    return shape[0] if len(shape) == 2 else 1

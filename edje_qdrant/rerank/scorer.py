@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edje_qdrant.collection.references import readable
 from edje_qdrant.errors import (
     EdjeError,
+    EngineUnavailableError,
     ImagesDeletedError,
     StoreError,
     TokensCorruptError,
@@ -311,6 +312,10 @@ class CandidateScorer:
                 watch=watch,
             )
             return
+        except EngineUnavailableError:
+            if deadline.milliseconds is None or deadline.left > 0:
+                raise
+            _stop(active, f"the budget of {deadline.milliseconds:g} ms ended")
         except EdjeError:
             raise
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,9 @@ FirstStage = Literal["auto", "engine", "device"]
 
 # Maximum number of texts encoded and searched at a time.
 _QUERIES = 256
+
+# Images that `score` reads within the time limit of one search.
+_PER_LIMIT = 1000
 
 # Minimum number of candidates of a search by image, so that there are further pages.
 _MIN_CANDIDATES = 100
@@ -167,7 +171,8 @@ class TwoStageRetriever:
             api_key: Sent with every request to a server.
             prefer_grpc: Use gRPC for large transfers.
             grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
-            timeout: Seconds to wait for one answer of a server.
+            timeout: Seconds to wait for one answer of a server, and for all answers of one search
+                together, with retries and pauses.
             compress_reads: Let a server compress what it sends; for networks below 100 MB/s.
 
         Raises:
@@ -318,14 +323,15 @@ class TwoStageRetriever:
             watch.start("encode")
             embeddings = self._stages.encode(part)  # (q, d)
             watch.start("retrieve")
-            with paused_collector():
-                found = self._nearest(
-                    embeddings,
-                    settings["num_candidates"],
-                    filter=settings["filter"],
-                    timeout=deadline.timeout,
-                )
-            results += self._rank(part, embeddings, found, settings, deadline, watch)
+            with self._limit(deadline, len(part)):
+                with paused_collector():
+                    found = self._nearest(
+                        embeddings,
+                        settings["num_candidates"],
+                        filter=settings["filter"],
+                        timeout=deadline.timeout,
+                    )
+                results += self._rank(part, embeddings, found, settings, deadline, watch)
         return results
 
     def search_stream(
@@ -364,16 +370,19 @@ class TwoStageRetriever:
         watch.start("encode")
         embeddings = self._stages.encode([text])  # (1, d)
         watch.start("retrieve")
-        (found,) = self._nearest(
-            embeddings,
-            settings["num_candidates"],
-            filter=settings["filter"],
-            timeout=deadline.timeout,
-        )
+        limit = self._limit(deadline)
+        with limit:
+            (found,) = self._nearest(
+                embeddings,
+                settings["num_candidates"],
+                filter=settings["filter"],
+                timeout=deadline.timeout,
+            )
+            scored = self._scored(
+                [text], embeddings, [found], settings, deadline, watch, first=first
+            )
         (cut,) = self._stages.cut_texts([text])
-        for (query,) in self._scored(
-            [text], embeddings, [found], settings, deadline, watch, first=first
-        ):
+        for (query,) in _each_within(limit, scored):
             yield self._result(query, settings, watch.timings(), cut)
 
     async def asearch(self, text: TextQuery, **options: Unpack[SearchOptions]) -> SearchResult:
@@ -399,13 +408,14 @@ class TwoStageRetriever:
         watch.start("retrieve")
         given: Any = {"filter": settings["filter"], "timeout": deadline.timeout}
         count = settings["num_candidates"]
-        if not isinstance(embeddings, np.ndarray):
-            found = await asyncio.to_thread(self._nearest, embeddings, count, **given)
-        else:
-            found = await self._collection.nearest_async(embeddings, count, **given)
-        (result,) = await asyncio.to_thread(
-            self._rank, [text], embeddings, found, settings, deadline, watch
-        )
+        with self._limit(deadline):
+            if not isinstance(embeddings, np.ndarray):
+                found = await asyncio.to_thread(self._nearest, embeddings, count, **given)
+            else:
+                found = await self._collection.nearest_async(embeddings, count, **given)
+            (result,) = await asyncio.to_thread(
+                self._rank, [text], embeddings, found, settings, deadline, watch
+            )
         return result
 
     def check_options(self, **options: Unpack[SearchOptions]) -> SearchOptions:
@@ -470,8 +480,9 @@ class TwoStageRetriever:
         watch.start("encode")
         embeddings = encode_query(model, held).embeddings  # (1, d)
         watch.start("retrieve")
-        found = self._nearest(embeddings, number, filter=filter)[0]
-        candidates = self._diversified(embeddings, found, settings)
+        with self._limit():
+            found = self._nearest(embeddings, number, filter=filter)[0]
+            candidates = self._diversified(embeddings, found, settings)
         name = str(held) if isinstance(held, str | Path) else "an image"
         return self._first_stage_result(name, candidates, settings, watch.timings())
 
@@ -530,17 +541,18 @@ class TwoStageRetriever:
             filter=filter,
             strategy=strategy,
         )
-        candidates = find()
-        if text is None:
-            return self._first_stage_result("", candidates, settings, watch.timings())
-        (query,) = self._scorer.score_candidates(
-            [text],
-            [candidates],
-            on_missing=on_missing,
-            on_deleted="leave_out",
-            find_again=lambda _: [find()],
-            watch=watch,
-        )
+        with self._limit():
+            candidates = find()
+            if text is None:
+                return self._first_stage_result("", candidates, settings, watch.timings())
+            (query,) = self._scorer.score_candidates(
+                [text],
+                [candidates],
+                on_missing=on_missing,
+                on_deleted="leave_out",
+                find_again=lambda _: [find()],
+                watch=watch,
+            )
         (cut,) = self._stages.cut_texts([text])
         return self._result(query, settings, watch.timings(), cut)
 
@@ -563,12 +575,13 @@ class TwoStageRetriever:
         """
         check_texts("text", [text])
         check_list("image_ids", image_ids)
-        payloads = self._collection.index.retrieve([*dict.fromkeys(image_ids)], tokens=False)
-        candidates = [
-            Candidate(image_id, 0.0, 1, payload)
-            for image_id, payload in zip(image_ids, in_order(image_ids, payloads), strict=True)
-        ]
-        (query,) = self._scorer.score_candidates([text], [candidates])
+        with self._limit(queries=1 + len(image_ids) // _PER_LIMIT):
+            payloads = self._collection.index.retrieve([*dict.fromkeys(image_ids)], tokens=False)
+            candidates = [
+                Candidate(image_id, 0.0, 1, payload)
+                for image_id, payload in zip(image_ids, in_order(image_ids, payloads), strict=True)
+            ]
+            (query,) = self._scorer.score_candidates([text], [candidates])
         if query.stop_reason is not None:
             raise StoreError(f"not all images could be scored: {query.stop_reason}")
         return query.logits
@@ -641,7 +654,8 @@ class TwoStageRetriever:
             )
         watch.start("retrieve")
         ids = [hit.image_id for hit in earlier.remaining]
-        payloads = self._collection.index.retrieve(ids, tokens=False)
+        with self._limit():
+            payloads = self._collection.index.retrieve(ids, tokens=False)
         known = [hit for hit in earlier.remaining if hit.image_id in payloads]
         hits: list[SearchHit] = []
         first = earlier.remaining[0].rank if earlier.remaining else 1
@@ -679,6 +693,15 @@ class TwoStageRetriever:
             texts = [text_of(query, encoder) for query in queries]
         check_texts(name, texts)
         return cast("list[str]", texts)
+
+    def _limit(
+        self, deadline: Deadline | None = None, queries: int = 1
+    ) -> AbstractContextManager[Any]:
+        """Limit the time of what a server is asked for a search, its budget included."""
+        left = None
+        if deadline is not None and deadline.milliseconds is not None:
+            left = partial(getattr, deadline, "left")
+        return self._collection.index.limit(queries, left)
 
     def _nearest(
         self,
@@ -816,3 +839,15 @@ class TwoStageRetriever:
             group_by=settings["group_by"],
             source=self._collection.identity,
         )
+
+
+def _each_within(
+    limit: AbstractContextManager[Any], items: Iterator[list[ScoredQuery]]
+) -> Iterator[list[ScoredQuery]]:
+    """Yield items that are made inside a time limit; what uses them is outside of it."""
+    while True:
+        with limit:
+            item = next(items, None)
+        if item is None:
+            return
+        yield item

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from index_engines import FAST, make_points, unit_vectors
 from index_stand_in import StandIn
+from line import Line
 from tqdm import tqdm
 
 from edje_qdrant.errors import EngineUnavailableError
-from edje_qdrant.index import VectorIndex, create_on_server
+from edje_qdrant.index import VectorIndex, create_on_server, open_on_server
 
 
 @pytest.fixture
@@ -95,3 +99,47 @@ def test_a_search_does_not_wait_beside_a_job(stand_in: StandIn, index: VectorInd
     stand_in.answers_left = 0
     with index.patient(60), index.limit(), pytest.raises(EngineUnavailableError):
         index.count()
+
+
+@pytest.mark.qdrant_server
+@pytest.mark.parametrize("engine", ["server", "server_grpc"], indirect=True)
+def test_a_real_server_behind_a_line_that_is_cut(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line is a proxy of this process: it is closed, and open again a second later."""
+    monkeypatch.setattr("edje_qdrant.index.qdrant.patience._TOLD_AFTER", 0.0)
+    asked = engine.create("images", 8, {})._backend
+    given = {**asked._connection._settings()}
+    over_grpc = bool(given["prefer_grpc"])
+    target = urlsplit(asked._connection.address)
+    port = given["grpc_port"] if over_grpc else target.port
+    with Line(str(target.hostname), int(port)) as line:
+        options = dataclasses.replace(FAST, prefer_grpc=over_grpc, timeout=2, retries=1)
+        address = f"http://127.0.0.1:{line.port}"
+        if over_grpc:
+            options = dataclasses.replace(options, grpc_port=line.port)
+        index = open_on_server(address, asked._collection, options)
+        line.cut()
+        with pytest.raises(EngineUnavailableError), index.limit():
+            index.count()
+        threading.Timer(1, line.mend).start()
+        with index.patient(60):
+            index.upsert(make_points(unit_vectors(5)))
+            assert index.count() == 5
+        index.close()
+    assert capsys.readouterr().err.count("going on") == 1
+
+
+def test_a_line_that_is_cut(
+    stand_in: StandIn, index: VectorIndex, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Line("127.0.0.1", int(stand_in.url.rpartition(":")[2])) as line:
+        through = open_on_server(f"http://127.0.0.1:{line.port}", "images", FAST)
+        line.cut()
+        with pytest.raises(EngineUnavailableError), through.limit():
+            through.count()
+        threading.Timer(0.3, line.mend).start()
+        with through.patient(60):
+            assert through.count() == 5
+        through.close()
+    assert capsys.readouterr().err.count("going on") == 1

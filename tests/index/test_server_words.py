@@ -212,7 +212,7 @@ def test_an_error_within_an_answer_keeps_keys_hidden() -> None:
 
 
 @pytest.mark.qdrant_server
-@pytest.mark.parametrize("engine", ["server", "grpc"], indirect=True)
+@pytest.mark.parametrize("engine", ["server", "server_grpc"], indirect=True)
 def test_a_real_servers_own_sentence(engine: Any) -> None:
     index = engine.create("images", 8, {})
     index.upsert(make_points(unit_vectors(3)))

@@ -185,7 +185,7 @@ class Connection:
                     if limit is None and (self._away is None or call.writes):
                         answer = function(*args, **kwargs)
                     else:
-                        left = math.inf if limit is None else limit.left
+                        left = math.inf if limit is None else limit.require_left()
                         answer = call_within(left, lambda: function(*args, **kwargs), self._away)
             except Exception as error:
                 pause = self._until_next_try(call, error, started, limit)
@@ -214,7 +214,7 @@ class Connection:
         while True:
             started = time.monotonic()
             try:
-                seconds = None if limit is None else max(limit.left, 0)
+                seconds = None if limit is None else limit.require_left()
                 answer = await asyncio.wait_for(function(*args, **kwargs), seconds)
             except Exception as error:
                 # Its first failure may look at the port, which takes a moment.

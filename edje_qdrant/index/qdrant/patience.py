@@ -54,6 +54,17 @@ class TimeLimit:
         outer = self._outer[-1][0] if self._outer else None
         return seconds if outer is None else min(seconds, outer.left)
 
+    def require_left(self) -> float:
+        """Return the seconds left.
+
+        Raises:
+            TimeoutError: None are; nothing is to be sent.
+        """
+        left = self.left
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
     def spend(self, seconds: float, *, answered: bool) -> None:
         """Count the time of a call or a pause."""
         with self._lock:

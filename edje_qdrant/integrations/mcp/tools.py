@@ -242,7 +242,7 @@ class ImageTools:
             else:
                 failed.append(FailedImage(item.path, "a link that leads out of the folder"))
         report = ingest_images(
-            paths, self.retriever.collection, self.retriever.model, progress=False
+            paths, self.retriever.collection, self.retriever.model, progress=False, wait=0
         )
         failed += report.failed
         return Ingested(
