@@ -7,6 +7,7 @@ import io
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,7 +102,8 @@ def test_another_model_makes_the_cache_useless(serve, count, monkeypatch):
     rank(client, [document(1)])
     other = build_tiny_model()
     other.eval()
-    monkeypatch.setattr(client.retriever._stages, "model", other)
+    stages = replace(client.retriever._stages, model=other)
+    monkeypatch.setattr(client.retriever, "_stages", stages)
     rank(client, [document(1)])
     assert sum(count) == 2
 
