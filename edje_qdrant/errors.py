@@ -248,18 +248,26 @@ class CollectionExistsError(StoreError):
 
 
 class CollectionLockedError(StoreError):
-    """Report that another process holds the embedded engine's folder.
+    """Report that the embedded engine's folder is open already, here or in another process.
 
     Attributes:
         location: The folder.
+        same_process: Whether this process has it open.
     """
 
-    def __init__(self, location: str) -> None:
-        super().__init__(
+    def __init__(self, location: str, *, same_process: bool = False) -> None:
+        message = (
             f"the collection at {location} is open in another process; close that one first, "
             "or serve the collection from a Qdrant server, which many may open at once"
         )
+        if same_process:
+            message = (
+                f"the collection at {location} is open in this process already; use the object "
+                "that has it open, or call its close() first"
+            )
+        super().__init__(message)
         self.location = location
+        self.same_process = same_process
 
 
 class TokensNotFoundError(StoreError):

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, Literal
+from weakref import WeakKeyDictionary
 
 from edje_qdrant.errors import CollectionLockedError, EdjeError, StoreError
 
@@ -240,7 +242,7 @@ def lock_file(path: Path, holds: str, *, shared: bool = False) -> BinaryIO:
             be writable.
 
     Raises:
-        CollectionLockedError: This process or another one holds the lock.
+        CollectionLockedError: This process or another one holds the lock, and says which.
     """
     file = path.open("rb" if shared else "ab")
     if sys.platform != "win32":
@@ -249,12 +251,32 @@ def lock_file(path: Path, holds: str, *, shared: bool = False) -> BinaryIO:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            here = _locked_here(file)
             file.close()
-            raise CollectionLockedError(holds) from error
+            raise CollectionLockedError(holds, same_process=here) from error
         except OSError:
             file.close()
             raise
+        with _LOCKED_GUARD:
+            _LOCKED[file] = os.getpid()
     return file
+
+
+# Locked file -> the process that locked it; a forked process inherits its parent's files.
+_LOCKED: WeakKeyDictionary[BinaryIO, int] = WeakKeyDictionary()
+_LOCKED_GUARD = Lock()
+
+
+def _locked_here(file: BinaryIO) -> bool:
+    """Return whether this process holds a lock of the file."""
+    about = os.fstat(file.fileno())
+    with _LOCKED_GUARD:
+        own = [held for held, process in _LOCKED.items() if process == os.getpid()]
+    for held in own:
+        with suppress(ValueError):  # it was closed
+            if os.path.samestat(about, os.fstat(held.fileno())):
+                return True
+    return False
 
 
 def _hidden_stem(final: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from edje_qdrant import CollectionNotFoundError, EDJEModel, ImageCollection, ingest_images
+from edje_qdrant import EDJEModel, ImageCollection, ingest_images
 
 
 def main(pictures: str | None = None, index: str = "example-index") -> None:
@@ -20,11 +20,8 @@ def main(pictures: str | None = None, index: str = "example-index") -> None:
 
         pictures = str(write_scenes("example-scenes", count=60).parent / "pictures")
     model = EDJEModel.from_pretrained("demo")  # or a folder, or a hub id
-    try:
-        collection = ImageCollection.open(index, "images")
-    except CollectionNotFoundError:
-        collection = ImageCollection.create(index, "images", model.contract(), codec="int8")
-    with collection:
+    contract = model.contract()
+    with ImageCollection.open_or_create(index, "images", contract, codec="int8") as collection:
         report = ingest_images(pictures, collection, model)
         print(f"{report.added} added, {report.skipped} there already, in {Path(index).absolute()}")
         for failure in report.failed:

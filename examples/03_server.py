@@ -24,11 +24,11 @@ def main(url: str | None = None, index: str = "example-index") -> None:
     location: Any = url or ":memory:"
     with ImageCollection.open(index, "images") as source:
         # On a server, tokens travel in the points' payload unless told otherwise.
-        target = ImageCollection.create(
+        target = ImageCollection.open_or_create(
             location, "images", source.contract, codec=source.codec, tokens="payload"
         )
-        report = copy_collection(source, target)
-        print(f"{report.copied} images copied to {target.location}")
+        report = copy_collection(source, target)  # images that are there already are skipped
+        print(f"{report.copied} images copied to {target.location}, {report.skipped} there already")
     with TwoStageRetriever(target, EDJEModel.from_pretrained("demo")) as retriever:
         results = asyncio.run(search(retriever))
     for text, paths in zip(TEXTS, results, strict=True):

@@ -17,9 +17,11 @@ QUERY = "a huge black star on the left of a white moon"
 def main(index: str = "example-index") -> None:
     """Give the images some fields, then search by them."""
     with ImageCollection.open(index, "images") as collection:
-        ids = [point.id for page in collection.index.scroll(payload=False) for point in page]
         collection.update_payload(
-            {one: {"year": 2020 + n % 5, "book": f"book {n // 6}"} for n, one in enumerate(ids)}
+            {
+                image_id: {"year": 2020 + n % 5, "book": f"book {n // 6}"}
+                for n, image_id in enumerate(collection.ids())
+            }
         )
         collection.create_payload_index("year", "integer")
         collection.flush()

@@ -27,7 +27,7 @@ def run(name: str, *args: str) -> None:
     [
         ("01_ingest.py", ["60 added, 0 there already", "2,080 bytes of tokens an image"]),
         ("02_search.py", ["#1 (was #", "#10 (was #", "rerank"]),
-        ("03_server.py", ["60 images copied to :memory:", "a red star -> "]),
+        ("03_server.py", ["60 images copied to :memory:, 0 there", "a red star -> "]),
         ("04_filters_and_budget.py", ["two years: 24 of 24", "in 30 ms: ", "sure: "]),
         ("05_train_on_your_pairs.py", ["right answers accepted", "--model example-model/model"]),
         ("06_evaluate.py", ["R@1", "reranked"]),
@@ -48,12 +48,41 @@ def test_an_example_runs(
         assert words in printed, printed
 
 
-def test_ingesting_again_adds_nothing(
+# Once more, on what they left.
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("01_ingest.py", "0 added, 60 there already"),
+        ("02_search.py", "#1 (was #"),
+        ("03_server.py", "60 images copied to :memory:, 0 there already"),
+        ("04_filters_and_budget.py", "two years: 24 of 24"),
+        ("05_train_on_your_pairs.py", "--model example-model/model"),
+        ("06_evaluate.py", "reranked"),
+        ("07_langchain.py", "#1  logit "),
+    ],
+)
+def test_an_example_runs_twice(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    run(name)
+    assert said in capsys.readouterr().out
+
+
+def test_the_example_with_a_server_runs_twice(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    run("01_ingest.py")
-    assert "0 added, 60 there already" in capsys.readouterr().out
+    with StandIn() as server:
+        for copied, there in ((60, 0), (0, 60)):
+            run("03_server.py", server.url)
+            printed = capsys.readouterr().out
+            assert f"{copied} images copied to {server.url}, {there} there already" in printed
+            assert "a red star -> " in printed
 
 
 @pytest.mark.slow
@@ -66,6 +95,10 @@ def test_the_example_with_ray_fills_a_server(
     with local_cluster(num_cpus=2), StandIn() as server:
         run("08_ray.py", server.url)
         assert server.created["ray-pictures"]["shard_number"] == 2
+        printed = capsys.readouterr().out
+        assert "60 added, 0 there already, 0 unreadable" in printed
+        assert "#1 (was #" in printed
+        run("08_ray.py", server.url)
     printed = capsys.readouterr().out
-    assert "60 added, 0 there already, 0 unreadable" in printed
+    assert "0 added, 60 there already, 0 unreadable" in printed
     assert "#1 (was #" in printed

@@ -208,9 +208,10 @@ def test_names_of_any_length_can_be_new(tmp_path):
 
 def test_the_lock_has_one_holder(tmp_path):
     first = lock_file(tmp_path / "lock", "here")
-    with pytest.raises(CollectionLockedError, match="another process") as caught:
+    with pytest.raises(CollectionLockedError, match="in this process already") as caught:
         lock_file(tmp_path / "lock", "here")
     assert caught.value.location == "here"
+    assert caught.value.same_process
     first.close()
     lock_file(tmp_path / "lock", "here").close()
 

@@ -106,6 +106,9 @@ class AttachedCollection:
         count = pairs_at_once(model.contract(), model.device)
         self._scorer = CandidateScorer(self._reranker, read, count)
 
+    def __repr__(self) -> str:
+        return f"AttachedCollection({self._name!r}, model={self._model.name_or_path!r})"
+
     @classmethod
     def open(
         cls,

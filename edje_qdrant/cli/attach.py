@@ -13,7 +13,6 @@ from edje_qdrant.cli.loading import (
     bar_shown,
     failure_lines,
     load_model,
-    named_codec,
     note_demo_model,
     print_result,
 )
@@ -90,6 +89,7 @@ def attach(
     place = place_of(None, url, grpc, grpc_port, timeout)
     loaded = load_model(model, device, None)
     from edje_qdrant.attach.attach_tokens import attach_tokens
+    from edje_qdrant.collection.checks import named_codec
 
     note_demo_model(loaded)
     report = attach_tokens(

@@ -12,7 +12,6 @@ from edje_qdrant.cli.loading import (
     bar_shown,
     check_codec_file,
     load_model,
-    named_codec,
     open_collection,
     print_result,
     shortened,
@@ -238,6 +237,7 @@ def transcode(
     as_json: Json = False,
 ) -> None:
     """Store a collection's tokens with another codec, without encoding images again."""
+    from edje_qdrant.collection.checks import named_codec
     from edje_qdrant.maintenance import fit_codec as fit
     from edje_qdrant.maintenance import transcode as transcode_collection
 

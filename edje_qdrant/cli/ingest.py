@@ -112,7 +112,6 @@ def ingest(
     from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.ingest.process_pool import check_devices
     from edje_qdrant.ingest.sources import check_source
-    from edje_qdrant.maintenance.copy import add_indexes
 
     place = place_of(index, url, grpc, grpc_port, timeout)
     check_source(source)  # before a collection is created
@@ -132,7 +131,7 @@ def ingest(
     target, loaded = open_or_create(place, collection, model, device, codec, fit, engine, qdrant)
     with target:
         note_demo_model(loaded)
-        add_indexes(target, indexes)
+        target.create_payload_indexes(indexes)
         report = ingest_images(
             source,
             target,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from edje_qdrant.cli.options import Place
-from edje_qdrant.errors import CollectionExistsError, CollectionNotFoundError, ConfigError
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
 from edje_qdrant.text import printable
 
@@ -34,7 +34,6 @@ __all__ = [
     "failure_lines",
     "load_model",
     "make_reranker",
-    "named_codec",
     "note_demo_model",
     "open_collection",
     "open_or_create",
@@ -79,45 +78,25 @@ def open_or_create(
         ConfigError: The collection exists with another codec or engine than the given one.
     """
     from edje_qdrant.collection.collection import ImageCollection
-    from edje_qdrant.index.engines import check_engine
-    from edje_qdrant.index.qdrant.settings import check_settings
 
-    where = place.location
-    check_engine(engine, folder="://" not in where)  # before a model is loaded
-    check_settings(qdrant, folder="://" not in where)
+    loaded: list[EDJEModel] = []
 
-    loaded: EDJEModel | None = None
+    def contract() -> TokenContract:
+        loaded.append(load_model(model, device, None))
+        return loaded[0].contract()
+
+    collection = ImageCollection.open_or_create(
+        place.location,
+        name,
+        contract,
+        codec=codec,
+        fit=None if fit is None else lambda chosen: fit(loaded[0], chosen.name),
+        engine=cast("Engine | None", engine),
+        qdrant=qdrant,
+        **place.server,
+    )
     try:
-        collection = open_collection(place, name)
-    except CollectionNotFoundError:
-        loaded = load_model(model, device, None)
-        contract = loaded.contract()
-        chosen = named_codec(codec or "float16", contract)
-        if not chosen.fitted and fit is not None:
-            chosen = fit(loaded, chosen.name)
-        try:
-            created = ImageCollection.create(
-                where, name, contract, codec=chosen, engine=cast("Engine | None", engine),
-                qdrant=qdrant, **place.server,
-            )  # fmt: skip
-        except CollectionExistsError:  # another process was quicker
-            collection = open_collection(place, name)
-        else:
-            return created, loaded
-    try:
-        if engine not in (None, found := collection.index.engine):
-            raise ConfigError(
-                f"the collection {name!r} at {where} is kept by {found}, not {engine}; leave "
-                "--engine out, or copy it to a new one: `edje-qdrant copy --engine`"
-            )
-        same = codec in (None, collection.contract.codec)
-        if not same and named_codec(str(codec), collection.contract).key != collection.codec.key:
-            raise ConfigError(
-                f"the collection {name!r} at {where} stores tokens as "
-                f"{collection.contract.codec}, not {codec}; leave --codec out, or change it with "
-                "`edje-qdrant transcode`"
-            )
-        return collection, loaded or load_model(model, device, collection)
+        return collection, loaded[0] if loaded else load_model(model, device, collection)
     except BaseException:
         collection.close()
         raise
@@ -146,17 +125,6 @@ def make_reranker(model: EDJEModel, precision: str) -> Reranker:
     from edje_qdrant.rerank.reranker import Reranker
 
     return Reranker(model, precision=cast("PrecisionName", precision))
-
-
-def named_codec(name: str, contract: TokenContract) -> FittedCodec:
-    """Return the codec with this name, or read it from a file that fit-codec wrote."""
-    from edje_qdrant.tokens.codec_file import read_codec
-    from edje_qdrant.tokens.codecs import codec_for
-
-    shape = (contract.num_tokens, contract.token_dim)
-    if name.endswith(".safetensors"):
-        return read_codec(Path(name), *shape, adapter_hash=contract.adapter_hash)
-    return codec_for(name, *shape)
 
 
 def check_codec_file(name: str, path: Path) -> None:

@@ -40,6 +40,13 @@ class BaseCollection(ABC):
         self.write_lock = RLock()
         index.check_before_writes(self.require_unchanged)
 
+    def __repr__(self) -> str:
+        contract = self.contract
+        return (
+            f"{type(self).__name__}({self._name!r}, location={self._location!r}, "
+            f"engine={self._index.engine!r}, model={contract.model!r}, codec={contract.codec!r})"
+        )
+
     @property
     @abstractmethod
     def contract(self) -> TokenContract:

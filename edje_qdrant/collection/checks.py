@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,19 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.index import validate as checks
+from edje_qdrant.tokens.codec_file import read_codec
 from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.types import Payload, Point
 
-__all__ = ["check_points", "check_reserved", "check_tokens", "fitted_codec"]
+__all__ = ["check_points", "check_reserved", "check_tokens", "fitted_codec", "named_codec"]
 
 
 def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
-    """Return the codec for a collection of this contract, given a codec or its name.
+    """Return the codec for a collection of this contract, given a codec, its name or its file.
 
     Raises:
-        ConfigError: The name is unknown, the codec is not fitted or is for tokens of another
-            shape, or the contract's tokens cannot be stored.
+        ConfigError: The name is unknown, the file cannot be used, the codec is not fitted or is
+            for tokens of another shape, or the contract's tokens cannot be stored.
     """
     check_kind("contract", contract, TokenContract, "a TokenContract, such as model.contract()")
     if not isinstance(codec, str) and not hasattr(codec, "num_tokens"):
@@ -34,7 +36,7 @@ def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
             f"the contract's dtype is {contract.dtype!r}; collections store float16 tokens"
         )
     if isinstance(codec, str):
-        codec = codec_for(codec, contract.num_tokens, contract.token_dim)
+        codec = named_codec(codec, contract)
     if not isinstance(codec, Codec):
         raise ConfigError(f"codec is a {type(codec).__name__}; give a codec or its name")
     if (codec.num_tokens, codec.token_dim) != (contract.num_tokens, contract.token_dim):
@@ -49,6 +51,18 @@ def fitted_codec(contract: TokenContract, codec: str | Codec) -> Codec:
             f"{codec.name}`, which fits one to a sample of the source"
         )
     return codec
+
+
+def named_codec(name: str, contract: TokenContract) -> Codec:
+    """Return the codec with this name, or read it from a `.safetensors` file of `fit-codec`.
+
+    Raises:
+        ConfigError: The name is unknown, or the file is missing or of another model.
+    """
+    shape = (contract.num_tokens, contract.token_dim)
+    if name.endswith(".safetensors"):
+        return read_codec(Path(name), *shape, adapter_hash=contract.adapter_hash)
+    return codec_for(name, *shape)
 
 
 def check_points(

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.checks import check_kind, check_list
 from edje_qdrant.collection.base import BaseCollection
-from edje_qdrant.collection.checks import check_points, check_reserved, check_tokens, fitted_codec
-from edje_qdrant.collection.metadata import CollectionRecord, TokenPlace
+from edje_qdrant.collection.checks import (
+    check_points,
+    check_reserved,
+    check_tokens,
+    fitted_codec,
+    named_codec,
+)
+from edje_qdrant.collection.metadata import CollectionRecord, TokenPlace, resolve
 from edje_qdrant.collection.opening import Parts, create_parts, open_parts
 from edje_qdrant.collection.references import (
     another_model,
@@ -29,6 +35,8 @@ from edje_qdrant.collection.references import (
 )
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
+    CollectionExistsError,
+    CollectionNotFoundError,
     ConfigError,
     ImagesDeletedError,
     TokensCorruptError,
@@ -44,6 +52,8 @@ from edje_qdrant.index import (
     Strategy,
     check_indexes,
 )
+from edje_qdrant.index.engines import check_engine
+from edje_qdrant.index.qdrant.settings import check_settings
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
 from edje_qdrant.tokens.protocol import (
@@ -126,7 +136,8 @@ class ImageCollection(BaseCollection):
             name: Letters, digits, `-` and `_`.
             contract: Of the model that writes; its codec is replaced by `codec`.
             tokens: `"file"` (default for a folder) or `"payload"` (default elsewhere).
-            codec: Encodes tokens as bytes: a name, or a codec fitted to tokens.
+            codec: Encodes tokens as bytes: a name, a codec fitted to tokens, or the path of a
+                `.safetensors` file that `edje-qdrant fit-codec` wrote.
             tokens_folder: Folder for side files; each collection uses a subfolder with its name.
                 Required for `"file"` on a server; the default is inside the collection's folder.
             payload_indexes: Field -> kind of the payload indexes to create, such as
@@ -158,10 +169,7 @@ class ImageCollection(BaseCollection):
         )
         created = cls(parts, name)
         try:
-            for field, kind in indexes.items():
-                created.create_payload_index(field, kind)
-            if indexes:
-                created.flush()
+            created.create_payload_indexes(indexes)
         except BaseException:
             created.close()
             raise
@@ -211,6 +219,143 @@ class ImageCollection(BaseCollection):
             api_key, prefer_grpc, grpc_port, timeout, compress_reads=compress_reads
         )
         return cls(open_parts(location, name, tokens_folder, options, for_repair=for_repair), name)
+
+    @classmethod
+    def open_or_create(
+        cls,
+        location: Any,
+        name: str,
+        contract: TokenContract | Callable[[], TokenContract],
+        *,
+        tokens: TokenPlace | None = None,
+        codec: str | Codec | None = None,
+        fit: Callable[[Codec], Codec] | None = None,
+        tokens_folder: str | Path | None = None,
+        payload_indexes: Mapping[str, PayloadKind] | None = None,
+        engine: Engine | None = None,
+        qdrant: QdrantSettings | None = None,
+        api_key: str | None = None,
+        prefer_grpc: bool = False,
+        grpc_port: int | None = None,
+        timeout: int = 30,
+        compress_reads: bool = False,
+    ) -> ImageCollection:
+        """Open a collection of this model, or create it if there is none.
+
+        Of several processes that do so at once on a server, one creates it and the others open it.
+
+        Args:
+            location: Folder, address or client; see the class.
+            name: Letters, digits, `-` and `_`.
+            contract: Of the model that writes. A function that returns it is called only to create
+                the collection, so that no model need be loaded before it is known to be missing;
+                the model of a collection that exists is then not checked here.
+            tokens: `"file"` or `"payload"`; by default as in `create`, or as they are.
+            codec: As in `create`; by default `"float16"`, or the collection's own.
+            fit: Fits the codec of a new collection to tokens, if it needs that:
+                `lambda codec: fit_codec_to_source("pictures", model, codec.name)`.
+            tokens_folder: As in `create` and `open`.
+            payload_indexes: As in `create`; those that are missing are created.
+            engine: As in `create`; by default `"edge"`, or the collection's own.
+            qdrant: Settings of a collection that is created on a server; they do not change one
+                that exists.
+            api_key: Sent with every request to a server.
+            prefer_grpc: Use gRPC for large transfers.
+            grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
+            timeout: Seconds to wait for each response of a server.
+            compress_reads: Let a server compress what it sends; for networks below 100 MB/s.
+
+        Raises:
+            ContractMismatchError: Another model wrote the collection; names each field that
+                differs, with both values.
+            ConfigError: An argument is invalid, or the collection has another codec or engine, or
+                keeps its tokens elsewhere.
+            CollectionLockedError: The folder is open already, here or in another process.
+            StoreError: The collection cannot be read or written.
+            EngineUnavailableError: The server cannot be reached.
+            MissingExtraError: faiss is requested and not installed.
+
+        Example:
+            >>> import tempfile
+            >>> from edje_qdrant import EDJEModel, ImageCollection
+            >>> contract = EDJEModel.from_pretrained("demo", device="cpu").contract()
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     for _ in range(2):
+            ...         with ImageCollection.open_or_create(folder, "images", contract) as images:
+            ...             images.codec.name, len(images)
+            ('float16', 0)
+            ('float16', 0)
+        """
+        server: dict[str, Any] = {
+            "api_key": api_key,
+            "prefer_grpc": prefer_grpc,
+            "grpc_port": grpc_port,
+            "timeout": timeout,
+            "compress_reads": compress_reads,
+        }
+        folder = isinstance(resolve(location), Path)
+        check_engine(engine, folder=folder)  # before the contract is asked for
+        check_settings(qdrant, folder=folder)
+        indexes = check_indexes(payload_indexes or {})
+        try:
+            opened = cls.open(location, name, tokens_folder=tokens_folder, **server)
+        except CollectionNotFoundError:
+            made = contract() if callable(contract) else contract
+            chosen: str | Codec = "float16" if codec is None else codec
+            if fit is not None:
+                chosen = named_codec(chosen, made) if isinstance(chosen, str) else chosen
+                chosen = chosen if chosen.fitted else fit(chosen)
+            try:
+                return cls.create(
+                    location, name, made, tokens=tokens, codec=chosen,
+                    tokens_folder=tokens_folder, payload_indexes=indexes, engine=engine,
+                    qdrant=qdrant, **server,
+                )  # fmt: skip
+            except CollectionExistsError:  # another process was quicker
+                opened = cls.open(location, name, tokens_folder=tokens_folder, **server)
+        try:
+            opened._require_kind(None if callable(contract) else contract, codec, engine, tokens)
+            opened.create_payload_indexes(indexes)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def _require_kind(
+        self,
+        contract: TokenContract | None,
+        codec: str | Codec | None,
+        engine: str | None,
+        tokens: str | None,
+    ) -> None:
+        """Check that the collection is as asked for; None for what does not matter.
+
+        Raises:
+            ContractMismatchError: Another model wrote it.
+            ConfigError: It has another codec or engine, or keeps its tokens elsewhere.
+        """
+        if contract is not None:
+            self.require(contract)
+        if engine not in (None, self._index.engine):
+            raise ConfigError(
+                f"{self._what()} is kept by {self._index.engine}, not {engine}; leave the engine "
+                "out, or copy it to a new one: `edje-qdrant copy --engine`"
+            )
+        if tokens not in (None, self.token_place):
+            raise ConfigError(
+                f'{self._what()} keeps its tokens in "{self.token_place}", not "{tokens}"; leave '
+                "tokens out, or copy it to a new one that is created so"
+            )
+        if codec in (None, self.contract.codec):
+            return
+        asked = named_codec(codec, self.contract) if isinstance(codec, str) else codec
+        if not isinstance(asked, Codec):
+            asked = fitted_codec(self.contract, codec)  # says what is wrong
+        if asked.key != self.codec.key:
+            raise ConfigError(
+                f"{self._what()} stores tokens as {self.codec.key}, not {asked.key}; leave the "
+                "codec out, or change it with `edje-qdrant transcode`"
+            )
 
     @property
     def contract(self) -> TokenContract:
@@ -326,6 +471,49 @@ class ImageCollection(BaseCollection):
                 record = CollectionRecord.read(self._index.metadata, self._what())
                 self._store = PayloadTokenStore(record.contract, record.codebooks)
                 self._record = record
+
+    def ids(self, filter: Filter | None = None) -> Iterator[str]:
+        """Yield the id of every image, or of those whose payload matches, in order of id.
+
+        They are read in pages, so images added or deleted during the iteration may or may not be
+        among them; `[*collection.ids()]` is a list. Points that other programs wrote are left out.
+
+        Args:
+            filter: As in `nearest`.
+
+        Raises:
+            ConfigError: The filter cannot be used.
+            StoreError: The collection cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        shared = self._index.shared  # a folder holds no points of other programs
+        pages = self._index.scroll(filter=filter, payload=shared)
+        return (
+            point.id
+            for page in pages
+            for point in page
+            if not shared or is_ours(point.id, point.payload)
+        )
+
+    def payloads(self, image_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Read the payloads of images, in order; ids may repeat.
+
+        Args:
+            image_ids: `n` ids.
+
+        Returns:
+            `n` payloads: `path` and the user's fields.
+
+        Raises:
+            TokensNotFoundError: Some images are not in the collection; names the ids.
+            ConfigError: An id is invalid.
+            StoreError: The collection cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        check_list("image_ids", image_ids)
+        distinct = [*dict.fromkeys(image_ids)]
+        found = self._index.retrieve(distinct, tokens=False)
+        return [user_payload(payload) for payload in in_order(image_ids, found)]
 
     def recommend(
         self,
@@ -592,6 +780,21 @@ class ImageCollection(BaseCollection):
         """
         with self.write_lock:
             self._index.create_payload_index(field, kind)
+
+    def create_payload_indexes(self, indexes: Mapping[str, str]) -> None:
+        """Create those payload indexes, given as field -> kind, that the collection does not have.
+
+        Raises:
+            ConfigError: As `create_payload_index`.
+            StoreError: As `create_payload_index`.
+            EngineUnavailableError: As `create_payload_index`.
+        """
+        there = self.payload_indexes() if indexes else {}
+        missing = {field: kind for field, kind in indexes.items() if there.get(field) != kind}
+        for field, kind in missing.items():
+            self.create_payload_index(field, cast("PayloadKind", kind))
+        if missing:
+            self.flush()
 
     def delete_matching(self, filter: Filter) -> None:
         """Delete the images whose payload matches, as `delete` does.

@@ -18,7 +18,6 @@ from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import Scene, draw_scenes
 from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.evaluation.contact_sheet import SheetRow, draw_contact_sheet
-from edje_qdrant.files import kind_of
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.metrics import recall_at
 from edje_qdrant.model import EDJEModel
@@ -251,9 +250,7 @@ def run_demo(
 
 
 def _collection(index: Path, model: EDJEModel) -> ImageCollection:
-    if kind_of(index / "images") is not None:
-        return ImageCollection.open(index, "images")
-    return ImageCollection.create(index, "images", model.contract())
+    return ImageCollection.open_or_create(index, "images", model.contract())
 
 
 def _find(result: SearchResult, right: Path, *, final: bool) -> int | None:

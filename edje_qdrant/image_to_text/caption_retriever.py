@@ -36,6 +36,7 @@ from edje_qdrant.types import Candidate, Payload, Timings
 __all__ = ["CaptionHit", "CaptionResult", "CaptionRetriever"]
 
 _TEXTS = 256
+_TOP_K = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class CaptionHit:
     payload: Payload
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CaptionResult(Sequence[CaptionHit]):
     """Hold the captions found for one image: a sequence of hits, best first.
 
@@ -79,6 +80,9 @@ class CaptionResult(Sequence[CaptionHit]):
     def __getitem__(self, index: slice) -> tuple[CaptionHit, ...]: ...
     def __getitem__(self, index: int | slice) -> CaptionHit | tuple[CaptionHit, ...]:
         return self.hits[index]
+
+    def __repr__(self) -> str:
+        return f"<CaptionResult: {len(self.hits)} captions, {self.timings.total:.1f} ms>"
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -176,6 +180,12 @@ class CaptionRetriever:
             collection.close()
             raise
 
+    def __repr__(self) -> str:
+        return (
+            f"CaptionRetriever({self._collection!r}, model={self._model.name_or_path!r}, "
+            f"precision={self.precision!r})"
+        )
+
     @property
     def collection(self) -> CaptionCollection:
         """Return the collection searched."""
@@ -223,7 +233,7 @@ class CaptionRetriever:
         self,
         image: ImageQuery,
         *,
-        top_k: int = 10,
+        top_k: int | None = None,
         num_candidates: int = 100,
         filter: Filter | None = None,
     ) -> CaptionResult:
@@ -232,7 +242,7 @@ class CaptionRetriever:
         Args:
             image: A path, a Pillow image, or an `ImageEncoding` of one image, for example from
                 `ImageCollection.encodings`.
-            top_k: Maximum number of hits.
+            top_k: Maximum number of hits; by default 10, or `num_candidates` if that is less.
             num_candidates: Number of captions of the first stage to rerank.
             filter: Search only captions whose payload matches: `{"language": "en"}`.
 
@@ -246,8 +256,9 @@ class CaptionRetriever:
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
-        check_number("top_k", top_k)
         check_number("num_candidates", num_candidates)
+        top_k = min(_TOP_K, num_candidates) if top_k is None else top_k
+        check_number("top_k", top_k)
         if num_candidates < top_k:
             raise ConfigError(
                 f"num_candidates is {num_candidates} and top_k {top_k}; hits are chosen among the "

@@ -71,17 +71,20 @@ def ingest_images(
     bytes for each line of a manifest with fields.
 
     The payload contains the image's absolute `path`, its upright `width` and `height` in pixels,
-    and the fields of its manifest line, except that fields with these three names are overwritten.
+    and the fields of its manifest line or list item, except that fields with these three names are
+    overwritten.
     An image that was moved and ingested again keeps its old path, unless `prune` is set.
 
-    Fields of a manifest line that differ from those stored with the image are updated, without
-    encoding the image again; null removes a field. Fields that the line does not name stay. If a
-    manifest has an image twice, its first line counts.
+    Fields of a manifest line or list item that differ from those stored with the image are updated,
+    without encoding the image again; null removes a field. Fields that the line does not name stay.
+    If a source has an image twice, its first occurrence counts.
 
     Args:
         source: A folder (searched recursively, hidden files and folders left out), one image, a
-            list of paths, or a manifest: a `.jsonl` file, each line an object with `path`
-            (relative to the manifest's folder) and any further fields.
+            manifest or a list. A manifest is a `.jsonl` file, each line an object with `path`
+            (relative to the manifest's folder) and any further fields. A list holds paths, pairs
+            `(path, {"album": "2024"})` or dicts `{"path": ..., "album": "2024"}`; a dict of paths
+            to fields is taken as such pairs.
         collection: The collection to add to.
         model: The model that the collection was created for.
         batch_size: Images encoded and written at a time; by default 32 on a CPU, 64 on a GPU.

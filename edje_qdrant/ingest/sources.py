@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
@@ -16,8 +17,11 @@ from edje_qdrant.types import FailedImage, Payload
 
 __all__ = ["IMAGE_SUFFIXES", "ListedImage", "Source", "check_source", "list_images"]
 
-#: A folder, an image, a JSONL manifest, or a list of image paths.
-Source = str | Path | Sequence[str | Path]
+#: An image of a list: a path, a path and its fields, or fields with a `path`.
+ListItem = str | Path | tuple[str | Path, Payload] | Payload
+
+#: A folder, an image, a JSONL manifest, a list of images, or path -> fields.
+Source = str | Path | Sequence[ListItem] | Mapping[str, Payload]
 
 #: Files in a folder that count as images.
 IMAGE_SUFFIXES = frozenset({
@@ -34,7 +38,7 @@ class ListedImage:
 
     Attributes:
         path: Absolute path; any name if `content` is given.
-        fields: Fields of the image's manifest line; empty without a manifest.
+        fields: Fields of the image's manifest line or list item; empty if there are none.
         content: The file's bytes, if they were read already.
     """
 
@@ -71,11 +75,10 @@ def list_images(source: Source) -> Callable[[], Listing]:
             raise ConfigError(
                 f"source is {source!r}; give a folder, a file, a manifest or a list of paths"
             )
-        paths = [source] if isinstance(source, bytes) else list(source)
-        odd = [path for path in paths if not isinstance(path, str | os.PathLike)]
-        if odd:
-            raise ConfigError(f"a list of images must hold paths, not {type(odd[0]).__name__}")
-        return lambda: (ListedImage(os.path.abspath(path), {}) for path in paths)
+        given: Iterable[Any] = source.items() if isinstance(source, Mapping) else source
+        items = [source] if isinstance(source, bytes) else list(given)
+        images = [_list_item(item, number) for number, item in enumerate(items)]
+        return lambda: iter(images)
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
     kind = kind_of(path, ConfigError)
@@ -89,6 +92,47 @@ def list_images(source: Source) -> Callable[[], Listing]:
     raise ConfigError(
         f'{path} {what}; give a folder of images, or a .jsonl file, each line an object with "path"'
     )
+
+
+def _list_item(item: Any, number: int) -> ListedImage:
+    """Return an image of a list.
+
+    Raises:
+        ConfigError: The item names no path, or its fields cannot be stored.
+    """
+    path: Any = item
+    fields: Any = {}
+    if isinstance(item, Mapping):
+        path, fields = item.get("path"), item
+    elif isinstance(item, tuple | list) and len(item) == 2:
+        path, fields = item
+    if not isinstance(path, str | os.PathLike) or not isinstance(fields, Mapping):
+        raise ConfigError(
+            f"item {number} of the list of images is {_kinds(item)}; a list of images must hold "
+            'paths, pairs (path, {"album": "2024"}), or dicts {"path": ..., "album": "2024"}'
+        )
+    if not os.fspath(path):
+        raise ConfigError(f"item {number} of the list of images has an empty path")
+    odd = [name for name in fields if not isinstance(name, str)]
+    if odd:
+        raise ConfigError(
+            f"item {number} of the list of images has a field {odd[0]!r}; name fields by text"
+        )
+    if TOKENS_KEY in fields:
+        raise ConfigError(
+            f"item {number} of the list of images has the field {TOKENS_KEY!r}, which is reserved; "
+            "rename it"
+        )
+    return ListedImage(os.path.abspath(path), fields)
+
+
+def _kinds(item: Any) -> str:
+    if isinstance(item, Mapping):
+        return "a dict without a path"
+    if isinstance(item, tuple | list):
+        kinds = ", ".join(type(each).__name__ for each in item)
+        return f"a {type(item).__name__} of {kinds or 'nothing'}"
+    return f"of type {type(item).__name__}"
 
 
 def _not_empty(listing: Callable[[], Listing], otherwise: str) -> Callable[[], Listing]:

@@ -36,7 +36,7 @@ from edje_qdrant.errors import (
 from edje_qdrant.files import kind_of, new_file, os_errors_as_store_errors
 from edje_qdrant.index import check_indexes
 from edje_qdrant.maintenance.arguments import check_collections, check_flags, check_path
-from edje_qdrant.maintenance.copy import Part, add_indexes, add_parts, stored_parts
+from edje_qdrant.maintenance.copy import Part, add_parts, stored_parts
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.tokens.codecs import Codec, codec_for
 
@@ -133,7 +133,7 @@ def import_collection(
         check_indexes(indexes)
         target = _target(location, name, contract, codec, options)
         with target, target.patient(wait):
-            add_indexes(target, indexes)
+            target.create_payload_indexes(indexes)
             return add_parts(target, _parts(members, codec.key, path, progress=progress))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import StoreError
-from edje_qdrant.index import PayloadKind
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.maintenance.scan import own_points, pages, stored_codes
 from edje_qdrant.tokens.codecs import Codec
 
-__all__ = ["Part", "add_indexes", "add_part", "add_parts", "copy_collection", "stored_parts"]
+__all__ = ["Part", "add_part", "add_parts", "copy_collection", "stored_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +145,7 @@ def copy_collection(
             source.contract, where=f"the collection {source.name!r} at {source.location}"
         )
         target.require_writable()
-        add_indexes(target, source.payload_indexes())
+        target.create_payload_indexes(source.payload_indexes())
         left_out: list[str] = []
         parts = stored_parts(source, target.codec, left_out, progress=progress)
         return replace(add_parts(target, parts), left_out=tuple(left_out))
-
-
-def add_indexes(target: ImageCollection, indexes: Mapping[str, str]) -> None:
-    """Create the payload indexes, given as field -> kind, that the collection does not have."""
-    there = target.payload_indexes()
-    for field, kind in indexes.items():
-        if there.get(field) != kind:
-            target.create_payload_index(field, cast("PayloadKind", kind))

@@ -324,6 +324,15 @@ class EDJEModel(nn.Module):
         self.eval()
         return self
 
+    def __repr__(self) -> str:
+        """Return one line; `print(model.joint_encoder)` shows the modules of a part."""
+        config, weight = self.config, self.joint_encoder.classifier.weight
+        return (
+            f"{type(self).__name__}({self.name_or_path!r}, encoder={config.encoder!r}, "
+            f"tokens={config.num_tokens}x{config.token_dim}, device='{weight.device}', "
+            f"dtype={str(weight.dtype).removeprefix('torch.')!r})"
+        )
+
     @property
     def device(self) -> torch.device:
         """Return the device of the weights."""

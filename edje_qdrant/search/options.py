@@ -33,7 +33,8 @@ class SearchOptions(TypedDict, total=False):
 
     Attributes:
         top_k: Number of hits to return; fewer if the collection holds fewer images. `next` and
-            `cursor` of the result return the other candidates.
+            `cursor` of the result return the other candidates. The default is 10, or
+            `num_candidates` if fewer are given.
         num_candidates: Number of first-stage images to rerank.
         filter: Search only images whose payload matches: `{"album": "2024", "year": [2023, 2024]}`,
             or a `qdrant_client.models.Filter`.
@@ -67,7 +68,7 @@ class SearchOptions(TypedDict, total=False):
     on_missing: OnMissing
 
 
-#: The default of every option.
+#: The default of every option. `top_k` is lower if fewer candidates are asked for.
 DEFAULTS: SearchOptions = {
     "top_k": 10,
     "num_candidates": 100,
@@ -96,9 +97,12 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
             unknown,
         )
     settings: SearchOptions = {**DEFAULTS, **options}
-    top_k, num_candidates = settings["top_k"], settings["num_candidates"]
-    check_number("top_k", top_k)
+    num_candidates = settings["num_candidates"]
     check_number("num_candidates", num_candidates)
+    if "top_k" not in options:
+        settings["top_k"] = min(settings["top_k"], num_candidates)
+    top_k = settings["top_k"]
+    check_number("top_k", top_k)
     if num_candidates < top_k:
         raise ConfigError(
             f"num_candidates is {num_candidates} and top_k {top_k}; hits are chosen "

@@ -8,18 +8,26 @@ import json
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, MissingExtraError
 from edje_qdrant.types import Payload, Timings
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["SearchHit", "SearchResult"]
 
+# Characters of a query or a path in a repr.
+_SHOWN = 60
+_HTML_HEAD = ("rank", "", "score", "first stage", "path")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class SearchHit:
     """Hold one image of a search result.
 
@@ -35,6 +43,8 @@ class SearchHit:
         probability: Probability that text and image match; None if the model has no calibration.
         fusion_score: Score of both stages together; None without fusion.
         group: Value of the `group_by` field; None without grouping, or if the image has no value.
+
+    The repr is short: ranks, score and path.
     """
 
     image_id: str
@@ -51,13 +61,27 @@ class SearchHit:
         """Return all fields by name; the payload is not copied."""
         return {name: getattr(self, name) for name in _HIT_FIELDS}
 
+    def __repr__(self) -> str:
+        path = self.payload.get("path")
+        if isinstance(path, str):
+            which = f"path={path if len(path) <= _SHOWN else f'...{path[3 - _SHOWN :]}'!r}"
+        else:
+            which = f"image_id={self.image_id!r}"
+        score = None if self.score is None else round(self.score, 3)
+        return (
+            f"SearchHit(rank={self.rank}, score={score}, retrieval_rank={self.retrieval_rank}, "
+            f"{which})"
+        )
+
 
 _HIT_FIELDS = [each.name for each in fields(SearchHit)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SearchResult(Sequence[SearchHit]):
     """Hold the answer to one query: a sequence of hits, best first.
+
+    The repr is one line; in a notebook, a result is shown as a table with small pictures.
 
     `next` and `cursor` give further pages of the same ranking. They consist of the candidates of
     one search, so pages neither repeat nor skip an image.
@@ -143,6 +167,56 @@ class SearchResult(Sequence[SearchHit]):
             return _read(body)
         except (zlib.error, ValueError, KeyError, TypeError) as error:
             raise ConfigError(_NO_CURSOR) from error
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return the fields of each hit by name, best first; payloads are copied."""
+        return [{**hit.as_dict(), "payload": deepcopy(dict(hit.payload))} for hit in self.hits]
+
+    def to_pandas(self) -> DataFrame:
+        """Return the hits as a pandas DataFrame, one row each, best first.
+
+        Its columns are the fields of a hit. The payload's fields are columns of their own, named
+        as in filters: `payload.path`, `payload.camera.maker`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas") from error
+        if not self.hits:  # `json_normalize` makes no columns of no rows
+            return pd.DataFrame(columns=[name for name in _HIT_FIELDS if name != "payload"])
+        return pd.json_normalize(self.to_dicts())
+
+    def __repr__(self) -> str:
+        query = self.query if len(self.query) <= _SHOWN else f"{self.query[: _SHOWN - 3]}..."
+        return f"<SearchResult {query!r}: {self._summary()}>"
+
+    def _summary(self) -> str:
+        hits = "1 hit" if len(self.hits) == 1 else f"{len(self.hits)} hits"
+        degraded = f", degraded: {self.reason}" if self.degraded else ""
+        return f"{hits} of {self.candidates} candidates, {self.timings.total:.1f} ms{degraded}"
+
+    def _repr_html_(self) -> str:
+        """Return the result as an HTML table, for notebooks.
+
+        A hit has a small picture if its `path` names a file of at most 16 MB that can be read and
+        contains that image.
+        """
+        from edje_qdrant.search.html import MOST_PICTURES, html_table, small_picture
+
+        rows = [
+            (
+                str(hit.rank),
+                small_picture(hit.payload.get("path"), hit.image_id) if n < MOST_PICTURES else "",
+                "not scored" if hit.score is None else f"{hit.score:.2f}",
+                f"#{hit.retrieval_rank} ({hit.retrieval_score:.3f})",
+                str(hit.payload.get("path", hit.image_id)),
+            )
+            for n, hit in enumerate(self.hits)
+        ]
+        return html_table(self.query, self._summary(), _HTML_HEAD, rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as a JSON object: the hits, the timings in ms, and the cursor."""

@@ -220,6 +220,12 @@ class TwoStageRetriever:
             collection.close()
             raise
 
+    def __repr__(self) -> str:
+        return (
+            f"TwoStageRetriever({self._collection!r}, model={self._stages.model_name!r}, "
+            f"first_stage={self.first_stage!r}, precision={self.precision!r})"
+        )
+
     @property
     def collection(self) -> ImageCollection:
         """Return the collection searched."""
@@ -492,7 +498,7 @@ class TwoStageRetriever:
         disliked: Sequence[str] = (),
         *,
         text: str | None = None,
-        top_k: int = 10,
+        top_k: int | None = None,
         num_candidates: int = 100,
         filter: Filter | None = None,
         strategy: Strategy = "average_vector",
@@ -505,7 +511,8 @@ class TwoStageRetriever:
             disliked: Ids of images to stay away from.
             text: Description of the images: the joint encoder ranks the candidates by it. Without
                 it the first stage ranks them, and they have no `score`.
-            top_k: Number of hits to return; the examples are not among them.
+            top_k: Number of hits to return; the examples are not among them. By default 10, or
+                `num_candidates` if that is less.
             num_candidates: Number of first-stage images to take, and to rerank by the text.
             filter: As in `SearchOptions`.
             strategy: `"average_vector"` searches near the average of the liked images, moved away
@@ -519,14 +526,12 @@ class TwoStageRetriever:
             StoreError: As `search`.
             EngineUnavailableError: As `search`.
         """
-        settings = with_defaults(
-            {
-                "top_k": top_k,
-                "num_candidates": num_candidates,
-                "filter": filter,
-                "on_missing": on_missing,
-            }
-        )
+        options: SearchOptions = {
+            "num_candidates": num_candidates,
+            "filter": filter,
+            "on_missing": on_missing,
+        }
+        settings = with_defaults(options if top_k is None else {**options, "top_k": top_k})
         check_list("liked", liked)
         check_list("disliked", disliked)
         if text is not None:
@@ -587,7 +592,11 @@ class TwoStageRetriever:
         return query.logits
 
     def explain(
-        self, text: str, image_id: str, *, image: Image.Image | str | Path | None = None
+        self,
+        text: str,
+        image_id: str | SearchHit,
+        *,
+        image: Image.Image | str | Path | None = None,
     ) -> Explanation:
         """Show which regions of an image, and which words of a text, carry their match.
 
@@ -595,7 +604,7 @@ class TwoStageRetriever:
 
         Args:
             text: The query.
-            image_id: An image of the collection.
+            image_id: An image of the collection: a hit of a search, or an id.
             image: The image; by default the file that `path` in its payload names.
 
         Returns:
@@ -613,6 +622,9 @@ class TwoStageRetriever:
         model = self.model
         from edje_qdrant.explain.match import explain_match
 
+        if isinstance(image_id, SearchHit):
+            image_id = image_id.image_id
+        check_kind("image_id", image_id, str, "a hit of a search, or the id of an image")
         payloads = self._collection.index.retrieve([image_id], tokens=False)
         (payload,) = in_order([image_id], payloads)
         if image is None:

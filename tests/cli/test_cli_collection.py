@@ -677,7 +677,7 @@ def test_a_collection_that_is_not_there(tmp_path: Path, command: list[str]) -> N
 def test_while_another_has_the_collection_open(index: Path, tmp_path: Path) -> None:
     with ImageCollection.open(index, "images"):
         for command in (["verify"], ["compact"], ["repair"], ["export", tmp_path / "a"]):
-            assert "open in another process" in refused(run(*command, "--index", index))
+            assert "open in this process already" in refused(run(*command, "--index", index))
     assert not (tmp_path / "a").exists()
 
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,3 +157,43 @@ def test_a_folder_that_vanishes_while_it_is_walked_is_listed(
     kept, failed = walk
     assert [first.path, kept.path] == [str(tmp_path / "a.png"), str(tmp_path / "kept" / "c.png")]
     assert failed == FailedImage(str(tmp_path / "gone"), "No such file or directory")
+
+
+def test_a_list_may_hold_paths_pairs_and_dicts(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    a, b, c, d = (tmp_path / f"{name}.png" for name in "abcd")
+    source: Source = [
+        str(a),
+        (b, {"album": "2024"}),
+        {"path": str(c), "album": "2023", "tags": ["x"]},
+        (str(d), {}),
+    ]
+    expected = [
+        ListedImage(str(a), {}),
+        ListedImage(str(b), {"album": "2024"}),
+        ListedImage(str(c), {"path": str(c), "album": "2023", "tags": ["x"]}),
+        ListedImage(str(d), {}),
+    ]
+    listing = list_images(source)
+    assert [*listing()] == [*listing()] == expected
+    assert [*list_images({str(b): {"album": "2024"}})()] == expected[1:2]
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (7, "item 1 of the list of images is of type int"),
+        (("a.png",), "is a tuple of str; a list of images must hold"),
+        (("a.png", "b.png"), "is a tuple of str, str"),
+        (("a.png", None), "is a tuple of str, NoneType"),
+        (({"album": 1}, "a.png"), "is a tuple of dict, str"),
+        ({"album": "2024"}, "is a dict without a path"),
+        ({"path": 7}, "is a dict without a path"),
+        ("", "has an empty path"),
+        (("a.png", {7: "x"}), "has a field 7"),
+        (("a.png", {"_edje": {}}), "'_edje', which is reserved"),
+    ],
+)
+def test_an_item_that_is_no_image_is_named(item: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        list_images(["a.png", item])

@@ -371,7 +371,7 @@ def test_one_writer_at_a_time_in_a_process(folder, contract, make_tokens, make_i
         closing(FileTokenStore.open(folder)) as second,
     ):
         references = first.put(ids, tokens)
-        with pytest.raises(CollectionLockedError, match="another process"):
+        with pytest.raises(CollectionLockedError, match="in this process already"):
             second.put(ids, tokens)
         assert second.get(ids, references).tobytes() == tokens.tobytes()
         first.flush()

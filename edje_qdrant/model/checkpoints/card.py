@@ -70,7 +70,7 @@ edje-qdrant search "a dog in the snow" --index ./photos
 from edje_qdrant import EDJEModel, ImageCollection, TwoStageRetriever, ingest_images
 
 model = EDJEModel.from_pretrained("{repo_id}")
-with ImageCollection.create("./photos", "images", model.contract()) as collection:
+with ImageCollection.open_or_create("./photos", "images", model.contract()) as collection:
     ingest_images("IMAGES", collection, model)
 with TwoStageRetriever.open("./photos") as retriever:
     for hit in retriever.search("a dog in the snow", top_k=5):
