@@ -16,7 +16,7 @@ from index_stand_in import StandIn
 from line import Line
 from tqdm import tqdm
 
-from edje_qdrant.errors import EngineUnavailableError
+from edje_qdrant.errors import EngineUnavailableError, RateLimitedError
 from edje_qdrant.index import VectorIndex, create_on_server, open_on_server
 
 
@@ -46,7 +46,8 @@ def test_a_job_goes_on_when_the_server_is_back(
     with index.patient(60):
         assert index.count() == 5
     waiting, going_on = capsys.readouterr().err.splitlines()
-    assert waiting.startswith(f"Qdrant at {stand_in.url} does not answer (told to fail): waiting")
+    what = "takes no more requests for now" if status == 429 else "does not answer"
+    assert waiting.startswith(f"Qdrant at {stand_in.url} {what} (")
     assert "60 s at most" in waiting
     assert going_on.endswith("going on")
     fail(stand_in, FAST.retries + 1)
@@ -143,3 +144,13 @@ def test_a_line_that_is_cut(
             assert through.count() == 5
         through.close()
     assert capsys.readouterr().err.count("going on") == 1
+
+
+def test_a_rate_limit_longer_than_the_wait_is_an_error_at_once(
+    stand_in: StandIn, index: VectorIndex
+) -> None:
+    stand_in.failures.extend([(429, {"Retry-After": "600"})] * 9)
+    stand_in.seen.clear()
+    with index.patient(5), pytest.raises(RateLimitedError, match="try again in 600 s"):
+        index.count()
+    assert len(stand_in.seen) == 1

@@ -387,6 +387,7 @@ class Connection:
         wanted = failures.retry_after(error)
         pause = max(self._pause(call.tries), wanted or 0)
         is_last = call.tries >= self._options.retries
+        is_long = wanted is not None and wanted > self._options.timeout
         call.tries += 1
         if limit is not None:
             limit.spend(time.monotonic() - started, answered=False)
@@ -397,11 +398,13 @@ class Connection:
             return pause
         patience = self._patience
         if patience is not None:
-            left = patience.failed(call.began, self._says(error))
-            if patience.is_over or (is_last and pause > left):
+            is_limited = failures.is_rate_limit(error)
+            what = "takes no more requests for now" if is_limited else "does not answer"
+            left = patience.failed(call.began, f"{what} ({self._says(error)})")
+            if patience.is_over or (pause > left and (is_last or is_long)):
                 raise self._unavailable(call, error) from error
             return pause
-        if is_last or (wanted is not None and wanted > self._options.timeout):
+        if is_last or is_long:
             raise self._unavailable(call, error) from error
         return pause
 

@@ -144,7 +144,7 @@ class Patience:
 
         Args:
             began: When the call began, by `time.monotonic`.
-            reason: Why it failed.
+            reason: What the server does, and what it said.
         """
         if self._is_over.is_set():
             return 0.0
@@ -156,10 +156,7 @@ class Patience:
             tell = not self._told and now - self._since >= _TOLD_AFTER and left > 0
             self._told |= tell
         if tell:
-            _tell(
-                f"Qdrant at {self._address} does not answer ({reason}): waiting for it, "
-                f"{left:.0f} s at most"
-            )
+            _tell(f"Qdrant at {self._address} {reason}: waiting for it, {left:.0f} s at most")
         return left
 
     def pause(self, seconds: float) -> None:
