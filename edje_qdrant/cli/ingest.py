@@ -105,16 +105,30 @@ def ingest(
             "datetime, geo, text or uuid. Repeat it for more fields.",
         ),
     ] = None,
+    exif: Annotated[
+        bool,
+        typer.Option(
+            "--exif/--no-exif",
+            help="Store what new images' files know in the payload: taken_at, camera, lens, "
+            "file_size, modified_at.",
+        ),
+    ] = True,
+    gps: Annotated[
+        bool,
+        typer.Option("--gps", help="Store where new images were taken, too, as place."),
+    ] = False,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
     """Add images to a collection, created if it is missing; 1 if every image failed."""
+    from edje_qdrant.ingest.file_fields import FileFields
     from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.ingest.process_pool import check_devices
     from edje_qdrant.ingest.sources import check_source
 
     place = place_of(index, url, grpc, grpc_port, timeout)
     check_source(source)  # before a collection is created
+    FileFields(exif, gps)
     indexes = indexes_of(payload_index or [])
     qdrant = settings_of(shards, replicas, quantization, on_disk)
     shown = bar_shown(progress)
@@ -145,6 +159,8 @@ def ingest(
             prune=prune,
             processes=processes,
             devices=places,
+            exif=exif,
+            gps=gps,
             wait=wait,
         )
         points = target.count()

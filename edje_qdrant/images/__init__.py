@@ -16,6 +16,7 @@ from edje_qdrant.images.decoder_pool import (
     DecoderPool,
     default_workers,
 )
+from edje_qdrant.images.exif import Exif
 from edje_qdrant.images.formats import FORMATS, open_listed
 from edje_qdrant.images.open import (
     MAX_PIXELS,
@@ -35,6 +36,7 @@ __all__ = [
     "DecodeLimits",
     "DecodedFile",
     "DecoderPool",
+    "Exif",
     "default_workers",
     "error_reason",
     "ignore_decoder_warnings",

@@ -31,6 +31,7 @@ from edje_qdrant.images.decoder_messages import (
     send,
 )
 from edje_qdrant.images.decoder_worker import IDLE_SECONDS
+from edje_qdrant.images.exif import Exif
 from edje_qdrant.images.open import MAX_PIXELS
 
 __all__ = [
@@ -103,6 +104,8 @@ class DecodedFile:
         array: `(H, W, 3)` uint8, if pixels were asked for.
         data: The bytes of a file, if one was asked for.
         written: What the decoder wrote on stderr, in one line.
+        file_bytes: Size of the file in bytes.
+        exif: What the camera wrote into the file.
     """
 
     image_id: str
@@ -112,6 +115,8 @@ class DecodedFile:
     array: NDArray[np.uint8]
     data: bytes
     written: str
+    file_bytes: int
+    exif: Exif
 
 
 class DecoderPool:
@@ -252,6 +257,7 @@ class DecoderPool:
         return DecodedFile(
             str(header["id"]), int(header["width"]), int(header["height"]), str(header["format"]),
             array, b"" if isinstance(made, np.ndarray) else made, written,
+            int(header["file_bytes"]), Exif.from_json(header.get("exif")),
         )  # fmt: skip
 
     def _started(self, name: str, pickled: bytes, content: Any) -> _Process:

@@ -32,6 +32,7 @@ from edje_qdrant.images.decoder_messages import (
     receive_header,
     send,
 )
+from edje_qdrant.images.exif import Exif, read_exif
 from edje_qdrant.images.formats import open_listed
 from edje_qdrant.images.open import error_reason, ignore_decoder_warnings, open_upright
 
@@ -158,18 +159,29 @@ def _decoded(
                 _ask(channel, needed, request.seconds)
             _limit_memory(base, needed)
             kind = image.format
+            exif = _tags_of_tiff(data, request.name) if kind == "TIFF" else None
             rgb = open_upright(image, request.name, max_pixels=request.max_pixels)
             width, height = rgb.size
+            exif = read_exif(image) if exif is None else exif
             rgb.info.pop("icc_profile", None)  # a thumbnail would keep it
             made = np.asarray(rgb) if request.finish is None else request.finish(rgb)
             del rgb
     except OSError as error:
         raise ImageReadError(request.name, error_reason(error)) from error
-    header = {"id": image_id, "width": width, "height": height, "format": kind}
+    header = {
+        "id": image_id, "width": width, "height": height, "format": kind,
+        "file_bytes": len(data), "exif": exif.to_json(),
+    }  # fmt: skip
     if isinstance(made, bytes):
         return {**header, "bytes": len(made)}, made
     pixels = np.ascontiguousarray(made, dtype=np.uint8)
     return {**header, "shape": pixels.shape}, pixels.data.cast("B")
+
+
+def _tags_of_tiff(data: bytes, name: str) -> Exif:
+    """Read the EXIF data of a TIFF from a second copy, since the first must not have read them."""
+    with open_listed(io.BytesIO(data), name) as image:
+        return read_exif(image)
 
 
 def _ask(channel: socket.socket, needed: int, seconds: float) -> None:

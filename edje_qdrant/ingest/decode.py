@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import DecoderPool, error_reason, image_bytes_id, image_file_id
 from edje_qdrant.index.moments import with_moments_as_text
+from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.model.pixels import Pixels, read_file
 from edje_qdrant.types import FailedImage, Payload
@@ -38,7 +39,8 @@ class DecodedImage:
 
     Attributes:
         image_id: UUID string, derived from the bytes that were decoded.
-        payload: Stored with the image: the user's fields, its path and its upright size.
+        payload: Stored with the image: what its file knows, the user's fields, its path and its
+            upright size.
         pixels: As `read_file` returns them.
     """
 
@@ -68,7 +70,10 @@ def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
 
 
 def decode_image(
-    image: KnownImage, model: EDJEModel, decoders: DecoderPool
+    image: KnownImage,
+    model: EDJEModel,
+    decoders: DecoderPool,
+    file_fields: FileFields = FileFields(),  # noqa: B008 - frozen
 ) -> DecodedImage | FailedImage:
     """Decode an image for a model; safe in worker threads.
 
@@ -79,6 +84,7 @@ def decode_image(
         image: The image.
         model: Decides how the image is resized.
         decoders: Processes that decode.
+        file_fields: The fields of the payload that are taken from the file.
 
     Raises:
         ConfigError: The encoder's `resize` cannot be sent to a process.
@@ -90,6 +96,7 @@ def decode_image(
     except ImageReadError as error:
         return FailedImage(path, error.reason)
     payload = {
+        **file_fields.of(decoded, path if content is None else None),
         **image.listed.fields,
         "path": path,
         "width": decoded.width,

@@ -29,6 +29,7 @@ from edje_qdrant.images import (
 )
 from edje_qdrant.ingest.decode import DecodedImage, KnownImage, decode_image
 from edje_qdrant.ingest.encode import encode_batch
+from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
 from edje_qdrant.ingest.prune import follow_moved, prune_collection
@@ -60,6 +61,8 @@ def ingest_images(
     prune: bool = False,
     processes: int = 0,
     devices: Sequence[str] | None = None,
+    exif: bool = True,
+    gps: bool = False,
     wait: float = 300,
 ) -> IngestReport:
     """Ingest images into a collection.
@@ -73,6 +76,10 @@ def ingest_images(
     The payload contains the image's absolute `path`, its upright `width` and `height` in pixels,
     and the fields of its manifest line or list item, except that fields with these three names are
     overwritten.
+    With `exif` it also contains what the file knows: `taken_at`, `camera`, `lens`, `file_size` and
+    `modified_at`, and with `gps` its `place`, except that fields of the manifest line or list item
+    with these names win. Images that are stored already do not get them; damaged EXIF data are
+    ignored.
     An image that was moved and ingested again keeps its old path, unless `prune` is set.
 
     Fields of a manifest line or list item that differ from those stored with the image are updated,
@@ -109,6 +116,8 @@ def ingest_images(
             listed as failed.
         devices: Devices for these processes, assigned in turn, such as `["cuda:0", "cuda:1"]`; by
             default the model's device.
+        exif: Store what the files know: date, camera and lens of EXIF, size and time of change.
+        gps: Store where images were taken, from EXIF, which tells where people live.
         wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Returns:
@@ -118,8 +127,8 @@ def ingest_images(
         (see `ImageCollection.add_new`).
 
     Raises:
-        ConfigError: The source is missing, unreadable or empty, a number is below 1, or a device
-            cannot be used.
+        ConfigError: The source is missing, unreadable or empty, a number is below 1, a device
+            cannot be used, or `gps` is asked for without `exif`.
         WorkerDiedError: Processes die one after another; images added before are kept.
         ContractMismatchError: Another model wrote the collection.
         StoreError: The collection cannot be written; images added before are kept.
@@ -162,6 +171,7 @@ def ingest_images(
     limits = DecodeLimits(workers, decode_memory, decode_seconds, max_pixels)
     check_number("processes", processes, least=0)
     check_seconds("wait", wait)
+    file_fields = FileFields(exif, gps)
     worker_devices = check_devices(processes, devices, model.device)
     listing = list_images(source)
     if (
@@ -204,12 +214,16 @@ def ingest_images(
             missing = run.missing(listing(), threads, follow_source)
             try:
                 if worker_devices:
-                    pool = stack.enter_context(EncodingPool(model, worker_devices, limits))
+                    pool = stack.enter_context(
+                        EncodingPool(model, worker_devices, limits, file_fields)
+                    )
                     for batch in pool.encode(batches(missing, batch_size)):
                         wrote(run.write_encoded(batch))
                 else:
                     decoders = stack.enter_context(limits.pool())
-                    decode = partial(decode_image, model=model, decoders=decoders)
+                    decode = partial(
+                        decode_image, model=model, decoders=decoders, file_fields=file_fields
+                    )
                     run.decode_and_write(missing, decode, threads, batch_size, wrote)
             except BaseException:
                 stack.close()  # no thread waits for a decoder any more

@@ -20,6 +20,7 @@ from edje_qdrant.errors import ConfigError, WorkerDiedError
 from edje_qdrant.images import DecodeLimits, error_reason
 from edje_qdrant.ingest.decode import KnownImage
 from edje_qdrant.ingest.encode import EncodedBatch
+from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.worker import Failure, Ready, WorkerSettings, work
 from edje_qdrant.types import FailedImage
 
@@ -63,12 +64,20 @@ class EncodingPool:
         model: The model; written once to a temporary file, which the workers memory-map.
         devices: The device of each worker, from `check_devices`.
         limits: Of the decoder processes of each worker.
+        file_fields: The fields of payloads that are taken from the files.
     """
 
-    def __init__(self, model: EDJEModel, devices: Sequence[str], limits: DecodeLimits) -> None:
+    def __init__(
+        self,
+        model: EDJEModel,
+        devices: Sequence[str],
+        limits: DecodeLimits,
+        file_fields: FileFields = FileFields(),  # noqa: B008 - frozen
+    ) -> None:
         self._model = model
         self._devices = devices
         self._limits = limits
+        self._file_fields = file_fields
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._workers: list[_Worker | None] = [None] * len(devices)
         self._numbers = count()
@@ -240,6 +249,7 @@ class EncodingPool:
             device,
             max(1, torch.get_num_threads() // len(self._devices)),
             self._limits,
+            self._file_fields,
         )
         ours, theirs = context.Pipe()
         process = context.Process(

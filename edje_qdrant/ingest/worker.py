@@ -22,6 +22,7 @@ from edje_qdrant.errors import ConfigError
 from edje_qdrant.images import DecodeLimits
 from edje_qdrant.ingest.decode import DecodedImage, decode_image
 from edje_qdrant.ingest.encode import EncodedBatch, encode_batch
+from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.types import FailedImage, ImageEncoding
 
 if TYPE_CHECKING:
@@ -40,12 +41,14 @@ class WorkerSettings:
         device: The device this worker encodes on.
         torch_threads: Threads of one torch operation.
         limits: Of the processes that read and decode in parallel with the encoding.
+        file_fields: The fields of payloads that are taken from the files.
     """
 
     model_file: str
     device: str
     torch_threads: int
     limits: DecodeLimits
+    file_fields: FileFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,12 @@ def _receive(
     received: queue.SimpleQueue[tuple[int, _Waiting]],
 ) -> None:
     """Receive batches at once, so that the sender is not blocked, and start decoding them."""
-    decode = partial(decode_image, model=model, decoders=settings.limits.pool())
+    decode = partial(
+        decode_image,
+        model=model,
+        decoders=settings.limits.pool(),
+        file_fields=settings.file_fields,
+    )
     with ThreadPoolExecutor(settings.limits.workers) as pool:
         while True:
             try:

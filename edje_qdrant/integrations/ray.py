@@ -29,6 +29,7 @@ from edje_qdrant.errors import (
 from edje_qdrant.images import MAX_PIXELS, DecoderPool
 from edje_qdrant.index import TOKENS_KEY, QdrantSettings
 from edje_qdrant.ingest.decode import decode_image
+from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.ingest.update_fields import FieldUpdater
@@ -75,12 +76,15 @@ def ingest_dataset(
     grpc_port: int | None = None,
     timeout: int = 30,
     wait: float = 300,
+    exif: bool = True,
+    gps: bool = False,
 ) -> IngestReport:
     """Ingest the images of a Ray data set into a collection with tokens in the payload.
 
     Each row has the column `path` and, unless every machine can read that file, its content in
     `bytes`, as returned by `ray.data.read_binary_files(..., include_paths=True)`. Other columns
-    become fields of the payload. Each actor loads its own model and opens its own connection.
+    become fields of the payload, and win over those that `exif` and `gps` take from the files. Each
+    actor loads its own model and opens its own connection.
 
     Images that are in the collection already are skipped before they are decoded, because an
     image's id is derived from its file's bytes; so a run that was stopped can be continued by
@@ -110,6 +114,8 @@ def ingest_dataset(
         prefer_grpc: Use gRPC for large transfers.
         grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
         timeout: Seconds to wait for one answer of the server.
+        exif: Store what the files know, as `ingest_images` does.
+        gps: Store where images were taken, as `ingest_images` does.
         wait: Seconds for which an actor waits for a server that is away, before the run ends; a
             line in its log says so.
 
@@ -157,7 +163,7 @@ def ingest_dataset(
     chosen = os.path.abspath(model) if os.path.isdir(model) else str(model)
     job = _Job(
         location, name, chosen, None if num_gpus else "cpu", max_retries, max_pixels, num_cpus,
-        server, wait,
+        server, wait, FileFields(exif, gps),
     )  # fmt: skip
     # All actors write to one collection, also if the name is an alias that is moved.
     job = replace(job, name=_prepare(job, {"codec": codec, "qdrant": qdrant} if create else None))
@@ -217,6 +223,7 @@ class _Job:
     threads: int
     server: dict[str, Any] = field(repr=False)
     wait: float = 0
+    file_fields: FileFields = FileFields()  # noqa: RUF009 - frozen
 
     def open(self) -> ImageCollection:
         return ImageCollection.open(self.location, self.name, **self.server)
@@ -290,7 +297,12 @@ class _Worker:
         images: Sequence[ListedImage | FailedImage],
     ) -> IngestReport:
         run = IngestRun(collection, model)
-        decode = partial(decode_image, model=model, decoders=self._decoders)
+        decode = partial(
+            decode_image,
+            model=model,
+            decoders=self._decoders,
+            file_fields=self._job.file_fields,
+        )
         update = FieldUpdater(collection)
         missing = run.missing(images, self._threads, update)
         run.decode_and_write(missing, decode, self._threads, max(1, len(images)))

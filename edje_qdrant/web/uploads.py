@@ -16,6 +16,7 @@ from edje_qdrant.images import DecodedFile, DecoderPool
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.ingest.decode import DecodedImage
 from edje_qdrant.ingest.encode import encode_batch
+from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.update_fields import update_fields
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.pixels import Pixels, read_file
@@ -103,8 +104,9 @@ def ingest_uploads(
 ) -> Ingested:
     """Store images in a folder, named by content, and add them to the collection.
 
-    Files that could not be decoded are not stored. Of an image that the collection has already,
-    fields with other values are updated.
+    Files that could not be decoded are not stored. The payload has what `ingest_images` takes from
+    files by default, but the time of change, which an upload does not tell. Of an image that the
+    collection has already, fields with other values are updated.
 
     Args:
         uploads: What `read_upload` returned.
@@ -137,6 +139,7 @@ def ingest_uploads(
         path = folder / f"{image_id}{_SUFFIXES[each.decoded.format]}"
         _write(path, each.upload.data)
         payload = {
+            **FileFields().of(each.decoded),
             **fields,
             "name": each.upload.name[-_NAME:],
             "path": str(path),

@@ -186,6 +186,8 @@ def test_the_payload_says_where_and_how_large(
         "height": 30,
         "title": "Ä red one",
         "year": 1999,
+        "file_size": (folder / "a.png").stat().st_size,
+        "modified_at": payload["modified_at"],  # test_file_fields.py has its form
     }
     failed = {failure.path: failure.reason for failure in report.failed}
     assert set(failed) == {f"{manifest}:2", str(folder / "gone.png")}

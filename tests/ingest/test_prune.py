@@ -325,6 +325,8 @@ def test_moved_pictures_get_their_new_path(
         "title": "picture-0000.png",
         "width": 50,
         "height": 40,
+        "file_size": (folder / "below" / "renamed.png").stat().st_size,
+        "modified_at": moved[str(folder / "below" / "renamed.png")]["modified_at"],
     }
     after = {c.image_id: c.score for c in collection.nearest(query, 4)[0]}
     assert after == pytest.approx(before, rel=0, abs=float32_slack(*before.values()))

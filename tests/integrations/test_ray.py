@@ -299,6 +299,7 @@ def test_bytes_have_the_id_of_their_file(
     assert user_payload(stored) == {
         "path": "s3://bucket/a.png",
         "shelf": 2,
+        "file_size": path.stat().st_size,
         "width": width,
         "height": height,
     }

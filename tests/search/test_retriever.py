@@ -97,7 +97,7 @@ def test_hits_carry_the_payload_without_the_reserved_key(retriever: TwoStageRetr
     result = retriever.search("a red square")
     assert len(result) == 10
     for hit in result:
-        assert set(hit.payload) == {"path", "width", "height"}
+        assert set(hit.payload) == {"path", "width", "height", "file_size", "modified_at"}
         assert type(hit.score) is float
     assert not result.degraded
 
