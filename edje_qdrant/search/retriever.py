@@ -110,7 +110,7 @@ class TwoStageRetriever:
         >>> [hit.rank for hit in result], result.candidates
         ([1, 2], 3)
         >>> sorted(result[0].payload)
-        ['height', 'path', 'width']
+        ['file_size', 'height', 'modified_at', 'path', 'width']
         >>> folder.cleanup()
     """
 
