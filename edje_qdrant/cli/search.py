@@ -70,7 +70,12 @@ def search(
     model: Model = None,
     device: Device = None,
     precision: Precision = "auto",
-    top_k: Annotated[int, typer.Option("--top-k", help="Images to return.")] = 10,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k", help="Images to return; 10 by default, or --candidates if that is less."
+        ),
+    ] = None,
     candidates: Annotated[
         int | None,
         typer.Option(
@@ -150,6 +155,7 @@ def search(
     place = place_of(index, url, grpc, grpc_port, timeout)
     with open_collection(place, collection, for_repair=lenient) as opened:
         from edje_qdrant.model.onnx.running import OnnxModel, is_exported
+        from edje_qdrant.search.options import DEFAULTS
         from edje_qdrant.search.retriever import TwoStageRetriever
 
         if model is not None and is_exported(model):
@@ -165,6 +171,8 @@ def search(
             # One search does not pay for reading all embeddings.
             retriever = TwoStageRetriever(opened, loaded, reranker=reranker, first_stage="engine")
         filter = filter_of(where or []) or None
+        if top_k is None:
+            top_k = DEFAULTS["top_k"] if candidates is None else min(DEFAULTS["top_k"], candidates)
         common: dict[str, Any] = {
             "top_k": top_k,
             "num_candidates": max(100, top_k) if candidates is None else candidates,

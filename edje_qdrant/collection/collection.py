@@ -351,10 +351,12 @@ class ImageCollection(BaseCollection):
         asked = named_codec(codec, self.contract) if isinstance(codec, str) else codec
         if not isinstance(asked, Codec):
             asked = fitted_codec(self.contract, codec)  # says what is wrong
-        if asked.key != self.codec.key:
+        if asked.key != (own := self.codec).key:
+            # By name, where codebooks do not tell them apart.
+            here, there = (own.key, asked.key) if own.name == asked.name else (own.name, asked.name)
             raise ConfigError(
-                f"{self._what()} stores tokens as {self.codec.key}, not {asked.key}; leave the "
-                "codec out, or change it with `edje-qdrant transcode`"
+                f"{self._what()} stores tokens as {here}, not {there}; leave the codec out, or "
+                "change it with `edje-qdrant transcode`"
             )
 
     @property

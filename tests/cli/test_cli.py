@@ -24,8 +24,8 @@ from edje_qdrant.search.retriever import TwoStageRetriever
 WriteImages = Callable[..., list[Path]]
 COMMANDS = [
     "attach", "calibrate", "classify", "compact", "convert", "copy", "delete", "demo", "detach",
-    "eval", "export", "export-onnx", "fit-codec", "import", "info", "ingest", "match", "plan",
-    "repair", "score-pairs", "search", "serve", "train", "transcode", "update", "verify",
+    "eval", "export", "export-onnx", "fit-codec", "import", "info", "ingest", "match", "mcp",
+    "plan", "repair", "score-pairs", "search", "serve", "train", "transcode", "update", "verify",
 ]  # fmt: skip
 
 
@@ -201,7 +201,10 @@ def test_candidates_follow_top_k(index: str) -> None:
         (["search", "x", "--index", "INDEX", "--collection", "../b"], "collection name"),
         (["search", "  ", "--index", "INDEX"], "no word"),
         (["search", "x", "--index", "INDEX", "--top-k", "0"], "top_k is 0"),
-        (["search", "x", "--index", "INDEX", "--candidates", "3"], "num_candidates is 3"),
+        (
+            ["search", "x", "--index", "INDEX", "--candidates", "3", "--top-k", "4"],
+            "num_candidates",
+        ),
         (["search", "x", "--index", "INDEX", "--device", "abacus"], "--device abacus"),
         (["search", "x", "--index", "INDEX", "--model", "."], "not a model"),
         (["search", "x", "--index", "INDEX", "--top-k", "many"], "--top-k"),
@@ -300,7 +303,7 @@ def test_every_command_has_help_and_json() -> None:
         result = run(command, "--help")
         assert result.exit_code == 0
         # A service has no end at which to print something.
-        assert ("--json" in result.stdout) == (command != "serve")
+        assert ("--json" in result.stdout) == (command not in ("mcp", "serve"))
 
 
 def test_the_version_is_printed() -> None:
@@ -353,7 +356,7 @@ import signal, sys, time
 from edje_qdrant import ImageCollection
 from edje_qdrant.cli.app import main
 
-add, batches = ImageCollection.add, 0
+add, batches = ImageCollection.add_new, 0
 
 def stopping(*arguments):
     global batches
@@ -361,9 +364,9 @@ def stopping(*arguments):
     if batches == 3:
         print("waiting", flush=True)
         time.sleep(2)  # a write under way is finished
-    add(*arguments)
+    return add(*arguments)
 
-ImageCollection.add = stopping
+ImageCollection.add_new = stopping
 main(sys.argv[1:])
 """
 

@@ -229,3 +229,8 @@ def test_payload_indexes_at_create(tmp_path: Path, tiny_model: EDJEModel) -> Non
         with pytest.raises(ConfigError):
             ImageCollection.create(tmp_path, "other", contract, payload_indexes=wrong)  # type: ignore[arg-type]
     assert not (tmp_path / "other").exists()
+
+
+def test_fewer_candidates_than_the_usual_hits_are_all_printed(search: Search) -> None:
+    assert len(search("a red square", "--candidates", 3)["hits"]) == 3
+    assert len(search("a red square")["hits"]) == 10

@@ -96,9 +96,9 @@ def test_what_cannot_be_searched_for_is_refused(
     with CaptionRetriever.open(location, model=tiny_model) as retriever:
         for more, message in [
             ({"top_k": 0}, "top_k is 0"),
-            ({"top_k": None}, "top_k is None; give a whole number, 1 or more$"),
+            ({"top_k": "3"}, "top_k is '3'; give a whole number, 1 or more$"),
             ({"num_candidates": 2.5}, "num_candidates is 2.5"),
-            ({"num_candidates": 5}, "raise num_candidates"),
+            ({"num_candidates": 5, "top_k": 10}, "raise num_candidates"),
             ({"filter": ["number"]}, "filter is a list"),
         ]:
             with pytest.raises(ConfigError, match=message):

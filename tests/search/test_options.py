@@ -48,5 +48,6 @@ def test_the_command_takes_the_options_with_the_same_defaults() -> None:
         if name == "fusion_weights":  # from Python and over HTTP only
             continue
         own = parameters[names.get(name, name)].default
-        # By default the number of candidates is 100, or top_k if it is more.
-        assert own == (None if name == "num_candidates" else default), name
+        # By default the number of candidates is 100, or top_k if that is more; and top_k is 10, or
+        # the number of candidates if that is less.
+        assert own == (None if name in ("num_candidates", "top_k") else default), name
