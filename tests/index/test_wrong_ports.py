@@ -78,13 +78,19 @@ def test_what_a_port_speaks_is_said_at_once(
 
 
 @pytest.mark.parametrize(
-    ("path", "body"),
-    [("/dashboard", b""), ("/qdrant", b"<html><title>404 Not Found</title></html>"), ("", b"no")],
+    ("path", "status", "body"),
+    [
+        ("/dashboard", 404, b""),
+        ("/dashboard", 200, b"<html><title>Qdrant</title></html>"),
+        ("/qdrant", 404, b"<html><title>404 Not Found</title></html>"),
+        ("", 404, b"no"),
+        ("", 200, b"Hello!"),
+    ],
 )
-def test_an_address_where_qdrant_is_not(path: str, body: bytes) -> None:
+def test_an_address_where_qdrant_is_not(path: str, status: int, body: bytes) -> None:
     """As a server answers for a path that it does not know, and a proxy."""
     with (
-        fixed_answer(404, body) as url,
+        fixed_answer(status, body) as url,
         pytest.raises(ConfigError, match="is not Qdrant") as caught,
     ):
         open_on_server(f"{url}{path}", "images", QdrantOptions(timeout=5))
@@ -142,3 +148,15 @@ def test_an_answer_of_another_form(stand_in: StandIn) -> None:
     stand_in.failures.extend([(409, {})] * 4)
     with pytest.raises(StoreError, match=r"told to fail$"):
         open_on_server(stand_in.url, "images", QdrantOptions())
+
+
+def test_a_page_in_the_place_of_an_answer(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a proxy, once Qdrant has answered."""
+    index = create_on_server(stand_in.url, "images", 8, {}, QdrantOptions())
+    with fixed_answer(200, b"<html>Be right back</html>") as url:
+        monkeypatch.setattr(index._backend._client._client.openapi_client.client, "host", url)
+        with pytest.raises(StoreError, match="its answer is not JSON"):
+            index.count()
+    index.close()

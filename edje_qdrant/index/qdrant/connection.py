@@ -539,7 +539,8 @@ class Connection:
             )
         if status == 404 and failures.is_missing_collection(error):
             return CollectionNotFoundError(self.address, name, self.known(), self.alias)
-        if status in (400, 422) or isinstance(error, ValueError):
+        is_refused = isinstance(error, ValueError) and not failures.is_another_program(error)
+        if status in (400, 422) or is_refused:
             return ConfigError(f"Qdrant at {self.address} refused a request about {name!r}: {said}")
         text = f"Qdrant at {self.address} failed on {name!r}: {said}"
         is_answer = status is not None and status < 500

@@ -108,6 +108,8 @@ def status_of(error: Exception) -> int | None:
 
 def says(error: Exception) -> str:
     """Return the server's own sentence, or else what went wrong, on one line."""
+    if isinstance(error, json.JSONDecodeError):
+        return "its answer is not JSON"
     content = getattr(error, "content", None)
     details = getattr(error, "details", None)  # gRPC's own text has many lines
     if isinstance(content, bytes):
@@ -156,6 +158,8 @@ def is_another_program(error: Exception) -> bool:
     """Return whether an answer has not the form of Qdrant's."""
     from qdrant_client.http.exceptions import ResponseHandlingException
 
+    if isinstance(error, json.JSONDecodeError):
+        return True
     if isinstance(error, ResponseHandlingException):
         return "Invalid JSON" in str(error)
     is_answer = isinstance(getattr(error, "content", None), bytes)
