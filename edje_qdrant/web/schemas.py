@@ -129,7 +129,9 @@ class SearchRequest(_Filtered):
     )
 
     text: Text = Field(description="Description of the image.")
-    top_k: Count = Field(10, description="Hits to return.")
+    top_k: Count = Field(
+        10, description="Hits to return; if it is absent, num_candidates where that is less."
+    )
     num_candidates: Count | None = Field(
         None,
         description="First-stage images to rerank; 100 by default, or top_k if that is larger.",

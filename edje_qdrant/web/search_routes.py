@@ -81,7 +81,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
     @router.post("/recommend")
     async def recommend(request: RecommendRequest) -> Answer:
         """Find images like some of the collection, and unlike others."""
-        top_k, number = service.counts(request.top_k, request.num_candidates)
+        top_k, number = service.counts(request)
         if request.text is not None:
             service.check_text(request.text)
         chosen = service.filter(request.filter, request.qdrant_filter)

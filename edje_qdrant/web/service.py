@@ -34,7 +34,15 @@ from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.web.availability import Availability
 from edje_qdrant.web.errors import RequestError, index_away
 from edje_qdrant.web.metrics import Metrics
-from edje_qdrant.web.schemas import Answer, Explained, Hit, Picture, SearchRequest, Word
+from edje_qdrant.web.schemas import (
+    Answer,
+    Explained,
+    Hit,
+    Picture,
+    RecommendRequest,
+    SearchRequest,
+    Word,
+)
 from edje_qdrant.web.serving import Served, Serving
 from edje_qdrant.web.settings import ServiceSettings
 from edje_qdrant.web.uploads import ReadUpload, Upload, read_upload
@@ -275,7 +283,7 @@ class Service:
 
     async def search(self, request: SearchRequest) -> Answer:
         """Search for a text, batched with other requests' searches."""
-        top_k, number = self.counts(request.top_k, request.num_candidates)
+        top_k, number = self.counts(request)
         own = {name: getattr(request, name) for name in DEFAULTS}
         options = cast("SearchOptions", own)
         options["top_k"], options["num_candidates"] = top_k, number
@@ -288,12 +296,18 @@ class Service:
         self.metrics.search(result, future.waited_ms)
         return self.answer(result, future.waited_ms, first_stage=request.first_stage)
 
-    def counts(self, top_k: int, num_candidates: int | None) -> tuple[int, int]:
+    def counts(self, request: SearchRequest | RecommendRequest) -> tuple[int, int]:
         """Return the numbers of hits and candidates.
+
+        A request that names fewer candidates than the default number of hits, and no number of
+        hits, gets all of them.
 
         Raises:
             RequestError: A number is above the service's limit.
         """
+        top_k, num_candidates = request.top_k, request.num_candidates
+        if num_candidates is not None and "top_k" not in request.model_fields_set:
+            top_k = min(top_k, num_candidates)
         self.check_top_k(top_k)
         most = self.settings.max_candidates
         if num_candidates is None:

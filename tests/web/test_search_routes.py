@@ -35,6 +35,15 @@ def test_a_search_is_the_retrievers(client):
     assert set(answer["timings_ms"]) == {"queue", "encode", "retrieve", "fetch", "rerank", "total"}
 
 
+def test_fewer_candidates_than_the_usual_hits_are_all_returned(client):
+    found = hits(client.post("/v1/search", json={"text": TEXT, "num_candidates": 3}))
+    assert len(found) == 3
+    body = {"liked": found[:1], "num_candidates": 4}
+    assert len(hits(client.post("/v1/recommend", json=body))) == 4
+    refused = client.post("/v1/search", json={"text": TEXT, "num_candidates": 3, "top_k": 4})
+    assert refused.status_code == 400
+
+
 def test_the_first_stage_is_shown_beside(client):
     body = {"text": TEXT, "top_k": 4, "first_stage": True}
     answer = client.post("/v1/search", json=body).json()
