@@ -18,7 +18,7 @@ _ALPHA_IN_BANDS = 9
 _SAVED_OF_DEEP = 3
 _DEEP_COLOUR = 36  # colours of 16 bits
 # Bytes a pixel that a decoder itself holds beside the image.
-_DECODERS = {"WEBP": 14, "AVIF": 8, "HEIF": 12, "JPEG2000": 20, "GIF": 4, "ICO": 8}
+_DECODERS = {"WEBP": 14, "AVIF": 8, "HEIF": 12, "RAW": 4, "JPEG2000": 20, "GIF": 4, "ICO": 8}
 _PROGRESSIVE = 6  # the coefficients of a whole JPEG
 _PROFILE = _TURNED = 4
 _FIXED = 4 << 20

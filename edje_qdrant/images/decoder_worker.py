@@ -32,9 +32,10 @@ from edje_qdrant.images.decoder_messages import (
     receive_header,
     send,
 )
-from edje_qdrant.images.exif import Exif, read_exif
+from edje_qdrant.images.exif import read_exif
 from edje_qdrant.images.formats import open_listed
 from edje_qdrant.images.open import error_reason, ignore_decoder_warnings, open_upright
+from edje_qdrant.images.raw import RAW
 
 try:
     import resource
@@ -159,10 +160,9 @@ def _decoded(
                 _ask(channel, needed, request.seconds)
             _limit_memory(base, needed)
             kind = image.format
-            exif = _tags_of_tiff(data, request.name) if kind == "TIFF" else None
             rgb = open_upright(image, request.name, max_pixels=request.max_pixels)
             width, height = rgb.size
-            exif = read_exif(image) if exif is None else exif
+            exif = read_exif(image, data if kind in ("TIFF", RAW) else b"")
             rgb.info.pop("icc_profile", None)  # a thumbnail would keep it
             made = np.asarray(rgb) if request.finish is None else request.finish(rgb)
             del rgb
@@ -176,12 +176,6 @@ def _decoded(
         return {**header, "bytes": len(made)}, made
     pixels = np.ascontiguousarray(made, dtype=np.uint8)
     return {**header, "shape": pixels.shape}, pixels.data.cast("B")
-
-
-def _tags_of_tiff(data: bytes, name: str) -> Exif:
-    """Read the EXIF data of a TIFF from a second copy, since the first must not have read them."""
-    with open_listed(io.BytesIO(data), name) as image:
-        return read_exif(image)
 
 
 def _ask(channel: socket.socket, needed: int, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ _LENS_MODEL = 42036
 # The date and its offset from UTC: of the exposure, else of the digitisation.
 _DATES = ((36867, 36881), (36868, 36882))
 _LATITUDE, _LONGITUDE = (1, 2, "NS", 90.0), (3, 4, "EW", 180.0)
+
+_TIFF = (b"II*\0", b"MM\0*")
 
 _DATE = re.compile(r"(\d{4}):(\d\d):(\d\d) (\d\d):(\d\d):(\d\d)")
 _OFFSET = re.compile(r"([+-])(\d\d):(\d\d)|Z")
@@ -69,15 +72,20 @@ class Exif:
         )
 
 
-def read_exif(image: Image.Image) -> Exif:
+def read_exif(image: Image.Image, tiff: bytes = b"") -> Exif:
     """Read an image's EXIF data; damaged ones count as missing, value by value.
 
     Args:
-        image: Opened by Pillow. A PNG must be decoded, as its EXIF data may follow the pixels; a
-            TIFF must not be decoded yet, as its tags are gone then.
+        image: Opened by Pillow. A PNG must be decoded, as its EXIF data may follow the pixels.
+        tiff: The file's bytes, if it is a TIFF or a RAW file: the former's tags are gone when it is
+            decoded, and the image of the latter is its preview only.
     """
+    tags = Image.Exif()
     try:
-        tags: Mapping[int, Any] = image.getexif()
+        if tiff.startswith(_TIFF):
+            tags.load_from_fp(io.BytesIO(tiff))
+        else:
+            tags = image.getexif()
     except Exception:  # damaged data raise any type of error
         return Exif()
     own, gps = _ifd(tags, _OWN_IFD), _ifd(tags, _GPS_IFD)

@@ -10,6 +10,7 @@ from typing import BinaryIO
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from edje_qdrant.errors import ImageReadError, MissingExtraError
+from edje_qdrant.images.raw import is_raw, open_preview
 
 __all__ = ["FORMATS", "HEIF", "open_listed"]
 
@@ -42,7 +43,7 @@ FORMATS = _register()
 #: The name of the format that the extra `heif` adds.
 HEIF = "HEIF"
 
-_READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIF, JPEG 2000, PPM and ICO are"
+_READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIF, JPEG 2000, PPM, ICO and cameras' RAW are"
 # First bytes of formats that Pillow does not know, or not by its first bytes.
 _OTHERS = (
     (b"%PDF", "PDF"),
@@ -63,7 +64,7 @@ _registering = threading.Lock()
 
 
 def open_listed(file: str | BinaryIO, name: str) -> ImageFile.ImageFile:
-    """Open an image in one of `FORMATS` or `HEIF`; read its header, but do not decode it.
+    """Open an image in one of `FORMATS` or `HEIF`, or a RAW file's preview; do not decode it.
 
     Raises:
         ImageReadError: The file is in another format, or no image, or the extra that reads its
@@ -72,6 +73,8 @@ def open_listed(file: str | BinaryIO, name: str) -> ImageFile.ImageFile:
     """
     prefix = _first_bytes(file)
     formats = FORMATS
+    if is_raw(prefix, file):
+        return open_preview(file, name)
     if _is_heif(prefix):
         _register_heif(name)
         formats = (HEIF,)

@@ -25,8 +25,9 @@ Source = str | Path | Sequence[ListItem] | Mapping[str, Payload]
 
 #: Files in a folder that count as images.
 IMAGE_SUFFIXES = frozenset({
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe",
-    ".jpeg", ".jpg", ".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".arw", ".avif", ".bmp", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".hif", ".ico",
+    ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo", ".nef", ".nrw", ".orf",
+    ".pbm", ".pef", ".pgm", ".png", ".pnm", ".ppm", ".raf", ".rw2", ".srw", ".tif", ".tiff",
     ".webp",
 })  # fmt: skip
 _MANIFEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
