@@ -114,7 +114,7 @@ def calls(
         "rank": (
             encoder.rank, {"query": "a", "documents": [image], "top_k": 1, "batch_size": 1},
         ),
-        "predict": (encoder.predict, {"pairs": [("a", image)], "batch_size": 1}),
+        "predict": (encoder.predict, {"inputs": [("a", image)], "batch_size": 1}),
         "match_texts": (package.match_texts, {
             "model": model, "image": image, "texts": ["a"], "top_k": 1, "num_candidates": 1,
         }),
@@ -140,7 +140,17 @@ def calls(
         }),
         "update_payload": (collection.update_payload, {"payloads": {known: {"a": 1}}}),
         "existing": (collection.existing, {"ids": [known]}),
+        "ImageCollection.open_or_create": (package.ImageCollection.open_or_create, {
+            "location": ":memory:", "name": "new", "contract": model.contract(),
+            "tokens": None, "codec": "float16", "fit": None, "tokens_folder": None,
+            "payload_indexes": None, "engine": None, "qdrant": None, "timeout": 30,
+        }),
         "encodings": (collection.encodings, {"image_ids": [known]}),
+        "payloads": (collection.payloads, {"image_ids": [known]}),
+        "ids": (collection.ids, {"filter": None}),
+        "create_payload_indexes": (
+            collection.create_payload_indexes, {"indexes": {"page": "integer"}},
+        ),
         "tokens": (collection.tokens, {"candidates": []}),
         "codes": (collection.codes, {"candidates": []}),
         "nearest": (collection.nearest, {"embeddings": embeddings, "num_candidates": 1}),
@@ -239,7 +249,7 @@ def test_no_call_fails_with_a_bare_error(
         ("reranker.score_pairs", "tokens"),
         ("rank", "query"),
         ("rank", "documents"),
-        ("predict", "pairs"),
+        ("predict", "inputs"),
         ("match_texts", "texts"),
         ("classify", "labels"),
         ("classify_batch", "images"),

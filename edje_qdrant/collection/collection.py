@@ -296,6 +296,8 @@ class ImageCollection(BaseCollection):
         folder = isinstance(resolve(location), Path)
         check_engine(engine, folder=folder)  # before the contract is asked for
         check_settings(qdrant, folder=folder)
+        if fit is not None and not callable(fit):
+            raise ConfigError(f"fit is a {type(fit).__name__}; give a function that fits a codec")
         indexes = check_indexes(payload_indexes or {})
         try:
             opened = cls.open(location, name, tokens_folder=tokens_folder, **server)
@@ -304,7 +306,8 @@ class ImageCollection(BaseCollection):
             chosen: str | Codec = "float16" if codec is None else codec
             if fit is not None:
                 chosen = named_codec(chosen, made) if isinstance(chosen, str) else chosen
-                chosen = chosen if chosen.fitted else fit(chosen)
+                if isinstance(chosen, Codec) and not chosen.fitted:
+                    chosen = fit(chosen)
             try:
                 return cls.create(
                     location, name, made, tokens=tokens, codec=chosen,
@@ -791,10 +794,11 @@ class ImageCollection(BaseCollection):
             StoreError: As `create_payload_index`.
             EngineUnavailableError: As `create_payload_index`.
         """
-        there = self.payload_indexes() if indexes else {}
-        missing = {field: kind for field, kind in indexes.items() if there.get(field) != kind}
+        wanted = check_indexes(cast("Mapping[str, PayloadKind]", indexes))
+        there = self.payload_indexes() if wanted else {}
+        missing = {field: kind for field, kind in wanted.items() if there.get(field) != kind}
         for field, kind in missing.items():
-            self.create_payload_index(field, cast("PayloadKind", kind))
+            self.create_payload_index(field, kind)
         if missing:
             self.flush()
 

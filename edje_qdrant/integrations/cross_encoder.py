@@ -192,7 +192,7 @@ class EDJECrossEncoder:
         """
         check_number("top_k", top_k, optional=True)
         check_list("documents", documents)
-        if isinstance(query, str) and not query.startswith("data:image/"):
+        if query is None or (isinstance(query, str) and not query.startswith("data:image/")):
             check_texts("query", [query])
         scores = self.predict(
             [(query, document) for document in documents],
