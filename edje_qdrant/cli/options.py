@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -13,7 +15,7 @@ import typer
 from edje_qdrant.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edje_qdrant.index import QdrantSettings
+    from edje_qdrant.index import Filter, QdrantSettings
     from edje_qdrant.index import Quantization as QuantizationName
 
 __all__ = [
@@ -142,7 +144,9 @@ Where = Annotated[
         metavar="FIELD=VALUE",
         help="Only images with this payload value. Repeat it for more values of a field (any may "
         "match) or for more fields (all must match). VALUE is read as JSON, else as text; "
-        "so is a number beyond 64 bits.",
+        "so is a number beyond 64 bits. Also FIELD>=VALUE, FIELD<=VALUE, FIELD>VALUE, FIELD<VALUE "
+        "of numbers and dates (taken_at>=2024-06-01), and FIELD~LAT,LON,METRES "
+        "(place~38.72,-9.14,10000).",
     ),
 ]
 Engine = Annotated[
@@ -317,13 +321,63 @@ def _integer_or_text(digits: str) -> int | str:
         return digits
 
 
-def filter_of(where: list[str]) -> dict[str, Any]:
-    """Return the filter of several FIELD=VALUE: all fields, any of the values of each."""
+_COMPARED = re.compile(r"([^=<>~]+)(>=|<=|>|<|~)(.*)", re.DOTALL)
+_BOUNDS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+
+def filter_of(where: list[str]) -> Filter:
+    """Return the filter of several --where: all fields, any of the values of each.
+
+    Raises:
+        ConfigError: A text has no form of --where, or its bound or place cannot be read.
+    """
     values: dict[str, list[Any]] = {}
+    compared: list[dict[str, Any]] = []
     for text in where:
+        found = _COMPARED.fullmatch(text)
+        if found is not None:
+            compared.append(_comparison(text, *found.groups()))
+            continue
         name, value = field_of(text)
         values.setdefault(name, []).extend(value if isinstance(value, list) else [value])
-    return values
+    if not compared:
+        return values
+    from qdrant_client import models
+
+    from edje_qdrant.index.filters.filter import qdrant_filter
+    from edje_qdrant.index.filters.from_json import filter_from_json
+
+    equal = qdrant_filter(values)
+    parts = [filter_from_json({"must": compared}), *([] if equal is None else [equal])]
+    return models.Filter(must=[*parts])
+
+
+def _comparison(text: str, name: str, sign: str, value: str) -> dict[str, Any]:
+    """Return the condition of FIELD>=VALUE or FIELD~LAT,LON,METRES, in Qdrant's JSON."""
+    if sign != "~":
+        if _NUMBER.fullmatch(value) and math.isfinite(float(value)):
+            return {"key": name, "range": {_BOUNDS[sign]: float(value)}}
+        try:
+            date.fromisoformat(value[:10])
+        except ValueError:
+            raise ConfigError(
+                f"{text!r} compares with {value!r}; give a number, or a date such as 2024-06-01 "
+                "or 2024-06-01T10:00:00Z"
+            ) from None
+        return {"key": name, "range": {_BOUNDS[sign]: value}}
+    parts = [part.strip() for part in value.split(",")]
+    if len(parts) != 3 or not all(_NUMBER.fullmatch(part) for part in parts):
+        raise ConfigError(
+            f"{text!r} is not of the form FIELD~LAT,LON,METRES, such as place~38.72,-9.14,10000"
+        )
+    lat, lon, metres = (float(part) for part in parts)
+    if not (abs(lat) <= 90 and abs(lon) <= 180 and 0 < metres < math.inf):
+        raise ConfigError(
+            f"{text!r} names no place: a latitude is from -90 to 90, a longitude from -180 to 180, "
+            "and a distance in metres above 0"
+        )
+    return {"key": name, "geo_radius": {"center": {"lat": lat, "lon": lon}, "radius": metres}}
 
 
 def settings_of(
