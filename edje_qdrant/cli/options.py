@@ -343,14 +343,12 @@ def filter_of(where: list[str]) -> Filter:
         values.setdefault(name, []).extend(value if isinstance(value, list) else [value])
     if not compared:
         return values
-    from qdrant_client import models
-
     from edje_qdrant.index.filters.filter import qdrant_filter
     from edje_qdrant.index.filters.from_json import filter_from_json
 
+    both = filter_from_json({"must": compared})
     equal = qdrant_filter(values)
-    parts = [filter_from_json({"must": compared}), *([] if equal is None else [equal])]
-    return models.Filter(must=[*parts])
+    return both if equal is None else both.model_copy(update={"must": [equal, both]})
 
 
 def _comparison(text: str, name: str, sign: str, value: str) -> dict[str, Any]:
