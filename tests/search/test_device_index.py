@@ -267,7 +267,7 @@ def test_an_image_that_another_process_deletes_is_left_out(tiny_model: EDJEModel
         assert len(index) == COUNT - 1
         first = retriever.search(TEXTS[0], top_k=COUNT)
         assert gone not in {hit.image_id for hit in first}
-        assert (first.candidates, len(first)) == (COUNT, COUNT - 1)
+        assert (first.candidates, len(first)) == (COUNT - 1, COUNT - 1)
         assert retriever.search(TEXTS[0], top_k=COUNT).candidates == COUNT - 1
 
 

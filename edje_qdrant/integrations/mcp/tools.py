@@ -182,7 +182,7 @@ class ImageTools:
 
     def heat(self, image: Image.Image, explanation: Explanation, side: int) -> bytes:
         """Return a small JPEG file of an image, over it the heat of a match."""
-        small = image.convert("RGB")
+        small = image.copy()
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         draw_heat(small, explanation).save(out, "JPEG", quality=85)
