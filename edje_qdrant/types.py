@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -208,3 +209,8 @@ class IngestReport:
     def images_per_second(self) -> float:
         """Return the number of images added per second."""
         return self.added / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def failed_by_reason(self) -> dict[str, int]:
+        """Return how many images failed for each reason, the most frequent first."""
+        return dict(Counter(failure.reason for failure in self.failed).most_common())

@@ -169,6 +169,7 @@ def ingest(
         "updated": report.updated,
         "skipped": report.skipped,
         "failed": [asdict(failure) for failure in report.failed],
+        "failed_by_reason": report.failed_by_reason,
         "pruned": report.pruned,
         "seconds": round(report.seconds, 3),
         "images_per_second": round(report.images_per_second, 2),
@@ -184,6 +185,8 @@ def ingest(
         f"{len(report.failed)} failed in {report.seconds:.1f} s "
         f"({report.images_per_second:.1f} images/s); the collection holds {points}",
     ]
+    # One missing extra may fail thousands of images.
+    lines += [f"{n} x {reason}" for reason, n in report.failed_by_reason.items() if n > 1][:5]
     if all_failed(report) and not points:
         lines.append(
             f"every image failed, and the collection {collection} at {place.location} was left "
