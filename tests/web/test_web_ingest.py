@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -99,6 +100,25 @@ def test_no_more_files_than_may_be(taking):
 def test_nothing_is_taken_unless_it_was_asked_for(client):
     answer = send(client, ("red.png", picture()))
     assert (answer.status_code, answer.json()["error"]) == (403, "IngestOff")
+
+
+def test_an_uploaded_photograph_of_a_phone_keeps_its_date_but_not_its_place(taking):
+    pytest.importorskip("pi_heif")
+    content = (Path(__file__).parents[1] / "images/heif/photograph.heic").read_bytes()
+    done = send(taking, ("IMG_1.HEIC", content), fields='{"lens": "mine"}').json()
+    assert (done["added"], done["failed"]) == (1, [])
+    (image_id,) = done["image_ids"]
+    payload = taking.get(f"/v1/images/{image_id}").json()["payload"]
+    assert payload == {
+        "path": f"uploads/{image_id}.heic",
+        "name": "IMG_1.HEIC",
+        "width": 64,
+        "height": 48,
+        "taken_at": "2024-07-14T18:30:05+01:00",
+        "camera": "Fairphone FP5",
+        "lens": "mine",
+        "file_size": len(content),
+    }
 
 
 def test_uploads_are_counted(taking):
