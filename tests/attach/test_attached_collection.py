@@ -30,6 +30,7 @@ from edje_qdrant.errors import (
     TokensCorruptError,
     TokensNotFoundError,
 )
+from edje_qdrant.index.qdrant.patience import Patience
 from edje_qdrant.model import EDJEModel
 
 WriteImages = Callable[..., list[Path]]
@@ -376,6 +377,7 @@ def test_a_server_that_goes_away_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(Patience, "pause", lambda *_: None)
     paths = write_images(tmp_path, 6)
     with StandIn() as server:
         server.client.create_collection(

@@ -162,7 +162,8 @@ def test_long_lists_of_failures_are_cut(tmp_path: Path, tiny_folder: Path) -> No
         (tmp_path / f"{number:02d}.png").write_bytes(b"x")
     result = run("ingest", tmp_path, "--index", tmp_path / "index", "--model", tiny_folder)
     assert result.exit_code == 1
-    assert result.stdout.count("not an image") == 20
+    assert result.stdout.count(".png: not an image") == 20
+    assert "23 x not an image" in result.stdout
     assert "and 3 more" in result.stdout
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import threading
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -141,18 +140,20 @@ def test_requests_with_images_at_once(serve, count):
 
 
 def test_what_was_encoded_too_late_is_kept(serve, count, monkeypatch, tiny_model):
-    client = serve(timeout=0.5)
+    client = serve(timeout=2)
     rank(client, [document(0)])
     start, done = type(tiny_model).start_encoding, threading.Event()
+    late = threading.Event()
 
     def slow(self, pixels):
-        time.sleep(0.8)
+        late.wait(30)
         encode = start(self, pixels)
         return lambda: (encode(), done.set())[0]
 
     monkeypatch.setattr(type(tiny_model), "start_encoding", slow)
     body = {"query": TEXT, "documents": [document(1)]}
     assert client.post("/v1/rerank", json=body).status_code == 504
+    late.set()
     assert done.wait(30)
     client.app.state.service.batcher.do(lambda: None).result()  # after the job that was late
     monkeypatch.setattr(type(tiny_model), "start_encoding", start)
