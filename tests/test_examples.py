@@ -56,8 +56,10 @@ def test_an_example_runs(
         ("02_search.py", "#1 (was #"),
         ("03_server.py", "60 images copied to :memory:, 0 there already"),
         ("04_filters_and_budget.py", "two years: 24 of 24"),
-        ("05_train_on_your_pairs.py", "--model example-model/model"),
-        ("06_evaluate.py", "reranked"),
+        pytest.param(
+            "05_train_on_your_pairs.py", "--model example-model/model", marks=pytest.mark.slow
+        ),
+        pytest.param("06_evaluate.py", "reranked", marks=pytest.mark.slow),
         ("07_langchain.py", "#1  logit "),
     ],
 )

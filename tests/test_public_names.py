@@ -154,6 +154,7 @@ def test_public_names_load_torch_but_nothing_that_only_building_a_model_needs() 
     assert in_fresh_python(code) == []
 
 
+@pytest.mark.slow
 def test_several_threads_can_load_models_at_once_in_a_new_process() -> None:
     code = (
         "import json, threading, torch\n"

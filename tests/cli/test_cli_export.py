@@ -21,6 +21,7 @@ def test_it_writes_both_files_and_says_so(tmp_path: Path, tiny_folder: Path) -> 
     json.loads((tmp_path / told["tokenizer"]).read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_text_encoder_is_written_beside_it(tmp_path: Path, tiny_folder: Path) -> None:
     out = tmp_path / "joint.onnx"
     result = run("export-onnx", "--model", tiny_folder, "--out", out, "--text-encoder", "--json")

@@ -21,7 +21,7 @@ OTHER = replace(CONTRACT, adapter_hash="a1", model="other")
 
 SERVERS = [
     "rest",
-    "grpc",
+    pytest.param("grpc", marks=pytest.mark.slow),
     pytest.param("server", marks=pytest.mark.qdrant_server),
     pytest.param("server grpc", marks=pytest.mark.qdrant_server),
 ]

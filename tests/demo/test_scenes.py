@@ -14,6 +14,7 @@ def test_the_same_seed_gives_the_same_scenes_and_another_seed_others():
     assert list(draw_scenes("test", 1, 50)) != list(draw_scenes("test", 2, 50))
 
 
+@pytest.mark.slow
 def test_no_content_is_in_two_splits():
     contents = {
         split: {scene.content for seed in (1, 2) for scene in draw_scenes(split, seed, 1500)}

@@ -158,6 +158,7 @@ def test_two_models_get_a_collection_each_and_are_compared(
     assert len([*(tmp_path / "collections").iterdir()]) == 2
 
 
+@pytest.mark.slow
 def test_a_codec_that_needs_it_is_fitted_to_the_gallery(
     tmp_path: Path, write_images: WriteImages, tiny_model: EDJEModel
 ) -> None:
@@ -189,6 +190,7 @@ def test_a_codec_that_needs_it_is_fitted_to_the_gallery(
         evaluate(some[:63], contenders, tmp_path / "few", settings)
 
 
+@pytest.mark.slow
 def test_another_gallery_in_the_same_folder_has_no_strangers(
     tmp_path: Path, annotations: list[Annotation], tiny_model: EDJEModel
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_cluster_without_quorum(grpc_stand_in: GrpcStandIn) -> None:
         create_on_server(grpc_stand_in.url, "images", 8, {}, options_of(grpc_stand_in))
 
 
+@pytest.mark.slow
 def test_a_search_asks_a_paused_server_once(grpc_stand_in: GrpcStandIn, index: VectorIndex) -> None:
     grpc_stand_in.paused = True
     with pytest.raises(EngineUnavailableError, match="with no time left for more"):

@@ -152,6 +152,7 @@ def test_its_tokenizer_reads_plain_texts_as_the_model_does(
     assert [row.attention_mask for row in read] == mask.tolist()
 
 
+@pytest.mark.slow
 def test_a_model_without_calibration_gives_logits_alone(
     tiny_model: EDJEModel, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_model_without_calibration_gives_logits_alone(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["joint.onnx", "tokenizer.json"]
 
 
+@pytest.mark.slow
 def test_a_file_that_scores_otherwise_is_not_written(
     tiny_model: EDJEModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

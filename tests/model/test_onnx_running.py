@@ -72,6 +72,7 @@ def test_what_the_file_says_of_its_model(model: EDJEModel, folder: Path) -> None
     assert loaded.precision == "float32"
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_in_a_file_get_one_of_their_own(
     model: EDJEModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +111,7 @@ def test_another_kind_of_onnx_file_is_refused(folder: Path, tmp_path: Path) -> N
         OnnxModel.from_files(tmp_path, text_encoder=OnnxTextEncoder(folder / "text_encoder.onnx"))
 
 
+@pytest.mark.slow
 def test_another_models_text_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
     other = build_tiny_model(1).eval()
     export_text_encoder(other, tmp_path / "text_encoder.onnx")

@@ -10,7 +10,7 @@ import pytest
 from proof_server import Server
 from proof_world import draw_images
 
-AT_A_TIME, DEFAULT, ALL = 10, 60, 1000
+AT_A_TIME, DEFAULT, ALL = 10, 20, 1000
 
 
 @pytest.fixture(scope="module")

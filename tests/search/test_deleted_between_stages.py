@@ -58,7 +58,14 @@ def on_server(location: Any, model: EDJEModel, other: QdrantClient, **options: A
     return Place(collection, delete)
 
 
-PLACES = ["rest", "rest, side file", "grpc", "memory", "folder"]
+PLACES = [
+    "rest",
+    "folder",
+    *(
+        pytest.param(place, marks=pytest.mark.slow)
+        for place in ("rest, side file", "grpc", "memory")
+    ),
+]
 
 
 @pytest.fixture(params=["rest", "folder"])

@@ -72,7 +72,13 @@ WAYS: dict[str, Callable[[TwoStageRetriever, list[str]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=[] if way in ("search", "async") else pytest.mark.slow)
+        for way in WAYS
+    ],
+)
 def test_a_server_that_does_not_answer_is_waited_for_once(served: Server, way: str) -> None:
     """With the time of the search it is over: there is no second try."""
     server, retriever, ids = served
@@ -122,7 +128,13 @@ def hold_tokens(server: StandIn) -> None:
     server.admit = hold  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("way", ["search", "batch", "async", "stream"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "search",
+        *(pytest.param(way, marks=pytest.mark.slow) for way in ("batch", "async", "stream")),
+    ],
+)
 def test_a_server_that_stops_between_the_stages(served: Server, way: str) -> None:
     server, retriever, ids = served
     hold_tokens(server)

@@ -164,6 +164,7 @@ def files(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.glob("*/*") if path.name != "lock"}
 
 
+@pytest.mark.slow
 def test_an_encode_that_is_killed_goes_on_where_it_was(tmp_path, tiny_folder, encoder, sources):
     pairs, cache = tmp_path / "pictures-0" / "pairs.json", tmp_path / "cache"
     command = [sys.executable, "-c", textwrap.dedent(STOPPED), str(tiny_folder), str(pairs)]

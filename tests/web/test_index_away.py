@@ -29,6 +29,7 @@ from edje_qdrant.errors import EngineUnavailableError, RateLimitedError
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.types import ImageEncoding
+from edje_qdrant.web import availability
 from edje_qdrant.web.app import create_app
 from edje_qdrant.web.settings import ServiceSettings
 
@@ -195,11 +196,14 @@ def address(request: pytest.FixtureRequest) -> str:
 
 
 def test_a_collection_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
     address: str,
     serve: Callable[..., TestClient],
     tiny_model: EDJEModel,
     encoded: Encoded,
 ) -> None:
+    # A busy machine may take long to answer; silence is another test.
+    monkeypatch.setattr(availability, "_SILENCE", 30.0)
     name = f"edje-test-{uuid.uuid4().hex[:8]}"
     fill(address, name, tiny_model, encoded)
     client = serve(address, name)
@@ -259,6 +263,7 @@ def test_a_servers_limit_of_requests(
         assert metric(client, 'edje_index_failures_total{error="RateLimitedError"}') == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
 def test_a_key_that_is_taken_back(
     serve: Callable[..., TestClient], tiny_model: EDJEModel, encoded: Encoded
