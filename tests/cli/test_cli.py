@@ -330,6 +330,7 @@ def test_help_loads_nothing_heavy() -> None:
         assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_as_a_process_it_prints_one_line_and_no_noise(index: str, tmp_path: Path) -> None:
     with child("search", "a red square", "--index", index, "--json") as process:
         out, err = process.communicate()

@@ -41,6 +41,7 @@ def karpathy(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages
     return path
 
 
+@pytest.mark.slow
 def test_a_karpathy_file_runs_end_to_end(tmp_path: Path, karpathy: Path, tiny_folder: Path) -> None:
     options = [
         karpathy, "--images", karpathy.parent / "images", "--model", tiny_folder,

@@ -59,6 +59,7 @@ def test_the_sheet_is_a_picture_of_all_examples(demo):
         assert sheet.height > 190 * len(report.examples)
 
 
+@pytest.mark.slow
 def test_a_second_run_reuses_everything_and_finds_the_same(demo):
     folder, report = demo
     written = {p: p.stat().st_mtime_ns for p in (folder / "pictures").iterdir()}

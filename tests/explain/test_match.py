@@ -50,6 +50,7 @@ def test_the_heat_of_a_phrase_lies_on_the_object_it_names(demo: EDJEModel) -> No
     assert sum(f.ahead for f in found) >= 18
 
 
+@pytest.mark.slow
 def test_the_heat_of_a_caption_and_of_its_words_lies_on_what_they_name(demo: EDJEModel) -> None:
     rng = np.random.default_rng(0)
     whole, colours, shapes, telling, empty = [], [], [], [], []

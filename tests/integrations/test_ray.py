@@ -170,6 +170,7 @@ def test_a_batch_that_kills_every_worker_ends_the_run(
     assert stand_in.client.count("images").count >= 4
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_reached_ends_it_before_it_starts(
     cluster: None, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -240,6 +240,7 @@ def test_bf16_load_of_a_checkpoint_keeps_the_contract(published: Published) -> N
     assert half.contract() == full.contract()
 
 
+@pytest.mark.slow
 def test_the_bundled_model_loads_without_a_word() -> None:
     code = "from edje_qdrant import EDJEModel; EDJEModel.from_pretrained('demo', device='cpu')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

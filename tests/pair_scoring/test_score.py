@@ -175,6 +175,7 @@ score.score_pairs_file(
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_what_it_would_have_been(
     tmp_path: Path, data: Path, tiny_folder: Path, tiny_model: EDJEModel,
     monkeypatch: pytest.MonkeyPatch,
