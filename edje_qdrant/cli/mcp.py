@@ -88,10 +88,11 @@ def mcp(
     from edje_qdrant.integrations.mcp.stdio import serve_stdio, stdout_to_stderr
 
     if http:
-        from edje_qdrant.web.serve import check_installed
-        from edje_qdrant.web.settings import check_exposure
+        from edje_qdrant.web.installed import check_installed
 
         check_installed()
+        from edje_qdrant.web.settings import check_exposure
+
         check_exposure(host, service_keys(), without_key=without_key)
     quiet: AbstractContextManager[None] = nullcontext() if http else stdout_to_stderr()
     place = place_of(index, url, grpc, grpc_port, timeout)

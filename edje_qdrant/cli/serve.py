@@ -119,11 +119,12 @@ def serve(
 
     EDJE_QDRANT_SERVICE_KEY holds the keys of which callers must send one, separated by commas.
     """
-    from edje_qdrant.web.serve import check_installed
+    from edje_qdrant.web.installed import check_installed
+
+    check_installed()
     from edje_qdrant.web.serve import serve as run
     from edje_qdrant.web.settings import ServiceSettings, allowed_hosts, check_exposure
 
-    check_installed()
     keys = service_keys()
     check_exposure(host, keys, without_key=without_key)
     settings = ServiceSettings(

@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from edje_qdrant.errors import MissingExtraError, without_keys
+from edje_qdrant.errors import without_keys
 from edje_qdrant.search.retriever import TwoStageRetriever
+from edje_qdrant.web.installed import check_installed
 from edje_qdrant.web.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from edje_qdrant.web.follow import Load
 
-__all__ = ["JsonLines", "check_installed", "serve", "serve_app"]
+__all__ = ["JsonLines", "serve", "serve_app"]
 
 _FIELDS = ("request_id", "method", "route", "status", "ms", "client")
 
@@ -40,23 +41,6 @@ class JsonLines(logging.Formatter):
             told = "".join(traceback.format_exception(record.exc_info[1]))
             line["error"] = without_keys(told)
         return json.dumps(line)
-
-
-def check_installed() -> None:
-    """Check that the packages of the extra `web` are installed.
-
-    Raises:
-        MissingExtraError: One is missing.
-    """
-    try:
-        import fastapi
-        import httpx
-        import prometheus_client
-        import python_multipart
-        import uvicorn
-    except ImportError as error:
-        raise MissingExtraError(error.name or "fastapi", "web") from error
-    del fastapi, httpx, prometheus_client, python_multipart, uvicorn
 
 
 def serve(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from command_line import run
 
@@ -41,3 +44,19 @@ def test_options_for_images_of_requests_become_settings(monkeypatch):
     assert "seen" in result.stderr
     assert given["allow_fetch"] == ("a.example", "*.b.example:8080")
     assert given["image_cache_bytes"] == 3 << 20
+
+
+@pytest.mark.parametrize("command", [["serve"], ["mcp", "--http"]])
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+def test_without_its_extra_one_line_says_so(command, package):
+    code = (
+        "import sys\n"
+        f"sys.modules[{package!r}] = None\n"
+        "from edje_qdrant.cli.app import main\n"
+        f"main([*{command!r}, '--index', 'x'])\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr == (
+        f"error: {package} is not installed; run: pip install 'edje-qdrant[web]'\n"
+    )
