@@ -19,6 +19,7 @@ from edje_qdrant.demo.tower import SIDE, train_tower
 from edje_qdrant.encoders import SiglipEncoder
 from edje_qdrant.encoders.siglip_pixels import SiglipPixels
 from edje_qdrant.model.config import AdapterKind
+from edje_qdrant.training.loop import require_accelerate
 from edje_qdrant.training.recipe import Section, WeightsSection, read_settings, validated
 from edje_qdrant.version import __version__
 
@@ -109,8 +110,10 @@ def train_demo(
         Settings, times and validation figures; also saved as `training.json` beside the model.
 
     Raises:
+        MissingExtraError: The extra `train` is not installed.
         EdjeError: The loss is not finite, or the folder holds another run's state.
     """
+    require_accelerate()
     recipe = recipe or read_demo_recipe()
     seed, num_scenes = recipe.seed, recipe.scenes.pictures
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -22,7 +22,7 @@ from edje_qdrant.training.schedule import LoopConfig, learning_rate
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["LoopConfig", "accelerator_for", "autocast", "fit"]
+__all__ = ["LoopConfig", "accelerator_for", "autocast", "fit", "require_accelerate"]
 
 _LOG_EVERY = 20
 
@@ -34,6 +34,18 @@ def autocast(device: torch.device, precision: str = "bf16") -> AbstractContextMa
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def require_accelerate() -> None:
+    """Check that training is possible, before data are prepared for it.
+
+    Raises:
+        MissingExtraError: accelerate is not installed.
+    """
+    try:
+        import accelerate  # noqa: F401 - its import is the check
+    except ImportError as error:
+        raise MissingExtraError("accelerate", "train") from error
+
+
 def accelerator_for(device: str | torch.device | None = None) -> Accelerator:
     """Return the `Accelerator` for the processes that were started to train together.
 
@@ -43,10 +55,8 @@ def accelerator_for(device: str | torch.device | None = None) -> Accelerator:
     Raises:
         MissingExtraError: accelerate is not installed.
     """
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-    except ImportError as error:
-        raise MissingExtraError("accelerate", "train") from error
+    require_accelerate()
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     # The heads of objectives with weight 0 get no gradients.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]

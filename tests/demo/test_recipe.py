@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from edje_qdrant.demo.joint import JointSettings
 from edje_qdrant.demo.recipe import DEMO_RECIPE, read_demo_recipe, train_demo
 from edje_qdrant.demo.run import run_demo
 from edje_qdrant.demo.scenes import draw_scenes
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, MissingExtraError
 from edje_qdrant.model import EDJEModel
 
 STAGES = ("tower", "joint")
@@ -60,3 +61,10 @@ def test_nothing_the_demo_shows_was_in_training():
     shown = {scene.content for scene in draw_scenes("test", 1, 1000)}
     trained = {scene.content for scene in draw_scenes("train", 1, 20_000)}
     assert not shown & trained
+
+
+def test_without_its_extra_nothing_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtraError, match=r"edje-qdrant\[train\]"):
+        train_demo(tmp_path / "model", tmp_path / "work")
+    assert [*tmp_path.iterdir()] == []
