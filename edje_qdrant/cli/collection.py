@@ -31,8 +31,6 @@ from edje_qdrant.cli.options import (
     Url,
     Wait,
     Where,
-    field_of,
-    filter_of,
     place_at,
     place_of,
 )
@@ -419,6 +417,8 @@ def delete(
     """Delete images by id or by payload; `compact` frees the space of their tokens."""
     if not ids and not where:
         raise ConfigError("say which images to delete: --id ID, or --where FIELD=VALUE")
+    from edje_qdrant.index.where import filter_of
+
     # for_repair=True opens collections with damaged side files too.
     place = place_of(index, url, grpc, grpc_port, timeout)
     with open_collection(place, collection, for_repair=True) as opened:
@@ -454,6 +454,8 @@ def update(
     """Set payload fields of images."""
     if not ids and not where:
         raise ConfigError("say which images to update: --id ID, or --where FIELD=VALUE")
+    from edje_qdrant.index.where import field_of, filter_of
+
     payload = dict(field_of(text) for text in fields)
     place = place_of(index, url, grpc, grpc_port, timeout)
     with open_collection(place, collection, for_repair=True) as opened:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from dataclasses import dataclass, field
-from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -15,7 +12,7 @@ import typer
 from edje_qdrant.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edje_qdrant.index import Filter, QdrantSettings
+    from edje_qdrant.index import QdrantSettings
     from edje_qdrant.index import Quantization as QuantizationName
 
 __all__ = [
@@ -45,8 +42,6 @@ __all__ = [
     "Where",
     "Workers",
     "api_key",
-    "field_of",
-    "filter_of",
     "indexes_of",
     "place_at",
     "place_of",
@@ -294,88 +289,6 @@ def service_keys() -> tuple[str, ...]:
     """Return the accepted keys of the service; several allow a change of keys without a break."""
     keys = (key.strip() for key in os.environ.get(_SERVICE_KEY, "").split(","))
     return tuple(key for key in keys if key)
-
-
-def field_of(text: str) -> tuple[str, Any]:
-    """Read FIELD=VALUE; a value that is no JSON is text, and so is a number beyond 64 bits.
-
-    Raises:
-        ConfigError: The text has another form.
-    """
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise ConfigError(f"{text!r} is not of the form FIELD=VALUE")
-    try:
-        # NaN is not JSON.
-        return name, json.loads(value, parse_constant=str, parse_int=_integer_or_text)
-    except (ValueError, RecursionError):
-        return name, value
-
-
-def _integer_or_text(digits: str) -> int | str:
-    from edje_qdrant.index import json_integer
-
-    try:
-        return json_integer(digits)
-    except ValueError:
-        return digits
-
-
-_COMPARED = re.compile(r"([^=<>~]+)(>=|<=|>|<|~)(.*)", re.DOTALL)
-_BOUNDS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-
-
-def filter_of(where: list[str]) -> Filter:
-    """Return the filter of several --where: all fields, any of the values of each.
-
-    Raises:
-        ConfigError: A text has no form of --where, or its bound or place cannot be read.
-    """
-    values: dict[str, list[Any]] = {}
-    compared: list[dict[str, Any]] = []
-    for text in where:
-        found = _COMPARED.fullmatch(text)
-        if found is not None:
-            compared.append(_comparison(text, *found.groups()))
-            continue
-        name, value = field_of(text)
-        values.setdefault(name, []).extend(value if isinstance(value, list) else [value])
-    if not compared:
-        return values
-    from edje_qdrant.index.filters.filter import qdrant_filter
-    from edje_qdrant.index.filters.from_json import filter_from_json
-
-    both = filter_from_json({"must": compared})
-    equal = qdrant_filter(values)
-    return both if equal is None else both.model_copy(update={"must": [equal, both]})
-
-
-def _comparison(text: str, name: str, sign: str, value: str) -> dict[str, Any]:
-    """Return the condition of FIELD>=VALUE or FIELD~LAT,LON,METRES, in Qdrant's JSON."""
-    if sign != "~":
-        if _NUMBER.fullmatch(value) and math.isfinite(float(value)):
-            return {"key": name, "range": {_BOUNDS[sign]: float(value)}}
-        try:
-            date.fromisoformat(value[:10])
-        except ValueError:
-            raise ConfigError(
-                f"{text!r} compares with {value!r}; give a number, or a date such as 2024-06-01 "
-                "or 2024-06-01T10:00:00Z"
-            ) from None
-        return {"key": name, "range": {_BOUNDS[sign]: value}}
-    parts = [part.strip() for part in value.split(",")]
-    if len(parts) != 3 or not all(_NUMBER.fullmatch(part) for part in parts):
-        raise ConfigError(
-            f"{text!r} is not of the form FIELD~LAT,LON,METRES, such as place~38.72,-9.14,10000"
-        )
-    lat, lon, metres = (float(part) for part in parts)
-    if not (abs(lat) <= 90 and abs(lon) <= 180 and 0 < metres < math.inf):
-        raise ConfigError(
-            f"{text!r} names no place: a latitude is from -90 to 90, a longitude from -180 to 180, "
-            "and a distance in metres above 0"
-        )
-    return {"key": name, "geo_radius": {"center": {"lat": lat, "lon": lon}, "radius": metres}}
 
 
 def settings_of(

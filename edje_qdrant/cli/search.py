@@ -20,7 +20,6 @@ from edje_qdrant.cli.options import (
     Timeout,
     Url,
     Where,
-    filter_of,
     place_of,
 )
 from edje_qdrant.errors import ConfigError
@@ -154,6 +153,7 @@ def search(
     lenient = on_missing != "error"
     place = place_of(index, url, grpc, grpc_port, timeout)
     with open_collection(place, collection, for_repair=lenient) as opened:
+        from edje_qdrant.index.where import filter_of
         from edje_qdrant.model.onnx.running import OnnxModel, is_exported
         from edje_qdrant.search.options import DEFAULTS
         from edje_qdrant.search.retriever import TwoStageRetriever

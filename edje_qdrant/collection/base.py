@@ -16,7 +16,13 @@ from edje_qdrant.checks import check_kind, check_seconds
 from edje_qdrant.collection.metadata import Holds, read_contract
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.index import Filter, VectorIndex
-from edje_qdrant.types import Candidates
+from edje_qdrant.index.payload_fields import (
+    FieldSample,
+    FilterProblem,
+    filter_problems,
+    sample_fields,
+)
+from edje_qdrant.types import Candidates, Payload
 
 __all__ = ["BaseCollection"]
 
@@ -205,6 +211,49 @@ class BaseCollection(ABC):
         return await self._index.nearest_async(
             embeddings, num_candidates, filter=filter, timeout=timeout
         )
+
+    def payload_fields(self) -> FieldSample:
+        """Look at the payloads of some points, and return their fields with kinds and values.
+
+        Of a large collection up to 500 points are read, so that a rare field may be missing.
+
+        Raises:
+            StoreError: The engine failed.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        return sample_fields(self._index, keep=self._is_own)
+
+    def filter_problems(
+        self, filter: Filter | None, sample: FieldSample | None = None
+    ) -> list[FilterProblem]:
+        """Return the conditions of a filter by which nothing can be found, with the reason.
+
+        Args:
+            filter: The filter.
+            sample: From `payload_fields`; None looks at the payloads first.
+
+        Returns:
+            Fields that no point has, with the most similar name, and fields that hold values of
+            another type. Empty for a filter that may find something.
+
+        Raises:
+            ConfigError: The filter cannot be used.
+            StoreError: The engine failed.
+            EngineUnavailableError: The server cannot be reached.
+
+        Example:
+            >>> from edje_qdrant import EDJEModel, ImageCollection
+            >>> model = EDJEModel.from_pretrained("demo", device="cpu")
+            >>> with ImageCollection.create(":memory:", "images", model.contract()) as images:
+            ...     images.filter_problems({"yaer": 2024})
+            []
+        """
+        chosen = self.payload_fields() if sample is None else sample
+        return filter_problems(self._index, filter, chosen)
+
+    def _is_own(self, point_id: str, payload: Payload) -> bool:  # noqa: ARG002 - of others, none
+        """Return whether the point is one of the collection's own."""
+        return True
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete points; unknown ids are ignored.

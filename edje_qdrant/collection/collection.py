@@ -324,6 +324,9 @@ class ImageCollection(BaseCollection):
             raise
         return opened
 
+    def _is_own(self, point_id: str, payload: Payload) -> bool:
+        return is_ours(point_id, payload)
+
     def _require_kind(
         self,
         contract: TokenContract | None,

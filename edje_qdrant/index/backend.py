@@ -254,6 +254,14 @@ class Backend(ABC):
     def payload_indexes(self) -> dict[str, str]:
         """Return field path -> kind of every payload index."""
 
+    def facet(self, path: str, limit: int) -> list[tuple[Any, int]] | None:  # noqa: ARG002
+        """Return the most frequent values of a field and how many points have each.
+
+        None where the engine cannot count them, for one without an index of the field.
+        """
+        self.check_open()
+        return None
+
     def flush(self) -> None:
         """Make every write survive a killed process."""
         self.check_open()

@@ -450,6 +450,22 @@ class VectorIndex:
         """Return field path -> kind of every index; empty where the engine has none."""
         return self._backend.payload_indexes()
 
+    def facet(self, field: str, limit: int = 20) -> list[tuple[str | int | bool, int]] | None:
+        """Return the most frequent values of a field, with the number of points that have each.
+
+        A server's numbers may be estimates, and include the points of other programs.
+
+        Args:
+            field: As in `create_payload_index`.
+            limit: Values to return, at most.
+
+        Returns:
+            The most frequent first; None where the engine cannot count them: the field has no
+            payload index of kind keyword, integer or bool, or it is faiss.
+        """
+        check_limit(limit)
+        return self._backend.facet(check_field(field), limit)
+
     def retrieve(
         self, image_ids: Sequence[str], *, tokens: bool = True
     ) -> dict[str, Mapping[str, Any]]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qdrant_client import models
 
 __all__ = [
+    "FACET_KINDS",
     "PayloadKind",
     "check_field",
     "check_indexes",
@@ -26,6 +27,9 @@ __all__ = [
 PayloadKind: TypeAlias = Literal[
     "keyword", "integer", "float", "bool", "datetime", "geo", "text", "uuid"
 ]
+
+#: Kinds of indexes by which an engine counts the points of each value.
+FACET_KINDS: tuple[PayloadKind, ...] = ("keyword", "integer", "bool")
 
 
 def check_field(field: str) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edje_qdrant.cli.options import filter_of
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.index.where import filter_of
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 
@@ -64,6 +64,11 @@ def test_bounds_and_places(collection: ImageCollection, where: list[str], found:
 
 def test_signs_in_a_value_are_part_of_it() -> None:
     assert filter_of(["title=a>=b", "note=x~y"]) == {"title": ["a>=b"], "note": ["x~y"]}
+
+
+def test_spaces_around_a_field_and_a_value_do_not_count() -> None:
+    assert filter_of(["album = the sea ", 'title=" a"']) == {"album": ["the sea"], "title": [" a"]}
+    assert filter_of(["iso >= 400"]) == filter_of(["iso>=400"])
 
 
 @pytest.mark.parametrize(

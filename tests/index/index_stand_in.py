@@ -478,6 +478,9 @@ class StandIn:
             case ("POST", "points", "delete"):
                 self.client.delete(name, models.PointIdsList(**body))
                 return self._done(name)
+            case ("POST", "facet"):
+                found = self.client.facet(name, body["key"], limit=body.get("limit", 10))
+                return _plain(found)
             case ("POST", "points", "count"):
                 counted = self._by_id(name, models.CountRequest(**body).filter)
                 return _plain(self.client.count(name, counted, exact=True))

@@ -24,7 +24,7 @@ from edje_qdrant.index.filters.field_paths import TOKEN_BYTES
 from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.folder import SHARD, require_space
 from edje_qdrant.index.folder_backend import FolderBackend
-from edje_qdrant.index.payload_indexes import edge_schema, kinds_of
+from edje_qdrant.index.payload_indexes import FACET_KINDS, edge_schema, kinds_of
 from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
 from edje_qdrant.types import Point
 
@@ -205,6 +205,14 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
     def payload_indexes(self) -> dict[str, str]:
         with self._using() as shard:
             return kinds_of(shard.info().payload_schema)
+
+    def facet(self, path: str, limit: int) -> list[tuple[Any, int]] | None:
+        from qdrant_edge import FacetRequest
+
+        with self._using() as shard:
+            if kinds_of(shard.info().payload_schema).get(path) not in FACET_KINDS:
+                return None
+            return [(hit.value, hit.count) for hit in shard.facet(FacetRequest(path, limit)).hits]
 
     def flush(self) -> None:
         # The engine also writes a log, from which it usually restores later writes; nothing here

@@ -20,7 +20,7 @@ from edje_qdrant.index.filters.validate import KINDS, clauses
 if TYPE_CHECKING:
     from qdrant_client import models
 
-__all__ = ["Matcher", "compile_filter", "required_texts"]
+__all__ = ["Matcher", "compile_filter", "is_moment", "is_place", "required_texts"]
 
 #: Tells from a payload and its point's id whether the filter matches.
 Matcher: TypeAlias = Callable[[Any, str], bool]
@@ -70,6 +70,16 @@ def required_texts(filter: models.Filter) -> list[list[str]]:
         if 0 < len(texts) <= _MAX_TEXTS and all(isinstance(text, str) for text in texts):
             required.append([*texts])
     return required
+
+
+def is_moment(text: str) -> bool:
+    """Return whether a text is a date or a time by which ranges of dates find it."""
+    return _moment(text) is not None
+
+
+def is_place(value: Any) -> bool:
+    """Return whether a value is a place on the globe: an object with `lon` and `lat`."""
+    return _place(value) is not None
 
 
 def _selector(path: str) -> Callable[[Any], list[Any]]:

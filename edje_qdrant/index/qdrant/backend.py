@@ -25,7 +25,7 @@ from edje_qdrant.index.batches import by_payload, in_runs, vectors_per_request
 from edje_qdrant.index.filters.field_paths import TOKENS_KEY
 from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.hnsw import Reach
-from edje_qdrant.index.payload_indexes import kinds_of, qdrant_schema
+from edje_qdrant.index.payload_indexes import FACET_KINDS, kinds_of, qdrant_schema
 from edje_qdrant.index.qdrant import requests as qdrant_requests
 from edje_qdrant.index.qdrant.aliases import collection_of
 from edje_qdrant.index.qdrant.connection import Connection, QdrantOptions
@@ -430,6 +430,16 @@ class QdrantBackend(Backend):
     def payload_indexes(self) -> dict[str, str]:
         self._read_info()
         return kinds_of(self._indexes)
+
+    def facet(self, path: str, limit: int) -> list[tuple[Any, int]] | None:
+        self.check_open()
+        if not self._connection.is_local and self.payload_indexes().get(path) not in FACET_KINDS:
+            return None
+        name = self._collection
+        answer = self._within_limits(
+            lambda: self._connection.call(name, self._client.facet, name, path, limit=limit)
+        )
+        return [(hit.value, hit.count) for hit in answer.hits]
 
     def close(self) -> None:
         self._connection.close()
