@@ -124,10 +124,10 @@ def ingest(
     from edje_qdrant.ingest.file_fields import FileFields
     from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.ingest.process_pool import check_devices
-    from edje_qdrant.ingest.sources import check_source
+    from edje_qdrant.sources.open import open_source
 
     place = place_of(index, url, grpc, grpc_port, timeout)
-    check_source(source)  # before a collection is created
+    images = open_source(source)  # before a collection is created
     FileFields(exif, gps)
     indexes = indexes_of(payload_index or [])
     qdrant = settings_of(shards, replicas, quantization, on_disk)
@@ -140,14 +140,14 @@ def ingest(
 
     def fit(loaded: EDJEModel, name: str) -> FittedCodec:
         size = batch_size or 32
-        return fit_codec_to_source(source, loaded, name, batch_size=size, progress=shown)
+        return fit_codec_to_source(images, loaded, name, batch_size=size, progress=shown)
 
     target, loaded = open_or_create(place, collection, model, device, codec, fit, engine, qdrant)
     with target:
         note_demo_model(loaded)
         target.create_payload_indexes(indexes)
         report = ingest_images(
-            source,
+            images,
             target,
             loaded,
             batch_size=batch_size,

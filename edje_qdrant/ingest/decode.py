@@ -10,14 +10,14 @@ from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import DecoderPool, error_reason, image_bytes_id, image_file_id
 from edje_qdrant.index.moments import with_moments_as_text
 from edje_qdrant.ingest.file_fields import FileFields
-from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.model.pixels import Pixels, read_file
+from edje_qdrant.sources.protocol import ListedImage
 from edje_qdrant.types import FailedImage, Payload
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
 
-__all__ = ["DecodedImage", "KnownImage", "decode_image", "identify_image"]
+__all__ = ["DecodedImage", "KnownImage", "decode_image", "identify_image", "read_listed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,10 @@ class KnownImage:
     """Hold an image that was identified, but not decoded.
 
     Attributes:
-        image_id: UUID string, derived from the file's bytes as they were then.
-        listed: Its path and the user's fields.
+        image_id: UUID string, derived from the file's bytes as they were then, or the one that the
+            source gave.
+        listed: Its path and the user's fields; with the file's bytes, if it had to be read by the
+            source's reader to be named.
     """
 
     image_id: str
@@ -38,7 +40,7 @@ class DecodedImage:
     """Hold an image ready to be encoded.
 
     Attributes:
-        image_id: UUID string, derived from the bytes that were decoded.
+        image_id: UUID string, derived from the bytes that were decoded, or the source's own.
         payload: Stored with the image: what its file knows, the user's fields, its path and its
             upright size.
         pixels: As `read_file` returns them.
@@ -54,10 +56,14 @@ def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
     if isinstance(item, FailedImage):
         return item
     try:
-        if item.content is None:
-            image_id = image_file_id(item.path)
+        if item.image_id is not None:
+            image_id = item.image_id
         else:
-            image_id = image_bytes_id(item.content, item.path)
+            item = read_listed(item)
+            if item.content is None:
+                image_id = image_file_id(item.path)
+            else:
+                image_id = image_bytes_id(item.content, item.path)
     except ImageReadError as error:
         return FailedImage(item.path, error.reason)
     try:
@@ -67,6 +73,21 @@ def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
     except (TypeError, ValueError, RecursionError) as error:
         return FailedImage(item.path, f"its payload cannot be stored: {error_reason(error)}")
     return KnownImage(image_id, item)
+
+
+def read_listed(item: ListedImage) -> ListedImage:
+    """Return an image with its content, if its source has a reader for it; else unchanged.
+
+    Raises:
+        ImageReadError: It cannot be read.
+    """
+    if item.content is not None or item.reader is None:
+        return item
+    try:
+        content = item.reader()
+    except ImageReadError as error:
+        raise ImageReadError(item.path, error.reason) from error
+    return replace(item, content=content, reader=None)
 
 
 def decode_image(
@@ -90,8 +111,9 @@ def decode_image(
         ConfigError: The encoder's `resize` cannot be sent to a process.
         WorkerDiedError: Decoder processes cannot be started.
     """
-    path, content = image.listed.path, image.listed.content
+    path = image.listed.path
     try:
+        content = read_listed(image.listed).content
         decoded, pixels = read_file(model, decoders, path if content is None else content, path)
     except ImageReadError as error:
         return FailedImage(path, error.reason)
@@ -102,4 +124,4 @@ def decode_image(
         "width": decoded.width,
         "height": decoded.height,
     }
-    return DecodedImage(decoded.image_id, payload, pixels)
+    return DecodedImage(image.listed.image_id or decoded.image_id, payload, pixels)

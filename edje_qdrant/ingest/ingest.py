@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,9 +31,10 @@ from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
 from edje_qdrant.ingest.prune import follow_moved, prune_collection
-from edje_qdrant.ingest.sources import IMAGE_SUFFIXES, ListedImage, Source, list_images
 from edje_qdrant.ingest.update_fields import FieldUpdater
 from edje_qdrant.model.pixels import default_batch_size
+from edje_qdrant.sources.open import Source, open_source
+from edje_qdrant.sources.protocol import ListedImage
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.types import IngestReport
@@ -137,8 +136,7 @@ def ingest_images(
 
     Example:
         >>> import tempfile
-        >>> from pathlib import Path
-        >>> from PIL import Image
+        >>>         >>> from PIL import Image
         >>> from edje_qdrant import EDJEModel, ImageCollection, ingest_images
         >>> model = EDJEModel.from_pretrained("demo", device="cpu")
         >>> with tempfile.TemporaryDirectory() as name:
@@ -173,19 +171,16 @@ def ingest_images(
     check_seconds("wait", wait)
     file_fields = FileFields(exif, gps)
     worker_devices = check_devices(processes, devices, model.device)
-    listing = list_images(source)
-    if (
-        prune
-        and isinstance(source, str | os.PathLike)
-        and Path(source).is_file()
-        and Path(source).suffix.lower() in IMAGE_SUFFIXES
-    ):
-        raise ConfigError(f"with prune, all images but {source} would be deleted; leave prune out")
+    source = open_source(source)
+    if prune and source.scope == ():
+        raise ConfigError(
+            f"with prune, all images but {source.name} would be deleted; leave prune out"
+        )
     collection.require(model.contract())
     collection.require_writable()
     with collection.patient(wait):
         run = IngestRun(
-            collection, model, total=sum(1 for _ in listing()), progress=progress,
+            collection, model, total=source.count(), progress=progress,
             give_up=collection.index.give_up,
         )  # fmt: skip
         seen: set[bytes] = set()
@@ -211,12 +206,13 @@ def ingest_images(
                 unflushed = 0
 
         with run.bar, ThreadPoolExecutor(workers) as threads, ExitStack() as stack:
-            missing = run.missing(listing(), threads, follow_source)
+            missing = run.missing(source.images(), threads, follow_source)
             try:
                 if worker_devices:
                     pool = stack.enter_context(
                         EncodingPool(model, worker_devices, limits, file_fields)
                     )
+                    missing = run.with_content(missing, threads, batch_size)
                     for batch in pool.encode(batches(missing, batch_size)):
                         wrote(run.write_encoded(batch))
                 else:
@@ -266,7 +262,7 @@ def fit_codec_to_source(
     codec = codec_for(name, contract.num_tokens, contract.token_dim)
     if codec.fitted:
         return codec
-    listed = [item for item in list_images(source)() if isinstance(item, ListedImage)]
+    listed = [item for item in open_source(source).images() if isinstance(item, ListedImage)]
     rows = np.random.default_rng(seed).permutation(len(listed))[:sample]
     chosen = [KnownImage("", listed[row]) for row in rows]
     tokens: list[NDArray[np.float16]] = []

@@ -7,15 +7,17 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
 
-from edje_qdrant.ingest.decode import DecodedImage, KnownImage, identify_image
+from edje_qdrant.errors import ImageReadError
+from edje_qdrant.ingest.decode import DecodedImage, KnownImage, identify_image, read_listed
 from edje_qdrant.ingest.encode import EncodedBatch, start_batch
-from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.model.pixels import stack_pixels
+from edje_qdrant.sources.protocol import ListedImage
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.types import FailedImage, ImageEncoding, Payload
 
@@ -26,8 +28,10 @@ __all__ = ["IngestRun", "IngestTarget"]
 
 T = TypeVar("T")
 
-# Ids looked up in one call, before anything is decoded.
-_LOOKUP = 256
+# Ids looked up in one call, before anything is decoded, and bytes of images held meanwhile.
+_LOOKUP, _LOOKUP_BYTES = 256, 32 << 20
+# An image whose bytes are held in memory counts as so many files when it is read ahead.
+_HELD = 16
 
 
 class IngestTarget(Protocol):
@@ -99,8 +103,8 @@ class IngestRun:
             threads: Read the files.
             looked_up: Called with each batch that was looked up and the ids that are stored.
         """
-        identified = in_threads(threads, identify_image, items, 2 * _LOOKUP)
-        for batch in batches(self._successes(identified), _LOOKUP):
+        identified = in_threads(threads, identify_image, items, 2 * _LOOKUP, _weight)
+        for batch in batches(self._successes(identified), _LOOKUP, _size, _LOOKUP_BYTES):
             existing = self._target.existing([image.image_id for image in batch])
             if looked_up is not None:
                 looked_up(batch, existing)
@@ -109,6 +113,18 @@ class IngestRun:
                     self.skip()
                 else:
                     yield image
+
+    def with_content(
+        self, images: Iterable[KnownImage], threads: ThreadPoolExecutor, ahead: int
+    ) -> Iterator[KnownImage]:
+        """Yield images that can be sent to other processes: those of readers with their bytes.
+
+        Args:
+            images: Images from `missing`.
+            threads: Read.
+            ahead: Images read ahead.
+        """
+        return self._successes(in_threads(threads, _with_content, images, ahead))
 
     def decode_and_write(
         self,
@@ -256,3 +272,19 @@ class IngestRun:
                 self._advance()
             else:
                 yield item
+
+
+def _with_content(image: KnownImage) -> KnownImage | FailedImage:
+    try:
+        return replace(image, listed=read_listed(image.listed))
+    except ImageReadError as error:
+        return FailedImage(image.listed.path, error.reason)
+
+
+def _weight(item: ListedImage | FailedImage) -> int:
+    held = isinstance(item, ListedImage) and (item.content is not None or item.reader is not None)
+    return _HELD if held else 1
+
+
+def _size(image: KnownImage) -> int:
+    return len(image.listed.content or b"")

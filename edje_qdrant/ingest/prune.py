@@ -6,11 +6,10 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from pathlib import Path
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.ingest.sources import Source
+from edje_qdrant.sources.protocol import FailedLine, ImageSource
 from edje_qdrant.types import FailedImage
 
 __all__ = ["follow_moved", "prune_collection"]
@@ -36,7 +35,7 @@ def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
 
 def prune_collection(
     collection: ImageCollection,
-    source: Source,
+    source: ImageSource,
     seen: AbstractSet[bytes],
     failed: Sequence[FailedImage],
 ) -> int:
@@ -46,8 +45,8 @@ def prune_collection(
 
     Args:
         collection: The collection to delete from.
-        source: If it is a folder, images whose path lies elsewhere are kept; otherwise all images
-            that it does not name are deleted.
+        source: Images whose path lies outside its scope are kept; if it has none, all images that
+            it does not name are deleted.
         seen: The 16 bytes of the id of every image in the source.
         failed: What could not be read; images with such a path, or below it, are kept.
 
@@ -55,24 +54,19 @@ def prune_collection(
         ConfigError: Lines of the manifest could not be read, or a list names no image that can be
             read; nothing was deleted.
     """
-    folder = ""
-    if isinstance(source, str | os.PathLike):
-        where = Path(source).expanduser()
-        lines = [f.path.removeprefix(f"{where}:") for f in failed]
-        unread = [int(line) for line in lines if line.isdecimal()]
-        if unread:
-            raise ConfigError(
-                f"nothing was pruned: {len(unread)} lines of {where} cannot be read, line "
-                f"{unread[0]} first, and the images they name would be deleted; fix them and run "
-                "this again"
-            )
-        if where.is_dir():
-            folder = os.path.join(os.path.abspath(where), "")
-    if not folder and not seen:
+    unread = [failure for failure in failed if isinstance(failure, FailedLine)]
+    if unread:
+        raise ConfigError(
+            f"nothing was pruned: {len(unread)} lines of {source.name} cannot be read, line "
+            f"{unread[0].path.rpartition(':')[2]} first, and the images they name would be "
+            "deleted; fix them and run this again"
+        )
+    if source.scope is None and not seen:
         raise ConfigError(
             "nothing was pruned: the source names no image that can be read, so all images "
             "would be deleted; to do that, remove the collection"
         )
+    scope = ("",) if source.scope is None else source.scope
     spared = {failure.path for failure in failed}
     spared_below = tuple(os.path.join(path, "") for path in spared)
     pruned = 0
@@ -84,7 +78,7 @@ def prune_collection(
             if (
                 point.id not in others
                 and uuid.UUID(point.id).bytes not in seen
-                and path.startswith(folder)
+                and path.startswith(scope)
                 and path not in spared
                 and not path.startswith(spared_below)
             ):

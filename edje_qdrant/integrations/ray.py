@@ -31,10 +31,10 @@ from edje_qdrant.index import TOKENS_KEY, QdrantSettings
 from edje_qdrant.ingest.decode import decode_image
 from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.pipeline import IngestRun
-from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.ingest.update_fields import FieldUpdater
 from edje_qdrant.integrations.ray_tally import Tally
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.sources.protocol import ListedImage
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.types import FailedImage, IngestReport
 

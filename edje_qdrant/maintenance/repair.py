@@ -15,6 +15,7 @@ from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.compact import compact
 from edje_qdrant.maintenance.reports import Finding, RepairReport
 from edje_qdrant.maintenance.verify import verify
+from edje_qdrant.sources.read import read_image, stored_id
 from edje_qdrant.threads import batches
 from edje_qdrant.tokens.file_store import files_of
 
@@ -117,10 +118,13 @@ def _encode_again(
 
     def pixels_of(finding: Finding) -> Pixels | None:
         try:
-            decoded, pixels = read_file(model, decoders, str(finding.path))
+            path = str(finding.path)
+            content = read_image(path)
+            if stored_id(path, content) != finding.image_id:
+                return None
+            return read_file(model, decoders, content, path)[1]
         except ImageReadError:
             return None
-        return pixels if decoded.image_id == finding.image_id else None
 
     with ThreadPoolExecutor(decoders.workers) as threads:
         for finding, pixels in zip(findings, threads.map(pixels_of, findings), strict=True):

@@ -10,8 +10,9 @@ import stat
 from collections.abc import Iterable, Sequence
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import image_bytes_id, open_upright, read_image_file
+from edje_qdrant.images import open_upright
 from edje_qdrant.images.thumbnail import Thumbnail
+from edje_qdrant.sources.read import read_image, stored_id
 
 __all__ = ["MOST_PICTURES", "html_table", "small_picture"]
 
@@ -55,8 +56,8 @@ def small_picture(path: object, image_id: str) -> str:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_FILE:
             return ""
-        content = read_image_file(path)
-        if image_bytes_id(content, path) != image_id:
+        content = read_image(path)
+        if stored_id(path, content) != image_id:
             return ""
         image = open_upright(io.BytesIO(content), path, max_pixels=_MOST_PIXELS)
     except (ImageReadError, OSError, ValueError):  # a path with a null byte is a ValueError

@@ -21,7 +21,7 @@ from edje_qdrant.collection.base import BaseCollection
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import in_order, user_payload
 from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
-from edje_qdrant.images import image_bytes_id, open_upright, read_image_file
+from edje_qdrant.images import open_upright
 from edje_qdrant.index import (
     Filter,
     InferenceImage,
@@ -46,6 +46,7 @@ from edje_qdrant.search.options import (
 from edje_qdrant.search.ranking import candidates_as_hits, degraded_reason, rank_candidates
 from edje_qdrant.search.results import SearchHit, SearchResult
 from edje_qdrant.search.stages import Embeddings, onnx_stages
+from edje_qdrant.sources.read import read_image, stored_id
 from edje_qdrant.types import Candidate, Candidates, Timings
 
 if TYPE_CHECKING:
@@ -633,8 +634,8 @@ class TwoStageRetriever:
                 raise ImageReadError(
                     image_id, "its payload names no file under 'path'; pass the image with image="
                 )
-            content = read_image_file(image)  # once: it may change
-            if image_bytes_id(content, image) != image_id:
+            content = read_image(image)  # once: it may change
+            if stored_id(image, content) != image_id:
                 raise ImageReadError(
                     image,
                     f"the file contains another image than {image_id} now; ingest it again, or "

@@ -16,9 +16,9 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 
 from edje_qdrant.image_to_text.classify import match_texts
-from edje_qdrant.ingest.sources import IMAGE_SUFFIXES
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.rerank.scorer import best_first
+from edje_qdrant.sources.folder import IMAGE_SUFFIXES
 from edje_qdrant.types import ImageEncoding
 from edje_qdrant.web.client_schemas import (
     Embedded,

@@ -24,13 +24,13 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.explain.match import can_explain, explain_match
 from edje_qdrant.images import DecoderPool, default_workers
-from edje_qdrant.images.image_folder import ImageFolder, Thumbnails
 from edje_qdrant.index import Filter
 from edje_qdrant.index.filters.from_json import filter_from_json
 from edje_qdrant.search.batcher import SearchBatcher
 from edje_qdrant.search.options import DEFAULTS, SearchOptions
 from edje_qdrant.search.results import SearchHit, SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
+from edje_qdrant.sources.image_folder import ImageFolder, Thumbnails
 from edje_qdrant.web.availability import Availability
 from edje_qdrant.web.errors import RequestError, index_away
 from edje_qdrant.web.metrics import Metrics

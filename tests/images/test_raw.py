@@ -14,7 +14,7 @@ from raw_files import dng, quarters
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import DecoderPool, open_upright
-from edje_qdrant.images.image_folder import ImageFolder
+from edje_qdrant.sources.image_folder import ImageFolder
 
 pytest.importorskip("rawpy")
 

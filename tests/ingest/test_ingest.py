@@ -34,9 +34,9 @@ from edje_qdrant.images import DecoderPool, image_bytes_id, image_file_id, open_
 from edje_qdrant.ingest.decode import decode_image
 from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
 from edje_qdrant.ingest.pipeline import IngestRun
-from edje_qdrant.ingest.sources import list_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.pixels import read_file, stack_pixels
+from edje_qdrant.sources.open import open_source
 from edje_qdrant.tokens.codecs import codec_for
 from edje_qdrant.types import ImageEncoding, IngestReport
 
@@ -777,7 +777,7 @@ def test_batches_that_a_device_works_on_are_all_written(
             ThreadPoolExecutor(1) as threads,
         ):
             run = kind(made, tiny_model)
-            listed = list_images(tmp_path / "pictures")()
+            listed = open_source(tmp_path / "pictures").images()
             decode = partial(decode_image, model=tiny_model, decoders=decoders)
             run.decode_and_write(run.missing(listed, threads), decode, threads, 3)
             assert run.added == 11

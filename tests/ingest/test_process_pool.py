@@ -36,8 +36,8 @@ from edje_qdrant.ingest import process_pool as encoding_pool
 from edje_qdrant.ingest.decode import KnownImage, identify_image
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
-from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.sources.protocol import ListedImage
 from edje_qdrant.types import ImageEncoding, IngestReport
 
 WriteImages = Callable[..., list[Path]]

@@ -17,9 +17,9 @@ from edje_qdrant.collection.collection import ImageCollection, user_payload
 from edje_qdrant.images import image_file_id
 from edje_qdrant.ingest.decode import KnownImage, identify_image
 from edje_qdrant.ingest.ingest import ingest_images
-from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.ingest.update_fields import update_fields
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.sources.protocol import ListedImage
 from edje_qdrant.types import IngestReport
 
 WriteImages = Callable[..., list[Path]]

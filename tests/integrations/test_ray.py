@@ -23,10 +23,10 @@ from edje_qdrant import errors
 from edje_qdrant.collection.collection import ImageCollection, user_payload
 from edje_qdrant.images import image_file_id
 from edje_qdrant.index.qdrant import connection
-from edje_qdrant.ingest.sources import ListedImage
 from edje_qdrant.integrations import ray as plug
 from edje_qdrant.integrations.ray import ingest_dataset
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.sources.protocol import ListedImage
 from edje_qdrant.types import IngestReport
 
 WriteImages = Callable[..., list[Path]]

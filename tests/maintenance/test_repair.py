@@ -220,10 +220,10 @@ def test_what_cannot_be_mended_is_listed_and_left(
         else:  # its content is the same, and yet it cannot be decoded here
             real = pixels_module.read_file
 
-            def fails(model, decoders, file):
-                if file == str(pictures[1]):
-                    raise repair_module.ImageReadError(file, "no decoder")
-                return real(model, decoders, file)
+            def fails(model, decoders, file, name):
+                if name == str(pictures[1]):
+                    raise repair_module.ImageReadError(name, "no decoder")
+                return real(model, decoders, file, name)
 
             monkeypatch.setattr(pixels_module, "read_file", fails)
         report = repair(collection, tiny_model)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from edje_qdrant.images import DecoderPool
-from edje_qdrant.images.image_folder import ImageFolder, Thumbnails
+from edje_qdrant.sources.image_folder import ImageFolder, Thumbnails
 
 
 def payload(client, n=0):

@@ -19,9 +19,7 @@ from edje_qdrant.explain.heat_map import draw_heat
 from edje_qdrant.explain.match import can_explain, explain_match
 from edje_qdrant.files import kind_of
 from edje_qdrant.images import DecoderPool
-from edje_qdrant.images.image_folder import ImageFolder
 from edje_qdrant.ingest.ingest import ingest_images
-from edje_qdrant.ingest.sources import IMAGE_SUFFIXES, list_images
 from edje_qdrant.integrations.hits import rank_images
 from edje_qdrant.integrations.mcp.schemas import (
     CollectionSummary,
@@ -37,6 +35,9 @@ from edje_qdrant.integrations.mcp.schemas import (
 )
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
+from edje_qdrant.sources.folder import IMAGE_SUFFIXES
+from edje_qdrant.sources.image_folder import ImageFolder
+from edje_qdrant.sources.open import open_source
 from edje_qdrant.types import FailedImage
 
 __all__ = ["ImageTools", "Picture"]
@@ -234,7 +235,7 @@ class ImageTools:
             raise ConfigError(f"{real} is no image file; give a folder or an image file")
         paths: list[str] = []
         failed: list[FailedImage] = []
-        for item in list_images(real)():
+        for item in open_source(real).images():
             if isinstance(item, FailedImage):
                 failed.append(item)
             elif self._allowed(os.path.realpath(item.path)):

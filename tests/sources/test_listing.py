@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.ingest.sources import ListedImage, Source, check_source, list_images
+from edje_qdrant.sources.open import Source, open_source
+from edje_qdrant.sources.protocol import FailedLine, ListedImage
 from edje_qdrant.types import FailedImage
 
 
 def listed(source: Source) -> list[str]:
-    return [item.path for item in list_images(source)()]
+    return [item.path for item in open_source(source).images()]
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -49,11 +50,11 @@ def test_paths_are_absolute_whatever_the_source(
         assert listed(source) == expected
 
 
-def test_a_listing_can_be_begun_anew(tmp_path: Path) -> None:
+def test_a_listing_can_be_begun_again(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
-    listing = list_images(tmp_path)
-    assert list(listing()) == list(listing())
-    assert len(list(listing())) == 2
+    source = open_source(tmp_path)
+    assert list(source.images()) == list(source.images())
+    assert source.count() == 2
 
 
 def test_an_empty_list_is_no_error() -> None:
@@ -74,14 +75,14 @@ def test_sources_that_hold_nothing_are_refused(tmp_path: Path, make: str) -> Non
     if make == "blank.jsonl":
         source.write_text("\n  \n")
     with pytest.raises(ConfigError, match=make) as caught:
-        check_source(source)
+        open_source(source)
     assert "give" in str(caught.value)
 
 
 @pytest.mark.parametrize("source", [[b"a.png"], [1], b"a.png", [None]])
 def test_lists_of_other_things_are_refused(source: Source) -> None:
     with pytest.raises(ConfigError, match="must hold paths"):
-        check_source(source)
+        open_source(source)
 
 
 def test_a_manifest_gives_fields_and_paths_beside_it(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_manifest_gives_fields_and_paths_beside_it(tmp_path: Path) -> None:
         "",
         json.dumps({"path": "/elsewhere/b.png"}),
     )
-    assert list(list_images(path)()) == [
+    assert list(open_source(path).images()) == [
         ListedImage(
             str(tmp_path / "a.png"), {"path": "../a.png", "title": "Ä", "tags": [1, {"x": None}]}
         ),
@@ -120,10 +121,10 @@ def test_a_broken_manifest_line_is_listed_by_its_number(
     tmp_path: Path, line: str | bytes, reason: str
 ) -> None:
     path = manifest(tmp_path, '{"path": "a.png"}', "", line, '{"path": "b.png"}')
-    first, failed, last = list_images(path)()
+    first, failed, last = open_source(path).images()
     assert isinstance(first, ListedImage)
     assert isinstance(last, ListedImage)
-    assert isinstance(failed, FailedImage)
+    assert isinstance(failed, FailedLine)
     assert failed.path == f"{path}:3"
     assert reason in failed.reason
     assert "\n" not in failed.reason
@@ -138,8 +139,8 @@ def test_what_may_not_be_read_is_refused_or_listed(tmp_path: Path) -> None:
     closed.chmod(0)
     try:
         with pytest.raises(ConfigError, match="cannot read the folder"):
-            check_source(closed)
-        picture, failed = list_images(tmp_path)()
+            open_source(closed)
+        picture, failed = open_source(tmp_path).images()
     finally:
         closed.chmod(0o755)
     assert picture.path == str(tmp_path / "a.png")
@@ -150,7 +151,7 @@ def test_a_folder_that_vanishes_while_it_is_walked_is_listed(
     tmp_path: Path,
 ) -> None:
     touch(tmp_path, "a.png", "gone/b.png", "kept/c.png")
-    walk = list_images(tmp_path)()
+    walk = open_source(tmp_path).images()
     first = next(walk)
     (tmp_path / "gone" / "b.png").unlink()
     (tmp_path / "gone").rmdir()
@@ -174,9 +175,9 @@ def test_a_list_may_hold_paths_pairs_and_dicts(tmp_path: Path) -> None:
         ListedImage(str(c), {"path": str(c), "album": "2023", "tags": ["x"]}),
         ListedImage(str(d), {}),
     ]
-    listing = list_images(source)
-    assert [*listing()] == [*listing()] == expected
-    assert [*list_images({str(b): {"album": "2024"}})()] == expected[1:2]
+    images = open_source(source)
+    assert [*images.images()] == [*images.images()] == expected
+    assert [*open_source({str(b): {"album": "2024"}}).images()] == expected[1:2]
 
 
 @pytest.mark.parametrize(
@@ -196,4 +197,4 @@ def test_a_list_may_hold_paths_pairs_and_dicts(tmp_path: Path) -> None:
 )
 def test_an_item_that_is_no_image_is_named(item: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
-        list_images(["a.png", item])
+        open_source(["a.png", item])
