@@ -81,7 +81,7 @@ def browser():
 def open_page(browser, url):
     contexts, troubles = [], []
 
-    def opened(path="/", **options):
+    def opened(path="/?view=compare", **options):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -118,7 +118,7 @@ def names(page, side):
 
 def test_the_right_picture_comes_first_beside_the_first_stages_ranking(open_page, captions):
     page = open_page()
-    page.wait_for_selector(".wall img")
+    page.wait_for_selector(".tile img")
     ask(page, captions[2])
     assert names(page, "right")[0] == "scene-0002.png"
     assert len(names(page, "left")) == len(names(page, "right")) == 10
@@ -145,8 +145,8 @@ def test_a_picture_opens_with_its_payload_and_leads_to_more_like_it(open_page, c
     page.click(".right li:first-child .hit")
     page.click("#like")
     page.wait_for_selector(".asked")
-    assert page.locator(".wall button").count() == 24
-    assert "scene-0003.png" not in page.locator(".wall").inner_html()
+    assert page.locator(".tile").count() == 40
+    assert "scene-0003.png" not in page.locator(".grid").inner_html()
 
 
 def test_heat_is_laid_over_the_picture_for_each_word(open_page, captions):
@@ -170,7 +170,7 @@ def test_heat_is_laid_over_the_picture_for_each_word(open_page, captions):
 
 
 def test_large_numbers_are_shown_and_sent_with_all_their_digits(open_page, captions):
-    page = open_page(f"/?q={quote(captions[2])}&f=number={LARGE + 3}")
+    page = open_page(f"/?view=compare&q={quote(captions[2])}&f=number={LARGE + 3}")
     page.wait_for_selector(".right .hit")
     assert names(page, "right") == ["scene-0003.png"]
     page.click(".right .hit")
@@ -213,7 +213,7 @@ def test_a_text_that_is_cut_is_said(open_page):
 
 
 def test_a_search_cut_short_says_so(open_page, captions):
-    page = open_page("/?q=a+red+star&b=0")
+    page = open_page("/?q=a+red+star&b=10&view=compare")
     page.wait_for_selector(".note.warn")
     assert "budget" in page.inner_text(".note.warn")
     assert "not scored" in page.inner_text(".right")
@@ -221,7 +221,7 @@ def test_a_search_cut_short_says_so(open_page, captions):
 
 def test_it_is_used_without_a_mouse(open_page, captions):
     page = open_page()
-    page.wait_for_selector(".wall img")
+    page.wait_for_selector(".tile img")
     page.click(".collection")
     page.keyboard.press("/")
     page.keyboard.type(captions[4])
@@ -239,15 +239,15 @@ def test_it_is_used_without_a_mouse(open_page, captions):
 
 def test_a_picture_is_searched_by(open_page, captions, tmp_path_factory):
     page = open_page()
-    page.wait_for_selector(".wall img")
+    page.wait_for_selector(".tile img")
     file = tmp_path_factory.getbasetemp() / "scenes" / "scenes" / "pictures" / "scene-0007.png"
     page.set_input_files("#file", str(file))
     page.wait_for_selector(".asked")
-    assert page.locator(".wall button").first.get_attribute("title") == "scene-0007.png"
+    assert page.locator(".tile .line b").first.text_content() == "scene-0007.png"
     page.evaluate(DROP, base64.b64encode(file.with_name("scene-0008.png").read_bytes()).decode())
     page.wait_for_selector("text=Like mine.png")
     assert not page.locator("#drop").is_visible()
-    assert page.locator(".wall button").first.get_attribute("title") == "scene-0008.png"
+    assert page.locator(".tile .line b").first.text_content() == "scene-0008.png"
 
 
 def test_a_narrow_screen_shows_one_ranking_at_a_time(open_page, captions):
@@ -290,8 +290,8 @@ def test_a_key_is_asked_for_and_pictures_that_are_not_served_leave_words(browser
         page.press("#key-input", "Enter")
         page.wait_for_selector(".note.warn")
         assert "--images" in page.inner_text(".note.warn")
-        page.wait_for_selector(".wall .noimage")
-        page.locator(".wall button").first.click()
+        page.wait_for_selector(".tile .noimage")
+        page.locator(".tile .open").first.click()
         page.wait_for_selector("#unshown")
         assert not page.locator("#large").is_visible()
         assert not page.locator("#original").is_visible()
@@ -312,10 +312,10 @@ def test_it_says_that_the_index_is_away_and_works_again_without_loading_it_again
     try:
         page = context.new_page()
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.goto(service.url)
-        page.wait_for_selector(".wall img")
+        page.goto(service.url + "/?view=compare")
+        page.wait_for_selector(".tile img")
         server.kill()
-        for path in (None, "/", "/?q=a+red+star"):  # a search, and the page loaded again
+        for path in (None, "/", "/?q=a+red+star&view=compare"):  # a search, and the page loaded again
             if path is None:
                 page.fill("#text", "a red star")
                 page.press("#text", "Enter")

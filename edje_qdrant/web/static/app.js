@@ -1,85 +1,111 @@
-// The search page: form, filters, results.
+// The page: its form, and what each state shows.
 
 import { Detail } from "/static/detail.js";
-import { altOf, cross, decimal, make, nameOf, thumbnail } from "/static/parts.js";
+import { readFilter } from "/static/filters.js";
+import { Gallery } from "/static/gallery.js";
+import { keep, kept } from "/static/kept.js";
+import { CANDIDATES, Listing } from "/static/listing.js";
+import { cross, make, milliseconds, nameOf, thumbnail } from "/static/parts.js";
 import { Rankings, timeBar } from "/static/results.js";
-import { encode, get, hasKey, post, ServiceError, setKey, upload } from "/static/service.js";
+import { kindOf, listKey, Router } from "/static/router.js";
+import { Selection } from "/static/selection.js";
+import { get, hasKey, ServiceError, setKey } from "/static/service.js";
+import { suggestions } from "/static/suggestions.js";
+import { Uploads } from "/static/uploads.js";
 
 const at = (id) => document.getElementById(id);
 const results = at("results");
-const TOP_K = 10;
-const EXAMPLES = ["a red star above a blue ring", "a huge black star on the left of a white moon", "a little red heart"];
+const ROWS = 10; // of the rankings, at a time
+const KEPT_LISTS = 8;
+const LEAST_CANDIDATES = 10;
+const BUDGETS = [10, 3000]; // milliseconds
 
 let info = null;
-let asked = "";
-let rankings = null;
 let running = null;
-const filters = [];
+let shown = null; // what results show: {key, view, listing, board, rows}
+const listings = new Map();
 
+const router = new Router(render);
+const state = () => router.state;
+const picked = new Selection({
+  changed: () => shown?.board.mark?.(),
+  like: (ids) => router.ask({ like: ids }),
+  failed: fail,
+});
 const detail = new Detail({
-  asked: () => asked,
+  text: () => state().text,
   explains: () => info !== null && info.explain,
-  like: (picture) => moreLike(picture),
+  shut: () => router.shut(),
+  step,
+  like: (picture) => router.ask({ like: [picture.image_id] }),
+});
+const uploads = new Uploads({
+  limits: () => info,
+  added: () => {
+    listings.clear();
+    shown = null;
+    info = null;
+    router.go({ text: "", like: [], sent: "", filters: [], open: "" });
+  },
 });
 
 /* sliders with a logarithmic scale */
 
 const scale = (share, low, high) => Math.round(low * (high / low) ** share);
+const share = (number, low, high) => Math.min(1, Math.max(0, Math.log(number / low) / Math.log(high / low)));
+const rounded = (number) => (number > 100 ? Math.round(number / 10) * 10 : number);
+const mostCandidates = () =>
+  Math.max(LEAST_CANDIDATES + 1, Math.min(info?.max_candidates ?? 1000, info?.pictures ?? 1000));
 
-function candidates() {
-  const most = Math.max(TOP_K, Math.min(info?.max_candidates ?? 1000, info?.pictures ?? 1000));
+function chosenCandidates() {
   const place = Number(at("candidates").value);
-  const number = scale(place / 100, TOP_K, most);
-  return number > 100 && place < 100 ? Math.round(number / 10) * 10 : number;
+  const number = scale(place / 100, LEAST_CANDIDATES, mostCandidates());
+  return place < 100 ? rounded(number) : number;
 }
 
-function budget() {
+function chosenBudget() {
   const place = Number(at("budget").value);
-  if (place === 100) return null;
-  const ms = scale(place / 99, 10, 3000);
-  return ms > 100 ? Math.round(ms / 10) * 10 : ms;
+  return place === 100 ? null : rounded(scale(place / 99, ...BUDGETS));
 }
 
 function showDials() {
-  at("candidates-value").textContent = `${candidates()}`;
-  const ms = budget();
-  at("budget-value").textContent = ms === null ? "none" : `${ms} ms`;
+  const { candidates, budget } = state();
+  const number = Math.min(candidates ?? CANDIDATES, mostCandidates());
+  at("candidates").value = Math.round(100 * share(number, LEAST_CANDIDATES, mostCandidates()));
+  at("candidates-value").textContent = `${number}`;
+  at("budget").value = budget === null ? 100 : Math.round(99 * share(budget, ...BUDGETS));
+  at("budget-value").textContent = budget === null ? "none" : `${budget} ms`;
 }
 
-/* filters */
+/* form */
 
-function readFilter(text) {
-  const [, field, value] = /^\s*([^=\s][^=]*?)\s*=\s*(.+?)\s*$/.exec(text) || [];
-  if (field === undefined) return null;
-  if (value === "true" || value === "false") return [field, value === "true"];
-  if (!/^-?(0|[1-9]\d{0,18})$/.test(value)) return [field, value];
-  return [field, Number.isSafeInteger(Number(value)) ? Number(value) : BigInt(value)];
-}
-
-function filterBody() {
-  if (!filters.length) return null;
-  const body = {};
-  for (const [field, value] of filters) (body[field] ||= []).push(value);
-  return body;
-}
-
-function showFilters() {
-  const chips = filters.map(([field, value], place) => {
+function showForm() {
+  const now = state();
+  const kind = kindOf(now);
+  if (at("text") !== document.activeElement || at("text").value.trim() !== now.text) at("text").value = now.text;
+  const compares = kind === "text";
+  at("views").hidden = !compares;
+  for (const button of at("views").children) button.setAttribute("aria-pressed", `${button.dataset.view === now.view}`);
+  const chosen = now.candidates !== null || now.budget !== null;
+  at("dials").hidden = !(compares && (now.view === "compare" || chosen));
+  at("choose").hidden = compares && now.view === "compare";
+  showDials();
+  const chips = now.filters.map((text, place) => {
+    const [field, value] = readFilter(text) || [text, ""];
     const chip = make(
       "button",
-      { class: "chip", type: "button", "aria-label": `Remove the filter ${field}=${value}` },
+      { class: "chip", type: "button", "aria-label": `Remove the filter ${text}` },
       make("span", {}, make("b", {}, `${field} `), `${value}`),
       cross(),
     );
     chip.addEventListener("click", () => {
-      filters.splice(place, 1);
-      showFilters();
+      router.go({ filters: state().filters.filter((_, other) => other !== place), open: "" });
       at("filter").focus();
-      again();
     });
     return make("li", {}, chip);
   });
   at("chips").replaceChildren(...chips);
+  document.title = now.text ? `${now.text} — edje` : "edje — picture search";
 }
 
 function addFilter() {
@@ -88,10 +114,8 @@ function addFilter() {
   const read = text ? readFilter(text) : null;
   input.setAttribute("aria-invalid", `${Boolean(text) && read === null}`);
   if (!read) return;
-  filters.push(read);
   input.value = "";
-  showFilters();
-  again();
+  router.go({ filters: [...state().filters, text], open: "" });
 }
 
 /* messages */
@@ -105,202 +129,311 @@ function fail(error) {
   if (error instanceof ServiceError && error.status === 401) {
     at("key-title").textContent = hasKey() ? "That key does not fit" : "This service asks for a key";
     setKey(null);
-    at("key").showModal();
+    if (!at("key").open) at("key").showModal();
     return;
   }
   const number = error.requestId ? make("small", {}, error.requestId) : null;
   say("bad", make("b", {}, "That did not work."), error.message, number);
+}
+
+function failList(error) {
+  fail(error);
+  if (error.name === "AbortError") return;
+  shown = null;
   results.replaceChildren();
+  at("end").replaceChildren();
 }
 
-function empty(title, words) {
-  results.replaceChildren(make("div", { class: "empty" }, make("h2", {}, title), make("p", {}, words)));
+function empty(title, words, ...more) {
+  return make("div", { class: "empty" }, make("h2", {}, title), make("p", {}, words), ...more);
 }
 
-/** Run one task at a time; abort the previous one. */
+function nothing(listing) {
+  const { kind, state: of } = listing;
+  if (of.filters.length) {
+    const all = make("button", { class: "plain", type: "button" }, "Remove the filters");
+    all.addEventListener("click", () => router.go({ filters: [], open: "" }));
+    return empty("Nothing found", "Nothing in the collection passes these filters.", all);
+  }
+  if (kind === "like" || kind === "sent") return empty("Nothing like it", "There is no other picture.");
+  if (info.ingest) return empty("The collection is empty", "Drop pictures here, or add some with the button above.");
+  return empty("The collection is empty", "Add pictures with edje-qdrant ingest, or over HTTP with /v1/ingest.");
+}
+
+function ghosts(view) {
+  const count = view === "compare" ? 5 : 18;
+  const parts = Array.from({ length: count }, (_, place) => {
+    const ghost = make("li", { class: "tile ghost" });
+    ghost.style.setProperty("--ratio", `${[1.5, 1, 1.33, 0.75, 1.78][place % 5]}`);
+    return ghost;
+  });
+  return make("ol", { class: view === "compare" ? "ghost-rows" : "grid", "aria-hidden": "true" }, ...parts);
+}
+
+/* states */
+
+/** Show a state. Its list is asked for unless it is known; `place` is where the page was. */
+async function render(now, place) {
+  showForm();
+  const key = listKey(now);
+  const view = now.text ? now.view : "gallery";
+  const same = shown && shown.key === key && shown.view === view && shown.listing.answer;
+  if (!same) {
+    detail.close();
+    picked.clear();
+    if (!(await work((signal) => list(now, key, view, place, signal)))) return;
+  }
+  await showOpen();
+}
+
+/** Run one task at a time; abort the previous one. Return whether it was finished. */
 async function work(task) {
   running?.abort();
   const mine = (running = new AbortController());
   document.body.classList.add("working");
-  results.classList.add("busy");
   results.setAttribute("aria-busy", "true");
   say(null);
+  let finished = false;
   try {
     if (!info) await describe(mine.signal);
     await task(mine.signal);
+    finished = !mine.signal.aborted;
   } catch (error) {
-    fail(error);
+    if (running === mine) failList(error);
   }
   if (running === mine) {
+    running = null;
     document.body.classList.remove("working");
-    results.classList.remove("busy");
     results.removeAttribute("aria-busy");
+  }
+  return finished;
+}
+
+async function list(now, key, view, place, signal) {
+  let listing = listings.get(key);
+  if (!listing?.answer) {
+    listing = new Listing(now, info);
+    shown = null;
+    const slow = setTimeout(() => results.replaceChildren(ghosts(view)), 150);
+    at("end").replaceChildren();
+    try {
+      await listing.more(signal);
+    } finally {
+      clearTimeout(slow);
+    }
+    listings.delete(key);
+    listings.set(key, listing);
+    if (listings.size > KEPT_LISTS) listings.delete(listings.keys().next().value);
+  }
+  tellOf(listing);
+  const head = await headOf(listing);
+  if (signal.aborted) return;
+  if (!listing.hits.length) {
+    shown = { key, view, listing, board: {} };
+    results.replaceChildren(...head, nothing(listing));
+    at("end").replaceChildren();
+    return;
+  }
+  const board = view === "compare" ? new Rankings(open) : gallery(listing);
+  shown = { key, view, listing, board, rows: 0 };
+  if (view === "compare") {
+    results.replaceChildren(timeBar(listing.answer), board.tabs, board.board);
+    moreRows();
+  } else {
+    results.replaceChildren(...head, board.element);
+    board.add(listing.hits);
+    showEnd();
+  }
+  if (place === null) scrollTo(0, 0);
+  else {
+    // As far down as it was, if the list is as long.
+    for (let pages = 0; place > document.documentElement.scrollHeight - innerHeight && pages < 20; pages++) {
+      if (view === "compare" || listing.done) break;
+      board.add(await listing.more(signal));
+    }
+    scrollTo(0, place);
   }
 }
 
-function ghosts() {
-  if (results.childElementCount && !results.querySelector(".empty")) return;
-  const list = () => make("ol", {}, ...Array.from({ length: 5 }, () => make("li", {}, make("div", { class: "ghost" }))));
-  const board = make("div", { class: "ranks", "data-shown": "right", "aria-hidden": "true" });
-  board.append(make("div", { class: "left" }, list()), make("div"), make("div", { class: "right" }, list()));
-  results.replaceChildren(make("div", { class: "took" }), board);
-}
-
-/* searches */
-
-function body() {
-  return {
-    text: asked,
-    top_k: TOP_K,
-    num_candidates: Math.max(TOP_K, candidates()),
-    budget_ms: budget(),
-    filter: filterBody(),
-    on_missing: "first_stage",
-    first_stage: true,
-  };
-}
-
-function search() {
-  asked = at("text").value.trim();
-  remember();
-  if (!asked) return wall();
-  document.title = `${asked} — edje`;
-  return work(async (signal) => {
-    ghosts();
-    const answer = await post("/v1/search", body(), { signal });
-    if (answer.degraded) say("warn", make("b", {}, "Less than was asked for:"), answer.reason);
-    else if (answer.truncated) say("warn", make("b", {}, "Not all of the text was read:"), answer.reason);
-    if (!answer.hits.length) {
-      const words = filters.length ? "Nothing in the collection passes these filters." : "The collection is empty.";
-      return empty("Nothing found", words);
-    }
-    rankings = new Rankings(answer, (hit) => detail.open(hit, rankings.hits));
-    results.replaceChildren(timeBar(answer), rankings.tabs, rankings.board);
-    more(answer.cursor);
-    rankings.connect();
+function gallery(listing) {
+  return new Gallery({
+    open,
+    picked,
+    text: listing.state.text,
+    explains: info.explain,
+    months: listing.kind === "home" && listing.answer.order === "newest",
   });
 }
 
-function more(cursor) {
-  results.querySelector(".more")?.remove();
-  if (!cursor) return;
-  const button = make("button", { class: "plain", type: "button" }, "Show ten more");
-  button.addEventListener("click", () =>
-    work(async (signal) => {
-      const answer = await post("/v1/search/next", { cursor, top_k: TOP_K }, { signal });
-      const seen = rankings.hits.length;
-      rankings.add(answer.hits);
-      rankings.connect();
-      more(answer.cursor);
-      rankings.right.children[seen]?.firstChild.focus();
-    }),
-  );
-  results.append(make("div", { class: "more" }, button));
+/** Say what is remarkable about an answer. */
+function tellOf(listing) {
+  const { answer, kind } = listing;
+  if (answer.degraded) say("warn", make("b", {}, "Less than was asked for:"), answer.reason);
+  else if (answer.truncated) say("warn", make("b", {}, "Not all of the text was read:"), answer.reason);
+  const images = answer.pictures || [];
+  if (kind === "home" && images.length && !images.some((picture) => picture.thumbnail)) {
+    say("warn", make("b", {}, "No pictures to show:"), "the service shows those in the folder that edje-qdrant serve --images names.");
+  }
 }
 
-/** Show images ranked by the first stage alone. */
-function gallery(head, answer) {
-  const tiles = answer.hits.map((hit) => {
-    const tile = make("button", { type: "button", title: nameOf(hit), "aria-label": `${hit.rank}. ${altOf(hit)}` }, thumbnail(hit, 320));
-    tile.append(make("span", { class: "tag" }, decimal(hit.retrieval_score, 3)));
-    tile.addEventListener("click", () => detail.open(hit, answer.hits));
-    return tile;
-  });
-  results.replaceChildren(head, timeBar(answer, true), make("div", { class: "wall" }, ...tiles));
-}
-
-function moreLike(picture) {
-  asked = "";
-  at("text").value = "";
-  window.scrollTo({ top: 0 });
-  return work(async (signal) => {
-    const options = { liked: [picture.image_id], top_k: 24, filter: filterBody() };
-    const answer = await post("/v1/recommend", options, { signal });
-    if (!answer.hits.length) return empty("Nothing like it", "No other picture passes these filters.");
-    const words = make("div", {}, make("h2", {}, `More like ${nameOf(picture)}`), make("p", {}, "By the first stage alone."));
-    gallery(make("div", { class: "asked" }, thumbnail(picture), words), answer);
-  });
-}
-
-function searchByPicture(file) {
-  asked = "";
-  at("text").value = "";
-  return work(async (signal) => {
-    if (info && file.size > info.max_upload_bytes) {
-      throw new ServiceError(413, { message: `The picture has more than ${info.max_upload_bytes >> 20} MB.` });
-    }
-    ghosts();
-    const form = new FormData();
-    form.append("file", file);
-    form.append("top_k", "24");
-    const filter = filterBody();
-    if (filter) form.append("filter", encode(filter));
-    const answer = await upload("/v1/search/image", form, { signal });
-    if (!answer.hits.length) return empty("Nothing like it", "No picture passes these filters.");
-    const place = URL.createObjectURL(file);
-    const image = make("img", { src: place, alt: "Your picture" });
-    const words = make("div", {}, make("h2", {}, `Like ${file.name}`), make("p", {}, "By the first stage alone; your picture is not kept."));
-    gallery(make("div", { class: "asked" }, image, words), answer);
-  });
-}
-
-function wall() {
-  document.title = "edje — picture search";
-  return work(async (signal) => {
-    const { pictures } = await get("/v1/images?limit=32", { signal });
-    if (!pictures.length) {
-      return empty("The collection is empty", "Add pictures with edje-qdrant ingest, or over HTTP with /v1/ingest.");
-    }
-    if (!pictures.some((picture) => picture.thumbnail)) {
-      say("warn", make("b", {}, "No pictures to show:"), "the service shows those in the folder that edje-qdrant serve --images names.");
-    }
-    const tiles = pictures.map((picture) => {
-      const tile = make("button", { type: "button", title: nameOf(picture), "aria-label": altOf(picture) }, thumbnail(picture, 320));
-      tile.addEventListener("click", () => detail.open(picture, pictures));
-      return tile;
+/** What stands above a list. */
+async function headOf(listing) {
+  const { kind, state: of, answer } = listing;
+  if (kind === "home") {
+    const parts = [];
+    const tries = suggestions(info).map((text) => {
+      const button = make("button", { type: "button" }, text);
+      button.addEventListener("click", () => router.ask({ text }));
+      return button;
     });
-    const head = make("div", { class: "wall-head" }, make("h2", {}, "In the collection"));
-    if (pictures.length < info.pictures) head.append(make("p", {}, `${pictures.length} of ${info.pictures.toLocaleString()}`));
-    const parts = [head, make("div", { class: "wall" }, ...tiles)];
-    if (info.model === "demo") {
-      const tries = EXAMPLES.map((text) => {
-        const button = make("button", { type: "button" }, text);
-        button.addEventListener("click", () => {
-          at("text").value = text;
-          search();
-        });
-        return button;
-      });
-      parts.unshift(make("div", { class: "tries" }, ...tries));
-    }
-    results.replaceChildren(...parts);
+    if (tries.length && !of.filters.length) parts.push(make("div", { class: "tries", role: "group", "aria-label": "Try" }, ...tries));
+    if (answer.order === "id" && answer.reason) parts.push(make("p", { class: "order" }, answer.reason));
+    return parts;
+  }
+  if (kind === "text") {
+    const { timings_ms: timings, scored } = answer;
+    const words = `Best first, of ${scored.toLocaleString()} candidates, in ${milliseconds(timings.total)}`;
+    return [make("p", { class: "order" }, words)];
+  }
+  if (kind === "sent") {
+    const place = URL.createObjectURL(listing.file || (await kept(of.sent)));
+    const image = make("img", { src: place, alt: "Your picture" });
+    const title = make("h2", {}, `Like ${listing.file?.name || "your picture"}`);
+    return [make("div", { class: "asked" }, image, make("div", {}, title, make("p", {}, "Nearest first. Your picture is not kept by the service.")))];
+  }
+  const images = await Promise.all(of.like.slice(0, 5).map((id) => pictureOf(id).catch(() => null)));
+  const known = images.filter(Boolean);
+  const title = of.like.length === 1 && known.length ? `More like ${nameOf(known[0])}` : `More like ${of.like.length} pictures`;
+  const words = make("div", {}, make("h2", {}, title), make("p", {}, "Nearest first."));
+  const small = known.map((picture) => {
+    const button = make("button", { class: "small", type: "button", "aria-label": `Open ${nameOf(picture)}` }, thumbnail(picture));
+    button.addEventListener("click", () => open(picture));
+    return button;
+  });
+  return [make("div", { class: "asked" }, ...small, words)];
+}
+
+/* more of a list */
+
+const end = new IntersectionObserver(([entry]) => entry.isIntersecting && moreTiles(), { rootMargin: "1200px" });
+end.observe(at("end"));
+
+async function moreTiles() {
+  const now = shown;
+  if (!now || now.view !== "gallery" || now.listing.done || now.loading || now.stopped) return;
+  now.loading = new AbortController();
+  try {
+    const hits = await now.listing.more(now.loading.signal);
+    if (now === shown) now.board.add(hits);
+  } catch (error) {
+    now.stopped = error;
+  }
+  now.loading = null;
+  if (now !== shown) return;
+  showEnd();
+  // The observer speaks only when the end comes into view, not while it stays there.
+  requestAnimationFrame(() => {
+    if (at("end").getBoundingClientRect().top < innerHeight + 1200) moreTiles();
   });
 }
 
-const again = () => (asked ? search() : undefined);
-
-/* the address holds the search, so that it can be shared */
-
-function remember() {
-  const parts = new URLSearchParams();
-  if (asked) parts.set("q", asked);
-  if (asked && at("candidates").value !== "50") parts.set("c", at("candidates").value);
-  if (asked && at("budget").value !== "100") parts.set("b", at("budget").value);
-  for (const [field, value] of asked ? filters : []) parts.append("f", `${field}=${value}`);
-  const address = parts.size ? `?${parts}` : location.pathname;
-  if (address !== (location.search || location.pathname)) history.pushState(null, "", address);
+function showEnd() {
+  const { listing, stopped } = shown;
+  if (stopped) {
+    const button = make("button", { class: "plain", type: "button" }, "Try again");
+    button.addEventListener("click", () => {
+      shown.stopped = null;
+      moreTiles();
+    });
+    at("end").replaceChildren(make("p", { class: "end" }, `The next pictures did not come: ${stopped.message} `, button));
+  } else if (!listing.done) at("end").replaceChildren(make("p", { class: "end" }, "Loading more…"));
+  else if (listing.hits.length > 1) {
+    at("end").replaceChildren(make("p", { class: "end" }, `${listing.hits.length.toLocaleString()} pictures`));
+  } else at("end").replaceChildren();
 }
 
-function recall() {
-  const parts = new URLSearchParams(location.search);
-  at("text").value = parts.get("q") || "";
-  at("candidates").value = parts.get("c") || "50";
-  at("budget").value = parts.get("b") || "100";
-  filters.splice(0, filters.length, ...parts.getAll("f").map(readFilter).filter(Boolean));
-  showFilters();
-  showDials();
-  return search();
+/** Show ten more ranks of both rankings. */
+async function moreRows() {
+  const { listing, board } = shown;
+  const from = shown.rows;
+  const to = (shown.rows = from + ROWS);
+  if (listing.hits.length < to && !listing.done && from) {
+    if (!(await work((signal) => listing.more(signal)))) return;
+  }
+  board.add(listing.hits.slice(from, to), listing.firstStage.slice(from, to));
+  if (from) board.right.children[from]?.firstChild.focus();
+  at("end").replaceChildren();
+  if (listing.done && listing.hits.length <= to) return;
+  const button = make("button", { class: "plain", type: "button" }, "Show ten more");
+  button.addEventListener("click", moreRows);
+  at("end").replaceChildren(make("div", { class: "more" }, button));
 }
+
+/* the open image */
+
+const known = new Map();
+
+function inList(id) {
+  const hits = shown?.listing.hits || [];
+  for (const hit of hits) {
+    if (hit.image_id === id) return hit;
+    const copy = hit.duplicates?.find((other) => other.image_id === id);
+    if (copy) return copy;
+  }
+  return shown?.listing.firstStage.find((hit) => hit.image_id === id);
+}
+
+async function pictureOf(id) {
+  const found = inList(id) || known.get(id);
+  if (found) return found;
+  const picture = await get(`/v1/images/${encodeURIComponent(id)}`);
+  known.set(id, picture);
+  return picture;
+}
+
+function open(picture) {
+  if (!inList(picture.image_id)) known.set(picture.image_id, picture);
+  router.go({ open: picture.image_id });
+}
+
+async function showOpen() {
+  const id = state().open;
+  if (!id) {
+    const before = detail.picture?.image_id;
+    detail.close();
+    if (before) shown?.board.focus?.(before);
+    return;
+  }
+  try {
+    const picture = await pictureOf(id);
+    if (state().open !== id) return;
+    const hits = shown.listing.hits;
+    const place = hits.findIndex((hit) => hit.image_id === id);
+    const alone = place < 0;
+    detail.open(picture, {
+      first: alone || place === 0,
+      last: alone || (place === hits.length - 1 && shown.listing.done),
+    });
+  } catch (error) {
+    detail.close();
+    fail(error);
+  }
+}
+
+/** Open the next image of the list, or the one before. */
+async function step(by) {
+  const { listing, board, view } = shown;
+  const place = listing.hits.findIndex((hit) => hit.image_id === state().open);
+  if (place < 0) return;
+  if (!listing.hits[place + by] && by > 0 && !listing.done) {
+    const hits = await listing.more().catch(() => []);
+    if (view === "gallery" && shown?.board === board) board.add(hits);
+  }
+  const next = listing.hits[place + by];
+  if (next) router.go({ open: next.image_id }, { replace: true });
+}
+
+/* wiring */
 
 /** Read what the service serves, once it answers. */
 async function describe(signal) {
@@ -308,48 +441,79 @@ async function describe(signal) {
   const count = make("b", {}, `${info.pictures.toLocaleString()} pictures`);
   at("collection").replaceChildren(count, ` in ${info.name}`);
   at("key-button").hidden = !hasKey();
+  at("add").hidden = at("drop-add").hidden = !info.ingest;
   showDials();
 }
 
+function again() {
+  listings.clear();
+  shown = null;
+  router.load();
+}
+
+async function searchBy(file) {
+  router.ask({ sent: await keep(file) });
+}
+
+at("home").addEventListener("click", (event) => {
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  router.ask({ filters: [] });
+});
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (document.activeElement === at("filter")) return addFilter();
-  return search();
+  const text = at("text").value.trim();
+  if (text === state().text && kindOf(state()) === "text") listings.delete(listKey(state())); // ask again
+  shown = null;
+  router.ask({ text });
 });
+at("filter").addEventListener("keydown", (event) => event.key === "Enter" && addFilter());
 at("filter").addEventListener("blur", addFilter);
-for (const dial of ["candidates", "budget"]) {
-  at(dial).addEventListener("input", showDials);
-  at(dial).addEventListener("change", again);
+for (const button of at("views").children) {
+  button.addEventListener("click", () => router.go({ view: button.dataset.view }));
 }
+at("candidates").addEventListener("input", () => (at("candidates-value").textContent = `${chosenCandidates()}`));
+at("candidates").addEventListener("change", () => router.go({ candidates: chosenCandidates() }));
+at("budget").addEventListener("input", () => {
+  const ms = chosenBudget();
+  at("budget-value").textContent = ms === null ? "none" : `${ms} ms`;
+});
+at("budget").addEventListener("change", () => router.go({ budget: chosenBudget() }));
 at("file").addEventListener("change", (event) => {
   const [file] = event.target.files;
-  if (file) searchByPicture(file);
+  if (file) searchBy(file);
+  event.target.value = "";
+});
+at("add-files").addEventListener("change", (event) => {
+  uploads.add([...event.target.files]);
   event.target.value = "";
 });
 at("key-form").addEventListener("submit", () => {
   setKey(at("key-input").value.trim());
   at("key-input").value = "";
   at("key-button").hidden = !hasKey();
-  recall();
+  again();
 });
 at("key-button").addEventListener("click", () => at("key").showModal());
-addEventListener("popstate", recall);
 
 addEventListener("keydown", (event) => {
   const typing = /^(INPUT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== "range";
-  if (event.key === "/" && !typing && !document.querySelector("dialog[open]")) {
+  const inDialog = document.querySelector("dialog[open]");
+  if (event.key === "/" && !typing && !inDialog) {
     event.preventDefault();
     at("text").focus();
     at("text").select();
-  }
-  if (event.key === "ArrowDown" && event.target === at("text")) {
-    const first = results.querySelector(".right .hit, .wall button");
+  } else if (event.key === "Escape" && !inDialog && picked.busy) picked.clear();
+  else if (event.key === "ArrowDown" && event.target === at("text")) {
+    const first = results.querySelector(".right .hit, .tile .open");
     if (first) {
       event.preventDefault();
       first.focus();
     }
   }
 });
+
+/* drop */
 
 let over = 0;
 const carriesFile = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
@@ -359,13 +523,21 @@ const overlay = (by) => {
 };
 addEventListener("dragenter", (event) => carriesFile(event) && overlay(1));
 addEventListener("dragleave", (event) => carriesFile(event) && overlay(-1));
-addEventListener("dragover", (event) => carriesFile(event) && event.preventDefault());
+addEventListener("dragover", (event) => {
+  if (!carriesFile(event)) return;
+  event.preventDefault();
+  for (const zone of at("drop").children) zone.classList.toggle("on", zone === event.target);
+});
 addEventListener("drop", (event) => {
   if (!carriesFile(event)) return;
   event.preventDefault();
   overlay(-over);
-  const [file] = event.dataTransfer.files;
-  if (file) searchByPicture(file);
+  const files = [...event.dataTransfer.files];
+  // Several pictures can only be added.
+  if (info?.ingest && (event.target.dataset?.drop === "add" || files.length > 1)) uploads.add(files);
+  else if (files.length) searchBy(files[0]);
 });
 
-recall();
+router.load();
+// On a phone, a keyboard would cover the pictures.
+if (kindOf(state()) === "home" && !state().open && matchMedia("(hover: hover)").matches) at("text").focus();

@@ -1,7 +1,7 @@
 // Details of one image: scores, payload, and a heat map for each word.
 
 import { drawHeat } from "/static/heat.js";
-import { altOf, decimal, make, nameOf, percent } from "/static/parts.js";
+import { altOf, dateWords, decimal, make, momentOf, nameOf, percent, placeOf } from "/static/parts.js";
 import { encode, hasKey, post, show } from "/static/service.js";
 
 const at = (id) => document.getElementById(id);
@@ -9,36 +9,47 @@ const at = (id) => document.getElementById(id);
 const TELLING = 0.5;
 
 export class Detail {
-  /** `asked` returns the search text; `explains` whether the service can explain. */
-  constructor({ asked, explains, like }) {
+  /**
+   * `text()` returns the search text; `explains()` whether the service can explain; `shut()` closes
+   * the image, `step(by)` opens the next one or the one before, `like(picture)` searches.
+   */
+  constructor({ text, explains, shut, step, like }) {
     this.dialog = at("detail");
-    this.asked = asked;
+    this.text = text;
     this.explains = explains;
-    this.pictures = [];
-    at("close").addEventListener("click", () => this.dialog.close());
-    at("like").addEventListener("click", () => {
-      this.dialog.close();
-      like(this.picture);
-    });
+    this.picture = null;
+    at("close").addEventListener("click", shut);
+    at("like").addEventListener("click", () => like(this.picture));
+    at("before").addEventListener("click", () => step(-1));
+    at("after").addEventListener("click", () => step(1));
     this.dialog.addEventListener("click", (event) => {
-      if (event.target === this.dialog) this.dialog.close();
+      if (event.target === this.dialog) shut();
     });
     this.dialog.addEventListener("keydown", (event) => {
-      if (event.key === "ArrowRight") this.step(1);
-      else if (event.key === "ArrowLeft") this.step(-1);
+      if (event.key === "ArrowRight") step(1);
+      else if (event.key === "ArrowLeft") step(-1);
     });
-    this.dialog.addEventListener("close", () => this.running?.abort());
+    this.dialog.addEventListener("cancel", (event) => {
+      event.preventDefault(); // it closes once the address has changed
+      shut();
+    });
+    this.dialog.addEventListener("close", () => {
+      this.picture = null;
+      this.running?.abort();
+      shut(); // the browser has closed it by itself
+    });
   }
 
-  step(by) {
-    const place = this.pictures.findIndex((picture) => picture.image_id === this.picture.image_id);
-    const next = this.pictures[place + by];
-    if (place >= 0 && next) this.open(next, this.pictures);
+  close() {
+    if (this.dialog.open) this.dialog.close();
   }
 
-  open(picture, pictures) {
+  /** Show an image; `first` and `last` say whether there is none before it or after it. */
+  open(picture, { first, last }) {
+    at("before").disabled = first;
+    at("after").disabled = last;
+    if (this.dialog.open && this.picture?.image_id === picture.image_id) return;
     this.picture = picture;
-    this.pictures = pictures;
     this.running?.abort();
     at("detail-title").textContent = nameOf(picture);
     const file = `/v1/images/${encodeURIComponent(picture.image_id)}/file`;
@@ -52,9 +63,13 @@ export class Detail {
     shown(true);
     large.onerror = () => shown(false);
     large.onload = () => fit(large);
+    large.removeAttribute("src"); // not the one before, while this one loads
+    const { width, height } = picture.payload;
+    if (width > 0 && height > 0) fit({ naturalWidth: Number(width), naturalHeight: Number(height) });
     show(large, file);
     at("original").href = file;
     at("heat").hidden = true;
+    at("whence").replaceChildren(...whence(picture));
     at("scores").replaceChildren(...scores(picture));
     const { payload } = picture;
     const lines = Object.entries(payload).flatMap(([field, value]) => [
@@ -64,7 +79,7 @@ export class Detail {
     at("payload").replaceChildren(...lines, make("dt", {}, "id"), make("dd", {}, picture.image_id));
     if (!this.dialog.open) this.dialog.showModal();
     for (const part of this.dialog.querySelectorAll(".detail, .facts")) part.scrollTop = 0;
-    const text = this.asked();
+    const text = this.text();
     at("why").hidden = !(text && this.explains());
     if (!at("why").hidden) this.explain(text);
   }
@@ -114,6 +129,20 @@ function fit(image) {
   const narrow = matchMedia("(max-width: 800px)").matches; // the details stand below the image
   const high = (narrow ? 0.46 : 0.8) * window.innerHeight;
   at("frame").style.width = `${Math.round(Math.min(2 * width, (high * width) / height))}px`;
+}
+
+/** When and where an image was taken. */
+function whence(picture) {
+  const moment = momentOf(picture);
+  const place = placeOf(picture);
+  const parts = [];
+  if (moment) {
+    const words = moment.length > 10 ? dateWords(moment, { dateStyle: "long", timeStyle: "short" }) : dateWords(moment, { dateStyle: "long" });
+    parts.push(make("time", { datetime: moment }, words));
+  }
+  if (place?.href) parts.push(make("a", { href: place.href, target: "_blank", rel: "noopener noreferrer" }, place.words));
+  else if (place) parts.push(make("span", {}, place.words));
+  return parts;
 }
 
 function scores(picture) {

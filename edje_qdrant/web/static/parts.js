@@ -42,7 +42,54 @@ export function altOf(picture) {
   return `Picture ${nameOf(picture)}`;
 }
 
-/** A thumbnail, or an empty box if the service shows none. */
+/** Width of an image by its height; 4/3 if its payload has no size. */
+export function ratioOf(picture) {
+  const { width, height } = picture.payload;
+  const known = Number(width) > 0 && Number(height) > 0;
+  // A panorama or a receipt is cropped, so that its row keeps its height.
+  return known ? Math.min(3.2, Math.max(0.45, Number(width) / Number(height))) : 4 / 3;
+}
+
+const DAY = /^\d{4}-\d\d-\d\d/;
+
+/** When it was taken, else changed: the payload's own text, as RFC 3339; "" if it has none. */
+export function momentOf(picture) {
+  const { taken_at: taken, modified_at: modified } = picture.payload;
+  return [taken, modified].find((text) => typeof text === "string" && DAY.test(text)) || "";
+}
+
+/** A moment in words, by the clock of the place where it was taken. */
+export function dateWords(moment, options = { dateStyle: "medium" }) {
+  const date = new Date(`${moment.slice(0, 19).padEnd(19, "T00:00:00".slice(moment.length - 10))}Z`);
+  if (Number.isNaN(date.getTime())) return moment.slice(0, 10);
+  return new Intl.DateTimeFormat(undefined, { ...options, timeZone: "UTC" }).format(date);
+}
+
+/** Where it was taken: {words, href} of the payload's `place`; null if it has none. */
+export function placeOf(picture) {
+  const { place, city, location } = picture.payload;
+  const named = [city, location, place].find((text) => typeof text === "string" && text.trim());
+  const { lat, lon } = typeof place === "object" && place ? place : {};
+  if (typeof lat !== "number" || typeof lon !== "number") return named ? { words: named, href: null } : null;
+  const [north, east] = [lat.toFixed(4), lon.toFixed(4)];
+  return {
+    words: named || `${north}, ${east}`.replaceAll("-", "\u2212"),
+    href: `https://www.openstreetmap.org/?mlat=${north}&mlon=${east}#map=14/${north}/${east}`,
+  };
+}
+
+const near = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      near.unobserve(target);
+      show(target, target.dataset.from);
+    }
+  },
+  { rootMargin: "600px" },
+);
+
+/** A thumbnail, loaded when it is near the screen, or an empty box if the service shows none. */
 export function thumbnail(picture, size = 160) {
   const image = make("img", { class: "thumb", alt: altOf(picture), loading: "lazy", decoding: "async" });
   image.addEventListener("error", () => {
@@ -50,7 +97,8 @@ export function thumbnail(picture, size = 160) {
     blank.append(icon("M4 5h16v14H4zM4 19 20 5"));
     image.replaceWith(blank);
   });
-  show(image, `/v1/images/${encodeURIComponent(picture.image_id)}/thumbnail?size=${size}`);
+  image.dataset.from = `/v1/images/${encodeURIComponent(picture.image_id)}/thumbnail?size=${size}`;
+  near.observe(image);
   return image;
 }
 

@@ -11,8 +11,8 @@ const STAGES = [
 ];
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Bar of an answer's time by stage; `gallery`: the first stage alone. */
-export function timeBar(answer, gallery = false) {
+/** Bar of an answer's time by stage. */
+export function timeBar(answer) {
   const timings = answer.timings_ms;
   const bar = make("div", { class: "bar", "aria-hidden": "true" });
   const legend = make("div", { class: "legend" });
@@ -22,12 +22,10 @@ export function timeBar(answer, gallery = false) {
     const part = make("i", { class: stage });
     part.style.flexGrow = ms;
     bar.append(part);
-    const said = gallery && stage === "encode" ? "read the picture" : words;
-    legend.append(make("span", { class: stage }, said, make("b", {}, milliseconds(ms))));
+    legend.append(make("span", { class: stage }, words, make("b", {}, milliseconds(ms))));
   }
   const scored = answer.scored === answer.candidates ? `${answer.scored}` : `${answer.scored} of ${answer.candidates}`;
-  const what = gallery ? `the ${answer.hits.length} nearest` : `${scored} candidates scored`;
-  const sum = make("p", { class: "sum" }, make("b", {}, milliseconds(timings.total)), `, ${what}`);
+  const sum = make("p", { class: "sum" }, make("b", {}, milliseconds(timings.total)), `, ${scored} candidates scored`);
   return make("div", { class: "took" }, bar, sum, legend);
 }
 
@@ -68,7 +66,8 @@ function row(hit, side, open) {
 }
 
 export class Rankings {
-  constructor(answer, open) {
+  /** `open(hit)` opens an image. */
+  constructor(open) {
     this.left = make("ol");
     this.right = make("ol");
     this.links = make("div", { class: "links", "aria-hidden": "true" });
@@ -91,10 +90,8 @@ export class Rankings {
       this.tabs.append(tab);
     }
     this.open = open;
-    this.before = answer.first_stage || [];
+    this.before = [];
     this.hits = [];
-    for (const hit of this.before) this.left.append(row(hit, "left", open));
-    this.add(answer.hits);
     this.board.addEventListener("pointerover", (event) => this.light(event.target.closest(".hit")));
     this.board.addEventListener("pointerleave", () => this.light(null));
     this.board.addEventListener("focusin", (event) => this.light(event.target.closest(".hit")));
@@ -103,9 +100,20 @@ export class Rankings {
     new ResizeObserver(() => this.connect()).observe(this.board);
   }
 
-  add(hits) {
+  /** Add ranks to both rankings: hits, and images of the first stage's. */
+  add(hits, before) {
     this.hits.push(...hits);
+    this.before.push(...before);
+    for (const hit of before) this.left.append(row(hit, "left", this.open));
     for (const hit of hits) this.right.append(row(hit, "right", this.open));
+    this.connect();
+  }
+
+  /** Focus the row of an image; return whether there is one. */
+  focus(id) {
+    const button = this.right.querySelector(`[data-id="${CSS.escape(id)}"]`);
+    button?.focus();
+    return Boolean(button);
   }
 
   light(button) {
