@@ -191,11 +191,16 @@ class IngestReport:
     Attributes:
         added: Number of images added to the collection.
         skipped: Number of images that existed already (same content, or twice in the source), and
-            stayed as they were.
+            stayed as they were: `known` and `twice` together.
         failed: Images that could not be read, each with the reason.
         seconds: Wall-clock time in total.
         pruned: Number of images deleted because the source no longer contains them.
         updated: Number of images that existed already and whose fields were changed.
+        twice: Number of files whose content an earlier file of the source has, too.
+        left_out: What a folder holds beside images, and how often: kind -> number, such as
+            `{"video (.mov)": 2, "hidden file": 1}`.
+        old_versions: Number of stored images at whose paths this ingest added other images,
+            because the files were edited since; they stay in the collection without `prune`.
     """
 
     added: int
@@ -204,6 +209,14 @@ class IngestReport:
     seconds: float = 0.0
     pruned: int = 0
     updated: int = 0
+    twice: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    old_versions: int = 0
+
+    @property
+    def known(self) -> int:
+        """Return the number of images that were in the collection before, and stayed as is."""
+        return self.skipped - self.twice
 
     @property
     def images_per_second(self) -> float:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edje_qdrant.cli.ingest_summary import (
+    counts_of,
+    failure_groups,
+    left_out_lines,
+    next_steps,
+    old_version_lines,
+    place_options,
+)
 from edje_qdrant.cli.loading import (
     all_failed,
     bar_shown,
-    failure_lines,
     note_demo_model,
     open_or_create,
     print_result,
@@ -168,9 +176,13 @@ def ingest(
         "added": report.added,
         "updated": report.updated,
         "skipped": report.skipped,
+        "known": report.known,
+        "twice": report.twice,
         "failed": [asdict(failure) for failure in report.failed],
         "failed_by_reason": report.failed_by_reason,
+        "left_out": dict(report.left_out),
         "pruned": report.pruned,
+        "old_versions": report.old_versions,
         "seconds": round(report.seconds, 3),
         "images_per_second": round(report.images_per_second, 2),
         "points": points,
@@ -178,20 +190,25 @@ def ingest(
         "name": collection,
         "model": loaded.name_or_path,
     }
-    pruned = f"{report.pruned} pruned, " if prune else ""
-    updated = f"{report.updated} with new fields, " if report.updated else ""
     lines = [
-        f"{report.added} added, {updated}{report.skipped} there already, {pruned}"
-        f"{len(report.failed)} failed in {report.seconds:.1f} s "
-        f"({report.images_per_second:.1f} images/s); the collection holds {points}",
+        counts_of(report, prune=prune, points=points),
+        *failure_groups(report.failed),
+        *left_out_lines(report.left_out),
+        *old_version_lines(report),
     ]
-    # One missing extra may fail thousands of images.
-    lines += [f"{n} x {reason}" for reason, n in report.failed_by_reason.items() if n > 1][:5]
     if all_failed(report) and not points:
         lines.append(
             f"every image failed, and the collection {collection} at {place.location} was left "
             f"empty; an ingest with the model {loaded.name_or_path} can fill it"
         )
-    print_result(data, [*lines, *failure_lines(report.failed)], as_json)
+    lines += next_steps(
+        report,
+        str(source),
+        place_options(place, collection),
+        points=points,
+        model=loaded.name_or_path or "",
+        web=find_spec("fastapi") is not None,
+    )
+    print_result(data, lines, as_json)
     if all_failed(report):
         raise typer.Exit(1)

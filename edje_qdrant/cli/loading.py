@@ -191,7 +191,7 @@ def print_result(data: dict[str, Any], lines: Iterable[str], as_json: bool) -> N
 
 def all_failed(report: IngestReport) -> bool:
     """Return whether no image of a source could be read."""
-    return bool(report.failed) and not report.added and not report.skipped
+    return bool(report.failed) and not (report.added or report.skipped or report.updated)
 
 
 def failure_lines(failures: Iterable[FailedImage]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -30,7 +29,7 @@ from edje_qdrant.ingest.encode import encode_batch
 from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
-from edje_qdrant.ingest.prune import follow_moved, prune_collection
+from edje_qdrant.ingest.prune import count_old_versions, follow_moved, prune_collection
 from edje_qdrant.ingest.update_fields import FieldUpdater
 from edje_qdrant.model.pixels import default_batch_size
 from edje_qdrant.sources.open import Source, open_source
@@ -69,8 +68,8 @@ def ingest_images(
     Images that are in the collection already are skipped before they are decoded, because an
     image's id is derived from its file's bytes. So a rerun is fast and adds nothing, and a run
     that was interrupted can be continued by a rerun. Files that cannot be read are listed in the
-    report and do not stop the run. Memory use does not grow with the source, but for some 100
-    bytes for each line of a manifest with fields.
+    report and do not stop the run. Of each image of the source some 100 bytes stay in memory, and
+    200 if it has fields.
 
     The payload contains the image's absolute `path`, its upright `width` and `height` in pixels,
     and the fields of its manifest line or list item, except that fields with these three names are
@@ -79,7 +78,9 @@ def ingest_images(
     `modified_at`, and with `gps` its `place`, except that fields of the manifest line or list item
     with these names win. Images that are stored already do not get them; damaged EXIF data are
     ignored.
-    An image that was moved and ingested again keeps its old path, unless `prune` is set.
+    An image that was moved and ingested again keeps its old path, unless `prune` is set. A file
+    that was edited is a new image; its old version stays in the collection, and is counted in the
+    report, unless `prune` is set.
 
     Fields of a manifest line or list item that differ from those stored with the image are updated,
     without encoding the image again; null removes a field. Fields that the line does not name stay.
@@ -107,7 +108,7 @@ def ingest_images(
         prune: After reading the whole source, delete images that are no longer in it: for a
             folder, the images whose `path` lies in it; otherwise all images that the source does
             not name. Images that could not be read are kept. Images that were moved get their new
-            `path`. The ids of the source are held in memory, about 100 bytes each.
+            `path`.
         processes: Number of processes that decode and encode, each with a copy of the model; only
             this process writes. With 0, this process encodes, or one process for each of
             `devices`. Processes are started with `spawn`, so a script must have its entry point
@@ -121,9 +122,10 @@ def ingest_images(
 
     Returns:
         The numbers of images added, updated, skipped and pruned, and the failures. Images that
-        occur twice in the source count as skipped, and so do images that another process wrote to
-        a server's collection while this one encoded them: of several ingests, one adds an image
-        (see `ImageCollection.add_new`).
+        occur twice in the source count as skipped (`twice`), and so do images that are in the
+        collection already (`known`), also if another process wrote them to a server's collection
+        while this one encoded them: of several ingests, one adds an image (see
+        `ImageCollection.add_new`).
 
     Raises:
         ConfigError: The source is missing, unreadable or empty, a number is below 1, a device
@@ -183,18 +185,16 @@ def ingest_images(
             collection, model, total=source.count(), progress=progress,
             give_up=collection.index.give_up,
         )  # fmt: skip
-        seen: set[bytes] = set()
-        run.seen = seen if prune else None
-
+        run.paths = set() if not prune and collection.count() else None
         update = FieldUpdater(collection)
 
-        def follow_source(batch: Sequence[KnownImage], existing: set[str]) -> None:
-            update(batch, existing)
+        def follow_source(batch: Sequence[KnownImage], existing: set[str]) -> set[str]:
+            updated = update(batch, existing)
             if prune:
-                seen.update(uuid.UUID(image.image_id).bytes for image in batch)
                 follow_moved(
                     collection, {i.image_id: i.listed.path for i in batch if i.image_id in existing}
                 )
+            return updated
 
         unflushed = 0
 
@@ -228,12 +228,15 @@ def ingest_images(
                 with suppress(EdjeError):
                     collection.flush()
                 raise
-        pruned = prune_collection(collection, source, seen, run.failed) if prune else 0
+        pruned = prune_collection(collection, source, run.seen, run.failed) if prune else 0
+        old_versions = count_old_versions(collection, run.paths or set(), run.seen)
         collection.flush()
         collection.optimize()
         seconds = time.perf_counter() - started
-        skipped = run.skipped - update.updated
-        return IngestReport(run.added, skipped, tuple(run.failed), seconds, pruned, update.updated)
+        return IngestReport(
+            run.added, run.skipped, tuple(run.failed), seconds, pruned, run.updated, run.twice,
+            old_versions=old_versions,
+        )  # fmt: skip
 
 
 def fit_codec_to_source(

@@ -61,11 +61,14 @@ class IngestRun:
 
     Attributes:
         added: Images written by this run; see `ImageCollection.add_new`.
-        skipped: Images that were stored already, or that occurred before, or that another process
-            wrote while this one encoded them.
+        known: Images that were stored already, or that another process wrote while this one
+            encoded them, and whose fields were not updated.
+        updated: Images that were stored already and whose fields were updated.
+        twice: Images whose content occurred before in this run.
         failed: Images that could not be read.
         bar: The progress bar; a context manager.
-        seen: If it is a set, the 16 bytes of the id of every image that was decoded are added.
+        seen: The 16 bytes of the id of every image that is stored, or was decoded.
+        paths: If it is a set, the paths of the images written by this run are added.
     """
 
     def __init__(
@@ -83,36 +86,47 @@ class IngestRun:
         self._target = target
         self._model = model
         self.bar: tqdm[Any] = tqdm(total=total, desc=action, unit=f" {unit}", disable=not progress)
-        self.added = 0
-        self.skipped = 0
+        self.added = self.known = self.updated = self.twice = 0
         self.failed: list[FailedImage] = []
-        self.seen: set[bytes] | None = None
-        self._writing: set[str] = set()
+        self.seen: set[bytes] = set()
+        self.paths: set[str] | None = None
         self._count_lock = threading.Lock()  # two threads count
+
+    @property
+    def skipped(self) -> int:
+        """Return the number of images that were not written, and stayed as they were."""
+        return self.known + self.twice
 
     def missing(
         self,
         items: Iterable[ListedImage | FailedImage],
         threads: ThreadPoolExecutor,
-        looked_up: Callable[[Sequence[KnownImage], set[str]], None] | None = None,
+        looked_up: Callable[[Sequence[KnownImage], set[str]], set[str]] | None = None,
     ) -> Iterator[KnownImage]:
         """Identify images and yield those that are not stored yet; nothing is decoded.
 
         Args:
             items: Images of the source.
             threads: Read the files.
-            looked_up: Called with each batch that was looked up and the ids that are stored.
+            looked_up: Called with each batch that was looked up and the ids that are stored;
+                returns the ids of those that it updated.
         """
         identified = in_threads(threads, identify_image, items, 2 * _LOOKUP, _weight)
         for batch in batches(self._successes(identified), _LOOKUP, _size, _LOOKUP_BYTES):
             existing = self._target.existing([image.image_id for image in batch])
-            if looked_up is not None:
-                looked_up(batch, existing)
+            updated = set() if looked_up is None else looked_up(batch, existing)
             for image in batch:
-                if image.image_id in existing:
+                if image.image_id not in existing:
+                    yield image
+                elif image.image_id in updated:
+                    updated.remove(image.image_id)
+                    self._see(image.image_id)
+                    self._advance()
+                    self.updated += 1
+                elif self._see(image.image_id):
                     self.skip()
                 else:
-                    yield image
+                    self._skip_twice()
 
     def with_content(
         self, images: Iterable[KnownImage], threads: ThreadPoolExecutor, ahead: int
@@ -221,8 +235,20 @@ class IngestRun:
     def skip(self, count: int = 1) -> None:
         """Count images that are stored already."""
         with self._count_lock:
-            self.skipped += count
+            self.known += count
             self.bar.update(count)
+
+    def _skip_twice(self) -> None:
+        with self._count_lock:
+            self.twice += 1
+            self.bar.update(1)
+
+    def _see(self, image_id: str) -> bool:
+        """Return whether an image occurs for the first time."""
+        key = uuid.UUID(image_id).bytes
+        first = key not in self.seen
+        self.seen.add(key)
+        return first
 
     def _new_rows(self, image_ids: Sequence[str]) -> list[int]:
         """Return the rows of images to add: each once, and none that is stored or being written.
@@ -230,18 +256,16 @@ class IngestRun:
         Looked up a second time: the same content may have occurred since the first time, and a file
         that changed since then is another image now.
         """
-        if self.seen is not None:
-            self.seen.update(uuid.UUID(image_id).bytes for image_id in image_ids)
         first_rows: dict[str, int] = {}
         for row, image_id in enumerate(image_ids):
-            first_rows.setdefault(image_id, row)
-        # First those being written: what is written in between is found by the lookup.
-        for image_id in self._writing.intersection(first_rows):
+            if self._see(image_id):
+                first_rows[image_id] = row
+            else:
+                self._skip_twice()
+        stored = self._target.existing([*first_rows])
+        for image_id in stored:
             del first_rows[image_id]
-        for image_id in self._target.existing([*first_rows]):
-            del first_rows[image_id]
-        self.skip(len(image_ids) - len(first_rows))
-        self._writing.update(first_rows)
+        self.skip(len(stored))
         return [*first_rows.values()]
 
     def _write(
@@ -252,8 +276,11 @@ class IngestRun:
         wrote: Callable[[int], None] = lambda _: None,
     ) -> int:
         """Write images; return the number of those that this run added."""
-        added = len(self._target.add_new(image_ids, encoding, payloads))
-        self._writing.difference_update(image_ids)
+        new = self._target.add_new(image_ids, encoding, payloads)
+        added = len(new)
+        if self.paths is not None:
+            rows = zip(image_ids, payloads, strict=True)
+            self.paths.update(str(fields.get("path")) for key, fields in rows if key in new)
         self.added += added
         self._advance(added)
         if added < len(image_ids):

@@ -6,13 +6,18 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, StoreError
+from edje_qdrant.index import Filter
 from edje_qdrant.sources.protocol import FailedLine, ImageSource
 from edje_qdrant.types import FailedImage
 
-__all__ = ["follow_moved", "prune_collection"]
+__all__ = ["count_old_versions", "follow_moved", "prune_collection"]
+
+# Paths looked up by a filter; with more of them, reading all points takes less time.
+_LOOKED_UP = 1000
 
 
 def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
@@ -31,6 +36,44 @@ def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
     }
     if moved:
         collection.update_payload(moved)
+
+
+def count_old_versions(
+    collection: ImageCollection, paths: AbstractSet[str], seen: AbstractSet[bytes]
+) -> int:
+    """Return how many stored images have the path of another image that was added since.
+
+    Args:
+        collection: The collection that holds the images.
+        paths: Paths of the images that were added; those that are not absolute are ignored, as
+            they may be any names.
+        seen: The 16 bytes of the id of every image in the source.
+    """
+    paths = {path for path in paths if os.path.isabs(path)}
+    if not paths:
+        return 0
+    if len(paths) <= _LOOKED_UP:
+        with suppress(ConfigError, StoreError):  # a strict server wants an index, or fewer values
+            return _count_unseen(collection, {"path": sorted(paths)}, paths, seen)
+    return _count_unseen(collection, None, paths, seen)
+
+
+def _count_unseen(
+    collection: ImageCollection,
+    filter: Filter | None,
+    paths: AbstractSet[str],
+    seen: AbstractSet[bytes],
+) -> int:
+    count = 0
+    for page in collection.index.scroll(filter=filter):
+        others = {point.id for point in collection.of_other_programs(page)}
+        count += sum(
+            point.id not in others
+            and point.payload.get("path") in paths
+            and uuid.UUID(point.id).bytes not in seen
+            for point in page
+        )
+    return count
 
 
 def prune_collection(

@@ -34,8 +34,8 @@ class FieldUpdater:
         self._seen: set[bytes] = set()
         self.updated = 0
 
-    def __call__(self, batch: Sequence[KnownImage], existing: AbstractSet[str]) -> None:
-        """Update the images of a batch that are stored.
+    def __call__(self, batch: Sequence[KnownImage], existing: AbstractSet[str]) -> set[str]:
+        """Update the images of a batch that are stored; return the ids of those that changed.
 
         Args:
             batch: Images of the source.
@@ -50,11 +50,13 @@ class FieldUpdater:
                 self._seen.add(key)
                 if image.image_id in existing:
                     wanted[image.image_id] = image.listed.fields
-        self.updated += update_fields(self._collection, wanted)
+        changed = update_fields(self._collection, wanted)
+        self.updated += len(changed)
+        return changed
 
 
-def update_fields(collection: ImageCollection, wanted: Mapping[str, Mapping[str, Any]]) -> int:
-    """Set fields of stored images where they differ; return the number of images changed.
+def update_fields(collection: ImageCollection, wanted: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Set fields of stored images where they differ; return the ids of those that changed.
 
     Args:
         collection: The collection to update.
@@ -77,7 +79,7 @@ def update_fields(collection: ImageCollection, wanted: Mapping[str, Mapping[str,
             gone = [name for name, value in changed.items() if value is None]
             if gone:
                 collection.index.remove_payload_keys([image_id], gone)
-    return len(changes)
+    return {*changes}
 
 
 def _changed(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

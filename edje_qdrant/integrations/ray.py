@@ -196,7 +196,7 @@ def _sum_up(reports: ray.data.Dataset) -> tuple[IngestReport, EdjeError | None]:
 
     The error is not raised here, because its traceback would keep the data set running.
     """
-    added = updated = skipped = 0
+    added = updated = skipped = twice = 0
     failed: list[FailedImage] = []
     error: EdjeError | None = None
     for row in reports.iter_rows():
@@ -206,8 +206,9 @@ def _sum_up(reports: ray.data.Dataset) -> tuple[IngestReport, EdjeError | None]:
         added += row["added"]
         updated += row["updated"]
         skipped += row["skipped"]
+        twice += row["twice"]
         failed += [FailedImage(path, reason) for path, reason in json.loads(row["failed"])]
-    return IngestReport(added, skipped, tuple(failed), updated=updated), error
+    return IngestReport(added, skipped, tuple(failed), updated=updated, twice=twice), error
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,8 +307,9 @@ class _Worker:
         update = FieldUpdater(collection)
         missing = run.missing(images, self._threads, update)
         run.decode_and_write(missing, decode, self._threads, max(1, len(images)))
-        skipped = run.skipped - update.updated
-        return IngestReport(run.added, skipped, tuple(run.failed), updated=update.updated)
+        return IngestReport(
+            run.added, run.skipped, tuple(run.failed), updated=run.updated, twice=run.twice
+        )
 
     def _parts(self) -> tuple[EDJEModel, ImageCollection]:
         # Not in the constructor, as Ray would wrap an error raised there.
@@ -386,6 +388,7 @@ def _row(report: IngestReport | None = None, error: bytes = b"") -> dict[str, li
         "added": [report.added],
         "updated": [report.updated],
         "skipped": [report.skipped],
+        "twice": [report.twice],
         "failed": [failed],
         "error": [error],
     }

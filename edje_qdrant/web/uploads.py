@@ -152,7 +152,7 @@ def ingest_uploads(
         encoding = encode_batch(model, [image.pixels for image in batch])
         ids = [image.image_id for image in batch]
         added |= collection.add_new(ids, encoding, [image.payload for image in batch])
-    updated = update_fields(collection, stored) if fields else 0
+    updated = len(update_fields(collection, stored)) if fields else 0
     if new or updated:
         collection.flush()
     skipped += len(new) - len(added)  # another process was quicker

@@ -23,6 +23,6 @@ def test_ingest_prints_and_returns_the_counts(tmp_path: Path, tiny_folder: Path)
     (source / "empty.png").touch()
     options = ("--index", tmp_path / "index", "--model", tiny_folder)
     text = run("ingest", source, *options).stdout
-    assert "\n3 x a file in the format PDF, which is not read" in text
+    assert "\n  3 x a file in the format PDF, which is not read" in text
     told = json.loads(run("ingest", source, *options, "--json").stdout)
     assert sorted(told["failed_by_reason"].values()) == [1, 3]

@@ -154,5 +154,5 @@ def test_dates_of_a_source_are_compared_as_they_are_stored(
     assert known.listed.fields == {"taken": "2024-05-17T12:00:00Z", "days": ["2024-05-17"]}
     encoding = tiny_model.encode_images([Image.open(path)])
     collection.add([known.image_id], encoding, [{"path": str(path), "taken": taken}])
-    assert update_fields(collection, {known.image_id: known.listed.fields}) == 1  # the days
-    assert update_fields(collection, {known.image_id: known.listed.fields}) == 0
+    assert update_fields(collection, {known.image_id: known.listed.fields}) == {known.image_id}
+    assert update_fields(collection, {known.image_id: known.listed.fields}) == set()
