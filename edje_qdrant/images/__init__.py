@@ -6,6 +6,7 @@ from edje_qdrant.images.content_ids import (
     MAX_FILE_BYTES,
     image_bytes_id,
     image_file_id,
+    part_id,
     read_image_file,
 )
 from edje_qdrant.images.decoder_pool import (
@@ -25,6 +26,7 @@ from edje_qdrant.images.open import (
     image_name,
     open_upright,
 )
+from edje_qdrant.images.parts import Part, Survey, file_stamp, part_of
 from edje_qdrant.images.rgb import to_rgb
 
 __all__ = [
@@ -37,14 +39,19 @@ __all__ = [
     "DecodedFile",
     "DecoderPool",
     "Exif",
+    "Part",
+    "Survey",
     "default_workers",
     "error_reason",
+    "file_stamp",
     "ignore_decoder_warnings",
     "image_bytes_id",
     "image_file_id",
     "image_name",
     "open_listed",
     "open_upright",
+    "part_id",
+    "part_of",
     "read_image_file",
     "to_rgb",
 ]

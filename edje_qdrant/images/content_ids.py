@@ -9,7 +9,7 @@ import uuid
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images.open import error_reason, require_file
 
-__all__ = ["MAX_FILE_BYTES", "image_bytes_id", "image_file_id", "read_image_file"]
+__all__ = ["MAX_FILE_BYTES", "image_bytes_id", "image_file_id", "part_id", "read_image_file"]
 
 #: Larger files are refused before they are read.
 MAX_FILE_BYTES = 256 << 20
@@ -80,3 +80,16 @@ def image_bytes_id(content: bytes, name: str) -> str:
     if not content:
         raise ImageReadError(name, _EMPTY)
     return str(uuid.uuid5(_NAMESPACE, hashlib.sha256(content).hexdigest()))
+
+
+def part_id(file_id: str, fragment: str) -> str:
+    """Return the id of a frame of a film or a page of a document.
+
+    It depends on the file's bytes and on the time or the page only: pixels differ between versions
+    of the libraries that decode them.
+
+    Args:
+        file_id: `image_file_id` of the whole file.
+        fragment: Names the part, such as `t=12.5` or `page=3`.
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"{file_id}#{fragment}"))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from edje_qdrant.images.parts import Part
 
 __all__ = ["GRANTED", "Finish", "Request", "receive_exactly", "receive_header", "send"]
 
@@ -42,6 +44,9 @@ class Request:
         memory: Most bytes for which it may ask.
         seconds: The process ends itself when decoding takes much longer, as its parent may have
             been killed.
+        part: The frame or the page that is asked for, instead of a file.
+        survey: Ask which parts the file of `part` has, and decode nothing: `header` by what it
+            says at its beginning, `whole` by reading it to its end.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Request:
     allowance: int
     memory: int
     seconds: float
+    part: Part | None = None
+    survey: Literal["", "header", "whole"] = ""
 
 
 def send(channel: socket.socket, header: bytes, body: Any = b"") -> None:

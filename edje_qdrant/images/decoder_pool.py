@@ -13,9 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,8 @@ from edje_qdrant.images.decoder_messages import (
 )
 from edje_qdrant.images.decoder_worker import IDLE_SECONDS
 from edje_qdrant.images.exif import Exif
-from edje_qdrant.images.open import MAX_PIXELS
+from edje_qdrant.images.open import MAX_PIXELS, error_reason
+from edje_qdrant.images.parts import Part, PartKind, Survey
 
 __all__ = [
     "DECODE_MEMORY",
@@ -49,6 +50,10 @@ DECODE_MEMORY = 3 << 29
 DECODE_SECONDS = 60.0
 
 _MOST_WORKERS = 16
+# Decoders that a film or a document may cost; its further parts are refused then.
+_MOST_LOST = 3
+# Bytes of a film that are read to its end in a second, at least.
+_BYTES_A_SECOND = 8 << 20
 _START_SECONDS = 120.0
 # Memory for which a process need not ask: enough for an image of 6 megapixels.
 _ALLOWANCE = 48 << 20
@@ -164,6 +169,7 @@ class DecoderPool:
         self._slots = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
         self._busy: set[_Process] = set()
+        self._lost: dict[tuple[str, int], int] = {}
         self._closed = False
 
     def __enter__(self) -> DecoderPool:
@@ -184,12 +190,13 @@ class DecoderPool:
         self._memory.close()
 
     def decode(
-        self, file: str | bytes, name: str | None = None, finish: Finish | None = None
+        self, file: str | bytes | Part, name: str | None = None, finish: Finish | None = None
     ) -> DecodedFile:
         """Read a file once, name it, decode it upright in RGB, and apply `finish` to the image.
 
         Args:
-            file: A path, or a file's bytes.
+            file: A path, a file's bytes, or a frame of a film or a page of a document, which has
+                the id that it comes with.
             name: Names the image in errors; by default its path.
             finish: Called in the process; it returns an array of uint8 or bytes. It must be
                 picklable. By default the whole RGB image is returned.
@@ -200,44 +207,116 @@ class DecoderPool:
             ConfigError: `finish` cannot be sent to a process.
             WorkerDiedError: Processes cannot be started here.
         """
+        if isinstance(file, Part):
+            return self._decode_part(file, name or file.name, finish)
         name = name or (file if isinstance(file, str) else "that was passed")
         is_path = isinstance(file, str)
         if not is_path and len(file) > self._max_bytes:
             size = f"a file of {len(file)} bytes; no more than {self._max_bytes} are read"
             raise ImageReadError(name, size)
-        request = Request(
-            name=name,
+        request = self._request(
+            name,
             # A process that was started earlier may have another working directory.
             path=os.path.abspath(file) if isinstance(file, str) else None,
             content_bytes=0 if is_path else len(file),
+            finish=finish,
+        )
+        header, made = self._answered(request, b"" if is_path else file)
+        return _decoded_file(header, made)
+
+    def survey(self, path: str, kind: PartKind, *, quick: bool = False) -> Survey:
+        """Return which parts a film or a document has.
+
+        Args:
+            path: Of the file.
+            kind: Whether it is a film or a document.
+            quick: Believe the film's header, and do not read it to its end.
+
+        Raises:
+            ImageReadError: The file is missing, of another kind, damaged or encrypted, the extra
+                that reads it is not installed, or its decoder exceeded a limit or crashed.
+            WorkerDiedError: Processes cannot be started here.
+        """
+        try:
+            size = 0 if quick else os.stat(path).st_size
+        except OSError:
+            size = 0
+        part = Part(os.path.abspath(path), kind, 0)
+        request = replace(
+            self._request(path, part=part, survey="header" if quick else "whole"),
+            seconds=self._seconds + size / _BYTES_A_SECOND,
+        )
+        header, _ = self._answered(request, b"")
+        survey = header.get("survey", {})
+        whole = survey.get("whole")
+        return Survey(
+            max(0, int(survey.get("pages", 0))), max(0, int(survey.get("last", 0))),
+            None if whole is None else int(whole),
+        )  # fmt: skip
+
+    def _decode_part(self, part: Part, name: str, finish: Finish | None) -> DecodedFile:
+        part = replace(part, path=os.path.abspath(part.path))
+        try:
+            file = part.path, os.stat(part.path).st_mtime_ns
+        except (OSError, ValueError) as error:
+            raise ImageReadError(name, error_reason(error)) from error
+        with self._lock:
+            lost = self._lost.get(file, 0)
+        if lost >= _MOST_LOST:
+            reason = f"not read, since {lost} decoders of this file crashed or took too long"
+            raise ImageReadError(name, reason)
+        try:
+            header, made = self._answered(self._request(name, finish=finish, part=part), b"")
+        except _DecoderLostError:
+            with self._lock:
+                self._lost[file] = self._lost.get(file, 0) + 1
+            raise
+        return _decoded_file(header, made)
+
+    def _request(
+        self, name: str, *, path: str | None = None, content_bytes: int = 0,
+        finish: Finish | None = None, part: Part | None = None,
+        survey: Literal["", "header", "whole"] = "",
+    ) -> Request:  # fmt: skip
+        return Request(
+            name=name,
+            path=path,
+            content_bytes=content_bytes,
             finish=finish,
             max_pixels=self._max_pixels,
             max_bytes=self._max_bytes,
             allowance=self._allowance,
             memory=self._memory.total,
             seconds=self._seconds,
+            part=part,
+            survey=survey,
         )
+
+    def _answered(self, request: Request, content: Any) -> tuple[dict[str, Any], Any]:
+        """Return the header and the body of the answer to a request."""
         try:
             pickled = pickle.dumps(request)
         except Exception as error:  # pickle raises what the pickled objects raise
             raise _unsendable(error) from error
-        with self._slots, _Grant(self._memory, self._allowance, name) as grant:
-            return self._run(name, pickled, b"" if is_path else file, grant)
+        with self._slots, _Grant(self._memory, self._allowance, request.name) as grant:
+            return self._run(request.name, pickled, content, grant, request.seconds)
 
-    def _run(self, name: str, pickled: bytes, content: Any, grant: _Grant) -> DecodedFile:
+    def _run(
+        self, name: str, pickled: bytes, content: Any, grant: _Grant, seconds: float
+    ) -> tuple[dict[str, Any], Any]:
         process = self._started(name, pickled, content)
         healthy = False
         try:
-            header, made = process.answer(grant, self._seconds, 3 * self._max_pixels)
+            header, made = process.answer(grant, seconds, 3 * self._max_pixels)
             healthy = not header.get("last")
         except TimeoutError as error:
-            reason = f"decoding it took more than {self._seconds:g} s, so its decoder was ended"
-            raise ImageReadError(name, reason) from error
+            reason = f"decoding it took more than {seconds:g} s, so its decoder was ended"
+            raise _DecoderLostError(name, reason) from error
         except (EOFError, OSError, ValueError) as error:
             if self._closed:
                 raise ImageReadError(name, _ENDED) from error
             reason = f"the process that decoded it {process.ending()}"
-            raise ImageReadError(name, reason) from error
+            raise _DecoderLostError(name, reason) from error
         finally:
             with self._lock:
                 self._busy.discard(process)
@@ -253,12 +332,7 @@ class DecoderPool:
             reason = str(header["error"])
             raise ImageReadError(name, f"{reason} (its decoder wrote: {written})"
                                  if written else reason)  # fmt: skip
-        array = made if isinstance(made, np.ndarray) else np.empty((0, 0, 3), np.uint8)
-        return DecodedFile(
-            str(header["id"]), int(header["width"]), int(header["height"]), str(header["format"]),
-            array, b"" if isinstance(made, np.ndarray) else made, written,
-            int(header["file_bytes"]), Exif.from_json(header.get("exif")),
-        )  # fmt: skip
+        return header, made
 
     def _started(self, name: str, pickled: bytes, content: Any) -> _Process:
         """Return a process that has received the request."""
@@ -284,6 +358,19 @@ class DecoderPool:
 
 
 _ENDED = "decoding was ended before it was read"
+
+
+class _DecoderLostError(ImageReadError):
+    """Report an image whose decoder crashed or exceeded its time."""
+
+
+def _decoded_file(header: dict[str, Any], made: Any) -> DecodedFile:
+    array = made if isinstance(made, np.ndarray) else np.empty((0, 0, 3), np.uint8)
+    return DecodedFile(
+        str(header["id"]), int(header["width"]), int(header["height"]), str(header["format"]),
+        array, b"" if isinstance(made, np.ndarray) else made, str(header.get("written", "")),
+        int(header["file_bytes"]), Exif.from_json(header.get("exif")),
+    )  # fmt: skip
 
 
 class _Process:

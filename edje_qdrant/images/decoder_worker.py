@@ -17,7 +17,8 @@ import socket
 import sys
 import tempfile
 import threading
-from typing import Any
+from dataclasses import asdict
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -32,9 +33,17 @@ from edje_qdrant.images.decoder_messages import (
     receive_header,
     send,
 )
-from edje_qdrant.images.exif import read_exif
+from edje_qdrant.images.document import DOCUMENT, Document
+from edje_qdrant.images.exif import Exif, read_exif
+from edje_qdrant.images.film import FILM, Film, load_av
 from edje_qdrant.images.formats import open_listed
-from edje_qdrant.images.open import error_reason, ignore_decoder_warnings, open_upright
+from edje_qdrant.images.open import (
+    error_reason,
+    ignore_decoder_warnings,
+    open_upright,
+    require_file,
+)
+from edje_qdrant.images.parts import Part, file_stamp
 from edje_qdrant.images.raw import RAW
 
 try:
@@ -53,6 +62,8 @@ _LATE = 5
 _SLACK = 192 << 20
 # Bytes of messages of the decoders that are kept for one file, and characters that are passed on.
 _MOST_WRITTEN, _MOST_SHOWN = 1 << 20, 300
+# A film that needs no more memory stays open, so that its next frame costs less.
+_KEPT_FILM = 128 << 20
 
 
 def main(descriptor: int) -> None:
@@ -110,7 +121,11 @@ def _answer_one(channel: socket.socket, written: _Written) -> bool:
         content = bytearray(request.content_bytes)
         receive_exactly(channel, memoryview(content))
         _alarm(request.seconds + _LATE)
-        header, body = _decoded(channel, request, content)
+        if request.part is None:
+            _close_film()
+            header, body = _decoded(channel, request, content)
+        else:
+            header, body = _decoded_part(channel, request, request.part)
     except ImageReadError as error:
         header = {"error": error.reason}
     except MemoryError:
@@ -150,15 +165,8 @@ def _decoded(
                     "are allowed (max_pixels)",
                 )
             needed = len(data) + decode_memory(image)
-            if needed > request.memory:
-                raise ImageReadError(
-                    request.name,
-                    f"{image.width} x {image.height} pixels need {_mb(needed)} MB to be decoded; "
-                    f"no more than {_mb(request.memory)} MB are allowed (decode_memory)",
-                )
-            if needed > request.allowance:
-                _ask(channel, needed, request.seconds)
-            _limit_memory(base, needed)
+            what = f"{image.width} x {image.height} pixels"
+            _reserve(channel, request, base, needed, what)
             kind = image.format
             rgb = open_upright(image, request.name, max_pixels=request.max_pixels)
             width, height = rgb.size
@@ -168,14 +176,124 @@ def _decoded(
             del rgb
     except OSError as error:
         raise ImageReadError(request.name, error_reason(error)) from error
+    return _answer(image_id, (width, height), str(kind), len(data), exif, made)
+
+
+def _answer(
+    image_id: str, size: tuple[int, int], kind: str, file_bytes: int, exif: Exif, made: Any
+) -> tuple[dict[str, Any], Any]:
+    """Return the header and the body of an answer, from what `finish` made."""
     header = {
-        "id": image_id, "width": width, "height": height, "format": kind,
-        "file_bytes": len(data), "exif": exif.to_json(),
+        "id": image_id, "width": size[0], "height": size[1], "format": kind,
+        "file_bytes": file_bytes, "exif": exif.to_json(),
     }  # fmt: skip
     if isinstance(made, bytes):
         return {**header, "bytes": len(made)}, made
     pixels = np.ascontiguousarray(made, dtype=np.uint8)
     return {**header, "shape": pixels.shape}, pixels.data.cast("B")
+
+
+def _decoded_part(
+    channel: socket.socket, request: Request, part: Part
+) -> tuple[dict[str, Any], Any]:
+    """Return the header and the body of the answer for a frame, a page or a survey.
+
+    Raises:
+        ImageReadError: There is no such part, or it is too large.
+        MemoryError: The decoder needs more memory than was granted.
+    """
+    if _film is not None and (part.kind != "frame" or _film[0] != part.path or request.survey):
+        _close_film()
+    if part.kind == "frame":
+        load_av(request.name)  # before the address space is measured
+    base = _address_space()
+    _limit_memory(base, request.allowance + request.max_bytes)
+    try:
+        if part.kind == "page":
+            with open(part.path, "rb") as file:
+                status = _status(file, part, request.name)
+                with Document(file, request.name) as document:
+                    if request.survey:
+                        return {"survey": asdict(document.survey())}, b""
+                    _reserve(channel, request, base, document.memory(), "a page")
+                    rgb, exif, kind = document.page(part.at), Exif(), DOCUMENT
+        else:
+            film, status = _opened_film(part, request.name)
+            if request.survey:
+                quick = request.survey == "header"
+                return {"survey": asdict(film.estimate() if quick else film.survey())}, b""
+            needed = film.memory()
+            _reserve(channel, request, base, needed, f"frames of {film.width} x {film.height}")
+            rgb = film.frame(part.at, request.max_pixels)
+            exif, kind = film.exif(), FILM
+            if needed > _KEPT_FILM:
+                _close_film()
+    except OSError as error:
+        _close_film()
+        raise ImageReadError(request.name, error_reason(error)) from error
+    except BaseException:
+        _close_film()
+        raise
+    size = rgb.size
+    made = np.asarray(rgb) if request.finish is None else request.finish(rgb)
+    return _answer(part.image_id, size, kind, status.st_size, exif, made)
+
+
+# The film that is open: its path, its file, and the stamp that it had.
+_film: tuple[str, BinaryIO, Film] | None = None
+
+
+def _opened_film(part: Part, name: str) -> tuple[Film, os.stat_result]:
+    global _film
+    if _film is None:
+        require_file(part.path, name)
+        file = open(part.path, "rb")  # noqa: SIM115 - open until another file is asked for
+        try:
+            status = _status(file, part, name)
+            _film = (part.path, file, Film(file, name, status.st_size))
+        except BaseException:
+            file.close()
+            raise
+    return _film[2], _status(_film[1], part, name)
+
+
+def _close_film() -> None:
+    global _film
+    if _film is not None:
+        _, file, film = _film
+        _film = None
+        film.__exit__()
+        file.close()
+
+
+def _status(file: BinaryIO, part: Part, name: str) -> os.stat_result:
+    """Return a file's status.
+
+    Raises:
+        ImageReadError: It is no file, or has changed since the part was named.
+    """
+    require_file(part.path, name)
+    status, there = os.fstat(file.fileno()), os.stat(part.path)
+    if part.stamp is not None and not file_stamp(status) == file_stamp(there) == part.stamp:
+        raise ImageReadError(name, "the file changed while it was read; run this again")
+    return status
+
+
+def _reserve(channel: socket.socket, request: Request, base: int, needed: int, what: str) -> None:
+    """Ask for memory, and limit this process to it.
+
+    Raises:
+        ImageReadError: No more than a part of it is allowed.
+    """
+    if needed > request.memory:
+        raise ImageReadError(
+            request.name,
+            f"{what} need {_mb(needed)} MB to be decoded; no more than {_mb(request.memory)} MB "
+            "are allowed (decode_memory)",
+        )
+    if needed > request.allowance:
+        _ask(channel, needed, request.seconds)
+    _limit_memory(base, needed)
 
 
 def _ask(channel: socket.socket, needed: int, seconds: float) -> None:
