@@ -68,6 +68,7 @@ _SHORT, _SHORT_SHARE = Fraction(1), Fraction(1, 50)
 _MOST_PIXEL_RATIO = 16
 
 _DAMAGED = "the film is damaged here"
+_NO_FRAMES = "a film without frames that can be read"
 
 _DISPLAY_MATRIX = "DISPLAYMATRIX"
 # Signs of the display matrix's first four numbers -> the operation that makes a frame upright.
@@ -132,6 +133,8 @@ class Film:
 
     def __init__(self, file: BinaryIO, name: str, size: int) -> None:
         self._av, self._file, self._name, self._size = load_av(name), file, name, size
+        if not size:
+            raise ImageReadError(name, "the file is empty")
         self._open()
         self.width, self.height = self._codec.width, self._codec.height
 
@@ -185,7 +188,7 @@ class Film:
         if codec not in _CODECS:
             raise ImageReadError(self._name, f"a film in the codec {codec}, which is not read")
         if not chosen.codec_context.width or not chosen.codec_context.height:
-            raise ImageReadError(self._name, "a film without frames that can be read")
+            raise ImageReadError(self._name, _NO_FRAMES)
         return chosen
 
     def memory(self) -> int:
@@ -222,7 +225,7 @@ class Film:
                 last = at if last is None else max(last, at)
             ends[index] = max(ends.get(index, at), at + (packet.duration or 0))
         if last is None:
-            raise ImageReadError(self._name, "a film without frames that can be read")
+            raise ImageReadError(self._name, _NO_FRAMES)
         end = Fraction(0)
         for index, of_stream in ends.items():
             stream = self._container.streams[index]
@@ -230,6 +233,7 @@ class Film:
                 end = max(end, of_stream * Fraction(stream.time_base) - self._start)
         whole = Fraction(self._container.duration or 0, 1_000_000)
         short = whole - end > max(_SHORT, whole * _SHORT_SHARE)
+        self._restart()
         return Survey(
             last=max(0, math.floor((last * self._base - self._start) * 1000)),
             whole=round(whole * 1000) if short else None,
