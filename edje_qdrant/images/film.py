@@ -407,7 +407,8 @@ class Film:
             width=frame.width if interlaced else width,
             height=frame.height if interlaced else height,
             format="rgba" if alpha else "rgb48le" if deep else "rgb24",
-            interpolation=flags.BICUBIC | flags.ACCURATE_RND | flags.BITEXACT, **options,
+            interpolation=flags.BICUBIC | flags.FULL_CHR_H_INT | flags.ACCURATE_RND | flags.BITEXACT,
+            **options,
         )  # fmt: skip
         array: Any = picture.to_ndarray()
         if interlaced:  # one of the two moments that it holds, line by line

@@ -70,7 +70,7 @@ def test_the_frame_of_a_time_is_found_in_any_order(
     assert surveyed(path).last == pytest.approx(3960, abs=40)
     times = [0, 1000, 1040, 3000, 3960, 500, 2500, 20]
     found = [number_of(image) for image in frames(path, *times)]
-    assert found == in_order(path, times)
+    assert found == pytest.approx(in_order(path, times), abs=0.45)
     assert found == pytest.approx([at // 40 % 50 for at in times], abs=1.5)  # as codecs are lossy
     apart = [number_of(image) for at in times for image in frames(path, at)]
     assert apart == found  # whatever was decoded before
@@ -112,7 +112,8 @@ def test_frames_around_an_open_group(tmp_path: Path, codec: str) -> None:
     )  # fmt: skip
     times = [number * 40 for number in range(60)]
     # Each is sought in a film that was just opened.
-    assert [number_of(frames(path, at)[0]) for at in times] == in_order(path, times)
+    found = [number_of(frames(path, at)[0]) for at in times]
+    assert found == pytest.approx(in_order(path, times), abs=0.45)
 
 
 def test_a_film_without_a_duration(tmp_path: Path) -> None:
