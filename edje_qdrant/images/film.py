@@ -45,8 +45,8 @@ _CURVES: dict[int, Curve] = {16: "pq", 18: "hlg"}
 _WIDE: dict[int, Primaries] = {9: "bt2020", 11: "p3", 12: "p3"}
 _HD_LINES = 720
 
-# Frames that a decoder holds, at most, and the copies that conversions make.
-_HELD, _COPIES = 20, 4
+# Frames that a decoder holds, at most, and the bytes a pixel of the copies that conversions make.
+_HELD, _COPIES = 20, 24
 _FIXED = 32 << 20
 # Bytes of an index of frames and samples, as part of the file.
 _INDEX_SHARE, _MOST_INDEX = 20, 512 << 20
@@ -194,11 +194,10 @@ class Film:
     def memory(self) -> int:
         """Return the bytes that decoding and converting a frame takes at most."""
         form = self._codec.format
-        bits = sum(c.bits for c in form.components) if form is not None else 24
-        each = math.ceil(max(bits, 12) / 8) * (1 if bits <= 24 else 2)
-        pixels = self.width * self.height
+        bits: int = form.padded_bits_per_pixel if form is not None else 24
+        pixels: int = self.width * self.height
         index = min(self._size // _INDEX_SHARE, _MOST_INDEX)
-        return pixels * (each * _HELD + 4 * _COPIES) + index + _FIXED
+        return pixels * (math.ceil(bits * _HELD / 8) + _COPIES) + index + _FIXED
 
     def estimate(self) -> Survey:
         """Return a survey by the header alone, which may be wrong."""
@@ -403,12 +402,12 @@ class Film:
         deep = not alpha and (curve != "sdr" or colours is not None)
         interlaced = frame.interlaced_frame
         flags = self._av.video.reformatter.Interpolation
+        exact = flags.FULL_CHR_H_INT | flags.ACCURATE_RND | flags.BITEXACT
         picture = frame.reformat(
             width=frame.width if interlaced else width,
             height=frame.height if interlaced else height,
             format="rgba" if alpha else "rgb48le" if deep else "rgb24",
-            interpolation=flags.BICUBIC | flags.FULL_CHR_H_INT | flags.ACCURATE_RND | flags.BITEXACT,
-            **options,
+            interpolation=flags.BICUBIC | exact, **options,
         )  # fmt: skip
         array: Any = picture.to_ndarray()
         if interlaced:  # one of the two moments that it holds, line by line

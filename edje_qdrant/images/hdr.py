@@ -27,7 +27,7 @@ _TO_SRGB = {
     "p3": [[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]],
     "srgb": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
 }
-_BAND = 1 << 20  # pixels converted at a time
+_BAND = 1 << 18  # pixels converted at a time
 _STEPS = 1 << 14  # of linear light
 
 
@@ -83,4 +83,5 @@ def _encoded() -> NDArray[np.uint8]:
     """Return sRGB's levels of the squares of evenly spaced numbers from 0 to 1."""
     linear = np.linspace(0, 1, _STEPS) ** 2
     level = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * level).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(255 * level).astype(np.uint8)
+    return levels
