@@ -87,7 +87,8 @@ def ingest_images(
     If a source has an image twice, its first occurrence counts.
 
     Args:
-        source: A folder (searched recursively, hidden files and folders left out), one image, a
+        source: A folder (searched recursively; hidden files, and folders of thumbnails and of
+            systems, such as `@eaDir` and `__MACOSX`, are left out and counted), one image, a
             manifest or a list. A manifest is a `.jsonl` file, each line an object with `path`
             (relative to the manifest's folder) and any further fields. A list holds paths, pairs
             `(path, {"album": "2024"})` or dicts `{"path": ..., "album": "2024"}`; a dict of paths
@@ -235,7 +236,7 @@ def ingest_images(
         seconds = time.perf_counter() - started
         return IngestReport(
             run.added, run.skipped, tuple(run.failed), seconds, pruned, run.updated, run.twice,
-            old_versions=old_versions,
+            left_out=dict(source.left_out), old_versions=old_versions,
         )  # fmt: skip
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.images import error_reason
+from edje_qdrant.sources.left_out import file_kind, folder_kind
 from edje_qdrant.sources.protocol import ImageSource, ListedImage, Listing
 from edje_qdrant.types import FailedImage
 
@@ -24,8 +26,9 @@ IMAGE_SUFFIXES = frozenset({
 class FolderSource(ImageSource):
     """The images in a folder and below, in order of names.
 
-    Hidden files and folders are left out, and links to folders are not followed. Folders that
-    cannot be read are listed as failed.
+    Hidden files, and folders of thumbnails and of systems (`folder_kind`), are left out, and links
+    to folders are not followed; the folder itself may have any name. Folders that cannot be read
+    are listed as failed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,14 +45,28 @@ class FolderSource(ImageSource):
                 f"cannot read the folder {self._folder}: {error_reason(error)}"
             ) from error
         unreadable: list[OSError] = []
+        left_out: Counter[str] = Counter()
         for here, folders, names in os.walk(
             os.path.abspath(self._folder), onerror=unreadable.append
         ):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = [name for name in sorted(folders) if _searched(here, name, left_out)]
             for name in sorted(names):
                 if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                     yield ListedImage(os.path.join(here, name), {})
+                else:
+                    left_out[file_kind(name)] += 1
+        self.left_out = dict(left_out)
         yield from (FailedImage(str(error.filename), error_reason(error)) for error in unreadable)
+
+
+def _searched(here: str, name: str, left_out: Counter[str]) -> bool:
+    """Return whether a folder is searched; count it if it is not."""
+    kind = folder_kind(name, os.path.basename(here))
+    if kind is None and os.path.islink(os.path.join(here, name)):
+        kind = f"link to a folder ({name})"
+    if kind is not None:
+        left_out[kind] += 1
+    return kind is None
 
 
 class OneImage(ImageSource):

@@ -27,6 +27,23 @@ class ManifestSource(ImageSource):
         self.name = str(path)
         self._path = path
 
+    def check(self) -> None:
+        """Check that a line names an image; usually the first does, and no other line is read.
+
+        Raises:
+            ConfigError: No line does, as in a file of another kind.
+        """
+        first = None
+        for line in self.images():
+            if not isinstance(line, FailedLine):
+                return
+            first = first or line
+        if first is not None:
+            raise ConfigError(
+                f"no line of the manifest {self._path} names an image; {first.path}: "
+                f'{first.reason}. Each line must be an object such as {{"path": "a.jpg"}}'
+            )
+
     def images(self) -> Listing:
         """List the manifest's lines."""
         path = self._path
@@ -47,7 +64,9 @@ def _image_of(line: bytes, where: str, folder: Path) -> ListedImage | FailedLine
     except ValueError as error:  # a number beyond 64 bits
         return FailedLine(where, str(error))
     if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
-        return FailedLine(where, 'not an object with "path": text')
+        fields = [*map(repr, fields)][:6] if isinstance(fields, dict) else []
+        has = f"; its fields are {', '.join(fields)}" if fields else ""
+        return FailedLine(where, f'not an object with "path": text{has}')
     if not fields["path"]:
         return FailedLine(where, "its path is empty")
     if TOKENS_KEY in fields:

@@ -41,7 +41,10 @@ def open_source(source: Source) -> ImageSource:
     if kind == "folder":
         return _not_empty(FolderSource(path), f"the folder {path} holds no image")
     if kind == "file" and suffix in MANIFEST_SUFFIXES:
-        return _not_empty(ManifestSource(path), f"the manifest {path} holds no line")
+        manifest = ManifestSource(path)
+        _not_empty(manifest, f"the manifest {path} holds no line")
+        manifest.check()
+        return manifest
     if kind == "file" and suffix in IMAGE_SUFFIXES:
         return OneImage(path)
     what = "is no folder, image or manifest" if kind is not None else "does not exist"
@@ -53,5 +56,7 @@ def open_source(source: Source) -> ImageSource:
 def _not_empty(source: ImageSource, otherwise: str) -> ImageSource:
     if next(source.images(), None) is None:
         known = " ".join(sorted(IMAGE_SUFFIXES))
-        raise ConfigError(f"{otherwise}; give a source with images ({known})")
+        kinds = [f"{number} x {kind}" for kind, number in source.left_out.items()]
+        beside = f", only {', '.join(kinds[:6])}{' ...' * (len(kinds) > 6)}" if kinds else ""
+        raise ConfigError(f"{otherwise}{beside}; give a source with images ({known})")
     return source

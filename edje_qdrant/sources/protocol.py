@@ -57,10 +57,13 @@ class ImageSource(ABC):
         scope: Beginnings of the paths of the images that belong to the source; with `prune`, those
             that are gone from it are deleted. Empty if it is a part of something else, so that
             nothing can be pruned; None if it names all images of a collection.
+        left_out: What the source holds beside images, by kind, and how often; known after it was
+            listed to its end. Kinds may end with a detail in brackets: `video (.mov)`.
     """
 
     name: str
     scope: tuple[str, ...] | None = None
+    left_out: Mapping[str, int] = {}
 
     @abstractmethod
     def images(self) -> Listing:
