@@ -53,17 +53,21 @@ def calls(
         "search": (retriever.search, {
             "text": "a", "top_k": 1, "num_candidates": 2, "filter": None, "fusion": "rerank",
             "fusion_weights": None, "group_by": None, "budget_ms": 1000, "adaptive": False,
-            "min_score": None, "on_missing": "error",
+            "min_score": None, "on_missing": "error", "collapse_duplicates": True,
         }),
         "asearch": (asearch, {"text": "a", "top_k": 1}),
         "search_batch": (retriever.search_batch, {"texts": ["a"]}),
         "search_by_image": (
             retriever.search_by_image,
-            {"image": image, "top_k": 1, "filter": None, "group_by": None},
+            {
+                "image": image, "top_k": 1, "filter": None, "group_by": None,
+                "collapse_duplicates": False,
+            },
         ),
         "recommend": (retriever.recommend, {
             "liked": [known], "disliked": [], "text": None, "top_k": 1, "num_candidates": 3,
             "filter": None, "strategy": "average_vector", "on_missing": "error",
+            "collapse_duplicates": False,
         }),
         "retriever.score": (retriever.score, {"text": "a", "image_ids": [known]}),
         "explain": (retriever.explain, {"text": "a", "image_id": known, "image": image}),

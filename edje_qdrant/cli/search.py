@@ -89,6 +89,22 @@ def search(
             help="Return only the best of the images with the same value of this payload field.",
         ),
     ] = None,
+    collapse_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--collapse-duplicates",
+            help="Show one of each: of near-duplicates, such as copies, crops or a burst, only the "
+            "best.",
+        ),
+    ] = False,
+    likeness: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0-1",
+            help="From which likeness on --collapse-duplicates takes images as near-duplicates; by "
+            "default 0.96.",
+        ),
+    ] = None,
     fusion: Annotated[
         str,
         typer.Option(
@@ -148,6 +164,8 @@ def search(
         )
     if explain is not None and text is None:
         raise ConfigError("--explain draws how images match a TEXT; give one")
+    if likeness is not None and not collapse_duplicates:
+        raise ConfigError("--likeness is for --collapse-duplicates; give it too")
     threshold = _min_score(min_score)
     # With "first_stage", damaged side files do not prevent opening the collection.
     lenient = on_missing != "error"
@@ -178,11 +196,18 @@ def search(
             "num_candidates": max(100, top_k) if candidates is None else candidates,
             "filter": filter,
             "on_missing": on_missing,
+            "collapse_duplicates": collapse_duplicates if likeness is None else likeness,
         }
         if cursor is not None:
             result = retriever.resume(cursor, top_k=top_k)
         elif image is not None:
-            result = retriever.search_by_image(image, top_k=top_k, filter=filter, group_by=group_by)
+            result = retriever.search_by_image(
+                image,
+                top_k=top_k,
+                filter=filter,
+                group_by=group_by,
+                collapse_duplicates=common["collapse_duplicates"],
+            )
         elif like or unlike:
             # Disliked images alone have no average to search near.
             strategy: Strategy = "average_vector" if like else "best_score"
@@ -253,6 +278,7 @@ def _as_lines(result: SearchResult) -> list[str]:
         match = "-" if hit.probability is None else f"{hit.probability:.0%}"
         middle = f"{match:>6}  " if sure else ""
         group = "" if hit.group is None else f"  ({hit.group})"
+        group += f"  (+{len(hit.duplicates)} near-duplicates)" if hit.duplicates else ""
         lines.append(
             f"{hit.rank:>4}  {score:>8}  {middle}{hit.retrieval_rank:>9} {arrow}  {shown}{group}"
         )

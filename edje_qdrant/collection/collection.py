@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from typing import Any, cast
@@ -21,6 +22,7 @@ from edje_qdrant.collection.checks import (
     fitted_codec,
     named_codec,
 )
+from edje_qdrant.collection.likeness import Likeness
 from edje_qdrant.collection.metadata import CollectionRecord, TokenPlace, resolve
 from edje_qdrant.collection.opening import Parts, create_parts, open_parts
 from edje_qdrant.collection.references import (
@@ -379,6 +381,11 @@ class ImageCollection(BaseCollection):
     def store(self) -> TokenStore:
         """Return the token store, for maintenance."""
         return self._store
+
+    @cached_property
+    def likeness(self) -> Likeness:
+        """Return the scale on which embeddings of this collection are compared."""
+        return Likeness(self._index)
 
     @property
     def identity(self) -> str:

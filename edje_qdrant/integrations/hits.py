@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # Fields of a hit that depend on options of the search.
-_NOT_PASSED_ON = ("fusion_score", "group")
+_NOT_PASSED_ON = ("fusion_score", "group", "duplicates")
 
 
 @runtime_checkable

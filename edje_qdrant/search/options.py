@@ -17,6 +17,7 @@ __all__ = [
     "MinScore",
     "OnMissing",
     "SearchOptions",
+    "check_likeness",
     "check_milliseconds",
     "with_defaults",
 ]
@@ -45,6 +46,10 @@ class SearchOptions(TypedDict, total=False):
             `"blend"`.
         group_by: A payload field, such as the name of a video or a book. Of the images that share
             its value only the best is returned, and no group displaces the others.
+        collapse_duplicates: Show one of each: of images that are near-duplicates of each other,
+            such as copies, crops or a burst, only the best is a hit; its `duplicates` are the ids
+            of the others. `top_k` counts what is left. A number from 0 to 1 is the likeness from
+            which on images are near-duplicates, instead of the default of 0.96; see `Likeness`.
         budget_ms: Milliseconds for the whole search. Candidates are scored best first until the
             budget ends; the others follow in first-stage order, and the result is `degraded`.
         adaptive: Stop scoring once the remaining candidates are unlikely to matter, by the model's
@@ -62,6 +67,7 @@ class SearchOptions(TypedDict, total=False):
     fusion: Fusion
     fusion_weights: tuple[float, float] | None
     group_by: str | None
+    collapse_duplicates: bool | float
     budget_ms: float | None
     adaptive: bool
     min_score: MinScore | None
@@ -76,6 +82,7 @@ DEFAULTS: SearchOptions = {
     "fusion": "rerank",
     "fusion_weights": None,
     "group_by": None,
+    "collapse_duplicates": False,
     "budget_ms": None,
     "adaptive": False,
     "min_score": None,
@@ -112,6 +119,7 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
     check_choice("fusion", settings["fusion"], get_args(Fusion))
     _check_weights(settings["fusion_weights"], settings["fusion"])
     _check_group_by(settings["group_by"])
+    check_likeness("collapse_duplicates", settings["collapse_duplicates"])
     budget = settings["budget_ms"]
     if budget is not None:
         check_milliseconds("budget_ms", budget)
@@ -129,6 +137,12 @@ def check_milliseconds(name: str, value: Any) -> None:
     """Raise ConfigError if an option is not a number of milliseconds above 0."""
     if not (_is_number(value) and value > 0):
         raise ConfigError(f"{name} is {value!r}; give milliseconds above 0")
+
+
+def check_likeness(name: str, value: Any) -> None:
+    """Raise ConfigError if an option is neither True, False nor a likeness above 0."""
+    if not (isinstance(value, bool) or (_is_number(value) and 0 < value <= 1)):
+        raise ConfigError(f"{name} is {value!r}; give True, False, or a likeness above 0, up to 1")
 
 
 def _check_weights(weights: Any, fusion: Fusion) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -13,6 +13,7 @@ from edje_qdrant.collection.references import user_payload
 from edje_qdrant.index import field_value
 from edje_qdrant.model.calibration import Calibration
 from edje_qdrant.rerank.scorer import ScoredQuery, best_first
+from edje_qdrant.search.duplicates import Looks
 from edje_qdrant.search.fusion import DEFAULT_WEIGHTS, blend, reciprocal_ranks
 from edje_qdrant.search.groups import group_key
 from edje_qdrant.search.options import SearchOptions
@@ -23,13 +24,17 @@ __all__ = ["candidates_as_hits", "degraded_reason", "rank_candidates"]
 
 
 def rank_candidates(
-    query: ScoredQuery, settings: SearchOptions, calibration: Calibration | None
+    query: ScoredQuery,
+    settings: SearchOptions,
+    calibration: Calibration | None,
+    looks: Looks | None = None,
 ) -> Sequence[SearchHit]:
     """Rank all candidates of a query.
 
     Scored candidates are ordered by score, equal scores in first-stage order. A processed candidate
     without a score keeps its place among the processed ones. Candidates that were not processed
-    follow in first-stage order. Those that were deleted are left out.
+    follow in first-stage order. Those that were deleted are left out, and with `looks` those that
+    are near-duplicates of a better one.
     """
     logits, count = query.logits, len(query.candidates)
     keys, fused = logits[: query.processed].astype(np.float64), None
@@ -54,6 +59,7 @@ def rank_candidates(
         query.candidates,
         order,
         settings["group_by"],
+        looks,
         scores=scores,
         probabilities=_numbers(probabilities, count),
         fusion_scores=_numbers(fused, count),
@@ -64,26 +70,32 @@ def candidates_as_hits(
     candidates: Sequence[Candidate],
     order: Sequence[int],
     group_by: str | None,
+    looks: Looks | None = None,
     *,
     scores: Sequence[float | None] | None = None,
     probabilities: Sequence[float | None] | None = None,
     fusion_scores: Sequence[float | None] | None = None,
 ) -> Sequence[SearchHit]:
-    """Return candidates as ranked hits, only the best of each group.
+    """Return candidates as ranked hits, only the best of each look and of each group.
 
     Args:
         candidates: `n` candidates, in first-stage order.
         order: Rows of the candidates to return, best first.
         group_by: The payload field that groups them; a candidate without it is its own group.
+        looks: Finds near-duplicates, of which only the best is a hit; None to keep all.
         scores: `n` logits.
         probabilities: `n` probabilities of a match.
         fusion_scores: `n` scores of both stages together.
     """
     none = [None] * len(candidates)
     columns = scores or none, probabilities or none, fusion_scores or none
+    duplicates: Mapping[int, tuple[str, ...]] = {}
+    if looks is not None:
+        duplicates = looks.collapsed(candidates, order)
+        order = [*duplicates]
     if group_by is not None:
         order = _best_of_groups(candidates, order, group_by)
-    return _LazyHits(candidates, order, columns, group_by, range(1, len(order) + 1))
+    return _LazyHits(candidates, order, columns, group_by, duplicates, range(1, len(order) + 1))
 
 
 #: For each candidate: its logit, the probability of a match, and the score of both stages together.
@@ -98,6 +110,7 @@ class _LazyHits(Sequence[SearchHit]):
     order: Sequence[int]
     columns: _Columns
     group_by: str | None
+    duplicates: Mapping[int, tuple[str, ...]]
     ranks: range
 
     def __len__(self) -> int:
@@ -124,6 +137,7 @@ class _LazyHits(Sequence[SearchHit]):
             probabilities[row],
             fusion_scores[row],
             None if self.group_by is None else field_value(payload, self.group_by),
+            self.duplicates.get(row, ()),
         )
 
     def __eq__(self, other: object) -> bool:

@@ -7,9 +7,10 @@ import binascii
 import json
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -43,6 +44,8 @@ class SearchHit:
         probability: Probability that text and image match; None if the model has no calibration.
         fusion_score: Score of both stages together; None without fusion.
         group: Value of the `group_by` field; None without grouping, or if the image has no value.
+        duplicates: Ids of the near-duplicates that this hit stands for, best first; empty without
+            `collapse_duplicates`.
 
     The repr is short: ranks, score and path.
     """
@@ -56,6 +59,7 @@ class SearchHit:
     probability: float | None = None
     fusion_score: float | None = None
     group: Any = None
+    duplicates: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields by name; the payload is not copied."""
@@ -134,8 +138,8 @@ class SearchResult(Sequence[SearchHit]):
     def cursor(self) -> str | None:
         """Return a text with which `TwoStageRetriever.resume` continues; None after the last hit.
 
-        It contains the query, and the order and scores of the remaining images. It is URL-safe and
-        takes some 65 characters for each image.
+        It contains the query, and the order, scores and near-duplicates of the remaining images. It
+        is URL-safe and takes some 65 characters for each image, and 22 for each near-duplicate.
         """
         return _written(self) if self.remaining else None
 
@@ -156,10 +160,10 @@ class SearchResult(Sequence[SearchHit]):
             version, check, body = packed[0], packed[1:5], packed[5:]
         except (binascii.Error, IndexError, ValueError) as error:
             raise ConfigError(_NO_CURSOR) from error
-        if version != _CURSOR_VERSION:
+        if version not in (_CURSOR_VERSION, _WITH_DUPLICATES):
             raise ConfigError(
                 f"the cursor has version {version}, and this version of edje-qdrant reads "
-                f"{_CURSOR_VERSION}; search again"
+                f"{_CURSOR_VERSION} and {_WITH_DUPLICATES}; search again"
             )
         if zlib.crc32(body).to_bytes(4, "little") != check:
             raise ConfigError(_NO_CURSOR)
@@ -248,8 +252,9 @@ class SearchResult(Sequence[SearchHit]):
 
 
 # A cursor is base64 of: version (1 byte), CRC-32 of the rest (4 bytes), and compressed the length
-# of the head (4 bytes), the head as JSON, and one row for each remaining image.
-_CURSOR_VERSION = 1
+# of the head (4 bytes), the head as JSON, one row for each remaining image, and the ids of their
+# near-duplicates. With version 2 there are some, and the head says how many each image has.
+_CURSOR_VERSION, _WITH_DUPLICATES = 1, 2
 _NUMBERS = {
     "score": "<f4",
     "probability": "<f8",
@@ -267,17 +272,30 @@ _LARGEST = 8 << 20
 _NO_CURSOR = "this is no whole cursor; pass the text of result.cursor as it is, or search again"
 
 
+def _id_bytes(image_ids: Iterable[str]) -> bytes:
+    return b"".join(bytes.fromhex(image_id.replace("-", "")) for image_id in image_ids)
+
+
+def _id_text(packed: bytes) -> str:
+    return str(uuid.UUID(bytes=packed))
+
+
 def _written(result: SearchResult) -> str:
     rows = np.zeros(len(result.remaining), _ROW)
-    ids = b"".join(bytes.fromhex(hit.image_id.replace("-", "")) for hit in result.remaining)
-    rows["id"] = np.frombuffer(ids, "V16")
+    rows["id"] = np.frombuffer(_id_bytes(hit.image_id for hit in result.remaining), "V16")
     for name in _NUMBERS:
         values = [getattr(hit, name) for hit in result.remaining]
         rows[name] = [np.nan if value is None else value for value in values]
-    head = {name: getattr(result, name) for name in _HEAD}
-    text = json.dumps({**head, "rank": result.remaining[0].rank}).encode()
-    body = zlib.compress(len(text).to_bytes(4, "little") + text + rows.tobytes())
-    packed = bytes([_CURSOR_VERSION]) + zlib.crc32(body).to_bytes(4, "little") + body
+    head: dict[str, Any] = {name: getattr(result, name) for name in _HEAD}
+    head["rank"] = result.remaining[0].rank
+    version = _CURSOR_VERSION
+    if any(hit.duplicates for hit in result.remaining):
+        version = _WITH_DUPLICATES
+        head["duplicates"] = [len(hit.duplicates) for hit in result.remaining]
+    text = json.dumps(head).encode()
+    others = _id_bytes(each for hit in result.remaining for each in hit.duplicates)
+    body = zlib.compress(len(text).to_bytes(4, "little") + text + rows.tobytes() + others)
+    packed = bytes([version]) + zlib.crc32(body).to_bytes(4, "little") + body
     return base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
 
@@ -288,10 +306,14 @@ def _read(body: bytes) -> SearchResult:
         raise ValueError("longer than any cursor")
     size = int.from_bytes(plain[:4], "little")
     head: dict[str, Any] = json.loads(plain[4 : 4 + size])
-    rows = np.frombuffer(plain[4 + size :], _ROW)
+    rest = plain[4 + size :]
+    counts = head.get("duplicates")
+    whole = len(rest) if counts is None else len(counts) * _ROW.itemsize
+    rows = np.frombuffer(rest[:whole], _ROW)
+    others = iter(np.frombuffer(rest[whole:], "V16"))
     remaining = tuple(
         SearchHit(
-            image_id=str(uuid.UUID(bytes=row["id"].tobytes())),
+            image_id=_id_text(row["id"].tobytes()),
             score=_number(row["score"]),
             rank=rank,
             retrieval_score=float(row["retrieval_score"]),
@@ -299,8 +321,11 @@ def _read(body: bytes) -> SearchResult:
             payload={},
             probability=_number(row["probability"]),
             fusion_score=_number(row["fusion_score"]),
+            duplicates=tuple(_id_text(each.tobytes()) for each in islice(others, count)),
         )
-        for rank, row in enumerate(rows, start=int(head["rank"]))
+        for rank, (row, count) in enumerate(
+            zip(rows, counts or [0] * len(rows), strict=True), start=int(head["rank"])
+        )
     )
     return SearchResult(
         query=str(head["query"]),

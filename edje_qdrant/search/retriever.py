@@ -36,6 +36,7 @@ from edje_qdrant.rerank.collector import paused_collector
 from edje_qdrant.rerank.deadline import Deadline
 from edje_qdrant.rerank.scorer import OnMissing, ScoredQuery
 from edje_qdrant.rerank.stopwatch import Stopwatch
+from edje_qdrant.search.duplicates import Looks
 from edje_qdrant.search.groups import diversified
 from edje_qdrant.search.options import (
     SearchOptions,
@@ -385,12 +386,13 @@ class TwoStageRetriever:
                 filter=settings["filter"],
                 timeout=deadline.timeout,
             )
+            looks = self._looks(settings)
             scored = self._scored(
-                [text], embeddings, [found], settings, deadline, watch, first=first
+                [text], embeddings, [found], settings, deadline, watch, looks, first=first
             )
         (cut,) = self._stages.cut_texts([text])
         for (query,) in _each_within(limit, scored):
-            yield self._result(query, settings, watch.timings(), cut)
+            yield self._result(query, settings, watch.timings(), cut, looks)
 
     async def asearch(self, text: TextQuery, **options: Unpack[SearchOptions]) -> SearchResult:
         """Search without blocking the event loop; see `search`.
@@ -452,6 +454,7 @@ class TwoStageRetriever:
         top_k: int = 10,
         filter: Filter | None = None,
         group_by: str | None = None,
+        collapse_duplicates: bool | float = False,
     ) -> SearchResult:
         """Find the images most similar to an image, with the first stage alone.
 
@@ -462,6 +465,7 @@ class TwoStageRetriever:
             top_k: Number of hits to return.
             filter: As in `SearchOptions`.
             group_by: As in `SearchOptions`.
+            collapse_duplicates: As in `SearchOptions`.
 
         Returns:
             Hits without `score`, by cosine.
@@ -475,7 +479,13 @@ class TwoStageRetriever:
         check_number("top_k", top_k)
         number = max(top_k, _MIN_CANDIDATES)
         settings = with_defaults(
-            {"top_k": top_k, "num_candidates": number, "filter": filter, "group_by": group_by}
+            {
+                "top_k": top_k,
+                "num_candidates": number,
+                "filter": filter,
+                "group_by": group_by,
+                "collapse_duplicates": collapse_duplicates,
+            }
         )
         model = self.model
         from edje_qdrant.model.queries import encode_query
@@ -490,8 +500,11 @@ class TwoStageRetriever:
         with self._limit():
             found = self._nearest(embeddings, number, filter=filter)[0]
             candidates = self._diversified(embeddings, found, settings)
+            looks = self._looks(settings)
+            if looks is not None:
+                looks.read([candidates])
         name = str(held) if isinstance(held, str | Path) else "an image"
-        return self._first_stage_result(name, candidates, settings, watch.timings())
+        return self._first_stage_result(name, candidates, settings, watch.timings(), looks)
 
     def recommend(
         self,
@@ -504,6 +517,7 @@ class TwoStageRetriever:
         filter: Filter | None = None,
         strategy: Strategy = "average_vector",
         on_missing: OnMissing = "error",
+        collapse_duplicates: bool | float = False,
     ) -> SearchResult:
         """Find images similar to some images of the collection and different from others.
 
@@ -520,6 +534,7 @@ class TwoStageRetriever:
                 from the disliked ones; `"best_score"` compares with each example, and also works
                 with disliked images alone.
             on_missing: As in `SearchOptions`.
+            collapse_duplicates: As in `SearchOptions`. Near-duplicates of the examples are hits.
 
         Raises:
             ImagesNotFoundError: An id is not in the collection.
@@ -531,6 +546,7 @@ class TwoStageRetriever:
             "num_candidates": num_candidates,
             "filter": filter,
             "on_missing": on_missing,
+            "collapse_duplicates": collapse_duplicates,
         }
         settings = with_defaults(options if top_k is None else {**options, "top_k": top_k})
         check_list("liked", liked)
@@ -539,18 +555,20 @@ class TwoStageRetriever:
             check_texts("text", [text])
         watch = Stopwatch()
         watch.start("retrieve")
-        find = partial(
-            self._collection.recommend,
-            liked,
-            disliked,
-            num_candidates,
-            filter=filter,
-            strategy=strategy,
-        )
+        looks = self._looks(settings)
+
+        def find() -> Candidates:
+            found = self._collection.recommend(
+                liked, disliked, num_candidates, filter=filter, strategy=strategy
+            )
+            if looks is not None:
+                looks.read([found])
+            return found
+
         with self._limit():
             candidates = find()
             if text is None:
-                return self._first_stage_result("", candidates, settings, watch.timings())
+                return self._first_stage_result("", candidates, settings, watch.timings(), looks)
             (query,) = self._scorer.score_candidates(
                 [text],
                 [candidates],
@@ -560,7 +578,7 @@ class TwoStageRetriever:
                 watch=watch,
             )
         (cut,) = self._stages.cut_texts([text])
-        return self._result(query, settings, watch.timings(), cut)
+        return self._result(query, settings, watch.timings(), cut, looks)
 
     def score(self, text: str, image_ids: Sequence[str]) -> NDArray[np.float32]:
         """Score a text against images of the collection, without the first stage.
@@ -647,7 +665,8 @@ class TwoStageRetriever:
     def resume(self, cursor: str, *, top_k: int = 10) -> SearchResult:
         """Return the next page of an earlier search, possibly of another process.
 
-        Nothing is searched or scored again. Images that were deleted since are left out.
+        Nothing is searched or scored again. Images that were deleted since are left out,
+        with the near-duplicates that they stood for.
 
         Args:
             cursor: The `cursor` of the search's result, or of its last page.
@@ -669,13 +688,18 @@ class TwoStageRetriever:
         ids = [hit.image_id for hit in earlier.remaining]
         with self._limit():
             payloads = self._collection.index.retrieve(ids, tokens=False)
+            others = {each for hit in earlier.remaining for each in hit.duplicates}
+            left = self._collection.existing(sorted(others)) if others else others
         known = [hit for hit in earlier.remaining if hit.image_id in payloads]
         hits: list[SearchHit] = []
         first = earlier.remaining[0].rank if earlier.remaining else 1
         for rank, hit in enumerate(known, start=first):
             payload = user_payload(payloads[hit.image_id])
             group = None if earlier.group_by is None else field_value(payload, earlier.group_by)
-            hits.append(replace(hit, rank=rank, payload=payload, group=group))
+            duplicates = tuple(each for each in hit.duplicates if each in left)
+            hits.append(
+                replace(hit, rank=rank, payload=payload, group=group, duplicates=duplicates)
+            )
         return replace(
             earlier,
             hits=tuple(hits[:top_k]),
@@ -743,12 +767,13 @@ class TwoStageRetriever:
         watch: Stopwatch,
     ) -> list[SearchResult]:
         """Score and rank the candidates of `q` queries with `(q, d)` embeddings."""
-        *_, queries = self._scored(texts, embeddings, found, settings, deadline, watch)
+        looks = self._looks(settings)
+        *_, queries = self._scored(texts, embeddings, found, settings, deadline, watch, looks)
         timings = watch.timings(len(queries))
         cuts = self._stages.cut_texts(texts)
         with paused_collector():
             return [
-                self._result(query, settings, timings, cut)
+                self._result(query, settings, timings, cut, looks)
                 for query, cut in zip(queries, cuts, strict=True)
             ]
 
@@ -760,32 +785,36 @@ class TwoStageRetriever:
         settings: SearchOptions,
         deadline: Deadline,
         watch: Stopwatch,
+        looks: Looks | None,
         *,
         first: float | None = None,
     ) -> Iterator[list[ScoredQuery]]:
         """Score the candidates of `q` queries; see `CandidateScorer.score_in_slices`.
 
         If candidates were deleted since they were found, the first stage is searched again, once.
-        Within a budget, or if some are scored already, the deleted ones are left out.
+        Within a budget, or if some are scored already, the deleted ones are left out. With `looks`,
+        the candidates' embeddings are read.
         """
 
-        def diversified(found: Sequence[Sequence[Candidate]]) -> Sequence[Sequence[Candidate]]:
-            if settings["group_by"] is None:
-                return found
-            return [
-                self._diversified(embeddings[row : row + 1], candidates, settings)
-                for row, candidates in enumerate(found)
-            ]
+        def chosen(found: Sequence[Sequence[Candidate]]) -> Sequence[Sequence[Candidate]]:
+            if settings["group_by"] is not None:
+                found = [
+                    self._diversified(embeddings[row : row + 1], candidates, settings)
+                    for row, candidates in enumerate(found)
+                ]
+            if looks is not None:
+                looks.read(found)
+            return found
 
         def find_again(deleted: Sequence[str]) -> Sequence[Sequence[Candidate]]:
             if self._stages.device_index is not None:
                 self._stages.device_index.forget(deleted)
             count, filter = settings["num_candidates"], settings["filter"]
-            return diversified(self._nearest(embeddings, count, filter=filter))
+            return chosen(self._nearest(embeddings, count, filter=filter))
 
         return self._scorer.score_in_slices(
             texts,
-            diversified(found),
+            chosen(found),
             first=first,
             deadline=deadline,
             on_missing=settings["on_missing"],
@@ -814,10 +843,20 @@ class TwoStageRetriever:
             nearest=lambda filter, count: self._nearest(embedding, count, filter=filter)[0],
         )
 
+    def _looks(self, settings: SearchOptions) -> Looks | None:
+        """Return what finds near-duplicates among the candidates of a search, if it is to."""
+        likeness = settings["collapse_duplicates"]
+        return None if likeness is False else Looks(self._collection, likeness)
+
     def _result(
-        self, query: ScoredQuery, settings: SearchOptions, timings: Timings, cut: str | None
+        self,
+        query: ScoredQuery,
+        settings: SearchOptions,
+        timings: Timings,
+        cut: str | None,
+        looks: Looks | None,
     ) -> SearchResult:
-        hits = rank_candidates(query, settings, self._stages.calibration())
+        hits = rank_candidates(query, settings, self._stages.calibration(), looks)
         reason, top_k = degraded_reason(query), settings["top_k"]
         return SearchResult(
             query=query.text,
@@ -840,9 +879,11 @@ class TwoStageRetriever:
         candidates: Sequence[Candidate],
         settings: SearchOptions,
         timings: Timings,
+        looks: Looks | None,
     ) -> SearchResult:
         top_k = settings["top_k"]
-        hits = candidates_as_hits(candidates, range(len(candidates)), settings["group_by"])
+        order = range(len(candidates))
+        hits = candidates_as_hits(candidates, order, settings["group_by"], looks)
         return SearchResult(
             query=text,
             hits=tuple(hits[:top_k]),

@@ -40,6 +40,7 @@ __all__ = [
     "SearchRequest",
     "TypedCount",
     "TypedLimit",
+    "TypedTruth",
     "Word",
 ]
 
@@ -62,6 +63,15 @@ def _typed_digits(value: Any) -> Any:
         if not _DIGITS.fullmatch(value):
             raise ValueError("give a whole number, in digits")
         return int(value)
+    return value
+
+
+def _typed_truth(value: Any) -> Any:
+    """Return the truth value of a form's text."""
+    if isinstance(value, str):
+        if value not in ("true", "false"):
+            raise ValueError("give true or false")
+        return value == "true"
     return value
 
 
@@ -97,6 +107,9 @@ ImageId = Annotated[str, AfterValidator(_canonical_id), WithJsonSchema(_ID_SCHEM
 Count = Annotated[int, Field(ge=1, le=_MOST), BeforeValidator(_whole)]
 TypedCount = Annotated[int, Field(ge=1, le=_MOST), BeforeValidator(_typed_digits)]
 TypedLimit = Annotated[int, Field(ge=1, le=100), BeforeValidator(_typed_digits)]
+TypedTruth = Annotated[bool, BeforeValidator(_typed_truth)]
+Likeness = Annotated[float, Field(gt=0, le=1)]
+CollapseDuplicates = bool | Likeness
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -149,6 +162,12 @@ class SearchRequest(_Filtered):
         description="A payload field; of the images that share its value, only the best is "
         "returned.",
     )
+    collapse_duplicates: CollapseDuplicates = Field(
+        False,
+        description="Return one of each: of near-duplicates, such as copies, crops or a burst, the "
+        "best is a hit, and its `duplicates` are the ids of the others. A number is the likeness "
+        "from which on images are near-duplicates, from 0 to 1.",
+    )
     budget_ms: Annotated[float, Field(gt=0, le=600_000)] | None = Field(
         None, description="Time budget of the search in milliseconds, including waiting."
     )
@@ -195,6 +214,9 @@ class RecommendRequest(_Filtered):
     num_candidates: Count | None = None
     strategy: Strategy = "average_vector"
     on_missing: OnMissing = DEFAULTS["on_missing"]
+    collapse_duplicates: CollapseDuplicates = Field(
+        False, description="Return one of each near-duplicate, as in `/v1/search`."
+    )
 
 
 class ExplainRequest(_Model):
@@ -221,6 +243,11 @@ class Hit(BaseModel):
     retrieval_rank: int = Field(description="Rank in the first stage, from 1.")
     fusion_score: float | None = None
     group: Any = None
+    duplicates: list[ImageId] = Field(
+        [],
+        description="Ids of the near-duplicates that this image stands for, best first; with "
+        "`collapse_duplicates`.",
+    )
     payload: dict[str, Any] = Field(
         description="Stored payload; `path` is relative to the image folder."
     )

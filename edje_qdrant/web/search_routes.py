@@ -18,6 +18,7 @@ from edje_qdrant.web.schemas import (
     RecommendRequest,
     SearchRequest,
     TypedCount,
+    TypedTruth,
 )
 from edje_qdrant.web.service import Service
 from edje_qdrant.web.strict_json import StrictRoute, read_json
@@ -57,6 +58,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
             ),
         ] = None,
         group_by: Annotated[str | None, Form(min_length=1, max_length=200)] = None,
+        collapse_duplicates: Annotated[TypedTruth, Form()] = False,
     ) -> Answer:
         """Find the images most like an uploaded one, by the first stage alone."""
         service.check_top_k(top_k)
@@ -73,6 +75,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
                 top_k=top_k,
                 filter=chosen,
                 group_by=group_by,
+                collapse_duplicates=collapse_duplicates,
             )
         )
         service.metrics.search(result, 0.0)
@@ -96,6 +99,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
                 filter=chosen,
                 strategy=request.strategy,
                 on_missing=request.on_missing,
+                collapse_duplicates=request.collapse_duplicates,
             )
         )
         service.metrics.search(result, 0.0)

@@ -77,6 +77,7 @@ def test_ingest_search_and_info_as_json(
             "probability": None,
             "fusion_score": None,
             "group": None,
+            "duplicates": [],
         }
 
     about = json_of(run("info", *place, "--json"))

@@ -83,6 +83,17 @@ def test_where_filters(search: Search) -> None:
     assert sorted(pages(found)) == [1, 2, 4]
 
 
+def test_of_near_duplicates_one_is_shown(search: Search) -> None:
+    whole = search("a red square", "--top-k", COUNT)
+    alike = "--collapse-duplicates", "--likeness", "0.001"
+    found = search("a red square", "--top-k", COUNT, *alike)
+    assert len(found["hits"]) < len(whole["hits"])
+    listed = [i for hit in found["hits"] for i in (hit["image_id"], *hit["duplicates"])]
+    assert sorted(listed) == sorted(hit["image_id"] for hit in whole["hits"])
+    found = search("--like", listed[0], "--top-k", COUNT, *alike)
+    assert sum(1 + len(hit["duplicates"]) for hit in found["hits"]) == COUNT - 1
+
+
 def test_groups_fusion_and_cutoffs(search: Search) -> None:
     found = search("a red square", "--group-by", "book")
     assert sorted(hit["group"] for hit in found["hits"]) == ["b0", "b1", "b2"]

@@ -282,6 +282,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"filter": {"album": "2024"}, "num_candidates": 10},
     {"group_by": "video", "num_candidates": 12, "top_k": 5},
     {"fusion": "rrf"},
+    {"collapse_duplicates": 0.5},
     {"on_missing": "first_stage"},
 ]
 

@@ -67,10 +67,33 @@ def test_every_option_of_a_search_reaches_it(client):
     options = {
         "top_k": 2, "num_candidates": 6, "fusion": "blend", "fusion_weights": [0.2, 0.8],
         "group_by": "album", "budget_ms": 5000, "min_score": -1e6, "on_missing": "first_stage",
+        "collapse_duplicates": True,
     }  # fmt: skip
     answer = client.post("/v1/search", json={"text": TEXT, **options}).json()
     assert {hit["group"] for hit in answer["hits"]} == {"a", "b"}
     assert all(hit["fusion_score"] is not None for hit in answer["hits"])
+
+
+def test_of_near_duplicates_one_is_a_hit(client):
+    options = {"text": TEXT, "top_k": 12, "num_candidates": 12}
+    plain = client.post("/v1/search", json=options).json()
+    assert all(hit["duplicates"] == [] for hit in plain["hits"])
+    order = [hit["image_id"] for hit in plain["hits"]]
+    # Everything that is more like than two images chosen by chance: a few large groups.
+    collapsed = {**options, "collapse_duplicates": 1e-3}
+    answer = client.post("/v1/search", json=collapsed).json()
+    assert len(answer["hits"]) < 12
+    listed = [i for hit in answer["hits"] for i in (hit["image_id"], *hit["duplicates"])]
+    assert sorted(listed) == sorted(order)
+    first = client.post("/v1/search", json={**collapsed, "top_k": 1}).json()
+    rest = client.post("/v1/search/next", json={"cursor": first["cursor"], "top_k": 12}).json()
+    assert [hit["duplicates"] for hit in first["hits"] + rest["hits"]] == [
+        hit["duplicates"] for hit in answer["hits"]
+    ]
+    like = {"liked": [order[0]], "top_k": 11, "num_candidates": 11}
+    answer = client.post("/v1/recommend", json={**like, "collapse_duplicates": 1e-3}).json()
+    assert sum(1 + len(hit["duplicates"]) for hit in answer["hits"]) == 11
+    assert any(hit["duplicates"] for hit in answer["hits"])
 
 
 def test_pages_go_on_and_never_repeat(client):

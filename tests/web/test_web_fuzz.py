@@ -89,6 +89,7 @@ class Requests:
                 "text": "a red square", "top_k": 3, "num_candidates": 5, "filter": {"album": "a"},
                 "fusion": "rrf", "fusion_weights": [1, 2], "group_by": "page", "budget_ms": 500,
                 "adaptive": False, "min_score": -10, "on_missing": "error", "first_stage": True,
+                "collapse_duplicates": 0.9,
             },
             "search/next": {"cursor": "AAAA", "top_k": 2},
             "recommend": {
@@ -133,9 +134,8 @@ class Requests:
         mark = b"edge"
         parts = []
         for _ in range(self.random.randrange(1, 4)):
-            name = self.random.choice(
-                ["file", "files", "top_k", "filter", "fields", "group_by", "x"]
-            )
+            fields = ["file", "files", "top_k", "filter", "fields", "group_by", "x"]
+            name = self.random.choice([*fields, "collapse_duplicates"])
             head = f'Content-Disposition: form-data; name="{name}"'.encode()
             if name in ("file", "files") or self.random.random() < 0.1:
                 named = self.random.choice([b"a.png", b"\xff", b"", b"../x", b"a\x1b[31m.png"])
