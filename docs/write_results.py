@@ -114,7 +114,7 @@ reports R@1 text to image / image to text:
 With the weights and the data, these commands measure the same:
 
 ```
-edje-qdrant convert pytorch_model.pth ./edje --siglip google/siglip2-large-patch16-384 \\
+edje-qdrant convert pytorch_model.pth --out ./edje --siglip google/siglip2-large-patch16-384 \\
     --language-model microsoft/MiniLM-L12-H384-uncased
 edje-qdrant eval dataset_flickr30k.json --images ./flickr30k-images --split test --model ./edje
 edje-qdrant eval dataset_coco.json --images ./coco --split test --model ./edje

@@ -8,8 +8,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-import ftfy
-
 from edje_qdrant.errors import ConfigError
 
 __all__ = ["clean_caption", "clean_captions", "cut_reason", "printable", "shorten_text"]
@@ -74,6 +72,8 @@ _cached_clean = lru_cache(maxsize=1024)(_clean)
 
 
 def _clean_once(text: str) -> str:
+    import ftfy  # here, as most commands clean no text up, and its import takes 25 ms
+
     repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(repaired.translate(_NO_PUNCTUATION).lower().split())
 

@@ -47,7 +47,7 @@ def test_the_call_of_the_page_fits_the_function() -> None:
 def test_the_command_is_one() -> None:
     (block,) = re.findall(r"```\n(edje-qdrant ingest.*?)```", PAGE, re.DOTALL)
     help_page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
-    section = help_page.split("## ingest\n")[1].split("\n## ")[0]
+    section = re.split(r"\n##+ ", help_page.split("### ingest\n")[1])[0]
     assert set(re.findall(r"--[a-z-]+", block)) <= set(re.findall(r"--[a-z-]+", section))
 
 

@@ -69,7 +69,9 @@ def test_the_commands_of_the_page_need_a_read_only_key(
         writer.close()
         commands = [line for line in COMMANDS if "images-2" not in line]
         assert len(commands) == 3
-        commands.append(f"edje-qdrant export {tmp_path / 'images.tar'} --url http://localhost:6333")
+        commands.append(
+            f"edje-qdrant export --out {tmp_path / 'images.tar'} --url http://localhost:6333"
+        )
         commands.append("edje-qdrant info --url http://localhost:6333")
         for key, chosen in (("read-only", commands[:1]), (token, commands)):
             monkeypatch.setenv("EDJE_QDRANT_API_KEY", key)

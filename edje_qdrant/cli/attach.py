@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edje_qdrant.cli.help import COLLECTION, MODEL
 from edje_qdrant.cli.loading import (
     all_failed,
     bar_shown,
@@ -33,7 +34,13 @@ from edje_qdrant.cli.options import (
 __all__ = ["attach", "detach"]
 
 Collection = Annotated[
-    str, typer.Option("--collection", metavar="NAME", help="Name of your own collection.")
+    str,
+    typer.Option(
+        "--collection",
+        metavar="NAME",
+        rich_help_panel=COLLECTION,
+        help="Name of your own collection.",
+    ),
 ]
 
 
@@ -59,12 +66,19 @@ def attach(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", metavar="NAME_OR_PATH", help="A name, a folder or a hub id.")
+        str,
+        typer.Option(
+            "--model",
+            metavar="NAME_OR_PATH",
+            rich_help_panel=MODEL,
+            help="A name, a folder or a hub id.",
+        ),
     ] = "demo",
     codec: Annotated[
         str | None,
         typer.Option(
             "--codec",
+            metavar="CODEC",
             help="How tokens are stored: float16 (default), int8, int4, or a file that "
             "fit-codec wrote.",
         ),
@@ -82,9 +96,10 @@ def attach(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Add tokens to your own Qdrant collection, to rerank the hits of your searches.
+    """Add tokens to your own Qdrant collection, to rerank your searches.
 
-    Vectors and payload do not change, except for the new payload key _edje.
+    Vectors and payload do not change, except for the new payload key _edje. Exit code 1 if every
+    image failed.
     """
     place = place_of(None, url, grpc, grpc_port, timeout)
     loaded = load_model(model, device, None)
@@ -134,7 +149,10 @@ def detach(
     timeout: Timeout = 30,
     as_json: Json = False,
 ) -> None:
-    """Remove what attach wrote to a collection; side files are kept."""
+    """Remove what attach wrote to a collection.
+
+    Side files are kept.
+    """
     from edje_qdrant.attach.attach_tokens import detach_tokens
 
     place = place_of(None, url, grpc, grpc_port, timeout)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from edje_qdrant.cli.help import chosen_out
 from edje_qdrant.cli.loading import print_result, silence_libraries
-from edje_qdrant.cli.options import Json
+from edje_qdrant.cli.options import Json, OutArgument
 
 __all__ = ["convert"]
 
@@ -17,16 +18,21 @@ def convert(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="The published pytorch_model.pth.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the model to.")],
     siglip: Annotated[
         str, typer.Option(metavar="PATH", help="Folder or hub id of the SigLIP it was trained on.")
     ],
     language_model: Annotated[
         str, typer.Option(metavar="PATH", help="Folder or hub id of its language model.")
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder to write the model to.", show_default=False),
+    ] = None,
+    out_argument: OutArgument = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a checkpoint in the published layout into a folder that --model accepts."""
+    """Convert a published checkpoint into a folder that --model accepts."""
+    out = chosen_out(out, out_argument)
     silence_libraries()
     from edje_qdrant.model import EDJEModel
 

@@ -14,21 +14,21 @@ __all__ = ["demo"]
 
 
 def demo(
-    folder: Annotated[
+    out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder for images, index and results.")
     ] = Path("edje-demo"),
-    images: Annotated[int, typer.Option(help="Scenes to draw, 20 or more.")] = 1000,
-    candidates: Annotated[
-        int, typer.Option(help="Images of the first stage to rerank, 10 or more.")
+    scenes: Annotated[int, typer.Option(metavar="N", help="Scenes to draw, 20 or more.")] = 1000,
+    num_candidates: Annotated[
+        int, typer.Option(metavar="N", help="Images of the first stage to rerank, 10 or more.")
     ] = 50,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Draw scenes, ingest them, search them, and show what reranking improves."""
+    """Draw scenes, ingest and search them; show what reranking improves."""
     silence_libraries()
     from edje_qdrant.demo.run import run_demo
 
     report = run_demo(
-        folder, images=images, num_candidates=candidates, progress=bar_shown(progress)
+        out, images=scenes, num_candidates=num_candidates, progress=bar_shown(progress)
     )
     print_result(report.as_dict(), report.text().split("\n"), as_json)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from typer.core import TyperCommand
 
+from edje_qdrant.cli.help import COLLECTION, MODEL, EdjeCommand
 from edje_qdrant.cli.loading import (
     bar_shown,
     load_model,
@@ -51,7 +51,7 @@ Images = Annotated[
 ]
 
 
-class EvalCommand(TyperCommand):
+class EvalCommand(EdjeCommand):
     """Command that accepts several numbers after `--num-candidates`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -96,14 +96,22 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            help="Split of a Karpathy file; 'test' by default under the Karpathy protocol."
+            metavar="NAME",
+            help="Split of a Karpathy file; 'test' by default under the Karpathy protocol.",
         ),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="karpathy: the pool is one split; full: the pool is all splits.")
+        str,
+        typer.Option(
+            metavar="karpathy|full",
+            help="karpathy: the pool is one split; full: the pool is all splits.",
+        ),
     ] = "karpathy",
     direction: Annotated[
-        str, typer.Option(help="t2i (text to image), i2t (image to text) or both.")
+        str,
+        typer.Option(
+            metavar="t2i|i2t|both", help="t2i (text to image), i2t (image to text) or both."
+        ),
     ] = "both",
     num_candidates: Annotated[
         str | None,
@@ -119,6 +127,7 @@ def evaluate(
         typer.Option(
             "--model",
             metavar="NAME_OR_PATH",
+            rich_help_panel=MODEL,
             help="Model; repeat it to compare more with the first. By default the model that wrote "
             "the collection, else 'demo'.",
         ),
@@ -137,6 +146,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="URL",
+            rich_help_panel=COLLECTION,
             help="Address of a Qdrant server. Images are added to it, so the address is never "
             "taken from the environment. An API key is read from EDJE_QDRANT_API_KEY.",
         ),
@@ -159,13 +169,15 @@ def evaluate(
             help="Compute exact cosines in memory instead of using the vector engine.",
         ),
     ] = False,
-    limit: Annotated[int | None, typer.Option(help="Use only the first N images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use only the first N images.")
+    ] = None,
     device: Device = None,
     precision: Precision = "auto",
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Measure on annotated images how often the right answer is ranked first.
+    """Measure how often the right image or text is ranked first.
 
     Images that are not in the collection are added to it.
     """
@@ -213,7 +225,10 @@ def calibrate(
         ),
     ],
     model: Annotated[
-        str, typer.Option("--model", metavar="NAME_OR_PATH", help="Model to calibrate.")
+        str,
+        typer.Option(
+            "--model", metavar="NAME_OR_PATH", rich_help_panel=MODEL, help="Model to calibrate."
+        ),
     ] = "demo",
     out: Annotated[
         Path | None,
@@ -225,22 +240,31 @@ def calibrate(
     ] = None,
     images: Images = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of a Karpathy file; 'val' by default.")
+        str | None, typer.Option(metavar="NAME", help="Split of a Karpathy file; 'val' by default.")
     ] = None,
-    candidates: Annotated[int, typer.Option(help="First-stage images to score.")] = 50,
-    limit: Annotated[int, typer.Option(help="Use only the first N images.")] = 2000,
+    num_candidates: Annotated[
+        int, typer.Option(metavar="N", help="First-stage images to score.")
+    ] = 50,
+    limit: Annotated[int, typer.Option(metavar="N", help="Use only the first N images.")] = 2000,
     cutoff: Annotated[
-        float, typer.Option(help='Least probability of a match for min_score="auto".')
+        float,
+        typer.Option(metavar="SHARE", help='Least probability of a match for min_score="auto".'),
     ] = 0.5,
     winners_lost: Annotated[
-        float, typer.Option(help="Share of queries whose best image adaptive=True may miss.")
+        float,
+        typer.Option(
+            metavar="SHARE", help="Share of queries whose best image adaptive=True may miss."
+        ),
     ] = 0.002,
     device: Device = None,
     precision: Precision = "auto",
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Fit a model's calibration: needed by --min-score auto, --adaptive and probabilities."""
+    """Fit a model's calibration to annotated images.
+
+    --min-score auto, --adaptive and probabilities need it.
+    """
     silence_libraries()
     import tempfile
 
@@ -274,7 +298,7 @@ def calibrate(
             annotations,
             data=data,
             matches=matches,
-            num_candidates=candidates,
+            num_candidates=num_candidates,
             limit=limit,
             cutoff_probability=cutoff,
             winners_lost=winners_lost,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edje_qdrant.cli.help import MODEL
 from edje_qdrant.cli.loading import load_model, print_result
 from edje_qdrant.cli.options import Json
 
@@ -17,7 +18,10 @@ __all__ = ["export_model"]
 def export_model(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, .onnx.")],
     model: Annotated[
-        str | None, typer.Option(metavar="NAME_OR_PATH", help="Model; 'demo' by default.")
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_PATH", rich_help_panel=MODEL, help="Model; 'demo' by default."
+        ),
     ] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="Quantize: a smaller file, slightly less exact.")
@@ -31,10 +35,10 @@ def export_model(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the joint encoder as an ONNX file, with its tokenizer beside it (extra: onnx-export).
+    """Write the joint encoder as an ONNX file, with its tokenizer beside it.
 
-    With --text-encoder, `search --model FOLDER` and TwoStageRetriever search with both files
-    without torch.
+    It needs the extra onnx-export. With --text-encoder, `search --model FOLDER` and
+    TwoStageRetriever search with both files without torch.
     """
     from edje_qdrant.model.onnx.export import export_onnx
     from edje_qdrant.model.onnx.names import TEXT_FILE

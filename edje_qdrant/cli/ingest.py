@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edje_qdrant.cli.help import NEW_COLLECTION, READING
 from edje_qdrant.cli.ingest_summary import (
     counts_of,
     failure_groups,
@@ -89,6 +90,8 @@ def ingest(
         int,
         typer.Option(
             min=0,
+            metavar="N",
+            rich_help_panel=READING,
             help="Worker processes that decode and encode, each with its own copy of the model; "
             "0: all work in this process.",
         ),
@@ -97,6 +100,7 @@ def ingest(
         str | None,
         typer.Option(
             metavar="DEVICE,...",
+            rich_help_panel=READING,
             help="Devices of the worker processes, in turn: cuda:0,cuda:1. Without --processes, "
             "one process per device.",
         ),
@@ -109,6 +113,7 @@ def ingest(
         list[str] | None,
         typer.Option(
             metavar="FIELD=KIND",
+            rich_help_panel=NEW_COLLECTION,
             help="Index a payload field for fast filters; KIND is keyword, integer, float, bool, "
             "datetime, geo, text or uuid. Repeat it for more fields.",
         ),
@@ -128,7 +133,10 @@ def ingest(
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Add images to a collection, created if it is missing; 1 if every image failed."""
+    """Add images to a collection, created if it is missing.
+
+    Exit code 1 if every image failed.
+    """
     from edje_qdrant.ingest.file_fields import FileFields
     from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.ingest.process_pool import check_devices

@@ -48,7 +48,7 @@ def mcp(
             "and explained.",
         ),
     ] = None,
-    ingest: Annotated[
+    ingest_from: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FOLDER",
@@ -62,9 +62,11 @@ def mcp(
             "--http", help="Serve over HTTP (streamable HTTP, at /mcp), not stdin and stdout."
         ),
     ] = False,
-    host: Annotated[str, typer.Option(help="With --http: address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="With --http: address to listen on.")
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="With --http: port to listen on.")
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="With --http: port to listen on.")
     ] = 8001,
     without_key: Annotated[
         bool,
@@ -79,7 +81,7 @@ def mcp(
         ),
     ] = None,
 ) -> None:
-    """Serve a collection as tools for agents, over the Model Context Protocol.
+    """Serve a collection as tools for agents (Model Context Protocol).
 
     The tools are search_images, similar_images, rerank, explain, get_thumbnail and collection_info.
     With --http, EDJE_QDRANT_SERVICE_KEY holds the keys of which callers must send one, separated by
@@ -102,12 +104,12 @@ def mcp(
             from edje_qdrant.integrations.mcp.tools import ImageTools
             from edje_qdrant.search.retriever import TwoStageRetriever
 
-            if ingest:
+            if ingest_from:
                 opened.require_writable()
             loaded = load_model(model, device, opened)
             retriever = TwoStageRetriever(opened, loaded, reranker=make_reranker(loaded, precision))
             tools = ImageTools(
-                retriever, images=images, ingest=tuple(ingest or ()), whole_paths=not http
+                retriever, images=images, ingest=tuple(ingest_from or ()), whole_paths=not http
             )
             server = create_server(tools)
             note_demo_model(loaded)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from edje_qdrant.cli.help import COLLECTION, MODEL, NEW_COLLECTION, OUTPUT, READING
 from edje_qdrant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ __all__ = [
     "MaxPixels",
     "Model",
     "OnDisk",
+    "OutArgument",
     "Place",
     "Precision",
     "Progress",
@@ -57,7 +60,10 @@ _SERVICE_KEY = "EDJE_QDRANT_SERVICE_KEY"
 Index = Annotated[
     str | None,
     typer.Option(
-        "--index", metavar="FOLDER", help="Folder of a collection on the embedded engine."
+        "--index",
+        metavar="FOLDER",
+        rich_help_panel=COLLECTION,
+        help="Folder of a collection on the embedded engine.",
     ),
 ]
 Url = Annotated[
@@ -65,6 +71,7 @@ Url = Annotated[
     typer.Option(
         "--url",
         metavar="URL",
+        rich_help_panel=COLLECTION,
         help="Address of a Qdrant server, asked on port 6333 if it names none; without --index, "
         f"{_URL} is the default. An API key is read from {_API_KEY}.",
     ),
@@ -73,13 +80,21 @@ Grpc = Annotated[
     bool,
     typer.Option(
         "--grpc",
+        rich_help_panel=COLLECTION,
         help="Ask the server over gRPC, on port 6334; with an address that names another port than "
         "6333, give --grpc-port.",
     ),
 ]
 GrpcPort = Annotated[
     int | None,
-    typer.Option("--grpc-port", min=1, max=65535, metavar="PORT", help="Port of --grpc."),
+    typer.Option(
+        "--grpc-port",
+        min=1,
+        max=65535,
+        metavar="PORT",
+        rich_help_panel=COLLECTION,
+        help="Port of --grpc.",
+    ),
 ]
 Timeout = Annotated[
     int,
@@ -87,6 +102,7 @@ Timeout = Annotated[
         "--timeout",
         min=1,
         metavar="SECONDS",
+        rich_help_panel=COLLECTION,
         help="Time limit of an answer of the server, and of all answers of one search together.",
     ),
 ]
@@ -96,17 +112,22 @@ Wait = Annotated[
         "--wait",
         min=0,
         metavar="SECONDS",
+        rich_help_panel=COLLECTION,
         help="How long to wait for a server that does not answer any more, before giving up.",
     ),
 ]
 Collection = Annotated[
-    str, typer.Option("--collection", metavar="NAME", help="Name of the collection.")
+    str,
+    typer.Option(
+        "--collection", metavar="NAME", rich_help_panel=COLLECTION, help="Name of the collection."
+    ),
 ]
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="NAME_OR_PATH",
+        rich_help_panel=MODEL,
         help="Model; by default the one that wrote the collection, else 'demo'.",
     ),
 ]
@@ -114,6 +135,8 @@ Codec = Annotated[
     str | None,
     typer.Option(
         "--codec",
+        metavar="CODEC",
+        rich_help_panel=NEW_COLLECTION,
         help="How a new collection stores tokens: float16 (default, exact), int8 (half the bytes), "
         "int4 (a quarter), pq16 to pq48 (16 to 48 bytes per token), or a file that fit-codec "
         "wrote.",
@@ -121,12 +144,19 @@ Codec = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:1 ...; by default CUDA if available."),
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        rich_help_panel=MODEL,
+        help="cpu, cuda, cuda:1 ...; by default CUDA if available.",
+    ),
 ]
 Precision = Annotated[
     str,
     typer.Option(
         "--precision",
+        metavar="NAME",
+        rich_help_panel=MODEL,
         help="Precision of the joint encoder: float32, bfloat16, float16 (GPUs), int8 (CPUs), or "
         "model for its training form. auto: the model's on a GPU; on a CPU bfloat16 if the "
         "processor has instructions for it and the model is wide enough, else float32.",
@@ -148,6 +178,8 @@ Engine = Annotated[
     str | None,
     typer.Option(
         "--engine",
+        metavar="edge|faiss",
+        rich_help_panel=NEW_COLLECTION,
         help="Vector engine of a new collection in a folder: edge (default), or faiss (exact; "
         "needs the extra faiss).",
     ),
@@ -156,17 +188,27 @@ Shards = Annotated[
     int | None,
     typer.Option(
         "--shards",
+        metavar="N",
+        rich_help_panel=NEW_COLLECTION,
         help="Shards of a new collection on a server. --shards, --replicas, --quantization and "
         "--on-disk do not change an existing collection.",
     ),
 ]
 Replicas = Annotated[
-    int | None, typer.Option("--replicas", help="Copies of each shard, each on another node.")
+    int | None,
+    typer.Option(
+        "--replicas",
+        metavar="N",
+        rich_help_panel=NEW_COLLECTION,
+        help="Copies of each shard, each on another node.",
+    ),
 ]
 Quantization = Annotated[
     str | None,
     typer.Option(
         "--quantization",
+        metavar="NAME",
+        rich_help_panel=NEW_COLLECTION,
         help="Quantized vectors that searches read: int8, binary, product-x4 to product-x64.",
     ),
 ]
@@ -175,40 +217,68 @@ OnDisk = Annotated[
     typer.Option(
         "--on-disk",
         metavar="WHAT",
+        rich_help_panel=NEW_COLLECTION,
         help="What the server keeps on disk, not in memory: payload (with the tokens), vectors, "
         "or payload,vectors.",
     ),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Images encoded at a time; by default 32 on a CPU, 64 on a GPU."),
+    typer.Option(
+        metavar="N",
+        rich_help_panel=MODEL,
+        help="Images encoded at a time; by default 32 on a CPU, 64 on a GPU.",
+    ),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
+        metavar="N",
+        rich_help_panel=READING,
         help="Processes that read and decode, for each process that encodes; by default the number "
-        "of cores, 16 at most."
+        "of cores, 16 at most.",
     ),
 ]
 MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Larger images are refused before they are decoded.")
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        rich_help_panel=READING,
+        help="Larger images are refused before they are decoded.",
+    ),
 ]
 DecodeMemory = Annotated[
     int,
     typer.Option(
         min=64,
         metavar="MB",
+        rich_help_panel=READING,
         help="Memory for all decodes in progress. Large images wait for each other; one that needs "
         "more in total is refused.",
     ),
 ]
 DecodeSeconds = Annotated[
-    float, typer.Option(min=0.1, help="Time limit of decoding one image, in seconds.")
+    float,
+    typer.Option(
+        min=0.1,
+        metavar="SECONDS",
+        rich_help_panel=READING,
+        help="Time limit of decoding one image, in seconds.",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+OutArgument = Annotated[Path | None, typer.Argument(hidden=True)]  # the earlier form of --out
+Json = Annotated[
+    bool,
+    typer.Option("--json", rich_help_panel=OUTPUT, help="Print one JSON object as the last line."),
+]
 Progress = Annotated[
     bool | None,
-    typer.Option("--progress/--no-progress", help="Show a progress bar; by default on a terminal."),
+    typer.Option(
+        "--progress/--no-progress",
+        rich_help_panel=OUTPUT,
+        help="Show a progress bar; by default on a terminal.",
+    ),
 ]
 
 

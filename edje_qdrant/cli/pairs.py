@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from edje_qdrant.cli.help import MODEL, READING
 from edje_qdrant.cli.loading import (
     bar_shown,
     load_model,
@@ -26,7 +27,13 @@ __all__ = ["classify", "match", "score_pairs"]
 _TEMPLATE = "a photo of {}"
 
 Model = Annotated[
-    str, typer.Option("--model", metavar="NAME_OR_PATH", help="A name, a folder or a hub id.")
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME_OR_PATH",
+        rich_help_panel=MODEL,
+        help="A name, a folder or a hub id.",
+    ),
 ]
 ImagePath = Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")]
 
@@ -38,11 +45,11 @@ def match(
     device: Device = None,
     precision: Precision = "auto",
     top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Texts to return; all by default.")
+        int | None, typer.Option("--top-k", metavar="N", help="Texts to return; all by default.")
     ] = None,
-    candidates: Annotated[
+    num_candidates: Annotated[
         int | None,
-        typer.Option(help="First-stage texts to rerank; all by default."),
+        typer.Option(metavar="N", help="First-stage texts to rerank; all by default."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -53,7 +60,7 @@ def match(
     note_demo_model(loaded)
     reranker = make_reranker(loaded, precision)
     matches = match_texts(
-        loaded, image, texts, top_k=top_k, num_candidates=candidates, reranker=reranker
+        loaded, image, texts, top_k=top_k, num_candidates=num_candidates, reranker=reranker
     )
     cut = loaded.cut_texts([found.text for found in matches])
     lines = [f"{'rank':>4}  {'score':>8}  {'first stage':>11}  text"]
@@ -124,7 +131,8 @@ def score_pairs(
     device: Device = None,
     precision: Precision = "auto",
     threshold: Annotated[
-        float | None, typer.Option(help="Keep pairs with this score (a logit) or more.")
+        float | None,
+        typer.Option(metavar="SCORE", help="Keep pairs with this score (a logit) or more."),
     ] = None,
     keep_top: Annotated[
         float | None,
@@ -141,12 +149,20 @@ def score_pairs(
             help="Folder that relative image paths start from; the folder of PAIRS by default.",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 32,
-    workers: Annotated[int, typer.Option(help="Threads that read and decode.")] = 2,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=MODEL, help="Images encoded at a time.")
+    ] = 32,
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", rich_help_panel=READING, help="Threads that read and decode."),
+    ] = 2,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
-    """Score each caption of a data set against its image, and select the pairs to keep."""
+    """Score each caption of a data set against its image.
+
+    With --threshold or --keep-top, the pairs to keep are selected.
+    """
     loaded = load_model(model, device, None)
     from edje_qdrant.pair_scoring.score import score_pairs_file
 

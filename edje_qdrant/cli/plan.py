@@ -18,40 +18,51 @@ __all__ = ["plan"]
 
 
 def plan(
-    images: Annotated[
-        float, typer.Option(help="Number of images: 1000000 or 1e6.", show_default=False)
+    num_images: Annotated[
+        float,
+        typer.Option(metavar="N", help="Number of images: 1000000 or 1e6.", show_default=False),
     ],
-    qps: Annotated[float, typer.Option(help="Searches per second at peak.", show_default=False)],
-    codec: Annotated[str, typer.Option(help="How tokens are stored.")] = "float16",
-    candidates: Annotated[int, typer.Option(help="Images reranked per search.")] = 100,
-    num_tokens: Annotated[int, typer.Option(help="Tokens per image.")] = 64,
-    token_dim: Annotated[int, typer.Option(help="Width of a token.")] = 384,
-    embedding_dim: Annotated[int, typer.Option(help="Width of a vector.")] = 1024,
-    replicas: Annotated[int, typer.Option(help="Copies of all stored data.")] = 1,
-    machine_ram_gb: Annotated[float, typer.Option(help="Memory of one machine, in GB.")] = 256,
+    qps: Annotated[
+        float, typer.Option(metavar="N", help="Searches per second at peak.", show_default=False)
+    ],
+    codec: Annotated[str, typer.Option(metavar="CODEC", help="How tokens are stored.")] = "float16",
+    num_candidates: Annotated[
+        int, typer.Option(metavar="N", help="Images reranked per search.")
+    ] = 100,
+    num_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens per image.")] = 64,
+    token_dim: Annotated[int, typer.Option(metavar="N", help="Width of a token.")] = 384,
+    embedding_dim: Annotated[int, typer.Option(metavar="N", help="Width of a vector.")] = 1024,
+    replicas: Annotated[int, typer.Option(metavar="N", help="Copies of all stored data.")] = 1,
+    machine_ram_gb: Annotated[
+        float, typer.Option(metavar="GB", help="Memory of one machine, in GB.")
+    ] = 256,
     accelerator: Annotated[
         str, typer.Option(metavar="gpu|cpu", help="What runs the joint encoder.")
     ] = "gpu",
     gpu_pairs_per_second: Annotated[
-        float | None, typer.Option(help="Your GPU's rate, in place of the shipped constant.")
+        float | None,
+        typer.Option(metavar="N", help="Your GPU's rate, in place of the shipped constant."),
     ] = None,
     cpu_pairs_per_second: Annotated[
-        float | None, typer.Option(help="Your core's rate, in place of the shipped constant.")
+        float | None,
+        typer.Option(metavar="N", help="Your core's rate, in place of the shipped constant."),
     ] = None,
-    load: Annotated[float, typer.Option(help="Share of processor time and memory to use.")] = 0.7,
+    load: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of processor time and memory to use.")
+    ] = 0.7,
     as_json: Json = False,
 ) -> None:
-    """Estimate the disk, memory, shards and GPUs or CPUs that a collection needs."""
+    """Estimate the disk, memory and machines that a collection needs."""
     from edje_qdrant.planning import plan as planning
 
-    if not images.is_integer():
-        raise ConfigError(f"--images is {images:g}; give a whole number, 1 or more")
+    if not num_images.is_integer():
+        raise ConfigError(f"--num-images is {num_images:g}; give a whole number, 1 or more")
     found = planning.plan(
         planning.Workload(
-            images=int(images),
+            images=int(num_images),
             qps=qps,
             codec=codec,
-            candidates=candidates,
+            candidates=num_candidates,
             num_tokens=num_tokens,
             token_dim=token_dim,
             embedding_dim=embedding_dim,

@@ -36,7 +36,7 @@ __all__ = ["search"]
 def search(
     text: Annotated[
         str | None,
-        typer.Argument(metavar="[TEXT]", help="Description of the image.", show_default=False),
+        typer.Argument(metavar="TEXT", help="Description of the image.", show_default=False),
     ] = None,
     image: Annotated[
         Path | None,
@@ -72,13 +72,16 @@ def search(
     top_k: Annotated[
         int | None,
         typer.Option(
-            "--top-k", help="Images to return; 10 by default, or --candidates if that is less."
+            "--top-k",
+            metavar="N",
+            help="Images to return; 10 by default, or --num-candidates if that is less.",
         ),
     ] = None,
-    candidates: Annotated[
+    num_candidates: Annotated[
         int | None,
         typer.Option(
-            help="First-stage images to rerank; 100 by default, or --top-k if that is larger."
+            metavar="N",
+            help="First-stage images to rerank; 100 by default, or --top-k if that is larger.",
         ),
     ] = None,
     where: Where = None,
@@ -152,7 +155,7 @@ def search(
     ] = "error",
     as_json: Json = False,
 ) -> None:
-    """Find the images that fit a text best, or that are like other images."""
+    """Find the images that fit a text best, or that are like others."""
     ways = [image is not None, bool(like or unlike), cursor is not None]
     if sum(ways) > 1 or (text is not None and (ways[0] or ways[2])):
         raise ConfigError(
@@ -190,10 +193,14 @@ def search(
             retriever = TwoStageRetriever(opened, loaded, reranker=reranker, first_stage="engine")
         filter = filter_of(where or []) or None
         if top_k is None:
-            top_k = DEFAULTS["top_k"] if candidates is None else min(DEFAULTS["top_k"], candidates)
+            top_k = (
+                DEFAULTS["top_k"]
+                if num_candidates is None
+                else min(DEFAULTS["top_k"], num_candidates)
+            )
         common: dict[str, Any] = {
             "top_k": top_k,
-            "num_candidates": max(100, top_k) if candidates is None else candidates,
+            "num_candidates": max(100, top_k) if num_candidates is None else num_candidates,
             "filter": filter,
             "on_missing": on_missing,
             "collapse_duplicates": collapse_duplicates if likeness is None else likeness,

@@ -63,8 +63,12 @@ def serve(
             "that one with the model that wrote it, then serve it, without a restart.",
         ),
     ] = False,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on.")
+    ] = 8000,
     without_key: Annotated[
         bool,
         typer.Option("--without-key", help="Listen on a network address without a key."),
@@ -84,7 +88,7 @@ def serve(
         ),
     ] = None,
     max_upload_mb: Annotated[
-        int, typer.Option(min=1, help="Largest request with images, in megabytes.")
+        int, typer.Option(min=1, metavar="MB", help="Largest request with images, in megabytes.")
     ] = 32,
     allow_fetch: Annotated[
         list[str] | None,
@@ -96,28 +100,39 @@ def serve(
     ] = None,
     image_cache_mb: Annotated[
         int,
-        typer.Option(min=0, help="Memory for encodings of images in such requests, in megabytes."),
+        typer.Option(
+            min=0,
+            metavar="MB",
+            help="Memory for encodings of images in such requests, in megabytes.",
+        ),
     ] = 128,
     max_pixels: MaxPixels = 50_000_000,
     decode_memory: DecodeMemory = 1536,
     decode_seconds: DecodeSeconds = 10.0,
     max_candidates: Annotated[
-        int, typer.Option(min=1, help="Most images that one search may rerank.")
+        int, typer.Option(min=1, metavar="N", help="Most images that one search may rerank.")
     ] = 1000,
     timeout: Annotated[
         float,
         typer.Option(
-            help="Time limit of one request, in seconds, and of the Qdrant server's answers to it."
+            metavar="SECONDS",
+            help="Time limit of one request, in seconds, and of the Qdrant server's answers to it.",
         ),
     ] = 30.0,
-    batch: Annotated[int, typer.Option(min=1, help="Most searches in one batch.")] = 16,
+    batch: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most searches in one batch.")
+    ] = 16,
     batch_wait_ms: Annotated[
-        float, typer.Option(min=0, help="How long the first search of a batch waits for others.")
+        float,
+        typer.Option(
+            min=0, metavar="MS", help="How long the first search of a batch waits for others."
+        ),
     ] = 2.0,
 ) -> None:
-    """Serve a collection over HTTP: a page, search, rerank, ingest, metrics.
+    """Serve a collection over HTTP, with a search page.
 
-    EDJE_QDRANT_SERVICE_KEY holds the keys of which callers must send one, separated by commas.
+    Programs can search, rerank, ingest and read metrics. EDJE_QDRANT_SERVICE_KEY holds the keys of
+    which callers must send one, separated by commas.
     """
     from edje_qdrant.web.installed import check_installed
 

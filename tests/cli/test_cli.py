@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -187,9 +188,9 @@ def test_candidates_follow_top_k(index: str) -> None:
     assert (
         len(json_of(run("search", "x", "--index", index, "--top-k", 200, "--json"))["hits"]) == 12
     )
-    hits = json_of(run("search", "x", "--index", index, "--top-k", 4, "--candidates", 4, "--json"))[
-        "hits"
-    ]
+    hits = json_of(
+        run("search", "x", "--index", index, "--top-k", 4, "--num-candidates", 4, "--json")
+    )["hits"]
     assert sorted(hit["retrieval_rank"] for hit in hits) == [1, 2, 3, 4]
 
 
@@ -207,7 +208,7 @@ def test_candidates_follow_top_k(index: str) -> None:
         (["search", "  ", "--index", "INDEX"], "no word"),
         (["search", "x", "--index", "INDEX", "--top-k", "0"], "top_k is 0"),
         (
-            ["search", "x", "--index", "INDEX", "--candidates", "3", "--top-k", "4"],
+            ["search", "x", "--index", "INDEX", "--num-candidates", "3", "--top-k", "4"],
             "num_candidates",
         ),
         (["search", "x", "--index", "INDEX", "--device", "abacus"], "--device abacus"),
@@ -217,7 +218,10 @@ def test_candidates_follow_top_k(index: str) -> None:
         (["ingest", "/nowhere", "--index", "NEW"], "does not exist"),
         (["ingest", "EMPTY", "--index", "NEW"], "holds no image"),
         (["ingest", "EMPTY", "--index", "NEW", "--workers", "x"], "--workers"),
-        (["convert", "/nowhere.pth", "NEW", "--siglip", "a", "--language-model", "b"], "/nowhere"),
+        (
+            ["convert", "/nowhere.pth", "--out", "NEW", "--siglip", "a", "--language-model", "b"],
+            "/nowhere",
+        ),
         (["train", "--out", "NEW", "--recipe", "cake"], "'cake'"),
         (["train", "--out", "NEW", "--steps-scale", "0"], "scale"),
         (["dmeo"], "demo"),
@@ -287,7 +291,9 @@ def test_convert_writes_a_folder_that_loads(
     towers = ["--siglip", tiny_folder / "encoder", "--language-model"]
     towers.append(tiny_folder / "language_model")
 
-    result = run("convert", tmp_path / "pytorch_model.pth", tmp_path / "out", *towers, "--json")
+    result = run(
+        "convert", tmp_path / "pytorch_model.pth", "--out", tmp_path / "out", *towers, "--json"
+    )
 
     data = json_of(result)
     assert (data["model"], data["num_tokens"]) == (str(tmp_path / "out"), 4)
@@ -302,7 +308,9 @@ def test_convert_writes_a_folder_that_loads(
 def test_every_command_has_help_and_json() -> None:
     result = run()
     assert result.exit_code == 0
-    listed = {line.split()[0] for line in result.stdout.partition("Commands:")[2].splitlines()[1:]}
+    listed = set(
+        re.findall(r"^  ([a-z-]+)  +\S", result.stdout.partition("Search:")[2], re.MULTILINE)
+    )
     assert listed == set(COMMANDS)
     for command in COMMANDS:
         result = run(command, "--help")

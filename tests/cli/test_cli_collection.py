@@ -89,7 +89,7 @@ def points(index: Path, *more: object) -> int:
 def test_verify_where_all_is_well(index: Path) -> None:
     result = run("verify", "--index", index)
     assert (result.exit_code, result.stdout) == (0, f"{COUNT} images: all is well\n")
-    data = json_of(run("verify", "--index", index, "--images", "--json"))
+    data = json_of(run("verify", "--index", index, "--files", "--json"))
     assert data == {
         "clean": True,
         "points": COUNT,
@@ -125,7 +125,7 @@ def test_verify_compares_pictures_where_it_is_asked_to(pictures: tuple[Path, Pat
     (folder / "picture-0000.png").unlink()
     shutil.copy(folder / "picture-0002.png", folder / "picture-0001.png")
     assert run("verify", "--index", index).exit_code == 0
-    result = run("verify", "--index", index, "--images", "--json")
+    result = run("verify", "--index", index, "--files", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["counts"] == {"picture gone": 1, "picture changed": 1}
 
@@ -160,7 +160,7 @@ def test_verify_speaks_of_orphans_which_are_no_fault(index: Path) -> None:
 def test_repair_and_the_search_goes_on(index: Path) -> None:
     before = found(index)
     flip(side_file(index), HEADER_BYTES + 3 * RECORD)
-    line = refused(run("search", "a red square", "--index", index, "--candidates", COUNT))
+    line = refused(run("search", "a red square", "--index", index, "--num-candidates", COUNT))
     assert "edje-qdrant repair" in line
     result = run("repair", "--index", index)
     assert result.exit_code == 0, result.output
@@ -293,10 +293,10 @@ def test_a_codec_is_fitted_once_and_used_for_several(
     index: Path, tmp_path: Path, source: Path, tiny_folder: Path
 ) -> None:
     codec = tmp_path / "codec.safetensors"
-    data = json_of(run("fit-codec", "pq16", codec, "--index", index, "--json"))
+    data = json_of(run("fit-codec", "pq16", "--out", codec, "--index", index, "--json"))
     assert data == {"codec": data["codec"], "path": str(codec), "bytes_per_image": 64}
     again = tmp_path / "again.safetensors"
-    text = run("fit-codec", "pq16", again, "--index", index).stdout
+    text = run("fit-codec", "pq16", "--out", again, "--index", index).stdout
     assert text == f"wrote {again}: {data['codec']}, 64 bytes an image; use it with --codec\n"
     assert again.read_bytes() == codec.read_bytes()
 
@@ -310,13 +310,13 @@ def test_a_codec_is_fitted_once_and_used_for_several(
     json_of(run(*made, "--codec", codec))  # the same
     json_of(run(*made, "--codec", "pq16"))
     other = tmp_path / "other.safetensors"
-    json_of(run("fit-codec", "pq16", other, "--index", index, "--sample", 64, "--json"))
+    json_of(run("fit-codec", "pq16", "--out", other, "--index", index, "--sample", 64, "--json"))
     assert "edje-qdrant transcode" in refused(run(*made, "--codec", other))
 
 
 def test_a_codec_fitted_to_pictures(tmp_path: Path, source: Path, tiny_folder: Path) -> None:
     codec = tmp_path / "codec.safetensors"
-    fit = ["fit-codec", "pq32", codec, "--images", source, "--model", tiny_folder]
+    fit = ["fit-codec", "pq32", "--out", codec, "--source", source, "--model", tiny_folder]
     key = json_of(run(*fit, "--json"))["codec"]
     place = ["--index", tmp_path / "new", "--json"]
     json_of(run("ingest", source, *place, "--model", tiny_folder, "--codec", codec))
@@ -328,7 +328,7 @@ def test_a_codec_of_another_models_tokens_is_refused(
 ) -> None:
     other_model.save_pretrained(tmp_path / "model")
     codec = tmp_path / "codec.safetensors"
-    fit = ["fit-codec", "pq16", codec, "--images", source, "--model", tmp_path / "model"]
+    fit = ["fit-codec", "pq16", "--out", codec, "--source", source, "--model", tmp_path / "model"]
     json_of(run(*fit, "--json"))
     before = found(index)
     assert "another adapter" in refused(run("transcode", codec, "--index", index))
@@ -354,14 +354,14 @@ def test_codec_files_that_cannot_be_used(index: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["int8", "OUT.safetensors"], "int8 has no codebook to fit"),
-        (["zip", "OUT.safetensors"], "known: float16"),
-        (["pq16", "OUT.bin"], "does not end in .safetensors"),
-        (["pq16", "nowhere/OUT.safetensors"], "does not exist"),
-        (["pq16", "OUT.safetensors", "--sample", "63"], "64 images or more"),
-        (["pq16", "OUT.safetensors", "--sample", "-1"], "sample is -1"),
-        (["pq16", "OUT.safetensors", "--images", "NOWHERE"], "does not exist"),
-        (["pq16"], "OUT"),
+        (["int8", "--out", "OUT.safetensors"], "int8 has no codebook to fit"),
+        (["zip", "--out", "OUT.safetensors"], "known: float16"),
+        (["pq16", "--out", "OUT.bin"], "does not end in .safetensors"),
+        (["pq16", "--out", "nowhere/OUT.safetensors"], "does not exist"),
+        (["pq16", "--out", "OUT.safetensors", "--sample", "63"], "64 images or more"),
+        (["pq16", "--out", "OUT.safetensors", "--sample", "-1"], "sample is -1"),
+        (["pq16", "--out", "OUT.safetensors", "--source", "NOWHERE"], "does not exist"),
+        (["pq16"], "--out"),
     ],
 )
 def test_what_fit_codec_refuses(
@@ -384,7 +384,7 @@ def test_without_faiss_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "faiss", None)
     for command in (
         ["transcode", "pq16"],
-        ["fit-codec", "pq16", tmp_path / "codec.safetensors"],
+        ["fit-codec", "pq16", "--out", tmp_path / "codec.safetensors"],
     ):
         assert "edje-qdrant[faiss]" in refused(run(*command, "--index", index))
     assert json_of(run("info", "--index", index, "--json"))["contract"]["codec"] == "float16"
@@ -419,7 +419,7 @@ def test_ingest_fits_a_codec_where_it_needs_one(
 def test_export_and_import(index: Path, tmp_path: Path) -> None:
     json_of(run("transcode", "pq16", "--index", index, "--json"))
     archive = tmp_path / "pictures.tar"
-    data = json_of(run("export", archive, "--index", index, "--json"))
+    data = json_of(run("export", "--out", archive, "--index", index, "--json"))
     assert data == {
         "copied": COUNT,
         "left_out": [],
@@ -428,8 +428,8 @@ def test_export_and_import(index: Path, tmp_path: Path) -> None:
         "path": str(archive),
         "bytes": archive.stat().st_size,
     }
-    assert "already" in refused(run("export", archive, "--index", index))
-    text = run("export", tmp_path / "again.tar", "--index", index).stdout
+    assert "already" in refused(run("export", "--out", archive, "--index", index))
+    text = run("export", "--out", tmp_path / "again.tar", "--index", index).stdout
     assert text == f"wrote {COUNT} images to {tmp_path / 'again.tar'}\n"
     assert (tmp_path / "again.tar").read_bytes() == archive.read_bytes()
 
@@ -445,7 +445,7 @@ def test_export_and_import(index: Path, tmp_path: Path) -> None:
 
 def test_archives_that_are_refused(index: Path, tmp_path: Path) -> None:
     archive = tmp_path / "pictures.tar"
-    json_of(run("export", archive, "--index", index, "--json"))
+    json_of(run("export", "--out", archive, "--index", index, "--json"))
     new = ["--index", tmp_path / "new"]
     assert "there is no archive" in refused(run("import", tmp_path / "nowhere", *new))
     json_of(run("transcode", "int8", "--index", index, "--json"))
@@ -455,7 +455,9 @@ def test_archives_that_are_refused(index: Path, tmp_path: Path) -> None:
     archive.write_bytes(b"no archive")
     assert "not an archive of `edje-qdrant export`" in refused(run("import", archive, *new))
     flip(side_file(index), HEADER_BYTES + 5)
-    assert "edje-qdrant repair" in refused(run("export", tmp_path / "b.tar", "--index", index))
+    assert "edje-qdrant repair" in refused(
+        run("export", "--out", tmp_path / "b.tar", "--index", index)
+    )
     assert not (tmp_path / "b.tar").exists()
 
 
@@ -507,7 +509,7 @@ def test_to_a_server_and_back(
     text = run("compact", "--url", stand_in.url).stdout
     assert text == "tokens are in the payload; there are no side files to compact\n"
     archive = tmp_path / "a.tar"
-    json_of(run("export", archive, *there))
+    json_of(run("export", "--out", archive, *there))
     json_of(run("import", archive, "--index", tmp_path / "back", "--json"))
     assert found(tmp_path / "back") == before
     assert "--new-name" in refused(run("copy", stand_in.url, stand_in.url))
@@ -661,8 +663,8 @@ def test_ingest_with_prune(pictures: tuple[Path, Path]) -> None:
         ["repair"],
         ["compact"],
         ["transcode", "int8"],
-        ["fit-codec", "pq16", "OUT"],
-        ["export", "OUT"],
+        ["fit-codec", "pq16", "--out", "OUT"],
+        ["export", "--out", "OUT"],
         ["delete", "--id", "00000000-0000-4000-8000-000000000000"],
         ["update", "a=1", "--where", "b=1"],
     ],
@@ -676,7 +678,7 @@ def test_a_collection_that_is_not_there(tmp_path: Path, command: list[str]) -> N
 
 def test_while_another_has_the_collection_open(index: Path, tmp_path: Path) -> None:
     with ImageCollection.open(index, "images"):
-        for command in (["verify"], ["compact"], ["repair"], ["export", tmp_path / "a"]):
+        for command in (["verify"], ["compact"], ["repair"], ["export", "--out", tmp_path / "a"]):
             assert "open in this process already" in refused(run(*command, "--index", index))
     assert not (tmp_path / "a").exists()
 
@@ -692,7 +694,7 @@ def test_as_a_process_verify_ends_with_one_where_something_is_wrong(index: Path)
 
 def test_bars_go_to_stderr(index: Path, tmp_path: Path) -> None:
     for command in (
-        ["verify"], ["compact"], ["transcode", "int8"], ["export", tmp_path / "a"],
+        ["verify"], ["compact"], ["transcode", "int8"], ["export", "--out", tmp_path / "a"],
         ["repair"],
     ):  # fmt: skip
         result = run(*command, "--index", index, "--progress", "--json")

@@ -55,15 +55,15 @@ def test_odd_names_are_escaped_for_people(source: Path, tmp_path: Path, tiny_fol
         ODD in json_of(run("search", "a red star", *place, "--json"))["hits"][0]["payload"]["path"]
     )
     (source / ODD).unlink()
-    verified = run("verify", "--images", *place)
+    verified = run("verify", "--files", *place)
     assert f"{SHOWN}: picture gone" in clean(verified.stdout)
     # An error is one line: white space in it becomes a blank.
     in_error = SHOWN.replace(r"\n", " ")
     assert in_error in clean(refused(run("info", "--index", tmp_path / ODD)))
     assert r"caf\xe9\x1b[2J.png" in clean(run("ingest", os.fsdecode(NO_TEXT), *place).stderr)
     archive = tmp_path / f"{ODD}.tar"
-    assert clean(run("export", archive, *place).stdout).rstrip().endswith(f"{SHOWN}.tar")
-    assert f"{in_error}.tar" in clean(refused(run("export", archive, *place)))
+    assert clean(run("export", "--out", archive, *place).stdout).rstrip().endswith(f"{SHOWN}.tar")
+    assert f"{in_error}.tar" in clean(refused(run("export", "--out", archive, *place)))
 
 
 def test_every_image_failed(tmp_path: Path, tiny_folder: Path) -> None:

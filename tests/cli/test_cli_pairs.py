@@ -26,7 +26,7 @@ def test_match_prints_what_match_texts_finds(
     picture: Path, tiny_folder: Path, tiny_model: EDJEModel
 ) -> None:
     options = ["match", picture, *TEXTS, "--model", tiny_folder, "--device", "cpu"]
-    data = json_of(run(*options, "--candidates", 2, "--json"))
+    data = json_of(run(*options, "--num-candidates", 2, "--json"))
     found = match_texts(tiny_model, picture, TEXTS, num_candidates=2)
     assert data["image"] == str(picture)
     assert [m["text"] for m in data["matches"]] == [m.text for m in found]
@@ -42,7 +42,7 @@ def test_match_prints_what_match_texts_finds(
     assert told == {long: True, "a": False}
     assert "longer than the model reads" in run(*again).stdout.splitlines()[-1]
 
-    lines = run(*options, "--candidates", 2).stdout.splitlines()
+    lines = run(*options, "--num-candidates", 2).stdout.splitlines()
     assert lines[0].split() == ["rank", "score", "first", "stage", "text"]
     assert [line.split(maxsplit=3)[3] for line in lines[1:]] == [m.text for m in found]
     assert lines[3].split()[1] == "-"

@@ -192,7 +192,7 @@ def test_calibrate_writes_into_the_model(tmp_path: Path, folder: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(folder / "model", model)
     (model / CALIBRATION_FILE).unlink()
-    args = ("calibrate", "scenes", "--limit", 40, "--candidates", 20)
+    args = ("calibrate", "scenes", "--limit", 40, "--num-candidates", 20)
     # A model that knows nothing is told so, or is calibrated for what it is worth.
     result = run(*args, "--model", model)
     assert result.exit_code in (0, 2)
@@ -243,5 +243,5 @@ def test_payload_indexes_at_create(tmp_path: Path, tiny_model: EDJEModel) -> Non
 
 
 def test_fewer_candidates_than_the_usual_hits_are_all_printed(search: Search) -> None:
-    assert len(search("a red square", "--candidates", 3)["hits"]) == 3
+    assert len(search("a red square", "--num-candidates", 3)["hits"]) == 3
     assert len(search("a red square")["hits"]) == 10

@@ -69,5 +69,5 @@ def test_the_command_is_one() -> None:
     )
     options = set(re.findall(r"--[a-z-]+", block))
     help_page = (PAGE.parent / "cli.md").read_text(encoding="utf-8")
-    section = help_page.split("## attach\n")[1].split("\n## ")[0]
+    section = re.split(r"\n##+ ", help_page.split("### attach\n")[1])[0]
     assert options <= set(re.findall(r"--[a-z-]+", section))

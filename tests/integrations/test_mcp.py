@@ -293,7 +293,7 @@ def test_folders_that_are_missing(collection: ImageCollection, tiny_model: EDJEM
     retriever = TwoStageRetriever(collection, tiny_model)
     with pytest.raises(ConfigError, match="--images nowhere is not a folder"):
         ImageTools(retriever, images=Path("nowhere"))
-    with pytest.raises(ConfigError, match="--ingest nowhere is not a folder"):
+    with pytest.raises(ConfigError, match="--ingest-from nowhere is not a folder"):
         ImageTools(retriever, ingest=[Path("nowhere")])
 
 

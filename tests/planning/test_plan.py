@@ -122,7 +122,7 @@ def test_the_shipped_constants_are_those_of_the_results(monkeypatch: pytest.Monk
 
 
 def test_the_command_shows_every_line_and_where_its_numbers_come_from() -> None:
-    arguments = ["plan", "--images", "1e9", "--qps", "500", "--codec", "pq32"]
+    arguments = ["plan", "--num-images", "1e9", "--qps", "500", "--codec", "pq32"]
     shown = run(*arguments)
     assert shown.exit_code == 0
     expected = plan(Workload(images=10**9, qps=500, codec="pq32"))
@@ -142,13 +142,13 @@ def test_the_command_shows_every_line_and_where_its_numbers_come_from() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--images", "1.5", "--qps", "1"], "--images"),
-        (["--images", "nan", "--qps", "1"], "--images"),
-        (["--images", "inf", "--qps", "1"], "--images"),
-        (["--images", "-3", "--qps", "1"], "images"),
-        (["--images", "10", "--qps", "0"], "qps"),
-        (["--images", "10", "--qps", "1", "--codec", "zip"], "zip"),
-        (["--images", "10", "--qps", "1", "--accelerator", "abacus"], "abacus"),
+        (["--num-images", "1.5", "--qps", "1"], "--num-images"),
+        (["--num-images", "nan", "--qps", "1"], "--num-images"),
+        (["--num-images", "inf", "--qps", "1"], "--num-images"),
+        (["--num-images", "-3", "--qps", "1"], "images"),
+        (["--num-images", "10", "--qps", "0"], "qps"),
+        (["--num-images", "10", "--qps", "1", "--codec", "zip"], "zip"),
+        (["--num-images", "10", "--qps", "1", "--accelerator", "abacus"], "abacus"),
     ],
 )
 def test_the_command_refuses_what_cannot_be_planned(arguments: list[str], says: str) -> None:

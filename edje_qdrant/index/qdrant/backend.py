@@ -567,7 +567,7 @@ class QdrantBackend(Backend):
             raise ConfigError(
                 f"{wanted - SLACK} candidates are asked for, and the strict mode of "
                 f"{self._collection!r} at {self._connection.address} allows {most} in one search "
-                f"(max_query_limit); ask for {most} or fewer (num_candidates, --candidates), or "
+                f"(max_query_limit); ask for {most} or fewer (num_candidates), or "
                 "raise that limit"
             )
         reach: Reach | None = Reach.ALL

@@ -82,7 +82,7 @@ class ImageTools:
         ingest: Sequence[Path] = (),
         whole_paths: bool = True,
     ) -> None:
-        for option, folder in (("--images", images), *(("--ingest", each) for each in ingest)):
+        for option, folder in (("--images", images), *(("--ingest-from", each) for each in ingest)):
             if folder is not None and kind_of(folder, ConfigError) != "folder":
                 raise ConfigError(f"{option} {folder} is not a folder; give a folder of images")
         self.retriever = retriever
