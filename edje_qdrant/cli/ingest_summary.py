@@ -7,10 +7,13 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edje_qdrant.cli.options import Place
 from edje_qdrant.errors import without_keys
-from edje_qdrant.types import FailedImage, IngestReport
+
+if TYPE_CHECKING:
+    from edje_qdrant.types import FailedImage, IngestReport
 
 __all__ = [
     "counts_of",
