@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ingest"]
 
+_DATES = {"taken_at": "datetime", "modified_at": "datetime"}
+
 
 def ingest(
     source: Annotated[
@@ -161,7 +163,9 @@ def ingest(
     target, loaded = open_or_create(place, collection, model, device, codec, fit, engine, qdrant)
     with target:
         note_demo_model(loaded)
-        target.create_payload_indexes(indexes)
+        # The page shows images newest first with these; of a large collection they take a while.
+        dates = _DATES if exif and not target.count() else {}
+        target.create_payload_indexes({**dates, **indexes})
         report = ingest_images(
             images,
             target,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.filters.filter import Filter
+from edje_qdrant.index.newest import NewestPage
 from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
 from edje_qdrant.types import Payload, Point
 
@@ -217,6 +218,16 @@ class Backend(ABC):
         Returns:
             The points, and where the next page starts; None after the last page.
         """
+
+    def orders(self, path: str) -> bool:
+        """Return whether points can be read in the order of the dates in a field."""
+        return self.payload_indexes().get(path) == "datetime"
+
+    @abstractmethod
+    def newest(
+        self, fields: Sequence[str], start: Any, size: int, filter: Filter | None
+    ) -> NewestPage:
+        """Read a page by the first of several fields with a date; see `VectorIndex.newest`."""
 
     @abstractmethod
     def write(self, points: Sequence[CheckedPoint]) -> None:

@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.backend import Backend, Hit, Hits
 from edje_qdrant.index.batches import in_batches
 from edje_qdrant.index.filters.filter import Filter, require_filter
+from edje_qdrant.index.newest import NewestPage
 from edje_qdrant.index.payload_indexes import PayloadKind, check_field, check_kind
 from edje_qdrant.index.ranking import SLACK, rank
 from edje_qdrant.index.recommend import Strategy, average, check_examples, example_vectors
@@ -515,6 +517,48 @@ class VectorIndex:
                     return
 
         return pages()
+
+    def orders(self, fields: Sequence[str]) -> tuple[str, ...]:
+        """Return those of some top-level fields by whose dates `newest` can order points.
+
+        faiss and Qdrant's local mode order by any field; other engines by fields with a payload
+        index of the kind `datetime`.
+        """
+        return tuple(field for field in fields if self._backend.orders(field))
+
+    def newest(
+        self,
+        fields: Sequence[str],
+        *,
+        start: Any = None,
+        size: int = 256,
+        filter: Filter | None = None,
+    ) -> NewestPage:
+        """Read a page of points, latest first, by the first of several fields that holds a date.
+
+        Points with equal dates come in order of id; those without a date come last. Payloads have
+        no token bytes. What is written between two pages may or may not be seen.
+
+        Args:
+            fields: Top-level fields with dates, which this index `orders`.
+            start: None for the first page, else `next` of the page before, with the same fields
+                and filter; it can be kept as JSON.
+            size: Points of the page, at most.
+            filter: Which points; None or `{}` for all.
+
+        Raises:
+            ConfigError: The index cannot order by one of the fields, `start` is not a position, or
+                the filter cannot be used.
+        """
+        check_batch_size(size)
+        paths = [check_field(field) for field in fields]
+        if missing := [path for path in paths if not self._backend.orders(path)]:
+            raise ConfigError(
+                f"there is no payload index of the kind datetime of {', '.join(missing)}; create "
+                f"it with create_payload_index({missing[0]!r}, 'datetime')"
+            )
+        self._backend.check_open()
+        return self._backend.newest(paths, start, size, filter)
 
     def delete(self, image_ids: Sequence[str]) -> None:
         """Delete points; unknown ids are ignored."""

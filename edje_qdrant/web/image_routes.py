@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
 
-from edje_qdrant.collection.collection import user_payload
 from edje_qdrant.web.errors import RequestError
+from edje_qdrant.web.newest_images import newest_images
+from edje_qdrant.web.read_filter import read_filter
 from edje_qdrant.web.schemas import ErrorBody, Ingested, Picture, PictureList, TypedLimit
 from edje_qdrant.web.service import Service, not_found
 from edje_qdrant.web.settings import UPLOADS
@@ -29,12 +30,23 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
     router = APIRouter(prefix="/v1", tags=["pictures"], responses={**responses, **_MISSING})
 
     @router.get("/images")
-    async def images(limit: Annotated[TypedLimit, Query()] = 24) -> PictureList:
-        """Return some images of the collection, in arbitrary order."""
-        index = service.retriever.collection.index
-        points = await service.read(lambda: next(iter(index.scroll(batch_size=limit)), []))
-        shown = [service.image_info(point.id, user_payload(point.payload)) for point in points]
-        return PictureList(pictures=shown)
+    async def images(
+        limit: Annotated[TypedLimit, Query()] = 24,
+        cursor: Annotated[
+            str | None,
+            Query(pattern="^[A-Za-z0-9_-]+$", description="The `cursor` of the page before."),
+        ] = None,
+        filter: Annotated[
+            str | None,
+            Query(
+                description="Filter as in /v1/search, as JSON.",
+                json_schema_extra={"contentMediaType": "application/json"},
+            ),
+        ] = None,
+    ) -> PictureList:
+        """Return a page of the collection's images, newest first where the index has dates."""
+        chosen = read_filter(filter)
+        return await service.read(lambda: newest_images(service, limit, cursor, chosen))
 
     @router.get("/images/{image_id}")
     async def image(image_id: _Id) -> Picture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -309,9 +309,15 @@ class Picture(BaseModel):
 
 
 class PictureList(BaseModel):
-    """Some images of the collection."""
+    """A page of the collection's images."""
 
     pictures: list[Picture]
+    order: Literal["newest", "id"] = Field(
+        description="By `taken_at`, else `modified_at`, latest first and those without last; or by "
+        "id, where the index cannot order by these."
+    )
+    reason: str | None = Field(None, description="Why they are in order of id, if so.")
+    cursor: str | None = Field(description="For the next page; null on the last.")
 
 
 class CollectionInfo(BaseModel):

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, UploadFile
-from pydantic import TypeAdapter
 
-from edje_qdrant.errors import ConfigError, ImageReadError
+from edje_qdrant.errors import ImageReadError
 from edje_qdrant.ingest.encode import encode_batch
+from edje_qdrant.web.read_filter import read_filter
 from edje_qdrant.web.schemas import (
     Answer,
     Explained,
     ExplainRequest,
-    FilterDict,
     NextRequest,
     RecommendRequest,
     SearchRequest,
@@ -21,12 +20,10 @@ from edje_qdrant.web.schemas import (
     TypedTruth,
 )
 from edje_qdrant.web.service import Service
-from edje_qdrant.web.strict_json import StrictRoute, read_json
+from edje_qdrant.web.strict_json import StrictRoute
 from edje_qdrant.web.uploads import Upload
 
 __all__ = ["search_routes"]
-
-_FILTER: TypeAdapter[dict[str, Any]] = TypeAdapter(FilterDict)
 
 
 def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
@@ -62,7 +59,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
     ) -> Answer:
         """Find the images most like an uploaded one, by the first stage alone."""
         service.check_top_k(top_k)
-        chosen = _read_filter(filter)
+        chosen = read_filter(filter)
         service.require_index()  # before the image is decoded
         upload = Upload(file.filename or "the image", await file.read())
         read = await service.read_upload(upload)
@@ -111,13 +108,3 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         return await service.explain(request.image_id, request.text)
 
     return router
-
-
-def _read_filter(text: str | None) -> dict[str, Any] | None:
-    if not text:
-        return None
-    try:
-        return _FILTER.validate_python(read_json(text), strict=True) or None
-    except ValueError as error:
-        message = 'filter must be a JSON object of fields and values, such as {"album": "a"}'
-        raise ConfigError(message) from error

@@ -68,12 +68,24 @@ def test_payload_indexes_are_made_once_and_shown(folder: Path) -> None:
         )  # fmt: skip
         assert result.exit_code == 0, result.output
     info = json.loads(run("info", "--index", folder / "index", "--json").stdout)
-    assert info["payload_indexes"] == {"album": "keyword", "page": "integer"}
-    assert "album (keyword), page (integer)" in run("info", "--index", folder / "index").stdout
+    dates = {"modified_at": "datetime", "taken_at": "datetime"}
+    assert info["payload_indexes"] == {"album": "keyword", "page": "integer", **dates}
+    shown = run("info", "--index", folder / "index").stdout
+    assert "album (keyword), modified_at (datetime), page (integer), taken_at (datetime)" in shown
     for wrong in ("album", "=keyword", "album=words", "_edje=keyword"):
         place = ("--index", folder / "other", "--payload-index", wrong)
         refused(run("ingest", folder / "manifest.jsonl", *place))
     assert not (folder / "other").exists()
+
+
+def test_a_new_collection_has_indexes_of_dates(folder: Path) -> None:
+    for index, options in (("dated", []), ("undated", ["--no-exif"])):
+        for more in ([], ["--exif"]):  # the second adds none to a collection that has images
+            place = ("--index", folder / index, *options, *more)
+            assert run("ingest", folder / "manifest.jsonl", *place).exit_code == 0
+        info = json.loads(run("info", "--index", folder / index, "--json").stdout)
+        kinds = {} if options else {"modified_at": "datetime", "taken_at": "datetime"}
+        assert info["payload_indexes"] == kinds
 
 
 def test_where_filters(search: Search) -> None:

@@ -306,6 +306,9 @@ def _scroll(request: Any) -> Request:
         body["limit"] = request.limit
     if request.HasField("offset"):
         body["offset"] = GrpcToRest.convert_point_id(request.offset)
+    if request.HasField("order_by"):
+        order = GrpcToRest.convert_order_by(request.order_by)
+        body["order_by"] = json.loads(order.model_dump_json(exclude_none=True))
     return "POST", _points(request, "scroll"), body
 
 

@@ -449,6 +449,7 @@ class StandIn:
                     self._by_id(name, wanted.filter),
                     limit=wanted.limit or 10,
                     offset=wanted.offset,
+                    order_by=self._orderable(name, wanted.order_by),
                     with_payload=wanted.with_payload,
                     with_vectors=bool(wanted.with_vector),
                 )
@@ -501,6 +502,17 @@ class StandIn:
             {"points": [{**_given(hit), "version": written.get(hit.id, 0)} for hit in each.points]}
             for each in answers
         ]
+
+    def _orderable(self, name: str, order: Any) -> models.OrderBy | None:
+        """Refuse an order by a field without an index for ranges, as servers do."""
+        if order is not None and order.key not in self.indexed.get(name, {}):
+            raise RefusalError(
+                400,
+                f"Bad request: No range index for `order_by` key: `{order.key}`. Please create "
+                "one to use `order_by`. Check https://qdrant.tech/documentation/concepts/indexing/"
+                "#payload-index to see which payload schemas support Range conditions",
+            )
+        return order
 
     def _check_width(self, name: str, query: Any) -> None:
         params = self.client.get_collection(name).config.params.vectors

@@ -55,6 +55,50 @@ def test_some_pictures_are_listed(client):
     assert {picture["image_id"] for picture in listed} <= {*client.ids}
 
 
+def pages(client, **asked):
+    """Return the ids of every page, and the last answer."""
+    found, cursor = [], None
+    while True:
+        answer = client.get(
+            "/v1/images", params={**asked, **({"cursor": cursor} if cursor else {})}
+        )
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        found += [picture["image_id"] for picture in page["pictures"]]
+        cursor = page["cursor"]
+        if cursor is None:
+            return found, page
+
+
+def test_pictures_are_listed_by_id_without_an_index_of_dates(client):
+    found, last = pages(client, limit=7)
+    assert sorted(client.ids) == found
+    assert last["order"] == "id"
+    assert "--payload-index taken_at=datetime" in last["reason"]
+
+
+def test_pictures_are_listed_newest_first(client):
+    collection = client.retriever.collection
+    days = {each: {"taken_at": f"2024-01-{n + 1:02}"} for n, each in enumerate(client.ids[:9])}
+    collection.update_payload({**days, client.ids[9]: {"modified_at": "2024-01-04T12:00:00Z"}})
+    for field in ("taken_at", "modified_at"):
+        collection.create_payload_index(field, "datetime")
+    ids = client.ids
+    found, last = pages(client, limit=4)
+    assert found == [*ids[8:3:-1], ids[9], *ids[3::-1], *sorted(ids[10:])]
+    assert last["order"] == "newest"
+    assert last["reason"] is None
+    found, _ = pages(client, limit=4, filter=json.dumps({"page": [1, 2, 11]}))
+    assert found == [ids[2], ids[1], ids[11]]
+
+
+@pytest.mark.parametrize("cursor", ["AAAA", "bm9uZQ", "W1sicGFnZSJdLFtbXSxudWxsXV0", "W1tdLDdd"])
+def test_cursors_of_other_lists(client, cursor):
+    answer = client.get("/v1/images", params={"cursor": cursor})
+    assert answer.status_code == 400
+    assert "first page" in answer.json()["message"]
+
+
 def test_files_outside_the_folder_are_not_there(client, folder):
     secret = folder / "secret.png"
     Image.new("RGB", (4, 4)).save(secret)

@@ -24,6 +24,8 @@ from edje_qdrant.index.filters.field_paths import TOKEN_BYTES
 from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.folder import SHARD, require_space
 from edje_qdrant.index.folder_backend import FolderBackend
+from edje_qdrant.index.moments import moment_text
+from edje_qdrant.index.newest import Dated, NewestPage, merged, moment_of
 from edje_qdrant.index.payload_indexes import FACET_KINDS, edge_schema, kinds_of
 from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
 from edje_qdrant.types import Point
@@ -152,6 +154,30 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
         with self._using() as shard:
             records, following = shard.scroll(request)
         return as_points(records, vectors=vectors), following
+
+    def newest(
+        self, fields: Sequence[str], start: Any, size: int, filter: Filter | None
+    ) -> NewestPage:
+        return merged(self, fields, start, size, filter)
+
+    def latest(
+        self, path: str, before: int | None, size: int, chosen: qdrant_edge.Filter | None
+    ) -> tuple[list[Dated], bool]:
+        from qdrant_edge import Direction, OrderBy, ScrollRequest
+
+        start = None if before is None else moment_text(moment_of(before - 1))
+        request = ScrollRequest(
+            limit=size,
+            filter=chosen,
+            with_payload=_selected(payload=True, tokens=False),
+            with_vector=False,
+            order_by=OrderBy(path, Direction.Desc, start_from=start),
+        )
+        with self._using() as shard:
+            records, _ = shard.scroll(request)
+        points = as_points(records, vectors=False)
+        dated = [Dated(int(r.order_value or 0), p) for r, p in zip(records, points, strict=True)]
+        return dated, len(dated) < size
 
     def write(self, points: Sequence[CheckedPoint]) -> None:
         from qdrant_edge import Point, UpdateOperation

@@ -21,6 +21,7 @@ from edje_qdrant.index.filters.filter import Filter, qdrant_filter
 from edje_qdrant.index.filters.match import compile_filter, required_texts
 from edje_qdrant.index.folder import FAISS
 from edje_qdrant.index.folder_backend import FolderBackend
+from edje_qdrant.index.newest import NewestPage
 from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
 from edje_qdrant.types import Point
 
@@ -143,6 +144,31 @@ class FaissBackend(FolderBackend[Database]):
                 ids += [p.id for p in more if matches is None or matches(p.payload, p.id)]
             points = database.fetch(ids, payload=payload, tokens=tokens, vectors=vectors)
         return sorted(points, key=lambda point: point.id), last if len(ids) == size else None
+
+    def orders(self, path: str) -> bool:  # noqa: ARG002 - the database orders by any
+        self.check_open()
+        return True
+
+    def newest(
+        self, fields: Sequence[str], start: Any, size: int, filter: Filter | None
+    ) -> NewestPage:
+        chosen = self.translate(filter)
+        matches = None if chosen is None else compile_filter(chosen)
+        ids: list[str] = []
+        with self._using() as database:
+            position = start
+            while len(ids) < size:
+                more = database.by_date(
+                    fields, position, size - len(ids), indexed=not self.read_only
+                )
+                if not more:
+                    break
+                position = more[-1].position
+                ids += [row.id for row in more if matches is None or matches(row.payload, row.id)]
+            stored = database.fetch(ids, payload=True, tokens=False, vectors=False)
+        by_id = {point.id: point for point in stored}
+        points = [by_id[each] for each in ids if each in by_id]
+        return NewestPage(points, position if len(ids) == size else None)
 
     def write(self, points: Sequence[CheckedPoint]) -> None:
         vectors = np.array([point.vector for point in points], np.float32)

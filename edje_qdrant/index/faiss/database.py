@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.errors import StoreError
+from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.index.backend import NO_VECTOR
 from edje_qdrant.index.batches import in_runs
 from edje_qdrant.index.filters.field_paths import TOKEN_BYTES, TOKENS_KEY
 from edje_qdrant.index.validate import CheckedPoint
 from edje_qdrant.types import Point
 
-__all__ = ["Database", "Row"]
+__all__ = ["Database", "DatedRow", "Row"]
 
 _FORMAT = 1
 _TOKENS = TOKEN_BYTES.removeprefix(f"{TOKENS_KEY}.")
@@ -53,6 +54,13 @@ class Row:
     payload: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class DatedRow(Row):
+    """A stored point, and its place among the points in order of date."""
+
+    position: list[Any]
+
+
 class Database:
     """Reads and writes the file, one thread at a time.
 
@@ -67,6 +75,7 @@ class Database:
                 writer was killed.
         """
         self._lock = RLock()
+        self._orders: set[str] = set()  # by which there is an index of dates
         self._connection = _connect_to_read(path) if read_only else _connect(path)
         try:
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -145,6 +154,47 @@ class Database:
     def after_id(self, last: str, limit: int) -> list[Row]:
         """Return the next `limit` points in order of id."""
         return self._page("id", last, limit)
+
+    def by_date(
+        self, fields: Sequence[str], start: Any, limit: int, *, indexed: bool
+    ) -> list[DatedRow]:
+        """Return the next `limit` points, latest first, then those without a date.
+
+        Args:
+            fields: Top-level fields, of which the first with a date counts.
+            start: None, or the position of the point before.
+            limit: Points to return, at most.
+            indexed: Make an SQLite index of the dates if there is none: without one, each call
+                sorts all points.
+
+        Raises:
+            ConfigError: `start` is not a position.
+        """
+        date, last = _position(start)
+        order = _order_of(fields)
+        # Two reads, as SQLite uses no index for the comparison of pairs in two directions.
+        reads = [(f"{order} = ? AND id > ?", (date, last)), (f"{order} < ?", (date,))]
+        found: list[Any] = []
+        with self._lock:
+            if indexed:
+                self._index_dates(order)
+            for where, values in reads[1:] if start is None else reads:
+                found += self._connection.execute(
+                    f"SELECT row, id, payload, {order} FROM points WHERE {where} "
+                    f"ORDER BY {order} DESC, id LIMIT ?",
+                    (*values, limit - len(found)),
+                ).fetchall()
+        return [
+            DatedRow(row, point_id, json.loads(payload), [day, point_id])
+            for row, point_id, payload, day in found
+        ]
+
+    def _index_dates(self, order: str) -> None:
+        if order in self._orders:
+            return
+        name = f"dates_{hashlib.sha256(order.encode()).hexdigest()[:16]}"
+        self._connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON points({order} DESC, id)")
+        self._orders.add(order)
 
     def count(self) -> int:
         """Return the number of points."""
@@ -283,6 +333,33 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
         f"{path.absolute().as_uri()}?immutable=1", uri=True, isolation_level=None,
         check_same_thread=False,
     )  # fmt: skip
+
+
+def _order_of(fields: Sequence[str]) -> str:
+    """Return an expression of the first of several fields with a date, in days; -1 without one."""
+    days: list[str] = []
+    for field in fields:
+        path = "$." + json.dumps(field.strip('"'))
+        text = f"json_extract(payload, {_quoted(path)})"
+        # Other texts have meanings of their own to julianday, such as "now".
+        days.append(f"CASE WHEN {text} LIKE '____-__-__%' THEN julianday({text}) END")
+    return f"coalesce({', '.join([*days, 'NULL'])}, -1)"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _position(start: Any) -> tuple[float, str]:
+    if start is None:
+        return float("inf"), ""
+    try:
+        date, last = start
+        if isinstance(date, int | float) and isinstance(last, str):
+            return date, last
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError("the position is not of this list; start from the first page")
 
 
 def _split(payload: Mapping[str, Any]) -> tuple[str, str | None]:

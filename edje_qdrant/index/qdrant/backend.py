@@ -25,6 +25,7 @@ from edje_qdrant.index.batches import by_payload, in_runs, vectors_per_request
 from edje_qdrant.index.filters.field_paths import TOKENS_KEY
 from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.hnsw import Reach
+from edje_qdrant.index.newest import Dated, NewestPage, merged, moment_of
 from edje_qdrant.index.payload_indexes import FACET_KINDS, kinds_of, qdrant_schema
 from edje_qdrant.index.qdrant import requests as qdrant_requests
 from edje_qdrant.index.qdrant.aliases import collection_of
@@ -358,6 +359,49 @@ class QdrantBackend(Backend):
             )
         )
         return as_points(records, vectors=vectors), following
+
+    def orders(self, path: str) -> bool:
+        if self._connection.is_local:  # it goes through all points
+            return True
+        index = self._index_of(path, again=False)
+        return index is not None and kinds_of({path: index})[path] == "datetime"
+
+    def newest(
+        self, fields: Sequence[str], start: Any, size: int, filter: Filter | None
+    ) -> NewestPage:
+        return merged(self, fields, start, size, filter)
+
+    def latest(
+        self, path: str, before: int | None, size: int, chosen: models.Filter | None
+    ) -> tuple[list[Dated], bool]:
+        from qdrant_client import models
+
+        order = models.OrderBy(
+            key=path,
+            direction=models.Direction.DESC,
+            start_from=None if before is None else moment_of(before - 1),
+        )
+
+        def send() -> tuple[list[Any], bool]:
+            asked = least(size, self._limits.points_found)
+            records, _ = self._connection.call(
+                self._collection,
+                self._client.scroll,
+                self._collection,
+                scroll_filter=chosen,
+                limit=asked,
+                order_by=order,
+                with_payload=qdrant_requests.selected(payload=True, tokens=False),
+                with_vectors=False,
+            )
+            return records, len(records) < asked
+
+        records, is_last = self._within_limits(send)
+        points = as_points(records, vectors=False)
+        return [
+            Dated(int(record.order_value), point)
+            for record, point in zip(records, points, strict=True)
+        ], is_last
 
     def write(self, points: Sequence[CheckedPoint]) -> None:
         self._upsert(points)
