@@ -20,10 +20,13 @@ WORKERS ?= 2
 SIDE_BY_SIDE := --numprocesses $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-browser test-open-clip test-lowest test-newest lint check format docs train bench clean
+.PHONY: install demo test test-all test-browser test-open-clip test-lowest test-newest lint check format docs train bench clean
 
 demo: $(VENV)/.installed ## Draw, ingest, search and rerank a thousand pictures
 	$(BIN)/edje-qdrant demo
+
+install: $(VENV)/.web ## Install the command, the page and what reads photographs of phones
+	@echo "installed; now: source $(BIN)/activate"
 
 test: $(VENV)/.dev ## Run the tests, without those that take long
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
@@ -31,7 +34,7 @@ test: $(VENV)/.dev ## Run the tests, without those that take long
 test-all: $(VENV)/.dev test-open-clip ## Run all tests that this machine can run
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --hypothesis-profile thorough -m "not open_clip and not network"
 
-test-browser: $(VENV)/.dev ## Run the tests of the page and of pixels in Chromium, which EDJE_CHROMIUM names
+test-browser: $(VENV)/.dev $(VENV)/.docs ## Run the tests of the page, the site and pixels in Chromium, which EDJE_CHROMIUM names
 	$(BIN)/python -m pytest -m browser
 
 test-open-clip: $(OPEN_CLIP)/.installed ## Run the tests of the open_clip encoder
@@ -91,6 +94,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing torch and the package into $(VENV)"
 	$(PIP) --constraint constraints.txt torch
 	$(PIP) --constraint constraints.txt --editable '.[torch]'
+	touch $@
+
+$(VENV)/.web: $(VENV)/.installed
+	$(PIP) --constraint constraints.txt --editable '.[web]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed

@@ -6,11 +6,14 @@ The JSON files there come from `benchmarks/growth.py`, `search_overhead.py`, `co
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from result_tables import RESULTS, read, sections, table
 
 TABLES = RESULTS / "scaling-tables.md"
+CONSTANTS = Path(__file__).parent.parent / "edje_qdrant" / "planning" / "constants.json"
 
 
 def page() -> str:
@@ -22,6 +25,7 @@ def page() -> str:
         "startup": _startup,
         "ingest_rate_base": _ingest,
         "ingest_rate_demo": _ingest,
+        "ingest_rate_large": _first_ingest,
     }
     reports = {name: read(name) for name in parts}
     return sections(
@@ -156,6 +160,39 @@ def _ingest(report: dict[str, Any]) -> str:
     heads = ["", "pictures a second", "processor, s", "of the encoder's rate", "hidden"]
     more = f" {report['pictures']} pictures in batches of {report['batch_size']}."
     return _table(heads, rows, report, more)
+
+
+def _first_ingest(report: dict[str, Any]) -> str:
+    constants = json.loads(CONSTANTS.read_text(encoding="utf-8"))
+    two_cores = constants["images_per_second_two_cores"]["value"]
+    decode = constants["decode_photograph_ms"]["value"]
+    gpu = constants["images_per_second_gpu"]
+    rows = [
+        ["2 cores, no GPU: everything", f"{two_cores:g} images/s", _hours(10_000 / two_cores)],
+        [
+            f"{gpu['machine']}, {gpu['cores']} cores: everything, files of 640 x 480",
+            f"{gpu['value']:,} images/s",
+            _hours(10_000 / gpu["value"]),
+        ],
+        [
+            "one core: reading, decoding and resizing a JPEG file of 12 megapixels",
+            f"{decode} ms",
+            f"{_hours(10_000 * decode / 1000)}; on {gpu['cores']} cores "
+            f"{_hours(10_000 * decode / 1000 / gpu['cores'])}",
+        ],
+    ]
+    more = (
+        f" {report['pictures']} files of {report['file_bytes'] / 1e6:.1f} MB, processor time. The "
+        f"row of the GPU: {gpu['date']}, `{gpu['command']}`."
+    )
+    return _table(["what", "measured", "10,000 photographs"], rows, report, more)
+
+
+def _hours(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min" if seconds >= 59.5 else f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 if __name__ == "__main__":

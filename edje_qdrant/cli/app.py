@@ -171,7 +171,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     },
     "Tools": {
         demo: "edje-qdrant demo",
-        plan: "edje-qdrant plan --num-images 1e6 --qps 10",
+        plan: "edje-qdrant plan --num-images 10000 --device cpu --cores 2",
     },
 }
 _NAMES = {import_: "import", export_model: "export-onnx", evaluate: "eval"}

@@ -45,7 +45,10 @@ _OLD_NAMES: dict[str, dict[str, str]] = {
     "fit-codec": {"images": "source", "pictures": "source"},
     "match": {"candidates": "num-candidates"},
     "mcp": {"ingest": "ingest-from"},
-    "plan": {"candidates": "num-candidates", "images": "num-images", "pictures": "num-images"},
+    "plan": {
+        "accelerator": "device", "candidates": "num-candidates", "images": "num-images",
+        "pictures": "num-images",
+    },
     "search": {"candidates": "num-candidates"},
     "verify": {"images": "files", "pictures": "files"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -23,8 +24,8 @@ def plan(
         typer.Option(metavar="N", help="Number of images: 1000000 or 1e6.", show_default=False),
     ],
     qps: Annotated[
-        float, typer.Option(metavar="N", help="Searches per second at peak.", show_default=False)
-    ],
+        float, typer.Option(metavar="N", help="Searches per second at peak.")
+    ] = 1,
     codec: Annotated[str, typer.Option(metavar="CODEC", help="How tokens are stored.")] = "float16",
     num_candidates: Annotated[
         int, typer.Option(metavar="N", help="Images reranked per search.")
@@ -36,9 +37,17 @@ def plan(
     machine_ram_gb: Annotated[
         float, typer.Option(metavar="GB", help="Memory of one machine, in GB.")
     ] = 256,
-    accelerator: Annotated[
+    device: Annotated[
         str, typer.Option(metavar="gpu|cpu", help="What runs the joint encoder.")
     ] = "gpu",
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Cores that ingest without a GPU; by default those of this machine.",
+            show_default=False,
+        ),
+    ] = None,
     gpu_pairs_per_second: Annotated[
         float | None,
         typer.Option(metavar="N", help="Your GPU's rate, in place of the shipped constant."),
@@ -52,7 +61,7 @@ def plan(
     ] = 0.7,
     as_json: Json = False,
 ) -> None:
-    """Estimate the disk, memory and machines that a collection needs."""
+    """Estimate how long a first ingest takes, and the hardware that a collection needs."""
     from edje_qdrant.planning import plan as planning
 
     if not num_images.is_integer():
@@ -68,9 +77,10 @@ def plan(
             embedding_dim=embedding_dim,
             replicas=replicas,
             machine_ram_gb=machine_ram_gb,
-            accelerator=cast("Accelerator", accelerator),
+            accelerator=cast("Accelerator", device),
             gpu_pairs_per_second=gpu_pairs_per_second,
             cpu_pairs_per_second=cpu_pairs_per_second,
+            cores=os.cpu_count() or 1 if cores is None else cores,
             load=load,
         )
     )
@@ -78,12 +88,12 @@ def plan(
 
 
 def _as_lines(found: Plan) -> list[str]:
-    lines: list[str] = []
+    lines = _first_ingest(found)
     section = ""
     for line in found.lines:
         if line.section != section:
             section = line.section
-            lines += ["", section] if lines else [section]
+            lines += ["", section]
         lines.append(f"  {line.what:<40} {_amount(line.value, line.unit):>18}  = {line.arithmetic}")
     lines += [
         "",
@@ -108,7 +118,35 @@ def _as_lines(found: Plan) -> list[str]:
     return lines
 
 
+def _first_ingest(found: Plan) -> list[str]:
+    gpu = found.constants["images_per_second_gpu"]
+    cores = found.workload.cores
+    return [
+        f"first ingest of {found.workload.images:,} photographs of 12 megapixels, with a model of "
+        "the published size:",
+        f"  about {_duration(found.ingest_cpu_seconds)} on {_amount(cores, 'cores')} without a GPU",
+        f"  about {_duration(found.ingest_gpu_seconds)} on {gpu['machine']} with {gpu['cores']} "
+        f"cores; {_duration(found.ingest_gpu_small_seconds)} for files of 640 x 480",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """Return the time in words, in the two largest units: `6 h 16 min`."""
+    if seconds < 59.5:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days = round(seconds / 86_400)
+    return f"{days:,} days" if days < 730 else f"{days / 365.25:,.0f} years"
+
+
 def _amount(value: float, unit: str) -> str:
+    if unit == "seconds":
+        return _duration(value)
     if unit.startswith("bytes"):
         for name, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
             if value >= size:

@@ -40,6 +40,7 @@ class Workload:
         replicas: Number of copies of all data.
         machine_ram_gb: Memory of a machine, in 10^9 bytes.
         accelerator: The kind of processor that runs the joint encoder.
+        cores: Cores of the machine that ingests without a GPU.
         gpu_pairs_per_second: Rate of one GPU; None for the shipped constant.
         cpu_pairs_per_second: Rate of one core; None for the shipped constant.
         load: Maximum utilisation of processors, and share of the memory used for vectors.
@@ -49,7 +50,7 @@ class Workload:
     """
 
     images: int
-    qps: float
+    qps: float = 1.0
     codec: str = "float16"
     candidates: int = 100
     num_tokens: int = 64
@@ -58,13 +59,14 @@ class Workload:
     replicas: int = 1
     machine_ram_gb: float = 256.0
     accelerator: Accelerator = "gpu"
+    cores: int = 2
     gpu_pairs_per_second: float | None = None
     cpu_pairs_per_second: float | None = None
     load: float = 0.7
 
     def __post_init__(self) -> None:
         for name in (
-            "images", "candidates", "num_tokens", "token_dim", "embedding_dim", "replicas",
+            "images", "candidates", "num_tokens", "token_dim", "embedding_dim", "replicas", "cores",
         ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -114,6 +116,9 @@ class Plan:
         cores: Cores for the first stage, for reading tokens and, without GPUs, for the joint
             encoder.
         gpus: GPUs for the joint encoder; 0 if the CPU runs it.
+        ingest_cpu_seconds: Seconds of the first ingest on `Workload.cores` cores.
+        ingest_gpu_seconds: Seconds of the first ingest on one GPU, of photographs.
+        ingest_gpu_small_seconds: The same of small files, whose decoding takes little time.
         lines: The calculation.
         notes: Limitations of the estimate.
         constants: The constants used, with date, machine and command of each measurement.
@@ -126,6 +131,9 @@ class Plan:
     machines: int
     cores: int
     gpus: int
+    ingest_cpu_seconds: float
+    ingest_gpu_seconds: float
+    ingest_gpu_small_seconds: float
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
     constants: Mapping[str, Mapping[str, Any]]
@@ -152,7 +160,7 @@ def plan(workload: Workload, constants: Mapping[str, Mapping[str, Any]] | None =
     ram, shards, machines = _memory(w, sums, index_bytes)
     cores = _searching(w, known, sums, shards, codec_bytes)
     joint_cores, gpus = _joint_encoder(w, known, sums, codec_bytes)
-    _ingest(w, known, sums)
+    ingest = _ingest(w, known, sums)
     notes = [
         f"{name}: {entry['what']}" for name, entry in known.items()
         if not entry["measured"] and name == "gpu_pairs_per_second" and gpus
@@ -174,8 +182,9 @@ def plan(workload: Workload, constants: Mapping[str, Mapping[str, Any]] | None =
         )
     total_cores = cores + joint_cores
     return Plan(
-        w, disk, ram, shards, machines, total_cores, gpus, tuple(sums.lines), tuple(notes), known
-    )
+        w, disk, ram, shards, machines, total_cores, gpus, *ingest, tuple(sums.lines),
+        tuple(notes), known,
+    )  # fmt: skip
 
 
 class _Sums:
@@ -309,8 +318,11 @@ def _joint_encoder(
     return (0, count) if on_gpu else (count, 0)
 
 
-def _ingest(w: Workload, known: Mapping[str, Mapping[str, Any]], sums: _Sums) -> None:
-    sums.section = "ingest"
+def _ingest(
+    w: Workload, known: Mapping[str, Mapping[str, Any]], sums: _Sums
+) -> tuple[float, float, float]:
+    """Return the seconds of a first ingest: on CPUs; on a GPU of photographs, of small files."""
+    sums.section = "first ingest"
     rate = known["images_per_second_two_cores"]["value"] / 2
     sums.add(
         "encoding all images on CPUs",
@@ -318,6 +330,26 @@ def _ingest(w: Workload, known: Mapping[str, Mapping[str, Any]], sums: _Sums) ->
         w.images / rate / 86_400,
         "core-days",
     )
+    on_cpu = sums.add(
+        "without a GPU",
+        f"{w.images:,} / ({rate:g} a second and core x {w.cores:,})",
+        w.images / rate / w.cores,
+        "seconds",
+    )
+    gpu, decode = known["images_per_second_gpu"], known["decode_photograph_ms"]["value"]
+    small = sums.add(
+        "on one GPU, small files",
+        f"{w.images:,} / {gpu['value']:g} a second",
+        w.images / gpu["value"],
+        "seconds",
+    )
+    decoding = sums.add(
+        f"on one GPU with {gpu['cores']} cores, decoding",
+        f"{w.images:,} x {decode:g} ms for 12 megapixels / {gpu['cores']} cores",
+        w.images * decode / 1000 / gpu["cores"],
+        "seconds",
+    )
+    return on_cpu, max(small, decoding), small
 
 
 def _of_codec(values: Mapping[str, float], codec: str) -> float:

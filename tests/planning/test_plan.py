@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from command_line import run
 
+from edje_qdrant.cli.plan import _duration
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.planning.plan import Plan, Workload, load_constants, plan
 
@@ -23,6 +25,8 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "cpu_pairs_per_second_and_core": {"value": 40, **OF},
     "gpu_pairs_per_second": {"value": 100_000, **OF, "measured": False},
     "images_per_second_two_cores": {"value": 0.4, **OF},
+    "decode_photograph_ms": {"value": 100, **OF},
+    "images_per_second_gpu": {"value": 400, "cores": 16, **OF},
 }
 WORKLOAD = Workload(images=10**9, qps=500, codec="pq32", load=0.5, machine_ram_gb=250)
 
@@ -61,6 +65,17 @@ def test_replicas_are_stored_in_full_and_searched_once() -> None:
     assert (three.cores, three.gpus) == (one.cores, one.gpus)
 
 
+def test_a_first_ingest_takes_as_long_as_its_slowest_step() -> None:
+    found = plan(Workload(images=10_000, cores=2), CONSTANTS)
+    assert found.ingest_cpu_seconds == pytest.approx(10_000 / 0.4)
+    assert found.ingest_gpu_small_seconds == pytest.approx(10_000 / 400)
+    assert found.ingest_gpu_seconds == pytest.approx(10_000 * 0.1 / 16)  # decoding
+    fast = {**CONSTANTS, "decode_photograph_ms": {"value": 1, **OF}}
+    assert plan(Workload(images=10_000), fast).ingest_gpu_seconds == found.ingest_gpu_small_seconds
+    four = plan(Workload(images=10_000, cores=4), CONSTANTS)
+    assert four.ingest_cpu_seconds == found.ingest_cpu_seconds / 2
+
+
 def test_fewer_tokens_take_less_of_everything_that_depends_on_them() -> None:
     few = plan(replace(WORKLOAD, num_tokens=16, accelerator="cpu"), CONSTANTS)
     many = plan(replace(WORKLOAD, accelerator="cpu"), CONSTANTS)
@@ -93,6 +108,7 @@ def test_one_picture_and_a_query_an_hour_fit_on_one_machine() -> None:
         {"qps": math.inf}, {"qps": "many"}, {"codec": "pq33"}, {"candidates": 0},
         {"num_tokens": -1}, {"replicas": 0}, {"machine_ram_gb": 0}, {"load": 0}, {"load": 1.1},
         {"accelerator": "tpu"}, {"gpu_pairs_per_second": 0}, {"cpu_pairs_per_second": -3},
+        {"cores": 0},
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned_is_refused_by_name(wrong: dict[str, Any]) -> None:
@@ -139,6 +155,36 @@ def test_the_command_shows_every_line_and_where_its_numbers_come_from() -> None:
     assert len(data["lines"]) == len(expected.lines)
 
 
+def test_the_command_says_first_what_a_first_ingest_costs() -> None:
+    shown = run("plan", "--num-images", "10000", "--device", "cpu", "--cores", "2")
+    assert shown.exit_code == 0
+    expected = plan(Workload(images=10_000, accelerator="cpu", cores=2))
+    head, cpu, gpu, empty = shown.output.splitlines()[:4]
+    assert head.startswith("first ingest of 10,000 photographs")
+    hours, seconds = divmod(round(expected.ingest_cpu_seconds), 3600)
+    assert cpu == f"  about {hours} h {round(seconds / 60)} min on 2 cores without a GPU"
+    assert f"about {round(expected.ingest_gpu_seconds / 60)} min on one NVIDIA H200" in gpu
+    assert f"{round(expected.ingest_gpu_small_seconds)} s for files of 640 x 480" in gpu
+    assert empty == ""
+    # The figure that the docs name, so that they are changed with it.
+    for page in ("README.md", "docs/scaling.md", "docs/faq.md"):
+        assert f"{hours} h {round(seconds / 60)} min" in (ROOT / page).read_text("utf-8"), page
+    assert f"on {os.cpu_count()} core" in run("plan", "--num-images", "10").output
+    old = run("plan", "--num-images", "10000", "--accelerator", "cpu", "--cores", "2")
+    assert old.output == shown.output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 s"), (59, "59 s"), (59.7, "1 min"), (3_599, "1 h"), (22_727, "6 h 19 min"),
+        (172_700, "47 h 58 min"), (172_800, "2 days"), (800 * 86_400, "2 years"),
+    ],
+)  # fmt: skip
+def test_durations_are_in_two_units_at_most(seconds: float, words: str) -> None:
+    assert _duration(seconds) == words
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -148,7 +194,9 @@ def test_the_command_shows_every_line_and_where_its_numbers_come_from() -> None:
         (["--num-images", "-3", "--qps", "1"], "images"),
         (["--num-images", "10", "--qps", "0"], "qps"),
         (["--num-images", "10", "--qps", "1", "--codec", "zip"], "zip"),
-        (["--num-images", "10", "--qps", "1", "--accelerator", "abacus"], "abacus"),
+        (["--num-images", "10", "--qps", "1", "--device", "abacus"], "abacus"),
+        (["--num-images", "10", "--cores", "-1"], "cores"),
+        (["--num-images", "10", "--cores", "0"], "cores"),
     ],
 )
 def test_the_command_refuses_what_cannot_be_planned(arguments: list[str], says: str) -> None:

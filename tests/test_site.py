@@ -1,0 +1,208 @@
+"""The site that `make docs` builds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+CHROMIUM = os.environ.get("EDJE_CHROMIUM") or shutil.which("chromium")
+
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on the path or at EDJE_CHROMIUM"
+)
+
+#: What a page may load: files of its own host.
+OTHER_HOST = re.compile(r"""<(?:script|link|img|iframe)[^>]*(?:src|href)=["']?(?:https?:)?//""")
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    nav = settings.split("\nnav:\n")[1].split("\nplugins:")[0]
+    listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
+    assert len(set(listed)) == len(listed)
+
+
+def test_every_picture_of_the_pages_is_there_and_says_what_it_shows() -> None:
+    for page in [*DOCS.glob("*.md"), ROOT / "README.md"]:
+        text = page.read_text(encoding="utf-8")
+        for words, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", text):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+            assert len(words.split()) >= 3, f"{page.name}: {target} needs a description"
+
+
+def test_every_png_of_the_docs_is_shown_on_a_page() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    for picture in DOCS.glob("*.png"):
+        assert picture.name in text, picture.name
+
+
+def test_the_pages_speak_plainly() -> None:
+    """Words and phrases that readers have stumbled over."""
+    puzzling = re.compile(
+        r"\b(anew|meanwhile|whoever|nobody|torn off|better so|which of both|"
+        r"belongs into|sooner|set aside|no end)\b"
+    )
+    pages = [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    for page in pages:
+        found = puzzling.findall(page.read_text(encoding="utf-8"))
+        assert not found, f"{page.name}: {found}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The built site: its folder, and the address at which it is served."""
+    pytest.importorskip("material", reason="needs the extra docs")
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=True, timeout=280,
+    )  # fmt: skip
+    handler = partial(_Quiet, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.slow
+def test_no_page_names_a_file_of_another_host(site: tuple[Path, str]) -> None:
+    folder, _ = site
+    pages = [*folder.rglob("*.html")]
+    assert len(pages) > 25
+    for page in pages:
+        assert not OTHER_HOST.search(page.read_text(encoding="utf-8")), page
+    for sheet in folder.rglob("*.css"):
+        assert not re.search(r"url\(['\"]?(?:https?:)?//", sheet.read_text("utf-8")), sheet
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_pages_ask_no_other_host_and_fit_every_width(site: tuple[Path, str]) -> None:
+    folder, url = site
+    sync_api = pytest.importorskip("playwright.sync_api")
+    addresses = [
+        f"{url}/{page.parent.relative_to(folder).as_posix()}/".replace("/./", "/")
+        for page in folder.rglob("index.html")
+    ]
+    foreign: list[str] = []
+
+    def check(route: Any) -> None:
+        if route.request.url.startswith((f"{url}/", "data:", "blob:")):
+            route.continue_()
+        else:
+            foreign.append(route.request.url)
+            route.abort()
+
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.route("**/*", check)
+        for address in addresses:
+            page.goto(address)
+            for width in (1280, 400):
+                page.set_viewport_size({"width": width, "height": 900})
+                whole = page.evaluate("document.documentElement.scrollWidth")
+                assert whole <= width, f"{address} is {whole} pixels wide at {width}"
+                cut = page.eval_on_selector_all(
+                    ".md-typeset pre > code",
+                    "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).length",
+                )
+                assert not cut, f"{address}: {cut} blocks of code are cut off at {width}"
+        page.goto(f"{url}/tutorial/")
+        assert page.locator("pre .md-clipboard, .md-code__button").count() > 5  # copy buttons
+        page.goto(f"{url}/")
+        for name in ("Search my photos", "Build on it", "Train and measure"):
+            assert page.get_by_text(name, exact=True).first.is_visible()
+        browser.close()
+    assert foreign == []
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_light_dark_and_the_system_s_colours_can_be_chosen(site: tuple[Path, str]) -> None:
+    _, url = site
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(color_scheme="dark", viewport={"width": 1280, "height": 900})
+        page.goto(url)
+        assert page.get_attribute("body", "data-md-color-scheme") == "slate"
+        seen = []
+        for _ in range(3):
+            page.locator("label.md-header__button:visible[for^=__palette]").click()
+            seen.append(page.get_attribute("body", "data-md-color-scheme"))
+        assert seen == ["default", "slate", "slate"]
+        browser.close()
+
+
+def test_every_command_of_the_tutorial_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but `serve`, which `docs/take_tutorial_pictures.py` runs for its pictures."""
+    from command_line import run
+
+    spec = importlib.util.spec_from_file_location("tutorial", DOCS / "take_tutorial_pictures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tutorial = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tutorial)
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    for command in tutorial.commands((DOCS / "tutorial.md").read_text(encoding="utf-8")):
+        words = tutorial.words(command)
+        if words[0] == "edje-qdrant":
+            ran.append(words[1])
+            if words[1] != "serve":
+                assert run(*words[1:]).exit_code == 0, command
+        elif words[0] == "python":
+            exec(words[2].replace("count=200", "count=20"), {})
+        elif words[0] == "mkdir":
+            Path(words[1]).mkdir()
+        elif words[0] == "cd":
+            monkeypatch.chdir(words[1])
+        elif words[0] == "rm":
+            Path(words[1]).unlink()
+        else:
+            assert words[0] == "export", command
+    assert ran.count("serve") == 2
+    assert {"ingest", "info", "search", "verify", "export"} < set(ran)
+    assert Path("photos.tar").is_file()
+    assert list(Path("why").iterdir())
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_the_tutorials_pictures_can_be_taken(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, DOCS / "take_tutorial_pictures.py", "--out", tmp_path, "--pictures", "20"],
+        check=True, timeout=280,
+    )  # fmt: skip
+    shown = re.findall(r"\((tutorial-\w+\.png)\)", (DOCS / "tutorial.md").read_text("utf-8"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(shown)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """Handler that logs nothing."""
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
