@@ -46,7 +46,9 @@ _OLD_NAMES: dict[str, dict[str, str]] = {
     "match": {"candidates": "num-candidates"},
     "mcp": {"ingest": "ingest-from"},
     "plan": {
-        "accelerator": "device", "candidates": "num-candidates", "images": "num-images",
+        "accelerator": "device",
+        "candidates": "num-candidates",
+        "images": "num-images",
         "pictures": "num-images",
     },
     "search": {"candidates": "num-candidates"},

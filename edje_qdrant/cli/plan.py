@@ -23,9 +23,7 @@ def plan(
         float,
         typer.Option(metavar="N", help="Number of images: 1000000 or 1e6.", show_default=False),
     ],
-    qps: Annotated[
-        float, typer.Option(metavar="N", help="Searches per second at peak.")
-    ] = 1,
+    qps: Annotated[float, typer.Option(metavar="N", help="Searches per second at peak.")] = 1,
     codec: Annotated[str, typer.Option(metavar="CODEC", help="How tokens are stored.")] = "float16",
     num_candidates: Annotated[
         int, typer.Option(metavar="N", help="Images reranked per search.")
