@@ -155,6 +155,7 @@ def test_light_dark_and_the_system_s_colours_can_be_chosen(site: tuple[Path, str
         browser.close()
 
 
+@pytest.mark.slow
 def test_every_command_of_the_tutorial_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
