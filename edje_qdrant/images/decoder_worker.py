@@ -21,7 +21,7 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images.content_ids import image_bytes_id, read_image_file
@@ -77,6 +77,8 @@ def main(descriptor: int) -> None:
     _limit("RLIMIT_CORE", 0)
     _limit("RLIMIT_FSIZE", _MOST_WRITTEN)  # nothing is written but messages
     Image.MAX_IMAGE_PIXELS = None  # each request has its own limit
+    # A program's notes in a PNG may be longer than Pillow's 1 MB; the memory is limited here.
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     with contextlib.suppress(ImportError, AttributeError):
         from PIL import AvifImagePlugin
 

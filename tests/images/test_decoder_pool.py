@@ -16,6 +16,7 @@ import decoder_finishes
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from edje_qdrant.errors import ConfigError, ImageReadError, WorkerDiedError
 from edje_qdrant.images import DecoderPool, image_bytes_id, open_upright
@@ -96,6 +97,14 @@ def test_a_path_is_read_once_in_the_process(pool: DecoderPool, tmp_path: Path) -
         pool.decode(str(tmp_path))
     with pytest.raises(ImageReadError, match="the file is empty"):
         pool.decode(b"", "upload")
+
+
+def test_long_texts_in_a_png_are_no_fault(pool: DecoderPool) -> None:
+    notes = PngInfo()
+    notes.add_text("history", "edited " * 300_000, zip=True)  # 2 MB
+    file = io.BytesIO()
+    Image.new("RGB", (20, 10), "red").save(file, "PNG", pnginfo=notes)
+    assert pool.decode(file.getvalue(), "notes.png").width == 20
 
 
 def test_the_process_starts_without_torch_and_is_used_again(pool: DecoderPool) -> None:
