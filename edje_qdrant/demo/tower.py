@@ -8,7 +8,6 @@ The heads are dropped afterwards.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,9 @@ from edje_qdrant.demo.captions import describe, truth_matrix, vocabulary
 from edje_qdrant.demo.data import captions_for, patch_labels, render
 from edje_qdrant.demo.scenes import COLOURS, SHAPES, SIZES
 from edje_qdrant.metrics import ranks_of, recall_at
-from edje_qdrant.text import clean_caption
 from edje_qdrant.training.loop import LoopConfig, fit
 from edje_qdrant.training.losses import sigmoid_contrastive
+from edje_qdrant.training.tower import ContrastiveTower, sincos_positions, tokenize
 
 __all__ = [
     "GRID",
@@ -68,18 +67,8 @@ def new_tower(vocabulary_size: int) -> SiglipModel:
     with torch.no_grad():
         model.logit_scale.fill_(np.log(10.0))
         model.logit_bias.fill_(-10.0)
-        model.vision_model.embeddings.position_embedding.weight.copy_(_sincos(GRID, width))
+        model.vision_model.embeddings.position_embedding.weight.copy_(sincos_positions(GRID, width))
     return model
-
-
-def _sincos(grid: int, width: int) -> Tensor:
-    """Return sines and cosines of row and column: `(grid * grid, width)`."""
-    frequency = 1.0 / 100 ** (torch.arange(width // 4) / (width // 4))
-    angle = torch.arange(grid)[:, None] * frequency  # (grid, width / 4)
-    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, width / 2)
-    rows = line[:, None].expand(grid, grid, -1)
-    columns = line[None].expand(grid, grid, -1)
-    return torch.cat([rows, columns], dim=-1).reshape(grid * grid, width)
 
 
 def to_pixels(images: NDArray[np.uint8]) -> Tensor:
@@ -87,12 +76,11 @@ def to_pixels(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-class TowerTraining(nn.Module):
+class TowerTraining(ContrastiveTower):
     """The tower and the heads that predict each patch's content and position in training."""
 
     def __init__(self, siglip: SiglipModel) -> None:
-        super().__init__()
-        self.siglip = siglip
+        super().__init__(siglip)
         width = siglip.vision_model.embeddings.embed_dim
         # Classes of the five predictions per patch: shape, colour, size, row, column.
         self.sizes = [len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID]
@@ -101,7 +89,9 @@ class TowerTraining(nn.Module):
         self.place: Tensor
         self.register_buffer("place", torch.stack([row, column], -1).reshape(1, -1, 2), False)
 
-    def forward(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    def forward(  # type: ignore[override] # its batches have the patches' labels, too
+        self, batch: tuple[Tensor, Tensor, Tensor, Tensor]
+    ) -> dict[str, Tensor]:
         """Return the losses of a batch: pixels, input ids, patch labels, and true pairs.
 
         True pairs are `(b, b)` bool, captions by images.
@@ -121,14 +111,6 @@ class TowerTraining(nn.Module):
             "_column": right[4],
         }
 
-    def embed_images(self, pixels: Tensor) -> Tensor:
-        """Embed pixels: `(b, d)`, unit length."""
-        return F.normalize(self.siglip.vision_model(pixels).pooler_output.float(), dim=-1)
-
-    def embed_texts(self, input_ids: Tensor) -> Tensor:
-        """Embed texts: `(b, d)`, unit length."""
-        return F.normalize(self.siglip.text_model(input_ids).pooler_output.float(), dim=-1)
-
     def questions(self, answers: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the summed cross-entropy of the predictions, and their accuracies on objects."""
         place = self.place.expand(len(labels), -1, -1)
@@ -146,16 +128,6 @@ class TowerTraining(nn.Module):
             right.append((answer.argmax(-1) == truth[..., number])[shown].float().mean())
         shape, *others = losses
         return 2 * shape + torch.stack(others).sum(), right  # shape is learnt slowest
-
-
-def tokenize(tokenizer: BertTokenizer, texts: Sequence[str]) -> Tensor:
-    """Return `(b, TEXT_LENGTH)` ids, padded as SigLIP's are."""
-    batch = tokenizer(
-        [clean_caption(t) for t in texts], padding="max_length", truncation=True,
-        max_length=TEXT_LENGTH, return_tensors="pt",
-    )  # fmt: skip
-    ids: Tensor = batch["input_ids"]
-    return ids
 
 
 def train_tower(
@@ -187,7 +159,7 @@ def train_tower(
         captions = [describe(s, rng) for s in shown]
         return (
             to_pixels(images[chosen]).to(device),
-            tokenize(tokenizer, [c.text for c in captions]).to(device),
+            tokenize(tokenizer, [c.text for c in captions], TEXT_LENGTH).to(device),
             labels[chosen].to(device),
             torch.from_numpy(truth_matrix(captions, shown)).to(device),
         )
@@ -196,7 +168,7 @@ def train_tower(
         vision, text = [], []
         for start in range(0, len(held), 250):
             pixels = to_pixels(held_images[start : start + 250]).to(device)
-            ids = tokenize(tokenizer, held_captions[start : start + 250]).to(device)
+            ids = tokenize(tokenizer, held_captions[start : start + 250], TEXT_LENGTH).to(device)
             vision.append(training.embed_images(pixels))
             text.append(training.embed_texts(ids))
         scores = (torch.cat(text) @ torch.cat(vision).T).cpu().numpy()

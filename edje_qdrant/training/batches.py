@@ -21,7 +21,7 @@ from edje_qdrant.training.vision import VisionSource
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Batches", "number_of"]
+__all__ = ["Batches", "captions_true_of", "number_of"]
 
 
 class Batches:
@@ -47,7 +47,7 @@ class Batches:
         size, processes = recipe.optimisation.batch_size, accelerator.num_processes
         first = size * accelerator.process_index
         self._rows, self._size = slice(first, first + size), size * processes
-        self._seed = recipe.seed
+        self._seed, self._alone = recipe.seed, processes == 1
         batches = steps * recipe.optimisation.accumulate
         self._matching_from = recipe.objectives.matching_from * batches
         self._hard_from = recipe.objectives.hard_from * batches
@@ -67,6 +67,8 @@ class Batches:
         model = self._model
         ids, mask = model.tokenize(captions)
         device = ids.device
+        own = [self._sources[source].captions(row) for source, row in seen.rows.tolist()]
+        true = torch.from_numpy(captions_true_of(captions, own)).to(device)
         keys = [f"{source} {self._sources[source].key(row)}" for source, row in seen.rows.tolist()]
         return Batch(
             vision_tokens=seen.tokens.to(device),
@@ -80,6 +82,7 @@ class Batches:
             seed=self._seed * 1_000_003 + number,
             matching=number >= self._matching_from,
             hard=number >= self._hard_from,
+            true_pairs=true if self._alone else None,
         )
 
     def _drawn(self, number: int) -> NDArray[np.int64]:
@@ -93,6 +96,18 @@ class Batches:
             captions = self._sources[source].captions(row)
             chosen.append(captions[int(draw * len(captions))])
         return chosen
+
+
+def captions_true_of(texts: Sequence[str], captions: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+    """Return which texts are captions of which images: `(b, b)`, texts by images.
+
+    Args:
+        texts: One caption of each of `b` images.
+        captions: All captions of each image.
+    """
+    cleaned = [clean_caption(text) for text in texts]
+    every = [{clean_caption(caption) for caption in own} for own in captions]
+    return np.array([[text in own for own in every] for text in cleaned], dtype=np.bool_)
 
 
 def number_of(text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["attention_for_training", "build_model", "freeze", "take_joint_encoder"]
 
 
-def build_model(section: ModelSection, *, encoder: Encoder | None = None) -> EDJEModel:
+def build_model(
+    section: ModelSection,
+    *,
+    encoder: Encoder | None = None,
+    language_model: tuple[BertForMaskedLM, Any] | None = None,
+) -> EDJEModel:
     """Load the model to continue with, or build a new one; in float32, on the CPU.
 
     Args:
         section: The recipe's section `model`.
         encoder: Replaces the encoder that `section.encoder` names.
+        language_model: Replaces the one that `section.language_model` names, with its tokenizer.
 
     Raises:
         CheckpointError: A named model cannot be loaded.
@@ -37,11 +43,14 @@ def build_model(section: ModelSection, *, encoder: Encoder | None = None) -> EDJ
         model = EDJEModel.from_pretrained(section.start_from, device="cpu", dtype=torch.float32)
         model.calibration = None  # training changes the logits it was fitted to
         return model
-    assert section.encoder is not None
-    language_model, tokenizer = _language_model(section.language_model)
+    if encoder is None:
+        if section.encoder is None:
+            raise ConfigError("no encoder: name model.encoder in the recipe")
+        encoder = pretrained_encoder(section.encoder)
+    bert, tokenizer = language_model or _language_model(section.language_model)
     model = EDJEModel.build(
-        encoder or pretrained_encoder(section.encoder),
-        language_model,
+        encoder,
+        bert,
         tokenizer,
         adapter=section.adapter,
         num_tokens=section.num_tokens,

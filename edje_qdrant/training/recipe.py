@@ -21,12 +21,14 @@ else:
 
 __all__ = [
     "DataSection",
+    "LanguageModelSection",
     "ModelSection",
     "ObjectivesSection",
     "OptimisationSection",
     "Pairs",
     "Recipe",
     "Section",
+    "TowerSection",
     "WeightsSection",
     "read_recipe",
     "read_settings",
@@ -42,14 +44,91 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class TowerSection(Section):
+    """A first stage that is trained from nothing, before the joint encoder: a small SigLIP.
+
+    Attributes:
+        name: The encoder's name in contracts.
+        image_size: Pixels of a side.
+        patch_size: Pixels of a patch's side; divides `image_size`.
+        width: Of the vision tower and of the embeddings; a multiple of 4 and of `heads`.
+        layers: Of the vision tower.
+        heads: Attention heads of the vision tower.
+        text_width: Of the text tower; a multiple of `text_heads`.
+        text_layers: Of the text tower.
+        text_heads: Attention heads of the text tower.
+        text_length: Word pieces of a text; longer texts are cut.
+        vocabulary: Number of word pieces, which are learnt from the captions.
+        steps: Optimiser steps.
+        batch_size: Pairs per process and step.
+        peak_lr: Learning rate after warm-up, then falling as a cosine.
+        warmup_steps: Steps of linear warm-up; a fifth of `steps` at most.
+        validate_every: Steps between validations and checkpoints.
+    """
+
+    name: str = Field("tower", min_length=1)
+    image_size: int = Field(96, ge=8)
+    patch_size: int = Field(12, ge=2)
+    width: int = Field(192, ge=8)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(6, ge=1)
+    text_width: int = Field(128, ge=8)
+    text_layers: int = Field(3, ge=1)
+    text_heads: int = Field(4, ge=1)
+    text_length: int = Field(32, ge=4)
+    vocabulary: int = Field(8000, ge=64)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(128, ge=2)
+    peak_lr: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(300, ge=0)
+    validate_every: int = Field(250, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> TowerSection:
+        for name, size, parts, by in (
+            ("image_size", self.image_size, "patch_size", self.patch_size),
+            ("width", self.width, "heads", self.heads),
+            ("text_width", self.text_width, "text_heads", self.text_heads),
+        ):
+            if size % by:
+                raise ValueError(f"{name} {size} is not a multiple of {parts} {by}")
+        if self.width % 4:
+            raise ValueError(f"width {self.width} is not a multiple of 4")
+        return self
+
+
+class LanguageModelSection(Section):
+    """A language model with random weights, for a joint encoder from nothing.
+
+    It has the tower's word pieces.
+
+    Attributes:
+        width: Of its layers; the tokens of an image get this width.
+        layers: Number of layers.
+        heads: Attention heads; divide `width`.
+    """
+
+    width: int = Field(128, ge=8)
+    layers: int = Field(6, ge=1)
+    heads: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> LanguageModelSection:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
 class ModelSection(Section):
     """The model to train: a new one, or an existing one to continue with.
 
     Attributes:
         start_from: An EDJE model to continue with, as `EDJEModel.from_pretrained` takes it. If
             missing, a new model is built from the other settings.
-        encoder: Folder or hub id of the SigLIP, or `open_clip:<model>@<weights>`.
-        language_model: Folder or hub id of a BERT with its masked-language-model head.
+        encoder: Folder or hub id of the SigLIP, or `open_clip:<model>@<weights>`; left out if the
+            recipe has a section `tower`.
+        language_model: Folder or hub id of a BERT with its masked-language-model head; not used
+            if the recipe has a section `language_model`.
         adapter: `compressed` or `local`.
         num_tokens: Tokens per image of the compressed adapter.
         adapter_hidden_size: Width of the adapter's MLP.
@@ -69,14 +148,6 @@ class ModelSection(Section):
     joint_encoder_from: str | None = None
     look_at_regions: bool = True
     freeze_language_model: bool = False
-
-    @model_validator(mode="after")
-    def _one_start(self) -> ModelSection:
-        if (self.start_from is None) == (self.encoder is None):
-            raise ValueError(
-                "name start_from (a model to continue with) or encoder (for a new one), not both"
-            )
-        return self
 
 
 class Pairs(Section):
@@ -220,13 +291,40 @@ class OptimisationSection(Section):
 
 
 class Recipe(Section):
-    """All settings of a training run."""
+    """All settings of a training run.
 
-    model: ModelSection
+    Attributes:
+        tower: Train a first stage from nothing first.
+        language_model: Begin the joint encoder with random weights.
+        model: The model to train.
+        data: Images and captions.
+        objectives: Weights of the losses.
+        optimisation: Length and learning rate of the joint encoder's training.
+        seed: Of weights, batches and crops.
+    """
+
+    tower: TowerSection | None = None
+    language_model: LanguageModelSection | None = None
+    model: ModelSection = ModelSection()
     data: DataSection
     objectives: ObjectivesSection = ObjectivesSection()
     optimisation: OptimisationSection
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Recipe:
+        starts = [self.model.start_from, self.model.encoder, self.tower]
+        if sum(start is not None for start in starts) != 1:
+            raise ValueError(
+                "name one start: model.start_from (a model to continue with), model.encoder (for "
+                "a new model), or a section tower (an encoder from nothing)"
+            )
+        if self.language_model is not None and self.tower is None:
+            raise ValueError(
+                "a section language_model needs a section tower, whose word pieces it takes; name "
+                "model.language_model"
+            )
+        return self
 
 
 def read_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:

@@ -22,7 +22,8 @@ from edje_qdrant.training.initialise import look_at_regions
 from edje_qdrant.training.loop import accelerator_for, fit
 from edje_qdrant.training.mixture import Mixture
 from edje_qdrant.training.objectives import TrainedParts
-from edje_qdrant.training.recipe import Pairs, Recipe
+from edje_qdrant.training.recipe import Pairs, Recipe, read_recipe
+from edje_qdrant.training.tower import new_language_model, train_tower
 from edje_qdrant.training.validation import search_validation
 from edje_qdrant.training.vision import LiveVision, VisionSource
 from edje_qdrant.training.vision_cache import CachedVision
@@ -47,7 +48,8 @@ def train(
     """Train a model and save it to `out/model`; a stopped run resumes.
 
     Processes started by `accelerate launch` or `torchrun` train together, and negatives come from
-    all of their batches. `out` also gets `recipe.json` with every setting, `training.pt` to resume
+    all of their batches. A recipe with a section `tower` trains its encoder first, in `out/tower`.
+    `out` also gets `recipe.json` with every setting, `training.pt` to resume
     from, and logs (`training.jsonl`, `tensorboard/`).
 
     Args:
@@ -73,10 +75,6 @@ def train(
     out = Path(out)
     accelerator = accelerator_for(device)
     _keep_recipe(recipe, out, accelerator)
-    torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, encoder=encoder).to(accelerator.device)
-    freeze(model, language_model=recipe.model.freeze_language_model)
-    teacher = _teacher(recipe, accelerator)
     if sources is None:
         sources = [_open(pairs) for pairs in recipe.data.train]
     if len(sources) != len(recipe.data.train):
@@ -85,6 +83,18 @@ def train(
             "training files; give one source for each"
         )
     held = _open(recipe.data.validation)
+    language_model = None
+    if recipe.tower is not None and encoder is None:
+        encoder = train_tower(recipe, sources, held, out / "tower", accelerator, progress=progress)
+        if recipe.language_model is not None:
+            torch.manual_seed(recipe.seed)
+            bert = new_language_model(recipe.language_model, encoder.tokenizer)
+            language_model = (bert, encoder.tokenizer)
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model, encoder=encoder, language_model=language_model)
+    model.to(accelerator.device)
+    freeze(model, language_model=recipe.model.freeze_language_model)
+    teacher = _teacher(recipe, accelerator)
     vision = _vision(model, sources, recipe, accelerator, progress=progress)
     held_folder = Path(recipe.data.cache_vision or out / "vision")
     held_vision = _cached(model, [held], held_folder, recipe, accelerator, progress=progress)
@@ -128,7 +138,8 @@ def _keep_recipe(recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         with os_errors_as_store_errors("write", path):
             out.mkdir(parents=True, exist_ok=True)
-            if (out / "training.pt").exists() and path.exists() and path.read_text() != text:
+            begun = (out / "training.pt").exists() or (out / "tower" / "tower.pt").exists()
+            if begun and path.exists() and read_recipe(path) != recipe:
                 raise CheckpointError(
                     f"{out} holds a run of another recipe (see {path}); choose another folder, or "
                     "delete it to start from the beginning",

@@ -51,7 +51,7 @@ def test_what_a_run_saves_is_the_recipe_again(tmp_path):
     [
         ({"model.tokens": 3}, "model.tokens: Extra inputs"),
         ({"model.num_tokens": 0}, "model.num_tokens: Input should be greater"),
-        ({"model.start_from": "x"}, "model: Value error, name start_from"),
+        ({"model.start_from": "x"}, "recipe: Value error, name one start"),
         ({"data.train": []}, "data.train: List should have at least 1"),
         ({"optimisation.steps": 5}, "optimisation: Value error, give steps or epochs"),
         ({"optimisation.schedule": "linear"}, "optimisation.schedule"),
@@ -86,7 +86,8 @@ def test_epochs_become_steps_of_the_whole_batch(tmp_path):
 
 
 def test_the_examples_say_what_the_paper_says():
-    recipes = {p.stem: read_recipe(p) for p in EXAMPLES.glob("*.toml") if p.stem != "demo"}
+    own = {"demo", "emoji"}  # of data that the paper does not have
+    recipes = {p.stem: read_recipe(p) for p in EXAMPLES.glob("*.toml") if p.stem not in own}
     assert recipes.keys() == {
         "pretraining", "finetuning-coco", "finetuning-flickr", "distillation",
     }  # fmt: skip
@@ -102,3 +103,9 @@ def test_the_examples_say_what_the_paper_says():
             assert recipe.model.adapter_hidden_size == 8192
         else:
             assert weights == ((1.0, 0.0, 0.0, 0.0) if tuned else (0.0, 0.0, 0.0, 1.0))
+
+
+def test_the_recipe_of_emoji_trains_tower_and_joint_encoder_from_nothing():
+    recipe = read_recipe(EXAMPLES / "emoji.toml")
+    assert recipe.tower is not None
+    assert recipe.language_model is not None
