@@ -120,12 +120,15 @@ def unpacked_packages(folder: Path) -> Path:
     lists = folder / "lists"
     (lists / "partial").mkdir(parents=True, exist_ok=True)
     suite = subprocess.run(
-        [". /etc/os-release; echo $VERSION_CODENAME"], shell=True, check=True,  # noqa: S602, S607
+        [". /etc/os-release; echo $VERSION_CODENAME"], shell=True, check=True,
         capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
     (folder / "sources.list").write_text(f"deb-src http://deb.debian.org/debian {suite} main\n")
-    places = [f"Dir::Etc::sourcelist={folder.resolve()}/sources.list",
-              "Dir::Etc::sourceparts=/dev/null", f"Dir::State::lists={lists.resolve()}"]  # fmt: skip
+    places = (
+        f"Dir::Etc::sourcelist={folder.resolve()}/sources.list",
+        "Dir::Etc::sourceparts=/dev/null",
+        f"Dir::State::lists={lists.resolve()}",
+    )
     apt = ["apt-get", *(word for place in places for word in ("-o", place))]
     subprocess.run([*apt, "update"], check=True)
     subprocess.run([*apt, "source", "--download-only", *SOURCE_PACKAGES], cwd=folder, check=True)
@@ -202,11 +205,13 @@ def degrees(angle: float) -> tuple[float, float, float]:
 
 
 def save(image: Image.Image, path: Path, kind: str | None = None, **how: Any) -> None:
+    """Save an image, in a folder that may not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, kind, **how)
 
 
 def copy(source: Path, target: Path) -> None:
+    """Copy a file with its time of change, into a folder that may not be there yet."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(source, target)
 
@@ -248,8 +253,13 @@ def make_leftovers(photographs: Sequence[Path], library: Path) -> None:
     """Add what photo libraries have besides photographs, and copies of some."""
     small = io.BytesIO()
     Image.open(photographs[0]).convert("RGB").resize((160, 100)).save(small, "JPEG")
-    for name in ("Phone/2023-07/@eaDir/IMG_0000.heic/SYNOPHOTO_THUMB_S.jpg", ".thumbnails/1.jpg",
-                 "__MACOSX/._scan.jpg", "Camera/2022 Alps/._DSC_0001.JPG", ".hidden.jpg"):  # fmt: skip
+    for name in (
+        "Phone/2023-07/@eaDir/IMG_0000.heic/SYNOPHOTO_THUMB_S.jpg",
+        ".thumbnails/1.jpg",
+        "__MACOSX/._scan.jpg",
+        "Camera/2022 Alps/._DSC_0001.JPG",
+        ".hidden.jpg",
+    ):
         target = library / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(small.getvalue())
