@@ -65,7 +65,7 @@ SEARCH = """
 another: {scenes:,} of them, {candidates} candidates.
 
 ```
-edje-qdrant calibrate scenes --out CALIBRATED
+edje-qdrant calibrate scenes --num-candidates 50 --out CALIBRATED
 python benchmarks/search_quality.py
 ```
 

@@ -244,7 +244,7 @@ def calibrate(
     ] = None,
     num_candidates: Annotated[
         int, typer.Option(metavar="N", help="First-stage images to score.")
-    ] = 50,
+    ] = 100,
     limit: Annotated[int, typer.Option(metavar="N", help="Use only the first N images.")] = 2000,
     cutoff: Annotated[
         float,

@@ -200,7 +200,9 @@ def search(
             )
         common: dict[str, Any] = {
             "top_k": top_k,
-            "num_candidates": max(100, top_k) if num_candidates is None else num_candidates,
+            "num_candidates": max(DEFAULTS["num_candidates"], top_k)
+            if num_candidates is None
+            else num_candidates,
             "filter": filter,
             "on_missing": on_missing,
             "collapse_duplicates": collapse_duplicates if likeness is None else likeness,

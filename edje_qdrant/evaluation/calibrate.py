@@ -22,6 +22,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import Calibration, adaptive_stops, fit_calibration
 from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.search.options import NUM_CANDIDATES
 
 __all__ = ["Accepts", "CalibrationReport", "accepts", "calibrate", "savings", "with_matches"]
 
@@ -103,7 +104,7 @@ def calibrate(
     *,
     data: str,
     matches: Mapping[str, Collection[str]] | None = None,
-    num_candidates: int = 50,
+    num_candidates: int = NUM_CANDIDATES,
     limit: int | None = 2000,
     cutoff_probability: float = 0.5,
     winners_lost: float = 0.002,

@@ -28,7 +28,7 @@ from edje_qdrant.integrations.hits import (
 )
 from edje_qdrant.integrations.shared_collection import SharedCollection
 from edje_qdrant.model.inference.precision import Precision
-from edje_qdrant.search.options import with_defaults
+from edje_qdrant.search.options import TOP_K, with_defaults
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 
@@ -118,7 +118,7 @@ class EDJERetriever(_Component):
         device: str | None = None,
         precision: Precision = "auto",
         api_key: Secret | None = None,
-        top_k: int = 10,
+        top_k: int = TOP_K,
         search_kwargs: dict[str, Any] | None = None,
         content_field: str | None = None,
     ) -> None:

@@ -27,6 +27,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.model.queries import encode_all, read_pixels
 from edje_qdrant.rerank.reranker import Reranker
+from edje_qdrant.search.options import NUM_CANDIDATES
 from edje_qdrant.types import ImageEncoding
 
 try:
@@ -297,7 +298,7 @@ class EDJETwoStage(_Model):
         *,
         device: str | torch.device | None = None,
         precision: Precision = "auto",
-        num_candidates: int = 100,
+        num_candidates: int = NUM_CANDIDATES,
         kept_images: int = _KEPT_IMAGES,
     ) -> None:
         check_number("num_candidates", num_candidates)

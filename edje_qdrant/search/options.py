@@ -13,6 +13,8 @@ from edje_qdrant.rerank.scorer import OnMissing
 
 __all__ = [
     "DEFAULTS",
+    "NUM_CANDIDATES",
+    "TOP_K",
     "Fusion",
     "MinScore",
     "OnMissing",
@@ -74,10 +76,14 @@ class SearchOptions(TypedDict, total=False):
     on_missing: OnMissing
 
 
+#: Hits of a search, and first-stage images that it reranks, by default: in the library, the command
+#: line, the service, its page and the integrations.
+TOP_K, NUM_CANDIDATES = 10, 100
+
 #: The default of every option. `top_k` is lower if fewer candidates are asked for.
 DEFAULTS: SearchOptions = {
-    "top_k": 10,
-    "num_candidates": 100,
+    "top_k": TOP_K,
+    "num_candidates": NUM_CANDIDATES,
     "filter": None,
     "fusion": "rerank",
     "fusion_weights": None,

@@ -39,6 +39,8 @@ from edje_qdrant.rerank.stopwatch import Stopwatch
 from edje_qdrant.search.duplicates import Looks
 from edje_qdrant.search.groups import diversified
 from edje_qdrant.search.options import (
+    NUM_CANDIDATES,
+    TOP_K,
     SearchOptions,
     check_choice,
     check_milliseconds,
@@ -451,7 +453,7 @@ class TwoStageRetriever:
         self,
         image: ImageQuery | InferenceImage,
         *,
-        top_k: int = 10,
+        top_k: int = TOP_K,
         filter: Filter | None = None,
         group_by: str | None = None,
         collapse_duplicates: bool | float = False,
@@ -513,7 +515,7 @@ class TwoStageRetriever:
         *,
         text: str | None = None,
         top_k: int | None = None,
-        num_candidates: int = 100,
+        num_candidates: int = NUM_CANDIDATES,
         filter: Filter | None = None,
         strategy: Strategy = "average_vector",
         on_missing: OnMissing = "error",
@@ -662,7 +664,7 @@ class TwoStageRetriever:
             image = open_upright(io.BytesIO(content), image)
         return explain_match(model, text, image)
 
-    def resume(self, cursor: str, *, top_k: int = 10) -> SearchResult:
+    def resume(self, cursor: str, *, top_k: int = TOP_K) -> SearchResult:
         """Return the next page of an earlier search, possibly of another process.
 
         Nothing is searched or scored again. Images that were deleted since are left out,

@@ -19,7 +19,7 @@ from pydantic import (
 from edje_qdrant.index import Strategy
 from edje_qdrant.index.filters.from_json import filter_schema
 from edje_qdrant.rerank.scorer import OnMissing
-from edje_qdrant.search.options import DEFAULTS, Fusion, MinScore
+from edje_qdrant.search.options import DEFAULTS, NUM_CANDIDATES, TOP_K, Fusion, MinScore
 
 __all__ = [
     "Answer",
@@ -143,11 +143,12 @@ class SearchRequest(_Filtered):
 
     text: Text = Field(description="Description of the image.")
     top_k: Count = Field(
-        10, description="Hits to return; if it is absent, num_candidates where that is less."
+        TOP_K, description="Hits to return; if it is absent, num_candidates where that is less."
     )
     num_candidates: Count | None = Field(
         None,
-        description="First-stage images to rerank; 100 by default, or top_k if that is larger.",
+        description="First-stage images to rerank; by default "
+        f"{NUM_CANDIDATES}, or top_k if that is larger.",
     )
     fusion: Fusion = Field(
         DEFAULTS["fusion"],
@@ -193,7 +194,7 @@ class NextRequest(_Model):
         pattern="^[A-Za-z0-9_-]+$",
         description="The `cursor` of that answer.",
     )
-    top_k: Count = Field(10, description="Hits of the page.")
+    top_k: Count = Field(TOP_K, description="Hits of the page.")
 
 
 class RecommendRequest(_Filtered):
@@ -210,7 +211,7 @@ class RecommendRequest(_Filtered):
         [], max_length=100, description="Ids of images to avoid similar ones to."
     )
     text: Text | None = Field(None, description="Text that ranks the images found.")
-    top_k: Count = 10
+    top_k: Count = TOP_K
     num_candidates: Count | None = None
     strategy: Strategy = "average_vector"
     on_missing: OnMissing = DEFAULTS["on_missing"]

@@ -8,6 +8,7 @@ from fastapi import APIRouter, File, Form, UploadFile
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.ingest.encode import encode_batch
+from edje_qdrant.search.options import TOP_K
 from edje_qdrant.web.read_filter import read_filter
 from edje_qdrant.web.schemas import (
     Answer,
@@ -46,7 +47,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
     @router.post("/search/image")
     async def search_image(
         file: Annotated[UploadFile, File(description="Image to search by.")],
-        top_k: Annotated[TypedCount, Form()] = 10,
+        top_k: Annotated[TypedCount, Form()] = TOP_K,
         filter: Annotated[
             str | None,
             Form(

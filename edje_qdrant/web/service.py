@@ -27,7 +27,7 @@ from edje_qdrant.images import DecoderPool, default_workers
 from edje_qdrant.index import Filter
 from edje_qdrant.index.filters.from_json import filter_from_json
 from edje_qdrant.search.batcher import SearchBatcher
-from edje_qdrant.search.options import DEFAULTS, SearchOptions
+from edje_qdrant.search.options import DEFAULTS, NUM_CANDIDATES, SearchOptions
 from edje_qdrant.search.results import SearchHit, SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.sources.image_folder import ImageFolder, Thumbnails
@@ -311,7 +311,7 @@ class Service:
         self.check_top_k(top_k)
         most = self.settings.max_candidates
         if num_candidates is None:
-            return top_k, min(most, max(DEFAULTS["num_candidates"], top_k))
+            return top_k, min(most, max(NUM_CANDIDATES, top_k))
         if num_candidates > most:
             raise RequestError(400, "LimitExceeded", f"num_candidates may be at most {most}")
         return top_k, num_candidates

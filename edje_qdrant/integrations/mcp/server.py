@@ -22,6 +22,7 @@ from edje_qdrant.integrations.mcp.schemas import (
     ThumbnailOf,
 )
 from edje_qdrant.integrations.mcp.tools import ImageTools, Picture
+from edje_qdrant.search.options import NUM_CANDIDATES, TOP_K
 from edje_qdrant.version import __version__
 
 try:
@@ -201,7 +202,7 @@ def _add_search_tools(server: ImageServer) -> None:
     @server.tool(annotations=_reading("Search images by a description"))
     async def search_images(
         query: _Query,
-        top_k: _TopK = 10,
+        top_k: _TopK = TOP_K,
         num_candidates: Annotated[
             int,
             Field(
@@ -210,7 +211,7 @@ def _add_search_tools(server: ImageServer) -> None:
                 description="Images of the first stage that are read together with the text; more "
                 "is better and slower.",
             ),
-        ] = 100,
+        ] = NUM_CANDIDATES,
         filter: _Filter = None,
         min_score: Annotated[
             float | Literal["auto"] | None,
@@ -260,7 +261,7 @@ def _add_search_tools(server: ImageServer) -> None:
                 "score.",
             ),
         ] = None,
-        top_k: _TopK = 10,
+        top_k: _TopK = TOP_K,
         filter: _Filter = None,
         fields: _Fields = [],  # noqa: B006 - read only; a default in the schema
         thumbnails: _Thumbnails = False,

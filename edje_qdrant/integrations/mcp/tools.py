@@ -33,6 +33,7 @@ from edje_qdrant.integrations.mcp.schemas import (
     RankedImages,
     ThumbnailOf,
 )
+from edje_qdrant.search.options import NUM_CANDIDATES
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.sources.folder import IMAGE_SUFFIXES
@@ -133,7 +134,7 @@ class ImageTools:
             unlike,
             text=query,
             top_k=top_k,
-            num_candidates=max(top_k, 100),
+            num_candidates=max(top_k, NUM_CANDIDATES),
             filter=filter or None,
         )
         return self._found(result, fields)
