@@ -21,6 +21,7 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError, ImagesDeletedError, StoreError, TokensNotFoundError
 from edje_qdrant.index import QdrantOptions
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.calibration import MatchWord, match_word
 from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.scorer import CandidateScorer, OnDeleted, OnMissing, best_first
@@ -55,6 +56,11 @@ class RankedPoint:
     rank: int
     retrieval_rank: int
     probability: float | None = None
+
+    @property
+    def match(self) -> MatchWord | None:
+        """Return `"good"`, `"possible"` or `"weak"`, by the probability; None without one."""
+        return match_word(self.probability)
 
 
 class AttachedCollection:

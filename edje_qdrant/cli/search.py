@@ -277,15 +277,15 @@ def _as_lines(result: SearchResult) -> list[str]:
     if not result.hits:
         return ["nothing found"]
     sure = any(hit.probability is not None for hit in result)
-    head = f"{'rank':>4}  {'score':>8}  {'match':>6}  " if sure else f"{'rank':>4}  {'score':>8}  "
+    head = f"{'rank':>4}  {'score':>8}  {'match':>13}  " if sure else f"{'rank':>4}  {'score':>8}  "
     lines = [f"{head}{'first stage':>11}  image"]
     for hit in result:
         moved = hit.retrieval_rank - hit.rank
         arrow = "↑" if moved > 0 else "↓" if moved < 0 else "="
         shown = hit.payload.get("path", hit.image_id)
         score = "-" if hit.score is None else f"{hit.score:.3f}"
-        match = "-" if hit.probability is None else f"{hit.probability:.0%}"
-        middle = f"{match:>6}  " if sure else ""
+        match = "-" if hit.probability is None else f"{hit.match} {hit.probability:>4.0%}"
+        middle = f"{match:>13}  " if sure else ""
         group = "" if hit.group is None else f"  ({hit.group})"
         group += f"  (+{len(hit.duplicates)} near-duplicates)" if hit.duplicates else ""
         lines.append(

@@ -19,12 +19,27 @@ from edje_qdrant.evaluation.gallery import build_gallery
 from edje_qdrant.evaluation.rankings import Rankings
 from edje_qdrant.evaluation.run import ingest_gallery
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.model.calibration import Calibration, adaptive_stops, fit_calibration
+from edje_qdrant.model.calibration import (
+    MATCH_WORDS,
+    Calibration,
+    MatchWord,
+    adaptive_stops,
+    fit_calibration,
+)
 from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.search.options import NUM_CANDIDATES
 
-__all__ = ["Accepts", "CalibrationReport", "accepts", "calibrate", "savings", "with_matches"]
+__all__ = [
+    "Accepts",
+    "CalibrationReport",
+    "WordShare",
+    "accepts",
+    "calibrate",
+    "savings",
+    "with_matches",
+    "word_shares",
+]
 
 # With fewer candidates, the fit would not cover the scores of candidates at low ranks.
 _FEWEST = 10
@@ -50,6 +65,19 @@ class Accepts:
 
 
 @dataclass(frozen=True, slots=True)
+class WordShare:
+    """Hold how many pairs of a text and an image got a word for their match, and are right.
+
+    Attributes:
+        pairs: Number of pairs.
+        right: Share of them that are right; None without pairs.
+    """
+
+    pairs: int
+    right: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class CalibrationReport:
     """Hold a calibration and its quality on queries it was not fitted to.
 
@@ -62,6 +90,8 @@ class CalibrationReport:
             cross-validation.
         winners_lost: Share of queries whose best image early stopping misses, by
             cross-validation.
+        words: What the words for matches are worth, by cross-validation. As in the fit, every
+            second query counts without its right images.
     """
 
     calibration: Calibration
@@ -70,6 +100,7 @@ class CalibrationReport:
     brier: float
     pairs_saved: float
     winners_lost: float
+    words: dict[MatchWord, WordShare]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
@@ -85,6 +116,12 @@ class CalibrationReport:
             f'cutoff of min_score="auto": logit {found.cutoff:.2f}; right answers accepted '
             f"{self.joint.true or 0:.1%}, queries without one accepted {self.joint.false or 0:.1%}",
             f"mean squared error of probabilities: {self.brier:.4f}",
+            "",
+            "right, of the pairs that are called a",
+            *(
+                f"  {word + ' match':<16}{_range(word):<22}{_share(self.words[word])}"
+                for word in MATCH_WORDS
+            ),
             "",
             f"right answers accepted at false accepts of  {shares}",
             *(
@@ -219,26 +256,62 @@ def savings(
     return stops, seen.argmax(axis=1)
 
 
+def word_shares(
+    probabilities: NDArray[np.float64], rankings: Rankings
+) -> dict[MatchWord, WordShare]:
+    """Return how many pairs of each word for a match there are, and which share is right.
+
+    Args:
+        probabilities: `(q, depth)` probabilities of a match.
+        rankings: The queries; every second one counts without its right images.
+    """
+    absent = np.arange(len(rankings)) % 2 == 1
+    kept = ~(absent[:, None] & rankings.right)
+    shares: dict[MatchWord, WordShare] = {}
+    most = np.inf
+    for word, least in MATCH_WORDS.items():
+        right = rankings.right[kept & (probabilities >= least) & (probabilities < most)]
+        shares[word] = WordShare(right.size, float(right.mean()) if right.size else None)
+        most = least
+    return shares
+
+
+def _range(word: MatchWord) -> str:
+    """Return the probabilities of a word as text."""
+    words = [*MATCH_WORDS]
+    place = words.index(word)
+    least = f"{MATCH_WORDS[word]:.0%}"
+    if place == 0:
+        return f"({least} or more)"
+    most = f"{MATCH_WORDS[words[place - 1]]:.0%}"
+    return f"(below {most})" if place == len(words) - 1 else f"({least} to {most})"
+
+
+def _share(found: WordShare) -> str:
+    return "no pair" if found.right is None else f"{found.right:>6.1%} of {found.pairs}"
+
+
 def _report(
     whole: Calibration,
     rankings: Rankings,
     halves: Sequence[tuple[Calibration, NDArray[np.int64]]],
 ) -> CalibrationReport:
     accepted = np.zeros(rankings.joint.shape, np.bool_)
-    errors = np.zeros(rankings.joint.shape)
+    probabilities = np.zeros(rankings.joint.shape)
     stops = np.zeros(len(rankings), np.int64)
     found = np.zeros(len(rankings), np.int64)
     for calibration, rows in halves:
         logits = rankings.joint[rows]
         accepted[rows] = logits >= calibration.cutoff
-        errors[rows] = (calibration.probability(logits) - rankings.right[rows]) ** 2
+        probabilities[rows] = calibration.probability(logits)
         all_stops, all_found = savings(calibration, rankings)
         stops[rows], found[rows] = all_stops[rows], all_found[rows]
     return CalibrationReport(
         calibration=whole,
         joint=accepts(rankings, rankings.joint, accepted),
         cosine=accepts(rankings, rankings.first),
-        brier=float(errors.mean()),
+        brier=float(((probabilities - rankings.right) ** 2).mean()),
         pairs_saved=float(1 - stops.mean() / rankings.depth),
         winners_lost=float((found != rankings.joint.argmax(axis=1)).mean()),
+        words=word_shares(probabilities, rankings),
     )

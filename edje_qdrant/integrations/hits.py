@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edje_qdrant.checks import check_number
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.model.calibration import match_word
 from edje_qdrant.rerank.scorer import best_first
 from edje_qdrant.search.results import SearchHit, SearchResult
 
@@ -83,12 +84,18 @@ def reranked_fields(
 ) -> dict[str, Any]:
     """Return the metadata of a reranked document: its own, with the new score and rank.
 
-    `probability` is that of the new score; None if the scorer's model has no calibration. The other
-    fields still describe the search that found the document.
+    `probability` and `match` are those of the new score; None if the scorer's model has no
+    calibration. The other fields still describe the search that found the document.
     """
     calibration = getattr(getattr(scorer, "model", None), "calibration", None)
     probability = None if calibration is None else float(calibration.probability(score))
-    return {**fields, "score": score, "rank": rank, "probability": probability}
+    return {
+        **fields,
+        "score": score,
+        "rank": rank,
+        "probability": probability,
+        "match": match_word(probability),
+    }
 
 
 def rank_images(

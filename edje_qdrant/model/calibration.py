@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,13 @@ from edje_qdrant.files import write_atomically
 __all__ = [
     "CALIBRATION_FILE",
     "FIRST_LOOK",
+    "MATCH_WORDS",
     "STEP",
     "Calibration",
+    "MatchWord",
     "adaptive_stops",
     "fit_calibration",
+    "match_word",
 ]
 
 #: Name of the file in a model's folder.
@@ -33,6 +36,14 @@ CALIBRATION_FILE = "calibration.json"
 
 #: Candidates scored before the first check whether to stop, and between checks.
 FIRST_LOOK = STEP = 8
+
+#: How well a text and an image match, in a word.
+MatchWord: TypeAlias = Literal["good", "possible", "weak"]
+
+#: Word -> least probability of a match, best word first. A probability is the share of right pairs
+#: among those like it, so that most good matches are right, some possible ones are, and hardly any
+#: weak ones. `calibrate` measures these shares.
+MATCH_WORDS: dict[MatchWord, float] = {"good": 0.5, "possible": 0.1, "weak": 0.0}
 
 _FORMAT = 1
 _ROUNDS = 100
@@ -128,6 +139,23 @@ class Calibration:
                 f"cannot read {path} ({error}); delete it, or run edje-qdrant calibrate again",
                 path=str(path),
             ) from error
+
+
+@overload
+def match_word(probability: float) -> MatchWord: ...
+@overload
+def match_word(probability: float | None) -> MatchWord | None: ...
+def match_word(probability: float | None) -> MatchWord | None:
+    """Return how well a text and an image match, in a word; None without a probability.
+
+    Example:
+        >>> from edje_qdrant.model.calibration import match_word
+        >>> [match_word(p) for p in (0.83, 0.19, 0.02, None)]
+        ['good', 'possible', 'weak', None]
+    """
+    if probability is None:
+        return None
+    return next(word for word, least in MATCH_WORDS.items() if probability >= least)
 
 
 def fit_calibration(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from edje_qdrant.errors import ConfigError, MissingExtraError
+from edje_qdrant.model.calibration import MatchWord, match_word
 from edje_qdrant.types import Payload, Timings
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class SearchHit:
         duplicates: Ids of the near-duplicates that this hit stands for, best first; empty without
             `collapse_duplicates`.
 
-    The repr is short: ranks, score and path.
+    The repr is short: ranks, score and path. `match` says the probability in a word.
     """
 
     image_id: str
@@ -61,8 +62,16 @@ class SearchHit:
     group: Any = None
     duplicates: tuple[str, ...] = ()
 
+    @property
+    def match(self) -> MatchWord | None:
+        """Return `"good"`, `"possible"` or `"weak"`; None if the model has no calibration.
+
+        A good match is more likely right than not, a possible one has a probability of 0.1 or more.
+        """
+        return match_word(self.probability)
+
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields by name; the payload is not copied."""
+        """Return all fields by name, and `match`; the payload is not copied."""
         return {name: getattr(self, name) for name in _HIT_FIELDS}
 
     def __repr__(self) -> str:
@@ -78,7 +87,7 @@ class SearchHit:
         )
 
 
-_HIT_FIELDS = [each.name for each in fields(SearchHit)]
+_HIT_FIELDS = [*(each.name for each in fields(SearchHit)), "match"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

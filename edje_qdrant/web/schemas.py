@@ -18,6 +18,7 @@ from pydantic import (
 
 from edje_qdrant.index import Strategy
 from edje_qdrant.index.filters.from_json import filter_schema
+from edje_qdrant.model.calibration import MatchWord
 from edje_qdrant.rerank.scorer import OnMissing
 from edje_qdrant.search.options import DEFAULTS, NUM_CANDIDATES, TOP_K, Fusion, MinScore
 
@@ -239,6 +240,9 @@ class Hit(BaseModel):
     score: float | None = Field(description="The joint encoder's logit; null if not scored.")
     probability: float | None = Field(
         description="Probability that text and image match, if calibrated."
+    )
+    match: MatchWord | None = Field(
+        None, description="The probability in a word: good, possible or weak."
     )
     retrieval_score: float = Field(description="The first stage's cosine.")
     retrieval_rank: int = Field(description="Rank in the first stage, from 1.")

@@ -10,7 +10,7 @@ from eval_rankings import make_rankings
 from edje_qdrant.data.annotations import read_annotations
 from edje_qdrant.demo.annotated import scene_matches, write_scenes
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.evaluation.calibrate import accepts, calibrate, with_matches
+from edje_qdrant.evaluation.calibrate import accepts, calibrate, with_matches, word_shares
 from edje_qdrant.model import EDJEModel
 
 
@@ -27,6 +27,20 @@ def test_accepts_are_counted_by_hand() -> None:
     assert found.false == pytest.approx(2 / 3)
     # No false accept at all needs more than 4, which 5 and 9 are.
     assert found.true_at == {share: pytest.approx(2 / 3) for share in ("0.01", "0.05", "0.1")}
+
+
+def test_right_pairs_of_each_word_are_counted_by_hand() -> None:
+    rankings = make_rankings(queries=3, depth=4, pool=4)
+    right = np.array([[1, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], bool)
+    probabilities = np.array([[0.9, 0.5, 0.49, 0.0], [0.9, 0.8, 0.3, 0.1], [0.2, 0.2, 0.1, 0.05]])
+    found = word_shares(probabilities, replace(rankings, right=right))
+    # The second query counts without its right image.
+    assert {word: (each.pairs, each.right) for word, each in found.items()} == {
+        "good": (3, pytest.approx(1 / 3)),
+        "possible": (6, pytest.approx(1 / 6)),
+        "weak": (2, 0.5),
+    }
+    assert word_shares(probabilities + 1, rankings)["weak"].right is None
 
 
 def test_all_pictures_a_caption_is_true_of_are_right() -> None:
@@ -65,6 +79,9 @@ def test_the_bundled_model_is_calibrated_on_scenes(scenes: Path) -> None:
     found = report.calibration
     assert (found.queries, found.data) == (40, "sixty scenes")
     assert found.slope > 0
+    assert (report.words["good"].right or 0) > 0.6
+    assert (report.words["weak"].right or 0) < 0.05
+    assert "good match      (50% or more)" in report.text()
     assert 0 <= report.brier < 0.03
     assert report.joint.true_at["0.1"] > 0.8
     assert f"{found.queries} queries" in report.text()

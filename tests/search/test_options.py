@@ -36,7 +36,8 @@ def test_the_service_answers_with_every_field_of_a_hit() -> None:
     pytest.importorskip("fastapi", reason="needs the extra web")
     from edje_qdrant.web.schemas import Hit
 
-    assert {*Hit.model_fields} == {field.name for field in fields(SearchHit)}
+    assert {*Hit.model_fields} == {*SearchHit("0", 1.0, 1, 0.5, 1, {}).as_dict()}
+    assert {*Hit.model_fields} == {*(field.name for field in fields(SearchHit)), "match"}
 
 
 def test_the_command_takes_the_options_with_the_same_defaults() -> None:

@@ -46,6 +46,20 @@ def result_of(*hits: SearchHit, query: str = "a cat") -> SearchResult:
     return SearchResult(query, hits, Timings(1, 2, 3, 4), candidates=40, scored=40)
 
 
+@pytest.mark.parametrize(
+    ("probability", "word"),
+    [
+        (None, None), (1.0, "good"), (0.5, "good"), (0.49, "possible"), (0.19, "possible"),
+        (0.1, "possible"), (0.0999, "weak"), (0.0, "weak"),
+    ],
+)  # fmt: skip
+def test_a_hit_says_its_probability_in_a_word(probability: float | None, word: str | None) -> None:
+    hit = replace(hit_of("a.png"), probability=probability)
+    assert hit.match == hit.as_dict()["match"] == word
+    (row,) = result_of(hit).to_dicts()
+    assert (row["match"], row["probability"]) == (word, probability)
+
+
 def test_fewer_candidates_than_the_usual_hits_are_all_returned(
     retriever: TwoStageRetriever, tiny_model: EDJEModel
 ) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from edje_qdrant.model.calibration import MatchWord
+
 __all__ = [
     "CollectionSummary",
     "ExplainedMatch",
@@ -23,6 +25,7 @@ _ID = "Id of the image; pass it to the other tools."
 _PATH = "Path of the image's file; null if the collection stores none."
 _SCORE = "Score of the joint encoder; higher is better, comparable within one query only."
 _PROBABILITY = "Probability that text and image match; null if the model is not calibrated."
+_MATCH = "The probability in a word: good, possible or weak; null without one."
 
 
 class FoundImage(BaseModel):
@@ -33,6 +36,7 @@ class FoundImage(BaseModel):
     path: str | None = Field(description=_PATH)
     score: float | None = Field(description=f"{_SCORE} Null without a text.")
     probability: float | None = Field(description=_PROBABILITY)
+    match: MatchWord | None = Field(description=_MATCH)
     retrieval_score: float = Field(description="Cosine of the first stage, the vector search.")
     retrieval_rank: int = Field(description="Place in the first stage, from 1.")
     fields: dict[str, Any] = Field(description="The payload fields that were asked for.")
@@ -58,6 +62,7 @@ class RankedImage(BaseModel):
     path: str | None = Field(description=_PATH)
     score: float = Field(description=_SCORE)
     probability: float | None = Field(description=_PROBABILITY)
+    match: MatchWord | None = Field(description=_MATCH)
 
 
 class RankedImages(BaseModel):
@@ -90,6 +95,7 @@ class ExplainedMatch(BaseModel):
     path: str | None = Field(description=_PATH)
     score: float = Field(description=_SCORE)
     probability: float | None = Field(description=_PROBABILITY)
+    match: MatchWord | None = Field(description=_MATCH)
     words: list[ExplainedWord] = Field(description="The words of the text, in order.")
 
 

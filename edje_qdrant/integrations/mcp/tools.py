@@ -33,6 +33,7 @@ from edje_qdrant.integrations.mcp.schemas import (
     RankedImages,
     ThumbnailOf,
 )
+from edje_qdrant.model.calibration import match_word
 from edje_qdrant.search.options import NUM_CANDIDATES
 from edje_qdrant.search.results import SearchResult
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -152,6 +153,7 @@ class ImageTools:
                 path=self._path(payloads.get(image_ids[row], {})),
                 score=score,
                 probability=self._probability(score),
+                match=match_word(self._probability(score)),
             )
             for rank, (row, score) in enumerate(ranked, start=1)
         ]
@@ -178,6 +180,7 @@ class ImageTools:
             path=self._path(payload),
             score=found.score,
             probability=self._probability(found.score),
+            match=match_word(self._probability(found.score)),
             words=[_word(word, float(weight), heat, found.area) for word, weight, heat in rows],
         )
         return match, image, found
@@ -274,6 +277,7 @@ class ImageTools:
                 path=self._path(hit.payload),
                 score=hit.score,
                 probability=hit.probability,
+                match=hit.match,
                 retrieval_score=hit.retrieval_score,
                 retrieval_rank=hit.retrieval_rank,
                 fields={name: hit.payload[name] for name in fields if name in hit.payload},
