@@ -43,7 +43,7 @@ def test_the_service_answers_with_every_field_of_a_hit() -> None:
 def test_the_command_takes_the_options_with_the_same_defaults() -> None:
     from edje_qdrant.cli.search import search
 
-    names = {"num_candidates": "candidates", "filter": "where"}
+    names = {"filter": "where"}
     parameters = inspect.signature(search).parameters
     for name, default in DEFAULTS.items():
         if name == "fusion_weights":  # from Python and over HTTP only
