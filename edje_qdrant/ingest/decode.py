@@ -51,12 +51,20 @@ class DecodedImage:
     pixels: Pixels
 
 
-def identify_image(item: ListedImage | FailedImage) -> KnownImage | FailedImage:
-    """Read an image's file and derive its id; pass earlier failures through."""
+def identify_image(item: KnownImage | ListedImage | FailedImage) -> KnownImage | FailedImage:
+    """Read an image's file and derive its id; pass earlier failures through.
+
+    An image whose id is known already is not read.
+    """
     if isinstance(item, FailedImage):
         return item
+    known = None
+    if isinstance(item, KnownImage):
+        known, item = item.image_id, item.listed
     try:
-        if item.image_id is not None:
+        if known is not None:
+            image_id = known
+        elif item.image_id is not None:
             image_id = item.image_id
         else:
             item = read_listed(item)
@@ -118,7 +126,7 @@ def decode_image(
     except ImageReadError as error:
         return FailedImage(path, error.reason)
     payload = {
-        **file_fields.of(decoded, path if content is None else None),
+        **file_fields.of(decoded, image.listed.stamp),
         **image.listed.fields,
         "path": path,
         "width": decoded.width,

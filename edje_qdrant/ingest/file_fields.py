@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from types import MappingProxyType
 from typing import Any
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.images import DecodedFile
-from edje_qdrant.index.moments import moment_text
 from edje_qdrant.types import Payload
 
 __all__ = ["FileFields"]
@@ -36,31 +34,23 @@ class FileFields:
         if self.gps and not self.exif:
             raise ConfigError("gps takes the place from the EXIF data; leave exif on, or gps off")
 
-    def of(self, decoded: DecodedFile, path: str | None = None) -> Payload:
+    def of(self, decoded: DecodedFile, stamp: Payload = MappingProxyType({})) -> Payload:
         """Return the fields of one image; a value that the file does not have is left out.
 
         Args:
             decoded: The decoded file.
-            path: Its path, from which `modified_at` is read; None leaves that out.
+            stamp: What its source says of the file; an `etag` is stored always.
         """
         if not self.exif:
-            return {}
+            return {name: value for name, value in stamp.items() if name == "etag"}
         known = decoded.exif
         fields: dict[str, Any] = {
             "taken_at": known.taken_at,
             "camera": known.camera,
             "lens": known.lens,
             "file_size": decoded.file_bytes,
-            "modified_at": None if path is None else _modified(path),
+            **stamp,
         }
         if self.gps and known.lat is not None:
             fields["place"] = {"lon": known.lon, "lat": known.lat}
         return {name: value for name, value in fields.items() if value is not None}
-
-
-def _modified(path: str) -> str | None:
-    try:
-        seconds = int(os.stat(path).st_mtime)
-        return moment_text(datetime.fromtimestamp(seconds, timezone.utc))
-    except (OSError, ValueError, OverflowError):  # deleted by now, or of a year beyond 9999
-        return None

@@ -27,6 +27,7 @@ from edje_qdrant.images import (
 from edje_qdrant.ingest.decode import DecodedImage, KnownImage, decode_image
 from edje_qdrant.ingest.encode import encode_batch
 from edje_qdrant.ingest.file_fields import FileFields
+from edje_qdrant.ingest.known_paths import KnownPaths
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
 from edje_qdrant.ingest.prune import count_old_versions, follow_moved, prune_collection
@@ -66,8 +67,9 @@ def ingest_images(
     """Ingest images into a collection.
 
     Images that are in the collection already are skipped before they are decoded, because an
-    image's id is derived from its file's bytes. So a rerun is fast and adds nothing, and a run
-    that was interrupted can be continued by a rerun. Files that cannot be read are listed in the
+    image's id is derived from its file's bytes. An image that is stored with the same `path`,
+    `file_size` and `modified_at`, or `etag`, is not even read. So a rerun is fast and adds nothing,
+    and a run that was interrupted can be continued by a rerun. Files that cannot be read are listed in the
     report and do not stop the run. Of each image of the source some 100 bytes stay in memory, and
     200 if it has fields.
 
@@ -207,7 +209,7 @@ def ingest_images(
                 unflushed = 0
 
         with run.bar, ThreadPoolExecutor(workers) as threads, ExitStack() as stack:
-            missing = run.missing(source.images(), threads, follow_source)
+            missing = run.missing(source.images(), threads, follow_source, KnownPaths(collection))
             try:
                 if worker_devices:
                     pool = stack.enter_context(

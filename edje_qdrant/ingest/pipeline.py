@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +18,7 @@ from edje_qdrant.ingest.decode import DecodedImage, KnownImage, identify_image, 
 from edje_qdrant.ingest.encode import EncodedBatch, start_batch
 from edje_qdrant.model.pixels import stack_pixels
 from edje_qdrant.sources.protocol import ListedImage
+from edje_qdrant.sources.stamp import stamped
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.types import FailedImage, ImageEncoding, Payload
 
@@ -102,16 +103,21 @@ class IngestRun:
         items: Iterable[ListedImage | FailedImage],
         threads: ThreadPoolExecutor,
         looked_up: Callable[[Sequence[KnownImage], set[str]], set[str]] | None = None,
+        known_paths: Callable[[Sequence[ListedImage]], Mapping[str, str]] | None = None,
     ) -> Iterator[KnownImage]:
         """Identify images and yield those that are not stored yet; nothing is decoded.
+
+        An image that is stored with its path and stamp is not read.
 
         Args:
             items: Images of the source.
             threads: Read the files.
             looked_up: Called with each batch that was looked up and the ids that are stored;
                 returns the ids of those that it updated.
+            known_paths: Returns path -> id of images that are stored unchanged; see `KnownPaths`.
         """
-        identified = in_threads(threads, identify_image, items, 2 * _LOOKUP, _weight)
+        located = items if known_paths is None else _located(items, threads, known_paths)
+        identified = in_threads(threads, identify_image, located, 2 * _LOOKUP, _weight)
         for batch in batches(self._successes(identified), _LOOKUP, _size, _LOOKUP_BYTES):
             existing = self._target.existing([image.image_id for image in batch])
             updated = set() if looked_up is None else looked_up(batch, existing)
@@ -301,6 +307,22 @@ class IngestRun:
                 yield item
 
 
+def _located(
+    items: Iterable[ListedImage | FailedImage],
+    threads: ThreadPoolExecutor,
+    known_paths: Callable[[Sequence[ListedImage]], Mapping[str, str]],
+) -> Iterator[KnownImage | ListedImage | FailedImage]:
+    """Yield the images, those that are stored with their path and stamp with their id."""
+    with_stamps = in_threads(threads, stamped, items, _LOOKUP, _weight)
+    for batch in batches(with_stamps, _LOOKUP, _held_bytes, _LOOKUP_BYTES):
+        ids = known_paths([item for item in batch if isinstance(item, ListedImage)])
+        for item in batch:
+            if isinstance(item, ListedImage) and item.path in ids:
+                yield KnownImage(ids[item.path], item)
+            else:
+                yield item
+
+
 def _with_content(image: KnownImage) -> KnownImage | FailedImage:
     try:
         return replace(image, listed=read_listed(image.listed))
@@ -308,10 +330,14 @@ def _with_content(image: KnownImage) -> KnownImage | FailedImage:
         return FailedImage(image.listed.path, error.reason)
 
 
-def _weight(item: ListedImage | FailedImage) -> int:
+def _weight(item: KnownImage | ListedImage | FailedImage) -> int:
     held = isinstance(item, ListedImage) and (item.content is not None or item.reader is not None)
     return _HELD if held else 1
 
 
 def _size(image: KnownImage) -> int:
-    return len(image.listed.content or b"")
+    return _held_bytes(image.listed)
+
+
+def _held_bytes(item: ListedImage | FailedImage) -> int:
+    return 0 if isinstance(item, FailedImage) else len(item.content or b"")
