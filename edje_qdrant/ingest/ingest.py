@@ -69,9 +69,9 @@ def ingest_images(
     Images that are in the collection already are skipped before they are decoded, because an
     image's id is derived from its file's bytes. An image that is stored with the same `path`,
     `file_size` and `modified_at`, or `etag`, is not even read. So a rerun is fast and adds nothing,
-    and a run that was interrupted can be continued by a rerun. Files that cannot be read are listed in the
-    report and do not stop the run. Of each image of the source some 100 bytes stay in memory, and
-    200 if it has fields.
+    and a run that was interrupted can be continued by a rerun. Files that cannot be read are
+    listed in the report and do not stop the run. Of each image of the source some 100 bytes stay
+    in memory, and 200 if it has fields.
 
     The payload contains the image's absolute `path`, its upright `width` and `height` in pixels,
     and the fields of its manifest line or list item, except that fields with these three names are

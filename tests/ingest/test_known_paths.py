@@ -95,7 +95,7 @@ def test_files_whose_stamps_are_not_stored_are_read(
 def test_pruning_keeps_what_is_not_read(
     tmp_path: Path, write_images: WriteImages, ingest: Callable[..., IngestReport], read: list[str]
 ) -> None:
-    first, second = write_images(tmp_path / "images", 2)
+    first, _ = write_images(tmp_path / "images", 2)
     ingest(tmp_path / "images")
     first.unlink()
     read.clear()
