@@ -151,6 +151,8 @@ def _other_routes(service: Service) -> APIRouter:
             max_candidates=settings.max_candidates,
             max_text=settings.max_text,
             max_upload_bytes=settings.max_upload_bytes,
+            max_files=settings.max_files,
+            max_zip_files=settings.max_zip_files,
             version=__version__,
         )
 

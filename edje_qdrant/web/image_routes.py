@@ -6,14 +6,23 @@ import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
+from starlette.responses import StreamingResponse
 
 from edje_qdrant.web.errors import RequestError
 from edje_qdrant.web.newest_images import newest_images
 from edje_qdrant.web.read_filter import read_filter
-from edje_qdrant.web.schemas import ErrorBody, Ingested, Picture, PictureList, TypedLimit
+from edje_qdrant.web.schemas import (
+    ErrorBody,
+    Ingested,
+    Picture,
+    PictureList,
+    TypedLimit,
+    ZipRequest,
+)
 from edje_qdrant.web.service import Service, not_found
 from edje_qdrant.web.settings import UPLOADS
 from edje_qdrant.web.uploads import Upload, ingest_uploads, payload_fields
+from edje_qdrant.web.zip_files import ZipEntry, bytes_of, zip_entries, zipped
 
 __all__ = ["image_routes"]
 
@@ -47,6 +56,41 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
         """Return a page of the collection's images, newest first where the index has dates."""
         chosen = read_filter(filter)
         return await service.read(lambda: newest_images(service, limit, cursor, chosen))
+
+    @router.post(
+        "/images/zip",
+        response_class=Response,
+        responses={200: {"content": {"application/zip": {}}, "description": "The image files."}},
+    )
+    async def zip_file(request: ZipRequest) -> Response:
+        """Return the unchanged files of images as one zip file."""
+        settings, folder = service.settings, service.folder
+        ids = [*dict.fromkeys(request.image_ids)]
+        if len(ids) > settings.max_zip_files:
+            message = (
+                f"a zip file may hold {settings.max_zip_files} images; ask for the rest in "
+                "further requests"
+            )
+            raise RequestError(413, "TooLarge", message)
+        index = service.retriever.collection.index
+
+        def read() -> tuple[list[ZipEntry], int | None]:
+            entries = zip_entries(folder, ids, index.retrieve(ids, tokens=False))
+            return entries, bytes_of(folder, entries)
+
+        entries, size = await service.read(read)
+        if size is None:
+            raise not_found()
+        if size > settings.max_zip_bytes:
+            message = (
+                f"the files have {size >> 20} MB together, and a zip file may hold "
+                f"{settings.max_zip_bytes >> 20} MB; ask for fewer at a time"
+            )
+            raise RequestError(413, "TooLarge", message)
+        headers = {"Content-Disposition": 'attachment; filename="pictures.zip"'}
+        return StreamingResponse(
+            zipped(folder, entries), media_type="application/zip", headers=headers
+        )
 
     @router.get("/images/{image_id}")
     async def image(image_id: _Id) -> Picture:

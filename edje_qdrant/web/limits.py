@@ -17,6 +17,7 @@ _LIMITS = {
     "documents": ("maxItems", "max_candidates"),
     "texts": ("maxItems", "max_candidates"),
     "files": ("maxItems", "max_files"),
+    "image_ids": ("maxItems", "max_zip_files"),
 }
 _REQUESTS = ("Request", "Body_")
 

@@ -43,6 +43,7 @@ __all__ = [
     "TypedLimit",
     "TypedTruth",
     "Word",
+    "ZipRequest",
 ]
 
 _ID = "5b0f6d0e-6d0b-5b52-9f0c-2f8f4d6c1a77"
@@ -221,6 +222,14 @@ class RecommendRequest(_Filtered):
     )
 
 
+class ZipRequest(_Model):
+    """Request the files of images."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"image_ids": [_ID]}]})
+
+    image_ids: list[ImageId] = Field(min_length=1, max_length=_MOST)
+
+
 class ExplainRequest(_Model):
     """Explain where in an image a text is seen."""
 
@@ -340,6 +349,8 @@ class CollectionInfo(BaseModel):
     max_candidates: int
     max_text: int
     max_upload_bytes: int
+    max_files: int = Field(description="Images in one ingest request.")
+    max_zip_files: int = Field(description="Images in one zip file.")
     version: str
 
 

@@ -33,6 +33,8 @@ class ServiceSettings:
         max_body_bytes: Size of a JSON body.
         max_upload_bytes: Size of a body with images.
         max_files: Images in one ingest request.
+        max_zip_files: Images in one zip file.
+        max_zip_bytes: Size of the files in one zip file.
         max_pixels: Pixels of an uploaded or displayed image.
         decode_memory: Bytes of memory for all images that are being decoded.
         decode_seconds: Time limit of decoding one image.
@@ -60,6 +62,8 @@ class ServiceSettings:
     max_body_bytes: int = 1 << 20
     max_upload_bytes: int = 32 << 20
     max_files: int = 16
+    max_zip_files: int = 1000
+    max_zip_bytes: int = 2 << 30
     max_pixels: int = 50_000_000
     decode_memory: int = DECODE_MEMORY
     decode_seconds: float = 10.0

@@ -262,6 +262,10 @@ function gallery(listing) {
     text: listing.state.text,
     explains: info.explain,
     months: listing.kind === "home" && listing.answer.order === "newest",
+    pictures: async (ids) => {
+      const found = await Promise.all(ids.map((id) => pictureOf(id).catch(() => null)));
+      return found.filter(Boolean);
+    },
   });
 }
 
@@ -375,12 +379,7 @@ const known = new Map();
 
 function inList(id) {
   const hits = shown?.listing.hits || [];
-  for (const hit of hits) {
-    if (hit.image_id === id) return hit;
-    const copy = hit.duplicates?.find((other) => other.image_id === id);
-    if (copy) return copy;
-  }
-  return shown?.listing.firstStage.find((hit) => hit.image_id === id);
+  return [...hits, ...(shown?.listing.firstStage || [])].find((hit) => hit.image_id === id);
 }
 
 async function pictureOf(id) {

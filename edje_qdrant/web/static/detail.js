@@ -138,7 +138,8 @@ function whence(picture) {
   const parts = [];
   if (moment) {
     const words = moment.length > 10 ? dateWords(moment, { dateStyle: "long", timeStyle: "short" }) : dateWords(moment, { dateStyle: "long" });
-    parts.push(make("time", { datetime: moment }, words));
+    const what = picture.payload.taken_at === moment ? "Taken" : "Changed";
+    parts.push(make("span", {}, `${what} `, make("time", { datetime: moment }, words)));
   }
   if (place?.href) parts.push(make("a", { href: place.href, target: "_blank", rel: "noopener noreferrer" }, place.words));
   else if (place) parts.push(make("span", {}, place.words));

@@ -16,10 +16,10 @@ export class Gallery {
   /**
    * `open(hit)` opens an image; `picked` is the selection; `text` is what is searched for, "" for
    * a list that no text ranks; `explains` says whether the service explains matches; `months`
-   * whether each month has a heading.
+   * whether each month has a heading; `pictures(ids)` returns the images of near-duplicates.
    */
-  constructor({ open, picked, text, explains, months }) {
-    Object.assign(this, { open, picked, text, explains, months });
+  constructor({ open, picked, text, explains, months, pictures }) {
+    Object.assign(this, { open, picked, text, explains, months, pictures });
     this.hits = new Map();
     this.month = "";
     this.element = make("ol", { class: "grid", "aria-label": "Pictures" });
@@ -94,7 +94,7 @@ export class Gallery {
 
   badge(hit) {
     const count = hit.duplicates.length + 1;
-    const words = `${count} near-duplicates, show them`;
+    const words = `${count} near-duplicates of ${nameOf(hit)}`;
     const badge = make("button", { class: "stack", type: "button", tabindex: "-1", "aria-expanded": "false", "aria-label": words });
     badge.append(icon(...LAYERS), `${count}`);
     return badge;
@@ -162,21 +162,20 @@ export class Gallery {
   }
 
   /** Show the near-duplicates of an image after it, or hide them. */
-  spread(tile, hit, button) {
+  async spread(tile, hit, button) {
     const is = button.getAttribute("aria-expanded") !== "true";
+    for (const copy of this.element.querySelectorAll(`[data-of="${CSS.escape(hit.image_id)}"]`)) copy.remove();
     button.setAttribute("aria-expanded", `${is}`);
-    if (is) {
-      const height = tile.offsetHeight;
-      tile.after(...hit.duplicates.map((other) => {
-        const copy = this.tile(other, height);
-        copy.classList.add("copy");
-        copy.dataset.of = hit.image_id;
-        return copy;
-      }));
-      this.mark();
-    } else {
-      for (const copy of this.element.querySelectorAll(`[data-of="${CSS.escape(hit.image_id)}"]`)) copy.remove();
-    }
+    if (!is) return;
+    const others = await this.pictures(hit.duplicates);
+    if (button.getAttribute("aria-expanded") !== "true") return; // closed again
+    tile.after(...others.map((other) => {
+      const copy = this.tile(other, tile.offsetHeight);
+      copy.classList.add("copy");
+      copy.dataset.of = hit.image_id;
+      return copy;
+    }));
+    this.mark();
   }
 
   /** Make a tile the one that Tab reaches. */

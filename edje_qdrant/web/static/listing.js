@@ -63,7 +63,9 @@ export class Listing {
       budget_ms: budget,
       filter: filterBody(filters),
       on_missing: "first_stage",
-      first_stage: true,
+      // The comparison shows the rankings as they are.
+      first_stage: this.state.view === "compare",
+      collapse_duplicates: this.state.view !== "compare",
     };
     return post("/v1/search", body, { signal });
   }
@@ -71,7 +73,7 @@ export class Listing {
   like(signal) {
     const { like, filters } = this.state;
     const wanted = Math.min(this.info.max_candidates, SIMILAR);
-    const body = { liked: like, top_k: this.page, num_candidates: wanted, filter: filterBody(filters) };
+    const body = { liked: like, top_k: this.page, num_candidates: wanted, filter: filterBody(filters), collapse_duplicates: true };
     return post("/v1/recommend", body, { signal });
   }
 
@@ -89,6 +91,7 @@ export class Listing {
     const form = new FormData();
     form.append("file", file);
     form.append("top_k", `${this.page}`);
+    form.append("collapse_duplicates", "true");
     const filter = filterBody(this.state.filters);
     if (filter) form.append("filter", encode(filter));
     return upload("/v1/search/image", form, { signal });

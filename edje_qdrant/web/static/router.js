@@ -22,7 +22,7 @@ export const kindOf = (state) =>
 /** Return a text that is the same for states with the same list. */
 export function listKey(state) {
   const { text, like, sent, filters, candidates, budget } = state;
-  return JSON.stringify([text, like, sent, filters, candidates, budget]);
+  return JSON.stringify([text, like, sent, filters, candidates, budget, text && state.view]);
 }
 
 function count(text) {
