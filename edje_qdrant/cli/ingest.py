@@ -66,7 +66,10 @@ _DATES = {"taken_at": "datetime", "modified_at": "datetime"}
 def ingest(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="Folder of images, or a .jsonl manifest."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of images, an image, a film, a PDF, or a .jsonl manifest.",
+        ),
     ],
     index: Index = None,
     url: Url = None,
@@ -132,6 +135,22 @@ def ingest(
         bool,
         typer.Option("--gps", help="Store where new images were taken, too, as place."),
     ] = False,
+    frames_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Add the frames of films, so far apart: 2s, 500ms, 1m, or seconds. Without it, "
+            "films are left out. Needs the extra video.",
+        ),
+    ] = None,
+    pdf_pages: Annotated[
+        bool,
+        typer.Option(
+            "--pdf-pages",
+            help="Add the pages of PDF documents in the folder; those of one that is the source, "
+            "or named in a manifest, are added anyway. Needs the extra pdf.",
+        ),
+    ] = False,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -145,7 +164,8 @@ def ingest(
     from edje_qdrant.sources.open import open_source
 
     place = place_of(index, url, grpc, grpc_port, timeout)
-    images = open_source(source)  # before a collection is created
+    # Before a collection is created.
+    images = open_source(source, frames_every=frames_every, pdf_pages=pdf_pages)
     FileFields(exif, gps)
     indexes = indexes_of(payload_index or [])
     qdrant = settings_of(shards, replicas, quantization, on_disk)

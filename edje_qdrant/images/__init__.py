@@ -26,7 +26,7 @@ from edje_qdrant.images.open import (
     image_name,
     open_upright,
 )
-from edje_qdrant.images.parts import Part, Survey, file_stamp, part_of
+from edje_qdrant.images.parts import Part, Survey, size_and_time, part_of
 from edje_qdrant.images.rgb import to_rgb
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "Survey",
     "default_workers",
     "error_reason",
-    "file_stamp",
+    "size_and_time",
     "ignore_decoder_warnings",
     "image_bytes_id",
     "image_file_id",

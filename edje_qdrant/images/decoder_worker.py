@@ -43,7 +43,7 @@ from edje_qdrant.images.open import (
     open_upright,
     require_file,
 )
-from edje_qdrant.images.parts import Part, file_stamp
+from edje_qdrant.images.parts import Part, size_and_time
 from edje_qdrant.images.raw import RAW
 
 try:
@@ -276,7 +276,7 @@ def _status(file: BinaryIO, part: Part, name: str) -> os.stat_result:
     """
     require_file(part.path, name)
     status, there = os.fstat(file.fileno()), os.stat(part.path)
-    if part.stamp is not None and not file_stamp(status) == file_stamp(there) == part.stamp:
+    if part.stamp is not None and not size_and_time(status) == size_and_time(there) == part.stamp:
         raise ImageReadError(name, "the file changed while it was read; run this again")
     return status
 

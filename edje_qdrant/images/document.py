@@ -37,9 +37,12 @@ class Document:
         self._name = name
         try:
             import pypdfium2
+            import pypdfium2.raw
         except ImportError as error:
             reason = f"a PDF document, but {MissingExtraError('pypdfium2', 'pdf')}"
             raise ImageReadError(name, reason) from error
+        # PDFium keeps an error until the next one; a document without pages leaves it.
+        pypdfium2.raw.FPDF_LoadMemDocument64(b"", 0, None)
         try:
             self._pdf: Any = pypdfium2.PdfDocument(file)
         except pypdfium2.PdfiumError as error:
@@ -47,7 +50,7 @@ class Document:
             if code in (_WRONG_PASSWORD, _UNKNOWN_SECURITY):
                 reason = "an encrypted PDF document, which needs a password; save it without one"
             else:
-                reason = "not a PDF document, or a damaged one"
+                reason = "not a PDF document, or a damaged one, or one without pages"
             raise ImageReadError(name, reason) from error
         try:
             self._pdf.init_forms()  # so that what was filled in is drawn
@@ -65,15 +68,8 @@ class Document:
         return _PAGE_MEMORY
 
     def survey(self) -> Survey:
-        """Count the pages.
-
-        Raises:
-            ImageReadError: There are none.
-        """
-        pages = len(self._pdf)
-        if not pages:
-            raise ImageReadError(self._name, "a PDF document without pages")
-        return Survey(pages=pages)
+        """Count the pages."""
+        return Survey(pages=len(self._pdf))
 
     def page(self, number: int) -> Image.Image:
         """Return a page as it is printed on white paper, with forms and annotations.

@@ -263,6 +263,22 @@ class Film:
         return self._image(self._at(Fraction(at, 1000)), max_pixels)
 
     def _at(self, time: Fraction) -> Any:
+        frame = self._found(time)
+        due, ahead = self._due(time), self._ahead
+        if frame is None:
+            # Sound that begins earlier, or a recording that began between two key frames.
+            if ahead is not None and (due is None or self._time(ahead) - time <= _LATE_START):
+                return ahead
+            raise ImageReadError(self._name, _DAMAGED)
+        if due is not None and due - self._time(frame) > _STALE:
+            raise ImageReadError(self._name, _DAMAGED)
+        beyond = time - self._time(frame) > _NEAR and time * 1000 > self.estimate().last
+        if ahead is None and beyond:
+            raise ImageReadError(self._name, "the film ends before this time")
+        return frame
+
+    def _found(self, time: Fraction) -> Any:
+        """Return the last frame that begins until a time and can be decoded; None without one."""
         current, ahead = self._current, self._ahead
         if current is not None and ahead is not None and (
             self._time(current) <= time < self._time(ahead)
@@ -279,17 +295,6 @@ class Film:
         if frame is None and not self._from_start:
             self._restart()
             frame = self._forward(time)
-        due, ahead = self._due(time), self._ahead
-        if frame is None:
-            # Sound that begins earlier, or a recording that began between two key frames.
-            if ahead is not None and (due is None or self._time(ahead) - time <= _LATE_START):
-                return ahead
-            raise ImageReadError(self._name, _DAMAGED)
-        if due is not None and due - self._time(frame) > _STALE:
-            raise ImageReadError(self._name, _DAMAGED)
-        beyond = time - self._time(frame) > _NEAR and time * 1000 > self.estimate().last
-        if ahead is None and beyond:
-            raise ImageReadError(self._name, "the film ends before this time")
         return frame
 
     def _due(self, time: Fraction) -> Fraction | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
-__all__ = ["Part", "PartKind", "Survey", "file_stamp", "part_of", "seconds_of"]
+__all__ = ["Part", "PartKind", "Survey", "size_and_time", "part_of", "seconds_of"]
 
 PartKind: TypeAlias = Literal["frame", "page"]
 
@@ -27,7 +27,7 @@ class Part:
         kind: `frame` or `page`.
         at: Milliseconds from the film's start, or the number of the page from 1.
         image_id: The id of the image, a UUID string; "" if it is not needed.
-        stamp: The file's size and time of change when it was named, from `file_stamp`; a file that
+        stamp: The file's size and time of change when it was named, from `size_and_time`; a file that
             has changed since then is refused. None reads it all the same.
     """
 
@@ -85,7 +85,7 @@ def part_of(path: str) -> Part | None:
     return Part(file, "frame", round(Fraction(time) * 1000))
 
 
-def file_stamp(status: os.stat_result) -> tuple[int, int]:
+def size_and_time(status: os.stat_result) -> tuple[int, int]:
     """Return a file's size and time of change; both are compared before a part is read."""
     return status.st_size, status.st_mtime_ns
 

@@ -1,4 +1,4 @@
-"""Thumbnails for pages and agents."""
+"""Small images for pages and agents, and files of frames and pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from PIL import Image
 
-__all__ = ["Thumbnail", "ThumbnailFormat"]
+__all__ = ["Still", "Thumbnail", "ThumbnailFormat"]
 
 ThumbnailFormat: TypeAlias = Literal["WEBP", "JPEG"]
 
@@ -33,4 +33,15 @@ class Thumbnail:
             image.save(out, "WEBP", quality=85, method=2)
         else:
             image.convert("RGB").save(out, "JPEG", quality=85)
+        return out.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """Make a PNG file of an image in its full size; decoder processes do it."""
+
+    def __call__(self, image: Image.Image) -> bytes:
+        """Return the file's bytes."""
+        out = io.BytesIO()
+        image.save(out, "PNG", compress_level=1)
         return out.getvalue()

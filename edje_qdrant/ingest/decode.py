@@ -11,6 +11,7 @@ from edje_qdrant.images import DecoderPool, error_reason, image_bytes_id, image_
 from edje_qdrant.index.moments import with_moments_as_text
 from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.model.pixels import Pixels, read_file
+from edje_qdrant.sources.parts import part_fields, stored_part_id
 from edje_qdrant.sources.protocol import ListedImage
 from edje_qdrant.types import FailedImage, Payload
 
@@ -66,6 +67,8 @@ def identify_image(item: KnownImage | ListedImage | FailedImage) -> KnownImage |
             image_id = known
         elif item.image_id is not None:
             image_id = item.image_id
+        elif item.part is not None:
+            image_id = stored_part_id(item.part)
         else:
             item = read_listed(item)
             if item.content is None:
@@ -119,10 +122,11 @@ def decode_image(
         ConfigError: The encoder's `resize` cannot be sent to a process.
         WorkerDiedError: Decoder processes cannot be started.
     """
-    path = image.listed.path
+    path, part = image.listed.path, image.listed.part
     try:
         content = read_listed(image.listed).content
-        decoded, pixels = read_file(model, decoders, path if content is None else content, path)
+        file = part or (path if content is None else content)
+        decoded, pixels = read_file(model, decoders, file, path)
     except ImageReadError as error:
         return FailedImage(path, error.reason)
     payload = {
@@ -131,5 +135,7 @@ def decode_image(
         "path": path,
         "width": decoded.width,
         "height": decoded.height,
+        **({} if part is None else part_fields(part)),
     }
-    return DecodedImage(image.listed.image_id or decoded.image_id, payload, pixels)
+    own_id = image.listed.image_id if part is None else image.image_id
+    return DecodedImage(own_id or decoded.image_id, payload, pixels)

@@ -34,6 +34,7 @@ from edje_qdrant.ingest.prune import count_old_versions, follow_moved, prune_col
 from edje_qdrant.ingest.update_fields import FieldUpdater
 from edje_qdrant.model.pixels import default_batch_size
 from edje_qdrant.sources.open import Source, open_source
+from edje_qdrant.sources.parts import join_failures
 from edje_qdrant.sources.protocol import ListedImage
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.tokens.codecs import Codec, codec_for
@@ -62,6 +63,8 @@ def ingest_images(
     devices: Sequence[str] | None = None,
     exif: bool = True,
     gps: bool = False,
+    frames_every: str | float | None = None,
+    pdf_pages: bool = False,
     wait: float = 300,
 ) -> IngestReport:
     """Ingest images into a collection.
@@ -121,6 +124,12 @@ def ingest_images(
             default the model's device.
         exif: Store what the files know: date, camera and lens of EXIF, size and time of change.
         gps: Store where images were taken, from EXIF, which tells where people live.
+        frames_every: Ingest the frames of films, so far apart: `2s`, `500ms`, `1m`, or a number of
+            seconds. Their payload has `video` and `time`. Without it, films in a folder are left
+            out. Needs the extra `video`.
+        pdf_pages: Ingest the pages of the PDF documents in a folder; those of documents that are
+            named themselves are ingested anyway. Their payload has `document` and `page`. Needs
+            the extra `pdf`.
         wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Returns:
@@ -176,7 +185,7 @@ def ingest_images(
     check_seconds("wait", wait)
     file_fields = FileFields(exif, gps)
     worker_devices = check_devices(processes, devices, model.device)
-    source = open_source(source)
+    source = open_source(source, frames_every=frames_every, pdf_pages=pdf_pages)
     if prune and source.scope == ():
         raise ConfigError(
             f"with prune, all images but {source.name} would be deleted; leave prune out"
@@ -237,8 +246,8 @@ def ingest_images(
         collection.optimize()
         seconds = time.perf_counter() - started
         return IngestReport(
-            run.added, run.skipped, tuple(run.failed), seconds, pruned, run.updated, run.twice,
-            left_out=dict(source.left_out), old_versions=old_versions,
+            run.added, run.skipped, tuple(join_failures(run.failed)), seconds, pruned, run.updated,
+            run.twice, left_out=dict(source.left_out), old_versions=old_versions,
         )  # fmt: skip
 
 

@@ -10,9 +10,11 @@ from contextlib import suppress
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, StoreError
+from edje_qdrant.images import part_of
 from edje_qdrant.index import Filter
+from edje_qdrant.sources.parts import file_of, part_fields
 from edje_qdrant.sources.protocol import FailedLine, ImageSource
-from edje_qdrant.types import FailedImage
+from edje_qdrant.types import FailedImage, Payload
 
 __all__ = ["count_old_versions", "follow_moved", "prune_collection"]
 
@@ -29,13 +31,19 @@ def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
     """
     stored = collection.index.retrieve([*paths], tokens=False)
     moved = {
-        image_id: {"path": paths[image_id]}
+        image_id: _place(paths[image_id])
         for image_id, payload in stored.items()
         if payload.get("path") != paths[image_id]
-        and not os.path.exists(str(payload.get("path", "")))
+        and not os.path.exists(file_of(str(payload.get("path", ""))))
     }
     if moved:
         collection.update_payload(moved)
+
+
+def _place(path: str) -> Payload:
+    """Return the fields that say where an image is."""
+    part = part_of(path)
+    return {"path": path} if part is None else {**part_fields(part), "path": path}
 
 
 def count_old_versions(
@@ -123,9 +131,17 @@ def prune_collection(
                 and uuid.UUID(point.id).bytes not in seen
                 and path.startswith(scope)
                 and path not in spared
+                and file_of(path) not in spared
                 and not path.startswith(spared_below)
+                and not _of_other_kind(path, source)
             ):
                 gone.append(point.id)
         collection.delete(gone)
         pruned += len(gone)
     return pruned
+
+
+def _of_other_kind(path: str, source: ImageSource) -> bool:
+    """Return whether a path is a frame or a page of a file that the source does not look into."""
+    part = part_of(path)
+    return part is not None and part.kind not in source.kinds and os.path.exists(part.path)

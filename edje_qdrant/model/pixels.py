@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edje_qdrant.encoders.protocol import split_pixels
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import DecodedFile, DecoderPool, error_reason
+from edje_qdrant.images import DecodedFile, DecoderPool, Part, error_reason
 from edje_qdrant.model.edje import EDJEModel
 
 __all__ = ["Pixels", "default_batch_size", "image_pixels", "read_file", "stack_pixels"]
@@ -30,14 +30,14 @@ def default_batch_size(device: torch.device) -> int:
 
 
 def read_file(
-    model: EDJEModel, decoders: DecoderPool, file: str | bytes, name: str | None = None
+    model: EDJEModel, decoders: DecoderPool, file: str | bytes | Part, name: str | None = None
 ) -> tuple[DecodedFile, Pixels]:
     """Read a file, and decode and resize its image for a model; safe in threads.
 
     Args:
         model: Its encoder decides how the image is resized.
         decoders: Processes that decode.
-        file: A path, or a file's bytes.
+        file: A path, a file's bytes, or a frame of a film or a page of a document.
         name: Names the image in errors; by default its path.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from edje_qdrant.errors import ConfigError
@@ -29,11 +30,15 @@ class FolderSource(ImageSource):
     Hidden files, and folders of thumbnails and of systems (`folder_kind`), are left out, and links
     to folders are not followed; the folder itself may have any name. Folders that cannot be read
     are listed as failed.
+
+    Args:
+        folder: The folder.
+        suffixes: Of the files that are listed, in small letters.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, suffixes: AbstractSet[str] = IMAGE_SUFFIXES) -> None:
         self.name = str(folder)
-        self._folder = folder
+        self._folder, self._suffixes = folder, suffixes
         self.scope = (os.path.join(os.path.abspath(folder), ""),)
 
     def images(self) -> Listing:
@@ -51,7 +56,7 @@ class FolderSource(ImageSource):
         ):
             folders[:] = [name for name in sorted(folders) if _searched(here, name, left_out)]
             for name in sorted(names):
-                if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                if not name.startswith(".") and Path(name).suffix.lower() in self._suffixes:
                     yield ListedImage(os.path.join(here, name), {})
                 else:
                     left_out[file_kind(name)] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,6 +13,12 @@ from edje_qdrant.files import kind_of
 from edje_qdrant.sources.folder import IMAGE_SUFFIXES, FolderSource, OneImage
 from edje_qdrant.sources.listed import ListItem, ListSource
 from edje_qdrant.sources.manifest import MANIFEST_SUFFIXES, ManifestSource
+from edje_qdrant.sources.parts import (
+    DOCUMENT_SUFFIXES,
+    FILM_SUFFIXES,
+    PartsSource,
+    interval_of,
+)
 from edje_qdrant.sources.protocol import ImageSource
 from edje_qdrant.types import Payload
 
@@ -21,12 +28,21 @@ __all__ = ["Source", "open_source"]
 Source: TypeAlias = "str | Path | Sequence[ListItem] | Mapping[str, Payload] | ImageSource"
 
 
-def open_source(source: Source) -> ImageSource:
+def open_source(
+    source: Source, *, frames_every: str | float | None = None, pdf_pages: bool = False
+) -> ImageSource:
     """Return the source that a path, a list or a dict stands for; a source is returned unchanged.
 
+    Args:
+        source: What the user gave.
+        frames_every: List the frames of films, so far apart: `2s`, `500ms`, `1m` or seconds.
+        pdf_pages: List the pages of the PDF documents in a folder. Those of documents that are
+            named themselves, as the source or in a list or a manifest, are listed anyway.
+
     Raises:
-        ConfigError: The source is missing, unreadable or empty.
+        ConfigError: The source is missing, unreadable or empty, or `frames_every` is no interval.
     """
+    every = None if frames_every is None else interval_of(frames_every)
     if isinstance(source, ImageSource):
         return source
     if not isinstance(source, str | os.PathLike):
@@ -34,29 +50,58 @@ def open_source(source: Source) -> ImageSource:
             raise ConfigError(
                 f"source is {source!r}; give a folder, a file, a manifest or a list of paths"
             )
-        return ListSource([source] if isinstance(source, bytes) else source)
+        listed = ListSource([source] if isinstance(source, bytes) else source)
+        return PartsSource(listed, every, pages=True)
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
     kind = kind_of(path, ConfigError)
     if kind == "folder":
-        return _not_empty(FolderSource(path), f"the folder {path} holds no image")
+        films = FILM_SUFFIXES if every is not None else frozenset()
+        documents = DOCUMENT_SUFFIXES if pdf_pages else frozenset()
+        suffixes = IMAGE_SUFFIXES | films | documents
+        folder: ImageSource = FolderSource(path, suffixes)
+        _not_empty(folder, f"the folder {path} holds no image", suffixes)
+        return PartsSource(folder, every, pages=pdf_pages) if films or documents else folder
     if kind == "file" and suffix in MANIFEST_SUFFIXES:
         manifest = ManifestSource(path)
         _not_empty(manifest, f"the manifest {path} holds no line")
         manifest.check()
-        return manifest
+        return PartsSource(manifest, every, pages=True)
+    if kind == "file" and suffix in FILM_SUFFIXES and every is None:
+        raise ConfigError(
+            f"{path} is a film; give the time from one frame to the next as --frames-every 2s "
+            '(frames_every="2s")'
+        )
     if kind == "file" and suffix in IMAGE_SUFFIXES:
         return OneImage(path)
+    if kind == "file" and suffix in FILM_SUFFIXES | DOCUMENT_SUFFIXES:
+        return PartsSource(OneImage(path), every, pages=True)
     what = "is no folder, image or manifest" if kind is not None else "does not exist"
     raise ConfigError(
         f'{path} {what}; give a folder of images, or a .jsonl file, each line an object with "path"'
     )
 
 
-def _not_empty(source: ImageSource, otherwise: str) -> ImageSource:
+def _not_empty(
+    source: ImageSource, otherwise: str, suffixes: AbstractSet[str] = IMAGE_SUFFIXES
+) -> ImageSource:
     if next(source.images(), None) is None:
-        known = " ".join(sorted(IMAGE_SUFFIXES))
+        known = " ".join(sorted(suffixes))
         kinds = [f"{number} x {kind}" for kind, number in source.left_out.items()]
         beside = f", only {', '.join(kinds[:6])}{' ...' * (len(kinds) > 6)}" if kinds else ""
-        raise ConfigError(f"{otherwise}{beside}; give a source with images ({known})")
+        raise ConfigError(
+            f"{otherwise}{beside}{_hints(source)}; give a source with images ({known})"
+        )
     return source
+
+
+def _hints(source: ImageSource) -> str:
+    """Return which options read what a source has left out."""
+    text = ""
+    for kind, suffixes, option in (
+        ("films", FILM_SUFFIXES, "--frames-every 2s (frames_every)"),
+        ("PDF documents", DOCUMENT_SUFFIXES, "--pdf-pages (pdf_pages)"),
+    ):
+        if any(f"({suffix})" in left for left in source.left_out for suffix in suffixes):
+            text += f"; its {kind} are read with {option}"
+    return text

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from edje_qdrant.images import Part
+from edje_qdrant.images.parts import PartKind
 from edje_qdrant.types import FailedImage, Payload
 
 __all__ = ["FailedLine", "ImageSource", "ListedImage", "Listing"]
@@ -16,7 +18,7 @@ __all__ = ["FailedLine", "ImageSource", "ListedImage", "Listing"]
 class ListedImage:
     """Hold one image of a source: its path, the user's fields, and how it is read.
 
-    An image with neither `content` nor `reader` is the local file at `path`.
+    An image with neither `content`, `reader` nor `part` is the local file at `path`.
 
     Attributes:
         path: Names this image alone, and is stored: the absolute path of a file, a URI, or either
@@ -30,6 +32,8 @@ class ListedImage:
             there are none; for a local file they are found later.
         image_id: The image's id, where it is not derived from the bytes of its file: of a page or
             a frame, which would not be the same bytes with another library.
+        part: The frame of a local film, or the page of a local document, that decoder processes
+            read.
     """
 
     path: str
@@ -38,6 +42,7 @@ class ListedImage:
     reader: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
     stamp: Mapping[str, Any] = field(default_factory=dict)
     image_id: str | None = None
+    part: Part | None = None
 
 
 class FailedLine(FailedImage):
@@ -59,11 +64,14 @@ class ImageSource(ABC):
             nothing can be pruned; None if it names all images of a collection.
         left_out: What the source holds beside images, by kind, and how often; known after it was
             listed to its end. Kinds may end with a detail in brackets: `video (.mov)`.
+        kinds: Which parts of files are listed, frames of films or pages of documents. With `prune`,
+            those of other kinds stay as long as their file is there.
     """
 
     name: str
     scope: tuple[str, ...] | None = None
     left_out: Mapping[str, int] = {}
+    kinds: frozenset[PartKind] = frozenset()
 
     @abstractmethod
     def images(self) -> Listing:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from edje_qdrant.images import MAX_FILE_BYTES, image_bytes_id, read_image_file
+from edje_qdrant.images import (
+    MAX_FILE_BYTES,
+    DecoderPool,
+    image_bytes_id,
+    part_of,
+    read_image_file,
+)
+from edje_qdrant.images.thumbnail import Still
+from edje_qdrant.sources.parts import stored_part_id
 
 __all__ = ["read_image", "stored_id"]
 
 
 def read_image(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """Return the bytes of the image file that a stored `path` names.
+    """Return the bytes of the image file that a stored `path` names; a PNG of a frame or a page.
 
     Args:
-        path: As an ingest stored it.
+        path: As an ingest stored it: a file, a frame of a film (`/films/a.mp4#t=12`) or a page of
+            a document (`/papers/a.pdf#page=3`).
         max_bytes: Larger files are refused.
 
     Raises:
         ImageReadError: The image cannot be read, or is too large.
     """
-    return read_image_file(path, max_bytes)
+    part = part_of(path)
+    if part is None:
+        return read_image_file(path, max_bytes)
+    with DecoderPool(1) as decoders:
+        return decoders.decode(part, path, Still()).data
 
 
 def stored_id(path: str, content: bytes) -> str:
@@ -28,6 +41,7 @@ def stored_id(path: str, content: bytes) -> str:
         content: What `read_image` returned for it.
 
     Raises:
-        ImageReadError: There are no bytes.
+        ImageReadError: There are no bytes, or the film or the document cannot be read.
     """
-    return image_bytes_id(content, path)
+    part = part_of(path)
+    return image_bytes_id(content, path) if part is None else stored_part_id(part)

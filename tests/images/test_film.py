@@ -294,23 +294,23 @@ def test_a_file_that_ends_too_early_shows_what_it_has(tmp_path: Path) -> None:
     assert len(shown) == survey.last // 1000 + 1
 
 
-def test_damage_in_the_middle_costs_the_frames_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_damage_in_the_middle_costs_the_frames_there(tmp_path: Path, suffix: str) -> None:
     path = write_film(
-        tmp_path / "a.mkv", [_noise(number) for number in range(250)],
+        tmp_path / f"a.{suffix}", [_noise(number) for number in range(250)],
         options={"preset": "ultrafast"}, every_key=25,
     )  # fmt: skip
     content = bytearray(path.read_bytes())
-    for place in range(len(content) * 2 // 5, len(content) * 3 // 5):
-        content[place] = 0
+    fifth = len(content) // 5
+    content[2 * fifth : 3 * fifth] = bytes(fifth)
     path.write_bytes(content)
     with path.open("rb") as file, Film(file, str(path), len(content)) as film:
         reasons = {at: reason(film, at) for at in film.survey().times(1000)}
-    shown = [at for at in reasons if reasons[at] is None]
     damaged = [at for at in reasons if reasons[at] is not None]
-    assert {reasons[at] for at in damaged} == {"the film is damaged here"}
-    assert 0 in shown
-    assert 9000 in shown
-    assert set(damaged) <= set(range(3000, 8000, 1000))
+    assert {reasons[at] for at in damaged} <= {"the film is damaged here"}
+    assert set(damaged) <= set(range(4000, 7000, 1000))
+    # The index of an MP4 lies elsewhere, and names the frames that are gone.
+    assert suffix == "mkv" or 5000 in damaged
 
 
 def reason(film: Film, at: int) -> str | None:
