@@ -26,6 +26,8 @@ __all__ = [
 
 # Paths shown for each reason, and reasons.
 _PATHS, _REASONS = 5, 8
+# The options that read what is left out without them.
+_OPTIONS = {"video": "--frames-every 2s adds frames", "document": "--pdf-pages adds pages of PDFs"}
 # As MissingExtraError writes it.
 _EXTRA = re.compile(r"pip install 'edje-qdrant\[([\w-]+)\]'")
 # A text that the model of the collection understands.
@@ -94,7 +96,8 @@ def left_out_lines(left_out: Mapping[str, int]) -> list[str]:
             detail if len(named) == 1 else f"{number} {detail}" for detail, number in named[:6]
         )
         shown += ", ..." if len(named) > 6 else ""
-        lines.append(f"  {sum(details.values())} x {kind}{f': {shown}' if shown else ''}")
+        hint = f" ({_OPTIONS[kind]})" if kind in _OPTIONS else ""
+        lines.append(f"  {sum(details.values())} x {kind}{f': {shown}' if shown else ''}{hint}")
     return lines
 
 

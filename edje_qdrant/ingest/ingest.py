@@ -150,7 +150,8 @@ def ingest_images(
 
     Example:
         >>> import tempfile
-        >>>         >>> from PIL import Image
+        >>> from pathlib import Path
+        >>> from PIL import Image
         >>> from edje_qdrant import EDJEModel, ImageCollection, ingest_images
         >>> model = EDJEModel.from_pretrained("demo", device="cpu")
         >>> with tempfile.TemporaryDirectory() as name:

@@ -23,6 +23,7 @@ from edje_qdrant.images import (
     size_and_time,
 )
 from edje_qdrant.images.parts import PartKind
+from edje_qdrant.sources.left_out import VIDEO_SUFFIXES
 from edje_qdrant.sources.protocol import ImageSource, ListedImage, Listing
 from edje_qdrant.sources.stamp import file_stamp
 from edje_qdrant.threads import in_threads
@@ -39,11 +40,9 @@ __all__ = [
     "stored_part_id",
 ]
 
-#: Files that count as films. Whether they are is told by their content.
-FILM_SUFFIXES = frozenset({
-    ".3g2", ".3gp", ".asf", ".avi", ".dv", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4",
-    ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
-})  # fmt: skip
+#: Files that count as films. Whether they are is told by their content. Cameras write LRV files
+#: beside films: the same films again, only smaller.
+FILM_SUFFIXES = (VIDEO_SUFFIXES - {".lrv"}) | {".asf", ".dv", ".m2v", ".qt", ".ts"}
 #: Files that count as documents.
 DOCUMENT_SUFFIXES = frozenset({".pdf"})
 
@@ -88,9 +87,8 @@ class PartsSource(ImageSource):
     def __init__(self, source: ImageSource, every: int | None, *, pages: bool) -> None:
         self.name, self.scope = source.name, source.scope
         self._source, self._every = source, every
-        self.kinds = frozenset(
-            kind for kind, listed in (("frame", every is not None), ("page", pages)) if listed
-        )
+        frames: frozenset[PartKind] = frozenset({"frame"} if every is not None else ())
+        self.kinds = frames | ({"page"} if pages else set())
         self._surveys: dict[tuple[str, tuple[int, int], bool], Survey] = {}
 
     @property

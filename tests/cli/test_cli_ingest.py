@@ -137,6 +137,10 @@ def test_left_out_files_are_grouped_by_kind() -> None:
         "  2 x folder: @eaDir",
     ]
     assert left_out_lines({}) == []
+    assert left_out_lines({"video (.mov)": 5, "document (.pdf)": 1})[1:] == [
+        "  5 x video: .mov (--frames-every 2s adds frames)",
+        "  1 x document: .pdf (--pdf-pages adds pages of PDFs)",
+    ]
 
 
 def test_the_place_is_named_as_it_was_given() -> None:
