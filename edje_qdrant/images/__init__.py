@@ -26,7 +26,7 @@ from edje_qdrant.images.open import (
     image_name,
     open_upright,
 )
-from edje_qdrant.images.parts import Part, Survey, size_and_time, part_of
+from edje_qdrant.images.parts import Part, Survey, part_of, size_and_time
 from edje_qdrant.images.rgb import to_rgb
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "Survey",
     "default_workers",
     "error_reason",
-    "size_and_time",
     "ignore_decoder_warnings",
     "image_bytes_id",
     "image_file_id",
@@ -53,5 +52,6 @@ __all__ = [
     "part_id",
     "part_of",
     "read_image_file",
+    "size_and_time",
     "to_rgb",
 ]

@@ -102,7 +102,7 @@ class DecodedFile:
     """Hold what a decoder process made of one file.
 
     Attributes:
-        image_id: The id that the decoded bytes have, a UUID string.
+        image_id: The id that the decoded bytes have, a UUID string; "" of a frame or a page.
         width: Width of the upright image in pixels.
         height: Height of the upright image in pixels.
         format: Pillow's name of the file's format.
@@ -195,8 +195,8 @@ class DecoderPool:
         """Read a file once, name it, decode it upright in RGB, and apply `finish` to the image.
 
         Args:
-            file: A path, a file's bytes, or a frame of a film or a page of a document, which has
-                the id that it comes with.
+            file: A path, a file's bytes, or a frame of a film or a page of a document, whose id is
+                not found out here.
             name: Names the image in errors; by default its path.
             finish: Called in the process; it returns an array of uint8 or bytes. It must be
                 picklable. By default the whole RGB image is returned.

@@ -238,7 +238,7 @@ def _decoded_part(
         raise
     size = rgb.size
     made = np.asarray(rgb) if request.finish is None else request.finish(rgb)
-    return _answer(part.image_id, size, kind, status.st_size, exif, made)
+    return _answer("", size, kind, status.st_size, exif, made)
 
 
 # The film that is open: its path, its file, and the stamp that it had.

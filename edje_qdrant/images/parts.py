@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
-__all__ = ["Part", "PartKind", "Survey", "size_and_time", "part_of", "seconds_of"]
+__all__ = ["Part", "PartKind", "Survey", "part_of", "size_and_time"]
 
 PartKind: TypeAlias = Literal["frame", "page"]
 
@@ -26,15 +24,13 @@ class Part:
         path: Absolute path of the film or the document.
         kind: `frame` or `page`.
         at: Milliseconds from the film's start, or the number of the page from 1.
-        image_id: The id of the image, a UUID string; "" if it is not needed.
-        stamp: The file's size and time of change when it was named, from `size_and_time`; a file that
-            has changed since then is refused. None reads it all the same.
+        stamp: Size and time of change that the file had when it was named (`size_and_time`); one
+            that has changed since then is refused. None reads it all the same.
     """
 
     path: str
     kind: PartKind
     at: int
-    image_id: str = ""
     stamp: tuple[int, int] | None = None
 
     @property
@@ -66,10 +62,6 @@ class Survey:
     last: int = 0
     whole: int | None = None
 
-    def times(self, every: int) -> Iterable[int]:
-        """Return the times of frames, from 0, in milliseconds."""
-        return range(0, self.last + 1, every)
-
 
 def part_of(path: str) -> Part | None:
     """Return the part that a stored path names: `/films/a.mp4#t=12`; None if it names a file.
@@ -88,10 +80,3 @@ def part_of(path: str) -> Part | None:
 def size_and_time(status: os.stat_result) -> tuple[int, int]:
     """Return a file's size and time of change; both are compared before a part is read."""
     return status.st_size, status.st_mtime_ns
-
-
-def seconds_of(milliseconds: int) -> float:
-    """Return seconds, as the payload holds them."""
-    seconds = milliseconds / 1000
-    assert math.isfinite(seconds)
-    return seconds

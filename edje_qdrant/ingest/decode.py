@@ -137,5 +137,5 @@ def decode_image(
         "height": decoded.height,
         **({} if part is None else part_fields(part)),
     }
-    own_id = image.listed.image_id if part is None else image.image_id
+    own_id = image.image_id if part is not None else image.listed.image_id
     return DecodedImage(own_id or decoded.image_id, payload, pixels)

@@ -221,14 +221,15 @@ def _file_id(path: str) -> str:
     with _ids_lock:
         reading = _reading.setdefault(path, threading.Lock())
     with reading:  # the first thread reads it, the others wait
-        if key not in _ids:
-            file_id = image_file_id(path)
+        found = _ids.get(key)
+        if found is None:
+            found = image_file_id(path)
             with _ids_lock:
-                _ids[key] = file_id
+                _ids[key] = found
                 for old in [*_ids][:-_KEPT_IDS]:
                     del _ids[old]
                     _reading.pop(old[0], None)
-        return _ids[key]
+    return found
 
 
 def join_failures(failed: Iterable[FailedImage]) -> list[FailedImage]:
