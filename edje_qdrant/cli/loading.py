@@ -150,9 +150,11 @@ def bar_shown(progress: bool | None) -> bool:
 
 def note_demo_model(model: EDJEModel) -> None:
     """Warn on stderr that the bundled model knows only drawn shapes."""
-    if model.name_or_path == "demo":
+    from edje_qdrant.model.named import model_note
+
+    if (note := model_note(model.name_or_path)) is not None:
         typer.echo(
-            "note: the model 'demo' knows only drawn shapes; for photographs, say --model "
+            f"note: {note}; for photographs, say --model "
             "shahafw/edje-vl-image-retrieval-reranker, which is downloaded, or name a folder that "
             "edje-qdrant convert wrote",
             err=True,

@@ -77,7 +77,8 @@ class PayloadField:
 
     def most_common(self, count: int) -> list[tuple[Value, int]]:
         """Return the most frequent values, with the number of points that have each."""
-        return [(value, number) for (_, value), number in self.values.most_common(count)]
+        ordered = sorted(self.values.items(), key=lambda each: (-each[1], str(each[0][1])))
+        return [(value, number) for (_, value), number in ordered[:count]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ def _add(payload: Payload, found: dict[str, PayloadField]) -> None:
         found.setdefault(name, PayloadField(name)).points += 1
     for name, kind in kinds:
         found[name].kinds[kind] += 1
-    for name, kind, value in values:
+    for name, kind, value in sorted(values, key=str):
         found[name].values[kind, value] += 1
 
 

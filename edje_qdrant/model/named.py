@@ -11,7 +11,9 @@ from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model.edje import EDJEModel
 
-__all__ = ["WrittenByModel", "load_named_model", "model_for"]
+__all__ = ["WrittenByModel", "load_named_model", "model_for", "model_note"]
+
+_DEMO = "demo"
 
 
 class WrittenByModel(Protocol):
@@ -79,3 +81,14 @@ def load_named_model(
             missing=error.missing,
             mismatched=error.mismatched,
         ) from error
+
+
+def model_note(name_or_path: str | None) -> str | None:
+    """Return what a model cannot do, if its name tells: the bundled one knows no photographs.
+
+    Args:
+        name_or_path: What `from_pretrained` was given.
+    """
+    if name_or_path != _DEMO:
+        return None
+    return f"the model {_DEMO!r} knows only drawn shapes"

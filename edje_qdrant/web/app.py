@@ -15,10 +15,13 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 from edje_qdrant.checks import check_kind
+from edje_qdrant.model.named import model_note
+from edje_qdrant.search.options import NUM_CANDIDATES
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.version import __version__
 from edje_qdrant.web.client_routes import client_routes
 from edje_qdrant.web.errors import RequestError, add_error_handlers
+from edje_qdrant.web.field_routes import field_routes
 from edje_qdrant.web.follow import AliasFollower, Load
 from edje_qdrant.web.image_routes import image_routes
 from edje_qdrant.web.limits import with_limits
@@ -111,6 +114,7 @@ def create_app(
     app.include_router(search_routes(service, _ERRORS))
     app.include_router(client_routes(service, _ERRORS))
     app.include_router(image_routes(service, _ERRORS))
+    app.include_router(field_routes(service, _ERRORS))
     app.include_router(_other_routes(service))
     app.mount("/static", _PageFiles(directory=_STATIC))
     app.add_middleware(HoldingMiddleware, served=service.served)
@@ -153,6 +157,8 @@ def _other_routes(service: Service) -> APIRouter:
             max_upload_bytes=settings.max_upload_bytes,
             max_files=settings.max_files,
             max_zip_files=settings.max_zip_files,
+            num_candidates=min(NUM_CANDIDATES, settings.max_candidates),
+            model_note=model_note(model.name_or_path),
             version=__version__,
         )
 

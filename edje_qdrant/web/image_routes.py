@@ -52,9 +52,12 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
                 json_schema_extra={"contentMediaType": "application/json"},
             ),
         ] = None,
+        where: Annotated[
+            list[str], Query(max_length=100, description="Conditions as in /v1/search.")
+        ] = [],  # noqa: B006 - FastAPI copies it
     ) -> PictureList:
         """Return a page of the collection's images, newest first where the index has dates."""
-        chosen = read_filter(filter)
+        chosen = service.filter(read_filter(filter), where=where)
         return await service.read(lambda: newest_images(service, limit, cursor, chosen))
 
     @router.post(

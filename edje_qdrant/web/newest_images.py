@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from edje_qdrant.collection.collection import user_payload
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.index import Filter
 from edje_qdrant.web.schemas import PictureList
 from edje_qdrant.web.service import Service
 
@@ -23,7 +23,7 @@ _NO_ORDER = (
 
 
 def newest_images(
-    service: Service, limit: int, cursor: str | None, filter: Mapping[str, Any] | None
+    service: Service, limit: int, cursor: str | None, filter: Filter | None
 ) -> PictureList:
     """Read a page of images.
 

@@ -30,18 +30,27 @@ __all__ = [
     "ExplainRequest",
     "Explained",
     "FailedUpload",
+    "FieldList",
+    "FieldValues",
+    "FilterCheck",
+    "FilterCheckRequest",
+    "FilterTrouble",
     "HealthBody",
     "Hit",
     "ImageId",
     "Ingested",
+    "KnownField",
+    "KnownValue",
     "NextRequest",
     "Picture",
     "PictureList",
     "RecommendRequest",
     "SearchRequest",
+    "Suggestions",
     "TypedCount",
     "TypedLimit",
     "TypedTruth",
+    "Where",
     "Word",
     "ZipRequest",
 ]
@@ -104,6 +113,9 @@ FilterDict = dict[
     Annotated[Scalar | list[Scalar], BeforeValidator(_filter_value)],
 ]
 QdrantFilter = Annotated[dict[str, Any], WithJsonSchema(filter_schema())]
+Where = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=1000)]], Field(max_length=100)
+]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=_MOST)]
 ImageId = Annotated[str, AfterValidator(_canonical_id), WithJsonSchema(_ID_SCHEMA)]
 Count = Annotated[int, Field(ge=1, le=_MOST), BeforeValidator(_whole)]
@@ -128,6 +140,11 @@ class _Filtered(_Model):
         None,
         description="Instead of `filter`: a filter in Qdrant's own JSON, with must, should, "
         "must_not, ranges and the rest.",
+    )
+    where: Where = Field(
+        [],
+        description="Instead of `filter`: conditions as `--where` takes them, such as `album=a`, "
+        "`year>=2020`, `taken_at<2024-06-01` and `place~38.72,-9.14,10000`.",
     )
 
 
@@ -228,6 +245,14 @@ class ZipRequest(_Model):
     model_config = ConfigDict(json_schema_extra={"examples": [{"image_ids": [_ID]}]})
 
     image_ids: list[ImageId] = Field(min_length=1, max_length=_MOST)
+
+
+class FilterCheckRequest(_Model):
+    """Check the conditions of a filter."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"where": ["yaer>=2020"]}]})
+
+    where: Where = Field(description="Conditions as in a search.")
 
 
 class ExplainRequest(_Model):
@@ -351,7 +376,66 @@ class CollectionInfo(BaseModel):
     max_upload_bytes: int
     max_files: int = Field(description="Images in one ingest request.")
     max_zip_files: int = Field(description="Images in one zip file.")
+    num_candidates: int = Field(description="Candidates of a search that names none.")
+    model_note: str | None = Field(description="What the model cannot do, if that is known.")
     version: str
+
+
+class KnownField(BaseModel):
+    """Payload field, as seen in a sample of the images."""
+
+    name: str = Field(description="As conditions take it; fields of an object after a dot.")
+    kinds: list[str] = Field(
+        description="What it holds: keyword (text), integer, float, bool, datetime, geo."
+    )
+    images: int = Field(description="Images of the sample that have it.")
+
+
+class FieldList(BaseModel):
+    """Payload fields of a sample of the images."""
+
+    fields: list[KnownField]
+    images: int = Field(description="Images of the sample.")
+    complete: bool = Field(description="Whether the sample is the whole collection.")
+
+
+class KnownValue(BaseModel):
+    """Value of a payload field."""
+
+    value: bool | int | str
+    images: int
+
+
+class FieldValues(BaseModel):
+    """Most frequent values of a payload field."""
+
+    field: str
+    values: list[KnownValue] = Field(description="The most frequent first.")
+    counted: bool = Field(description="Whether all images were counted, not only a sample.")
+
+
+class FilterTrouble(BaseModel):
+    """Condition that cannot be used, or by which nothing can be found."""
+
+    where: str
+    kind: Literal["unknown", "type", "refused"] = Field(
+        description="unknown: no image has the field; type: it holds values of another type; "
+        "refused: it cannot be read, or needs a payload index."
+    )
+    message: str
+    nearest: str | None = Field(None, description="The field with the most similar name.")
+
+
+class FilterCheck(BaseModel):
+    """What is wrong with the conditions of a filter; empty if each may find something."""
+
+    problems: list[FilterTrouble]
+
+
+class Suggestions(BaseModel):
+    """Texts to search for; empty if the payloads hold none."""
+
+    texts: list[str]
 
 
 class Word(BaseModel):

@@ -55,12 +55,15 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
                 json_schema_extra={"contentMediaType": "application/json"},
             ),
         ] = None,
+        where: Annotated[
+            list[str], Form(max_length=100, description="Conditions as in /v1/search.")
+        ] = [],  # noqa: B006 - FastAPI copies it
         group_by: Annotated[str | None, Form(min_length=1, max_length=200)] = None,
         collapse_duplicates: Annotated[TypedTruth, Form()] = False,
     ) -> Answer:
         """Find the images most like an uploaded one, by the first stage alone."""
         service.check_top_k(top_k)
-        chosen = read_filter(filter)
+        chosen = service.filter(read_filter(filter), where=where)
         service.require_index()  # before the image is decoded
         upload = Upload(file.filename or "the image", await file.read())
         read = await service.read_upload(upload)
@@ -85,7 +88,7 @@ def search_routes(service: Service, responses: dict[int | str, dict[str, Any]]) 
         top_k, number = service.counts(request)
         if request.text is not None:
             service.check_text(request.text)
-        chosen = service.filter(request.filter, request.qdrant_filter)
+        chosen = service.filter(request.filter, request.qdrant_filter, request.where)
         retriever = service.retriever
         result = await service.score(
             lambda: retriever.recommend(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -26,6 +26,7 @@ from edje_qdrant.explain.match import can_explain, explain_match
 from edje_qdrant.images import DecoderPool, default_workers
 from edje_qdrant.index import Filter
 from edje_qdrant.index.filters.from_json import filter_from_json
+from edje_qdrant.index.where import filter_of
 from edje_qdrant.search.batcher import SearchBatcher
 from edje_qdrant.search.options import DEFAULTS, NUM_CANDIDATES, SearchOptions
 from edje_qdrant.search.results import SearchHit, SearchResult
@@ -287,7 +288,7 @@ class Service:
         own = {name: getattr(request, name) for name in DEFAULTS}
         options = cast("SearchOptions", own)
         options["top_k"], options["num_candidates"] = top_k, number
-        options["filter"] = self.filter(request.filter, request.qdrant_filter)
+        options["filter"] = self.filter(request.filter, request.qdrant_filter, request.where)
         self.check_text(request.text)
         self._check_open()
         self.require_index()
@@ -332,11 +333,17 @@ class Service:
             raise RequestError(400, "LimitExceeded", f"a text may have at most {most} characters")
 
     def filter(
-        self, plain: Mapping[str, Any] | None, qdrant: Mapping[str, Any] | None
+        self,
+        plain: Mapping[str, Any] | None,
+        qdrant: Mapping[str, Any] | None = None,
+        where: Sequence[str] = (),
     ) -> Filter | None:
-        """Return the filter of a request, from either form."""
-        if plain and qdrant:
-            raise RequestError(400, "BadRequest", "give filter or qdrant_filter, not both")
+        """Return the filter of a request, from one of its forms."""
+        if sum(map(bool, (plain, qdrant, where))) > 1:
+            message = "give one of filter, qdrant_filter and where"
+            raise RequestError(400, "BadRequest", message)
+        if where:
+            return filter_of(where)
         return filter_from_json(qdrant) if qdrant else (plain or None)
 
     def answer(
