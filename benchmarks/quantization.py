@@ -34,6 +34,11 @@ CONFIGS = {
     "product-x16": edge.ProductQuantizationConfig(edge.CompressionRatio.X16),
     "product-x64": edge.ProductQuantizationConfig(edge.CompressionRatio.X64),
     "binary": edge.BinaryQuantizationConfig(),
+    "turbo8": edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits8),
+    "turbo4": edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits4),
+    "turbo2": edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits2),
+    "turbo1.5": edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits1_5),
+    "turbo1": edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits1),
 }
 
 

@@ -209,7 +209,8 @@ Quantization = Annotated[
         "--quantization",
         metavar="NAME",
         rich_help_panel=NEW_COLLECTION,
-        help="Quantized vectors that searches read: int8, binary, product-x4 to product-x64.",
+        help="Quantized vectors that searches read: int8, binary, product-x4 to product-x64, "
+        "turbo8 to turbo1.",
     ),
 ]
 OnDisk = Annotated[

@@ -85,6 +85,8 @@ def test_the_request_holds_just_what_is_set(stand_in: StandIn) -> None:
         ("binary", {"binary": {}}, 4.0),
         ("product-x4", {"product": {"compression": "x4"}}, 4.0),
         ("product-x64", {"product": {"compression": "x64"}}, 4.0),
+        ("turbo4", {"turbo": {"bits": "bits4"}}, 2.0),
+        ("turbo1.5", {"turbo": {"bits": "bits1_5"}}, 4.0),
     ],
 )
 def test_what_is_quantized_is_scored_again_by_the_vectors(
@@ -107,7 +109,7 @@ def test_what_is_quantized_is_scored_again_by_the_vectors(
         index.close()
 
 
-@pytest.mark.parametrize("config", [{"turbo": {"bits": "bits2"}}, {"turbo": {}}])
+@pytest.mark.parametrize("config", [{"turbo": {"bits": "bits1"}}, {"turbo": {}}])
 def test_what_only_qdrants_client_quantizes_is_scored_again_too(config: dict[str, Any]) -> None:
     with GrpcStandIn() as server:
         client = server.client(timeout=120)

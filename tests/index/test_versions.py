@@ -73,6 +73,19 @@ def reached(request: pytest.FixtureRequest, grpc_stand_in: GrpcStandIn) -> Itera
     client.close()
 
 
+#: Quantization -> the first version of a server that has it.
+TURBO = {"turbo1": "1.18", "turbo1.5": "1.18", "turbo2": "1.18", "turbo4": "1.18", "turbo8": "1.20"}
+
+
+@pytest.mark.parametrize("kind", TURBO)
+def test_a_server_without_this_quantization_is_named(reached: Reached, kind: Any) -> None:
+    reached.stand_in.version = "1.17.1"
+    says = f"{kind}, which Qdrant 1.17.1.*{TURBO[kind]}"
+    with pytest.raises(ConfigError, match=says):
+        create_on_server(reached.location, "turbo", 8, {}, FAST, QdrantSettings(quantization=kind))
+    assert "turbo" not in reached.stand_in.created
+
+
 @pytest.mark.parametrize("kind", NEWER)
 def test_what_it_is_too_old_for_is_refused_before_anything_is_sent(
     reached: Reached, kind: str
@@ -197,6 +210,8 @@ def test_the_table_has_all_that_can_be_asked_for() -> None:
              if (major, minor) > OLDEST}  # fmt: skip
     # Not refused: an older server is sent a plain upsert.
     assert newer.pop("UpdateMode") == "1.17"
+    turbo = {kind: newer.pop(kind) for kind in [*newer] if kind.startswith("turbo")}
+    assert turbo == TURBO
     assert newer == {kind: needed for kind, (needed, _) in NEWER.items()}
 
 
@@ -231,3 +246,5 @@ def test_the_client_knows_all_that_the_table_names() -> None:
     for feature in NEEDS:
         if feature[0].isupper():
             assert hasattr(models, feature)
+    for kind in get_args(Quantization):
+        assert kind in NEEDS

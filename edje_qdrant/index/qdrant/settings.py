@@ -13,19 +13,22 @@ if TYPE_CHECKING:
 __all__ = ["QdrantSettings", "Quantization", "as_request", "check_settings", "oversampling_of"]
 
 #: What a search reads in place of the vectors, which have 4 bytes per number: `int8` has 1 byte per
-#: number, `binary` 1 bit, `product-x4` to `product-x64` a 4th to a 64th of the vectors' bytes.
+#: number, `binary` 1 bit, `product-x4` to `product-x64` a 4th to a 64th of the vectors' bytes, and
+#: `turbo8` to `turbo1` (TurboQuant, arXiv 2504.19874) as many bits per number as they say.
 Quantization: TypeAlias = Literal[
-    "int8", "binary", "product-x4", "product-x8", "product-x16", "product-x32", "product-x64"
-]
+    "int8", "binary", "product-x4", "product-x8", "product-x16", "product-x32", "product-x64",
+    "turbo8", "turbo4", "turbo2", "turbo1.5", "turbo1",
+]  # fmt: skip
 
-_PRODUCT = "product-"
+_PRODUCT, _TURBO = "product-", "turbo"
 
 # Candidates that a search takes by their quantized vectors for each one wanted, before it rescores
 # by the original vectors: more for coarser quantization; benchmarks/quantization.py measures the
 # recall of each. Text queries on images need more than usual. Kinds that only Qdrant's own client
-# sets, such as TurboQuantization, count as coarse.
+# sets, such as TurboQuantization without a number of bits, count as coarse.
 _OVERSAMPLING = {"scalar": 2.0, "binary": 4.0, "product": 4.0}
-_OF_OTHERS = 4.0
+_FINE_TURBO = {"bits8", "bits4", "bits2"}
+_OF_FINE, _OF_OTHERS = 2.0, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,8 @@ def oversampling_of(config: models.QuantizationConfig | None) -> float | None:
     """Return the candidates for each wanted point; None without quantization."""
     if config is None:
         return None
+    if (turbo := getattr(config, "turbo", None)) is not None:
+        return _OF_FINE if turbo.bits in _FINE_TURBO else _OF_OTHERS
     known = (more for kind, more in _OVERSAMPLING.items() if hasattr(config, kind))
     return next(known, _OF_OTHERS)
 
@@ -129,6 +134,10 @@ def _quantization(settings: QdrantSettings) -> models.QuantizationConfig | None:
         return models.ScalarQuantization(scalar=scalar)
     if kind == "binary":
         return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(**memory))
+    if kind.startswith(_TURBO):
+        bits = models.TurboQuantBitSize("bits" + kind.removeprefix(_TURBO).replace(".", "_"))
+        turbo = models.TurboQuantQuantizationConfig(bits=bits, **memory)
+        return models.TurboQuantization(turbo=turbo)
     ratio = models.CompressionRatio(kind.removeprefix(_PRODUCT))
     return models.ProductQuantization(
         product=models.ProductQuantizationConfig(compression=ratio, **memory)

@@ -78,6 +78,11 @@ NEEDS: dict[str, Version] = {
     "product-x32": (1, 2),
     "product-x64": (1, 2),
     "binary": (1, 5),
+    "turbo1": (1, 18),
+    "turbo1.5": (1, 18),
+    "turbo2": (1, 18),
+    "turbo4": (1, 18),
+    "turbo8": (1, 20),  # qdrant-client 1.20 sends it; 1.19.0 does not know it
 }
 
 # Seconds for which a version is relied on: a server may be replaced while a collection is open.
