@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,5 +32,9 @@ def sections(parts: Mapping[str, str]) -> str:
     )
 
 
+#: The space between a number and its unit, which stay on one line.
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:µs|ms|s|min|h|kB|MB|GB|TB|pairs/s|images/s)\b)")
+
+
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {_BEFORE_UNIT.sub(chr(0xA0), ' | '.join(cells))} |"
