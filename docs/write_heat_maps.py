@@ -47,9 +47,9 @@ def _run(report: dict[str, Any]) -> str:
     weights = report["mean_word_weights"]
     shown = ", ".join(f"{kind} {weights[kind] + 0.0:.1f}" for kind in ("shape", "colour", "size"))
     return (
-        f"Words weigh, in the mean of {report['captions']} captions and in nats: {shown}, all "
-        f"others {weights['other'] + 0.0:.1f}. {report['scenes']} held-out scenes were asked a "
-        f"phrase, and the first {report['captions']} of them a caption. "
+        f"Mean weight of a word, over {report['captions']} captions, in nats: {shown}, all "
+        f"others {weights['other'] + 0.0:.1f}. {report['scenes']} held-out scenes were explained "
+        f"for a phrase, and the first {report['captions']} of them a caption. "
         f"`{report['command']}`, {report['date']}, {report['machine']}, "
         f"{report['cpu_seconds']} seconds.\n"
     )

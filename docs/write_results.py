@@ -50,9 +50,10 @@ python benchmarks/ablation.py --steps {steps}
 
 """
 NOTES = """
-One seed each: an interval describes this model, not another training of the same kind. At {steps:,}
-steps the model is not fully trained (the bundled one's R@1 jumps between step 3,000 and 3,750 of
-5,000), so the table shows how fast each variant learns, not its final quality.
+Each variant was trained once, with one seed: an interval describes this model, not another training
+of the same kind. After {steps:,} steps the model is not fully trained (R@1 of the bundled one rises
+most between steps 3,000 and 3,750 of 5,000), so the table shows how fast each variant learns, not
+its final quality.
 
 ![R@1 of every variant](results/ablation.png)
 
@@ -61,8 +62,8 @@ MISSING = "Not run yet: {names}.\n"
 SEARCH = """
 ## What the options of a search give
 
-[Search](search.md) describes them. The calibration used scenes of one seed, the figures scenes of
-another: {scenes:,} of them, {candidates} candidates.
+[Search](search.md) describes the options. They were calibrated on scenes of one seed and measured
+on {scenes:,} scenes of another seed, with {candidates} candidates.
 
 ```
 edje-qdrant calibrate scenes --num-candidates 50 --out CALIBRATED
@@ -76,11 +77,11 @@ SEARCH_NOTES = """
 - **fusion**: {fusion}
 - **cutoff** (`min_score`): each query is searched twice, the second time without the pictures that
   its caption fits. {cutoff}
-  Scenes are hard here: the other pictures include look-alikes in which one relation or one size is
-  wrong. For the fit of probabilities, half of the queries had no right picture; in the plot all
-  have one, so more hits are right than the probabilities say.
-- **adaptive**: the rule allows 0.2% of winners to be missed for one hit; with more hits the last
-  one is seldom far ahead, so little is saved.
+  This is a hard task, because some other pictures differ from the right one in a single relation or
+  size. When the probabilities were fitted, half of the queries had no right picture. In the plot
+  all queries have one, so more hits are right than the probabilities say.
+- **adaptive**: with one hit, the rule misses at most 0.2% of the best pictures. With more hits, the
+  last of them seldom has a clear lead, so little is saved.
 - **budget_ms**: as shares of the median time of a whole search in the same run, {budget} searches
   each.
 
@@ -101,8 +102,8 @@ python benchmarks/heat_maps.py --scenes 400 --captions 120
 PUBLISHED = """
 ## The published figures
 
-Not reproduced here, as the weights and the data were not available. The paper (arXiv 2510.06820)
-reports R@1 text to image / image to text:
+These figures were not reproduced here, since the weights and the data were not available. The paper
+(arXiv 2510.06820) reports R@1 text to image / image to text:
 
 | model | Flickr30k, zero-shot | COCO, fine-tuned | stored a picture |
 | --- | --- | --- | --- |
@@ -123,8 +124,8 @@ edje-qdrant eval dataset_coco.json --images ./coco --split test --model ./edje
 ## Public benchmarks by mteb
 
 `edje_qdrant.integrations.mteb` runs any model on the tasks of
-[mteb](integrations.md#mteb), and INQUIRE-Rerank as one more. None of these was run here, as the
-data were not available. One command each, where the extra `mteb` is installed:
+[mteb](integrations.md#mteb), and INQUIRE-Rerank as another task. None of these was run here, since
+the data were not available. Install the extra `mteb`; there is one command for each:
 
 ```
 python benchmarks/public.py flickr30k --model ./edje --out flickr30k.json

@@ -40,7 +40,7 @@ def page() -> str:
         rows,
         f"Errors: {errors or 'none'}. Answers that changed: {report['changed_answers']}. "
         f"{report['searches_per_second']:.1f} searches a second, "
-        f"{report['searches_per_batch']:.1f} in a batch. Memory at eleven even steps: "
+        f"{report['searches_per_batch']:.1f} in a batch. Memory at eleven equal intervals: "
         f"{', '.join(f'{size:,.0f}' for size in memory)} MB.",
         f"{report['date']}, {report['machine']}, load average {report['load_average_before']} "
         f"before, torch {report['versions']['torch']}; {report['clients']} clients for "

@@ -23,7 +23,7 @@ def main(url: str | None = None, index: str = "example-index") -> None:
     """Copy, then search with several texts at once."""
     location: Any = url or ":memory:"
     with ImageCollection.open(index, "images") as source:
-        # On a server, tokens travel in the points' payload unless told otherwise.
+        # On a server, tokens are stored in the points' payload by default.
         target = ImageCollection.open_or_create(
             location, "images", source.contract, codec=source.codec, tokens="payload"
         )

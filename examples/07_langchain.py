@@ -18,13 +18,13 @@ from edje_qdrant.integrations.langchain import EDJEDocumentReranker, EDJERetriev
 
 
 def main(text: str = "a red star above a blue ring", index: str = "example-index") -> None:
-    """Search in a chain, then let the joint encoder order what something else found."""
+    """Search in a chain, then let the joint encoder sort the documents of another retriever."""
     with TwoStageRetriever.open(index) as retriever:
         pictures = EDJERetriever(retriever=retriever, search_kwargs={"num_candidates": 50})
         chain = pictures | RunnableLambda(paths_of)
         print("found:", ", ".join(chain.invoke(text, top_k=3)))
 
-        # Any retriever's documents will do, so long as their metadata name an image.
+        # Documents of any retriever can be used, if their metadata name an image.
         documents = sorted(pictures.invoke(text, top_k=10), key=lambda document: document.id or "")
         reranker = EDJEDocumentReranker(scorer=retriever, top_n=3)
         for document in reranker.compress_documents(documents, text):
