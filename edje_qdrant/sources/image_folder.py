@@ -7,7 +7,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,9 +15,11 @@ from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images.content_ids import MAX_FILE_BYTES
 from edje_qdrant.images.decoder_pool import DecodedFile, DecoderPool
 from edje_qdrant.images.formats import open_listed
-from edje_qdrant.images.thumbnail import Thumbnail, ThumbnailFormat
+from edje_qdrant.images.parts import Part, part_of
+from edje_qdrant.images.thumbnail import Still, Thumbnail, ThumbnailFormat
+from edje_qdrant.sources.parts import part_fields, stored_part_id
 
-__all__ = ["ImageFolder", "ServedFile", "Thumbnails"]
+__all__ = ["ImageFolder", "ServedFile", "Thumbnails", "WholeFile"]
 
 # Formats that browsers display and that cannot contain scripts.
 _SHOWN = {
@@ -29,6 +31,13 @@ _SHOWN = {
     "PNG": "image/png",
     "WEBP": "image/webp",
 }
+# Films and documents that browsers display, by suffix; others are saved.
+_PLAYED = {
+    **dict.fromkeys((".3gp", ".m4v", ".mov", ".mp4", ".qt"), "video/mp4"),
+    **dict.fromkeys((".mkv", ".webm"), "video/webm"),
+    ".pdf": "application/pdf",
+}
+_SAVED = "application/octet-stream"
 # Do not follow links or block on pipes, on systems that have these flags.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _FLAGS |= getattr(os, "O_BINARY", 0)
@@ -41,6 +50,21 @@ class ServedFile:
 
     data: bytes
     media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class WholeFile:
+    """The film of a frame, or the document of a page.
+
+    Attributes:
+        path: Real path of the file, which lies in the folder.
+        media_type: Fixed by the file's suffix.
+        shown: Whether browsers display it; others should save it.
+    """
+
+    path: str
+    media_type: str
+    shown: bool
 
 
 class ImageFolder:
@@ -65,11 +89,20 @@ class ImageFolder:
         self._decoders, self._max_bytes = decoders, max_bytes
 
     def shown(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a payload whose `path` is relative to the folder and hides its parents."""
+        """Return a payload whose paths are relative to the folder and hide its parents."""
         path = payload.get("path")
         if not isinstance(path, str):
             return dict(payload)
-        return {**payload, "path": self._relative(path) or os.path.basename(path)}
+        part = self._part(path)
+        names = ["path"] if part is None else ["path", *part_fields(part)]
+        return {
+            **payload,
+            **{
+                name: self._relative(value) or os.path.basename(value)
+                for name in names
+                if isinstance(value := payload.get(name), str)
+            },
+        }
 
     def stored_paths(self, path: str) -> list[str]:
         """Return the paths that a payload may hold for a path as it is stored or as it is shown."""
@@ -82,8 +115,8 @@ class ImageFolder:
         return self._real(payload) is not None
 
     def open(self, payload: Mapping[str, Any]) -> BinaryIO | None:
-        """Open the image's file for reading; return None if it is not served."""
-        path = self._real(payload)
+        """Open the image's file for reading; return None if it is not served, or is a part."""
+        path = self._real(payload) if self.fragment(payload) is None else None
         if path is None:
             return None
         # The file may have been replaced since the check: _FLAGS exclude links and pipes.
@@ -96,8 +129,28 @@ class ImageFolder:
             return None
         return os.fdopen(number, "rb")
 
+    def fragment(self, payload: Mapping[str, Any]) -> str | None:
+        """Return where in its film or document an image is: `t=12` or `page=3`."""
+        path = payload.get("path")
+        part = self._part(path) if isinstance(path, str) else None
+        return None if part is None else part.fragment
+
+    def whole(self, payload: Mapping[str, Any]) -> WholeFile | None:
+        """Return the film of a frame or the document of a page; None if it is not served."""
+        real = None if self.fragment(payload) is None else self._real(payload)
+        if real is None:
+            return None
+        media_type = _PLAYED.get(os.path.splitext(real)[1].lower())
+        return WholeFile(real, media_type or _SAVED, media_type is not None)
+
     def read(self, payload: Mapping[str, Any]) -> ServedFile | None:
-        """Return the unchanged file if browsers display its format; None if it is not served."""
+        """Return the unchanged file if browsers display its format; None if it is not served.
+
+        A frame or a page is returned as a PNG.
+        """
+        if self.fragment(payload) is not None:
+            decoded = self._decoded(payload, Still())
+            return None if decoded is None else ServedFile(decoded.data, "image/png")
         file = self.open(payload)
         if file is None:
             return None
@@ -124,7 +177,11 @@ class ImageFolder:
         decoded = self._decoded(payload, Thumbnail(side, file_format))
         return None if decoded is None else decoded.data
 
-    def _decoded(self, payload: Mapping[str, Any], finish: Thumbnail | None) -> DecodedFile | None:
+    def _decoded(
+        self, payload: Mapping[str, Any], finish: Thumbnail | Still | None
+    ) -> DecodedFile | None:
+        if self.fragment(payload) is not None:
+            return self._decoded_part(payload, finish)
         file = self.open(payload)
         if file is None:
             return None
@@ -135,10 +192,33 @@ class ImageFolder:
         except ImageReadError:
             return None
 
+    def _decoded_part(
+        self, payload: Mapping[str, Any], finish: Thumbnail | Still | None
+    ) -> DecodedFile | None:
+        real, part = self._real(payload), self._part(str(payload.get("path")))
+        if real is None or part is None:
+            return None
+        part = replace(part, path=real)
+        try:
+            decoded = self._decoders.decode(part, "image", finish)
+            # The pixels alone are compared with an id.
+            image_id = stored_part_id(part) if finish is None else ""
+        except ImageReadError:
+            return None
+        return replace(decoded, image_id=image_id)
+
+    def _part(self, path: str) -> Part | None:
+        if "\0" in path:
+            return None
+        return part_of(path if self._root is None else os.path.join(self._root, path))
+
     def _real(self, payload: Mapping[str, Any]) -> str | None:
+        """Return the real path of the image's file, if it lies in the folder."""
         path = payload.get("path")
         if self._root is None or not isinstance(path, str) or not path or "\0" in path:
             return None
+        part = self._part(path)
+        path = path if part is None else part.path
         try:
             real = os.path.realpath(os.path.join(self._root, path), strict=True)
             kind = os.stat(real).st_mode

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
-from starlette.responses import StreamingResponse
+from starlette.responses import FileResponse, StreamingResponse
 
 from edje_qdrant.web.errors import RequestError
 from edje_qdrant.web.newest_images import newest_images
@@ -28,6 +29,11 @@ __all__ = ["image_routes"]
 
 # An id is derived from the image's content, so a cached copy stays valid.
 _CACHE = "private, max-age=3600"
+
+# A player loads the film from its own address, which needs the origin; no script runs.
+_FILM_POLICY = "default-src 'none'; media-src 'self'; sandbox allow-same-origin"
+# Not every browser's viewer of documents works in a sandbox.
+_DOCUMENT_POLICY = "default-src 'none'; object-src 'self'; style-src 'unsafe-inline'"
 
 # A malformed id is answered as an unknown one is, so that every path without an image is a 404.
 _Id = Annotated[str, Path(json_schema_extra={"format": "uuid"})]
@@ -107,11 +113,36 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
         responses={200: {"content": {"image/*": {}}, "description": "The unchanged image file."}},
     )
     async def file(image_id: _Id, request: Request) -> Response:
-        """Return the image file."""
-        served = await service.read(lambda: service.folder.read(service.payload(image_id)))
+        """Return the image file; of a frame of a film or a page of a document, a PNG."""
+        payload = await service.read(lambda: service.payload(image_id))
+        run = service.read if service.folder.fragment(payload) is None else service.decode
+        served = await run(lambda: service.folder.read(payload))
         if served is None:
             raise not_found()
         return _sent(served.data, served.media_type, f'"{image_id}"', request)
+
+    @router.get(
+        "/images/{image_id}/source",
+        response_class=Response,
+        responses={
+            200: {"content": {"video/*": {}, "application/pdf": {}}, "description": "The file."},
+            206: {"description": "A part of the file, for a request with a range."},
+            416: {"description": "The file has no such range."},
+        },
+    )
+    async def source(image_id: _Id) -> Response:
+        """Return the film of a frame, or the document of a page; players ask for ranges of it."""
+        payload = await service.read(lambda: service.payload(image_id))
+        whole = await service.read(lambda: service.folder.whole(payload))
+        if whole is None:
+            raise not_found()
+        return FileResponse(
+            whole.path,
+            media_type=whole.media_type,
+            filename=os.path.basename(whole.path),
+            content_disposition_type="inline" if whole.shown else "attachment",
+            headers=_headers_of(whole.media_type),
+        )
 
     @router.get(
         "/images/{image_id}/thumbnail",
@@ -167,6 +198,16 @@ def image_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
         return done
 
     return router
+
+
+def _headers_of(media_type: str) -> dict[str, str]:
+    """Return headers with which a browser displays a film or a document, and runs nothing."""
+    policy = _DOCUMENT_POLICY if media_type == "application/pdf" else _FILM_POLICY
+    return {
+        "Cache-Control": "private, no-cache",  # the file may change
+        "Content-Security-Policy": policy,
+        "Cross-Origin-Resource-Policy": "same-origin",
+    }
 
 
 def _sent(data: bytes, media_type: str, tag: str, request: Request) -> Response:

@@ -345,6 +345,10 @@ class Picture(BaseModel):
     payload: dict[str, Any]
     file: str | None = Field(description="Address of the image file; null if it is not served.")
     thumbnail: str | None
+    source: str | None = Field(
+        None,
+        description="Address of the film at the frame's time, or of the document at the page.",
+    )
 
 
 class PictureList(BaseModel):

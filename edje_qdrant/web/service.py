@@ -368,11 +368,13 @@ class Service:
         """Build the description of an image."""
         served = self.folder.has(payload)
         place = f"/v1/images/{image_id}"
+        fragment = self.folder.fragment(payload)
         return Picture(
             image_id=image_id,
             payload=self.folder.shown(payload),
             file=f"{place}/file" if served else None,
             thumbnail=f"{place}/thumbnail" if served else None,
+            source=f"{place}/source#{fragment}" if served and fragment else None,
         )
 
     def payload(self, image_id: str) -> dict[str, Any]:

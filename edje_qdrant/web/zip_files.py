@@ -72,15 +72,25 @@ def zip_entries(
         payloads: id -> payload; an image without one is named by its id, and has no file.
     """
     given = [payloads.get(each, {}) for each in ids]
-    paths = [folder.shown(payload).get("path") for payload in given]
+    paths = [
+        f"{path}.png" if folder.fragment(payload) is not None else path
+        for payload in given
+        for path in [folder.shown(payload).get("path")]
+    ]
     named = [path if isinstance(path, str) else each for path, each in zip(paths, ids, strict=True)]
     return [*map(ZipEntry, entry_names(named), given)]
 
 
 def bytes_of(folder: ImageFolder, entries: Sequence[ZipEntry]) -> int | None:
-    """Return the size of the files together; None if there is none of them."""
+    """Return the size of the files together; None if there is none of them.
+
+    Of frames and pages, which are PNGs in the zip file, it is the size of their pixels.
+    """
     sizes = []
     for entry in entries:
+        if folder.fragment(entry.payload) is not None and folder.has(entry.payload):
+            sizes.append(3 * _side(entry.payload, "width") * _side(entry.payload, "height"))
+            continue
         file = folder.open(entry.payload)
         if file is not None:
             with file:
@@ -91,12 +101,21 @@ def bytes_of(folder: ImageFolder, entries: Sequence[ZipEntry]) -> int | None:
 def zipped(folder: ImageFolder, entries: Sequence[ZipEntry]) -> Iterator[bytes]:
     """Yield the bytes of a zip file of images, which holds their files unchanged.
 
+    Of films and documents it holds the frames and pages, as PNGs.
     Files that cannot be read are listed in a text file in it.
     """
     written = _Written()
     left_out = []
     with ZipFile(written, "w", ZIP_STORED) as archive:
         for entry in entries:
+            if folder.fragment(entry.payload) is not None:
+                still = folder.read(entry.payload)
+                if still is None:
+                    left_out.append(entry.name)
+                    continue
+                archive.writestr(ZipInfo(entry.name, time.localtime()[:6]), still.data)
+                yield written.take()
+                continue
             file = folder.open(entry.payload)
             if file is None:
                 left_out.append(entry.name)
@@ -112,6 +131,11 @@ def zipped(folder: ImageFolder, entries: Sequence[ZipEntry]) -> Iterator[bytes]:
             lines = "\n".join(left_out)
             archive.writestr(_NOT_INCLUDED, f"These files are not in the folder now:\n{lines}\n")
     yield written.take()
+
+
+def _side(payload: Mapping[str, Any], name: str) -> int:
+    value = payload.get(name)
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 class _Written:

@@ -1,7 +1,7 @@
 // Details of one image: scores, payload, and a heat map for each word.
 
 import { drawHeat } from "/static/heat.js";
-import { altOf, dateWords, decimal, make, momentOf, nameOf, percent, placeOf } from "/static/parts.js";
+import { altOf, dateWords, decimal, make, momentOf, nameOf, partOf, percent, placeOf } from "/static/parts.js";
 import { encode, hasKey, post, show } from "/static/service.js";
 
 const at = (id) => document.getElementById(id);
@@ -67,7 +67,9 @@ export class Detail {
     const { width, height } = picture.payload;
     if (width > 0 && height > 0) fit({ naturalWidth: Number(width), naturalHeight: Number(height) });
     show(large, file);
-    at("original").href = file;
+    const part = partOf(picture);
+    at("original").href = part ? part.href : file;
+    at("original").textContent = part ? part.open : "Open the picture";
     at("heat").hidden = true;
     at("whence").replaceChildren(...whence(picture));
     at("scores").replaceChildren(...scores(picture));

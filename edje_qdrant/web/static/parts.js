@@ -28,10 +28,29 @@ export function icon(...paths) {
 
 export const cross = () => icon("m7 7 10 10M17 7 7 17");
 
-/** Name of an image: text of its payload, else its file name. */
+/** Where in a film or a document an image is: {words, open, href}; null for an image of its own. */
+export function partOf(picture) {
+  const { path } = picture.payload;
+  const [, time, page] = (typeof path === "string" && path.match(/#(?:t=(\d+(?:\.\d+)?)|page=(\d+))$/)) || [];
+  if (time === undefined && page === undefined) return null;
+  const words = time === undefined ? `page ${page}` : clock(Number(time));
+  const href = `/v1/images/${encodeURIComponent(picture.image_id)}/source#${time === undefined ? `page=${page}` : `t=${time}`}`;
+  return { words, open: time === undefined ? `Open the document at ${words}` : `Open the film at ${words}`, href };
+}
+
+function clock(seconds) {
+  const [minutes, rest] = [Math.floor(seconds / 60), Math.floor(seconds % 60)];
+  const hours = Math.floor(minutes / 60);
+  const end = `${String(rest).padStart(2, "0")}`;
+  return hours ? `${hours}:${String(minutes % 60).padStart(2, "0")}:${end}` : `${minutes}:${end}`;
+}
+
+/** Name of an image: text of its payload, else its file name, with the time or the page. */
 export function nameOf(picture) {
   const { title, name, path } = picture.payload;
   for (const text of [title, name]) if (typeof text === "string" && text.trim()) return text;
+  const part = partOf(picture);
+  if (part) return `${path.slice(0, path.lastIndexOf("#")).split(/[\\/]/).pop()} · ${part.words}`;
   if (typeof path === "string") return path.split(/[\\/]/).pop();
   return picture.image_id.slice(0, 8);
 }
