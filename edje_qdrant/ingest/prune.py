@@ -14,16 +14,16 @@ from edje_qdrant.images import part_of
 from edje_qdrant.index import Filter
 from edje_qdrant.sources.parts import file_of, part_fields
 from edje_qdrant.sources.protocol import FailedLine, ImageSource
-from edje_qdrant.types import FailedImage, Payload
+from edje_qdrant.types import FailedImage, Payload, Point
 
-__all__ = ["count_old_versions", "follow_moved", "prune_collection"]
+__all__ = ["count_old_versions", "follow_moved", "points_at", "prune_collection"]
 
 # Paths looked up by a filter; with more of them, reading all points takes less time.
 _LOOKED_UP = 1000
 
 
-def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
-    """Update the stored path of images whose file was moved.
+def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> set[str]:
+    """Update the stored path of images whose file was moved; return their ids.
 
     Args:
         collection: The collection that holds the images.
@@ -38,6 +38,34 @@ def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> None:
     }
     if moved:
         collection.update_payload(moved)
+    return {*moved}
+
+
+def points_at(collection: ImageCollection, paths: AbstractSet[str]) -> list[Point]:
+    """Return the images that are stored with one of the paths, but those of other programs.
+
+    Args:
+        collection: The collection that holds the images.
+        paths: Their paths.
+    """
+    if not paths:
+        return []
+    if len(paths) <= _LOOKED_UP:
+        with suppress(ConfigError, StoreError):  # a strict server wants an index, or fewer values
+            return _points_at(collection, {"path": sorted(paths)}, paths)
+    return _points_at(collection, None, paths)
+
+
+def _points_at(
+    collection: ImageCollection, filter: Filter | None, paths: AbstractSet[str]
+) -> list[Point]:
+    found: list[Point] = []
+    for page in collection.index.scroll(filter=filter):
+        others = {point.id for point in collection.of_other_programs(page)}
+        found += (
+            point for point in page if point.id not in others and point.payload.get("path") in paths
+        )
+    return found
 
 
 def _place(path: str) -> Payload:
@@ -57,31 +85,8 @@ def count_old_versions(
             they may be any names.
         seen: The 16 bytes of the id of every image in the source.
     """
-    paths = {path for path in paths if os.path.isabs(path)}
-    if not paths:
-        return 0
-    if len(paths) <= _LOOKED_UP:
-        with suppress(ConfigError, StoreError):  # a strict server wants an index, or fewer values
-            return _count_unseen(collection, {"path": sorted(paths)}, paths, seen)
-    return _count_unseen(collection, None, paths, seen)
-
-
-def _count_unseen(
-    collection: ImageCollection,
-    filter: Filter | None,
-    paths: AbstractSet[str],
-    seen: AbstractSet[bytes],
-) -> int:
-    count = 0
-    for page in collection.index.scroll(filter=filter):
-        others = {point.id for point in collection.of_other_programs(page)}
-        count += sum(
-            point.id not in others
-            and point.payload.get("path") in paths
-            and uuid.UUID(point.id).bytes not in seen
-            for point in page
-        )
-    return count
+    points = points_at(collection, {path for path in paths if os.path.isabs(path)})
+    return sum(uuid.UUID(point.id).bytes not in seen for point in points)
 
 
 def prune_collection(
