@@ -40,6 +40,7 @@ from edje_qdrant.cli.options import (
     MaxPixels,
     Model,
     OnDisk,
+    Place,
     Progress,
     Quantization,
     Replicas,
@@ -57,6 +58,7 @@ from edje_qdrant.errors import ConfigError
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
     from edje_qdrant.tokens.codecs import Codec as FittedCodec
+    from edje_qdrant.types import IngestReport
 
 __all__ = ["ingest"]
 
@@ -151,6 +153,14 @@ def ingest(
             "or named in a manifest, are added anyway. Needs the extra pdf.",
         ),
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Then keep the collection the same as the folder, until Ctrl-C: add, update and "
+            "delete images as their files change. Needs the extra watch.",
+        ),
+    ] = False,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -161,11 +171,26 @@ def ingest(
     from edje_qdrant.ingest.file_fields import FileFields
     from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.ingest.process_pool import check_devices
+    from edje_qdrant.sources.folder import FolderSource
     from edje_qdrant.sources.open import open_source
 
+    if watch:
+        from edje_qdrant.ingest.watch import check_watched
+
+        check_watched(source)
+        if frames_every is not None or pdf_pages:
+            raise ConfigError(
+                "frames of films and pages of documents are not watched; give --watch, or "
+                "--frames-every and --pdf-pages"
+            )
     place = place_of(index, url, grpc, grpc_port, timeout)
-    # Before a collection is created.
-    images = open_source(source, frames_every=frames_every, pdf_pages=pdf_pages)
+    # Before a collection is created. A folder that is watched may be empty at first, but not if its
+    # other images would be deleted.
+    images = (
+        FolderSource(source)
+        if watch and not prune
+        else open_source(source, frames_every=frames_every, pdf_pages=pdf_pages)
+    )
     FileFields(exif, gps)
     indexes = indexes_of(payload_index or [])
     qdrant = settings_of(shards, replicas, quantization, on_disk)
@@ -203,7 +228,41 @@ def ingest(
             gps=gps,
             wait=wait,
         )
-        points = target.count()
+        _print_summary(
+            report, source, place, collection, loaded, target.count(), prune=prune, as_json=as_json
+        )
+        if watch:
+            from edje_qdrant.cli.watching import keep_watching
+            from edje_qdrant.images import DecodeLimits, default_workers
+            from edje_qdrant.model.pixels import default_batch_size
+
+            keep_watching(
+                source,
+                target,
+                loaded,
+                limits=DecodeLimits(
+                    workers or default_workers(), decode_memory << 20, decode_seconds, max_pixels
+                ),
+                file_fields=FileFields(exif, gps),
+                batch_size=batch_size or default_batch_size(loaded.device),
+                wait=wait,
+                as_json=as_json,
+            )
+        elif all_failed(report):
+            raise typer.Exit(1)
+
+
+def _print_summary(
+    report: IngestReport,
+    source: Path,
+    place: Place,
+    collection: str,
+    loaded: EDJEModel,
+    points: int,
+    *,
+    prune: bool,
+    as_json: bool,
+) -> None:
     data = {
         "added": report.added,
         "updated": report.updated,
@@ -242,5 +301,3 @@ def ingest(
         web=find_spec("fastapi") is not None,
     )
     print_result(data, lines, as_json)
-    if all_failed(report):
-        raise typer.Exit(1)

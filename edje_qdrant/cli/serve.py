@@ -55,6 +55,14 @@ def serve(
             "--ingest", help="Accept images over HTTP; they are stored in `uploads` in that folder."
         ),
     ] = False,
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the collection the same as this folder: add, update and delete images as "
+            "their files change. Its images are shown, unless --images names another folder.",
+        ),
+    ] = None,
     follow_alias: Annotated[
         bool,
         typer.Option(
@@ -143,8 +151,9 @@ def serve(
     keys = service_keys()
     check_exposure(host, keys, without_key=without_key)
     settings = ServiceSettings(
-        images=images,
+        images=watch if images is None else images,
         ingest=ingest,
+        watch=watch,
         api_keys=keys,
         cors_origins=tuple(cors or ()),
         allowed_hosts=allowed_hosts(host, allow_host or ()),

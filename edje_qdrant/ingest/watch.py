@@ -25,10 +25,12 @@ from edje_qdrant.files import kind_of
 from edje_qdrant.images import DecodeLimits, error_reason
 from edje_qdrant.ingest.decode import KnownImage, decode_image
 from edje_qdrant.ingest.file_fields import FileFields
+from edje_qdrant.ingest.known_paths import KnownPaths
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.prune import follow_moved, points_at
 from edje_qdrant.sources.folder import FolderSource
 from edje_qdrant.sources.protocol import ListedImage
+from edje_qdrant.sources.stamp import file_stamp
 from edje_qdrant.threads import batches
 from edje_qdrant.types import FailedImage, Point
 
@@ -169,6 +171,7 @@ class FolderWatch:
         self._listing_seconds = 0.0
         self._looked = self._caught_up = False
         self._began = clock()
+        self._known: KnownPaths | None = None
         self._stop = threading.Event()
 
     def __enter__(self) -> FolderWatch:
@@ -243,7 +246,7 @@ class FolderWatch:
         # Not earlier: an image may have been moved to a file that has not settled yet.
         if not self._caught_up and (not self._pending or started - self._began > _CATCH_UP):
             yield from self._delete_older(listing)
-            self._caught_up = True
+            self._caught_up, self._known = True, None
 
     def _list(self) -> _Listing | str:
         """List the folder; return why, if it cannot be read."""
@@ -304,10 +307,14 @@ class FolderWatch:
             decoders=self._decoders,
             file_fields=self._file_fields,
         )
-        listed = (ListedImage(path, {}) for path in paths)
+        listed = (ListedImage(path, {}, stamp=file_stamp(path)) for path in paths)
+        # Later, the times of files are compared more exactly than they are stored.
+        known_paths = None if self._caught_up else self._known_paths()
         try:
             with self._patience(), run.bar:
-                missing = run.missing(self._until_stopped(listed), self._threads, looked_up)
+                missing = run.missing(
+                    self._until_stopped(listed), self._threads, looked_up, known_paths
+                )
                 run.decode_and_write(
                     self._until_stopped(missing), decode, self._threads, self._batch_size
                 )
@@ -359,7 +366,7 @@ class FolderWatch:
             lost = {path for path in lost if _device(path, devices) != self._files[path].device}
         if lost:
             self._kept |= lost
-            yield WatchReport(kept=len(lost))
+            yield WatchReport(kept=len({self._files[path].image_id for path in lost}))
         gone = [path for path in due if path not in lost]
         for path in gone:
             del self._files[path], self._gone[path]
@@ -420,6 +427,12 @@ class FolderWatch:
                 self._collection.delete(ids)
             self._collection.flush()
         return len(gone), len(moved)
+
+    def _known_paths(self) -> KnownPaths:
+        if self._known is None:
+            with self._patience():
+                self._known = KnownPaths(self._collection)
+        return self._known
 
     def _until_stopped(self, items: Iterable[T]) -> Iterator[T]:
         return takewhile(lambda _: not self._stop.is_set(), items)

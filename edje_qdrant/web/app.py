@@ -15,6 +15,7 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 from edje_qdrant.checks import check_kind
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.model.named import model_note
 from edje_qdrant.search.options import NUM_CANDIDATES
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -31,6 +32,7 @@ from edje_qdrant.web.search_routes import search_routes
 from edje_qdrant.web.service import Service
 from edje_qdrant.web.serving import HoldingMiddleware
 from edje_qdrant.web.settings import ServiceSettings
+from edje_qdrant.web.watching import ServiceWatch
 
 __all__ = ["create_app"]
 
@@ -82,12 +84,24 @@ def create_app(
     check_kind("settings", settings, ServiceSettings, "ServiceSettings")
     service = Service(retriever, settings)
     follower = None if follow is None else AliasFollower(service, follow)
+    watch = None if settings.watch is None else ServiceWatch(service)
+    if watch is not None:
+        retriever.collection.require_writable()
+    if watch is not None and follower is not None:
+        raise ConfigError(
+            "a service that watches a folder cannot follow an alias to other collections; give "
+            "--watch or --follow-alias"
+        )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         if follower is not None:
             follower.start()
+        if watch is not None:
+            watch.start()
         yield
+        if watch is not None:
+            watch.close()
         if follower is not None:
             follower.close()
         service.close()

@@ -10,6 +10,7 @@ from edje_qdrant.checks import check_kind, check_number, check_strings
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
 from edje_qdrant.images import DECODE_MEMORY
+from edje_qdrant.ingest.watch import check_watched
 from edje_qdrant.web.image_fetch import FetchHost, fetch_host
 
 __all__ = ["UPLOADS", "ServiceSettings", "allowed_hosts", "check_exposure"]
@@ -27,6 +28,7 @@ class ServiceSettings:
     Attributes:
         images: Folder whose images may be served; None serves none.
         ingest: Whether images may be added; they are stored in `images`/uploads.
+        watch: Folder that the collection is kept the same as, see `FolderWatch`; None for none.
         api_keys: Keys of which a request must send one; empty for no key.
         cors_origins: Origins whose pages may call the service.
         allowed_hosts: Host names by which the service may be called; None for any.
@@ -56,6 +58,7 @@ class ServiceSettings:
 
     images: Path | None = None
     ingest: bool = False
+    watch: Path | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] | None = None
@@ -101,6 +104,9 @@ class ServiceSettings:
         _ = self.fetch_hosts
         if self.images is not None:
             check_kind("images", self.images, Path, "a Path")
+        if self.watch is not None:
+            check_kind("watch", self.watch, Path, "a Path")
+            check_watched(self.watch)
         if any(len(key) < 16 for key in self.api_keys):
             raise ConfigError("an API key has fewer than 16 characters; make a longer one")
         if self.images is not None and kind_of(self.images, ConfigError) != "folder":
