@@ -84,7 +84,8 @@ class ServiceWatch:
 
     def _told(self, report: WatchReport) -> None:
         warn = report.failed or report.kept or report.away
-        _log.log(logging.WARNING if warn else logging.INFO, "%s", printable(str(report)))
+        level = logging.WARNING if warn else logging.INFO
+        _log.log(level, "watched folder: %s", printable(str(report)))
         for failure in report.failed[:_FAILURES_SHOWN]:
             _log.warning("%s: %s", printable(failure.path), printable(failure.reason))
         self._service.metrics.ingested(report.added, 0, 0, len(report.failed))
