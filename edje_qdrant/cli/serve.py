@@ -56,13 +56,13 @@ def serve(
         ),
     ] = False,
     watch: Annotated[
-        Path | None,
+        bool,
         typer.Option(
-            metavar="FOLDER",
-            help="Keep the collection the same as this folder: add, update and delete images as "
-            "their files change. Its images are shown, unless --images names another folder.",
+            "--watch",
+            help="Keep the collection the same as that folder: add, update and delete images as "
+            "their files change.",
         ),
-    ] = None,
+    ] = False,
     follow_alias: Annotated[
         bool,
         typer.Option(
@@ -151,7 +151,7 @@ def serve(
     keys = service_keys()
     check_exposure(host, keys, without_key=without_key)
     settings = ServiceSettings(
-        images=watch if images is None else images,
+        images=images,
         ingest=ingest,
         watch=watch,
         api_keys=keys,

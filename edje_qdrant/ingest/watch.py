@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError, MissingExtraError
 from edje_qdrant.files import kind_of
-from edje_qdrant.images import DecodeLimits, error_reason
+from edje_qdrant.images import DecodeLimits, error_reason, part_of
 from edje_qdrant.ingest.decode import KnownImage, decode_image
 from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.known_paths import KnownPaths
@@ -117,7 +117,8 @@ class FolderWatch:
     A file is ingested when its size and times have stayed the same for `settle` seconds, so that it
     is whole, and its image deleted when the file has been gone for twice as long, so that a file
     that is moved or replaced keeps its image. An image of which there is another copy in the folder
-    stays. Images whose `path` lies outside the folder are never deleted.
+    stays. Images whose `path` lies outside the folder are never deleted, nor frames of films and
+    pages of documents, which are not watched.
 
     If the folder cannot be read or holds nothing, or if more than half, and at least 10, images are
     gone at once, no image is deleted, as a disk may be away: the report says how many were kept.
@@ -132,6 +133,7 @@ class FolderWatch:
         batch_size: Images encoded and written at a time.
         settle: Seconds; see above.
         wait: Seconds to wait for a server that is away, before it is an error.
+        except_below: A folder whose images are neither added nor deleted; None for none.
         clock: Returns seconds.
 
     Raises:
@@ -151,6 +153,7 @@ class FolderWatch:
         batch_size: int = 8,
         settle: float = 2.0,
         wait: float = 300,
+        except_below: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = Path(os.path.abspath(Path(folder).expanduser()))
@@ -162,6 +165,8 @@ class FolderWatch:
         self._settle, self._wait, self._clock = settle, wait, clock
         self._threads = ThreadPoolExecutor(limits.workers)
         self._decoders = limits.pool()
+        # No path begins with a null character.
+        self._except = "\0" if except_below is None else os.path.join(except_below.absolute(), "")
         self._files: dict[str, _File] = {}
         self._pending: dict[str, tuple[_Stamp, float]] = {}
         self._gone: dict[str, float] = {}
@@ -256,6 +261,8 @@ class FolderWatch:
             for item in FolderSource(self.folder).images():
                 if isinstance(item, FailedImage):
                     unreadable.append(item)
+                    continue
+                if item.path.startswith(self._except):
                     continue
                 try:
                     found = os.stat(item.path)
@@ -387,8 +394,9 @@ class FolderWatch:
                 if (
                     point.id not in others
                     and path.startswith(inside)
+                    and part_of(path) is None
                     and path not in unreadable
-                    and not path.startswith(below)
+                    and not path.startswith((*below, self._except))
                     and self._is_older(point.id, path)
                 ):
                     older.append(Point(point.id, point.vector, {"path": path}))

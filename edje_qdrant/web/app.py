@@ -84,7 +84,7 @@ def create_app(
     check_kind("settings", settings, ServiceSettings, "ServiceSettings")
     service = Service(retriever, settings)
     follower = None if follow is None else AliasFollower(service, follow)
-    watch = None if settings.watch is None else ServiceWatch(service)
+    watch = ServiceWatch(service) if settings.watch else None
     if watch is not None:
         retriever.collection.require_writable()
     if watch is not None and follower is not None:

@@ -28,7 +28,7 @@ class ServiceSettings:
     Attributes:
         images: Folder whose images may be served; None serves none.
         ingest: Whether images may be added; they are stored in `images`/uploads.
-        watch: Folder that the collection is kept the same as, see `FolderWatch`; None for none.
+        watch: Whether the collection is kept the same as `images`; see `FolderWatch`.
         api_keys: Keys of which a request must send one; empty for no key.
         cors_origins: Origins whose pages may call the service.
         allowed_hosts: Host names by which the service may be called; None for any.
@@ -58,7 +58,7 @@ class ServiceSettings:
 
     images: Path | None = None
     ingest: bool = False
-    watch: Path | None = None
+    watch: bool = False
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] | None = None
@@ -104,9 +104,6 @@ class ServiceSettings:
         _ = self.fetch_hosts
         if self.images is not None:
             check_kind("images", self.images, Path, "a Path")
-        if self.watch is not None:
-            check_kind("watch", self.watch, Path, "a Path")
-            check_watched(self.watch)
         if any(len(key) < 16 for key in self.api_keys):
             raise ConfigError("an API key has fewer than 16 characters; make a longer one")
         if self.images is not None and kind_of(self.images, ConfigError) != "folder":
@@ -117,6 +114,10 @@ class ServiceSettings:
             raise ConfigError(
                 "--ingest needs a folder for uploaded images; give --images FOLDER too"
             )
+        if self.watch and self.images is None:
+            raise ConfigError("--watch needs a folder to watch; give --images FOLDER too")
+        if self.watch and self.images is not None:
+            check_watched(self.images)
 
     @property
     def fetch_hosts(self) -> tuple[FetchHost, ...]:

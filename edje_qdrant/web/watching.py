@@ -13,6 +13,7 @@ from edje_qdrant.images import DecodeLimits
 from edje_qdrant.ingest.watch import FolderWatch, WatchReport
 from edje_qdrant.text import printable
 from edje_qdrant.web.service import Service
+from edje_qdrant.web.settings import UPLOADS
 
 __all__ = ["ServiceWatch"]
 
@@ -67,19 +68,21 @@ class ServiceWatch:
 
     def _run(self) -> None:
         settings, retriever = self._service.settings, self._service.retriever
-        assert settings.watch is not None
+        assert settings.images is not None
         limits = DecodeLimits(
             _DECODERS, settings.decode_memory, settings.decode_seconds, settings.max_pixels
         )
         with FolderWatch(
-            settings.watch, retriever.collection, retriever.model, limits=limits,
+            settings.images, retriever.collection, retriever.model, limits=limits,
             batch_size=_BATCH, wait=0,
+            # Uploads are added by their requests, with the fields that were sent.
+            except_below=settings.images / UPLOADS if settings.ingest else None,
         ) as watch:  # fmt: skip
             with self._lock:
                 if self._stop.is_set():
                     return
                 self._watch = watch
-            _log.info("watching %s", printable(str(settings.watch)))
+            _log.info("watching %s", printable(str(settings.images)))
             watch.run(self._told)
 
     def _told(self, report: WatchReport) -> None:

@@ -227,7 +227,9 @@ def test_a_folder_that_a_service_has_open_is_watched_by_the_service(
     photos, index = tmp_path / "photos", tmp_path / "index"
     write_images(photos, 4)
     run("ingest", photos, "--index", index, "--model", tiny_folder)
-    service = ServiceProcess("--index", index, "--model", tiny_folder, "--watch", photos)
+    service = ServiceProcess(
+        "--index", index, "--model", tiny_folder, "--images", photos, "--watch"
+    )
     service.wait()
 
     def count() -> int:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +29,35 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Any]) -> Any:
+def watched(monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Any]) -> Any:
     monkeypatch.setattr(watching, "FolderWatch", partial(FolderWatch, settle=0.1))
     monkeypatch.setattr(watching, "_AGAIN", 0.1)
-    (tmp_path / "inbox").mkdir()
-    return serve(watch=tmp_path / "inbox", ingest=True)
+    return serve(watch=True, ingest=True)
 
 
 def test_a_service_keeps_its_collection_the_same_as_a_folder(watched: Any) -> None:
     def count() -> int:
         return int(watched.get("/v1/collection").json()["pictures"])
 
-    inbox = watched.folder / "inbox"
+    folder = watched.folder / "pictures"
     assert count() == 12
-    Image.new("RGB", (40, 30), "red").save(inbox / "red.png")
+    Image.new("RGB", (40, 30), "red").save(folder / "red.png")
     until(lambda: count() == 13)
     hits = watched.post("/v1/search", json={"text": "red", "top_k": 13}).json()["hits"]
     assert "red.png" in [Path(hit["payload"]["path"]).name for hit in hits]
-    files = {"files": ("blue.png", (inbox / "red.png").read_bytes())}
+    files = {"files": ("blue.png", (folder / "red.png").read_bytes())}
     assert watched.post("/v1/ingest", files=files).json()["skipped"] == 1
-    (inbox / "red.png").unlink()
+    (folder / "red.png").unlink()
     until(lambda: count() == 12)
+    with BytesIO() as file:
+        Image.new("RGB", (40, 30), "blue").save(file, "PNG")
+        files = {"files": ("blue.png", file.getvalue())}
+    assert watched.post("/v1/ingest", files=files).json()["added"] == 1
+    (uploaded,) = (folder / "uploads").glob("*.png")
+    Image.new("RGB", (40, 30), "green").save(folder / "uploads" / "left-alone.png")
+    Image.new("RGB", (40, 30), "grey").save(folder / "grey.png")
+    uploaded.unlink()
+    until(lambda: count() == 14)  # grey.png and the upload
 
 
 def test_after_an_error_it_watches_again(
@@ -62,7 +71,7 @@ def test_after_an_error_it_watches_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(collection, "add_new", broken)
-        Image.new("RGB", (40, 30), "red").save(watched.folder / "inbox" / "red.png")
+        Image.new("RGB", (40, 30), "red").save(watched.folder / "pictures" / "red.png")
         until(lambda: "no space" in caplog.text)
     until(lambda: len(collection) == 13)
     until(lambda: "watched folder: 1 added" in caplog.text)
@@ -72,11 +81,11 @@ def test_settings_that_cannot_be_watched_are_refused(
     tmp_path: Path, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = serve()
-    with pytest.raises(ConfigError, match="only folders can be watched"):
-        ServiceSettings(watch=tmp_path / "none")
-    settings = ServiceSettings(watch=tmp_path)
+    with pytest.raises(ConfigError, match="give --images FOLDER too"):
+        ServiceSettings(watch=True)
+    settings = ServiceSettings(watch=True, images=tmp_path)
     with pytest.raises(ConfigError, match="--watch or --follow-alias"):
         create_app(client.retriever, settings, follow=lambda before: before)
     monkeypatch.setitem(sys.modules, "watchfiles", None)
     with pytest.raises(MissingExtraError, match=r"edje-qdrant\[watch\]"):
-        ServiceSettings(watch=tmp_path)
+        ServiceSettings(watch=True, images=tmp_path)
