@@ -63,7 +63,7 @@ _SLACK = 192 << 20
 # Bytes of messages of the decoders that are kept for one file, and characters that are passed on.
 _MOST_WRITTEN, _MOST_SHOWN = 1 << 20, 300
 # A film that needs no more memory stays open, so that its next frame costs less.
-_KEPT_FILM = 128 << 20
+_KEPT_FILM = 192 << 20
 
 
 def main(descriptor: int) -> None:
