@@ -149,7 +149,10 @@ class _Written:
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing; zipfile calls it."""
+        """Do nothing, as zipfile calls it."""
+
+    def close(self) -> None:
+        """Do nothing; the bytes are still to be taken."""
 
     def take(self) -> bytes:
         """Return what was written since the last call."""

@@ -1,4 +1,4 @@
-"""A service over a real collection on the embedded engine, with a small model."""
+"""A service over a real collection on the embedded engine, with a small model; a browser."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra web")
 
 from fastapi.testclient import TestClient
+from in_browser import CHROMIUM, FLAGS
 from PIL import Image
 
 from edje_qdrant.collection.collection import ImageCollection
@@ -91,3 +92,40 @@ def client(serve: Callable[..., TestClient]) -> TestClient:
 def folder(tmp_path: Path) -> Path:
     """Where the service's images and index are."""
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, url: str) -> Iterator[Callable[..., Any]]:
+    """Open a page of the module's service; errors of its scripts and its policy fail the test."""
+    contexts: list[Any] = []
+    troubles: list[str] = []
+
+    def opened(
+        path: str = "/", *, before: Callable[[Any], None] | None = None, **options: Any
+    ) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda m: m.type == "error" and troubles.append(m.text))
+        if before is not None:
+            before(page)
+        page.goto(url + path)
+        return page
+
+    # What the content security policy forbids is told on the console, too.
+    opened.known = ["status of 400", "net::ERR_FAILED"]
+    yield opened
+    for context in contexts:
+        context.close()
+    assert [each for each in troubles if not any(words in each for words in opened.known)] == []

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
-import os
 import re
-import shutil
-import time
 from urllib.parse import quote
 
 import httpx
 import pytest
+from in_browser import DROP, NEEDS_BROWSER, until
 from qdrant_client import QdrantClient
 from server_process import ServerProcess
 from service_process import ServiceProcess, folder_of_scenes
@@ -21,29 +18,10 @@ from edje_qdrant.demo.annotated import write_scenes
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 
-CHROMIUM = os.environ.get("EDJE_CHROMIUM") or shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path or at EDJE_CHROMIUM"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("playwright") is None, reason="playwright is not installed"
-    ),
-]
+pytestmark = NEEDS_BROWSER
 COUNT = 104
 LARGE = 2**53  # a browser's own numbers leave out every other one from here on
 KEY = "a-key-of-some-length"
-DROP = """data => {
-    const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
-    const dataTransfer = new DataTransfer();
-    dataTransfer.items.add(new File([bytes], "mine.png", { type: "image/png" }));
-    for (const kind of ["dragenter", "drop"])
-        dispatchEvent(new DragEvent(kind, { dataTransfer, cancelable: true }));
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -67,49 +45,10 @@ def url(captions, tmp_path_factory):
     service.end()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser, url):
-    contexts, troubles = [], []
-
-    def opened(path="/?view=compare", **options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda m: m.type == "error" and troubles.append(m.text))
-        page.goto(url + path)
-        return page
-
-    opened.troubles = troubles
-    yield opened
-    for context in contexts:
-        context.close()
-    # What the content security policy forbids is told on the console, too.
-    assert [trouble for trouble in troubles if "status of 400" not in trouble] == []
-
-
 def ask(page, text):
     page.fill("#text", text)
     page.press("#text", "Enter")
     page.wait_for_selector(".right .hit")
-
-
-def until(holds):
-    """Wait; the page's policy forbids what Playwright would look with."""
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def names(page, side):
@@ -117,7 +56,7 @@ def names(page, side):
 
 
 def test_the_right_picture_comes_first_beside_the_first_stages_ranking(open_page, captions):
-    page = open_page()
+    page = open_page("/?view=compare")
     page.wait_for_selector(".tile img")
     ask(page, captions[2])
     assert names(page, "right")[0] == "scene-0002.png"
@@ -133,7 +72,7 @@ def test_the_right_picture_comes_first_beside_the_first_stages_ranking(open_page
 
 
 def test_a_picture_opens_with_its_payload_and_leads_to_more_like_it(open_page, captions):
-    page = open_page()
+    page = open_page("/?view=compare")
     ask(page, captions[3])
     page.click(".right li:first-child .hit")
     assert page.inner_text("#detail-title") == "scene-0003.png"
@@ -150,7 +89,7 @@ def test_a_picture_opens_with_its_payload_and_leads_to_more_like_it(open_page, c
 
 
 def test_heat_is_laid_over_the_picture_for_each_word(open_page, captions):
-    page = open_page()
+    page = open_page("/?view=compare")
     ask(page, captions[2])
     page.click(".right li:first-child .hit")
     word = page.locator(".word", has_text="star").first
@@ -184,7 +123,7 @@ def test_large_numbers_are_shown_and_sent_with_all_their_digits(open_page, capti
 
 
 def test_filters_sliders_and_what_is_empty_or_wrong(open_page, captions):
-    page = open_page()
+    page = open_page("/?view=compare")
     ask(page, captions[2])
     page.fill("#filter", "width=1")
     page.press("#filter", "Enter")
@@ -220,7 +159,7 @@ def test_a_search_cut_short_says_so(open_page, captions):
 
 
 def test_it_is_used_without_a_mouse(open_page, captions):
-    page = open_page()
+    page = open_page("/?view=compare")
     page.wait_for_selector(".tile img")
     page.click(".collection")
     page.keyboard.press("/")
@@ -238,20 +177,21 @@ def test_it_is_used_without_a_mouse(open_page, captions):
 
 
 def test_a_picture_is_searched_by(open_page, captions, tmp_path_factory):
-    page = open_page()
+    page = open_page("/?view=compare")
     page.wait_for_selector(".tile img")
     file = tmp_path_factory.getbasetemp() / "scenes" / "scenes" / "pictures" / "scene-0007.png"
     page.set_input_files("#file", str(file))
     page.wait_for_selector(".asked")
     assert page.locator(".tile .line b").first.text_content() == "scene-0007.png"
-    page.evaluate(DROP, base64.b64encode(file.with_name("scene-0008.png").read_bytes()).decode())
+    dropped = base64.b64encode(file.with_name("scene-0008.png").read_bytes()).decode()
+    page.evaluate(DROP, [dropped, None])
     page.wait_for_selector("text=Like mine.png")
     assert not page.locator("#drop").is_visible()
     assert page.locator(".tile .line b").first.text_content() == "scene-0008.png"
 
 
 def test_a_narrow_screen_shows_one_ranking_at_a_time(open_page, captions):
-    page = open_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = open_page("/?view=compare", viewport={"width": 390, "height": 844}, color_scheme="dark")
     ask(page, captions[2])
     assert page.locator(".right").is_visible()
     assert not page.locator(".left").is_visible()
@@ -263,7 +203,7 @@ def test_a_narrow_screen_shows_one_ranking_at_a_time(open_page, captions):
 
 
 def test_an_address_brings_back_what_was_asked(open_page, captions):
-    page = open_page()
+    page = open_page("/?view=compare")
     ask(page, captions[5])
     first = names(page, "right")
     address = page.evaluate("location.pathname + location.search")

@@ -41,7 +41,7 @@ export class Gallery {
     }
     this.element.append(...parts);
     if (!this.element.querySelector(".tile.current")) this.current(this.element.querySelector(".tile"));
-    this.mark();
+    if (this.picked.busy) this.mark();
   }
 
   heading(hit) {
@@ -62,7 +62,9 @@ export class Gallery {
     const said = [hit.rank ? `${hit.rank}. ` : "", altOf(hit), match ? `, ${match.words}` : ""].join("");
     const open = make("button", { class: "open", type: "button", tabindex: "-1", "aria-label": said });
     const image = thumbnail(hit, sideFor(height * Math.max(1, ratio)));
-    image.alt = ""; // the button has the words
+    image.removeAttribute("role"); // the button has the words
+    image.removeAttribute("aria-label");
+    if (image.tagName === "IMG") image.alt = "";
     image.addEventListener("load", () => image.classList.add("here"));
     open.append(image);
     const pick = make("button", {

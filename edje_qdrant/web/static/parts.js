@@ -110,12 +110,11 @@ const near = new IntersectionObserver(
 
 /** A thumbnail, loaded when it is near the screen, or an empty box if the service shows none. */
 export function thumbnail(picture, size = 160) {
+  const blank = make("span", { class: "noimage thumb", role: "img", "aria-label": altOf(picture) });
+  blank.append(icon("M4 5h16v14H4zM4 19 20 5"));
+  if (picture.thumbnail === null) return blank;
   const image = make("img", { class: "thumb", alt: altOf(picture), loading: "lazy", decoding: "async" });
-  image.addEventListener("error", () => {
-    const blank = make("span", { class: "noimage thumb", role: "img", "aria-label": altOf(picture) });
-    blank.append(icon("M4 5h16v14H4zM4 19 20 5"));
-    image.replaceWith(blank);
-  });
+  image.addEventListener("error", () => image.replaceWith(blank));
   image.dataset.from = `/v1/images/${encodeURIComponent(picture.image_id)}/thumbnail?size=${size}`;
   near.observe(image);
   return image;

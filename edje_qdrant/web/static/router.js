@@ -79,7 +79,7 @@ export class Router {
     this.state = { ...HOME, view: rememberedView() };
     history.scrollRestoration = "manual";
     addEventListener("popstate", () => this.load());
-    addEventListener("scroll", () => this.keepPlace(), { passive: true });
+    addEventListener("scroll", () => this.scrolled(), { passive: true });
   }
 
   /** Show the state of the address: at the start, and after Back and Forward. */
@@ -99,7 +99,9 @@ export class Router {
       history.replaceState(history.state, "", address);
     } else {
       // An image that was opened from a list is closed by going back to the list.
+      keepPlace(history.state?.entry);
       history.pushState(this.entry(Boolean(this.state.open) && !before.open), "", address);
+      if (this.state.open) keepPlace(history.state.entry); // the list behind it stays
     }
     this.render(this.state, null);
   }
@@ -120,15 +122,17 @@ export class Router {
     return { entry: `${Date.now()}-${Math.random()}`, over };
   }
 
-  keepPlace() {
+  scrolled() {
     clearTimeout(this.waiting);
     const entry = history.state?.entry;
-    this.waiting = setTimeout(() => {
-      if (entry !== history.state?.entry) return;
-      const kept = Object.entries({ ...places(), [entry]: Math.round(scrollY) }).slice(-100);
-      sessionStorage.setItem(SCROLLS, JSON.stringify(Object.fromEntries(kept)));
-    }, 80);
+    this.waiting = setTimeout(() => entry === history.state?.entry && keepPlace(entry), 80);
   }
+}
+
+/** Remember how far down the page of a history entry is. */
+function keepPlace(entry) {
+  const kept = Object.entries({ ...places(), [entry]: Math.round(scrollY) }).slice(-100);
+  sessionStorage.setItem(SCROLLS, JSON.stringify(Object.fromEntries(kept)));
 }
 
 function places() {

@@ -27,9 +27,9 @@ export class Uploads {
     if (fresh) Object.assign(this, { total: 0, done: 0, counts: { added: 0, updated: 0, skipped: 0 }, failed: [] });
     this.total += files.length;
     this.waiting.push(...files);
+    if (fresh) this.running = new AbortController();
     this.show(0);
     if (!fresh) return;
-    this.running = new AbortController();
     while (this.waiting.length && !this.running.signal.aborted) await this.batch();
     this.running = null;
     this.waiting = [];
