@@ -16,6 +16,7 @@ import { Uploads } from "/static/uploads.js";
 const at = (id) => document.getElementById(id);
 const results = at("results");
 const ROWS = 10; // of the rankings, at a time
+const AHEAD = 1200; // pixels above the end of a gallery from which on more is asked for
 const KEPT_LISTS = 8;
 const LEAST_CANDIDATES = 10;
 const BUDGETS = [10, 3000]; // milliseconds
@@ -243,6 +244,7 @@ async function list(now, key, view, place, signal) {
     results.replaceChildren(...head, board.element);
     board.add(listing.hits);
     showEnd();
+    setTimeout(moreTiles); // once the page is where it was
   }
   if (place === null) scrollTo(0, 0);
   else {
@@ -319,12 +321,14 @@ async function headOf(listing) {
 
 /* more of a list */
 
-const end = new IntersectionObserver(([entry]) => entry.isIntersecting && moreTiles(), { rootMargin: "1200px" });
-end.observe(at("end"));
+const nearEnd = () => scrollY + innerHeight > document.documentElement.scrollHeight - AHEAD;
+addEventListener("scroll", () => moreTiles(), { passive: true });
+addEventListener("resize", () => moreTiles());
 
+/** Ask for the next page of a gallery if its end is near. */
 async function moreTiles() {
   const now = shown;
-  if (!now || now.view !== "gallery" || now.listing.done || now.loading || now.stopped) return;
+  if (!now || now.view !== "gallery" || now.listing.done || now.loading || now.stopped || !nearEnd()) return;
   now.loading = new AbortController();
   try {
     const hits = await now.listing.more(now.loading.signal);
@@ -335,10 +339,7 @@ async function moreTiles() {
   now.loading = null;
   if (now !== shown) return;
   showEnd();
-  // The observer speaks only when the end comes into view, not while it stays there.
-  requestAnimationFrame(() => {
-    if (at("end").getBoundingClientRect().top < innerHeight + 1200) moreTiles();
-  });
+  moreTiles();
 }
 
 function showEnd() {

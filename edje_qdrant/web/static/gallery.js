@@ -8,6 +8,7 @@ import { post } from "/static/service.js";
 const CHECK = "m6 12.5 4 4 8-9";
 const LAYERS = ["m12 4 8 4.5-8 4.5-8-4.5z", "m4 13 8 4.5 8-4.5"];
 const WORDS_OF_WHY = 4;
+const MOST_TILES = 300; // of one list
 
 /** Side of the thumbnail for a tile whose longer side is this long, in CSS pixels. */
 const sideFor = (pixels) => (pixels * Math.min(2, devicePixelRatio) > 340 ? 640 : 320);
@@ -22,7 +23,8 @@ export class Gallery {
     Object.assign(this, { open, picked, text, explains, months, pictures });
     this.hits = new Map();
     this.month = "";
-    this.element = make("ol", { class: "grid", "aria-label": "Pictures" });
+    this.element = make("div", { class: "gallery" });
+    this.grid = null; // the last list of tiles
     this.element.addEventListener("click", (event) => this.click(event));
     this.element.addEventListener("keydown", (event) => this.steer(event));
     this.element.addEventListener("focusin", (event) => this.current(event.target.closest(".tile")));
@@ -34,23 +36,30 @@ export class Gallery {
 
   add(hits) {
     const height = Number.parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--tall"));
-    const parts = [];
     for (const hit of hits) {
-      if (this.months) parts.push(...this.heading(hit));
-      parts.push(this.tile(hit, height));
+      if (this.months) this.heading(hit);
+      if (!this.grid || this.grid.childElementCount >= MOST_TILES) this.start("Pictures");
+      this.grid.append(this.tile(hit, height));
     }
-    this.element.append(...parts);
     if (!this.element.querySelector(".tile.current")) this.current(this.element.querySelector(".tile"));
     if (this.picked.busy) this.mark();
+  }
+
+  /** Start a list of tiles: lists that are full are not laid out again when more come. */
+  start(label) {
+    this.grid?.classList.toggle("full", this.grid.childElementCount >= MOST_TILES);
+    this.grid = make("ol", { class: "grid", "aria-label": label });
+    this.element.append(this.grid);
   }
 
   heading(hit) {
     const moment = momentOf(hit);
     const month = moment.slice(0, 7) || "none";
-    if (month === this.month) return [];
+    if (month === this.month) return;
     this.month = month;
     const words = moment ? dateWords(moment, { month: "long", year: "numeric" }) : "Without a date";
-    return [make("li", { class: "month" }, make("h2", {}, words))];
+    this.element.append(make("h2", { class: "month" }, words));
+    this.start(words);
   }
 
   tile(hit, height) {
