@@ -109,13 +109,16 @@ def _serve(
 
 def _own(url: str, browser: Browser, out: Path) -> None:
     page = browser.new_page(viewport=DESKTOP)
-    for _ in range(2):  # the first search is slower, with cold caches
-        _search(page, url)
-    page.locator("#text").blur()
+    _search(page, url)
     page.screenshot(path=out / "tutorial-search.png")
-    page.locator(HIT).first.click()
-    page.wait_for_selector("dialog[open]")
-    page.wait_for_load_state("networkidle")
+    page.click('#views [data-view="compare"]')
+    page.wait_for_selector(".right .hit img")
+    _settle(page)
+    page.screenshot(path=out / "tutorial-compare.png")
+    page.click('#views [data-view="gallery"]')
+    page.locator(TILE).first.locator(".open").click()
+    page.wait_for_selector("#words button", timeout=WAIT)  # the words that were explained
+    _settle(page)
     page.screenshot(path=out / "tutorial-open.png")
     page.close()
 
@@ -128,20 +131,37 @@ def _shared(url: str, browser: Browser, out: Path) -> None:
     page.set_viewport_size(PHONE)
     page.fill("#key-input", KEY)
     page.keyboard.press("Enter")
-    page.wait_for_selector(HIT)
-    page.wait_for_load_state("networkidle")
+    _settle(page)
     page.screenshot(path=out / "tutorial-phone.png")
     page.close()
 
 
-#: A picture that a search found.
-HIT = ".right .hit"
+#: A picture in the gallery.
+TILE = ".tile:has(img.here)"
+
+#: Milliseconds within which a step of the page is done, also on a busy machine.
+WAIT = 120_000
+
+#: Whether all pictures that are in the window have been loaded.
+LOADED = """() => {
+    const seen = [...document.querySelectorAll("img")].filter((image) => {
+        const box = image.getBoundingClientRect();
+        return box.width && box.bottom > 0 && box.top < innerHeight;
+    });
+    return seen.length > 2 && seen.every((image) => image.complete && image.naturalWidth);
+}"""
 
 
 def _search(page: Page, url: str) -> None:
     page.goto(f"{url}/?q={QUERY.replace(' ', '+')}")
-    page.wait_for_selector(HIT)
-    page.wait_for_load_state("networkidle")
+    page.wait_for_selector(TILE, timeout=WAIT)
+    _settle(page)
+    page.locator("#text").blur()
+
+
+def _settle(page: Page) -> None:
+    page.wait_for_function(LOADED, timeout=WAIT)
+    page.wait_for_timeout(500)  # until pictures have faded in
 
 
 def _free_port() -> int:
