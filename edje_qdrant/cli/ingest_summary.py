@@ -28,6 +28,7 @@ __all__ = [
 _PATHS, _REASONS = 5, 8
 # The options that read what is left out without them.
 _OPTIONS = {"video": "--frames-every 2s adds frames", "document": "--pdf-pages adds pages of PDFs"}
+_NUMBER = re.compile(r"\d+")
 # As MissingExtraError writes it.
 _EXTRA = re.compile(r"pip install 'edje-qdrant\[([\w-]+)\]'")
 # A text that the model of the collection understands.
@@ -64,14 +65,18 @@ def old_version_lines(report: IngestReport) -> list[str]:
 def failure_groups(failures: Iterable[FailedImage]) -> list[str]:
     """Return lines with the number of images that failed for each reason, and some of their paths.
 
-    The most frequent reason comes first.
+    The most frequent reason comes first. Reasons that differ in numbers alone are one.
     """
     paths: dict[str, list[str]] = defaultdict(list)
+    reasons: dict[str, set[str]] = defaultdict(set)
     for failure in failures:
-        paths[failure.reason].append(failure.path)
+        key = _NUMBER.sub("...", failure.reason)
+        paths[key].append(failure.path)
+        reasons[key].add(failure.reason)
     groups = sorted(paths.items(), key=lambda group: -len(group[1]))
     lines = ["failed:"] if groups else []
-    for reason, failed in groups[:_REASONS]:
+    for key, failed in groups[:_REASONS]:
+        reason = key if len(reasons[key]) > 1 else reasons[key].pop()
         lines.append(f"  {len(failed)} x {reason}")
         lines += [f"      {path}" for path in failed[:_PATHS]]
         if len(failed) > _PATHS:

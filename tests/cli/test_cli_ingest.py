@@ -109,7 +109,7 @@ def test_failures_are_grouped_and_missing_extras_named() -> None:
     raw = f"a camera's file, but {MissingExtraError('rawpy', 'raw')}"
     failures = [FailedImage(f"/a/{n}.heic", heic) for n in range(7)]
     failures += [FailedImage("/a/1.nef", raw)]
-    failures += [FailedImage(f"/b/{n}", f"reason {n}") for n in range(8)]
+    failures += [FailedImage(f"/b/{n}", f"reason {chr(97 + n)}") for n in range(8)]
     lines = failure_groups(failures)
     assert lines[:2] == ["failed:", f"  7 x {heic}"]
     assert lines[2:8] == [
@@ -119,6 +119,9 @@ def test_failures_are_grouped_and_missing_extras_named() -> None:
     assert lines[8:10] == [f"  1 x {raw}", "      /a/1.nef"]
     assert lines[-1] == "  2 for 2 other reasons, all listed by --json"
     assert failure_groups([]) == []
+    cut = [FailedImage(f"/c/{n}", f"truncated ({n} bytes not processed)") for n in range(3)]
+    assert failure_groups(cut)[1] == "  3 x truncated (... bytes not processed)"
+    assert failure_groups(cut[:1])[1] == "  1 x truncated (0 bytes not processed)"
     report = IngestReport(1, 0, tuple(failures))
     steps = next_steps(report, "list.jsonl", "--index i", points=1, model="other", web=False)
     assert steps[1].startswith("  pip install 'edje-qdrant[heif,raw]'  # then this again: 8 ")

@@ -276,6 +276,32 @@ def test_folders_alone_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         check_watched(tmp_path)
 
 
+def test_a_system_that_tells_of_no_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watchfiles = pytest.importorskip("watchfiles")
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return self.is_set()
+
+    def refused(*_: object, **__: object) -> Iterator[set[object]]:
+        raise OSError("OS file watch limit reached")
+
+    stop = Stop()
+    ticks = watch._ticks(tmp_path, stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(watchfiles, "watch", refused)
+        assert [next(ticks) for _ in range(25)] == [None] * 25
+    stop.set()
+    assert [*ticks] == []
+    stop = Stop()
+    ticks = watch._ticks(tmp_path / "none", stop)
+    assert next(ticks) is None  # until the folder is there
+    (tmp_path / "none").mkdir()
+    assert next(tick for tick in ticks if tick is not None) is False
+    stop.set()
+    assert [*ticks] == []
+
+
 def test_a_watch_runs_until_it_is_stopped(
     tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages
 ) -> None:
