@@ -17,6 +17,7 @@ DOCS = Path(__file__).parent.parent / "docs"
         ("results/storage-tables", "write_storage"),
         ("results/first-stages-table", "write_first_stages"),
         ("results/heat-maps-tables", "write_heat_maps"),
+        ("results/duplicates-tables", "write_duplicates"),
         ("results/benchmarks-tables", "write_benchmarks"),
         ("results/scaling-tables", "write_scaling"),
         ("results/targets-table", "write_targets"),

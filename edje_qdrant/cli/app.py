@@ -15,6 +15,7 @@ from edje_qdrant.cli.attach import attach, detach
 from edje_qdrant.cli.collection import compact, delete, info, repair, update, verify
 from edje_qdrant.cli.convert import convert
 from edje_qdrant.cli.demo import demo
+from edje_qdrant.cli.duplicates import duplicates
 from edje_qdrant.cli.eval import EvalCommand, calibrate, evaluate
 from edje_qdrant.cli.export_onnx import export_model
 from edje_qdrant.cli.help import EdjeCommand, GroupedCommands
@@ -141,6 +142,10 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         delete: """
             edje-qdrant delete --where album=2019 --index ./photos
             edje-qdrant delete --id 7b0b3c5e-6d0c-5a6e-9c55-0e1f3a9f2d11 --index ./photos
+        """,
+        duplicates: """
+            edje-qdrant duplicates --index ./photos --out duplicates.png
+            edje-qdrant duplicates --index ./photos --list > ids.txt
         """,
         verify: "edje-qdrant verify --index ./photos --files",
         repair: "edje-qdrant repair --index ./photos",

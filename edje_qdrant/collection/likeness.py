@@ -62,7 +62,7 @@ class Likeness:
 
     @property
     def mean(self) -> float:
-        """Return the mean cosine of two images of the collection, from 0 to 1.
+        """Return the mean cosine of two images of the collection, at least 0 and below 1.
 
         Raises:
             StoreError: The collection cannot be read.
@@ -79,6 +79,11 @@ class Likeness:
         """Return the cosine that a likeness stands for; raises the errors of `mean`."""
         mean = self.mean
         return mean + likeness * (1 - mean)
+
+    def of(self, cosine: float) -> float:
+        """Return the likeness that a cosine stands for; raises the errors of `mean`."""
+        mean = self.mean
+        return (cosine - mean) / (1 - mean)
 
     def _sample(self) -> NDArray[np.float32]:
         """Read the embeddings of the sample: `(n, d)`."""
@@ -105,7 +110,7 @@ class Likeness:
 
 
 def mean_cosine(vectors: NDArray[np.float32]) -> float:
-    """Return the mean cosine of two different images, from 0 to 1.
+    """Return the mean cosine of two different images, at least 0 and below 1.
 
     Args:
         vectors: `(n, d)`, unit length.
@@ -115,7 +120,7 @@ def mean_cosine(vectors: NDArray[np.float32]) -> float:
         return 0.0
     total = vectors.sum(axis=0, dtype=np.float64)
     mean = (float(total @ total) - count) / (count * (count - 1))
-    return min(1.0, max(0.0, mean * count / (count + _UNLIKE)))
+    return max(0.0, min(1.0, mean) * count / (count + _UNLIKE))
 
 
 def leaders(vectors: NDArray[np.float32], least: float) -> list[int]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["CompactReport", "CopyReport", "Finding", "FindingKind", "RepairReport", "VerifyReport"]
+__all__ = [
+    "CompactReport",
+    "CopyReport",
+    "DuplicateGroup",
+    "DuplicateImage",
+    "DuplicatesReport",
+    "Finding",
+    "FindingKind",
+    "RepairReport",
+    "VerifyReport",
+]
 
 #: Kinds of findings; images with one of the first four cannot be ranked. `other program` is a
 #: point that another program put there: no image of this package.
@@ -136,3 +146,111 @@ class RepairReport:
     left: tuple[Finding, ...]
     compacted: CompactReport
     deleted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateImage:
+    """Hold one image of a group.
+
+    Attributes:
+        image_id: Its id.
+        path: Its file, if the payload names it.
+        width: Pixels, if the payload has them.
+        height: Pixels, likewise.
+        file_size: Bytes of the file, likewise.
+        taken_at: When it was taken, likewise.
+        likeness: Likeness of its embedding with that of the group's first image.
+        token_likeness: Likeness of its tokens with those of the first image.
+        hash_distance: Bits in which its perceptual hash differs from that of the first image; None
+            if they were not compared.
+    """
+
+    image_id: str
+    path: str | None
+    width: int | None
+    height: int | None
+    file_size: int | None
+    taken_at: str | None
+    likeness: float = 1.0
+    token_likeness: float = 1.0
+    hash_distance: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateGroup:
+    """Hold images that are near-duplicates of the first of them.
+
+    Attributes:
+        images: The one to keep first: most pixels, then taken first, then largest file, then
+            lowest id. Then the others, those most like it first.
+    """
+
+    images: tuple[DuplicateImage, ...]
+
+    @property
+    def extra(self) -> tuple[DuplicateImage, ...]:
+        """Return all images but the first."""
+        return self.images[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicatesReport:
+    """Report near-duplicates.
+
+    Attributes:
+        images: Number of images compared.
+        groups: Groups of two and more, the largest first.
+        hashed: Whether the image files were compared too.
+        unread: Number of images in question whose file could not be read and compared.
+        without_tokens: Number of images in question whose tokens cannot be read; they are in no
+            group.
+        mean_cosine: Mean cosine of two images' embeddings, the zero of the likeness.
+        mean_token_cosine: Mean cosine of two images' tokens, likewise.
+        seconds: Wall-clock time.
+    """
+
+    images: int
+    groups: tuple[DuplicateGroup, ...]
+    hashed: bool
+    unread: int
+    without_tokens: int
+    mean_cosine: float
+    mean_token_cosine: float
+    seconds: float
+
+    @property
+    def extra_ids(self) -> list[str]:
+        """Return the ids of all images but the first of each group: what could be deleted."""
+        return [image.image_id for group in self.groups for image in group.extra]
+
+    @property
+    def extra_bytes(self) -> int:
+        """Return the bytes of the files of these images, each file once."""
+        kept = {group.images[0].path for group in self.groups}
+        sizes = {
+            image.path: image.file_size or 0
+            for group in self.groups
+            for image in group.extra
+            if image.path not in kept
+        }
+        return sum(sizes.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return {
+            "images": self.images,
+            "groups": [[image.as_dict() for image in group.images] for group in self.groups],
+            "extra": len(self.extra_ids),
+            "extra_bytes": self.extra_bytes,
+            "extra_ids": self.extra_ids,
+            "hashed": self.hashed,
+            "unread": self.unread,
+            "without_tokens": self.without_tokens,
+            "mean_cosine": round(self.mean_cosine, 4),
+            "mean_token_cosine": round(self.mean_token_cosine, 4),
+            "seconds": round(self.seconds, 3),
+        }
