@@ -145,7 +145,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         """,
         duplicates: """
             edje-qdrant duplicates --index ./photos --out duplicates.png
-            edje-qdrant duplicates --index ./photos --list > ids.txt
+            edje-qdrant duplicates --index ./photos --list
         """,
         verify: "edje-qdrant verify --index ./photos --files",
         repair: "edje-qdrant repair --index ./photos",
