@@ -73,7 +73,7 @@ class _Commands(GroupedCommands):
             raise typer.Exit(_print_error(str(missing))) from error
         except OSError as error:
             raise typer.Exit(_print_os_error(error)) from error
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, typer.Abort) as error:  # the latter at a question
             _print_error("interrupted; what was written before is kept")
             raise typer.Exit(130) from error
 
@@ -140,8 +140,8 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         info: "edje-qdrant info --index ./photos",
         update: "edje-qdrant update album=2024 rating=5 --where trip=lisbon --index ./photos",
         delete: """
-            edje-qdrant delete --where album=2019 --index ./photos
-            edje-qdrant delete --id 7b0b3c5e-6d0c-5a6e-9c55-0e1f3a9f2d11 --index ./photos
+            edje-qdrant delete --where album=2019 --index ./photos --dry-run
+            edje-qdrant delete --id 7b0b3c5e-6d0c-5a6e-9c55-0e1f3a9f2d11 --index ./photos --yes
         """,
         duplicates: """
             edje-qdrant duplicates --index ./photos --out duplicates.png

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edje_qdrant.cli.confirm import DryRun, Yes, agreed
 from edje_qdrant.cli.help import COLLECTION, MODEL
 from edje_qdrant.cli.loading import (
     all_failed,
@@ -143,6 +144,8 @@ def attach(
 
 def detach(
     collection: Collection,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     url: Url = None,
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
@@ -151,12 +154,18 @@ def detach(
 ) -> None:
     """Remove what attach wrote to a collection.
 
-    Side files are kept.
+    It shows how many points there are and three of them, and asks. Side files are kept.
     """
-    from edje_qdrant.attach.attach_tokens import detach_tokens
+    from edje_qdrant.attach.attach_tokens import count_attached, detach_tokens
 
     place = place_of(None, url, grpc, grpc_port, timeout)
-    detach_tokens(place.location, collection, **place.server)
-    text = f"removed the tokens of {collection}"
-    data = {"location": place.location, "name": collection, "detached": True}
+    count, examples = count_attached(place.location, collection, **place.server)
+    what = f"the tokens of up to {count:,} points of {collection} would be removed"
+    detached = bool(count) and agreed(what, examples, count, yes=yes, dry_run=dry_run)
+    if detached:
+        detach_tokens(place.location, collection, **place.server)
+        text = f"removed the tokens of {collection}"
+    else:
+        text = "nothing was changed" if count else f"no tokens are attached to {collection}"
+    data = {"location": place.location, "name": collection, "detached": detached}
     print_result(data, [text], as_json)

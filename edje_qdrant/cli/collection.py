@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edje_qdrant.cli.confirm import EXAMPLES, DryRun, Yes, agreed, path_of
 from edje_qdrant.cli.loading import (
     bar_shown,
     load_model,
@@ -32,6 +33,8 @@ from edje_qdrant.cli.options import (
 from edje_qdrant.errors import ConfigError
 
 if TYPE_CHECKING:
+    from edje_qdrant.collection.collection import ImageCollection
+    from edje_qdrant.index import Filter
     from edje_qdrant.maintenance import CompactReport, Finding
 
 __all__ = [
@@ -68,13 +71,15 @@ def info(
             "resolved_name": opened.resolved_name,
             "engine": opened.index.engine,
             "model": contract.model,
-            "tokens": f"{contract.num_tokens} x {contract.token_dim}, {contract.codec}, "
+            "tokens": f"{contract.num_tokens} x {contract.token_dim}, "
+            f"{contract.codec}{_came_from(opened.codec_history, contract.codec)}, "
             f"in the {'side file' if opened.token_place == 'file' else 'payload'}",
+            "codec_history": [*opened.codec_history],
             "bytes_per_image": opened.bytes_per_image(),
             "payload_indexes": (opened_indexes := opened.payload_indexes()),
             "contract": contract.as_dict(),
         }
-    shown = {key: value for key, value in data.items() if key != "contract"}
+    shown = {key: data[key] for key in data if key not in ("contract", "codec_history")}
     listed = [f"{field} ({kind})" for field, kind in opened_indexes.items()]
     shown["payload_indexes"] = ", ".join(listed) or "none"
     print_result(data, [f"{key:<16} {value}" for key, value in shown.items()], as_json)
@@ -148,8 +153,13 @@ def repair(
     device: Device = None,
     delete_others: Annotated[
         bool,
-        typer.Option("--delete-others", help="Delete the points that another program put there."),
+        typer.Option(
+            "--delete-others",
+            help="Delete the points that another program put there; it shows how many there are "
+            "and three of them, and asks.",
+        ),
     ] = False,
+    yes: Yes = False,
     progress: Progress = None,
     as_json: Json = False,
 ) -> None:
@@ -161,6 +171,12 @@ def repair(
 
     place = place_of(index, url, grpc, grpc_port, timeout)
     with open_collection(place, collection, for_repair=True) as opened:
+        if delete_others:
+            count, examples = _others(opened)
+            what = f"{count:,} points of other programs would be deleted from {collection}"
+            if count and not agreed(what, examples, count, yes=yes):
+                typer.echo("nothing was changed", err=True)
+                raise typer.Exit(1)
         loaded = load_model(model, device, opened)
         report = repair_collection(
             opened, loaded, delete_others=delete_others, progress=bar_shown(progress), wait=wait
@@ -220,6 +236,8 @@ def compact(
 def delete(
     ids: Ids = None,
     where: Where = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     index: Index = None,
     url: Url = None,
     grpc: Grpc = False,
@@ -228,7 +246,11 @@ def delete(
     collection: Collection = "images",
     as_json: Json = False,
 ) -> None:
-    """Delete images by id or by payload; `compact` frees the space of their tokens."""
+    """Delete images by id or by payload.
+
+    It shows how many there are and three of them, and asks. `compact` frees the space of their
+    tokens.
+    """
     if not ids and not where:
         raise ConfigError("say which images to delete: --id ID, or --where FIELD=VALUE")
     from edje_qdrant.index.where import filter_of
@@ -236,13 +258,20 @@ def delete(
     # for_repair=True opens collections with damaged side files too.
     place = place_of(index, url, grpc, grpc_port, timeout)
     with open_collection(place, collection, for_repair=True) as opened:
+        filter = filter_of(where) if where else None
         before = opened.count()
-        if ids:
-            opened.delete(ids)
-        if where:
-            opened.delete_matching(filter_of(where))
-        opened.flush()
+        count, examples = _chosen(opened, ids or [], filter)
+        what = f"{count:,} of {before:,} images of {collection} would be deleted"
+        if count and agreed(what, examples, count, yes=yes, dry_run=dry_run):
+            if ids:
+                opened.delete(ids)
+            if filter is not None:
+                opened.delete_matching(filter)
+            opened.flush()
         left = opened.count()
+    if dry_run:
+        _print_dry_run(count, examples, as_json)
+        return
     data = {"deleted": before - left, "points": left}
     print_result(data, [f"{before - left} deleted; the collection holds {left}"], as_json)
 
@@ -251,12 +280,14 @@ def update(
     fields: Annotated[
         list[str],
         typer.Argument(
-            metavar="FIELD=VALUE...",
+            metavar="FIELD=VALUE",
             help="VALUE is read as JSON, else as text; so is a number beyond 64 bits.",
         ),
     ],
     ids: Ids = None,
     where: Where = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     index: Index = None,
     url: Url = None,
     grpc: Grpc = False,
@@ -265,7 +296,10 @@ def update(
     collection: Collection = "images",
     as_json: Json = False,
 ) -> None:
-    """Set payload fields of images."""
+    """Set payload fields of images.
+
+    With --where it shows how many there are and three of them, and asks.
+    """
     if not ids and not where:
         raise ConfigError("say which images to update: --id ID, or --where FIELD=VALUE")
     from edje_qdrant.index.where import field_of, filter_of
@@ -275,13 +309,70 @@ def update(
     with open_collection(place, collection, for_repair=True) as opened:
         chosen = opened.existing(ids or [])
         if where:
-            shared = opened.index.shared  # then payloads say whose points they are
-            for page in opened.index.scroll(filter=filter_of(where), payload=shared):
-                others = {point.id for point in opened.of_other_programs(page)}
-                chosen |= {point.id for point in page} - others
-        opened.update_payload(dict.fromkeys(sorted(chosen), payload))
-        opened.flush()
+            chosen |= {*opened.ids(filter_of(where))}
+        count = len(chosen)
+        examples = _paths(opened, sorted(chosen)[:EXAMPLES])
+        if count and (where or dry_run):
+            names = ", ".join(payload)
+            what = f"{names} of {count:,} images of {collection} would be set"
+            if not agreed(what, examples, count, yes=yes, dry_run=dry_run):
+                chosen = set()
+        if chosen:
+            opened.update_payload(dict.fromkeys(sorted(chosen), payload))
+            opened.flush()
+    if dry_run:
+        _print_dry_run(count, examples, as_json)
+        return
     print_result({"updated": len(chosen)}, [f"{len(chosen)} updated"], as_json)
+
+
+def _chosen(
+    opened: ImageCollection, ids: list[str], filter: Filter | None
+) -> tuple[int, list[str]]:
+    """Return how many images have one of the ids or match the filter, and paths of some."""
+    found = opened.existing(ids)
+    if filter is None:
+        return len(found), _paths(opened, [one for one in ids if one in found][:EXAMPLES])
+    matching = next(opened.index.scroll(filter=filter, batch_size=EXAMPLES), [])
+    examples = [path_of(point.id, point.payload) for point in matching]
+    if not ids:
+        return opened.count(filter), examples
+    pages = opened.index.scroll(filter=filter, payload=False)
+    found |= {point.id for page in pages for point in page}
+    return len(found), examples or _paths(opened, sorted(found)[:EXAMPLES])
+
+
+def _others(opened: ImageCollection) -> tuple[int, list[str]]:
+    """Return how many points of other programs a collection holds, and paths or ids of some."""
+    count, examples = 0, list[str]()
+    for page in opened.index.scroll() if opened.index.shared else ():
+        others = opened.of_other_programs(page)
+        count += len(others)
+        examples += [
+            path_of(point.id, point.payload) for point in others[: EXAMPLES - len(examples)]
+        ]
+    return count, examples
+
+
+def _paths(opened: ImageCollection, ids: list[str]) -> list[str]:
+    payloads = opened.index.retrieve(ids, tokens=False)
+    return [path_of(one, payloads.get(one, {})) for one in ids]
+
+
+def _print_dry_run(count: int, examples: list[str], as_json: bool) -> None:
+    """Print what would be changed; the question has shown it to people."""
+    print_result(
+        {"dry_run": True, "count": count, "examples": examples},
+        [f"nothing was changed; without --dry-run it would be {count:,} images"],
+        as_json,
+    )
+
+
+def _came_from(history: tuple[str, ...], codec: str) -> str:
+    """Return what tokens went through, if they lost something: ` (from pq16)`."""
+    lossy = [*dict.fromkeys(name for name in history if name not in ("float16", codec))]
+    lossy = ["unknown codecs" if name == "unknown" else name for name in lossy]
+    return f" (from {', '.join(lossy)})" if lossy else ""
 
 
 def _findings(findings: tuple[Finding, ...]) -> list[str]:

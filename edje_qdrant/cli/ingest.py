@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edje_qdrant.cli.confirm import Yes, agreed
 from edje_qdrant.cli.help import NEW_COLLECTION, READING
 from edje_qdrant.cli.ingest_summary import (
     counts_of,
@@ -114,8 +115,13 @@ def ingest(
     ] = None,
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="Delete images that are no longer in the source."),
+        typer.Option(
+            "--prune",
+            help="Delete images that are no longer in the source; at the end it shows how many "
+            "there are and three of them, and asks.",
+        ),
     ] = False,
+    yes: Yes = False,
     payload_index: Annotated[
         list[str] | None,
         typer.Option(
@@ -205,6 +211,16 @@ def ingest(
         size = batch_size or 32
         return fit_codec_to_source(images, loaded, name, batch_size=size, progress=shown)
 
+    unasked: list[str] = []
+
+    def agree(count: int, examples: list[str]) -> bool:
+        what = f"{count:,} images of {collection} are no longer in {source} and would be deleted"
+        try:
+            return agreed(what, examples, count, yes=yes)
+        except ConfigError as error:  # no terminal; what was added is reported first
+            unasked.append(str(error))
+            return False
+
     target, loaded = open_or_create(place, collection, model, device, codec, fit, engine, qdrant)
     with target:
         note_demo_model(loaded)
@@ -221,7 +237,7 @@ def ingest(
             decode_memory=decode_memory << 20,
             decode_seconds=decode_seconds,
             progress=shown,
-            prune=prune,
+            prune=agree if prune else False,
             processes=processes,
             devices=places,
             exif=exif,
@@ -231,6 +247,8 @@ def ingest(
         _print_summary(
             report, source, place, collection, loaded, target.count(), prune=prune, as_json=as_json
         )
+        if unasked:
+            raise ConfigError(unasked[0])
         if watch:
             from edje_qdrant.cli.watching import keep_watching
             from edje_qdrant.images import DecodeLimits, default_workers

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from edje_qdrant.cli.help import chosen_out
+from edje_qdrant.cli.help import chosen_out, note
 from edje_qdrant.cli.loading import (
     bar_shown,
     check_codec_file,
@@ -47,6 +47,14 @@ def transcode(
     codec: Annotated[
         str, typer.Argument(metavar="CODEC", help="A codec's name, or a file that fit-codec wrote.")
     ],
+    from_lossy: Annotated[
+        bool,
+        typer.Option(
+            "--from-lossy",
+            help="Convert from a lossy codec to one that takes more bytes, too; it wins nothing, "
+            "as what the lossy codec dropped is gone.",
+        ),
+    ] = False,
     index: Index = None,
     url: Url = None,
     grpc: Grpc = False,
@@ -72,7 +80,15 @@ def transcode(
                 if opened.codec.name == found.name
                 else fit(opened, found.name, wait=wait)
             )
-        report = transcode_collection(opened, found, progress=bar_shown(progress), wait=wait)
+        shrinks = found.nbytes <= opened.codec.nbytes
+        if found.name != "float16" and found.key != opened.codec.key and shrinks and opened.count():
+            note(
+                f"{found.name} is lossy, and there is no way back from it to {opened.codec.name}; "
+                "edje-qdrant export keeps the tokens as they are"
+            )
+        report = transcode_collection(
+            opened, found, from_lossy=from_lossy, progress=bar_shown(progress), wait=wait
+        )
         nbytes = opened.bytes_per_image()
     data = {**asdict(report), "codec": found.key, "bytes_per_image": nbytes}
     text = f"{report.moved} images now in {found.name}, {nbytes:,} bytes each"
@@ -188,7 +204,9 @@ def import_(
     report = import_collection(
         archive, place.location, collection, progress=bar_shown(progress), wait=wait, **place.server
     )
-    print_result(asdict(report), [_copied(report, place.location)], as_json)
+    with open_collection(place, collection) as imported:
+        points = imported.count()
+    print_result(asdict(report), [_copied(report, place.location, points)], as_json)
 
 
 def copy(
@@ -220,6 +238,10 @@ def copy(
     from edje_qdrant.maintenance import copy_collection
 
     name = new_name or collection
+    if ":memory:" in (source, target):
+        raise ConfigError(
+            "a collection in :memory: is gone when the command ends; give a folder or an address"
+        )
     check_engine(engine, folder="://" not in target)
     if (_place(source), collection) == (_place(target), name):
         raise ConfigError("source and target are the same collection; give --new-name")
@@ -237,7 +259,8 @@ def copy(
             )  # fmt: skip
         with copied:
             report = copy_collection(opened, copied, progress=bar_shown(progress), wait=wait)
-    print_result(asdict(report), [_copied(report, target)], as_json)
+            points = copied.count()
+    print_result(asdict(report), [_copied(report, target, points)], as_json)
 
 
 def _servers(
@@ -258,9 +281,12 @@ def _place(location: str) -> str:
     return location if "://" in location else str(Path(location).expanduser().resolve())
 
 
-def _copied(report: CopyReport, where: str) -> str:
+def _copied(report: CopyReport, where: str, points: int) -> str:
+    """Return a line on a copy; `points` are in the target, maybe of another source, too."""
+    others = points - report.copied - report.skipped
     return (
         f"{report.copied} images copied to {where}, {report.skipped} were there already"
+        + (f", beside {others:,} others" if others > 0 else "")
         + _left_out(report.left_out)
     )
 

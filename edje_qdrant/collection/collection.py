@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -23,7 +24,12 @@ from edje_qdrant.collection.checks import (
     named_codec,
 )
 from edje_qdrant.collection.likeness import Likeness
-from edje_qdrant.collection.metadata import CollectionRecord, TokenPlace, resolve
+from edje_qdrant.collection.metadata import (
+    UNKNOWN_CODECS,
+    CollectionRecord,
+    TokenPlace,
+    resolve,
+)
 from edje_qdrant.collection.opening import Parts, create_parts, open_parts
 from edje_qdrant.collection.references import (
     another_model,
@@ -376,6 +382,16 @@ class ImageCollection(BaseCollection):
     def codec(self) -> Codec:
         """Return the codec that encodes new tokens."""
         return self._store.codec
+
+    @property
+    def codec_history(self) -> tuple[str, ...]:
+        """Return the names of the codecs that tokens were stored with before, oldest first.
+
+        `("pq16",)` with the codec float16: tokens were decoded from pq16, and what that dropped is
+        gone. `"unknown"` comes first if versions that recorded no codecs wrote the collection.
+        """
+        history = self._record.codec_history
+        return (UNKNOWN_CODECS,) if history is None else history
 
     @property
     def store(self) -> TokenStore:
@@ -771,10 +787,36 @@ class ImageCollection(BaseCollection):
         with self.write_lock, self._codec_lock:
             self.reload()  # or codebooks that another process added would be lost
             record = self._record.with_codec(codec)
+            before = self.contract
+            if before.codec_key != codec.key and self.count():
+                record = replace(record, codec_history=(*self.codec_history, before.codec))
             # Stored before it is used, so that readers of new points find the codebook.
             store = self._store.with_codec(codec)
             self._index.set_metadata(record.as_metadata())
             self._store, self._record = store, record
+
+    def add_codec_history(self, codecs: Sequence[str]) -> None:
+        """Record the codecs that tokens which are copied to here were stored with before.
+
+        Args:
+            codecs: `codec_history` of the collection that they come from.
+
+        Raises:
+            StoreError: The collection cannot be written.
+        """
+        self.require_writable()
+        with self.write_lock, self._codec_lock:
+            self.reload()
+            there = self.codec_history
+            new = [codec for codec in codecs if codec not in there]
+            if not new:
+                return
+            # UNKNOWN_CODECS stays first.
+            both = (*codecs, *(codec for codec in there if codec not in codecs))
+            history = both if there[:1] != (UNKNOWN_CODECS,) else (*there, *new)
+            record = replace(self._record, codec_history=history)
+            self._index.set_metadata(record.as_metadata())
+            self._record = record
 
     def flush(self) -> None:
         """Make everything added so far survive a killed process; call it at checkpoints."""

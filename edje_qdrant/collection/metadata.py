@@ -28,6 +28,7 @@ from edje_qdrant.tokens.payload_store import PayloadTokenStore
 from edje_qdrant.tokens.protocol import TokenStore
 
 __all__ = [
+    "UNKNOWN_CODECS",
     "CollectionRecord",
     "Holds",
     "TokenPlace",
@@ -48,6 +49,9 @@ TokenPlace = Literal["file", "payload"]
 #: What a collection's points represent.
 Holds = Literal["images", "captions"]
 
+#: Stands for the codecs before a collection's record of them began.
+UNKNOWN_CODECS = "unknown"
+
 _FORMAT = 1
 _OPENED_WITH: dict[Holds, str] = {"images": "ImageCollection", "captions": "CaptionCollection"}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
@@ -64,6 +68,8 @@ class CollectionRecord:
         tokens_folder: Parent folder of the token store, if outside the collection's folder.
         codebooks: Key -> parameters of codecs with a codebook, for tokens in the payload; for side
             files, codebooks are in the store's folder.
+        codec_history: Names of the codecs that tokens were stored with before the contract's,
+            oldest first; None if a version wrote the record that did not record them.
     """
 
     contract: TokenContract
@@ -71,6 +77,7 @@ class CollectionRecord:
     store_id: str | None = None
     tokens_folder: str | None = None
     codebooks: Mapping[str, bytes] = field(default_factory=dict)
+    codec_history: tuple[str, ...] | None = None
 
     @classmethod
     def of(
@@ -82,9 +89,9 @@ class CollectionRecord:
         """Return the record of a new collection."""
         files = files_of(store)
         if files is None:
-            return cls(contract, "payload").with_codec(store.codec)
+            return cls(contract, "payload", codec_history=()).with_codec(store.codec)
         outside = None if tokens_folder is None else str(absolute(tokens_folder))
-        return cls(contract, "file", files.store_id, outside)
+        return cls(contract, "file", files.store_id, outside, codec_history=())
 
     def with_codec(self, codec: Codec) -> CollectionRecord:
         """Return the record of the same collection with another codec for new tokens."""
@@ -98,7 +105,7 @@ class CollectionRecord:
 
     def as_metadata(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
-        return {
+        record: dict[str, Any] = {
             **new_record(self.contract, "images"),
             "tokens": self.tokens,
             "store_id": self.store_id,
@@ -108,6 +115,9 @@ class CollectionRecord:
                 for key, parameters in self.codebooks.items()
             },
         }
+        if self.codec_history is not None:
+            record["codec_history"] = [*self.codec_history]
+        return record
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any], what: str) -> CollectionRecord:
@@ -123,11 +133,13 @@ class CollectionRecord:
             codebooks = {
                 str(key): binascii.a2b_base64(text) for key, text in metadata["codebooks"].items()
             }
+            earlier = metadata.get("codec_history")
+            history = None if earlier is None else tuple(str(name) for name in earlier)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(_unreadable(what)) from error
         if tokens not in ("file", "payload"):
             raise StoreError(_unreadable(what))
-        return cls(contract, tokens, store_id, tokens_folder, codebooks)
+        return cls(contract, tokens, store_id, tokens_folder, codebooks, history)
 
     def open_store(
         self, where: Any, name: str, moved_to: str | Path | None, *, for_repair: bool = False

@@ -30,7 +30,7 @@ from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.known_paths import KnownPaths
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
-from edje_qdrant.ingest.prune import count_old_versions, follow_moved, prune_collection
+from edje_qdrant.ingest.prune import Agree, count_old_versions, follow_moved, prune_collection
 from edje_qdrant.ingest.update_fields import FieldUpdater
 from edje_qdrant.model.pixels import default_batch_size
 from edje_qdrant.sources.open import Source, open_source
@@ -58,7 +58,7 @@ def ingest_images(
     decode_memory: int = DECODE_MEMORY,
     decode_seconds: float = DECODE_SECONDS,
     checkpoint_every: int = 1024,
-    prune: bool = False,
+    prune: bool | Agree = False,
     processes: int = 0,
     devices: Sequence[str] | None = None,
     exif: bool = True,
@@ -114,7 +114,8 @@ def ingest_images(
         prune: After reading the whole source, delete images that are no longer in it: for a
             folder, the images whose `path` lies in it; otherwise all images that the source does
             not name. Images that could not be read are kept. Images that were moved get their new
-            `path`.
+            `path`. A function is called with the number of images that would be deleted and the
+            paths of three, if there are any; if it returns False, none are deleted.
         processes: Number of processes that decode and encode, each with a copy of the model; only
             this process writes. With 0, this process encodes, or one process for each of
             `devices`. Processes are started with `spawn`, so a script must have its entry point
@@ -184,6 +185,8 @@ def ingest_images(
     limits = DecodeLimits(workers, decode_memory, decode_seconds, max_pixels)
     check_number("processes", processes, least=0)
     check_seconds("wait", wait)
+    if not isinstance(prune, bool) and not callable(prune):
+        raise ConfigError(f"prune is {prune!r}; give True, False, or a function that is asked")
     file_fields = FileFields(exif, gps)
     worker_devices = check_devices(processes, devices, model.device)
     source = open_source(source, frames_every=frames_every, pdf_pages=pdf_pages)
@@ -241,7 +244,10 @@ def ingest_images(
                 with suppress(EdjeError):
                     collection.flush()
                 raise
-        pruned = prune_collection(collection, source, run.seen, run.failed) if prune else 0
+        pruned = 0
+        if prune:
+            agree = prune if callable(prune) else None
+            pruned = prune_collection(collection, source, run.seen, run.failed, agree)
         old_versions = count_old_versions(collection, run.paths or set(), run.seen)
         collection.flush()
         collection.optimize()

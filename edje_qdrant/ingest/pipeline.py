@@ -251,7 +251,10 @@ class IngestRun:
 
     def _see(self, image_id: str) -> bool:
         """Return whether an image occurs for the first time."""
-        key = uuid.UUID(image_id).bytes
+        try:
+            key = uuid.UUID(image_id).bytes
+        except ValueError:  # points of other programs may have integers as ids
+            key = image_id.encode()
         first = key not in self.seen
         self.seen.add(key)
         return first

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from typing import TypeAlias
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, StoreError
@@ -14,9 +15,17 @@ from edje_qdrant.images import part_of
 from edje_qdrant.index import Filter
 from edje_qdrant.sources.parts import file_of, part_fields
 from edje_qdrant.sources.protocol import FailedLine, ImageSource
+from edje_qdrant.threads import batches
 from edje_qdrant.types import FailedImage, Payload, Point
 
-__all__ = ["count_old_versions", "follow_moved", "points_at", "prune_collection"]
+__all__ = ["Agree", "count_old_versions", "follow_moved", "points_at", "prune_collection"]
+
+#: Called with the number of images to delete and the paths of three; returns whether to do it.
+Agree: TypeAlias = Callable[[int, list[str]], bool]
+
+_EXAMPLES = 3
+# Images deleted in one request.
+_BATCH = 256
 
 # Paths looked up by a filter; with more of them, reading all points takes less time.
 _LOOKED_UP = 1000
@@ -94,6 +103,7 @@ def prune_collection(
     source: ImageSource,
     seen: AbstractSet[bytes],
     failed: Sequence[FailedImage],
+    agree: Agree | None = None,
 ) -> int:
     """Delete images that are gone from a source; return how many.
 
@@ -105,6 +115,7 @@ def prune_collection(
             it does not name are deleted.
         seen: The 16 bytes of the id of every image in the source.
         failed: What could not be read; images with such a path, or below it, are kept.
+        agree: Called before images are deleted; if it returns False, none are.
 
     Raises:
         ConfigError: Lines of the manifest could not be read, or a list names no image that can be
@@ -125,9 +136,9 @@ def prune_collection(
     scope = ("",) if source.scope is None else source.scope
     spared = {failure.path for failure in failed}
     spared_below = tuple(os.path.join(path, "") for path in spared)
-    pruned = 0
+    gone: list[str] = []
+    some: list[str] = []
     for page in collection.index.scroll():
-        gone = []
         others = {point.id for point in collection.of_other_programs(page)}
         for point in page:
             path = str(point.payload.get("path", ""))
@@ -141,9 +152,13 @@ def prune_collection(
                 and not _of_other_kind(path, source)
             ):
                 gone.append(point.id)
-        collection.delete(gone)
-        pruned += len(gone)
-    return pruned
+                if len(some) < _EXAMPLES:
+                    some.append(path)
+    if not gone or (agree is not None and not agree(len(gone), some)):
+        return 0
+    for batch in batches(gone, _BATCH):
+        collection.delete(batch)
+    return len(gone)
 
 
 def _of_other_kind(path: str, source: ImageSource) -> bool:

@@ -128,12 +128,13 @@ def import_collection(
         raise ConfigError(f"there is no archive {path}; give one that `edje-qdrant export` wrote")
     with os_errors_as_store_errors("read", path), _opened(path) as archive:
         members = _members(archive, path)
-        contract, indexes = _head(members, path)
+        contract, indexes, history = _head(members, path)
         codec = _codec(members, contract, path)
         check_indexes(indexes)
         target = _target(location, name, contract, codec, options)
         with target, target.patient(wait):
             target.create_payload_indexes(indexes)
+            target.add_codec_history(history)
             return add_parts(target, _parts(members, codec.key, path, progress=progress))
 
 
@@ -159,6 +160,8 @@ def _write(collection: ImageCollection, file: BinaryIO, *, progress: bool) -> Co
     head = {"magic": _MAGIC, "format": _FORMAT, "contract": contract.as_dict()}
     if indexes := collection.payload_indexes():
         head["payload_indexes"] = indexes
+    if collection.codec_history:
+        head["codec_history"] = [*collection.codec_history]
     parameters = codec.parameters()
     count = nbytes = number = 0
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -252,8 +255,10 @@ def _opened(path: Path) -> tarfile.TarFile:
         ) from error
 
 
-def _head(members: Iterator[tuple[str, bytes]], path: Path) -> tuple[TokenContract, dict[str, Any]]:
-    """Return the contract, and field -> kind of the payload indexes.
+def _head(
+    members: Iterator[tuple[str, bytes]], path: Path
+) -> tuple[TokenContract, dict[str, Any], list[str]]:
+    """Return the contract, field -> kind of the payload indexes, and the earlier codecs.
 
     Raises:
         StoreError: Another version, or another program, wrote the archive.
@@ -267,7 +272,11 @@ def _head(members: Iterator[tuple[str, bytes]], path: Path) -> tuple[TokenContra
             f"reads format {_FORMAT} of {_MAGIC!r}; use the version of the package that wrote it"
         )
     contract = TokenContract.from_dict(_mapping(head.get("contract"), path))
-    return contract, _mapping(head.get("payload_indexes", {}), path)
+    history = head.get("codec_history", [])
+    if not isinstance(history, list):
+        raise TokensCorruptError(_damaged(path))
+    indexes = _mapping(head.get("payload_indexes", {}), path)
+    return contract, indexes, [str(codec) for codec in history]
 
 
 def _codec(members: Iterator[tuple[str, bytes]], contract: TokenContract, path: Path) -> Codec:

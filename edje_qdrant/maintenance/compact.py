@@ -14,6 +14,7 @@ from dataclasses import replace
 from edje_qdrant.collection.checks import fitted_codec
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import reference_of, signed
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.index import TOKENS_KEY
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.reports import CompactReport
@@ -77,13 +78,20 @@ def compact(
 
 
 def transcode(
-    collection: ImageCollection, codec: str | Codec, *, progress: bool = False, wait: float = 300
+    collection: ImageCollection,
+    codec: str | Codec,
+    *,
+    from_lossy: bool = False,
+    progress: bool = False,
+    wait: float = 300,
 ) -> CompactReport:
     """Convert all stored tokens to another codec, without encoding an image again.
 
     Information that a lossy codec dropped cannot be recovered: from `int4` to `float16` files grow
-    and rankings do not improve. The next run with the same codec continues an interrupted one;
-    until then the collection can be searched, each image decoded with the codec that encoded it.
+    and rankings do not improve, so that has to be asked for with `from_lossy`. The collection
+    records what its tokens went through (`collection.codec_history`). The next run with the same
+    codec continues an interrupted one; until then the collection can be searched, each image
+    decoded with the codec that encoded it.
 
     Images that another model wrote are left as they are and count as unreadable; points of other
     programs are left out.
@@ -91,22 +99,25 @@ def transcode(
     Args:
         collection: An open collection; nothing else writes to it.
         codec: The new codec, fitted, or the name of one that needs no fitting.
+        from_lossy: Convert from a lossy codec to one that takes more bytes, too.
         progress: Show a bar on stderr.
         wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
 
     Raises:
-        ConfigError: The codec is unknown, not fitted, or does not fit the contract; nothing was
-            written.
+        ConfigError: The codec is unknown, not fitted, or does not fit the contract, or it takes
+            more bytes than the collection's, which is lossy; nothing was written.
         CollectionLockedError: Another process is writing tokens.
         StoreError: The disk or the engine refused; run it again.
         EngineUnavailableError: The connection to the server was lost; run it again.
     """
     check_collections(collection=collection)
-    check_flags(progress=progress)
+    check_flags(progress=progress, from_lossy=from_lossy)
     codec = fitted_codec(collection.contract, codec)
     with collection.patient(wait):
         collection.require_writable()
         with collection.write_lock:
+            if not from_lossy:
+                _require_no_loss(collection, codec)
             files = files_of(collection.store)
             if files is None:
                 collection.set_codec(codec)
@@ -128,6 +139,23 @@ def transcode(
             )
             _drop_unused(collection, files, {s.id for s in found} - done)
             return replace(report, bytes_before=before, bytes_after=files.disk_bytes())
+
+
+def _require_no_loss(collection: ImageCollection, codec: Codec) -> None:
+    """Check that tokens of a lossy codec are not to be stored in more bytes.
+
+    Raises:
+        ConfigError: They are; nothing would be won.
+    """
+    now = collection.codec
+    if now.name != "float16" and codec.nbytes > now.nbytes and collection.count():
+        raise ConfigError(
+            f"the tokens of {collection.name!r} are stored as {now.name}, and what that dropped is "
+            f"gone: as {codec.name} they take {codec.nbytes:,} bytes an image in place of "
+            f"{now.nbytes:,}, and rankings do not improve. To improve them, ingest the images into "
+            f"a new collection; to store them as {codec.name} all the same, give from_lossy=True "
+            "(--from-lossy)"
+        )
 
 
 def _move(

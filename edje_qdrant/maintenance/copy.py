@@ -146,6 +146,7 @@ def copy_collection(
         )
         target.require_writable()
         target.create_payload_indexes(source.payload_indexes())
+        target.add_codec_history(source.codec_history)
         left_out: list[str] = []
         parts = stored_parts(source, target.codec, left_out, progress=progress)
         return replace(add_parts(target, parts), left_out=tuple(left_out))

@@ -441,7 +441,7 @@ def test_the_commands(
         refused = run("attach", "--collection", NAME, "--path-field", "file")
         assert refused.exit_code == 2
         assert "--url" in refused.stderr
-        result = run("detach", *where, "--json")
+        result = run("detach", *where, "--yes", "--json")
         assert result.exit_code == 0, result.output
         assert all("_edje" not in r.payload for r in server.client.scroll(NAME)[0])
 

@@ -148,7 +148,7 @@ def test_verify_lists_the_first_and_counts_the_rest(index: Path) -> None:
 
 def test_verify_speaks_of_orphans_which_are_no_fault(index: Path) -> None:
     hits = by_rank(index)
-    json_of(run("delete", "--index", index, "--id", hits[0]["image_id"], "--json"))
+    json_of(run("delete", "--yes", "--index", index, "--id", hits[0]["image_id"], "--json"))
     result = run("verify", "--index", index)
     assert result.exit_code == 0
     assert "1 records without a point take 128 bytes; `edje-qdrant compact`" in result.stdout
@@ -210,7 +210,7 @@ def test_repair_of_what_cannot_be_mended_and_the_way_out(pictures: tuple[Path, P
     assert data["encoded"] == []
     assert [finding["image_id"] for finding in data["left"]] == [lost]
     assert data["left"][0]["kind"] == "tokens damaged"
-    deleted = json_of(run("delete", "--index", index, "--id", lost, "--json"))
+    deleted = json_of(run("delete", "--yes", "--index", index, "--id", lost, "--json"))
     assert deleted == {"deleted": 1, "points": 7}
     assert run("repair", "--index", index).exit_code == 0
     assert len(found(index)) == 7
@@ -233,7 +233,7 @@ def test_compact(index: Path) -> None:
     before = found(index)
     gone = [hit["image_id"] for hit in by_rank(index, "--top-k", COUNT)[10:]]
     ids = [word for image_id in gone for word in ("--id", image_id)]
-    assert json_of(run("delete", "--index", index, *ids, "--json"))["points"] == 10
+    assert json_of(run("delete", "--yes", "--index", index, *ids, "--json"))["points"] == 10
     size = side_file(index).stat().st_size
     data = json_of(run("compact", "--index", index, "--json"))
     assert data == {
@@ -260,7 +260,9 @@ def test_transcode_by_name(index: Path) -> None:
     )  # fmt: skip
     about = json_of(run("info", "--index", index, "--json"))
     assert (about["contract"]["codec"], about["bytes_per_image"]) == ("int8", 72)
-    data = json_of(run("transcode", "pq32", "--index", index, "--json"))
+    larger = ["transcode", "pq32", "--index", index]  # so narrow are the tokens of this model
+    assert "--from-lossy" in refused(run(*larger))
+    data = json_of(run(*larger, "--from-lossy", "--json"))
     assert (data["moved"], data["unreadable"], data["bytes_per_image"]) == (COUNT, [], 4 * 32)
     key = data["codec"]
     assert key.startswith("pq32-")
@@ -269,7 +271,10 @@ def test_transcode_by_name(index: Path) -> None:
     assert run("verify", "--index", index).exit_code == 0
     lossy = found(index)
     assert {i for i, _ in lossy} & {i for i, _ in exact}
-    assert json_of(run("transcode", "float16", "--index", index, "--json"))["moved"] == COUNT
+    assert (
+        json_of(run("transcode", "float16", "--from-lossy", "--index", index, "--json"))["moved"]
+        == COUNT
+    )
     assert found(index) == lossy  # what was left out does not come back
     assert "known: float16" in refused(run("transcode", "zip", "--index", index))
 
@@ -533,23 +538,23 @@ def test_update_and_delete(index: Path) -> None:
     assert "year" not in payload[d]
     # By payload: more values of a field are either, more fields are both.
     where = ["--where", "year=2024", "--where", "year=2025"]
-    assert json_of(run("update", "seen=1", *where, *place, "--json")) == {"updated": 3}
+    assert json_of(run("update", "seen=1", "--yes", *where, *place, "--json")) == {"updated": 3}
     both = [*where, "--where", "album=trip"]
-    assert json_of(run("update", "seen=2", *both, *place, "--json")) == {"updated": 2}
+    assert json_of(run("update", "seen=2", "--yes", *both, *place, "--json")) == {"updated": 2}
     with_id = ["--where", "seen=2", "--id", d]
-    assert json_of(run("update", "seen=3", *with_id, *place, "--json")) == {"updated": 3}
+    assert json_of(run("update", "seen=3", "--yes", *with_id, *place, "--json")) == {"updated": 3}
 
     # A number beyond 64 bits stays as it was written, as text.
     large = "18446744073709551617"
     assert json_of(run("update", f"n={large}", "--id", d, *place, "--json")) == {"updated": 1}
     by_large = ["--where", f"n=[{large}, 1]"]
-    assert json_of(run("update", "seen=4", *by_large, *place, "--json")) == {"updated": 1}
+    assert json_of(run("update", "seen=4", "--yes", *by_large, *place, "--json")) == {"updated": 1}
     (changed,) = (hit["payload"] for hit in by_rank(index) if hit["image_id"] == d)
     assert (changed["n"], changed["seen"]) == (large, 4)
 
     text = run("delete", "--id", nobody, *place).stdout
     assert text == f"0 deleted; the collection holds {COUNT}\n"
-    data = json_of(run("delete", "--where", "year=2024", "--id", d, *place, "--json"))
+    data = json_of(run("delete", "--yes", "--where", "year=2024", "--id", d, *place, "--json"))
     assert data == {"deleted": 3, "points": COUNT - 3}
     left = {hit["image_id"] for hit in by_rank(index, "--top-k", COUNT)}
     assert len(left) == COUNT - 3
@@ -595,7 +600,7 @@ def test_what_is_no_json_is_text(index: Path) -> None:
     assert {key: payload[key] for key in "abcdef"} == {
         "a": "NaN", "b": "Infinity", "c": "{", "d": "", "e": "  ", "f": "7",
     }  # fmt: skip
-    data = json_of(run("delete", "--where", "a=NaN", "--index", index, "--json"))
+    data = json_of(run("delete", "--yes", "--where", "a=NaN", "--index", index, "--json"))
     assert data["deleted"] == 1
 
 
@@ -637,12 +642,14 @@ def test_ingest_with_prune(pictures: tuple[Path, Path]) -> None:
     text = run(*ingest).stdout
     assert text.startswith("0 added, 6 there already, 0 failed in ")
     assert text.splitlines()[0].endswith("the collection holds 8")
-    text = run(*ingest, "--prune").stdout
+    text = run(*ingest, "--prune", "--yes").stdout
     assert text.startswith("0 added, 6 there already, 2 pruned, 0 failed in ")
     assert text.splitlines()[0].endswith("the collection holds 6")
-    assert run(*ingest, "--prune").stdout.startswith("0 added, 6 there already, 0 pruned, 0 failed")
+    assert run(*ingest, "--prune", "--yes").stdout.startswith(
+        "0 added, 6 there already, 0 pruned, 0 failed"
+    )
     (folder / "picture-0002.png").unlink()
-    data = json_of(run(*ingest, "--prune", "--json"))
+    data = json_of(run(*ingest, "--prune", "--yes", "--json"))
     assert (data["pruned"], data["points"]) == (1, 5)
     line = refused(run("ingest", folder / "picture-0003.png", "--index", index, "--prune"))
     assert "leave prune out" in line

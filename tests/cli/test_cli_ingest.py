@@ -70,7 +70,7 @@ def test_an_edited_file_and_its_old_version(
     assert lines[0].startswith("2 added, 2 there already, 0 failed")
     assert "edited: 1 image is an old version, whose file holds another image now" in lines[1]
     (prune,) = (line for line in lines if "--prune" in line)
-    data = json_of(run(*shlex.split(prune, comments=True)[1:], "--json"))
+    data = json_of(run(*shlex.split(prune, comments=True)[1:], "--yes", "--json"))
     assert (data["pruned"], data["points"], data["old_versions"]) == (1, 4, 0)
     assert third.exists()
 

@@ -62,7 +62,7 @@ def test_from_codec_to_codec(place, fitted):
         before = held(collection)
         for codec in (INT8, fitted("pq32"), fitted("pq16"), FLOAT16):
             expected = coded(codec, ids, expected)
-            report = transcode(collection, codec)
+            report = transcode(collection, codec, from_lossy=True)
             assert (report.moved, report.unreadable) == (30, ())
             collection.close()
             collection = place.open()
@@ -121,7 +121,7 @@ def test_a_codec_that_loses_nothing_leaves_rankings_as_they_were(
                 [(hit.image_id, hit.score) for hit in result]
                 for result in retriever.search_batch(["a red square", "b"], num_candidates=25)
             ]
-            assert transcode(collection, codec_for("float16", *shape)).moved == 25
+            assert transcode(collection, codec_for("float16", *shape), from_lossy=True).moved == 25
             assert collection.codec.name == "float16"
             again = retriever.search_batch(["a red square", "b"], num_candidates=25)
             assert [[(hit.image_id, hit.score) for hit in result] for result in again] == rankings
@@ -366,7 +366,7 @@ def test_a_process_that_opened_the_payload_before_reads_on(shared_payload, fitte
         expected = coded(b, [], expected)
         assert tokens_of(early, ids).tobytes() == expected.tobytes()
         assert early.codec.key == b.key
-        transcode(writer, a)
+        transcode(writer, a, from_lossy=True)
         assert verify(early).clean
 
 

@@ -197,7 +197,7 @@ def write_on(pipe: int, folder: str, meet: str, book: str, rounds: int, readers:
             if turn == rounds // 3:
                 transcode(collection, codec_of("int8"))
             if turn == 2 * rounds // 3:
-                transcode(collection, pq)
+                transcode(collection, pq, from_lossy=True)
             compact(collection)
             hand_out(collection)
             time.sleep(0.01)
@@ -267,7 +267,7 @@ def search_on(pipe: int, folder: str, scratch: str, rounds: int) -> dict[str, in
         everything = collection.count()
         known = [_scores(collection)]
         for name in ("int8", "float16"):
-            transcode(collection, codec_of(name))
+            transcode(collection, codec_of(name), from_lossy=True)
             known.append(_scores(collection))
         assert known[0] != known[1]
         kept = collection.encodings(ids := sorted(known[0][0]))
@@ -311,7 +311,7 @@ def search_on(pipe: int, folder: str, scratch: str, rounds: int) -> dict[str, in
                     lambda: compact(collection),
                     lambda: transcode(collection, codec_of("int8")),
                     lambda turn=turn: export_collection(collection, f"{scratch}/{turn}"),
-                    lambda: transcode(collection, codec_of("float16")),
+                    lambda: transcode(collection, codec_of("float16"), from_lossy=True),
                 ):
                     change()
                     counts["changes"] += 1
