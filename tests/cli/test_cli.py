@@ -76,6 +76,7 @@ def test_ingest_search_and_info_as_json(
             "retrieval_rank": ours.retrieval_rank,
             "payload": dict(ours.payload),
             "probability": None,
+            "match": None,
             "fusion_score": None,
             "group": None,
             "duplicates": [],
