@@ -163,10 +163,10 @@ export class Gallery {
       const words = [...found.words].sort((a, b) => b.weight - a.weight).filter(({ weight }) => weight > 0.5);
       const told = words.slice(0, WORDS_OF_WHY).map(({ word }) => make("li", {}, word));
       const reasons = told.length ? make("ul", { class: "reasons" }, ...told) : make("p", { class: "reasons" }, "No single word stands out");
-      tile.querySelector(".told").prepend(reasons);
+      tile.append(reasons);
       button.setAttribute("aria-pressed", "true");
     } catch (error) {
-      tile.querySelector(".told").prepend(make("p", { class: "reasons" }, `No heat map: ${error.message}`));
+      tile.append(make("p", { class: "reasons" }, `No heat map: ${error.message}`));
     }
     button.disabled = false;
   }
