@@ -177,25 +177,20 @@ def ingest(
     from edje_qdrant.ingest.file_fields import FileFields
     from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.ingest.process_pool import check_devices
-    from edje_qdrant.sources.folder import FolderSource
     from edje_qdrant.sources.open import open_source
 
     if watch:
         from edje_qdrant.ingest.watch import check_watched
 
         check_watched(source)
-        if frames_every is not None or pdf_pages:
-            raise ConfigError(
-                "frames of films and pages of documents are not watched; give --watch, or "
-                "--frames-every and --pdf-pages"
-            )
     place = place_of(index, url, grpc, grpc_port, timeout)
     # Before a collection is created. A folder that is watched may be empty at first, but not if its
     # other images would be deleted.
-    images = (
-        FolderSource(source)
-        if watch and not prune
-        else open_source(source, frames_every=frames_every, pdf_pages=pdf_pages)
+    images = open_source(
+        source,
+        frames_every=frames_every,
+        pdf_pages=pdf_pages,
+        may_be_empty=watch and not prune,
     )
     FileFields(exif, gps)
     indexes = indexes_of(payload_index or [])
@@ -262,6 +257,8 @@ def ingest(
                     workers or default_workers(), decode_memory << 20, decode_seconds, max_pixels
                 ),
                 file_fields=FileFields(exif, gps),
+                frames_every=frames_every,
+                pdf_pages=pdf_pages,
                 batch_size=batch_size or default_batch_size(loaded.device),
                 wait=wait,
                 as_json=as_json,

@@ -33,6 +33,8 @@ def keep_watching(
     *,
     limits: DecodeLimits,
     file_fields: FileFields,
+    frames_every: str | None,
+    pdf_pages: bool,
     batch_size: int,
     wait: float,
     as_json: bool,
@@ -45,6 +47,8 @@ def keep_watching(
         model: The collection's model.
         limits: Of the processes that decode.
         file_fields: The fields of payloads that are taken from the files.
+        frames_every: Time from one frame of a film to the next; None leaves films out.
+        pdf_pages: Whether pages of PDF documents are added.
         batch_size: Images encoded at a time.
         wait: Seconds to wait for a server that is away.
         as_json: Print each report as a line of JSON.
@@ -65,7 +69,7 @@ def keep_watching(
         _interrupted_by_sigterm(),
         FolderWatch(
             folder, collection, model, limits=limits, file_fields=file_fields,
-            batch_size=batch_size, wait=wait,
+            frames_every=frames_every, pdf_pages=pdf_pages, batch_size=batch_size, wait=wait,
         ) as watch,
     ):  # fmt: skip
         try:

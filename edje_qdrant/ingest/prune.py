@@ -18,7 +18,9 @@ from edje_qdrant.sources.protocol import FailedLine, ImageSource
 from edje_qdrant.threads import batches
 from edje_qdrant.types import FailedImage, Payload, Point
 
-__all__ = ["Agree", "count_old_versions", "follow_moved", "points_at", "prune_collection"]
+__all__ = [
+    "Agree", "count_old_versions", "follow_moved", "place_fields", "points_at", "prune_collection",
+]  # fmt: skip
 
 #: Called with the number of images to delete and the paths of three; returns whether to do it.
 Agree: TypeAlias = Callable[[int, list[str]], bool]
@@ -40,7 +42,7 @@ def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> set[s
     """
     stored = collection.index.retrieve([*paths], tokens=False)
     moved = {
-        image_id: _place(paths[image_id])
+        image_id: place_fields(paths[image_id])
         for image_id, payload in stored.items()
         if payload.get("path") != paths[image_id]
         and not os.path.exists(file_of(str(payload.get("path", ""))))
@@ -50,34 +52,37 @@ def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> set[s
     return {*moved}
 
 
-def points_at(collection: ImageCollection, paths: AbstractSet[str]) -> list[Point]:
+def points_at(
+    collection: ImageCollection, paths: AbstractSet[str], field: str = "path"
+) -> list[Point]:
     """Return the images that are stored with one of the paths, but those of other programs.
 
     Args:
         collection: The collection that holds the images.
         paths: Their paths.
+        field: The payload's field that has them: `video` for frames, `document` for pages.
     """
     if not paths:
         return []
     if len(paths) <= _LOOKED_UP:
         with suppress(ConfigError, StoreError):  # a strict server wants an index, or fewer values
-            return _points_at(collection, {"path": sorted(paths)}, paths)
-    return _points_at(collection, None, paths)
+            return _points_at(collection, {field: sorted(paths)}, paths, field)
+    return _points_at(collection, None, paths, field)
 
 
 def _points_at(
-    collection: ImageCollection, filter: Filter | None, paths: AbstractSet[str]
+    collection: ImageCollection, filter: Filter | None, paths: AbstractSet[str], field: str
 ) -> list[Point]:
     found: list[Point] = []
     for page in collection.index.scroll(filter=filter):
         others = {point.id for point in collection.of_other_programs(page)}
         found += (
-            point for point in page if point.id not in others and point.payload.get("path") in paths
+            point for point in page if point.id not in others and point.payload.get(field) in paths
         )
     return found
 
 
-def _place(path: str) -> Payload:
+def place_fields(path: str) -> Payload:
     """Return the fields that say where an image is."""
     part = part_of(path)
     return {"path": path} if part is None else {**part_fields(part), "path": path}

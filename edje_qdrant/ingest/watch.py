@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -27,10 +27,18 @@ from edje_qdrant.ingest.decode import KnownImage, decode_image
 from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.known_paths import KnownPaths
 from edje_qdrant.ingest.pipeline import IngestRun
-from edje_qdrant.ingest.prune import follow_moved, points_at
-from edje_qdrant.sources.folder import FolderSource
-from edje_qdrant.sources.protocol import ListedImage
-from edje_qdrant.sources.stamp import file_stamp
+from edje_qdrant.ingest.prune import follow_moved, place_fields, points_at
+from edje_qdrant.sources.folder import IMAGE_SUFFIXES, FolderSource
+from edje_qdrant.sources.listed import ListSource
+from edje_qdrant.sources.parts import (
+    DOCUMENT_SUFFIXES,
+    FILM_SUFFIXES,
+    PartsSource,
+    file_of,
+    interval_of,
+    join_failures,
+)
+from edje_qdrant.sources.stamp import stamped
 from edje_qdrant.threads import batches
 from edje_qdrant.types import FailedImage, Point
 
@@ -98,11 +106,11 @@ _Stamp = tuple[int, int, int]
 
 @dataclass(slots=True)
 class _File:
-    """A file as it was ingested; without an id if it could not be read."""
+    """A file as it was ingested, and the ids of its images; none if it could not be read."""
 
     stamp: _Stamp
     device: int
-    image_id: str | None
+    image_ids: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +125,8 @@ class FolderWatch:
     A file is ingested when its size and times have stayed the same for `settle` seconds, so that it
     is whole, and its image deleted when the file has been gone for twice as long, so that a file
     that is moved or replaced keeps its image. An image of which there is another copy in the folder
-    stays. Images whose `path` lies outside the folder are never deleted, nor frames of films and
-    pages of documents, which are not watched.
+    stays. Images whose `path` lies outside the folder are never deleted, nor are frames of films or
+    pages of documents if they are not watched.
 
     If the folder cannot be read or holds nothing, or if more than half, and at least 10, images are
     gone at once, no image is deleted, as a disk may be away: the report says how many were kept.
@@ -131,6 +139,8 @@ class FolderWatch:
         limits: Of the processes that decode.
         file_fields: The fields of payloads that are taken from the files.
         batch_size: Images encoded and written at a time.
+        frames_every: Keep the frames of films, so far apart, too; see `ingest_images`.
+        pdf_pages: Keep the pages of PDF documents, too.
         settle: Seconds; see above.
         wait: Seconds to wait for a server that is away, before it is an error.
         except_below: A folder whose images are neither added nor deleted; None for none.
@@ -151,6 +161,8 @@ class FolderWatch:
         limits: DecodeLimits,
         file_fields: FileFields = FileFields(),  # noqa: B008 - frozen
         batch_size: int = 8,
+        frames_every: str | float | None = None,
+        pdf_pages: bool = False,
         settle: float = 2.0,
         wait: float = 300,
         except_below: Path | None = None,
@@ -163,6 +175,13 @@ class FolderWatch:
         self._collection, self._model = collection, model
         self._file_fields, self._batch_size = file_fields, batch_size
         self._settle, self._wait, self._clock = settle, wait, clock
+        self._every = None if frames_every is None else interval_of(frames_every)
+        self._pages = pdf_pages
+        self._suffixes = IMAGE_SUFFIXES
+        if self._every is not None:
+            self._suffixes |= FILM_SUFFIXES
+        if pdf_pages:
+            self._suffixes |= DOCUMENT_SUFFIXES
         self._threads = ThreadPoolExecutor(limits.workers)
         self._decoders = limits.pool()
         # No path begins with a null character.
@@ -258,7 +277,7 @@ class FolderWatch:
         files: dict[str, tuple[_Stamp, int]] = {}
         unreadable = []
         try:
-            for item in FolderSource(self.folder).images():
+            for item in FolderSource(self.folder, self._suffixes).images():
                 if isinstance(item, FailedImage):
                     unreadable.append(item)
                     continue
@@ -298,11 +317,12 @@ class FolderWatch:
 
     def _ingest(self, paths: Sequence[str], listing: _Listing) -> WatchReport:
         """Ingest files, and delete the old versions of those that were edited."""
-        ids: dict[str, str] = {}
+        ids: dict[str, set[str]] = {path: set() for path in paths}
         moved: set[str] = set()
 
         def looked_up(batch: Sequence[KnownImage], existing: set[str]) -> set[str]:
-            ids.update({image.listed.path: image.image_id for image in batch})
+            for image in batch:
+                ids.setdefault(file_of(image.listed.path), set()).add(image.image_id)
             stored = {i.image_id: i.listed.path for i in batch if i.image_id in existing}
             moved.update(follow_moved(self._collection, stored))
             return set()
@@ -314,7 +334,7 @@ class FolderWatch:
             decoders=self._decoders,
             file_fields=self._file_fields,
         )
-        listed = (ListedImage(path, {}, stamp=file_stamp(path)) for path in paths)
+        listed = map(stamped, PartsSource(ListSource(paths), self._every, pages=True).images())
         # Later, the times of files are compared more exactly than they are stored.
         known_paths = None if self._caught_up else self._known_paths()
         try:
@@ -333,16 +353,16 @@ class FolderWatch:
         self._collection.flush()
         if self._stop.is_set():
             return WatchReport(run.added, len(moved))
-        failed = {failure.path for failure in run.failed}
+        failed = {file_of(failure.path) for failure in run.failed}
         for path in paths:
             before = self._files.get(path)
-            image_id = ids.get(path)
             if path in failed:  # what was read from it before stays
-                image_id = None if before is None else before.image_id
-            self._files[path] = _File(*listing.files[path], image_id)
+                ids[path] = set() if before is None else {*before.image_ids}
+            self._files[path] = _File(*listing.files[path], frozenset(ids[path]))
             del self._pending[path]
         deleted, renamed = self._follow(paths) if self._caught_up else (0, 0)
-        return WatchReport(run.added, len(moved) + renamed, deleted, tuple(run.failed))
+        failures = tuple(join_failures(run.failed))
+        return WatchReport(run.added, len(moved) + renamed, deleted, failures)
 
     def _delete_gone(self, listing: _Listing) -> Iterator[WatchReport]:
         """Delete the images of files that have been gone for long enough."""
@@ -362,18 +382,24 @@ class FolderWatch:
         ]
         if not due:
             return
-        there = {None, *(f.image_id for path, f in self._files.items() if path not in self._gone)}
+        there = {
+            key
+            for path, file in self._files.items()
+            if path not in self._gone
+            for key in file.image_ids
+        }
         lost = {
             path
             for path in self._gone.keys() - self._kept
-            if self._files[path].image_id not in there
+            if not self._files[path].image_ids <= there
         }
-        if not _too_many(len(lost), len(there) - 1 + len(lost)):
+        if not _too_many(len(lost), len(there) + len(lost)):
             devices: dict[str, int] = {}
             lost = {path for path in lost if _device(path, devices) != self._files[path].device}
         if lost:
             self._kept |= lost
-            yield WatchReport(kept=len({self._files[path].image_id for path in lost}))
+            kept = {key for path in lost for key in self._files[path].image_ids}
+            yield WatchReport(kept=len(kept))
         gone = [path for path in due if path not in lost]
         for path in gone:
             del self._files[path], self._gone[path]
@@ -394,24 +420,28 @@ class FolderWatch:
                 if (
                     point.id not in others
                     and path.startswith(inside)
-                    and part_of(path) is None
-                    and path not in unreadable
+                    and self._is_watched(path)
+                    and file_of(path) not in unreadable
                     and not path.startswith((*below, self._except))
                     and self._is_older(point.id, path)
                 ):
                     older.append(Point(point.id, point.vector, {"path": path}))
-        gone = [point for point in older if point.payload["path"] not in self._files]
+        gone = [point for point in older if file_of(point.payload["path"]) not in self._files]
         if _too_many(len(gone), len(self._files) + len(gone)):
             yield WatchReport(kept=len(gone))
-            older = [point for point in older if point.payload["path"] in self._files]
+            older = [point for point in older if file_of(point.payload["path"]) in self._files]
         deleted, moved = self._replace(older)
         if deleted or moved:
             yield WatchReport(moved=moved, deleted=deleted)
 
     def _is_older(self, image_id: str, path: str) -> bool:
-        """Return whether a stored image is not the one that the file at its path holds now."""
-        file = self._files.get(path)
-        return file is None or file.image_id not in (None, image_id)
+        """Return whether the file at the path of a stored image does not hold it any more."""
+        file = self._files.get(file_of(path))
+        return file is None or (bool(file.image_ids) and image_id not in file.image_ids)
+
+    def _is_watched(self, path: str) -> bool:
+        """Return whether a path names a file, or a part of one whose parts are watched."""
+        return os.path.splitext(file_of(path))[1].lower() in self._suffixes
 
     def _follow(self, paths: Sequence[str]) -> tuple[int, int]:
         """Delete, or give another path, images at paths that hold another image now, or none.
@@ -420,13 +450,20 @@ class FolderWatch:
             The numbers of images deleted, and of those that have another path now.
         """
         points = points_at(self._collection, {*paths})
+        for field, suffixes in (("video", FILM_SUFFIXES), ("document", DOCUMENT_SUFFIXES)):
+            files = {path for path in paths if os.path.splitext(path)[1].lower() in suffixes}
+            points += points_at(self._collection, files, field)
         return self._replace([p for p in points if self._is_older(p.id, p.payload["path"])])
 
     def _replace(self, older: Sequence[Point]) -> tuple[int, int]:
         if not older:
             return 0, 0
-        copies = {file.image_id: path for path, file in self._files.items()}
-        moved = {p.id: {"path": copies[p.id]} for p in older if p.id in copies}
+        copies = {key: path for path, file in self._files.items() for key in file.image_ids}
+        moved = {
+            point.id: place_fields(_in_file(point.payload["path"], copies[point.id]))
+            for point in older
+            if point.id in copies
+        }
         gone = [point.id for point in older if point.id not in copies]
         with self._patience():
             if moved:
@@ -468,6 +505,12 @@ def check_watched(folder: Path) -> None:
     except ImportError as error:
         raise MissingExtraError("watchfiles", "watch") from error
     del watchfiles
+
+
+def _in_file(path: str, file: str) -> str:
+    """Return the path of the same part of another file."""
+    part = part_of(path)
+    return file if part is None else replace(part, path=file).name
 
 
 def _too_many(gone: int, there: int) -> bool:

@@ -29,7 +29,11 @@ Source: TypeAlias = "str | Path | Sequence[ListItem] | Mapping[str, Payload] | I
 
 
 def open_source(
-    source: Source, *, frames_every: str | float | None = None, pdf_pages: bool = False
+    source: Source,
+    *,
+    frames_every: str | float | None = None,
+    pdf_pages: bool = False,
+    may_be_empty: bool = False,
 ) -> ImageSource:
     """Return the source that a path, a list or a dict stands for; a source is returned unchanged.
 
@@ -38,6 +42,7 @@ def open_source(
         frames_every: List the frames of films, so far apart: `2s`, `500ms`, `1m` or seconds.
         pdf_pages: List the pages of the PDF documents in a folder. Those of documents that are
             named themselves, as the source or in a list or a manifest, are listed anyway.
+        may_be_empty: Whether a folder may hold no image yet.
 
     Raises:
         ConfigError: The source is missing, unreadable or empty, or `frames_every` is no interval.
@@ -60,7 +65,8 @@ def open_source(
         documents = DOCUMENT_SUFFIXES if pdf_pages else frozenset()
         suffixes = IMAGE_SUFFIXES | films | documents
         folder: ImageSource = FolderSource(path, suffixes)
-        _not_empty(folder, f"the folder {path} holds no image", suffixes)
+        if not may_be_empty:
+            _not_empty(folder, f"the folder {path} holds no image", suffixes)
         return PartsSource(folder, every, pages=pdf_pages) if films or documents else folder
     if kind == "file" and suffix in MANIFEST_SUFFIXES:
         manifest = ManifestSource(path)

@@ -7,8 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from document_files import write_document
+from film_files import write_film
 from PIL import Image
 
 from edje_qdrant.collection.collection import ImageCollection
@@ -30,7 +33,7 @@ class Watched:
         self.now = 0.0
         self.watch = self.start()
 
-    def start(self) -> FolderWatch:
+    def start(self, **options: Any) -> FolderWatch:
         self.watch = FolderWatch(
             self.folder,
             self.collection,
@@ -38,12 +41,13 @@ class Watched:
             limits=DecodeLimits(1, 1 << 30, 60.0, 1 << 28),
             wait=0,
             clock=lambda: self.now,
+            **options,
         )
         return self.watch
 
-    def restart(self) -> None:
+    def restart(self, **options: Any) -> None:
         self.watch.close()
-        self.start()
+        self.start(**options)
 
     def look(self, *, after: float = 0.0) -> list[WatchReport]:
         self.now += after
@@ -250,6 +254,42 @@ def test_what_is_not_ingested_is_not_watched(watched: Watched) -> None:
         (watched.folder / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(watched.folder / name, "PNG")
     assert watched.settled() == WatchReport()
+
+
+def test_films_and_documents(watched: Watched) -> None:
+    pytest.importorskip("av")
+    pytest.importorskip("pypdfium2")
+    film, paper = watched.folder / "a.mp4", watched.folder / "paper.pdf"
+    frames = [f"a.mp4#t={second}" for second in range(4)]
+    pages = [f"paper.pdf#page={number}" for number in (1, 2, 3)]
+    write_film(film, 100)
+    write_document(paper)
+    assert watched.settled() == WatchReport()  # they are not asked for
+    watched.restart(frames_every=1, pdf_pages=True)
+    assert watched.settled() == WatchReport(added=7)
+    assert watched.names() == sorted([*frames, *pages, *FOUR])
+    film.rename(watched.folder / "b.mp4")
+    assert watched.settled() == WatchReport(moved=4)
+    shutil.copy(paper, watched.folder / "copy.pdf")
+    assert watched.settled() == WatchReport()
+    paper.unlink()
+    assert watched.settled() == WatchReport(moved=3)
+    moved = [f"b.mp4#t={second}" for second in range(4)]
+    copied = [f"copy.pdf#page={number}" for number in (1, 2, 3)]
+    assert watched.names() == sorted([*moved, *copied, *FOUR])
+    points = [p.payload for page in watched.collection.index.scroll() for p in page]
+    assert {p["document"] for p in points if "document" in p} == {str(watched.folder / "copy.pdf")}
+    watched.restart()  # without them: they stay
+    (watched.folder / "copy.pdf").unlink()
+    assert watched.settled() == WatchReport()
+    watched.restart(frames_every=2, pdf_pages=True)
+    assert watched.settled() == WatchReport(deleted=5)
+    assert watched.names() == sorted(["b.mp4#t=0", "b.mp4#t=2", *FOUR])
+    write_film(watched.folder / "b.mp4", 50)
+    assert watched.settled() == WatchReport(added=1, deleted=2)
+    (watched.folder / "b.mp4").unlink()
+    assert watched.settled() == WatchReport(deleted=1)
+    assert watched.names() == FOUR
 
 
 def test_a_failure_in_between_is_made_up_for(
