@@ -212,7 +212,11 @@ def run_demo(
     # Each number of images and seed has its own index.
     index = folder / f"index-{images}-{seed}"
     with _collection(index, edje) as collection:
-        ingest = ingest_images(folder / "pictures", collection, edje, progress=progress)
+        items = [
+            (folder / "pictures" / f"scene-{number:04d}.png", {"caption": caption})
+            for number, caption in enumerate(captions)
+        ]
+        ingest = ingest_images(items, collection, edje, progress=progress)
         retriever = TwoStageRetriever(collection, edje)
         asked = tqdm(captions, desc="asking", unit=" queries", disable=not progress)
         count = min(num_candidates, images)

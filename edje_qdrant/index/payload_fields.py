@@ -253,8 +253,9 @@ def _is_unknown(
     from qdrant_client import models
 
     path = ".".join(f'"{part}"' for part in name.split("."))
-    empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
-    having = models.Filter(must_not=[empty])
+    # Engines test this in half the time of is_empty.
+    some = models.FieldCondition(key=path, values_count=models.ValuesCount(gte=1))
+    having = models.Filter(must=[some])
     try:
         with index.limit(1, lambda: _PATIENCE):
             first = next(iter(index.scroll(batch_size=1, filter=having, payload=False)), None)

@@ -104,7 +104,7 @@ class EDJERetriever(_Component):
 
     A document's id is the image's, its content the image's path (or a payload field), its score
     the joint encoder's logit; its meta hold `image_id`, `path`, `score`, `rank`, `retrieval_score`,
-    `retrieval_rank`, `probability`, `payload`, `degraded` with its `reason`, and the joint
+    `retrieval_rank`, `probability`, `match`, `payload`, `degraded` with its `reason`, and the joint
     encoder's `precision`. `file_path` repeats the path under the name that Haystack's converters
     read, such as `DocumentToImageContent`.
     """

@@ -38,7 +38,8 @@ class EDJERetriever(BaseRetriever):
 
     A document's id is the image's, its text the image's path (or a payload field), and its
     metadata contain `image_id`, `path`, `score`, `rank`, `retrieval_score`, `retrieval_rank`,
-    `probability`, `payload`, `degraded` with its `reason`, and the joint encoder's `precision`.
+    `probability`, `match`, `payload`, `degraded` with its `reason`, and the joint encoder's
+    `precision`.
 
     An argument of the class that does not exist, and a wrong option in `search_kwargs`, are refused
     with pydantic's `ValidationError`; a wrong option of a call with `ConfigError`.

@@ -44,7 +44,7 @@ class EDJERetriever(BaseRetriever):
 
     A node's id is the image's, its `image_path` the payload's `path`; its metadata contain
     `image_id`, `path`, `score`, `rank`, `retrieval_score`, `retrieval_rank`, `probability`,
-    `payload`, `degraded` with its `reason`, and the joint encoder's `precision`. The
+    `match`, `payload`, `degraded` with its `reason`, and the joint encoder's `precision`. The
     metadata are excluded from the texts for language models and embeddings.
 
     Args:

@@ -6,6 +6,7 @@ import threading
 import pytest
 from PIL import Image
 
+from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.run import draw_images, run_demo
 from edje_qdrant.demo.scenes import draw_scenes
@@ -63,6 +64,10 @@ def test_the_sheet_is_a_picture_of_all_examples(demo):
 def test_a_second_run_reuses_everything_and_finds_the_same(demo):
     folder, report = demo
     written = {p: p.stat().st_mtime_ns for p in (folder / "pictures").iterdir()}
+    # The page suggests captions, and they say what the images show.
+    with ImageCollection.open(folder / "index-60-1", "images") as collection:
+        (page,) = collection.index.scroll()
+        assert all(point.payload["caption"].strip() for point in page)
     again = run_demo(folder, images=60, progress=False)
     assert (again.ingest.added, again.ingest.skipped) == (0, 60)
     assert written == {p: p.stat().st_mtime_ns for p in (folder / "pictures").iterdir()}
