@@ -38,11 +38,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from edje_qdrant import EDJEModel, ImageCollection
-from edje_qdrant.collection.likeness import NEAR_DUPLICATES, mean_cosine
+from edje_qdrant.collection.likeness import NEAR_DUPLICATES, mean_cosine, token_vectors
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.images.perceptual_hash import hash_image, small_square
-from edje_qdrant.maintenance.duplicates import DuplicateRule, find_duplicates, token_vectors
+from edje_qdrant.maintenance.duplicates import DuplicateRule, find_duplicates
 from edje_qdrant.types import ImageEncoding
 
 SEED = 1

@@ -12,6 +12,7 @@ from edje_qdrant.text import clean_caption
 __all__ = [
     "check_arrays",
     "check_kind",
+    "check_likeness",
     "check_list",
     "check_number",
     "check_seconds",
@@ -111,3 +112,13 @@ def check_seconds(name: str, seconds: Any) -> None:
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not is_number or not math.isfinite(seconds) or seconds < 0:
         raise ConfigError(f"{name} is {_shown(seconds)}; give seconds, 0 or more")
+
+
+def check_likeness(name: str, value: Any) -> None:
+    """Check an option that is True, False, or a likeness above 0; see `Likeness`.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not isinstance(value, bool) and not (isinstance(value, int | float) and 0 < value <= 1):
+        raise ConfigError(f"{name} is {value!r}; give True, False, or a likeness above 0, up to 1")

@@ -14,9 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from edje_qdrant.attach.points import AttachablePoint, AttachablePoints, PointId
-from edje_qdrant.checks import check_list, check_number, check_texts
+from edje_qdrant.checks import check_likeness, check_list, check_number, check_texts
+from edje_qdrant.collection.likeness import (
+    NEAR_DUPLICATE_TOKENS,
+    leaders,
+    mean_cosine,
+    token_vectors,
+)
 from edje_qdrant.collection.metadata import CollectionRecord, resolve
-from edje_qdrant.collection.references import another_model
+from edje_qdrant.collection.references import another_model, readable
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import ConfigError, ImagesDeletedError, StoreError, TokensNotFoundError
 from edje_qdrant.index import QdrantOptions
@@ -26,7 +32,7 @@ from edje_qdrant.model.inference.precision import Precision
 from edje_qdrant.rerank.reranker import Reranker
 from edje_qdrant.rerank.scorer import CandidateScorer, OnDeleted, OnMissing, best_first
 from edje_qdrant.rerank.token_loader import TokenReader, pairs_at_once
-from edje_qdrant.tokens.protocol import EmptyCodes, StoredCodes, TokenStore, empty_codes
+from edje_qdrant.tokens.protocol import EmptyCodes, StoredCodes, TokenStore, decoded, empty_codes
 from edje_qdrant.types import Candidate
 
 if TYPE_CHECKING:
@@ -37,6 +43,9 @@ __all__ = ["AttachedCollection", "RankedPoint", "is_attached", "read_attachment"
 
 # Points that are read within the time limit of one search.
 _PER_LIMIT = 1000
+
+# Points of which tokens are read at a time, and of a sample whose tokens give the mean cosine.
+_SAMPLE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,8 @@ class RankedPoint:
         rank: Place in the new order, from 1.
         retrieval_rank: Place among the points passed in, from 1.
         probability: Probability that text and image match; None if the model has no calibration.
+        duplicates: Ids of the near-duplicates that this point stands for, best first; empty without
+            `collapse_duplicates`.
     """
 
     point: ScoredPoint
@@ -56,6 +67,7 @@ class RankedPoint:
     rank: int
     retrieval_rank: int
     probability: float | None = None
+    duplicates: tuple[PointId, ...] = ()
 
     @property
     def match(self) -> MatchWord | None:
@@ -107,6 +119,7 @@ class AttachedCollection:
         """Assemble the opened parts; use `open`."""
         self._points, self._store, self._record = points, store, record
         self._name, self._model = name, model
+        self._token_mean: float | None = None  # of two points' tokens
         read = partial(TokenReader(model.device).tokens, self)
         self._reranker = reranker or Reranker(model)
         count = pairs_at_once(model.contract(), model.device)
@@ -216,6 +229,7 @@ class AttachedCollection:
         *,
         top_k: int | None = None,
         on_missing: OnMissing = "error",
+        collapse_duplicates: bool | float = False,
     ) -> list[RankedPoint]:
         """Rank the points of a search by the joint encoder's score.
 
@@ -226,6 +240,11 @@ class AttachedCollection:
             top_k: Number of points to return; all by default.
             on_missing: What to do with points without readable tokens: `"error"` raises; with
                 `"first_stage"` they keep their place, without a score.
+            collapse_duplicates: Return one of each: of points whose images are near-duplicates of
+                each other, only the best, with the ids of the others; `top_k` counts what is left.
+                The tokens are compared, which are read once more for it. A number from 0 to 1 is
+                the likeness of tokens from which on images are near-duplicates, instead of the
+                default of 0.9.
 
         Returns:
             Points, best first, equal scores in the order passed in. Those that were deleted since
@@ -243,6 +262,7 @@ class AttachedCollection:
         check_number("top_k", top_k, optional=True)
         if on_missing not in ("error", "first_stage"):
             raise ConfigError(f'on_missing is {on_missing!r}; give "error" or "first_stage"')
+        check_likeness("collapse_duplicates", collapse_duplicates)
         check_list("points", points)
         if odd := [point for point in points if not hasattr(point, "id")]:
             raise ConfigError(
@@ -251,15 +271,22 @@ class AttachedCollection:
         ids = [point.id for point in points]
         logits, deleted = self._logits(text, ids, on_missing, "leave_out")
         calibration = self._model.calibration
+        order = [row for row in best_first(logits) if ids[row] not in deleted]
+        duplicates: dict[int, tuple[PointId, ...]] = {}
+        if collapse_duplicates is not False:
+            least = NEAR_DUPLICATE_TOKENS if collapse_duplicates is True else collapse_duplicates
+            with self._points.limit(1 + len(order) // _PER_LIMIT):
+                duplicates = self._collapsed(ids, order, logits, least)
+            order = [*duplicates]
         ranked: list[RankedPoint] = []
-        for row in best_first(logits):
-            if ids[row] in deleted:
-                continue
+        for row in order:
             logit = None if np.isnan(logits[row]) else float(logits[row])
             probability = None
             if calibration is not None and logit is not None:
                 probability = float(calibration.probability(logits[row : row + 1])[0])
-            ranked.append(RankedPoint(points[row], logit, len(ranked) + 1, row + 1, probability))
+            others = duplicates.get(row, ())
+            rank = len(ranked) + 1
+            ranked.append(RankedPoint(points[row], logit, rank, row + 1, probability, others))
         return ranked[:top_k]
 
     async def arerank_points(
@@ -269,6 +296,7 @@ class AttachedCollection:
         *,
         top_k: int | None = None,
         on_missing: OnMissing = "error",
+        collapse_duplicates: bool | float = False,
     ) -> list[RankedPoint]:
         """Run `rerank_points` in another thread, without blocking the event loop.
 
@@ -277,6 +305,7 @@ class AttachedCollection:
             points: As `rerank_points`.
             top_k: As `rerank_points`.
             on_missing: As `rerank_points`.
+            collapse_duplicates: As `rerank_points`.
 
         Raises:
             ConfigError: As `rerank_points`.
@@ -284,7 +313,12 @@ class AttachedCollection:
             EngineUnavailableError: As `rerank_points`.
         """
         return await asyncio.to_thread(
-            self.rerank_points, text, points, top_k=top_k, on_missing=on_missing
+            self.rerank_points,
+            text,
+            points,
+            top_k=top_k,
+            on_missing=on_missing,
+            collapse_duplicates=collapse_duplicates,
         )
 
     def score(self, text: str, image_ids: Sequence[PointId]) -> NDArray[np.float32]:
@@ -361,6 +395,51 @@ class AttachedCollection:
         if error := another_model(self.contract, named, references, where, remedy):
             raise error
         return self._store.codes(named, references, empty)
+
+    def _collapsed(
+        self,
+        ids: Sequence[PointId],
+        order: Sequence[int],
+        logits: NDArray[np.float32],
+        likeness: float,
+    ) -> dict[int, tuple[PointId, ...]]:
+        """Return the rows to show, best first, each with the ids that it stands for.
+
+        Points without readable tokens stand for themselves.
+        """
+        known = [row for row in order if not np.isnan(logits[row])]
+        vectors = self._token_vectors([*dict.fromkeys(ids[row] for row in known)])
+        if self._token_mean is None:
+            page = next(iter(self._points.scroll(_SAMPLE)), [])
+            sample = self._token_vectors([point.id for point in page if is_attached(point)])
+            self._token_mean = mean_cosine(np.array([*sample.values()], np.float32))
+        mean = self._token_mean
+        width = self.contract.num_tokens * self.contract.token_dim
+        ranked = np.zeros((len(order), width), np.float32)
+        for place, row in enumerate(order):
+            if ids[row] in vectors:
+                ranked[place] = vectors[ids[row]]
+        shown: dict[int, list[PointId]] = {}
+        for place, leader in enumerate(leaders(ranked, mean + likeness * (1 - mean))):
+            if place == leader:
+                shown[order[place]] = []
+            else:
+                shown[order[leader]].append(ids[order[place]])
+        return {row: tuple(others) for row, others in shown.items()}
+
+    def _token_vectors(self, ids: Sequence[PointId]) -> dict[PointId, NDArray[np.float32]]:
+        """Return `(m * d_text,)` for each of different points whose tokens can be read."""
+        contract, found = self.contract, dict[PointId, NDArray[np.float32]]()
+        for start in range(0, len(ids), _SAMPLE):
+            part = [Candidate(str(i), 0.0, 1, {"id": i}) for i in ids[start : start + _SAMPLE]]
+            known, codes, _ = readable(part, lambda candidate: candidate.image_id, self.codes)
+            if known:
+                shape = (len(known), contract.num_tokens, contract.token_dim)
+                vectors = token_vectors(decoded(codes, shape))
+                found.update(
+                    (each.payload["id"], v) for each, v in zip(known, vectors, strict=True)
+                )
+        return found
 
     def _logits(
         self, text: str, ids: Sequence[PointId], on_missing: OnMissing, on_deleted: OnDeleted

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +14,22 @@ from numpy.typing import NDArray
 from edje_qdrant.collection.references import is_ours
 from edje_qdrant.index import VectorIndex
 
-__all__ = ["NEAR_DUPLICATES", "Likeness", "leaders", "mean_cosine"]
+__all__ = [
+    "NEAR_DUPLICATES",
+    "NEAR_DUPLICATE_TOKENS",
+    "TIE",
+    "Likeness",
+    "leaders",
+    "mean_cosine",
+    "token_vectors",
+]
 
 #: Likeness from which on two images count as near-duplicates by their embeddings alone; chosen by
 #: benchmarks/duplicates.py, see docs/duplicates.md.
 NEAR_DUPLICATES = 0.96
+
+#: The same by their tokens alone.
+NEAR_DUPLICATE_TOKENS = 0.9
 
 #: Cosines closer than this count as equal: engines and batches sum float32 in different orders.
 TIE = 1e-6
@@ -121,6 +134,19 @@ def mean_cosine(vectors: NDArray[np.float32]) -> float:
     total = vectors.sum(axis=0, dtype=np.float64)
     mean = (float(total @ total) - count) / (count * (count - 1))
     return max(0.0, min(1.0, mean) * count / (count + _UNLIKE))
+
+
+def token_vectors(tokens: NDArray[Any]) -> NDArray[np.float32]:
+    """Return `(n, m * d_text)` whose products are mean cosines of tokens at the same places.
+
+    Args:
+        tokens: `(n, m, d_text)`.
+    """
+    exact = np.asarray(tokens, np.float32)
+    norms = np.linalg.norm(exact, axis=2, keepdims=True)  # (n, m, 1)
+    unit = np.divide(exact, norms, out=np.zeros_like(exact), where=norms > 0)
+    flat: NDArray[np.float32] = unit.reshape(len(unit), -1) / math.sqrt(max(1, unit.shape[1]))
+    return flat
 
 
 def leaders(vectors: NDArray[np.float32], least: float) -> list[int]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.collection.likeness import TIE, mean_cosine
+from edje_qdrant.collection.likeness import TIE, mean_cosine, token_vectors
 from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import ConfigError, ImageReadError, MissingExtraError
 from edje_qdrant.images import DecoderPool
@@ -37,7 +37,6 @@ from edje_qdrant.types import Payload, Point
 __all__ = [
     "DuplicateRule",
     "find_duplicates",
-    "token_vectors",
 ]
 
 # Neighbours read for each image at first; four times as many where all of them are alike.
@@ -136,19 +135,6 @@ def find_duplicates(
             search.token_mean,
             time.perf_counter() - began,
         )
-
-
-def token_vectors(tokens: NDArray[Any]) -> NDArray[np.float32]:
-    """Return `(n, m * d_text)` whose products are mean cosines of tokens at the same places.
-
-    Args:
-        tokens: `(n, m, d_text)`.
-    """
-    exact = np.asarray(tokens, np.float32)
-    norms = np.linalg.norm(exact, axis=2, keepdims=True)  # (n, m, 1)
-    unit = np.divide(exact, norms, out=np.zeros_like(exact), where=norms > 0)
-    flat: NDArray[np.float32] = unit.reshape(len(unit), -1) / math.sqrt(max(1, unit.shape[1]))
-    return flat
 
 
 class _Alike(NamedTuple):

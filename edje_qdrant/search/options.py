@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, get_args
 
-from edje_qdrant.checks import check_number
+from edje_qdrant.checks import check_likeness, check_number
 from edje_qdrant.errors import ConfigError, UnknownOptionError
 from edje_qdrant.index import Filter, check_group_field
 from edje_qdrant.rerank.scorer import OnMissing
@@ -19,7 +19,6 @@ __all__ = [
     "MinScore",
     "OnMissing",
     "SearchOptions",
-    "check_likeness",
     "check_milliseconds",
     "with_defaults",
 ]
@@ -143,12 +142,6 @@ def check_milliseconds(name: str, value: Any) -> None:
     """Raise ConfigError if an option is not a number of milliseconds above 0."""
     if not (_is_number(value) and value > 0):
         raise ConfigError(f"{name} is {value!r}; give milliseconds above 0")
-
-
-def check_likeness(name: str, value: Any) -> None:
-    """Raise ConfigError if an option is neither True, False nor a likeness above 0."""
-    if not (isinstance(value, bool) or (_is_number(value) and 0 < value <= 1)):
-        raise ConfigError(f"{name} is {value!r}; give True, False, or a likeness above 0, up to 1")
 
 
 def _check_weights(weights: Any, fusion: Fusion) -> None:

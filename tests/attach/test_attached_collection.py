@@ -142,6 +142,42 @@ def test_a_search_is_reranked_by_what_the_model_says(
     assert (folder is not None) == ("tokens" not in shop.everything()[0].payload["_edje"])
 
 
+def test_of_near_duplicates_one_is_returned(shop: Shop, tiny_model: EDJEModel) -> None:
+    shop.attach(tiny_model)
+    points = shop.search()
+    with AttachedCollection.open(shop.location, NAME, model=tiny_model) as attached:
+        plain = attached.rerank_points(TEXT, points)
+        assert all(ranked.duplicates == () for ranked in plain)
+        for least in (True, 0.3, 1e-3):
+            found = attached.rerank_points(TEXT, points, collapse_duplicates=least)
+            # Every point is a hit or a duplicate of one that is before it.
+            places = {ranked.point.id: place for place, ranked in enumerate(plain)}
+            listed = [i for r in found for i in (r.point.id, *r.duplicates)]
+            assert sorted(map(str, listed)) == sorted(map(str, places))
+            assert [ranked.rank for ranked in found] == list(range(1, len(found) + 1))
+            kept = [places[ranked.point.id] for ranked in found]
+            assert kept == sorted(kept)
+            for ranked in found:
+                own = [places[i] for i in (ranked.point.id, *ranked.duplicates)]
+                assert own == sorted(own)
+        assert any(ranked.duplicates for ranked in found)
+        first = attached.rerank_points(TEXT, points, top_k=1, collapse_duplicates=1e-3)
+        assert first == found[:1]
+        awaited = asyncio.run(attached.arerank_points(TEXT, points, collapse_duplicates=1e-3))
+        assert awaited == found
+        with pytest.raises(ConfigError, match="collapse_duplicates"):
+            attached.rerank_points(TEXT, points, collapse_duplicates=2)
+
+
+def test_equal_pictures_are_near_duplicates(shop: Shop, tiny_model: EDJEModel) -> None:
+    shop.paths[5].write_bytes(shop.paths[2].read_bytes())
+    shop.attach(tiny_model)
+    with AttachedCollection.open(shop.location, NAME, model=tiny_model) as attached:
+        found = attached.rerank_points(TEXT, shop.search(), collapse_duplicates=True)
+    pairs = [{r.point.id, *r.duplicates} for r in found if r.duplicates]
+    assert {point_id(2), point_id(5)} in pairs
+
+
 def test_vectors_payload_and_metadata_of_others_are_not_touched(
     shop: Shop, tiny_model: EDJEModel
 ) -> None:
