@@ -47,6 +47,12 @@ _HD_LINES = 720
 
 # Frames that a decoder holds, at most, and the bytes a pixel of the copies that conversions make.
 _HELD, _COPIES = 20, 24
+# Of codecs in which each frame is compressed alone.
+_HELD_ALONE = 5
+_ALONE = frozenset({
+    "cfhd", "dnxhd", "dvvideo", "ffvhuff", "huffyuv", "jpeg2000", "mjpeg", "png", "prores",
+    "rawvideo", "utvideo", "v210",
+})  # fmt: skip
 _FIXED = 32 << 20
 # Bytes of an index of frames and samples, as part of the file.
 _INDEX_SHARE, _MOST_INDEX = 20, 512 << 20
@@ -197,7 +203,8 @@ class Film:
         bits: int = form.padded_bits_per_pixel if form is not None else 24
         pixels: int = self.width * self.height
         index = min(self._size // _INDEX_SHARE, _MOST_INDEX)
-        return pixels * (math.ceil(bits * _HELD / 8) + _COPIES) + index + _FIXED
+        held = _HELD_ALONE if self._codec.codec.name in _ALONE else _HELD
+        return pixels * (math.ceil(bits * held / 8) + _COPIES) + index + _FIXED
 
     def estimate(self) -> Survey:
         """Return a survey by the header alone, which may be wrong."""

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.images import DecoderPool
+from edje_qdrant.images import DecoderPool, part_of
+from edje_qdrant.sources.parts import stored_part_id
 from edje_qdrant.threads import batches
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ def differing_encodings(
         for batch in batches(paths, _AT_ONCE):
             ids, pixels = [], []
             for image_id, path in batch:
+                part = part_of(path)
                 try:
-                    decoded, read = read_file(model, decoders, path)
+                    decoded, read = read_file(model, decoders, part or path)
+                    found = decoded.image_id if part is None else stored_part_id(part)
                 except ImageReadError:
                     continue
-                if decoded.image_id == image_id:
+                if found == image_id:
                     ids.append(image_id)
                     pixels.append(read)
             if not ids:

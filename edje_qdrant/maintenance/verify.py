@@ -16,11 +16,11 @@ from edje_qdrant.errors import (
     StoreError,
     TokensNotFoundError,
 )
-from edje_qdrant.images import image_file_id
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.encode_sample import differing_encodings
 from edje_qdrant.maintenance.reports import Finding, FindingKind, VerifyReport
 from edje_qdrant.maintenance.scan import own_points, pages, records_in_use, stored_codes
+from edje_qdrant.sources.read import id_now
 from edje_qdrant.tokens.file_store import files_of
 from edje_qdrant.tokens.manifest import Segment
 from edje_qdrant.types import Point
@@ -204,7 +204,7 @@ def _image_findings(
         if path is None:
             continue
         try:
-            found = image_file_id(path)
+            found = id_now(path)
         except ImageReadError as error:
             yield _finding("picture gone", point, error.reason)
         else:

@@ -6,13 +6,14 @@ from edje_qdrant.images import (
     MAX_FILE_BYTES,
     DecoderPool,
     image_bytes_id,
+    image_file_id,
     part_of,
     read_image_file,
 )
 from edje_qdrant.images.thumbnail import Still
 from edje_qdrant.sources.parts import stored_part_id
 
-__all__ = ["read_image", "stored_id"]
+__all__ = ["id_now", "read_image", "stored_id"]
 
 
 def read_image(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -45,3 +46,16 @@ def stored_id(path: str, content: bytes) -> str:
     """
     part = part_of(path)
     return image_bytes_id(content, path) if part is None else stored_part_id(part)
+
+
+def id_now(path: str) -> str:
+    """Return the id of the image that a stored `path` names now; nothing is decoded.
+
+    Args:
+        path: As an ingest stored it.
+
+    Raises:
+        ImageReadError: The file cannot be read, or is empty.
+    """
+    part = part_of(path)
+    return image_file_id(path) if part is None else stored_part_id(part)

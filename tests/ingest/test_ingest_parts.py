@@ -23,6 +23,9 @@ from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import DecoderPool, Part
 from edje_qdrant.ingest.ingest import ingest_images
+from edje_qdrant.maintenance import verify
+from edje_qdrant.maintenance.repair import _encode_again
+from edje_qdrant.maintenance.reports import Finding
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.types import IngestReport
@@ -125,6 +128,27 @@ def test_the_best_frame_of_each_film(
     run(films, frames_every="1s")
     result = TwoStageRetriever(collection, tiny_model).search("a", group_by="video", top_k=2)
     assert {hit.group for hit in result.hits} == {str(films / "a.mp4"), str(films / "b.mkv")}
+
+
+def test_frames_and_pages_are_verified_and_repaired(
+    films: Path, run: Run, collection: ImageCollection, tiny_model: EDJEModel
+) -> None:
+    run(films, frames_every="4s", pdf_pages=True)
+    assert verify(collection, images=True, model=tiny_model).findings == ()
+    films.joinpath("b.mkv").unlink()
+    write_document(films / "c.pdf", [b""])
+    report = verify(collection, images=True)
+    kinds = {finding.kind: str(finding.path) for finding in report.findings}
+    assert kinds["picture gone"] == f"{films}/b.mkv#t=0"
+    assert kinds["picture changed"].startswith(f"{films}/c.pdf#page=")
+    assert len(report.findings) == 4
+    path = f"{films}/a.mp4#t=0"
+    points = [point for page in collection.index.scroll() for point in page]
+    (image_id,) = [point.id for point in points if point.payload["path"] == path]
+    lost = Finding("tokens missing", image_id, path, "")
+    with DecoderPool(1) as decoders:
+        written, failed = _encode_again(collection, tiny_model, decoders, [lost])
+    assert (written, failed) == ([image_id], [])
 
 
 @pytest.mark.slow

@@ -85,6 +85,15 @@ def test_frames_and_pages_are_told_of_and_shown(client):
     assert client.get(page["file"]).content.startswith(b"\x89PNG")
 
 
+def test_frames_are_found_and_explained(client):
+    answer = client.post("/v1/search", json={"text": "a", "group_by": "video", "top_k": 2})
+    paths = {hit["payload"]["path"] for hit in answer.json()["hits"]}
+    assert not any(path.startswith("/") for path in paths)
+    frame = client.known["a film.webm#t=8"]
+    answer = client.post("/v1/explain", json={"image_id": frame, "text": "a red square"})
+    assert (answer.status_code, answer.json()["image_id"]) == (200, frame)
+
+
 def test_films_and_documents_are_sent_in_ranges(client):
     address = told(client, "a film.webm#t=8")["source"]
     content = (client.folder / "pictures" / "a film.webm").read_bytes()
