@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError, MissingExtraError
 from edje_qdrant.files import kind_of
-from edje_qdrant.images import DecodeLimits, error_reason, part_of
+from edje_qdrant.images import DecodeLimits, default_workers, error_reason, part_of
 from edje_qdrant.ingest.decode import KnownImage, decode_image
 from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.known_paths import KnownPaths
@@ -136,7 +136,7 @@ class FolderWatch:
         folder: The folder, searched as `ingest_images` does.
         collection: The collection, open.
         model: The model that the collection was created for.
-        limits: Of the processes that decode.
+        limits: Of the processes that decode; by default as in `ingest_images`.
         file_fields: The fields of payloads that are taken from the files.
         batch_size: Images encoded and written at a time.
         frames_every: Keep the frames of films, so far apart, too; see `ingest_images`.
@@ -148,8 +148,14 @@ class FolderWatch:
 
     Raises:
         ConfigError: There is no such folder.
+        MissingExtraError: The extra `watch` is not installed.
         ContractMismatchError: Another model wrote the collection.
         StoreError: The collection cannot be written.
+
+    Example:
+        >>> def follow(folder, collection, model):  # until Ctrl-C
+        ...     with FolderWatch(folder, collection, model) as watch:
+        ...         watch.run(lambda report: print(report))
     """
 
     def __init__(
@@ -158,7 +164,7 @@ class FolderWatch:
         collection: ImageCollection,
         model: EDJEModel,
         *,
-        limits: DecodeLimits,
+        limits: DecodeLimits | None = None,
         file_fields: FileFields = FileFields(),  # noqa: B008 - frozen
         batch_size: int = 8,
         frames_every: str | float | None = None,
@@ -182,6 +188,7 @@ class FolderWatch:
             self._suffixes |= FILM_SUFFIXES
         if pdf_pages:
             self._suffixes |= DOCUMENT_SUFFIXES
+        limits = DecodeLimits(default_workers()) if limits is None else limits
         self._threads = ThreadPoolExecutor(limits.workers)
         self._decoders = limits.pool()
         # No path begins with a null character.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -54,6 +55,16 @@ def test_the_last_lines_are_the_next_commands(
     assert search[3:] == place
     assert serve == ["edje-qdrant", "serve", *place, "--images", str(images)]
     assert run(*search[1:]).exit_code == 0
+
+
+def test_the_bar_shows_the_rate_and_the_time_left(
+    tmp_path: Path, tiny_folder: Path, write_images: WriteImages
+) -> None:
+    write_images(tmp_path / "images", 3)
+    options = ("--index", tmp_path / "index", "--model", tiny_folder, "--progress")
+    result = run("ingest", tmp_path / "images", *options)
+    last = result.stderr.rpartition("\r")[2]
+    assert re.search(r"3/3 \[\d\d:\d\d<00:00, +[\d.]+ images/s\]", last), result.stderr
 
 
 def test_an_edited_file_and_its_old_version(
