@@ -68,10 +68,11 @@ _DATES = {"taken_at": "datetime", "modified_at": "datetime"}
 
 def ingest(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of images, an image, a film, a PDF, or a .jsonl manifest.",
+            help="Folder of images, an image, a film, a PDF, a .jsonl or .txt manifest, or an "
+            "address (https://, s3://, gs://, hf://).",
         ),
     ],
     index: Index = None,
@@ -182,7 +183,7 @@ def ingest(
     if watch:
         from edje_qdrant.ingest.watch import check_watched
 
-        check_watched(source)
+        check_watched(Path(source))
     place = place_of(index, url, grpc, grpc_port, timeout)
     # Before a collection is created. A folder that is watched may be empty at first, but not if its
     # other images would be deleted.
@@ -250,7 +251,7 @@ def ingest(
             from edje_qdrant.model.pixels import default_batch_size
 
             keep_watching(
-                source,
+                Path(source),
                 target,
                 loaded,
                 limits=DecodeLimits(
@@ -269,7 +270,7 @@ def ingest(
 
 def _print_summary(
     report: IngestReport,
-    source: Path,
+    source: str,
     place: Place,
     collection: str,
     loaded: EDJEModel,
@@ -309,7 +310,7 @@ def _print_summary(
         )
     lines += next_steps(
         report,
-        str(source),
+        source,
         place_options(place, collection),
         points=points,
         model=loaded.name_or_path or "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,21 @@ from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.model.pixels import Pixels, read_file
 from edje_qdrant.sources.parts import part_fields, stored_part_id
 from edje_qdrant.sources.protocol import ListedImage
+from edje_qdrant.sources.stamp import stamped
 from edje_qdrant.types import FailedImage, Payload
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
 
-__all__ = ["DecodedImage", "KnownImage", "decode_image", "identify_image", "read_listed"]
+__all__ = [
+    "DecodedImage",
+    "KnownImage",
+    "LocatedImage",
+    "StoredStamp",
+    "decode_image",
+    "identify_image",
+    "read_listed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,36 @@ class KnownImage:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredStamp:
+    """Hold the id of a stored image and what its payload says of its file.
+
+    Attributes:
+        image_id: UUID string.
+        fields: The fields of the payload that a stamp may have.
+    """
+
+    image_id: str
+    fields: Payload
+
+    def is_of(self, item: ListedImage) -> bool:
+        """Return whether an image has this stamp."""
+        return all(self.fields.get(name) == value for name, value in item.stamp.items())
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedImage:
+    """Hold an image of a source and the stored images that have its path.
+
+    Attributes:
+        listed: The image.
+        stored: Usually none or one; several if the file at the path has changed since.
+    """
+
+    listed: ListedImage
+    stored: Sequence[StoredStamp]
+
+
+@dataclass(frozen=True, slots=True)
 class DecodedImage:
     """Hold an image ready to be encoded.
 
@@ -52,19 +92,20 @@ class DecodedImage:
     pixels: Pixels
 
 
-def identify_image(item: KnownImage | ListedImage | FailedImage) -> KnownImage | FailedImage:
+def identify_image(item: LocatedImage | ListedImage | FailedImage) -> KnownImage | FailedImage:
     """Read an image's file and derive its id; pass earlier failures through.
 
-    An image whose id is known already is not read.
+    An image that is stored with its path and stamp is not read.
     """
     if isinstance(item, FailedImage):
         return item
-    known = None
-    if isinstance(item, KnownImage):
-        known, item = item.image_id, item.listed
+    stored: Sequence[StoredStamp] = ()
+    if isinstance(item, LocatedImage):
+        stored, item = item.stored, item.listed
+    item = stamped(item, ask=bool(stored))
     try:
-        if known is not None:
-            image_id = known
+        if item.stamp and (same := [each for each in stored if each.is_of(item)]):
+            image_id = same[0].image_id
         elif item.image_id is not None:
             image_id = item.image_id
         elif item.part is not None:
@@ -95,10 +136,10 @@ def read_listed(item: ListedImage) -> ListedImage:
     if item.content is not None or item.reader is None:
         return item
     try:
-        content = item.reader()
+        content, stamp = item.reader()
     except ImageReadError as error:
         raise ImageReadError(item.path, error.reason) from error
-    return replace(item, content=content, reader=None)
+    return replace(item, content=content, reader=None, look=None, stamp=stamp or item.stamp)
 
 
 def decode_image(
@@ -124,13 +165,14 @@ def decode_image(
     """
     path, part = image.listed.path, image.listed.part
     try:
-        content = read_listed(image.listed).content
+        listed = read_listed(image.listed)
+        content = listed.content
         file = part or (path if content is None else content)
         decoded, pixels = read_file(model, decoders, file, path)
     except ImageReadError as error:
         return FailedImage(path, error.reason)
     payload = {
-        **file_fields.of(decoded, image.listed.stamp),
+        **file_fields.of(decoded, listed.stamp),
         **image.listed.fields,
         "path": path,
         "width": decoded.width,

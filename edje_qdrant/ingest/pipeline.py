@@ -8,17 +8,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
 
 from edje_qdrant.errors import ImageReadError
-from edje_qdrant.ingest.decode import DecodedImage, KnownImage, identify_image, read_listed
+from edje_qdrant.ingest.decode import (
+    DecodedImage,
+    KnownImage,
+    LocatedImage,
+    StoredStamp,
+    identify_image,
+    read_listed,
+)
 from edje_qdrant.ingest.encode import EncodedBatch, start_batch
 from edje_qdrant.model.pixels import stack_pixels
 from edje_qdrant.sources.protocol import ListedImage
-from edje_qdrant.sources.stamp import stamped
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.types import FailedImage, ImageEncoding, Payload
 
@@ -28,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["IngestRun", "IngestTarget"]
 
 T = TypeVar("T")
+
+#: Returns the stored images that have some of the paths.
+FindStored: TypeAlias = Callable[[Sequence[str]], Mapping[str, Sequence[StoredStamp]]]
 
 # Ids looked up in one call, before anything is decoded, and bytes of images held meanwhile.
 _LOOKUP, _LOOKUP_BYTES = 256, 32 << 20
@@ -103,7 +112,7 @@ class IngestRun:
         items: Iterable[ListedImage | FailedImage],
         threads: ThreadPoolExecutor,
         looked_up: Callable[[Sequence[KnownImage], set[str]], set[str]] | None = None,
-        known_paths: Callable[[Sequence[ListedImage]], Mapping[str, str]] | None = None,
+        known_paths: FindStored | None = None,
     ) -> Iterator[KnownImage]:
         """Identify images and yield those that are not stored yet; nothing is decoded.
 
@@ -114,9 +123,9 @@ class IngestRun:
             threads: Read the files.
             looked_up: Called with each batch that was looked up and the ids that are stored;
                 returns the ids of those that it updated.
-            known_paths: Returns path -> id of images that are stored unchanged; see `KnownPaths`.
+            known_paths: Returns the stored images by their paths; see `KnownPaths`.
         """
-        located = items if known_paths is None else _located(items, threads, known_paths)
+        located = items if known_paths is None else _located(items, known_paths)
         identified = in_threads(threads, identify_image, located, 2 * _LOOKUP, _weight)
         for batch in batches(self._successes(identified), _LOOKUP, _size, _LOOKUP_BYTES):
             existing = self._target.existing([image.image_id for image in batch])
@@ -311,17 +320,15 @@ class IngestRun:
 
 
 def _located(
-    items: Iterable[ListedImage | FailedImage],
-    threads: ThreadPoolExecutor,
-    known_paths: Callable[[Sequence[ListedImage]], Mapping[str, str]],
-) -> Iterator[KnownImage | ListedImage | FailedImage]:
-    """Yield the images, those that are stored with their path and stamp with their id."""
-    with_stamps = in_threads(threads, stamped, items, _LOOKUP, _weight)
-    for batch in batches(with_stamps, _LOOKUP, _held_bytes, _LOOKUP_BYTES):
-        ids = known_paths([item for item in batch if isinstance(item, ListedImage)])
+    items: Iterable[ListedImage | FailedImage], known_paths: FindStored
+) -> Iterator[LocatedImage | FailedImage]:
+    """Yield the images with what is stored at their paths."""
+    for batch in batches(items, _LOOKUP, _held_bytes, _LOOKUP_BYTES):
+        paths = [item.path for item in batch if isinstance(item, ListedImage)]
+        stored = known_paths(paths)
         for item in batch:
-            if isinstance(item, ListedImage) and item.path in ids:
-                yield KnownImage(ids[item.path], item)
+            if isinstance(item, ListedImage):
+                yield LocatedImage(item, stored.get(item.path, ()))
             else:
                 yield item
 
@@ -333,7 +340,8 @@ def _with_content(image: KnownImage) -> KnownImage | FailedImage:
         return FailedImage(image.listed.path, error.reason)
 
 
-def _weight(item: KnownImage | ListedImage | FailedImage) -> int:
+def _weight(item: LocatedImage | ListedImage | FailedImage) -> int:
+    item = item.listed if isinstance(item, LocatedImage) else item
     held = isinstance(item, ListedImage) and (item.content is not None or item.reader is not None)
     return _HELD if held else 1
 

@@ -10,11 +10,13 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import ConfigError, StoreError
+from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
 from edje_qdrant.images import part_of
 from edje_qdrant.index import Filter
 from edje_qdrant.sources.parts import file_of, part_fields
 from edje_qdrant.sources.protocol import FailedLine, ImageSource
+from edje_qdrant.sources.remote import about
+from edje_qdrant.sources.uris import is_in_memory, is_uri_of_image, split_part
 from edje_qdrant.threads import batches
 from edje_qdrant.types import FailedImage, Payload, Point
 
@@ -44,8 +46,7 @@ def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> set[s
     moved = {
         image_id: place_fields(paths[image_id])
         for image_id, payload in stored.items()
-        if payload.get("path") != paths[image_id]
-        and not os.path.exists(file_of(str(payload.get("path", ""))))
+        if payload.get("path") != paths[image_id] and _is_gone(str(payload.get("path", "")))
     }
     if moved:
         collection.update_payload(moved)
@@ -82,6 +83,20 @@ def _points_at(
     return found
 
 
+def _is_gone(path: str) -> bool:
+    """Return whether there is nothing any more where an image was stored from."""
+    if is_in_memory(path):
+        return True
+    if not is_uri_of_image(path):
+        part = split_part(path)
+        return not os.path.exists(file_of(path) if part is None else part[0])
+    try:
+        about(path)
+    except ImageReadError:  # or its server is away, and then the newer place is the better one
+        return True
+    return False
+
+
 def place_fields(path: str) -> Payload:
     """Return the fields that say where an image is."""
     part = part_of(path)
@@ -95,11 +110,12 @@ def count_old_versions(
 
     Args:
         collection: The collection that holds the images.
-        paths: Paths of the images that were added; those that are not absolute are ignored, as
-            they may be any names.
+        paths: Paths of the images that were added; those that are neither absolute nor addresses
+            are ignored, as they may be any names.
         seen: The 16 bytes of the id of every image in the source.
     """
-    points = points_at(collection, {path for path in paths if os.path.isabs(path)})
+    named = {path for path in paths if os.path.isabs(path) or is_uri_of_image(path)}
+    points = points_at(collection, named)
     return sum(uuid.UUID(point.id).bytes not in seen for point in points)
 
 
@@ -140,7 +156,7 @@ def prune_collection(
         )
     scope = ("",) if source.scope is None else source.scope
     spared = {failure.path for failure in failed}
-    spared_below = tuple(os.path.join(path, "") for path in spared)
+    spared_below = tuple(begin for path in spared for begin in (os.path.join(path, ""), f"{path}#"))
     gone: list[str] = []
     some: list[str] = []
     for page in collection.index.scroll():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edje_qdrant.checks import check_number
@@ -109,27 +110,27 @@ def _encode_again(
 
     Returns:
         The ids of the images written, and the findings whose file cannot be decoded or contains
-        another image now.
+        another image now, with the reason.
     """
     from edje_qdrant.model.pixels import read_file, stack_pixels  # imports torch
 
     failed: list[Finding] = []
     images: dict[str, Pixels] = {}
 
-    def pixels_of(finding: Finding) -> Pixels | None:
+    def pixels_of(finding: Finding) -> Pixels | str:
         try:
             path = str(finding.path)
             content = read_image(path)
             if stored_id(path, content) != finding.image_id:
-                return None
+                return "its file contains another image now"
             return read_file(model, decoders, content, path)[1]
-        except ImageReadError:
-            return None
+        except ImageReadError as error:
+            return error.reason
 
     with ThreadPoolExecutor(decoders.workers) as threads:
         for finding, pixels in zip(findings, threads.map(pixels_of, findings), strict=True):
-            if pixels is None:
-                failed.append(finding)
+            if isinstance(pixels, str):
+                failed.append(replace(finding, detail=f"{finding.detail}; {pixels}"))
             else:
                 images[finding.image_id] = pixels
     payloads = collection.index.retrieve([*images], tokens=False)

@@ -8,8 +8,11 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TypeAlias
 
+from PIL import Image
+
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
+from edje_qdrant.sources.bucket_listing import PATTERN_SIGNS, BucketSource, OneAddress
 from edje_qdrant.sources.folder import IMAGE_SUFFIXES, FolderSource, OneImage
 from edje_qdrant.sources.listed import ListItem, ListSource
 from edje_qdrant.sources.manifest import MANIFEST_SUFFIXES, ManifestSource
@@ -20,11 +23,13 @@ from edje_qdrant.sources.parts import (
     interval_of,
 )
 from edje_qdrant.sources.protocol import ImageSource
+from edje_qdrant.sources.uris import is_uri, suffix_of
 from edje_qdrant.types import Payload
 
 __all__ = ["Source", "open_source"]
 
-#: A folder, an image, a JSONL manifest, a list of images, path -> fields, or a source.
+#: A folder, an image, a manifest, an address of one of them, a list of images, path -> fields, or a
+#: source.
 Source: TypeAlias = "str | Path | Sequence[ListItem] | Mapping[str, Payload] | ImageSource"
 
 
@@ -55,8 +60,11 @@ def open_source(
             raise ConfigError(
                 f"source is {source!r}; give a folder, a file, a manifest or a list of paths"
             )
-        listed = ListSource([source] if isinstance(source, bytes) else source)
+        one = isinstance(source, bytes | bytearray | Image.Image)
+        listed = ListSource([source] if one else source)
         return PartsSource(listed, every, pages=True)
+    if is_uri(os.fspath(source)):
+        return _remote(os.fspath(source))
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
     kind = kind_of(path, ConfigError)
@@ -84,8 +92,27 @@ def open_source(
         return PartsSource(OneImage(path), every, pages=True)
     what = "is no folder, image or manifest" if kind is not None else "does not exist"
     raise ConfigError(
-        f'{path} {what}; give a folder of images, or a .jsonl file, each line an object with "path"'
+        f"{path} {what}; give a folder of images, an address, or a .jsonl file, each line an "
+        'object with "path"'
     )
+
+
+def _remote(uri: str) -> ImageSource:
+    """Return the source at an address.
+
+    Raises:
+        ConfigError: It cannot be read or listed, or is empty.
+    """
+    suffix = suffix_of(uri)
+    if suffix in MANIFEST_SUFFIXES:
+        manifest = ManifestSource(uri)
+        _not_empty(manifest, f"the manifest {uri} holds no line")
+        manifest.check()
+        return manifest
+    pattern = any(sign in uri for sign in PATTERN_SIGNS)
+    if uri.startswith(("http://", "https://")) or (suffix in IMAGE_SUFFIXES and not pattern):
+        return OneAddress(uri)
+    return _not_empty(BucketSource(uri), f"there is no image at {uri}")
 
 
 def _not_empty(

@@ -5,13 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from edje_qdrant.images import Part
 from edje_qdrant.images.parts import PartKind
 from edje_qdrant.types import FailedImage, Payload
 
-__all__ = ["FailedLine", "ImageSource", "ListedImage", "Listing"]
+__all__ = ["FailedLine", "Fetched", "ImageSource", "ListedImage", "Listing"]
+
+
+class Fetched(NamedTuple):
+    """Hold the bytes of an image's file, and its stamp if the server gave one with them."""
+
+    content: bytes
+    stamp: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,8 @@ class ListedImage:
         stamp: Fields of the payload by which a later ingest sees at this path that the image is
             unchanged, and does not read it: `etag`, or `file_size` and `modified_at`. Empty if
             there are none; for a local file they are found later.
+        look: Asks for the stamp where that takes a request, and raises ImageReadError; called in
+            threads, for images of whose path one is stored.
         image_id: The image's id, where it is not derived from the bytes of its file: of a page or
             a frame, which would not be the same bytes with another library.
         part: The frame of a local film, or the page of a local document, that decoder processes
@@ -39,8 +48,9 @@ class ListedImage:
     path: str
     fields: Payload
     content: bytes | None = field(default=None, repr=False)
-    reader: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+    reader: Callable[[], Fetched] | None = field(default=None, repr=False, compare=False)
     stamp: Mapping[str, Any] = field(default_factory=dict)
+    look: Callable[[], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
     image_id: str | None = None
     part: Part | None = None
 

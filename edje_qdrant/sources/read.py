@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import (
     MAX_FILE_BYTES,
     DecoderPool,
@@ -12,6 +13,8 @@ from edje_qdrant.images import (
 )
 from edje_qdrant.images.thumbnail import Still
 from edje_qdrant.sources.parts import stored_part_id
+from edje_qdrant.sources.remote import fetch
+from edje_qdrant.sources.uris import is_in_memory, is_uri_of_image
 
 __all__ = ["id_now", "read_image", "stored_id"]
 
@@ -27,6 +30,12 @@ def read_image(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     Raises:
         ImageReadError: The image cannot be read, or is too large.
     """
+    if is_in_memory(path):
+        raise ImageReadError(
+            path, "it was passed by a program as bytes or as a Pillow image, and is in no file"
+        )
+    if is_uri_of_image(path):
+        return fetch(path, max_bytes=max_bytes)[0]
     part = part_of(path)
     if part is None:
         return read_image_file(path, max_bytes)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from edje_qdrant.errors import ImageReadError
 from edje_qdrant.index.moments import moment_text
 from edje_qdrant.sources.protocol import ListedImage
-from edje_qdrant.types import FailedImage
 
 __all__ = ["file_stamp", "stamped"]
 
@@ -33,8 +34,16 @@ def file_stamp(path: str, size: int | None = None) -> dict[str, Any]:
     return {"file_size": about.st_size if size is None else size, "modified_at": changed}
 
 
-def stamped(item: ListedImage | FailedImage) -> ListedImage | FailedImage:
-    """Return a local file with its stamp; other images unchanged."""
-    if isinstance(item, FailedImage) or item.stamp or item.content is not None or item.reader:
+def stamped(item: ListedImage, *, ask: bool) -> ListedImage:
+    """Return a local file with its stamp; other images unchanged.
+
+    Args:
+        item: The image.
+        ask: Whether to ask a server for the stamp of a remote image.
+    """
+    if item.stamp or item.content is not None:
         return item
-    return replace(item, stamp=file_stamp(item.path))
+    if item.look is not None and ask:
+        with suppress(ImageReadError):  # the reader will tell why
+            return replace(item, stamp=item.look())
+    return item if item.reader is not None else replace(item, stamp=file_stamp(item.path))

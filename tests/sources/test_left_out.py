@@ -78,13 +78,13 @@ def test_names_are_compared_without_case() -> None:
 
 def test_a_manifest_of_which_no_line_has_a_path_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "metadata.jsonl"
-    lines = [{"file_name": f"{number}.jpg", "text": "a cat"} for number in range(3)]
+    lines = [{"filename": f"{number}.jpg", "text": "a cat"} for number in range(3)]
     path.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(ConfigError) as caught:
         open_source(path)
     message = str(caught.value)
     assert f"no line of the manifest {path} names an image" in message
     assert f"{path}:1" in message
-    assert "its fields are 'file_name', 'text'" in message
-    path.write_text('{"file_name": "a.jpg"}\n{"path": "b.jpg"}\n')
+    assert "its fields are 'filename', 'text'" in message
+    path.write_text('{"filename": "a.jpg"}\n{"path": "b.jpg"}\n')
     assert open_source(path).count() == 2

@@ -79,7 +79,7 @@ def test_sources_that_hold_nothing_are_refused(tmp_path: Path, make: str) -> Non
     assert "give" in str(caught.value)
 
 
-@pytest.mark.parametrize("source", [[b"a.png"], [1], b"a.png", [None]])
+@pytest.mark.parametrize("source", [[1], [None]])
 def test_lists_of_other_things_are_refused(source: Source) -> None:
     with pytest.raises(ConfigError, match="must hold paths"):
         open_source(source)

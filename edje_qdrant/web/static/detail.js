@@ -1,8 +1,7 @@
 // Details of one image: scores, payload, and a heat map for each word.
 
 import { drawHeat } from "/static/heat.js";
-import { matchOf } from "/static/match.js";
-import { altOf, dateWords, decimal, make, momentOf, nameOf, partOf, placeOf } from "/static/parts.js";
+import { altOf, dateWords, decimal, make, momentOf, nameOf, partOf, percent, placeOf } from "/static/parts.js";
 import { encode, hasKey, post, show } from "/static/service.js";
 
 const at = (id) => document.getElementById(id);
@@ -153,8 +152,7 @@ function scores(picture) {
   const shown = [];
   const add = (words, value) => shown.push(make("div", {}, make("dt", {}, words), make("dd", {}, value)));
   if (picture.rank === undefined) return shown;
-  const match = matchOf(picture);
-  if (match) add("Match", `${match.level}, ${match.share}`);
+  if (picture.probability !== null) add("Match", percent(picture.probability));
   if (picture.score !== null) add("Logit", decimal(picture.score, 2));
   if (picture.retrieval_score !== null) add("Cosine", decimal(picture.retrieval_score, 3));
   if (picture.score !== null) add("Place", `${picture.retrieval_rank} → ${picture.rank}`);
