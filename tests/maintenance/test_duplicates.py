@@ -58,7 +58,13 @@ PAYLOADS: list[dict[str, Any]] = [
 LOOKS = [0, 0, 0, 1, 1, 1, 1, 2]
 
 
-@pytest.fixture(params=["edge-file", "edge-payload", "faiss", "rest"])
+@pytest.fixture(
+    params=[
+        "edge-payload",
+        "rest",
+        *(pytest.param(place, marks=pytest.mark.slow) for place in ("edge-file", "faiss")),
+    ]
+)
 def collection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ImageCollection]:
     options: dict[str, Any] = {"tokens": "payload" if request.param == "edge-payload" else "file"}
     if request.param == "rest":

@@ -29,7 +29,11 @@ from edje_qdrant.types import ImageEncoding
 TEXT = TEXTS[0]
 FAMILY = 4  # images that look alike
 ALL: dict[str, Any] = {"top_k": COUNT, "num_candidates": COUNT}
-PLACES = ["edge", "faiss", "memory", "rest", "grpc"]
+PLACES = [
+    "edge",
+    "rest",
+    *(pytest.param(place, marks=pytest.mark.slow) for place in ("faiss", "memory", "grpc")),
+]
 
 
 @cache
