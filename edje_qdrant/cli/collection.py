@@ -11,6 +11,7 @@ from edje_qdrant.cli.confirm import EXAMPLES, DryRun, Yes, agreed, path_of
 from edje_qdrant.cli.loading import (
     bar_shown,
     load_model,
+    note_filter_problems,
     open_collection,
     print_result,
     shortened,
@@ -269,6 +270,8 @@ def delete(
                 opened.delete_matching(filter)
             opened.flush()
         left = opened.count()
+        if not count:
+            note_filter_problems(opened, filter)
     if dry_run:
         _print_dry_run(count, examples, as_json)
         return
@@ -317,6 +320,8 @@ def update(
             what = f"{names} of {count:,} images of {collection} would be set"
             if not agreed(what, examples, count, yes=yes, dry_run=dry_run):
                 chosen = set()
+        if where and not count:
+            note_filter_problems(opened, filter_of(where))
         if chosen:
             opened.update_payload(dict.fromkeys(sorted(chosen), payload))
             opened.flush()

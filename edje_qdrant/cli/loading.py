@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from edje_qdrant.cli.help import note
 from edje_qdrant.cli.options import Place
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
@@ -19,7 +22,7 @@ from edje_qdrant.text import printable
 if TYPE_CHECKING:
     from edje_qdrant.collection.collection import ImageCollection
     from edje_qdrant.contract import TokenContract
-    from edje_qdrant.index import Engine, QdrantSettings
+    from edje_qdrant.index import Engine, Filter, QdrantSettings
     from edje_qdrant.model import EDJEModel
     from edje_qdrant.model.inference.precision import Precision as PrecisionName
     from edje_qdrant.rerank.reranker import Reranker
@@ -27,14 +30,17 @@ if TYPE_CHECKING:
     from edje_qdrant.types import FailedImage, IngestReport
 
 __all__ = [
+    "address_of",
     "all_failed",
     "bar_shown",
     "check_codec_file",
     "check_device",
+    "closing_all",
     "failure_lines",
     "load_model",
     "make_reranker",
     "note_demo_model",
+    "note_filter_problems",
     "open_collection",
     "open_or_create",
     "print_result",
@@ -141,6 +147,36 @@ def check_codec_file(name: str, path: Path) -> None:
         raise ConfigError(f"{path.name} does not end in .safetensors; rename it so")
     if kind_of(path.parent, ConfigError) != "folder":
         raise ConfigError(f"the folder {path.parent} does not exist; create it, or choose another")
+
+
+@contextmanager
+def closing_all(sockets: Iterable[socket]) -> Iterator[None]:
+    """Close sockets at the end."""
+    try:
+        yield
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def address_of(host: str, port: int) -> str:
+    """Return the address at which a service is reached."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def note_filter_problems(opened: ImageCollection, filter: Filter | None) -> None:
+    """Say on stderr why nothing can be found by a filter, such as a field that no image has.
+
+    Called when little was found: it reads some payloads.
+    """
+    from edje_qdrant.errors import EdjeError
+
+    try:
+        problems = opened.filter_problems(filter)
+    except EdjeError:  # what was found is an answer without it
+        return
+    for problem in problems:
+        note(f"--where: {printable(problem.message)}")
 
 
 def bar_shown(progress: bool | None) -> bool:

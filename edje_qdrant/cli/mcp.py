@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edje_qdrant.cli.loading import load_model, make_reranker, note_demo_model, open_collection
+from edje_qdrant.cli.loading import (
+    address_of,
+    closing_all,
+    load_model,
+    make_reranker,
+    note_demo_model,
+    open_collection,
+)
 from edje_qdrant.cli.options import (
     Collection,
     Device,
@@ -89,6 +97,7 @@ def mcp(
     """
     from edje_qdrant.integrations.mcp.stdio import serve_stdio, stdout_to_stderr
 
+    sockets: list[socket] = []
     if http:
         from edje_qdrant.web.installed import check_installed
 
@@ -96,9 +105,12 @@ def mcp(
         from edje_qdrant.web.settings import check_exposure
 
         check_exposure(host, service_keys(), without_key=without_key)
+        from edje_qdrant.web.serve import bound_sockets
+
+        sockets = bound_sockets(host, port)  # before the model is loaded
     quiet: AbstractContextManager[None] = nullcontext() if http else stdout_to_stderr()
     place = place_of(index, url, grpc, grpc_port, timeout)
-    with open_collection(place, collection) as opened:
+    with closing_all(sockets), open_collection(place, collection) as opened:
         with quiet:
             from edje_qdrant.integrations.mcp.server import create_server
             from edje_qdrant.integrations.mcp.tools import ImageTools
@@ -114,28 +126,28 @@ def mcp(
             server = create_server(tools)
             note_demo_model(loaded)
         if http:
-            _serve_http(server, host, port, allow_host or [], collection)
+            _serve_http(server, host, sockets, allow_host or [], collection)
         else:
             serve_stdio(server)
 
 
 def _serve_http(
-    server: ImageServer, host: str, port: int, allow_host: list[str], name: str
+    server: ImageServer, host: str, sockets: list[socket], allow_host: list[str], name: str
 ) -> None:
     """Serve over HTTP behind the checks of `serve`: host, origin, key, sizes."""
     from edje_qdrant.integrations.mcp.stdio import close_server
     from edje_qdrant.web.metrics import Metrics
     from edje_qdrant.web.middleware import ServiceMiddleware
-    from edje_qdrant.web.serve import serve_app
+    from edje_qdrant.web.serve import listen, serve_app
     from edje_qdrant.web.settings import ServiceSettings, allowed_hosts
 
     settings = ServiceSettings(
         api_keys=service_keys(), allowed_hosts=allowed_hosts(host, allow_host)
     )
     app = ServiceMiddleware(server.http_app(), settings=settings, metrics=Metrics(lambda: 0))
-    shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"serving {printable(name)} at http://{shown}:{port}/mcp", err=True)
+    address = address_of(host, listen(sockets))
+    typer.echo(f"serving {printable(name)} at {address}/mcp", err=True)
     try:
-        serve_app(app, host=host, port=port, grace=1.0)
+        serve_app(app, sockets=sockets, grace=1.0)
     finally:
         close_server(server)

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from edje_qdrant.cli.loading import load_model, make_reranker, open_collection, print_result
+from edje_qdrant.cli.loading import (
+    load_model,
+    make_reranker,
+    note_filter_problems,
+    open_collection,
+    print_result,
+)
 from edje_qdrant.cli.options import (
     Collection,
     Device,
@@ -235,6 +241,8 @@ def search(
                 adaptive=adaptive,
                 min_score=threshold,
             )
+        if len(result.hits) < top_k:
+            note_filter_problems(opened, filter)
         drawn = {} if explain is None else _explained(retriever, result, explain)
     data, lines = result.as_dict(), _as_lines(result)
     if explain is not None:

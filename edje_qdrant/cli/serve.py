@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edje_qdrant.cli.loading import load_model, make_reranker, note_demo_model, open_collection
+from edje_qdrant.cli.loading import (
+    address_of,
+    closing_all,
+    load_model,
+    make_reranker,
+    note_demo_model,
+    open_collection,
+)
 from edje_qdrant.cli.options import (
     Collection,
     DecodeMemory,
@@ -145,6 +152,7 @@ def serve(
     from edje_qdrant.web.installed import check_installed
 
     check_installed()
+    from edje_qdrant.web.serve import bound_sockets, listen
     from edje_qdrant.web.serve import serve as run
     from edje_qdrant.web.settings import ServiceSettings, allowed_hosts, check_exposure
 
@@ -184,16 +192,14 @@ def serve(
             opened.close()
             raise
 
-    with open_collection(place, collection) as opened:
+    sockets = bound_sockets(host, port)  # before the model is loaded
+    with closing_all(sockets), open_collection(place, collection) as opened:
         from edje_qdrant.search.retriever import TwoStageRetriever
 
         loaded = load_model(model, device, opened)
         reranker = make_reranker(loaded, precision)
         retriever = TwoStageRetriever(opened, loaded, reranker=reranker)
         note_demo_model(retriever.model)
-        typer.echo(f"serving {printable(collection)} at http://{_shown(host)}:{port}", err=True)
-        run(retriever, settings, follow=follow if follow_alias else None, host=host, port=port)
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+        address = address_of(host, listen(sockets))
+        typer.echo(f"serving {printable(collection)} at {address}", err=True)
+        run(retriever, settings, follow=follow if follow_alias else None, sockets=sockets)

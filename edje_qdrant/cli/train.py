@@ -18,13 +18,13 @@ __all__ = ["train"]
 def train(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the model.")],
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="FILE",
             help="Recipe (.toml), or recipe.json of an earlier run; see examples/recipes. "
             "'demo' is the recipe of the bundled model.",
         ),
-    ] = "demo",
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,6 +53,12 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model; an interrupted run continues where it stopped."""
+    if recipe is None:
+        raise ConfigError(
+            "say what to train by: --recipe FILE. Recipes to begin with are in examples/recipes: "
+            "pretraining.toml, finetuning-coco.toml, finetuning-flickr.toml, distillation.toml, "
+            "emoji.toml; 'demo' trains the bundled model, in about an hour on 2 cores"
+        )
     check_device(device)
     silence_libraries()
     from edje_qdrant.demo.recipe import DEMO_RECIPE, read_demo_recipe, train_demo
@@ -68,7 +74,9 @@ def train(
                 "a recipe with scenes keeps its vision cache in --work; leave out --cache-vision"
             )
         place = work or out.with_name(f"{out.name}.work")
-        report = train_demo(out, place, read_demo_recipe(path, changed), device=device)
+        report = train_demo(
+            out, place, read_demo_recipe(path, changed), device=device, progress=bar_shown(progress)
+        )
         model = out
     else:
         if work is not None:

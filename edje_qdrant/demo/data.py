@@ -21,7 +21,14 @@ _CHUNK = 1000
 
 
 def render(
-    split: Split, seed: int, count: int, side: int, folder: Path, *, workers: int | None = None
+    split: Split,
+    seed: int,
+    count: int,
+    side: int,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
 ) -> tuple[list[Scene], NDArray[np.uint8]]:
     """Draw scenes at the image processor's size; pixels that `folder` has are reused.
 
@@ -32,6 +39,7 @@ def render(
         side: Height and width of the pixels, px.
         folder: For the pixels.
         workers: Processes that draw; by default one for each core.
+        progress: Show a bar on stderr.
 
     Returns:
         The scenes, and their pixels `(count, side, side, 3)` uint8, memory-mapped.
@@ -47,7 +55,10 @@ def render(
         chunks = [scenes[i : i + _CHUNK] for i in range(0, count, _CHUNK)]
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             drawn = pool.map(_render_chunk, chunks, [side] * len(chunks))
-            bar = tqdm(drawn, desc=f"drawing {split} scenes", total=len(chunks), unit="k")
+            bar = tqdm(
+                drawn, desc=f"drawing {split} scenes", total=len(chunks), unit="k",
+                disable=not progress,
+            )  # fmt: skip
             for number, block in enumerate(bar):
                 pixels[number * _CHUNK : number * _CHUNK + len(block)] = block
         pixels.flush()

@@ -88,6 +88,7 @@ def new_model(encoder: SiglipEncoder, settings: JointSettings | None = None) -> 
 def train_joint(
     encoder: SiglipEncoder, folder: Path, *, steps: int, num_scenes: int, seed: int,
     device: torch.device, settings: JointSettings | None = None, teacher: EDJEModel | None = None,
+    progress: bool = True,
 ) -> tuple[EDJEModel, dict[str, float]]:  # fmt: skip
     """Train adapter and joint encoder on a frozen encoder.
 
@@ -100,6 +101,7 @@ def train_joint(
         device: To train on.
         settings: The bundled model's by default.
         teacher: Source of soft targets, if the objectives include distillation.
+        progress: Show bars on stderr.
 
     Returns:
         The model with the weights of the best validation, and its figures.
@@ -109,8 +111,8 @@ def train_joint(
     encoder.to(device).eval()
     for parameter in encoder.parameters():
         parameter.requires_grad_(False)
-    scenes, cache = _encoded("train", encoder, folder, num_scenes, seed, device)
-    held, held_cache = _encoded("validation", encoder, folder, 1000, seed, device)
+    scenes, cache = _encoded("train", encoder, folder, num_scenes, seed, device, progress)
+    held, held_cache = _encoded("validation", encoder, folder, 1000, seed, device, progress)
     model = new_model(encoder, settings).to(device)
     if isinstance(model.adapter, CompressedAdapter):
         sample = torch.from_numpy(np.array(cache.tokens[:256])).float().to(device)
@@ -168,7 +170,7 @@ def train_joint(
     with attention_for_training(model):
         figures = fit(
             TrainedParts(model, settings.objectives, teacher=teacher), batch, config,
-            folder=folder, name="joint", validate=validate, best_by="R@1",
+            folder=folder, name="joint", validate=validate, best_by="R@1", progress=progress,
         )  # fmt: skip
     return model, figures
 
@@ -201,10 +203,16 @@ class _Drawn:
 
 
 def _encoded(
-    split: Split, encoder: SiglipEncoder, folder: Path, count: int, seed: int, device: torch.device
+    split: Split,
+    encoder: SiglipEncoder,
+    folder: Path,
+    count: int,
+    seed: int,
+    device: torch.device,
+    progress: bool,
 ) -> tuple[list[Scene], VisionCache]:
     """Draw and encode one split's scenes."""
-    scenes, images = render(split, seed, count, SIDE, folder / "data")
+    scenes, images = render(split, seed, count, SIDE, folder / "data", progress=progress)
     drawn = _Drawn(f"{split} scenes", f"{split}-{seed}-{count}", count)
     encode_source(
         encoder,
@@ -214,7 +222,7 @@ def _encoded(
         device=device,
         batch_size=250,
         workers=1,
-        progress=True,
+        progress=progress,
     )
     cache = open_cache(encoder, drawn, folder / "vision")
     assert cache is not None  # it was just encoded

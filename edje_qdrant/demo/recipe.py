@@ -96,7 +96,12 @@ def scene_encoder(siglip: SiglipModel, tokenizer: BertTokenizer) -> SiglipEncode
 
 
 def train_demo(
-    out: Path, work: Path, recipe: DemoRecipe | None = None, *, device: str | None = None
+    out: Path,
+    work: Path,
+    recipe: DemoRecipe | None = None,
+    *,
+    device: str | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Train the demo's model and save it; a stopped run resumes.
 
@@ -105,6 +110,7 @@ def train_demo(
         work: Folder for drawn scenes (3 GB), vision tokens (3 GB), logs and checkpoints.
         recipe: The bundled model's by default.
         device: Defaults to CUDA if available.
+        progress: Show bars on stderr.
 
     Returns:
         Settings, times and validation figures; also saved as `training.json` beside the model.
@@ -119,7 +125,12 @@ def train_demo(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     started = time.perf_counter()
     siglip, tokenizer, tower = train_tower(
-        work, steps=recipe.scenes.tower_steps, num_scenes=num_scenes, seed=seed, device=place
+        work,
+        steps=recipe.scenes.tower_steps,
+        num_scenes=num_scenes,
+        seed=seed,
+        device=place,
+        progress=progress,
     )
     encoder = scene_encoder(siglip, tokenizer)
     model, joint = train_joint(
@@ -130,6 +141,7 @@ def train_demo(
         seed=seed,
         device=place,
         settings=recipe.joint.settings(),
+        progress=progress,
     )
     stages = {"tower": tower, "joint": joint}
     report: dict[str, Any] = {

@@ -131,7 +131,13 @@ class TowerTraining(ContrastiveTower):
 
 
 def train_tower(
-    folder: Path, *, steps: int, num_scenes: int, seed: int, device: torch.device
+    folder: Path,
+    *,
+    steps: int,
+    num_scenes: int,
+    seed: int,
+    device: torch.device,
+    progress: bool = True,
 ) -> tuple[SiglipModel, BertTokenizer, dict[str, float]]:
     """Train the small SigLIP on scenes; return the weights of the best validation.
 
@@ -139,12 +145,13 @@ def train_tower(
         folder: For drawn scenes, logs and checkpoints.
         steps: Optimiser steps of 128 images.
         num_scenes: Number of training scenes; each has a new caption in every batch.
+        progress: Show bars on stderr.
         seed: Of weights, scenes and captions.
         device: To train on.
     """
     torch.manual_seed(seed)
-    scenes, images = render("train", seed, num_scenes, SIDE, folder / "data")
-    held, held_images = render("validation", seed, 1000, SIDE, folder / "data")
+    scenes, images = render("train", seed, num_scenes, SIDE, folder / "data", progress=progress)
+    held, held_images = render("validation", seed, 1000, SIDE, folder / "data", progress=progress)
     held_captions = [c.text for c in captions_for(held, seed)]
     labels = torch.from_numpy(patch_labels(scenes, GRID))
     tokenizer = scene_tokenizer()
@@ -179,6 +186,13 @@ def train_tower(
         steps=steps, peak_lr=1e-3, warmup_steps=min(300, steps // 5), validate_every=250, seed=seed
     )
     figures = fit(
-        training, batch, config, folder=folder, name="tower", validate=validate, best_by="R@1"
+        training,
+        batch,
+        config,
+        folder=folder,
+        name="tower",
+        validate=validate,
+        best_by="R@1",
+        progress=progress,
     )
     return training.siglip, tokenizer, figures

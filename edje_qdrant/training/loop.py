@@ -74,6 +74,7 @@ def fit(
     validate: Callable[[], Mapping[str, float]],
     best_by: str,
     accelerator: Accelerator | None = None,
+    progress: bool = True,
 ) -> dict[str, float]:
     """Train `module` in place and load the weights of the best validation into it.
 
@@ -94,6 +95,7 @@ def fit(
             with the module in evaluation mode.
         best_by: Name of the figure that selects the weights; higher is better.
         accelerator: Distributes the training over processes; created by default.
+        progress: Show a bar on stderr.
 
     Returns:
         The figures of the best validation, its `step`, and `seconds` of the whole training.
@@ -121,7 +123,7 @@ def fit(
     spread = accelerator.prepare_model(module, device_placement=False)
     started = time.perf_counter() - state.seconds
     stop = state.out_of_patience
-    with _Log(folder, name, begun, config.steps, shown=main) as log:
+    with _Log(folder, name, begun, config.steps, main=main, progress=progress) as log:
         for step in range(begun, config.steps):
             if stop:
                 break
@@ -189,9 +191,11 @@ def _agreed(stop: bool, accelerator: Accelerator) -> bool:
 class _Log:
     """Write a run's figures to a JSONL file and to TensorBoard, and show a bar."""
 
-    def __init__(self, folder: Path, name: str, begun: int, steps: int, *, shown: bool) -> None:
-        self._shown = shown
-        if not shown:
+    def __init__(
+        self, folder: Path, name: str, begun: int, steps: int, *, main: bool, progress: bool
+    ) -> None:
+        self._main = main
+        if not main:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -200,19 +204,21 @@ class _Log:
         self._name = name
         self._file = (folder / f"{name}.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard" / name), purge_step=begun)
-        self._bar = tqdm(total=steps, initial=begun, desc=name, unit="step", mininterval=2)
+        self._bar = tqdm(
+            total=steps, initial=begun, desc=name, unit="step", mininterval=2, disable=not progress
+        )
 
     def __enter__(self) -> _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
+        if self._main:
             self._bar.close()
             self._board.close()
             self._file.close()
 
     def step(self, step: int, figures: Mapping[str, float]) -> None:
-        if not self._shown:
+        if not self._main:
             return
         self._bar.update()
         if step % _LOG_EVERY == 0:

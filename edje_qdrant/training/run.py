@@ -119,6 +119,7 @@ def train(
             validate=_validation(model, held, held_vision, recipe),
             best_by="R@1",
             accelerator=accelerator,
+            progress=progress,
         )
     report = {
         **figures,

@@ -68,7 +68,7 @@ def train_tower(
         folder: Gets the resized images (`images-*.npy`, side x side x 3 bytes each), the state to
             resume from, and logs.
         accelerator: Of the processes that train together; negatives come from each process's batch.
-        progress: Show a bar while images are read.
+        progress: Show bars on stderr.
 
     Returns:
         The encoder with the weights of the best validation, on the CPU.
@@ -132,6 +132,7 @@ def train_tower(
     )
     fit(
         module, batch, loop, folder=folder, name="tower", best_by="R@1", accelerator=accelerator,
+        progress=progress,
         validate=_Validation(module, held, held_images, pixels, tokenizer, section),
     )  # fmt: skip
     siglip = module.to("cpu").siglip

@@ -33,8 +33,12 @@ def test_what_is_wrong_takes_one_line(tmp_path, capsys):
     assert "NAME=VALUE" in refused(capsys, *mine, "--set", "steps")
     assert "optimisation.lr: Extra" in refused(capsys, *mine, "--set", "optimisation.lr=1")
     assert "--work is only for" in refused(capsys, *mine, "--work", str(tmp_path))
-    assert "--cache-vision" in refused(capsys, *out, "--cache-vision", str(tmp_path))
-    assert "scenes.pictures" in refused(capsys, *out, "--set", "scenes.pictures=1")
+    assert "--cache-vision" in refused(
+        capsys, *out, "--recipe", "demo", "--cache-vision", str(tmp_path)
+    )
+    assert "scenes.pictures" in refused(
+        capsys, *out, "--recipe", "demo", "--set", "scenes.pictures=1"
+    )
     assert not (tmp_path / "out").exists()
 
 

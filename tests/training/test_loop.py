@@ -31,7 +31,7 @@ class Line(nn.Module):
         return {"loss": loss, "_logged": loss + 1}
 
 
-def train(folder, *, config=CONFIG, stop_at=None, poison_at=None, score=None):
+def train(folder, *, config=CONFIG, stop_at=None, poison_at=None, score=None, progress=True):
     torch.manual_seed(0)
     module = Line()
 
@@ -47,8 +47,9 @@ def train(folder, *, config=CONFIG, stop_at=None, poison_at=None, score=None):
         return {"score": -error if score is None else score(module), "error": error}
 
     figures = fit(
-        module, batches, config, folder=folder, name="run", validate=validate, best_by="score"
-    )
+        module, batches, config, folder=folder, name="run", validate=validate, best_by="score",
+        progress=progress,
+    )  # fmt: skip
     return module, figures
 
 
@@ -59,6 +60,13 @@ def test_it_learns_logs_and_reports_the_best_validation(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert lines[0].keys() == {"step", "loss", "logged", "gradient_norm", "learning_rate"}
     assert [line["step"] for line in lines if "validation" in line] == [5, 10, 15, 20]
+
+
+def test_a_bar_is_shown_only_if_asked_for(tmp_path, capsys):
+    train(tmp_path / "a")
+    assert "step/s" in capsys.readouterr().err
+    train(tmp_path / "b", progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_seconds_are_those_that_passed(tmp_path):

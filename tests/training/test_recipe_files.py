@@ -105,6 +105,20 @@ def test_the_examples_say_what_the_paper_says():
             assert weights == ((1.0, 0.0, 0.0, 0.0) if tuned else (0.0, 0.0, 0.0, 1.0))
 
 
+def test_the_examples_say_what_they_need():
+    for path in EXAMPLES.glob("*.toml"):
+        head = path.read_text(encoding="utf-8").partition("seed = ")[0]
+        if path.stem in ("demo", "emoji"):  # drawn here; a page of its own
+            continue
+        assert "# It needs, below the folder in which it is started" in head
+        recipe = read_recipe(path)
+        for file in [*recipe.data.train, recipe.data.validation]:
+            assert str(file.path).partition("{")[0].split("/")[1] in head.lower()
+        if recipe.model.start_from:
+            assert recipe.model.start_from in head
+        assert "https://" in head
+
+
 def test_the_recipe_of_emoji_trains_tower_and_joint_encoder_from_nothing():
     recipe = read_recipe(EXAMPLES / "emoji.toml")
     assert recipe.tower is not None
