@@ -262,6 +262,7 @@ def ingest(
                 pdf_pages=pdf_pages,
                 batch_size=batch_size or default_batch_size(loaded.device),
                 wait=wait,
+                failed=report.failed,
                 as_json=as_json,
             )
         elif all_failed(report):

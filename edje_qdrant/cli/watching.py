@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from edje_qdrant.collection.collection import ImageCollection
     from edje_qdrant.images import DecodeLimits
     from edje_qdrant.ingest.file_fields import FileFields
-    from edje_qdrant.ingest.watch import WatchReport
     from edje_qdrant.model import EDJEModel
+    from edje_qdrant.types import FailedImage
 
 __all__ = ["keep_watching"]
 
@@ -37,6 +37,7 @@ def keep_watching(
     pdf_pages: bool,
     batch_size: int,
     wait: float,
+    failed: Collection[FailedImage],
     as_json: bool,
 ) -> None:
     """Keep a collection the same as a folder until Ctrl-C or SIGTERM; print what is done.
@@ -51,11 +52,17 @@ def keep_watching(
         pdf_pages: Whether pages of PDF documents are added.
         batch_size: Images encoded at a time.
         wait: Seconds to wait for a server that is away.
+        failed: What the ingest before has told of already.
         as_json: Print each report as a line of JSON.
     """
-    from edje_qdrant.ingest.watch import FolderWatch
+    from edje_qdrant.ingest.watch import FolderWatch, WatchReport
+
+    known = {*failed}
 
     def told(report: WatchReport) -> None:
+        report = replace(report, failed=tuple(one for one in report.failed if one not in known))
+        if report == WatchReport():
+            return
         now = datetime.now().astimezone().replace(microsecond=0)
         points = collection.count()
         if as_json:

@@ -60,6 +60,22 @@ def test_what_is_printed_while_a_folder_is_watched(
     assert (data[1]["added"], data[2]["kept"], data[2]["points"]) == (2, 36, 0)
 
 
+def test_failures_of_the_ingest_are_told_once(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "empty.png").touch()
+    failed = FailedImage(str(tmp_path / "photos" / "empty.png"), "the file is empty")
+
+    def stand_in(self: FolderWatch, told: Callable[[WatchReport], None]) -> None:
+        told(WatchReport(failed=(failed,)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FolderWatch, "run", stand_in)
+    options = ("--index", tmp_path / "index", "--model", tiny_folder, "--watch")
+    assert run("ingest", tmp_path / "photos", *options).stdout.count("empty.png") == 1
+
+
 def test_what_cannot_be_watched_is_refused(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
