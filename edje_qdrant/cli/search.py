@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -261,7 +260,6 @@ def _explained(
     """
     from edje_qdrant.explain.heat_map import draw_explanation
     from edje_qdrant.files import os_errors_as_store_errors
-    from edje_qdrant.sources.read import read_image
 
     explained = {}
     for hit in result:
@@ -269,8 +267,7 @@ def _explained(
         path = folder / f"{hit.rank:03d}-{hit.image_id}.png"
         with os_errors_as_store_errors("write", path):
             folder.mkdir(parents=True, exist_ok=True)
-            image = io.BytesIO(read_image(hit.payload["path"]))
-            draw_explanation(image, explanation).save(path)
+            draw_explanation(hit.payload["path"], explanation).save(path)
         explained[hit.image_id] = {"file": str(path), **explanation.as_dict()}
     return explained
 

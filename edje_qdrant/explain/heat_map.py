@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from edje_qdrant.checks import check_kind, check_number
 from edje_qdrant.explain.explanation import Explanation
 from edje_qdrant.images import open_upright, to_rgb
+from edje_qdrant.sources.read import read_image
 from edje_qdrant.text import shorten_text
 
 __all__ = ["draw_explanation", "draw_heat"]
@@ -43,7 +45,7 @@ def draw_heat(
     """Overlay an image with heat; cold regions fade.
 
     Args:
-        image: The explained image, a thumbnail of it, or its file.
+        image: The explained image, a thumbnail of it, or its path, as an ingest stored it.
         explanation: The result of `explain_match`.
         word: Index of a word; by default the heat of the whole text.
 
@@ -66,7 +68,7 @@ def draw_explanation(image: Image.Image | str | Path, explanation: Explanation) 
     unrelated to the image is faint. Words such as "the" have no panel.
 
     Args:
-        image: The explained image, or its file.
+        image: The explained image, or its path, as an ingest stored it.
         explanation: The result of `explain_match`.
 
     Returns:
@@ -116,7 +118,10 @@ def draw_explanation(image: Image.Image | str | Path, explanation: Explanation) 
 
 
 def _rgb(image: Image.Image | str | Path) -> Image.Image:
-    return to_rgb(image if isinstance(image, Image.Image) else open_upright(image))
+    """Return an image, or the one that a path names as an ingest stores it, in RGB."""
+    if not isinstance(image, Image.Image):
+        image = open_upright(io.BytesIO(read_image(str(image))), str(image))
+    return to_rgb(image)
 
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:

@@ -21,6 +21,7 @@ from film_files import write_film
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ImageReadError
+from edje_qdrant.explain.heat_map import draw_heat
 from edje_qdrant.images import DecoderPool, Part
 from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.maintenance import verify
@@ -126,8 +127,11 @@ def test_the_best_frame_of_each_film(
     films: Path, run: Run, collection: ImageCollection, tiny_model: EDJEModel
 ) -> None:
     run(films, frames_every="1s")
-    result = TwoStageRetriever(collection, tiny_model).search("a", group_by="video", top_k=2)
-    assert {hit.group for hit in result.hits} == {str(films / "a.mp4"), str(films / "b.mkv")}
+    with TwoStageRetriever(collection, tiny_model) as retriever:
+        found = retriever.search("a", group_by="video", top_k=2)
+        assert {hit.group for hit in found} == {str(films / "a.mp4"), str(films / "b.mkv")}
+        explanation = retriever.explain("a", found[0])
+        assert draw_heat(str(found[0].payload["path"]), explanation).size == (64, 48)
 
 
 def test_frames_and_pages_are_verified_and_repaired(
