@@ -38,7 +38,6 @@ from edje_qdrant.sources.parts import (
     interval_of,
     join_failures,
 )
-from edje_qdrant.sources.stamp import stamped
 from edje_qdrant.threads import batches
 from edje_qdrant.types import FailedImage, Point
 
@@ -341,7 +340,7 @@ class FolderWatch:
             decoders=self._decoders,
             file_fields=self._file_fields,
         )
-        listed = map(stamped, PartsSource(ListSource(paths), self._every, pages=True).images())
+        listed = PartsSource(ListSource(paths), self._every, pages=True).images()
         # Later, the times of files are compared more exactly than they are stored.
         known_paths = None if self._caught_up else self._known_paths()
         try:
