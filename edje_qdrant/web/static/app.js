@@ -1,11 +1,12 @@
 // The page: its form, and what each state shows.
 
 import { Detail } from "/static/detail.js";
-import { readFilter } from "/static/filters.js";
+import { FilterBox } from "/static/filter_box.js";
 import { Gallery } from "/static/gallery.js";
 import { keep, kept } from "/static/kept.js";
-import { CANDIDATES, Listing } from "/static/listing.js";
-import { cross, make, milliseconds, nameOf, thumbnail } from "/static/parts.js";
+import { Listing } from "/static/listing.js";
+import { showModelNote } from "/static/model_note.js";
+import { make, milliseconds, nameOf, thumbnail } from "/static/parts.js";
 import { Rankings, timeBar } from "/static/results.js";
 import { kindOf, listKey, Router } from "/static/router.js";
 import { Selection } from "/static/selection.js";
@@ -23,6 +24,7 @@ const BUDGETS = [10, 3000]; // milliseconds
 
 let info = null;
 let running = null;
+let finishing = null; // what ranks the rest of a list
 let shown = null; // what results show: {key, view, listing, board, rows}
 const listings = new Map();
 
@@ -40,10 +42,15 @@ const detail = new Detail({
   step,
   like: (picture) => router.ask({ like: [picture.image_id] }),
 });
+const filterBox = new FilterBox({
+  filters: () => state().filters,
+  change: (filters) => router.go({ filters, open: "" }),
+});
 const uploads = new Uploads({
   limits: () => info,
   added: () => {
     listings.clear();
+    filterBox.forget();
     shown = null;
     info = null;
     router.go({ text: "", like: [], sent: "", filters: [], open: "" });
@@ -71,7 +78,7 @@ function chosenBudget() {
 
 function showDials() {
   const { candidates, budget } = state();
-  const number = Math.min(candidates ?? CANDIDATES, mostCandidates());
+  const number = Math.min(candidates ?? info?.num_candidates ?? LEAST_CANDIDATES, mostCandidates());
   at("candidates").value = Math.round(100 * share(number, LEAST_CANDIDATES, mostCandidates()));
   at("candidates-value").textContent = `${number}`;
   at("budget").value = budget === null ? 100 : Math.round(99 * share(budget, ...BUDGETS));
@@ -91,32 +98,8 @@ function showForm() {
   at("dials").hidden = !(compares && (now.view === "compare" || chosen));
   at("choose").hidden = compares && now.view === "compare";
   showDials();
-  const chips = now.filters.map((text, place) => {
-    const [field, value] = readFilter(text) || [text, ""];
-    const chip = make(
-      "button",
-      { class: "chip", type: "button", "aria-label": `Remove the filter ${text}` },
-      make("span", {}, make("b", {}, `${field} `), `${value}`),
-      cross(),
-    );
-    chip.addEventListener("click", () => {
-      router.go({ filters: state().filters.filter((_, other) => other !== place), open: "" });
-      at("filter").focus();
-    });
-    return make("li", {}, chip);
-  });
-  at("chips").replaceChildren(...chips);
+  filterBox.show();
   document.title = now.text ? `${now.text} — edje` : "edje — picture search";
-}
-
-function addFilter() {
-  const input = at("filter");
-  const text = input.value.trim();
-  const read = text ? readFilter(text) : null;
-  input.setAttribute("aria-invalid", `${Boolean(text) && read === null}`);
-  if (!read) return;
-  input.value = "";
-  router.go({ filters: [...state().filters, text], open: "" });
 }
 
 /* messages */
@@ -226,8 +209,9 @@ async function list(now, key, view, place, signal) {
     listings.set(key, listing);
     if (listings.size > KEPT_LISTS) listings.delete(listings.keys().next().value);
   }
+  finish(listing, key, view);
   tellOf(listing);
-  const head = await headOf(listing);
+  const head = await headOf(listing, signal);
   if (signal.aborted) return;
   if (!listing.hits.length) {
     shown = { key, view, listing, board: {} };
@@ -238,7 +222,7 @@ async function list(now, key, view, place, signal) {
   const board = view === "compare" ? new Rankings(open) : gallery(listing);
   shown = { key, view, listing, board, rows: 0 };
   if (view === "compare") {
-    results.replaceChildren(timeBar(listing.answer), board.tabs, board.board);
+    results.replaceChildren(timeBar(listing.answer, listing.partial && going(listing.answer)), board.tabs, board.board);
     moreRows();
   } else {
     results.replaceChildren(...head, board.element);
@@ -271,9 +255,37 @@ function gallery(listing) {
   });
 }
 
+/** Words about an answer of which the rest is still being ranked. */
+function going({ scored, candidates, timings_ms: timings }) {
+  const words = `${scored} of ${candidates} candidates ranked in ${milliseconds(timings.total)}; the others follow`;
+  return make("span", { class: "going" }, words);
+}
+
+/** Rank all candidates of a list of which some were not ranked in time, and show it again. */
+async function finish(listing, key, view) {
+  finishing?.abort();
+  if (!listing.partial) return;
+  const mine = (finishing = new AbortController());
+  const whole = new Listing(listing.state, info, { whole: true });
+  try {
+    await whole.more(mine.signal);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    listing.partial = false; // what was ranked stays
+    if (shown?.listing === listing) tellOf(listing);
+    return;
+  }
+  if (listings.get(key) === listing) listings.set(key, whole);
+  if (shown?.listing !== listing) return;
+  const focused = document.activeElement?.closest?.("[data-id]")?.dataset.id;
+  await work((signal) => list(listing.state, key, view, scrollY, signal));
+  if (focused) shown?.board.focus?.(focused);
+}
+
 /** Say what is remarkable about an answer. */
 function tellOf(listing) {
-  const { answer, kind } = listing;
+  const { answer, kind, partial } = listing;
+  if (partial) return;
   if (answer.degraded) say("warn", make("b", {}, "Less than was asked for:"), answer.reason);
   else if (answer.truncated) say("warn", make("b", {}, "Not all of the text was read:"), answer.reason);
   const images = answer.pictures || [];
@@ -283,22 +295,24 @@ function tellOf(listing) {
 }
 
 /** What stands above a list. */
-async function headOf(listing) {
+async function headOf(listing, signal) {
   const { kind, state: of, answer } = listing;
   if (kind === "home") {
     const parts = [];
-    const tries = suggestions(info).map((text) => {
+    const tries = (of.filters.length ? [] : await suggestions(signal)).map((text) => {
       const button = make("button", { type: "button" }, text);
       button.addEventListener("click", () => router.ask({ text }));
       return button;
     });
-    if (tries.length && !of.filters.length) parts.push(make("div", { class: "tries", role: "group", "aria-label": "Try" }, ...tries));
+    if (tries.length) parts.push(make("div", { class: "tries", role: "group", "aria-label": "Try" }, ...tries));
     if (answer.order === "id" && answer.reason) parts.push(make("p", { class: "order" }, answer.reason));
     return parts;
   }
   if (kind === "text") {
-    const { timings_ms: timings, scored } = answer;
-    const words = `Best first, of ${scored.toLocaleString()} candidates, in ${milliseconds(timings.total)}`;
+    const { timings_ms: timings, scored, candidates } = answer;
+    const number = scored === candidates ? scored.toLocaleString() : `${scored.toLocaleString()} of ${candidates.toLocaleString()}`;
+    if (listing.partial) return [make("p", { class: "order" }, going(answer))];
+    const words = `${scored === candidates ? "Best first, of " : ""}${number} candidates${scored === candidates ? "" : " ranked"}, in ${milliseconds(timings.total)}`;
     return [make("p", { class: "order" }, words)];
   }
   if (kind === "sent") {
@@ -442,6 +456,7 @@ async function describe(signal) {
   at("collection").replaceChildren(count, ` in ${info.name}`);
   at("key-button").hidden = !hasKey();
   at("add").hidden = at("drop-add").hidden = !info.ingest;
+  showModelNote(at("model-note"), info);
   showDials();
 }
 
@@ -467,8 +482,6 @@ at("ask").addEventListener("submit", (event) => {
   shown = null;
   router.ask({ text });
 });
-at("filter").addEventListener("keydown", (event) => event.key === "Enter" && addFilter());
-at("filter").addEventListener("blur", addFilter);
 for (const button of at("views").children) {
   button.addEventListener("click", () => router.go({ view: button.dataset.view }));
 }

@@ -1,7 +1,8 @@
 // Details of one image: scores, payload, and a heat map for each word.
 
 import { drawHeat } from "/static/heat.js";
-import { altOf, dateWords, decimal, make, momentOf, nameOf, partOf, percent, placeOf } from "/static/parts.js";
+import { matchOf } from "/static/match.js";
+import { altOf, dateWords, decimal, make, momentOf, nameOf, partOf, placeOf } from "/static/parts.js";
 import { encode, hasKey, post, show } from "/static/service.js";
 
 const at = (id) => document.getElementById(id);
@@ -152,7 +153,8 @@ function scores(picture) {
   const shown = [];
   const add = (words, value) => shown.push(make("div", {}, make("dt", {}, words), make("dd", {}, value)));
   if (picture.rank === undefined) return shown;
-  if (picture.probability !== null) add("Match", percent(picture.probability));
+  const match = matchOf(picture);
+  if (match) add("Match", `${match.level}, ${match.share}`);
   if (picture.score !== null) add("Logit", decimal(picture.score, 2));
   if (picture.retrieval_score !== null) add("Cosine", decimal(picture.retrieval_score, 3));
   if (picture.score !== null) add("Place", `${picture.retrieval_rank} → ${picture.rank}`);

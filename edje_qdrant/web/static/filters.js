@@ -1,19 +1,29 @@
-// Filters as they are typed, `field=value`, and as the service takes them.
+// Conditions of a filter as they are typed. The service reads them; here they are only taken apart.
 
-/** Return [field, value] of a filter as it is typed; null if it is none. */
+const FORM = /^\s*([^=<>~]+?)\s*(>=|<=|=|>|<|~)\s*([^]*?)\s*$/;
+const SIGNS = { ">=": "≥", "<=": "≤", "~": "near", "=": "" };
+
+/** Return {field, sign, value} of a condition; null if it has not the form of one. */
 export function readFilter(text) {
-  const [, field, value] = /^\s*([^=\s][^=]*?)\s*=\s*(.+?)\s*$/.exec(text) || [];
-  if (field === undefined) return null;
-  if (value === "true" || value === "false") return [field, value === "true"];
-  if (!/^-?(0|[1-9]\d{0,18})$/.test(value)) return [field, value];
-  return [field, Number.isSafeInteger(Number(value)) ? Number(value) : BigInt(value)];
+  const [, field, sign, value] = FORM.exec(text) || [];
+  return value ? { field, sign, value } : null;
 }
 
-/** Return the service's filter for a list of typed ones; null for none. */
-export function filterBody(texts) {
-  const read = texts.map(readFilter).filter(Boolean);
-  if (!read.length) return null;
-  const body = {};
-  for (const [field, value] of read) (body[field] ||= []).push(value);
-  return body;
+/** Return a condition's field and its comparison in words. */
+export function filterWords(text) {
+  const read = readFilter(text);
+  if (!read) return [text, ""];
+  const value = /^"[^"\\]*"$/.test(read.value) ? read.value.slice(1, -1) : read.value;
+  return [read.field, `${SIGNS[read.sign] ?? read.sign} ${value}`.trim()];
+}
+
+/** Return a condition that a field has a value; a text that would be read as another type is quoted. */
+export function equals(field, value) {
+  if (typeof value !== "string") return `${field}=${value}`;
+  try {
+    JSON.parse(value);
+  } catch {
+    if (value === value.trim()) return `${field}=${value}`;
+  }
+  return `${field}=${JSON.stringify(value)}`;
 }

@@ -1,7 +1,7 @@
 // A grid of images whose rows are full; what each tile says of its image.
 
 import { drawHeat } from "/static/heat.js";
-import { matchOf } from "/static/match.js";
+import { matchHeading, matchOf } from "/static/match.js";
 import { altOf, dateWords, icon, make, momentOf, nameOf, placeOf, ratioOf, thumbnail } from "/static/parts.js";
 import { post } from "/static/service.js";
 
@@ -17,12 +17,12 @@ export class Gallery {
   /**
    * `open(hit)` opens an image; `picked` is the selection; `text` is what is searched for, "" for
    * a list that no text ranks; `explains` says whether the service explains matches; `months`
-   * whether each month has a heading; `pictures(ids)` returns the images of near-duplicates.
+   * whether each month has a heading, in place of how well images match; `pictures(ids)` returns the images of near-duplicates.
    */
   constructor({ open, picked, text, explains, months, pictures }) {
     Object.assign(this, { open, picked, text, explains, months, pictures });
     this.hits = new Map();
-    this.month = "";
+    this.part = ""; // the last heading
     this.element = make("div", { class: "gallery" });
     this.grid = null; // the last list of tiles
     this.element.addEventListener("click", (event) => this.click(event));
@@ -37,7 +37,7 @@ export class Gallery {
   add(hits) {
     const height = Number.parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--tall"));
     for (const hit of hits) {
-      if (this.months) this.heading(hit);
+      this.heading(hit);
       if (!this.grid || this.grid.childElementCount >= MOST_TILES) this.start("Pictures");
       this.grid.append(this.tile(hit, height));
     }
@@ -52,12 +52,11 @@ export class Gallery {
     this.element.append(this.grid);
   }
 
+  /** A heading where an image begins a month, or matches less well than those before it. */
   heading(hit) {
-    const moment = momentOf(hit);
-    const month = moment.slice(0, 7) || "none";
-    if (month === this.month) return;
-    this.month = month;
-    const words = moment ? dateWords(moment, { month: "long", year: "numeric" }) : "Without a date";
+    const words = this.months ? monthWords(hit) : this.text ? matchHeading(hit, this.part) : "";
+    if (words === this.part) return;
+    this.part = words;
     this.element.append(make("h2", { class: "month" }, words));
     this.start(words);
   }
@@ -226,6 +225,11 @@ export class Gallery {
     event.preventDefault();
     if (target) this.focus(target.dataset.id);
   }
+}
+
+function monthWords(hit) {
+  const moment = momentOf(hit);
+  return moment ? dateWords(moment, { month: "long", year: "numeric" }) : "Without a date";
 }
 
 /** The tile of the next row, or of the one before, that is nearest to a tile. */

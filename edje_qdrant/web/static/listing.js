@@ -1,21 +1,26 @@
 // The images of one state, page by page: of a search, or of the whole collection.
 
-import { filterBody } from "/static/filters.js";
 import { kept } from "/static/kept.js";
 import { kindOf } from "/static/router.js";
-import { encode, get, post, ServiceError, upload } from "/static/service.js";
+import { get, post, ServiceError, upload } from "/static/service.js";
 
 export const PAGE = 40;
 
-/** Candidates of a search by text if none are chosen. */
-export const CANDIDATES = 100;
+// Milliseconds for the first answer to a text. On a slow machine it ranks fewer candidates; the others
+// are ranked right after it.
+const FIRST_ANSWER = 1000;
 // The first stage alone is quick.
 const SIMILAR = 400;
 
 export class Listing {
-  /** A list of the state; nothing is asked for before `more`. `info` describes the service. */
-  constructor(state, info) {
+  /**
+   * A list of the state; nothing is asked for before `more`. `info` describes the service; `whole`
+   * says to wait until all candidates are ranked, however long it takes.
+   */
+  constructor(state, info, { whole = false } = {}) {
     this.state = state;
+    this.whole = whole;
+    this.partial = false; // whether the first answer came before all candidates were ranked
     this.kind = kindOf(state);
     this.info = info;
     this.page = Math.min(PAGE, info.max_top_k);
@@ -47,33 +52,34 @@ export class Listing {
   home(signal) {
     const parts = new URLSearchParams({ limit: `${this.page}` });
     if (this.cursor) parts.set("cursor", this.cursor);
-    const filter = filterBody(this.state.filters);
-    if (filter) parts.set("filter", encode(filter));
+    for (const condition of this.state.filters) parts.append("where", condition);
     return get(`/v1/images?${parts}`, { signal });
   }
 
-  text(signal) {
+  async text(signal) {
     const { text, candidates, budget, filters } = this.state;
-    const most = this.info.max_candidates;
-    const wanted = Math.min(most, candidates ?? CANDIDATES);
+    const wanted = Math.min(this.info.max_candidates, candidates ?? this.info.num_candidates);
+    const own = budget === null && !this.whole;
     const body = {
       text,
       top_k: Math.min(this.page, wanted),
       num_candidates: wanted,
-      budget_ms: budget,
-      filter: filterBody(filters),
+      budget_ms: own ? FIRST_ANSWER : budget,
+      where: filters,
       on_missing: "first_stage",
       // The comparison shows the rankings as they are.
       first_stage: this.state.view === "compare",
       collapse_duplicates: this.state.view !== "compare",
     };
-    return post("/v1/search", body, { signal });
+    const answer = await post("/v1/search", body, { signal });
+    this.partial = own && answer.degraded && /^the budget of /.test(answer.reason);
+    return answer;
   }
 
   like(signal) {
     const { like, filters } = this.state;
     const wanted = Math.min(this.info.max_candidates, SIMILAR);
-    const body = { liked: like, top_k: this.page, num_candidates: wanted, filter: filterBody(filters), collapse_duplicates: true };
+    const body = { liked: like, top_k: this.page, num_candidates: wanted, where: filters, collapse_duplicates: true };
     return post("/v1/recommend", body, { signal });
   }
 
@@ -92,8 +98,7 @@ export class Listing {
     form.append("file", file);
     form.append("top_k", `${this.page}`);
     form.append("collapse_duplicates", "true");
-    const filter = filterBody(this.state.filters);
-    if (filter) form.append("filter", encode(filter));
+    for (const condition of this.state.filters) form.append("where", condition);
     return upload("/v1/search/image", form, { signal });
   }
 }

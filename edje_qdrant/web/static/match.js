@@ -2,9 +2,16 @@
 
 import { percent } from "/static/parts.js";
 
-/** Words for how well a hit fits, and their class for colours; null if it is not known. */
+/** Words for how well a hit fits, their class for colours, and the figure; null if it is not known. */
 export function matchOf(hit) {
-  if (typeof hit.probability !== "number") return null;
-  const level = hit.probability >= 0.5 ? "good" : "weak";
-  return { words: `${percent(hit.probability)} match`, level };
+  if (!hit.match) return null;
+  return { words: `${hit.match} match`, level: hit.match, share: percent(hit.probability) };
+}
+
+const HEADINGS = { good: "Good matches", possible: "Possible matches", weak: "Weak matches" };
+
+/** The heading of the images that match as well as a hit, where another one stands above them. */
+export function matchHeading(hit, before) {
+  if (hit.match) return HEADINGS[hit.match];
+  return before ? "Not ranked" : "";
 }

@@ -1,6 +1,7 @@
 // Both rankings side by side, with moves between them, and the timings.
 
-import { altOf, decimal, make, milliseconds, moved, nameOf, percent, thumbnail } from "/static/parts.js";
+import { matchOf } from "/static/match.js";
+import { altOf, decimal, make, milliseconds, moved, nameOf, thumbnail } from "/static/parts.js";
 
 const STAGES = [
   ["queue", "waiting"],
@@ -11,8 +12,8 @@ const STAGES = [
 ];
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Bar of an answer's time by stage. */
-export function timeBar(answer) {
+/** Bar of an answer's time by stage; `going` says that more is being ranked. */
+export function timeBar(answer, going = null) {
   const timings = answer.timings_ms;
   const bar = make("div", { class: "bar", "aria-hidden": "true" });
   const legend = make("div", { class: "legend" });
@@ -25,7 +26,7 @@ export function timeBar(answer) {
     legend.append(make("span", { class: stage }, words, make("b", {}, milliseconds(ms))));
   }
   const scored = answer.scored === answer.candidates ? `${answer.scored}` : `${answer.scored} of ${answer.candidates}`;
-  const sum = make("p", { class: "sum" }, make("b", {}, milliseconds(timings.total)), `, ${scored} candidates scored`);
+  const sum = make("p", { class: "sum" }, ...(going ? [going] : [make("b", {}, milliseconds(timings.total)), `, ${scored} candidates scored`]));
   return make("div", { class: "took" }, bar, sum, legend);
 }
 
@@ -37,8 +38,9 @@ function row(hit, side, open) {
   else if (hit.score === null) score = "not scored";
   else score = `logit ${decimal(hit.score, 2)}`;
   const name = make("span", { class: "name" });
-  if (side === "right" && hit.probability !== null) {
-    name.append(make("b", {}, `${percent(hit.probability)} match`), score);
+  const match = side === "right" ? matchOf(hit) : null;
+  if (match) {
+    name.append(make("b", { class: match.level }, match.words), `${match.share} · ${score}`);
     const level = make("i");
     level.style.width = `${100 * hit.probability}%`;
     name.append(make("span", { class: "meter" }, level));

@@ -1,8 +1,13 @@
 // Texts to try on a collection.
 
-const OF_DEMO = ["a red star above a blue ring", "a huge black star on the left of a white moon", "a little red heart"];
+import { get } from "/static/service.js";
 
-/** Return texts that the collection can answer; `info` describes the service. */
-export function suggestions(info) {
-  return info.model === "demo" ? OF_DEMO : [];
+/** Return texts that are said of the collection's own images; none if their payloads hold none. */
+export async function suggestions(signal) {
+  try {
+    return (await get("/v1/suggestions", { signal })).texts;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return []; // the page works without
+  }
 }
