@@ -41,6 +41,7 @@ class Document:
         except ImportError as error:
             reason = f"a PDF document, but {MissingExtraError('pypdfium2', 'pdf')}"
             raise ImageReadError(name, reason) from error
+        self._error = pypdfium2.PdfiumError
         # PDFium keeps an error until the next one; a document without pages leaves it.
         pypdfium2.raw.FPDF_LoadMemDocument64(b"", 0, None)
         try:
@@ -86,7 +87,10 @@ class Document:
         if not 1 <= number <= len(self._pdf):
             reason = f"the document has {len(self._pdf)} pages"
             raise ImageReadError(self._name, reason)
-        page = self._pdf[number - 1]
+        try:
+            page = self._pdf[number - 1]
+        except self._error as error:
+            raise ImageReadError(self._name, "a damaged page") from error
         try:
             width, height = page.get_size()
             if not (width > 0 and height > 0):

@@ -233,10 +233,9 @@ class Film:
         if last is None:
             raise ImageReadError(self._name, _NO_FRAMES)
         end = Fraction(0)
-        for index, of_stream in ends.items():
-            stream = self._container.streams[index]
-            if stream.type in ("video", "audio") and stream.time_base:
-                end = max(end, of_stream * Fraction(stream.time_base) - self._start)
+        for stream in self._container.streams:
+            if stream.index in ends and stream.type in ("video", "audio") and stream.time_base:
+                end = max(end, ends[stream.index] * Fraction(stream.time_base) - self._start)
         whole = Fraction(self._container.duration or 0, 1_000_000)
         short = whole - end > max(_SHORT, whole * _SHORT_SHARE)
         self._restart()
@@ -390,7 +389,7 @@ class Film:
         while errors < _MOST_ERRORS:
             try:
                 packet = next(packets)
-            except StopIteration:
+            except (StopIteration, IndexError):  # PyAV's, at the end of a film with late streams
                 return
             except self._av.error.FFmpegError:
                 errors += 1

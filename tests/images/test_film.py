@@ -325,6 +325,30 @@ def _noise(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 255, (48, 64, 3)).astype(np.uint8)
 
 
+class LateStreams:
+    """A container that found another stream on the way, of which PyAV has no object."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def demux(self, *streams: Any) -> Any:
+        yield from self._container.demux(*streams)
+        raise IndexError("list index out of range")
+
+
+def test_a_stream_that_begins_late_is_no_error(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.ts", 50)
+    with path.open("rb") as file, Film(file, str(path), 1) as film:
+        film._container = LateStreams(film._container)
+        assert film.survey().last == 1960
+    with path.open("rb") as file, Film(file, str(path), 1) as film:
+        film._container = LateStreams(film._container)
+        assert round(number_of(film.frame(1960, MAX_PIXELS))) == 49
+
+
 @pytest.mark.parametrize("content", [b"no film", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
                                      b"ffconcat version 1.0\nfile '/etc/passwd'\n"])  # fmt: skip
 def test_files_that_are_no_films_are_refused(tmp_path: Path, content: bytes) -> None:
