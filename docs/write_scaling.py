@@ -168,9 +168,9 @@ def _first_ingest(report: dict[str, Any]) -> str:
     decode = constants["decode_photograph_ms"]["value"]
     gpu = constants["images_per_second_gpu"]
     rows = [
-        ["2 cores, no GPU: everything", f"{two_cores:g} images/s", _hours(10_000 / two_cores)],
+        ["2 cores, no GPU: whole ingest", f"{two_cores:g} images/s", _hours(10_000 / two_cores)],
         [
-            f"{gpu['machine']}, {gpu['cores']} cores: everything, files of 640 x 480",
+            f"{gpu['machine']}, {gpu['cores']} cores: whole ingest, files of 640 x 480",
             f"{gpu['value']:,} images/s",
             _hours(10_000 / gpu["value"]),
         ],

@@ -214,9 +214,9 @@ def _disk(
     graph = w.images * besides
     sums.add("graph, ids, payloads", f"{w.images:,} x {besides:,} bytes", graph, "bytes")
     total = w.replicas * (tokens + vectors + graph)
-    sums.add("all of it", f"{w.replicas} x (side files + vectors + graph)", total, "bytes")
+    sums.add("total", f"{w.replicas} x (side files + vectors + graph)", total, "bytes")
     sums.add(
-        "free besides, for compact and transcode", f"side files once, {w.replicas} x",
+        "free space for compact and transcode", f"side files once, {w.replicas} x",
         w.replicas * tokens, "bytes",
     )  # fmt: skip
     return total, vectors + graph, tokens
@@ -281,7 +281,7 @@ def _searching(
     reads = w.qps * w.candidates
     sums.add("token records read", f"{w.qps:g} x {w.candidates} candidates", reads, "a second")
     sums.add(
-        "bytes of them", f"{reads:,.0f} x {codec_bytes:,} bytes", reads * codec_bytes,
+        "bytes read", f"{reads:,.0f} x {codec_bytes:,} bytes", reads * codec_bytes,
         "bytes a second",
     )  # fmt: skip
     return math.ceil(ann + reading)

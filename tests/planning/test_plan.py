@@ -46,7 +46,7 @@ def test_the_arithmetic_is_that_of_a_pencil() -> None:
     reading = 500 * 0.3 / 1000 / 0.5
     assert found.cores == math.ceil(500 * 40 * per_shard / 1000 / 0.5 + reading)
     assert found.gpus == 1  # 50,000 pairs a second of 100,000, half of the time
-    assert value(found, "bytes of them") == 50_000 * 2048
+    assert value(found, "bytes read") == 50_000 * 2048
     assert value(found, "encoding all images on CPUs") == pytest.approx(1e9 / 0.2 / 86_400)
 
 
@@ -166,6 +166,7 @@ def test_the_command_says_first_what_a_first_ingest_costs() -> None:
     assert f"about {round(expected.ingest_gpu_seconds / 60)} min on one NVIDIA H200" in gpu
     assert f"{round(expected.ingest_gpu_small_seconds)} s for files of 640 x 480" in gpu
     assert empty == ""
+    assert "\n".join((head, cpu, gpu)) in (ROOT / "docs" / "scaling.md").read_text("utf-8")
     # The figure that the docs name, so that they are changed with it.
     for page in ("README.md", "docs/scaling.md", "docs/faq.md"):
         assert f"{hours} h {round(seconds / 60)} min" in (ROOT / page).read_text("utf-8"), page
