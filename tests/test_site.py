@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
+
+from edje_qdrant.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -67,6 +71,29 @@ def test_the_pages_speak_plainly() -> None:
     for page in pages:
         found = puzzling.findall(page.read_text(encoding="utf-8"))
         assert not found, f"{page.name}: {found}"
+
+
+def test_every_command_of_the_pages_has_options_that_exist() -> None:
+    """Commands in blocks of code, by the options' names of today."""
+    known: dict[str, Any] = getattr(get_command(app), "commands")  # noqa: B009 - click's Group
+    checked = 0
+    for page in [*DOCS.glob("*.md"), ROOT / "README.md"]:
+        if page.name in ("cli.md", "changelog.md"):
+            continue
+        for block in re.findall(r"^ *```\n(.*?)^ *```", page.read_text("utf-8"), re.M | re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                found = re.search(r"(?:^|\s)edje-qdrant ([a-z-]+)( .*)?$", line)
+                if found is None or found[1] == "...":
+                    continue
+                words = shlex.split(found[2] or "", comments=True)
+                command = known[found[1]]
+                names = {name for option in command.params for name in option.opts}
+                names |= {name for option in command.params for name in option.secondary_opts}
+                for word in words:
+                    if word.startswith("--") and word != "--help":
+                        assert word.split("=")[0] in names, f"{page.name}: {line.strip()}"
+                checked += 1
+    assert checked > 50
 
 
 @pytest.fixture(scope="module")
