@@ -255,7 +255,7 @@ def test_it_says_that_the_index_is_away_and_works_again_without_loading_it_again
         page.goto(service.url + "/?view=compare")
         page.wait_for_selector(".tile img")
         server.kill()
-        for path in (None, "/", "/?q=a+red+star"):  # a search, and the page loaded again
+        for path in (None, "/", "/?q=a+red+star&view=compare"):  # and loaded again
             if path is None:
                 page.fill("#text", "a red star")
                 page.press("#text", "Enter")
