@@ -20,6 +20,7 @@ import pytest
 from typer.main import get_command
 
 from edje_qdrant.cli.app import app
+from edje_qdrant.planning.plan import load_constants
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -71,6 +72,23 @@ def test_the_pages_speak_plainly() -> None:
     for page in pages:
         found = puzzling.findall(page.read_text(encoding="utf-8"))
         assert not found, f"{page.name}: {found}"
+
+
+def test_the_page_on_choosing_has_the_measured_figures() -> None:
+    chosen = (DOCS / "choose.md").read_text(encoding="utf-8")
+    tables = (DOCS / "results" / "storage-tables.md").read_text(encoding="utf-8")
+    for codec in ("float16", "int8", "int4", "pq48", "pq32", "pq24", "pq16"):
+        rows = [line.split(" | ") for line in tables.splitlines() if f"`{codec}` | " in line]
+        (lost,) = [cells[4] for cells in rows if cells[0] == f"| `{codec}`" and len(cells) == 7]
+        (size,) = [cells[2] for cells in rows if cells[0] == "| side file"]
+        (row,) = [line for line in chosen.splitlines() if line.startswith(f"| `{codec}` | {size}")]
+        assert row.split(" | ")[3] == (lost.strip() or "0")
+    reranked = (DOCS / "results.md").read_text(encoding="utf-8")
+    for candidates, right in re.findall(r"^\| (\d+) \| ([\d.]+) % \|", chosen, re.MULTILINE):
+        assert f"| text to image | {candidates} | 0.503 | {float(right) / 100:.3f} " in reranked
+    constants = load_constants()
+    hours = 10_000 / constants["images_per_second_two_cores"]["value"] / 3600
+    assert f"10,000 take {int(hours)} h {round(hours % 1 * 60)} min on two cores" in chosen
 
 
 def test_every_command_of_the_pages_has_options_that_exist() -> None:
