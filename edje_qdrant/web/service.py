@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -361,8 +361,13 @@ class Service:
         fields["timings_ms"] = {stage: round(ms, 3) for stage, ms in timings.items()}
         return Answer(**fields, first_stage=before)
 
-    def _hits(self, hits: Iterable[SearchHit]) -> list[Hit]:
-        return [Hit(**{**hit.as_dict(), "payload": self.folder.shown(hit.payload)}) for hit in hits]
+    def _hits(self, hits: Sequence[SearchHit]) -> list[Hit]:
+        shown = [{**hit.as_dict(), "payload": self.folder.shown(hit.payload)} for hit in hits]
+        for hit, fields in zip(hits, shown, strict=True):
+            for name in ("video", "document"):  # a group of frames has the path that is shown
+                if hit.group is not None and hit.group == hit.payload.get(name):
+                    fields["group"] = fields["payload"][name]
+        return [Hit(**fields) for fields in shown]
 
     def image_info(self, image_id: str, payload: Mapping[str, Any]) -> Picture:
         """Build the description of an image."""

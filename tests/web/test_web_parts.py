@@ -87,8 +87,9 @@ def test_frames_and_pages_are_told_of_and_shown(client):
 
 def test_frames_are_found_and_explained(client):
     answer = client.post("/v1/search", json={"text": "a", "group_by": "video", "top_k": 2})
-    paths = {hit["payload"]["path"] for hit in answer.json()["hits"]}
-    assert not any(path.startswith("/") for path in paths)
+    hits = answer.json()["hits"]
+    assert {hit["group"] for hit in hits} <= {"a film.webm", "b.avi", None}
+    assert not any(hit["payload"]["path"].startswith("/") for hit in hits)
     frame = client.known["a film.webm#t=8"]
     answer = client.post("/v1/explain", json={"image_id": frame, "text": "a red square"})
     assert (answer.status_code, answer.json()["image_id"]) == (200, frame)
