@@ -282,7 +282,7 @@ class AttachedCollection:
         for row in order:
             logit = None if np.isnan(logits[row]) else float(logits[row])
             probability = None
-            if calibration is not None and logit is not None:
+            if calibration is not None and logit is not None and calibration.covers(text):
                 probability = float(calibration.probability(logits[row : row + 1])[0])
             others = duplicates.get(row, ())
             rank = len(ranked) + 1

@@ -44,6 +44,9 @@ __all__ = [
 # With fewer candidates, the fit would not cover the scores of candidates at low ranks.
 _FEWEST = 10
 
+# Share of the captions that are shorter than the texts that the calibration covers.
+_SHORT = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Accepts:
@@ -115,6 +118,7 @@ class CalibrationReport:
             "each on the other",
             f'cutoff of min_score="auto": logit {found.cutoff:.2f}; right answers accepted '
             f"{self.joint.true or 0:.1%}, queries without one accepted {self.joint.false or 0:.1%}",
+            f"for texts of {found.least_words} words or more; shorter ones have no probability",
             f"mean squared error of probabilities: {self.brier:.4f}",
             "",
             "right, of the pairs that are called a",
@@ -197,7 +201,8 @@ def calibrate(
         )
 
     everything = np.arange(len(rankings))
-    whole = fit(everything)
+    words = [len(text.split()) for text in rankings.queries]
+    whole = replace(fit(everything), least_words=int(np.quantile(words, _SHORT)))
     # Captions of one image are in the same half, so that the halves have no image in common.
     halves = [everything[rankings.clusters % 2 == half] for half in (0, 1)]
     return _report(whole, rankings, [(fit(halves[1 - h]), halves[h]) for h in (0, 1)])

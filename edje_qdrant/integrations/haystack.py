@@ -289,7 +289,7 @@ class EDJERanker(_Component):
         scorer = self._shared.opened()
         reranked: list[Document] = []
         for place, score in rank_images(scorer, query, ids, wanted):
-            fields = reranked_fields(documents[place].meta, scorer, score, len(reranked) + 1)
+            fields = reranked_fields(documents[place].meta, scorer, query, score, len(reranked) + 1)
             reranked.append(replace(documents[place], score=score, meta=fields))
         return {"documents": reranked}
 

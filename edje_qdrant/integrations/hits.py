@@ -80,15 +80,17 @@ def image_ids_of(fields: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
 
 
 def reranked_fields(
-    fields: Mapping[str, Any], scorer: ImageScorer, score: float, rank: int
+    fields: Mapping[str, Any], scorer: ImageScorer, text: str, score: float, rank: int
 ) -> dict[str, Any]:
     """Return the metadata of a reranked document: its own, with the new score and rank.
 
     `probability` and `match` are those of the new score; None if the scorer's model has no
-    calibration. The other fields still describe the search that found the document.
+    calibration for such texts. The other fields still describe the search that found the document.
     """
     calibration = getattr(getattr(scorer, "model", None), "calibration", None)
-    probability = None if calibration is None else float(calibration.probability(score))
+    probability = None
+    if calibration is not None and calibration.covers(text):
+        probability = float(calibration.probability(score))
     return {
         **fields,
         "score": score,

@@ -149,6 +149,8 @@ class EDJEDocumentReranker(BaseDocumentCompressor):
         reranked: list[Document] = []
         for place, score in rank_images(self.scorer, query, ids, self.top_n):
             document = documents[place]
-            fields = reranked_fields(document.metadata, self.scorer, score, len(reranked) + 1)
+            fields = reranked_fields(
+                document.metadata, self.scorer, query, score, len(reranked) + 1
+            )
             reranked.append(document.model_copy(update={"metadata": fields}))
         return reranked

@@ -217,7 +217,10 @@ class EDJENodeReranker(BaseNodePostprocessor):
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
             order = rank_images(scorer, query_bundle.query_str, ids, self.top_n)
             reranked = [
-                NodeWithScore(node=_reranked(nodes[place].node, scorer, score, rank), score=score)
+                NodeWithScore(
+                    node=_reranked(nodes[place].node, scorer, query_bundle.query_str, score, rank),
+                    score=score,
+                )
                 for rank, (place, score) in enumerate(order, start=1)
             ]
             event.on_end(payload={EventPayload.NODES: reranked})
@@ -225,9 +228,9 @@ class EDJENodeReranker(BaseNodePostprocessor):
         return reranked
 
 
-def _reranked(node: BaseNode, scorer: ImageScorer, score: float, rank: int) -> BaseNode:
+def _reranked(node: BaseNode, scorer: ImageScorer, text: str, score: float, rank: int) -> BaseNode:
     """Return a copy of a node with new scores, which texts for models leave out."""
-    fields = reranked_fields(node.metadata, scorer, score, rank)
+    fields = reranked_fields(node.metadata, scorer, text, score, rank)
     new = [name for name in fields if name not in node.metadata]
     return node.model_copy(
         update={

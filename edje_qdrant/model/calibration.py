@@ -68,6 +68,8 @@ class Calibration:
         queries: Number of queries of the fit.
         pairs: Number of text-image pairs of the fit.
         data: Description of the data.
+        least_words: Number of words from which texts are like those of the fit; 1 if it is not
+            known. A text that says less fits more images, and its logits are lower.
     """
 
     slope: float
@@ -80,6 +82,11 @@ class Calibration:
     queries: int
     pairs: int
     data: str
+    least_words: int = 1
+
+    def covers(self, text: str) -> bool:
+        """Return whether a text is like those of the fit, so that its probabilities hold."""
+        return len(text.split()) >= self.least_words
 
     def probability(self, logits: NDArray[np.floating[Any]] | float) -> NDArray[np.float64]:
         """Return the probability of a match for each logit, in the logits' shape."""
@@ -126,7 +133,8 @@ class Calibration:
             data = json.loads(path.read_text(encoding="utf-8"))
             version = data.pop("format")
             names = {field.name for field in fields(cls)}
-            if version != _FORMAT or set(data) != names:
+            # Absent in files of earlier versions.
+            if version != _FORMAT or {*data, "least_words"} != names:
                 raise ValueError(f"format {version!r} with {sorted(data)}")
             numbers = [value for key, value in data.items() if key not in ("data", "margin")]
             if not all(math.isfinite(number) for number in numbers):

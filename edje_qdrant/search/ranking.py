@@ -51,7 +51,7 @@ def rank_candidates(
         cutoff = _cutoff(settings, calibration)
         order = [row for row in order if (score := scores[row]) is not None and score >= cutoff]
     probabilities = None
-    if calibration is not None:
+    if calibration is not None and calibration.covers(query.text):
         known = ~np.isnan(logits)
         probabilities = np.full(count, np.nan)
         probabilities[known] = calibration.probability(logits[known])

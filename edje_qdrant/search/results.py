@@ -42,7 +42,8 @@ class SearchHit:
             `best_score`).
         retrieval_rank: Place among the candidates of the first stage, from 1.
         payload: What was stored with the image (`path` and the user's fields).
-        probability: Probability that text and image match; None if the model has no calibration.
+        probability: Probability that text and image match; None if the model has no calibration,
+            or the text has fewer words than those of the calibration.
         fusion_score: Score of both stages together; None without fusion.
         group: Value of the `group_by` field; None without grouping, or if the image has no value.
         duplicates: Ids of the near-duplicates that this hit stands for, best first; empty without
@@ -64,7 +65,7 @@ class SearchHit:
 
     @property
     def match(self) -> MatchWord | None:
-        """Return `"good"`, `"possible"` or `"weak"`; None if the model has no calibration.
+        """Return `"good"`, `"possible"` or `"weak"`; None without a probability.
 
         A good match is more likely right than not, a possible one has a probability of 0.1 or more.
         """

@@ -79,6 +79,10 @@ def test_the_bundled_model_is_calibrated_on_scenes(scenes: Path) -> None:
     found = report.calibration
     assert (found.queries, found.data) == (40, "sixty scenes")
     assert found.slope > 0
+    assert 6 <= found.least_words <= 10
+    assert found.covers("a huge black star on the left of a white moon")
+    assert not found.covers("a red star")
+    assert (model.calibration or found).least_words == 8
     assert (report.words["good"].right or 0) > 0.6
     assert (report.words["weak"].right or 0) < 0.05
     assert "good match      (50% or more)" in report.text()

@@ -167,3 +167,18 @@ def test_the_bundled_model_has_one() -> None:
     assert found is not None
     assert found.data == "scenes"
     assert found.queries >= 900
+
+
+def test_a_file_without_a_number_of_words_covers_every_text(tmp_path: Path) -> None:
+    kept = Calibration(1.0, 0.0, 0.0, 0.0, 0.0, 1.0, None, 20, 100, "a test", least_words=3)
+    kept.save(tmp_path)
+    assert Calibration.load(tmp_path) == kept
+    assert kept.covers("a red star")
+    assert not kept.covers("stars")
+    path = tmp_path / "calibration.json"
+    data = json.loads(path.read_text())
+    del data["least_words"]
+    path.write_text(json.dumps(data))
+    found = Calibration.load(tmp_path)
+    assert found is not None
+    assert found.covers("stars")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,16 @@ def test_min_score_leaves_out_what_scores_lower(
     for hit in whole:
         assert hit.score is not None
         assert hit.probability == pytest.approx(1 / (1 + np.exp(-2 * hit.score - 0.5)))
+
+
+def test_a_text_shorter_than_those_of_the_calibration_has_no_probability(
+    retriever: TwoStageRetriever, tiny_model: EDJEModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_model, "calibration", replace(CALIBRATION, least_words=4))
+    short, long = retriever.search("a red star"), retriever.search("a big red star")
+    assert {(hit.probability, hit.match) for hit in short} == {(None, None)}
+    assert all(hit.probability is not None and hit.match is not None for hit in long)
+    assert retriever.resume(short.cursor or "")[0].match is None
 
 
 def test_without_calibration_there_is_no_probability(retriever: TwoStageRetriever) -> None:

@@ -152,8 +152,8 @@ class ImageTools:
                 image_id=image_ids[row],
                 path=self._path(payloads.get(image_ids[row], {})),
                 score=score,
-                probability=self._probability(score),
-                match=match_word(self._probability(score)),
+                probability=self._probability(score, query),
+                match=match_word(self._probability(score, query)),
             )
             for rank, (row, score) in enumerate(ranked, start=1)
         ]
@@ -179,8 +179,8 @@ class ImageTools:
             image_id=image_id,
             path=self._path(payload),
             score=found.score,
-            probability=self._probability(found.score),
-            match=match_word(self._probability(found.score)),
+            probability=self._probability(found.score, query),
+            match=match_word(self._probability(found.score, query)),
             words=[_word(word, float(weight), heat, found.area) for word, weight, heat in rows],
         )
         return match, image, found
@@ -298,9 +298,11 @@ class ImageTools:
         path = shown.get("path")
         return path if isinstance(path, str) else None
 
-    def _probability(self, score: float) -> float | None:
+    def _probability(self, score: float, text: str) -> float | None:
         calibration = self.retriever.model.calibration
-        return None if calibration is None else float(calibration.probability(score))
+        if calibration is None or not calibration.covers(text):
+            return None
+        return float(calibration.probability(score))
 
     def _payloads(self, image_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         found = self.retriever.collection.index.retrieve([*dict.fromkeys(image_ids)], tokens=False)
