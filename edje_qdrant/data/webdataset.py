@@ -22,7 +22,7 @@ from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import MAX_PIXELS, error_reason, open_upright
 from edje_qdrant.types import FailedImage
 
-__all__ = ["TarPairs", "expand_shards"]
+__all__ = ["TarPairs", "expand_braces", "expand_shards"]
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 # WebDataset's rule: a sample's members share their path up to the first dot of the file name.
@@ -143,7 +143,7 @@ def expand_shards(patterns: Sequence[str | Path]) -> list[str]:
     """
     shards = []
     for pattern in patterns:
-        for path in _braces(os.fspath(pattern)):
+        for path in expand_braces(os.fspath(pattern)):
             found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
             missing = [shard for shard in found or [path] if not os.path.isfile(shard)]
             if missing:
@@ -152,7 +152,8 @@ def expand_shards(patterns: Sequence[str | Path]) -> list[str]:
     return list(dict.fromkeys(shards))
 
 
-def _braces(pattern: str) -> Iterator[str]:
+def expand_braces(pattern: str) -> Iterator[str]:
+    """Yield the names that a brace pattern stands for: `{000..009}`, `{a,b}`."""
     if match := _RANGE.search(pattern):
         first, last = match.groups()
         filled = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
@@ -162,7 +163,7 @@ def _braces(pattern: str) -> Iterator[str]:
         yield pattern
         return
     for part in filled:
-        yield from _braces(pattern[: match.start()] + part + pattern[match.end() :])
+        yield from expand_braces(pattern[: match.start()] + part + pattern[match.end() :])
 
 
 def _index(shard: str) -> Iterator[_Sample | FailedImage]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +36,7 @@ from edje_qdrant.ingest.update_fields import FieldUpdater
 from edje_qdrant.model.pixels import default_batch_size
 from edje_qdrant.sources.open import Source, open_source
 from edje_qdrant.sources.parts import join_failures
-from edje_qdrant.sources.protocol import ListedImage
+from edje_qdrant.sources.protocol import ImageSource, ListedImage
 from edje_qdrant.threads import batches, in_threads
 from edje_qdrant.tokens.codecs import Codec, codec_for
 from edje_qdrant.types import IngestReport
@@ -264,6 +265,9 @@ def fit_codec_to_source(
 ) -> Codec:  # fmt: skip
     """Fit a codec to a random sample of a source; the encodings are not kept.
 
+    Of a source that would have to be read to be counted, such as a bucket or a stream, the first
+    images are taken.
+
     Args:
         source: As for `ingest_images`.
         model: Encodes the sample.
@@ -284,9 +288,8 @@ def fit_codec_to_source(
     codec = codec_for(name, contract.num_tokens, contract.token_dim)
     if codec.fitted:
         return codec
-    listed = [item for item in open_source(source).images() if isinstance(item, ListedImage)]
-    rows = np.random.default_rng(seed).permutation(len(listed))[:sample]
-    chosen = [KnownImage("", listed[row]) for row in rows]
+    images = open_source(source)
+    chosen = [KnownImage("", item) for item in _sampled(images, sample, seed)]
     tokens: list[NDArray[np.float16]] = []
     workers = default_workers()
     bar = tqdm(total=len(chosen), desc=f"fitting {name}", unit=" images", disable=not progress)
@@ -299,3 +302,18 @@ def fit_codec_to_source(
             bar.update(len(batch))
     shape = (0, contract.num_tokens, contract.token_dim)
     return codec.fit(np.concatenate([np.empty(shape, np.float16), *tokens]), seed=seed)
+
+
+def _sampled(source: ImageSource, sample: int, seed: int) -> list[ListedImage]:
+    """Return a random sample of a source; of one that is a stream, the first images."""
+
+    def listed() -> Iterator[ListedImage]:
+        return (item for item in source.images() if isinstance(item, ListedImage))
+
+    if source.count() is None:
+        return [*islice(listed(), sample)]
+    total = sum(1 for _ in listed())
+    rows = np.random.default_rng(seed).permutation(total)[:sample].tolist()
+    wanted = {*rows}
+    chosen = {row: item for row, item in enumerate(listed()) if row in wanted}
+    return [chosen[row] for row in rows if row in chosen]

@@ -10,19 +10,24 @@ from typing import TypeAlias
 
 from PIL import Image
 
+from edje_qdrant.data.webdataset import expand_braces, expand_shards
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
 from edje_qdrant.sources.bucket_listing import PATTERN_SIGNS, BucketSource, OneAddress
+from edje_qdrant.sources.datasets import DatasetSource, is_dataset, is_saved_dataset
 from edje_qdrant.sources.folder import IMAGE_SUFFIXES, FolderSource, OneImage
 from edje_qdrant.sources.listed import ListItem, ListSource
 from edje_qdrant.sources.manifest import MANIFEST_SUFFIXES, ManifestSource
+from edje_qdrant.sources.parquet import PARQUET_SUFFIXES, ParquetSource
 from edje_qdrant.sources.parts import (
     DOCUMENT_SUFFIXES,
     FILM_SUFFIXES,
     PartsSource,
     interval_of,
 )
-from edje_qdrant.sources.protocol import ImageSource
+from edje_qdrant.sources.protocol import ImageSource, ListedImage
+from edje_qdrant.sources.remote import objects
+from edje_qdrant.sources.tar import TAR_SUFFIXES, TarSource
 from edje_qdrant.sources.uris import is_uri, suffix_of
 from edje_qdrant.types import Payload
 
@@ -60,14 +65,27 @@ def open_source(
             raise ConfigError(
                 f"source is {source!r}; give a folder, a file, a manifest or a list of paths"
             )
+        if is_dataset(source):
+            return DatasetSource(source)
         one = isinstance(source, bytes | bytearray | Image.Image)
         listed = ListSource([source] if one else source)
         return PartsSource(listed, every, pages=True)
-    if is_uri(os.fspath(source)):
-        return _remote(os.fspath(source))
-    path = Path(source).expanduser()
+    text, _, column = os.fspath(source).partition("#column=")
+    if is_uri(text):
+        return _remote(text, column or None)
+    path = Path(source if Path(source).exists() else text).expanduser()
+    if path.suffix.lower() in TAR_SUFFIXES:
+        return _not_empty(TarSource(_named(path)), f"{path} holds no image")
+    if path.suffix.lower() in PARQUET_SUFFIXES:
+        tables = ParquetSource(_named(path), column or None)
+        return _not_empty(tables, f"{path} has no row")
     suffix = path.suffix.lower()
     kind = kind_of(path, ConfigError)
+    if kind == "folder" and is_saved_dataset(path):
+        return _not_empty(DatasetSource(path, column or None), f"{path} has no row")
+    if kind == "folder" and (shards := _shards_in(path)):
+        kind_of_shards = TarSource if shards[0].lower().endswith(".tar") else ParquetSource
+        return _not_empty(kind_of_shards(shards), f"{path} holds no image")
     if kind == "folder":
         films = FILM_SUFFIXES if every is not None else frozenset()
         documents = DOCUMENT_SUFFIXES if pdf_pages else frozenset()
@@ -97,7 +115,23 @@ def open_source(
     )
 
 
-def _remote(uri: str) -> ImageSource:
+def _named(path: Path) -> list[str]:
+    """Return the files that a path, a pattern or a brace pattern names."""
+    return [str(path)] if path.is_file() else expand_shards([path])
+
+
+def _shards_in(folder: Path) -> list[str]:
+    """Return the tar or Parquet files of a folder that holds no images beside them."""
+    if next(FolderSource(folder).images(), None) is not None:
+        return []
+    for suffixes in (TAR_SUFFIXES, PARQUET_SUFFIXES):
+        found = FolderSource(folder, suffixes).images()
+        if shards := [item.path for item in found if isinstance(item, ListedImage)]:
+            return shards
+    return []
+
+
+def _remote(uri: str, column: str | None) -> ImageSource:
     """Return the source at an address.
 
     Raises:
@@ -110,6 +144,19 @@ def _remote(uri: str) -> ImageSource:
         manifest.check()
         return manifest
     pattern = any(sign in uri for sign in PATTERN_SIGNS)
+    if suffix in TAR_SUFFIXES | PARQUET_SUFFIXES:
+        files = [
+            file
+            for each in expand_braces(uri)
+            for file in (
+                [found.uri for found in objects(each)]
+                if any(sign in each for sign in PATTERN_SIGNS)
+                else [each]
+            )
+        ]
+        if suffix in TAR_SUFFIXES:
+            return _not_empty(TarSource(files), f"{uri} holds no image")
+        return _not_empty(ParquetSource(files, column), f"{uri} has no row")
     if uri.startswith(("http://", "https://")) or (suffix in IMAGE_SUFFIXES and not pattern):
         return OneAddress(uri)
     return _not_empty(BucketSource(uri), f"there is no image at {uri}")

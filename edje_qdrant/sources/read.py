@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import (
     MAX_FILE_BYTES,
@@ -12,9 +14,12 @@ from edje_qdrant.images import (
     read_image_file,
 )
 from edje_qdrant.images.thumbnail import Still
+from edje_qdrant.sources.datasets import read_row
+from edje_qdrant.sources.parquet import read_cell
 from edje_qdrant.sources.parts import stored_part_id
 from edje_qdrant.sources.remote import fetch
-from edje_qdrant.sources.uris import is_in_memory, is_uri_of_image
+from edje_qdrant.sources.tar import read_member
+from edje_qdrant.sources.uris import is_in_memory, is_uri_of_image, split_part
 
 __all__ = ["id_now", "read_image", "stored_id"]
 
@@ -32,8 +37,18 @@ def read_image(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """
     if is_in_memory(path):
         raise ImageReadError(
-            path, "it was passed by a program as bytes or as a Pillow image, and is in no file"
+            path,
+            "it was passed by a program as bytes, as a Pillow image or in a data set, and is in no "
+            "file",
         )
+    part_of_container = split_part(path)
+    if part_of_container is not None and not os.path.exists(path):
+        container, names = part_of_container
+        if "member" in names:
+            return read_member(container, names["member"], max_bytes)
+        if os.path.isdir(container):
+            return read_row(container, names["row"], names.get("column", ""), max_bytes)
+        return read_cell(container, names["row"], names.get("column", ""), max_bytes)
     if is_uri_of_image(path):
         return fetch(path, max_bytes=max_bytes)[0]
     part = part_of(path)

@@ -11,6 +11,7 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = [
     "SCHEMES",
+    "dataset_path",
     "in_memory_path",
     "is_below",
     "is_in_memory",
@@ -66,9 +67,14 @@ def in_memory_path(image_id: str) -> str:
     return f"memory:{image_id}"
 
 
+def dataset_path(fingerprint: str) -> str:
+    """Return how the paths of the images of a data set begin that a program passed."""
+    return f"datasets:{fingerprint}"
+
+
 def is_in_memory(path: str) -> bool:
     """Return whether a path is of an image that was only in a program's memory."""
-    return path.startswith("memory:")
+    return path.startswith(("memory:", "datasets:"))
 
 
 def joined(base: str, path: str) -> str:
