@@ -71,8 +71,9 @@ def ingest(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of images, an image, a film, a PDF, a .jsonl or .txt manifest, or an "
-            "address (https://, s3://, gs://, hf://).",
+            help="Folder of images, an image, a film, a PDF, a manifest (.jsonl, .txt), tar files "
+            "(.tar, shard-{0000..0009}.tar), a Parquet file, a saved Hugging Face data set, or an "
+            "address of one of them (https://, s3://, gs://, hf://).",
         ),
     ],
     index: Index = None,

@@ -52,7 +52,7 @@ def test_they_are_named_by_content_and_cannot_be_read_back(
         assert "file_size" not in of_pillow
 
         retriever = TwoStageRetriever(collection, tiny_model)
-        with pytest.raises(ImageReadError, match="as bytes or as a Pillow image, and is in no"):
+        with pytest.raises(ImageReadError, match="as bytes, as a Pillow image or in a data set"):
             retriever.explain("a dog", ids[0])
         retriever.explain("a dog", image_bytes_id(data, ""), image=image)
 
