@@ -125,7 +125,8 @@ export class Gallery {
   /** Select an image, or with shift all from the last one selected to it. */
   pick(tile, range) {
     const tiles = this.tiles;
-    const from = range && this.last?.isConnected ? tiles.indexOf(this.last) : -1;
+    // By its id, as the grid is another one once the rest of the candidates is ranked.
+    const from = range ? tiles.findIndex((each) => each.dataset.id === this.picked.last) : -1;
     const to = tiles.indexOf(tile);
     if (from < 0) this.picked.toggle(this.hits.get(tile.dataset.id));
     else {
@@ -133,7 +134,7 @@ export class Gallery {
         this.picked.add(this.hits.get(each.dataset.id));
       }
     }
-    this.last = tile;
+    this.picked.last = tile.dataset.id;
     this.current(tile);
   }
 

@@ -11,6 +11,7 @@ export class Selection {
   constructor({ changed, like, failed }) {
     this.pictures = new Map();
     this.choosing = false; // whether a click on an image selects it
+    this.last = null; // id of the image that was selected last
     this.changed = changed;
     this.failed = failed;
     at("picked-clear").addEventListener("click", () => this.clear());
