@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,10 +51,11 @@ def serve(
     device: Device = None,
     precision: Precision = "auto",
     images: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder of image files; only images of the collection in this folder are shown.",
+            help="Folder of image files; only images of the collection in this folder are shown. "
+            "Repeat it for addresses below which images are shown, too: s3://bucket/photos/.",
         ),
     ] = None,
     ingest: Annotated[
@@ -158,8 +160,10 @@ def serve(
 
     keys = service_keys()
     check_exposure(host, keys, without_key=without_key)
+    folder, addresses = _image_places(images or [])
     settings = ServiceSettings(
-        images=images,
+        images=folder,
+        image_addresses=addresses,
         ingest=ingest,
         watch=watch,
         api_keys=keys,
@@ -203,3 +207,21 @@ def serve(
         address = address_of(host, listen(sockets))
         typer.echo(f"serving {printable(collection)} at {address}", err=True)
         run(retriever, settings, follow=follow if follow_alias else None, sockets=sockets)
+
+
+def _image_places(places: Sequence[str]) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the folder and the addresses of --images.
+
+    Raises:
+        ConfigError: There are several folders, or an address is of an unknown scheme.
+    """
+    from edje_qdrant.sources.uris import is_uri
+
+    addresses = tuple(place for place in places if is_uri(place))
+    folders = [place for place in places if place not in addresses]
+    if len(folders) > 1:
+        raise ConfigError(
+            f"--images {folders[1]} is a second folder; give one folder that holds both, or "
+            "addresses"
+        )
+    return (Path(folders[0]) if folders else None), addresses

@@ -1,12 +1,13 @@
-"""Image files and thumbnails of a collection, served from one folder only."""
+"""Image files and thumbnails of a collection, served from named places only."""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,8 @@ from edje_qdrant.images.formats import open_listed
 from edje_qdrant.images.parts import Part, part_of
 from edje_qdrant.images.thumbnail import Still, Thumbnail, ThumbnailFormat
 from edje_qdrant.sources.parts import part_fields, stored_part_id
+from edje_qdrant.sources.read import read_image
+from edje_qdrant.sources.uris import is_below, is_uri_of_image, split_part, without_secrets
 
 __all__ = ["ImageFolder", "ServedFile", "Thumbnails", "WholeFile"]
 
@@ -68,19 +71,28 @@ class WholeFile:
 
 
 class ImageFolder:
-    """Access to the image files of a collection that lie in one folder.
+    """Access to the images of a collection that lie in one folder, or below some addresses.
 
-    Links are resolved; a path that leads outside the folder counts as missing.
+    Links are resolved; a path that leads outside the folder counts as missing. Images in tar files,
+    tables and data sets in the folder are served, too. An address is only read if it lies below one
+    of those that are named.
 
     Args:
-        root: The folder; None serves no images.
+        root: The folder; None serves no files.
         decoders: Processes that decode images.
         max_bytes: Size limit of a file that is sent unchanged.
+        addresses: Such as `s3://bucket/photos/`.
     """
 
     def __init__(
-        self, root: Path | None, decoders: DecoderPool, *, max_bytes: int = 64 << 20
+        self,
+        root: Path | None,
+        decoders: DecoderPool,
+        *,
+        max_bytes: int = 64 << 20,
+        addresses: Sequence[str] = (),
     ) -> None:
+        self._addresses = tuple(addresses)
         self._root = None if root is None else os.path.realpath(root)
         # As it was given, too, which is how an ingest may have stored it.
         self._roots = (
@@ -93,6 +105,8 @@ class ImageFolder:
         path = payload.get("path")
         if not isinstance(path, str):
             return dict(payload)
+        if any(is_below(path, address) for address in self._addresses):
+            return {**payload, "path": without_secrets(path)}
         part = self._part(path)
         names = ["path"] if part is None else ["path", *part_fields(part)]
         return {
@@ -112,10 +126,10 @@ class ImageFolder:
 
     def has(self, payload: Mapping[str, Any]) -> bool:
         """Return whether the image's file can be served; its content is not read."""
-        return self._real(payload) is not None
+        return self._real(payload) is not None or self._elsewhere(payload) is not None
 
     def open(self, payload: Mapping[str, Any]) -> BinaryIO | None:
-        """Open the image's file for reading; return None if it is not served, or is a part."""
+        """Open the image's file for reading; return None if it is not served, or is no file."""
         path = self._real(payload) if self.fragment(payload) is None else None
         if path is None:
             return None
@@ -151,17 +165,14 @@ class ImageFolder:
         if self.fragment(payload) is not None:
             decoded = self._decoded(payload, Still())
             return None if decoded is None else ServedFile(decoded.data, "image/png")
-        file = self.open(payload)
-        if file is None:
+        data = self._content(payload, self._max_bytes + 1)
+        if data is None:
             return None
-        with file:
-            try:
-                with open_listed(file, "image") as image:
-                    media_type = _SHOWN.get(image.format or "")
-            except Exception:  # decoders raise any exception on damaged files
-                return None
-            file.seek(0)
-            data = file.read(self._max_bytes + 1)
+        try:
+            with open_listed(io.BytesIO(data), "image") as image:
+                media_type = _SHOWN.get(image.format or "")
+        except Exception:  # decoders raise any exception on damaged files
+            return None
         if media_type is None or len(data) > self._max_bytes:
             return None
         return ServedFile(data, media_type)
@@ -182,15 +193,45 @@ class ImageFolder:
     ) -> DecodedFile | None:
         if self.fragment(payload) is not None:
             return self._decoded_part(payload, finish)
-        file = self.open(payload)
-        if file is None:
+        data = self._content(payload, MAX_FILE_BYTES + 1)
+        if data is None:
             return None
-        with file:
-            data = file.read(MAX_FILE_BYTES + 1)
         try:
             return self._decoders.decode(data, "image", finish)
         except ImageReadError:
             return None
+
+    def _content(self, payload: Mapping[str, Any], most: int) -> bytes | None:
+        """Return up to `most` bytes of the image's file; None if it is not served."""
+        file = self.open(payload)
+        if file is not None:
+            with file:
+                return file.read(most)
+        path = self._elsewhere(payload)
+        try:
+            return None if path is None else read_image(path, most)
+        except ImageReadError:
+            return None
+
+    def _elsewhere(self, payload: Mapping[str, Any]) -> str | None:
+        """Return the path of an image below the addresses, or in a container in the folder."""
+        path = payload.get("path")
+        if not isinstance(path, str) or not path or "\0" in path:
+            return None
+        if is_uri_of_image(path):
+            served = any(is_below(path, address) for address in self._addresses)
+            return path if served else None
+        found = split_part(path)
+        if found is None or self._root is None:
+            return None
+        container, fragment = found[0], path[len(found[0]) :]
+        try:
+            real = os.path.realpath(os.path.join(self._root, container), strict=True)
+            kind = os.stat(real).st_mode
+        except (OSError, ValueError):
+            return None
+        readable = stat.S_ISREG(kind) or stat.S_ISDIR(kind)  # a pipe would block
+        return f"{real}{fragment}" if readable and _inside(real, self._root) else None
 
     def _decoded_part(
         self, payload: Mapping[str, Any], finish: Thumbnail | Still | None

@@ -11,6 +11,7 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = [
     "SCHEMES",
+    "check_prefix",
     "dataset_path",
     "in_memory_path",
     "is_below",
@@ -110,6 +111,19 @@ def split_part(path: str) -> tuple[str, Mapping[str, str]] | None:
     if found is None:
         return None
     return found[1], dict(parse_qsl(found[2].replace("+", "%2B"), keep_blank_values=True))
+
+
+def check_prefix(uri: str) -> None:
+    """Check an address below which images may be read.
+
+    Raises:
+        ConfigError: It names no bucket or host, or its scheme is unknown.
+    """
+    if not is_uri(uri) or not uri.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            f"{uri} is no address of images; give one with a bucket or a host, such as "
+            "s3://bucket/photos/"
+        )
 
 
 def is_below(uri: str, prefix: str) -> bool:

@@ -84,7 +84,9 @@ class Service:
             seconds=settings.decode_seconds,
             max_pixels=settings.max_pixels,
         )
-        self.folder = ImageFolder(settings.images, self.decoders)
+        self.folder = ImageFolder(
+            settings.images, self.decoders, addresses=settings.image_addresses
+        )
         self.thumbnails = Thumbnails(self.folder, settings.thumbnail_bytes)
         self.metrics = Metrics(lambda: self.batcher.waiting)
         self.availability = Availability(self._probe, self.metrics.index_up)
@@ -133,7 +135,9 @@ class Service:
         retriever.collection.index.give_up_when(
             self.availability.away, lambda: self.availability.look(suspect=True)
         )
-        explains = settings.images is not None and can_explain(retriever.model)
+        explains = (settings.images is not None or bool(settings.image_addresses)) and can_explain(
+            retriever.model
+        )
         return Serving(retriever, batcher, explains)
 
     def _probe(self, points: bool) -> None:

@@ -11,6 +11,7 @@ from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
 from edje_qdrant.images import DECODE_MEMORY
 from edje_qdrant.ingest.watch import check_watched
+from edje_qdrant.sources.uris import check_prefix
 from edje_qdrant.web.image_fetch import FetchHost, fetch_host
 
 __all__ = ["UPLOADS", "ServiceSettings", "allowed_hosts", "check_exposure"]
@@ -27,6 +28,7 @@ class ServiceSettings:
 
     Attributes:
         images: Folder whose images may be served; None serves none.
+        image_addresses: Addresses below which images may be served, too: `s3://bucket/photos/`.
         ingest: Whether images may be added; they are stored in `images`/uploads.
         watch: Whether the collection is kept the same as `images`; see `FolderWatch`.
         api_keys: Keys of which a request must send one; empty for no key.
@@ -57,6 +59,7 @@ class ServiceSettings:
     """
 
     images: Path | None = None
+    image_addresses: tuple[str, ...] = ()
     ingest: bool = False
     watch: bool = False
     api_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -101,6 +104,9 @@ class ServiceSettings:
         check_strings("api_keys", self.api_keys)
         check_strings("cors_origins", self.cors_origins)
         check_strings("allow_fetch", self.allow_fetch)
+        check_strings("image_addresses", self.image_addresses)
+        for address in self.image_addresses:
+            check_prefix(address)
         _ = self.fetch_hosts
         if self.images is not None:
             check_kind("images", self.images, Path, "a Path")
