@@ -25,6 +25,9 @@ from edje_qdrant.web.strict_json import StrictRoute
 
 __all__ = ["field_routes"]
 
+# Fields that are stored with the folders above the served one, which clients must not see.
+_OF_FILES = frozenset({"path", "video", "document"})
+
 
 def field_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
     """Create the routes about a collection's payload fields."""
@@ -49,7 +52,9 @@ def field_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -
     async def values(
         field: Annotated[str, Query(min_length=1, max_length=200, description="Name of a field.")],
     ) -> FieldValues:
-        """Return the most frequent values of a payload field."""
+        """Return the most frequent values of a payload field; none of fields that name files."""
+        if field in _OF_FILES:
+            return FieldValues(field=field, values=[], counted=False)
         collection = service.retriever.collection
         found, counted = await service.read(lambda: fields.values(collection, field))
         return FieldValues(

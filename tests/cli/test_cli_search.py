@@ -69,10 +69,11 @@ def test_payload_indexes_are_made_once_and_shown(folder: Path) -> None:
         )  # fmt: skip
         assert result.exit_code == 0, result.output
     info = json.loads(run("info", "--index", folder / "index", "--json").stdout)
-    dates = {"modified_at": "datetime", "taken_at": "datetime"}
-    assert info["payload_indexes"] == {"album": "keyword", "page": "integer", **dates}
+    made = {"modified_at": "datetime", "path": "keyword", "taken_at": "datetime"}
+    assert info["payload_indexes"] == {"album": "keyword", "page": "integer", **made}
     shown = run("info", "--index", folder / "index").stdout
-    assert "album (keyword), modified_at (datetime), page (integer), taken_at (datetime)" in shown
+    indexes = "album (keyword), modified_at (datetime), page (integer), path (keyword), taken_at"
+    assert f"{indexes} (datetime)" in shown
     for wrong in ("album", "=keyword", "album=words", "_edje=keyword"):
         place = ("--index", folder / "other", "--payload-index", wrong)
         refused(run("ingest", folder / "manifest.jsonl", *place))
@@ -85,8 +86,8 @@ def test_a_new_collection_has_indexes_of_dates(folder: Path) -> None:
             place = ("--index", folder / index, *options, *more)
             assert run("ingest", folder / "manifest.jsonl", *place).exit_code == 0
         info = json.loads(run("info", "--index", folder / index, "--json").stdout)
-        kinds = {} if options else {"modified_at": "datetime", "taken_at": "datetime"}
-        assert info["payload_indexes"] == kinds
+        dates = {} if options else {"modified_at": "datetime", "taken_at": "datetime"}
+        assert info["payload_indexes"] == {"path": "keyword", **dates}
 
 
 def test_where_filters(search: Search) -> None:

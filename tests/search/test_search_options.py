@@ -24,10 +24,10 @@ from searching import (
 )
 
 from edje_qdrant.errors import ConfigError, ImageReadError, TokensNotFoundError
-from edje_qdrant.images import image_bytes_id
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.calibration import Calibration
 from edje_qdrant.search.retriever import TwoStageRetriever
+from edje_qdrant.sources.read import stored_id
 
 CALIBRATION = Calibration(
     slope=2.0, intercept=0.5, cutoff=-0.25, gap_slope=0.0, gap_intercept=-1e6, spread=1.0,
@@ -430,11 +430,11 @@ def test_a_found_picture_is_explained(
         path.write_bytes(content)
         with monkeypatch.context() as patch:  # a file that changes while it is read
 
-            def named(read: bytes, name: str) -> str:
+            def named(path_of_it: str, read: bytes) -> str:
                 path.write_bytes(other.read_bytes())
-                return image_bytes_id(read, name)
+                return stored_id(path_of_it, read)
 
-            patch.setattr("edje_qdrant.search.retriever.image_bytes_id", named)
+            patch.setattr("edje_qdrant.search.retriever.stored_id", named)
             same = retriever.explain("a cat", hit.image_id)
         np.testing.assert_array_equal(same.heat, found.heat)
         retriever.collection.update_payload({hit.image_id: {"path": 3}})

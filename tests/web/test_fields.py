@@ -79,6 +79,9 @@ def test_fields_and_values(client):
     answer = client.get("/v1/fields/values", params={"field": "unknown"}).json()
     assert answer["values"] == []
     assert client.get("/v1/fields/values", params={"field": "_edje"}).status_code == 400
+    for field in ("path", "video", "document"):  # stored with the folders above the served one
+        answer = client.get("/v1/fields/values", params={"field": field}).json()
+        assert answer == {"field": field, "values": [], "counted": False}
 
 
 def test_values_come_from_a_payload_index(serve):
