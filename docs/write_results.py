@@ -140,12 +140,17 @@ INQUIRE-Rerank; where each query has one right image, `hit_rate_at_1` is R@1.
 SECOND_LOOK = """
 ## A second look
 
-Reranking cannot bring back what the first stage missed. Can the joint encoder's scores improve the
-first stage? Three ways, each with as many images reranked as without it: half of them first, then
-the engine's query with relevance *feedback* (Qdrant 1.17 and the embedded engine), or the query's
-embedding moved by *Rocchio*'s rule; and an *adapter*, a linear map of the query's embedding that
-2,000 other captions' scores taught. Coefficients were chosen on a third of the queries; the figures
-are those of the others, with the paired difference to the first stage alone and its 95% interval.
+Reranking cannot find a picture that is not among the candidates. Can the joint encoder's scores
+improve the first stage? Three ways were tried, each with the same number of reranked images:
+
+- *feedback*: half of the images are reranked, and their scores go into the engine's query with
+  relevance feedback (Qdrant 1.17 and the embedded engine);
+- *Rocchio*: half are reranked, and the query's embedding is moved by Rocchio's rule;
+- *adapter*: the query's embedding goes through a linear map that was fitted to the scores of 2,000
+  other captions.
+
+Coefficients were chosen on a third of the queries. The figures are those of the others, with the
+paired difference to the first stage alone and its 95% interval.
 
 ```
 OMP_NUM_THREADS=1 python benchmarks/second_look.py --out docs/results/second-look.json
