@@ -58,7 +58,9 @@ class _Commands(GroupedCommands):
             # Usage errors are click's own class or Typer's, by version; both have this method.
             if not hasattr(error, "format_message"):
                 raise
-            code = _print_error(f"{error.format_message()} See --help.")
+            where = getattr(getattr(error, "ctx", None), "command_path", "edje-qdrant")
+            message = error.format_message().rstrip(".")
+            code = _print_error(f"{message}; see {where} --help")
         sys.exit(code or 0)
 
     def invoke(self, ctx: Any) -> Any:

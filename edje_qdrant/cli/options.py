@@ -294,6 +294,8 @@ def where_is(index: str | None, url: str | None) -> str:
     if index is not None:
         if not index or "://" in index or index == ":memory:":
             raise ConfigError(f"--index takes a folder, not {index!r}; give an address with --url")
+        if os.path.isfile(index):
+            raise ConfigError(f"--index {index} is a file; give the folder of a collection")
         return index
     url = url if url is not None else os.environ.get(_URL)
     if not url:

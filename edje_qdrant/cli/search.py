@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from edje_qdrant.cli.help import note
 from edje_qdrant.cli.loading import (
     load_model,
     make_reranker,
@@ -242,6 +243,8 @@ def search(
             )
         if len(result.hits) < top_k:
             note_filter_problems(opened, filter)
+        if group_by is not None and result.hits and all(hit.group is None for hit in result):
+            note(f"--group-by: no image that was found has the field {group_by!r}")
         drawn = {} if explain is None else _explained(retriever, result, explain)
     data, lines = result.as_dict(), _as_lines(result)
     if explain is not None:

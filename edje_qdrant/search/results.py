@@ -170,13 +170,13 @@ class SearchResult(Sequence[SearchHit]):
             version, check, body = packed[0], packed[1:5], packed[5:]
         except (binascii.Error, IndexError, ValueError) as error:
             raise ConfigError(_NO_CURSOR) from error
+        if zlib.crc32(body).to_bytes(4, "little") != check:
+            raise ConfigError(_NO_CURSOR)
         if version not in (_CURSOR_VERSION, _WITH_DUPLICATES):
             raise ConfigError(
                 f"the cursor has version {version}, and this version of edje-qdrant reads "
                 f"{_CURSOR_VERSION} and {_WITH_DUPLICATES}; search again"
             )
-        if zlib.crc32(body).to_bytes(4, "little") != check:
-            raise ConfigError(_NO_CURSOR)
         try:
             return _read(body)
         except (zlib.error, ValueError, KeyError, TypeError) as error:

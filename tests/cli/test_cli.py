@@ -25,6 +25,7 @@ from edje_qdrant.search.retriever import TwoStageRetriever
 WriteImages = Callable[..., list[Path]]
 COMMANDS = [
     "attach", "calibrate", "classify", "compact", "convert", "copy", "delete", "demo", "detach",
+    "duplicates",
     "eval", "export", "export-onnx", "fit-codec", "import", "info", "ingest", "match", "mcp",
     "plan", "repair", "score-pairs", "search", "serve", "train", "transcode", "update", "verify",
 ]  # fmt: skip

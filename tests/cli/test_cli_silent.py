@@ -122,3 +122,41 @@ def test_help_into_a_closed_pipe_has_no_traceback() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+def test_a_field_to_group_by_that_no_image_has(index: Path) -> None:
+    place = ["--index", index]
+    result = run("search", "x", "--group-by", "albun", *place)
+    assert result.stderr == "note: --group-by: no image that was found has the field 'albun'\n"
+    assert run("search", "x", "--group-by", "album", *place).stderr == ""
+
+
+def test_a_file_for_a_folder_and_no_cursor(index: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for command in (["search", "x"], ["info"], ["ingest", tmp_path]):
+        line = refused(run(*command, "--index", tmp_path / "file"))
+        assert f"--index {tmp_path / 'file'} is a file" in line
+    line = refused(run("search", "--cursor", "abc", "--index", index))
+    assert "this is no whole cursor" in line
+
+
+def test_usage_errors_name_the_help_of_the_command() -> None:
+    assert refused(run("match")).endswith("; see root match --help")
+    assert refused(run("plan", "--num-images", "x", "--qps", "1")).endswith("see root plan --help")
+
+
+_INTERRUPTED = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "edje_qdrant.cli.app":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from edje_qdrant.__main__ import main
+main()
+"""
+
+
+def test_an_interrupt_while_modules_are_loaded_is_one_line() -> None:
+    done = subprocess.run([sys.executable, "-c", _INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
