@@ -242,3 +242,19 @@ def test_a_real_terminal_is_asked(index: Path) -> None:
     os.close(ours)
     assert (process.returncode, out) == (0, f"{COUNT} deleted; the collection holds 0\n")
     assert "Go on? [y/N]" in err
+
+
+def test_points_of_other_programs_are_deleted_after_a_question(index: Path, stand_in: Any) -> None:
+    from qdrant_client import QdrantClient, models
+
+    json_of(run("copy", index, stand_in.url, "--json"))
+    client = QdrantClient(stand_in.url, check_compatibility=False)
+    vector = client.retrieve("images", [ids_of(index)[0]], with_vectors=True)[0].vector
+    client.upsert("images", [models.PointStruct(id=7, vector=vector, payload={"path": "b.png"})])
+    repair = ["repair", "--url", stand_in.url, "--delete-others"]
+    line = refused(run(*repair))
+    assert "1 points of other programs would be deleted from images (b.png)" in line
+    assert client.count("images").count == COUNT + 1
+    assert json_of(run(*repair, "--yes", "--json"))["deleted"] == ["7"]
+    assert client.count("images").count == COUNT
+    client.close()
