@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.text import printable
 
-__all__ = ["EXAMPLES", "DryRun", "Yes", "agreed", "can_ask", "path_of"]
+__all__ = ["EXAMPLES", "DryRun", "Yes", "agreed", "can_ask", "check_replaced", "path_of"]
 
 #: Examples of what would be changed that a question shows.
 EXAMPLES = 3
@@ -62,6 +63,21 @@ def agreed(
         lines.append(f"  and {more:,} more")
     typer.echo("\n".join(lines), err=True)
     return not dry_run and _says_yes()
+
+
+def check_replaced(path: Path, *, yes: bool) -> None:
+    """Ask before a file, or the model in a folder, is replaced.
+
+    Raises:
+        ConfigError: There is nobody to ask.
+        Exit: The answer is no.
+    """
+    path = path.expanduser()
+    there = path / "config.json" if path.is_dir() else path
+    if there.exists() and not agreed(
+        f"{path} is there already and would be replaced", [], 1, yes=yes
+    ):
+        raise typer.Exit(1)
 
 
 def _says_yes() -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edje_qdrant.cli.confirm import Yes, check_replaced
 from edje_qdrant.cli.help import chosen_out
 from edje_qdrant.cli.loading import print_result, silence_libraries
 from edje_qdrant.cli.options import Json, OutArgument
@@ -29,10 +30,12 @@ def convert(
         typer.Option(metavar="FOLDER", help="Folder to write the model to.", show_default=False),
     ] = None,
     out_argument: OutArgument = None,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Convert a published checkpoint into a folder that --model accepts."""
     out = chosen_out(out, out_argument)
+    check_replaced(out, yes=yes)
     silence_libraries()
     from edje_qdrant.model import EDJEModel
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edje_qdrant.cli.confirm import Yes, check_replaced
 from edje_qdrant.cli.help import MODEL
 from edje_qdrant.cli.loading import load_model, print_result
 from edje_qdrant.cli.options import Json
@@ -33,6 +34,7 @@ def export_model(
             help="Write the first stage's text encoder beside it too, for searches without torch.",
         ),
     ] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Write the joint encoder as an ONNX file, with its tokenizer beside it.
@@ -44,6 +46,7 @@ def export_model(
     from edje_qdrant.model.onnx.names import TEXT_FILE
     from edje_qdrant.model.onnx.text_encoder import export_text_encoder
 
+    check_replaced(out, yes=yes)
     loaded = load_model(model, "cpu", None)
     written = export_onnx(loaded, out, int8=int8)
     text = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from edje_qdrant.cli.confirm import Yes, check_replaced
 from edje_qdrant.cli.help import chosen_out, note
 from edje_qdrant.cli.loading import (
     bar_shown,
@@ -113,6 +114,7 @@ def fit_codec(
             help="Fit to the images of a folder or manifest, not to a collection.",
         ),
     ] = None,
+    yes: Yes = False,
     index: Index = None,
     url: Url = None,
     grpc: Grpc = False,
@@ -133,6 +135,7 @@ def fit_codec(
 
     out = chosen_out(out, out_argument)
     check_codec_file(codec, out)
+    check_replaced(out, yes=yes)
     if source is not None:
         from edje_qdrant.ingest.ingest import fit_codec_to_source
 

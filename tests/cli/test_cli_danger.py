@@ -258,3 +258,23 @@ def test_points_of_other_programs_are_deleted_after_a_question(index: Path, stan
     assert json_of(run(*repair, "--yes", "--json"))["deleted"] == ["7"]
     assert client.count("images").count == COUNT
     client.close()
+
+
+def test_files_are_not_replaced_without_a_word(tmp_path: Path, index: Path) -> None:
+    codec = tmp_path / "codec.safetensors"
+    codec.write_bytes(b"another")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    onnx = tmp_path / "joint.onnx"
+    onnx.write_bytes(b"another")
+    towers = ["--siglip", "a", "--language-model", "b"]
+    for command, out in (
+        (["fit-codec", "pq16", "--index", index], codec),
+        (["convert", tmp_path / "x.pth", *towers], model),
+        (["export-onnx"], onnx),
+    ):
+        line = refused(run(*command, "--out", out))
+        assert f"{out} is there already and would be replaced" in line
+        assert "--yes" in line
+    assert codec.read_bytes() == onnx.read_bytes() == b"another"
