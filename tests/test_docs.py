@@ -47,3 +47,13 @@ def test_the_python_of_the_page_on_explaining_runs_as_it_stands(tmp_path, monkey
     assert lines[0].startswith("score ")
     assert [line.split()[0] for line in lines[1:]] == words
     assert (tmp_path / "explanation.png").is_file()
+
+
+def test_the_python_of_the_page_on_sources_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = (DOCS / "where-images-are.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "where-images-are.md", "exec"), {})
+    member, memory = sorted(capsys.readouterr().out.splitlines())
+    assert member == f"{tmp_path}/photos.tar#member=cats/1.png"
+    assert memory.startswith("memory:")

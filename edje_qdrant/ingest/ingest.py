@@ -93,12 +93,15 @@ def ingest_images(
     If a source has an image twice, its first occurrence counts.
 
     Args:
-        source: A folder (searched recursively; hidden files, and folders of thumbnails and of
-            systems, such as `@eaDir` and `__MACOSX`, are left out and counted), one image, a
-            manifest or a list. A manifest is a `.jsonl` file, each line an object with `path`
-            (relative to the manifest's folder) and any further fields. A list holds paths, pairs
-            `(path, {"album": "2024"})` or dicts `{"path": ..., "album": "2024"}`; a dict of paths
-            to fields is taken as such pairs.
+        source: Where the images are; all kinds are described in `docs/where-images-are.md`. A
+            folder (searched recursively; hidden files, and folders of thumbnails and of systems,
+            such as `@eaDir` and `__MACOSX`, are left out and counted), one image, an address
+            (`https://`, `s3://`, `gs://`, `hf://`), a manifest, tar files, Parquet files, a data
+            set of the Hugging Face library, or a list. A manifest is a `.jsonl` file, each line an
+            object with `path` (relative to the manifest's folder) and any further fields, or a
+            `.txt` file of paths. A list holds paths, addresses, bytes of files or Pillow images,
+            pairs of one of these and its fields, `(path, {"album": "2024"})`, or dicts
+            `{"path": ..., "album": "2024"}`; a dict of paths to fields is taken as such pairs.
         collection: The collection to add to.
         model: The model that the collection was created for.
         batch_size: Images encoded and written at a time; by default 32 on a CPU, 64 on a GPU.
