@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.files import os_errors_as_store_errors
-from edje_qdrant.images import DecoderPool
+from edje_qdrant.images import DecoderPool, to_rgb
 from edje_qdrant.images.thumbnail import Thumbnail
 from edje_qdrant.maintenance.reports import DuplicateImage, DuplicatesReport
 from edje_qdrant.sources.read import read_image, stored_id
@@ -94,7 +94,7 @@ def _thumbs(images: Sequence[DuplicateImage]) -> list[Image.Image]:
                 content = read_image(image.path or "")
                 if stored_id(image.path or "", content) == image.image_id:
                     small = decoders.decode(content, image.path, finish).data
-                    return Image.open(io.BytesIO(small)).convert("RGB")
+                    return to_rgb(Image.open(io.BytesIO(small)))
             except ImageReadError:
                 pass
             return Image.new("RGB", (_THUMB, _THUMB), _GONE)
