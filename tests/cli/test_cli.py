@@ -388,6 +388,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+@pytest.mark.slow
 def test_an_interrupt_takes_one_line_and_can_be_continued(
     tmp_path: Path, pictures: Path, tiny_folder: Path
 ) -> None:

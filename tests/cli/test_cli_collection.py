@@ -157,6 +157,7 @@ def test_verify_speaks_of_orphans_which_are_no_fault(index: Path) -> None:
 # repair
 
 
+@pytest.mark.slow
 def test_repair_and_the_search_goes_on(index: Path) -> None:
     before = found(index)
     flip(side_file(index), HEADER_BYTES + 3 * RECORD)
@@ -252,6 +253,7 @@ def test_compact(index: Path) -> None:
 # transcode and fit-codec
 
 
+@pytest.mark.slow
 def test_transcode_by_name(index: Path) -> None:
     exact = found(index)
     result = run("transcode", "int8", "--index", index)
@@ -294,6 +296,7 @@ def test_transcode_names_what_cannot_be_read(index: Path) -> None:
     assert json_of(run("transcode", "int4", "--index", index, "--json"))["unreadable"] == []
 
 
+@pytest.mark.slow
 def test_a_codec_is_fitted_once_and_used_for_several(
     index: Path, tmp_path: Path, source: Path, tiny_folder: Path
 ) -> None:
@@ -395,6 +398,7 @@ def test_without_faiss_the_extra_is_named(
     assert json_of(run("info", "--index", index, "--json"))["contract"]["codec"] == "float16"
 
 
+@pytest.mark.slow
 def test_ingest_fits_a_codec_where_it_needs_one(
     tmp_path: Path, source: Path, tiny_folder: Path, index: Path
 ) -> None:
@@ -466,6 +470,7 @@ def test_archives_that_are_refused(index: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "b.tar").exists()
 
 
+@pytest.mark.slow
 def test_copy(index: Path, tmp_path: Path) -> None:
     data = json_of(run("copy", index, tmp_path / "new", "--json"))
     assert data == {"copied": COUNT, "skipped": 0, "nbytes": COUNT * RECORD, "left_out": []}
@@ -497,6 +502,7 @@ def test_copies_that_are_refused(
 
 
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+@pytest.mark.slow
 def test_to_a_server_and_back(
     index: Path, tmp_path: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -699,6 +705,7 @@ def test_as_a_process_verify_ends_with_one_where_something_is_wrong(index: Path)
     assert json.loads(line)["counts"] == {"tokens damaged": 1}
 
 
+@pytest.mark.slow
 def test_bars_go_to_stderr(index: Path, tmp_path: Path) -> None:
     for command in (
         ["verify"], ["compact"], ["transcode", "int8"], ["export", "--out", tmp_path / "a"],

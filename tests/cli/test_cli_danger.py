@@ -147,6 +147,7 @@ def test_prune_without_a_terminal_needs_yes_and_keeps_what_was_added(
 
 
 @pytest.mark.usefixtures("terminal")
+@pytest.mark.slow
 def test_prune_asks_at_a_terminal(shrunk: list[Any], index: Path) -> None:
     kept = run(*shrunk, input="n\n")
     assert (kept.exit_code, count(index)) == (0, COUNT)
@@ -199,6 +200,7 @@ def test_what_tokens_went_through_is_kept_by_copies_and_archives(
         assert imported.codec_history == ("float16", "int8")
 
 
+@pytest.mark.slow
 def test_collections_of_earlier_versions_have_an_unknown_past(index: Path, tmp_path: Path) -> None:
     with ImageCollection.open(index, "images") as collection:
         metadata = collection.index.reload_metadata()

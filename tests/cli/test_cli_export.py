@@ -9,6 +9,7 @@ import pytest
 from command_line import run
 
 
+@pytest.mark.slow
 def test_it_writes_both_files_and_says_so(tmp_path: Path, tiny_folder: Path) -> None:
     command = ["export-onnx", "--model", str(tiny_folder), "--out", str(tmp_path / "joint.onnx")]
     result = run(*command, "--json")

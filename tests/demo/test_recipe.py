@@ -57,6 +57,7 @@ def test_senseless_settings_are_refused_by_name(changes, setting):
         read_demo_recipe(changes=changes)
 
 
+@pytest.mark.slow
 def test_nothing_the_demo_shows_was_in_training():
     shown = {scene.content for scene in draw_scenes("test", 1, 1000)}
     trained = {scene.content for scene in draw_scenes("train", 1, 20_000)}

@@ -127,6 +127,7 @@ def test_image_to_text_ranks_captions_by_both_stages(
     assert rankings.num_right.tolist() == [1, 2, 3] * 10
 
 
+@pytest.mark.slow
 def test_two_models_get_a_collection_each_and_are_compared(
     tmp_path: Path, annotations: list[Annotation], tiny_model: EDJEModel, other_model: EDJEModel
 ) -> None:
@@ -233,6 +234,7 @@ def test_broken_pictures_leave_with_their_captions_and_are_listed(
     assert report.captions == sum(len(a.captions) for a in annotations) + 1
 
 
+@pytest.mark.slow
 def test_the_full_pool_with_the_questions_of_one_split(
     tmp_path: Path, annotations: list[Annotation], tiny_model: EDJEModel
 ) -> None:

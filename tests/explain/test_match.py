@@ -37,6 +37,7 @@ def held_out(seed: int, count: int) -> list[Scene]:
     return [next(scenes) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_the_heat_of_a_phrase_lies_on_the_object_it_names(demo: EDJEModel) -> None:
     rng = np.random.default_rng(0)
     found = []

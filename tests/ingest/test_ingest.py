@@ -511,6 +511,7 @@ class FragileEncoder(SiglipEncoder):
         return Fragile(super().resize)
 
 
+@pytest.mark.slow
 def test_decoders_that_hang_die_or_fill_memory_cost_their_images_only(
     tmp_path: Path,
     collection: ImageCollection,

@@ -27,6 +27,7 @@ def installed(library: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_pages_examples_run_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,7 @@ def test_requests_with_images_at_once(serve, count):
     assert sum(count) == 4
 
 
+@pytest.mark.slow
 def test_what_was_encoded_too_late_is_kept(serve, count, monkeypatch, tiny_model):
     client = serve(timeout=2)
     rank(client, [document(0)])

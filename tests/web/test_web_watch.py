@@ -60,6 +60,7 @@ def test_a_service_keeps_its_collection_the_same_as_a_folder(watched: Any) -> No
     until(lambda: count() == 14)  # grey.png and the upload
 
 
+@pytest.mark.slow
 def test_after_an_error_it_watches_again(
     watched: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
