@@ -24,6 +24,7 @@ DOCS = Path(__file__).parent.parent / "docs"
         ("results/service-table", "write_service"),
         ("results/without-torch-table", "write_without_torch"),
         ("results/cluster-table", "write_cluster"),
+        ("results/photo-library-table", "write_photo_library"),
     ],
 )
 def test_a_page_says_what_it_was_written_from(page, writer, monkeypatch):
