@@ -317,6 +317,13 @@ def _count(request: Any) -> Request:
     return "POST", _points(request, "count"), {"exact": exact, **_filter(request)}
 
 
+def _facet(request: Any) -> Request:
+    body = {"key": request.key, **_filter(request)}
+    if request.HasField("limit"):
+        body["limit"] = request.limit
+    return "POST", ["collections", request.collection_name, "facet"], body
+
+
 def _query(request: Any) -> Request:
     return "POST", _points(request, "query"), _plain(GrpcToRest.convert_query_points(request))
 
@@ -398,6 +405,19 @@ def _hits(result: Any) -> list[Any]:
     ]
 
 
+def _facets(result: Any) -> Any:
+    kinds = {bool: "bool_value", int: "integer_value", str: "string_value"}
+    return q.FacetResponse(
+        hits=[
+            q.FacetHit(
+                value=q.FacetValue(**{kinds[type(each["value"])]: each["value"]}),
+                count=each["count"],
+            )
+            for each in result["hits"]
+        ]
+    )
+
+
 def _described(result: Any) -> Any:
     info = models.CollectionInfo(**result)
     return q.GetCollectionInfoResponse(result=RestToGrpc.convert_collection_info(info))
@@ -456,6 +476,7 @@ _METHODS: dict[str, tuple[Any, Callable[[Any], Request], Callable[[Any], Any]]] 
         _count,
         lambda result: q.CountResponse(result=q.CountResult(**result)),
     ),
+    "Points/Facet": (q.FacetCounts, _facet, _facets),
     "Points/Query": (q.QueryPoints, _query, lambda result: q.QueryResponse(result=_hits(result))),
     "Points/QueryBatch": (
         q.QueryBatchPoints,
