@@ -46,7 +46,7 @@ def agreed(
         dry_run: --dry-run was given; what would be done is then printed on stderr.
 
     Raises:
-        ConfigError: There is nobody to ask.
+        ConfigError: Nothing can be asked: there is no terminal.
     """
     if yes and not dry_run:
         return True
@@ -69,7 +69,7 @@ def check_replaced(path: Path, *, yes: bool) -> None:
     """Ask before a file, or the model in a folder, is replaced.
 
     Raises:
-        ConfigError: There is nobody to ask.
+        ConfigError: Nothing can be asked: there is no terminal.
         Exit: The answer is no.
     """
     path = path.expanduser()

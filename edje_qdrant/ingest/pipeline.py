@@ -38,7 +38,7 @@ T = TypeVar("T")
 #: Returns the stored images that have some of the paths.
 FindStored: TypeAlias = Callable[[Sequence[str]], Mapping[str, Sequence[StoredStamp]]]
 
-# Ids looked up in one call, before anything is decoded, and bytes of images held meanwhile.
+# Ids looked up in one call, before anything is decoded; bytes of images that are held for it.
 _LOOKUP, _LOOKUP_BYTES = 256, 32 << 20
 # An image whose bytes are held in memory counts as so many files when it is read ahead.
 _HELD = 16

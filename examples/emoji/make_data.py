@@ -15,8 +15,8 @@ The output folder has one annotation file for each use. A caption is a name or a
 - `artist.LANGUAGE.jsonl`: the same emoji, drawn by an artist of whom training sees nothing;
 - `combinations.LANGUAGE.jsonl`: people whose combination of occupation or activity, gender, skin
   tone and hair is in no training picture of any artist;
-- `flags.LANGUAGE.jsonl`: flags of the artist that is not in training. Nobody can tell from a flag
-  that was never seen whose it is, so flags have a test of their own.
+- `flags.LANGUAGE.jsonl`: flags of the artist that is not in training. A flag does not show whose it
+  is to those who have not learnt it, so flags have a test of their own.
 
 No caption of `combinations` is one of a training picture: training pictures that would share one
 are left out. The split depends on the emoji alone, so that it is the same on every machine.

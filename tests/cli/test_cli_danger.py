@@ -1,4 +1,4 @@
-"""What deletes or overwrites something asks first, and refuses where there is nobody to ask."""
+"""What deletes or overwrites something asks first, and refuses without a terminal."""
 
 from __future__ import annotations
 
