@@ -18,6 +18,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from edje_qdrant.data.caption_filter import captions_of
+from edje_qdrant.data.tar_files import BLOCK, TarMember, open_tar
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import MAX_PIXELS, error_reason, open_upright
 from edje_qdrant.types import FailedImage
@@ -29,22 +30,6 @@ _IMAGES = ("jpg", "jpeg", "png", "webp")
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
-_COMPRESSED = {
-    b"\x1f\x8b": "gunzip",
-    b"BZh": "bunzip2",
-    b"\xfd7zXZ\x00": "unxz",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-}
-_BLOCK = 512
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A file within a shard."""
-
-    name: str
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +38,7 @@ class _Sample:
 
     shard: str
     key: str
-    image: _Member
+    image: TarMember
     captions: tuple[str, ...]
 
 
@@ -168,33 +153,23 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 def _index(shard: str) -> Iterator[_Sample | FailedImage]:
     """Yield a shard's samples and failures, in the order in which samples begin."""
-    samples: dict[str, dict[str, _Member]] = {}
+    samples: dict[str, dict[str, TarMember]] = {}
     damage = None
     try:
         with open(shard, "rb") as file:
-            start = file.read(8)
-            for magic, tool in _COMPRESSED.items():
-                if start.startswith(magic):
-                    raise ConfigError(
-                        f"{shard} is compressed, and members of a compressed tar cannot be read "
-                        f"one by one; decompress it with {tool}, and use the .tar"
-                    )
-            file.seek(0)
-            damage = _members(file, samples)
+            damage = _members(shard, file, samples)
             for key, members in samples.items():
                 yield _sample(shard, key, members, file)
-    except tarfile.TarError as error:
-        raise ConfigError(f"{shard} is not a tar file: {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot read the shard {shard}: {error_reason(error)}") from error
     if damage is not None:
         yield FailedImage(shard, f"damaged; the samples after the damage are lost: {damage}")
 
 
-def _members(file: BinaryIO, samples: dict[str, dict[str, _Member]]) -> str | None:
+def _members(shard: str, file: BinaryIO, samples: dict[str, dict[str, TarMember]]) -> str | None:
     """Collect a shard's members by sample; return the damage that ended it early, if any."""
     size = os.fstat(file.fileno()).st_size
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    with open_tar(file, shard) as tar:
         try:
             while member := tar.next():
                 tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps all of them
@@ -204,17 +179,17 @@ def _members(file: BinaryIO, samples: dict[str, dict[str, _Member]]) -> str | No
                 key, suffix = match[1], match[2].lower()
                 if member.offset_data + member.size > size:
                     return f"the file ends within {member.name}"
-                place = _Member(member.name, member.offset_data, member.size)
+                place = TarMember(member.name, member.offset_data, member.size)
                 samples.setdefault(key, {})[suffix] = place
             file.seek(tar.offset)
         except tarfile.TarError as error:
             return str(error)
     # tarfile treats a broken header as the end of the file.
-    return "a broken header" if file.read(_BLOCK).strip(b"\0") else None
+    return "a broken header" if file.read(BLOCK).strip(b"\0") else None
 
 
 def _sample(
-    shard: str, key: str, members: dict[str, _Member], file: BinaryIO
+    shard: str, key: str, members: dict[str, TarMember], file: BinaryIO
 ) -> _Sample | FailedImage:
     where = f"{shard}:{key}"
     image = next((members[suffix] for suffix in _IMAGES if suffix in members), None)
@@ -234,7 +209,7 @@ def _sample(
     return _Sample(shard, key, image, captions)
 
 
-def _read(file: BinaryIO, member: _Member) -> bytes:
+def _read(file: BinaryIO, member: TarMember) -> bytes:
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) < member.size:

@@ -9,10 +9,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
+from edje_qdrant.data.tar_files import BLOCK, TarMember, open_tar
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import MAX_FILE_BYTES, error_reason
 from edje_qdrant.index import TOKENS_KEY, json_integer
@@ -29,13 +29,6 @@ __all__ = ["TAR_SUFFIXES", "TarSource", "read_member"]
 #: Files that are read as tar files.
 TAR_SUFFIXES = frozenset({".tar"})
 
-_COMPRESSED = {
-    b"\x1f\x8b": "gunzip",
-    b"BZh": "bunzip2",
-    b"\xfd7zXZ\x00": "unxz",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-}
-_BLOCK = 512
 # Sidecars: of an image with the same name up to the first dot.
 _JSON, _TEXT = "json", "txt"
 _LARGEST_SIDECAR = 4 << 20
@@ -43,13 +36,10 @@ _LARGEST_SIDECAR = 4 << 20
 _KEPT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A file within a tar file."""
+class _Member(TarMember):
+    """A file within a tar file, by WebDataset's rule of names."""
 
-    name: str
-    offset: int
-    size: int
+    __slots__ = ()
 
     @property
     def key(self) -> str:
@@ -221,20 +211,9 @@ def _members(shard: str, file: IO[bytes]) -> Iterator[_Member]:
         ImageReadError: It is damaged, or cannot be read any further.
     """
     try:
-        start = file.read(8)
-        for magic, tool in _COMPRESSED.items():
-            if start.startswith(magic):
-                raise ConfigError(
-                    f"{shard} is compressed, and members of a compressed tar cannot be read one by "
-                    f"one; decompress it with {tool}, and use the .tar"
-                )
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        try:
-            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closed below
-        except tarfile.TarError as error:
-            raise ConfigError(f"{shard} is not a tar file: {error}") from error
-        with tar:
+        with open_tar(file, shard) as tar:
             while member := tar.next():
                 tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps all of them
                 hidden = any(part.startswith((".", "__MACOSX")) for part in _parts(member.name))
@@ -244,7 +223,7 @@ def _members(shard: str, file: IO[bytes]) -> Iterator[_Member]:
                     raise ImageReadError(shard, f"the file ends within {member.name}")
                 yield _Member(member.name, member.offset_data, member.size)
             file.seek(tar.offset)
-        if file.read(_BLOCK).strip(b"\0"):  # tarfile takes a broken header for the file's end
+        if file.read(BLOCK).strip(b"\0"):  # tarfile takes a broken header for the file's end
             raise ImageReadError(shard, "damaged: a broken header; what follows it was not read")
     except tarfile.TarError as error:
         raise ImageReadError(shard, f"damaged: {error}; what follows was not read") from error
