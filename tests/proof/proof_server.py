@@ -8,6 +8,7 @@ Run as a program it reads requests, a line of JSON each, and answers each with a
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -15,13 +16,14 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HERE = Path(__file__).parent
 LIMIT = 200.0
@@ -29,7 +31,10 @@ LIMIT = 200.0
 
 @dataclass
 class Ended:
-    """How a child ended: `status` 0, minus a signal, or 1 with the traceback as `error`."""
+    """How a child ended: `status` 0, minus a signal, or 1 with the traceback as `error`.
+
+    A child that runs for longer than `LIMIT` ends by SIGTERM, with its threads' stacks as `error`.
+    """
 
     status: int
     result: Any = None
@@ -95,6 +100,7 @@ class _Child:
     pipe: int
     kill_at: float | None
     until: float
+    stacks: IO[bytes]  # what SIGTERM makes the child write
     received: bytes = b""
     ended: dict[str, Any] | None = field(default=None)
 
@@ -112,21 +118,27 @@ class _Child:
         said = {}
         if code in (0, 1):
             said = json.loads(self.received)
+        elif code == -signal.SIGTERM:
+            self.stacks.seek(0)
+            said = {"error": f"it ran for over {LIMIT:.0f} s\n{self.stacks.read().decode()}"}
+        self.stacks.close()
         self.ended = {"status": code, **said}
 
 
 def _fork(task: dict[str, Any]) -> _Child:
     read, write = os.pipe()
+    stacks = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the child has ended
     sys.stderr.flush()
     pid = os.fork()
     if pid:
         os.close(write)
         now = time.monotonic()
         after = task.get("kill_after")
-        return _Child(pid, read, None if after is None else now + after, now + LIMIT)
+        return _Child(pid, read, None if after is None else now + after, now + LIMIT, stacks)
     status = 1
     try:
         os.close(read)
+        faulthandler.register(signal.SIGTERM, stacks, chain=True)
         try:
             module, _, function = task["task"].partition(":")
             said = {
