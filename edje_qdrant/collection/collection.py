@@ -712,16 +712,9 @@ class ImageCollection(BaseCollection):
             new = [image_ids[row] for row in rows]
             self._check_before_tokens()
             references = self._store.put(new, encoding.tokens[rows])
-            points = self._points(
-                new, encoding.embeddings[rows], [payloads[row] for row in rows], references,
-                self._run if self._index.shared else None,
-            )  # fmt: skip
-            self._store.flush()
-            self._index.insert(points)
-            if not self._index.shared:
-                return {*new}
-            written = self._index.retrieve(new, tokens=False)
-            return {i for i, payload in written.items() if run_of(payload) == self._run}
+            return self._insert(
+                new, encoding.embeddings[rows], [payloads[row] for row in rows], references
+            )
 
     def add_codes(
         self,
@@ -729,14 +722,19 @@ class ImageCollection(BaseCollection):
         embeddings: NDArray[np.float32],
         codes: NDArray[np.uint8],
         payloads: Sequence[Payload],
-    ) -> None:
-        """Write `n` images whose tokens are already encoded by this collection's codec; see `add`.
+    ) -> set[str]:
+        """Write images whose tokens are already encoded by this collection's codec.
+
+        Images that are stored already stay as they are; see `add_new`.
 
         Args:
             image_ids: `n` UUID strings.
             embeddings: `(n, d)` float32, unit length.
             codes: `(n, codec.nbytes)` uint8.
             payloads: `n` JSON objects; the key `_edje` is reserved.
+
+        Returns:
+            The ids of the images written.
 
         Raises:
             ConfigError: The codes do not fit the codec; for other reasons see `add`.
@@ -748,10 +746,56 @@ class ImageCollection(BaseCollection):
             )
         check_points(self.contract, image_ids, embeddings, payloads)
         self.require_writable()
-        if image_ids:
-            with self.write_lock:
-                self._check_before_tokens()
-                self._write(image_ids, embeddings, payloads, self._store.put_codes(codes))
+        with self.write_lock:
+            there = self.existing(image_ids)
+            rows = [row for row, image_id in enumerate(image_ids) if image_id not in there]
+            if not rows:
+                return set()
+            self._check_before_tokens()
+            references = self._store.put_codes(codes[rows])
+            return self._insert(
+                [image_ids[row] for row in rows],
+                embeddings[rows],
+                [payloads[row] for row in rows],
+                references,
+            )
+
+    def replace_encodings(self, image_ids: Sequence[str], encoding: ImageEncoding) -> set[str]:
+        """Write embeddings and tokens of images that are still stored; their payloads stay.
+
+        An image that was deleted stays deleted. A server before Qdrant 1.17 writes one again that
+        another process deletes in the milliseconds between the look-up and the write, and every
+        server writes the payload that was read in that look-up.
+
+        Args:
+            image_ids: `n` UUID strings.
+            encoding: Embeddings and tokens of the images.
+
+        Returns:
+            The ids of the images that are stored now, with these encodings.
+
+        Raises:
+            ConfigError: As `add`.
+            ContractMismatchError: As `add`.
+            CollectionLockedError: As `add`.
+            StoreError: As `add`.
+            EngineUnavailableError: As `add`.
+        """
+        self._check_images(image_ids, encoding, [{} for _ in image_ids])
+        with self.write_lock:
+            if self._index.shared:
+                self.require_unchanged()
+            stored = self._index.retrieve(image_ids, tokens=False)
+            rows = [row for row, image_id in enumerate(image_ids) if image_id in stored]
+            if not rows:
+                return set()
+            kept = [image_ids[row] for row in rows]
+            references = self._store.put(kept, encoding.tokens[rows])
+            payloads = [user_payload(stored[image_id]) for image_id in kept]
+            points = self._points(kept, encoding.embeddings[rows], payloads, references)
+            self._store.flush()
+            self._index.update(points)
+            return self.existing(kept)
 
     def update_payload(self, payloads: Mapping[str, Payload]) -> None:
         """Set fields of images' payloads; other fields, vectors and tokens stay.
@@ -881,6 +925,23 @@ class ImageCollection(BaseCollection):
     ) -> None:
         self._store.flush()
         self._index.upsert(self._points(image_ids, embeddings, payloads, references))
+
+    def _insert(
+        self,
+        image_ids: Sequence[str],
+        embeddings: NDArray[np.float32],
+        payloads: Sequence[Payload],
+        references: Sequence[TokenReference],
+    ) -> set[str]:
+        """Write images that are not stored; return the ids of those that this object wrote."""
+        run = self._run if self._index.shared else None
+        points = self._points(image_ids, embeddings, payloads, references, run)
+        self._store.flush()
+        self._index.insert(points)
+        if not self._index.shared:
+            return {*image_ids}
+        written = self._index.retrieve(image_ids, tokens=False)
+        return {i for i, payload in written.items() if run_of(payload) == self._run}
 
     def _points(
         self,

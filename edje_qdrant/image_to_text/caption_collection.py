@@ -176,7 +176,9 @@ class CaptionCollection(BaseCollection):
         """Write captions that the collection does not contain; `CaptionRetriever.add` encodes too.
 
         A caption's id is computed from its cleaned text, so `A dog!` and `a dog` are one caption:
-        the first one added is kept, with its spelling and its payload.
+        the first one added is kept, with its spelling and its payload. On a server before Qdrant
+        1.17, one that another process adds in the milliseconds between the look-up and the write is
+        replaced.
 
         Args:
             texts: `n` captions.
@@ -200,7 +202,7 @@ class CaptionCollection(BaseCollection):
             existing = self.existing(ids)
             rows = {ids[row]: row for row in reversed(range(len(ids)))}  # the first of each
             fresh = sorted(row for image_id, row in rows.items() if image_id not in existing)
-            self._index.upsert([Point(ids[r], embeddings[r], stored[r]) for r in fresh])
+            self._index.insert([Point(ids[r], embeddings[r], stored[r]) for r in fresh])
         return ids
 
 

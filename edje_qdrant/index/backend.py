@@ -238,6 +238,10 @@ class Backend(ABC):
         self.write(points)
 
     @abstractmethod
+    def update(self, points: Sequence[CheckedPoint]) -> None:
+        """Write points that are stored, each whole; those with unknown ids are left out."""
+
+    @abstractmethod
     def set_payload(self, payloads: Sequence[CheckedPayload]) -> None:
         """Set top-level payload keys; unknown ids are ignored."""
 

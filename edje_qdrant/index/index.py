@@ -21,6 +21,7 @@ from edje_qdrant.index.payload_indexes import PayloadKind, check_field, check_ki
 from edje_qdrant.index.ranking import SLACK, rank
 from edje_qdrant.index.recommend import Strategy, average, check_examples, example_vectors
 from edje_qdrant.index.validate import (
+    CheckedPoint,
     check_batch_size,
     check_ids,
     check_keys,
@@ -180,12 +181,7 @@ class VectorIndex:
         Raises:
             StoreError: The disk is full or the engine failed; earlier batches may be written.
         """
-        checked = check_points(points, self._backend.dim)
-        self._backend.check_writable()
-        with self._reported([point.id for point in checked]):
-            for batch in in_batches(checked, self._backend.batch_size):
-                self._check_before_write()
-                self._backend.write(batch)
+        self._write(points, self._backend.write)
 
     def insert(self, points: Sequence[Point]) -> None:
         """Write points that are not stored yet, as `upsert` does.
@@ -193,12 +189,25 @@ class VectorIndex:
         A point that another process has written since the caller looked stays as it is, on servers
         from Qdrant 1.17 on; an older server replaces it.
         """
+        self._write(points, self._backend.insert)
+
+    def update(self, points: Sequence[Point]) -> None:
+        """Write points that are still stored, each whole; those deleted since are left out.
+
+        On servers before Qdrant 1.17 they are looked up first, and one that another process deletes
+        in the milliseconds until the write is written again.
+        """
+        self._write(points, self._backend.update)
+
+    def _write(
+        self, points: Sequence[Point], write: Callable[[Sequence[CheckedPoint]], None]
+    ) -> None:
         checked = check_points(points, self._backend.dim)
         self._backend.check_writable()
         with self._reported([point.id for point in checked]):
             for batch in in_batches(checked, self._backend.batch_size):
                 self._check_before_write()
-                self._backend.insert(batch)
+                write(batch)
 
     def set_payload(self, payloads: Mapping[str, Payload]) -> None:
         """Set keys of stored payloads, id -> key -> value; visible to searches on return.

@@ -86,15 +86,8 @@ def add_part(target: ImageCollection, part: Part) -> int:
                 f"the codec of the collection {target.name!r} was changed to {target.codec.key} "
                 f"while images were copied with {part.codec}; transcode it back, and run this again"
             )
-        existing = target.existing(part.image_ids)
-        fresh = [row for row, image_id in enumerate(part.image_ids) if image_id not in existing]
-        target.add_codes(
-            [part.image_ids[row] for row in fresh],
-            part.embeddings[fresh],
-            part.codes[fresh],
-            [part.payloads[row] for row in fresh],
-        )
-    return len(fresh)
+        added = target.add_codes(part.image_ids, part.embeddings, part.codes, part.payloads)
+    return len(added)
 
 
 def add_parts(target: ImageCollection, parts: Iterable[Part]) -> CopyReport:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from edje_qdrant.checks import check_number
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import ConfigError, ImageReadError
 from edje_qdrant.images import DecoderPool
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
@@ -133,10 +132,8 @@ def _encode_again(
                 failed.append(replace(finding, detail=f"{finding.detail}; {pixels}"))
             else:
                 images[finding.image_id] = pixels
-    payloads = collection.index.retrieve([*images], tokens=False)
-    ids = [image_id for image_id in images if image_id in payloads]  # others were deleted
-    if ids:
-        batch = stack_pixels([images[image_id] for image_id in ids], model.encoding_device)
-        encoding = model.encode_pixels(batch)
-        collection.add(ids, encoding, [user_payload(payloads[image_id]) for image_id in ids])
-    return ids, failed
+    if not images:
+        return [], failed
+    batch = stack_pixels([*images.values()], model.encoding_device)
+    written = collection.replace_encodings([*images], model.encode_pixels(batch))
+    return [image_id for image_id in images if image_id in written], failed  # others were deleted

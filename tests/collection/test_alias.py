@@ -104,10 +104,12 @@ def test_points_that_name_no_model_are_read_as_before(server: Server) -> None:
 
 WRITES: dict[str, Callable[[ImageCollection], Any]] = {
     "add": lambda c: c.add(ids_of(2), encoding_of(ids_of(2)), payloads_of(ids_of(2))),
+    "add_new": lambda c: c.add_new(ids_of(7), encoding_of(ids_of(7)), payloads_of(ids_of(7))),
     "add_codes": lambda c: c.add_codes(
-        ids_of(2), encoding_of(ids_of(2)).embeddings,
-        c.codec.encode(encoding_of(ids_of(2)).tokens), payloads_of(ids_of(2)),
+        ids_of(7), encoding_of(ids_of(7)).embeddings,
+        c.codec.encode(encoding_of(ids_of(7)).tokens), payloads_of(ids_of(7)),
     ),
+    "replace_encodings": lambda c: c.replace_encodings(ids_of(2), encoding_of(ids_of(2))),
     "update": lambda c: c.update_payload({ids_of(1)[0]: {"a": 1}}),
     "remove keys": lambda c: c.index.remove_payload_keys(ids_of(1), ["path"]),
     "delete": lambda c: c.delete(ids_of(1)),

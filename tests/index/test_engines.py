@@ -202,6 +202,24 @@ def test_empty_calls_do_nothing(engine: Engine) -> None:
     assert index.count() == 0
 
 
+def test_an_update_writes_what_is_stored_and_nothing_else(engine: Engine) -> None:
+    old, new, other = unit_vectors(3)
+    index = engine.create()
+    index.upsert([Point(image_id(0), old, {"path": "old.png", "gone": 1})])
+    seen: list[Any] = []
+    index.observe(seen.append)
+    index.update([Point(image_id(n), new, {"path": "new.png"}) for n in range(2)])
+    assert index.retrieve([image_id(0), image_id(1)]) == {image_id(0): {"path": "new.png"}}
+    assert index.count() == 1
+    assert index.vectors([image_id(0)])[image_id(0)] == pytest.approx(
+        new, abs=float32_slack(1, roundings=DOT)
+    )
+    assert seen == [[image_id(0), image_id(1)]]
+    index.update([Point(image_id(7), other, {})])
+    index.update([])
+    assert index.count() == 1
+
+
 def test_existing(engine: Engine) -> None:
     index = engine.create()
     index.upsert(make_points(unit_vectors(120)))

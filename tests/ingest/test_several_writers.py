@@ -19,8 +19,10 @@ from served import SERVERS, Server, served
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import CollectionExistsError
+from edje_qdrant.image_to_text.caption_collection import CaptionCollection
 from edje_qdrant.index.qdrant import backend as backend_module
-from edje_qdrant.maintenance import verify
+from edje_qdrant.maintenance import copy_collection, verify
+from edje_qdrant.types import Point
 
 WRITERS, COUNT = 4, 60
 
@@ -72,6 +74,64 @@ def test_what_is_there_stays_as_it_is(server: Server) -> None:
         assert server.stored("v1")[image_id]["by"] == "first"
 
 
+def test_a_copy_leaves_what_another_process_added_since(server: Server) -> None:
+    (image_id, other) = ids = ids_of(2)
+    with server.create("v1") as source, server.create("v2") as target:
+        source.add(ids, encoding_of(ids), [{"by": "copy"}] * 2)
+
+        class Late(ImageCollection):
+            def existing(self, ids: Any) -> set[str]:
+                found = super().existing(ids)
+                target.add([image_id], encoding_of([image_id]), [{"by": "first"}])
+                return found
+
+        with Late.open(server.client, server.name("v2")) as late:
+            report = copy_collection(source, late)
+        assert (report.copied, report.skipped) == (1, 1)
+        stored = server.stored("v2")
+        assert (stored[image_id]["by"], stored[other]["by"]) == ("first", "copy")
+        assert verify(target).clean
+
+
+def test_a_caption_that_another_process_added_since_stays(server: Server) -> None:
+    texts, vectors = ["a red kite", "two cats"], encoding_of(ids_of(2)).embeddings
+    name = server.name("captions")
+    with CaptionCollection.create(server.client, name, CONTRACT) as first:
+
+        class Late(CaptionCollection):
+            def existing(self, ids: Any) -> set[str]:
+                found = super().existing(ids)
+                first.add(["A red kite!"], vectors[:1], [{"by": "first"}])
+                return found
+
+        with Late.open(server.client, name) as second:
+            ids = second.add(texts, vectors, [{"by": "second"}] * 2)
+        stored = server.stored("captions")
+        assert {key: stored[key]["by"] for key in ids} == {ids[0]: "first", ids[1]: "second"}
+        assert stored[ids[0]]["text"] == "A red kite!"
+
+
+def test_an_image_that_another_process_deleted_since_stays_deleted(server: Server) -> None:
+    ids = ids_of(3)
+    with server.create("v1") as collection:
+        collection.add(ids, encoding_of(ids), payloads_of(ids))
+        put = collection.store.put
+
+        def put_late(*args: Any) -> Any:
+            server.client.delete(server.name("v1"), [ids[1]])
+            return put(*args)
+
+        collection._store.put = put_late  # type: ignore[method-assign]
+        new = encoding_of(ids, seed=1)
+        assert collection.replace_encodings(ids, new) == {ids[0], ids[2]}
+        assert [*server.stored("v1")] == [ids[0], ids[2]]
+        left = collection.encodings([ids[0], ids[2]])
+        assert left.tokens.tobytes() == new.tokens[[0, 2]].tobytes()
+        payloads = collection.payloads([ids[0], ids[2]])
+        assert payloads == [payloads_of(ids)[row] for row in (0, 2)]
+        assert verify(collection).clean
+
+
 def test_older_servers_are_not_asked_for_what_they_do_not_know() -> None:
     ids = ids_of(3)
     with StandIn("1.16.3") as stand_in:
@@ -83,7 +143,15 @@ def test_older_servers_are_not_asked_for_what_they_do_not_know() -> None:
         with ImageCollection.open(stand_in.url, "images") as collection:
             collection.add_new(ids_of(4), encoding_of(ids_of(4)), payloads_of(ids_of(4)))
             collection.add(ids, encoding_of(ids), payloads_of(ids))
-        assert stand_in.modes == [None, models.UpdateMode.INSERT_ONLY, None]
+            collection.replace_encodings(ids_of(5), encoding_of(ids_of(5)))
+        added = [None, models.UpdateMode.INSERT_ONLY, None]
+        assert stand_in.modes == [*added, models.UpdateMode.UPDATE_ONLY]
+        stand_in.version = "1.16.3"
+        with ImageCollection.open(stand_in.url, "images") as collection:
+            assert collection.replace_encodings(ids_of(5), encoding_of(ids_of(5))) == {*ids_of(4)}
+            collection.index.update([Point(ids_of(9)[-1], encoding_of(ids).embeddings[0], {})])
+            assert collection.count() == 4
+        assert stand_in.modes[4:] == [None]
 
 
 def test_a_folder_needs_no_marks(tmp_path: Path) -> None:

@@ -512,8 +512,9 @@ def test_a_target_whose_codec_changes_meanwhile(tmp_path, memory, fitted, monkey
     real = ImageCollection.add_codes
 
     def add_codes(self, *args):
-        real(self, *args)
+        added = real(self, *args)
         self.set_codec(second)
+        return added
 
     monkeypatch.setattr(ImageCollection, "add_codes", add_codes)
     with pytest.raises(StoreError, match="was changed to"):

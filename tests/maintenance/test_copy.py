@@ -54,7 +54,7 @@ def test_one_that_was_interrupted_goes_on(place, tmp_path, monkeypatch, small_pa
         make(place) as copy,
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(copy.index, "upsert", failing_after(parts, copy.index.upsert, gone))
+            patch.setattr(copy.index, "insert", failing_after(parts, copy.index.insert, gone))
             with pytest.raises(EngineUnavailableError):
                 copy_collection(source, copy)
         assert len(copy) == 8 * parts

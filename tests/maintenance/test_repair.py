@@ -359,28 +359,40 @@ def test_a_picture_that_was_deleted_meanwhile_does_not_come_back(
 ):
     collection, ids = filled(place, tiny_model, pictures)
     with collection:
-        damage(collection, ids[0])
-        damage(collection, ids[1])
-        real = pixels_module.read_file
+        for image_id in ids[:3]:
+            damage(collection, image_id)
+        real, encode = pixels_module.read_file, tiny_model.encode_pixels
 
         def read(*args):
             collection.delete([ids[0]])
             return real(*args)
 
+        def encode_late(*args):
+            collection.delete([ids[2]])
+            return encode(*args)
+
         monkeypatch.setattr(pixels_module, "read_file", read)
+        monkeypatch.setattr(tiny_model, "encode_pixels", encode_late)
         report = repair(collection, tiny_model)
         assert report.encoded == (ids[1],)
-        assert collection.existing(ids) == {*ids[1:]}
+        assert collection.existing(ids) == {ids[1], *ids[3:]}
 
 
-def test_fields_that_were_set_since_stay(place, tiny_model, pictures):
+def test_fields_that_were_set_since_stay(place, tiny_model, pictures, monkeypatch):
     collection, ids = filled(place, tiny_model, pictures)
     with collection:
         collection.update_payload({ids[0]: {"album": {"name": "2024", "of": [None]}}})
         before = held(collection)
         damage(collection, ids[0])
+        encode = tiny_model.encode_pixels
+
+        def encode_late(*args):  # another process sets a field while the image is encoded
+            collection.update_payload({ids[0]: {"n": 2}})
+            return encode(*args)
+
+        monkeypatch.setattr(tiny_model, "encode_pixels", encode_late)
         repair(collection, tiny_model)
-        assert held(collection)[ids[0]][2] == before[ids[0]][2]
+        assert held(collection)[ids[0]][2] == {**before[ids[0]][2], "n": 2}
 
 
 def test_a_picture_with_an_orientation_is_encoded_as_it_was(tmp_path, tiny_model):

@@ -32,7 +32,7 @@ from edje_qdrant.types import Point
 
 if TYPE_CHECKING:
     import qdrant_edge
-    from qdrant_edge import EdgeShard, PayloadSelector, Query, Record
+    from qdrant_edge import EdgeShard, PayloadSelector, Query, Record, UpdateMode
 
 __all__ = ["EdgeBackend"]
 
@@ -180,13 +180,22 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
         return dated, len(dated) < size
 
     def write(self, points: Sequence[CheckedPoint]) -> None:
+        from qdrant_edge import UpdateMode
+
+        self._upsert(points, UpdateMode.Upsert)
+
+    def update(self, points: Sequence[CheckedPoint]) -> None:
+        from qdrant_edge import UpdateMode
+
+        self._upsert(points, UpdateMode.UpdateOnly)
+
+    def _upsert(self, points: Sequence[CheckedPoint], mode: UpdateMode) -> None:
         from qdrant_edge import Point, UpdateOperation
 
+        made = [Point(p.id, p.vector, p.payload) for p in points]
         with self._using() as shard:
             require_space(self._folder)
-            shard.update(
-                UpdateOperation.upsert_points([Point(p.id, p.vector, p.payload) for p in points])
-            )
+            shard.update(UpdateOperation.upsert_points(made, update_mode=mode))
 
     def set_payload(self, payloads: Sequence[CheckedPayload]) -> None:
         from qdrant_edge import UpdateOperation

@@ -176,6 +176,12 @@ class FaissBackend(FolderBackend[Database]):
             replaced, rows = database.put(points, vectors)
             self._vectors = self._vectors.without(replaced).extended(rows, vectors)
 
+    def update(self, points: Sequence[CheckedPoint]) -> None:
+        with self._writes, self._using() as database:
+            stored = database.rows_of([point.id for point in points])
+            if found := [point for point in points if point.id in stored]:
+                self.write(found)
+
     def set_payload(self, payloads: Sequence[CheckedPayload]) -> None:
         with self._writing() as database:
             database.set_payloads({item.id: item.payload for item in payloads})

@@ -409,14 +409,25 @@ class QdrantBackend(Backend):
     def insert(self, points: Sequence[CheckedPoint]) -> None:
         from qdrant_client import models
 
-        if self._version.knows("UpdateMode"):
-            self._upsert(points, update_mode=models.UpdateMode.INSERT_ONLY)
-        else:
-            self._upsert(points)
+        self._upsert(points, models.UpdateMode.INSERT_ONLY)
 
-    def _upsert(self, points: Sequence[CheckedPoint], **more: Any) -> None:
+    def update(self, points: Sequence[CheckedPoint]) -> None:
         from qdrant_client import models
 
+        if not self._version.knows("UpdateMode"):
+            stored = {point.id for point in self.fetch([point.id for point in points])}
+            points = [point for point in points if point.id in stored]
+        if points:
+            self._upsert(points, models.UpdateMode.UPDATE_ONLY)
+
+    def _upsert(
+        self, points: Sequence[CheckedPoint], mode: models.UpdateMode | None = None
+    ) -> None:
+        from qdrant_client import models
+
+        more: dict[str, Any] = {}
+        if mode is not None and self._version.knows("UpdateMode"):
+            more["update_mode"] = mode
         made = [models.PointStruct(id=p.id, vector=p.vector, payload=p.payload) for p in points]
 
         def send() -> None:
