@@ -49,6 +49,9 @@ class JointSettings:
     Attributes:
         adapter: `compressed`, or `local` with one token per patch.
         num_tokens: Tokens per image of the compressed adapter.
+        width: Of the joint encoder, and of a token.
+        layers: Of the joint encoder.
+        heads: Of each layer.
         objectives: Weights; few words are masked, because a masked word must follow from the rest.
         words_alone: Share of the steps before matching begins.
         random_pairs: Share of the steps with random negatives. Hard negatives follow, in batches of
@@ -59,6 +62,9 @@ class JointSettings:
 
     adapter: AdapterKind = "compressed"
     num_tokens: int = 16
+    width: int = 128
+    layers: int = 6
+    heads: int = 4
     objectives: Objectives = _OBJECTIVES
     words_alone: float = 0.15
     random_pairs: float = 0.2
@@ -71,8 +77,9 @@ def new_model(encoder: SiglipEncoder, settings: JointSettings | None = None) -> 
     settings = settings or JointSettings()
     tokenizer = scene_tokenizer()
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=6, num_attention_heads=4,
-        intermediate_size=512, max_position_embeddings=96, hidden_dropout_prob=0.0,
+        vocab_size=len(tokenizer), hidden_size=settings.width, num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads, intermediate_size=4 * settings.width,
+        max_position_embeddings=96, hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     return EDJEModel.build(
