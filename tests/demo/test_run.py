@@ -81,7 +81,7 @@ def test_fewer_pictures_next_time_leave_none_of_the_old_ones(tmp_path):
 
 
 def test_scenes_are_drawn_side_by_side_and_files_hold_their_pixels(tmp_path, monkeypatch):
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=120)
     drawn = []
 
     def draw_beside_another(scene):

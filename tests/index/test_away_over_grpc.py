@@ -22,8 +22,9 @@ def options_of(server: GrpcStandIn, **more: Any) -> QdrantOptions:
 
 @pytest.fixture
 def index(grpc_stand_in: GrpcStandIn) -> Iterator[VectorIndex]:
-    options = options_of(grpc_stand_in, timeout=1)
-    index = create_on_server(grpc_stand_in.url, "images", 8, {}, options)
+    index = create_on_server(
+        grpc_stand_in.url, "images", 8, {}, options_of(grpc_stand_in, timeout=30)
+    )
     index.upsert(make_points(unit_vectors(5)))
     grpc_stand_in.seen.clear()
     yield index
@@ -51,6 +52,7 @@ def test_a_cluster_without_quorum(grpc_stand_in: GrpcStandIn) -> None:
 
 @pytest.mark.slow
 def test_a_search_asks_a_paused_server_once(grpc_stand_in: GrpcStandIn, index: VectorIndex) -> None:
+    object.__setattr__(index._backend._connection._options, "timeout", 1)
     grpc_stand_in.paused = True
     with pytest.raises(EngineUnavailableError, match="with no time left for more"):
         index.nearest(unit_vectors(1), 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -71,10 +70,8 @@ def test_a_job_inside_a_job_waits_as_long_as_the_outer_one(
     stand_in: StandIn, index: VectorIndex
 ) -> None:
     stand_in.answers_left = 0
-    began = time.monotonic()
-    with index.patient(0.2), index.patient(60), pytest.raises(EngineUnavailableError):
+    with index.patient(0.2), index.patient(3600), pytest.raises(EngineUnavailableError):
         index.count()
-    assert time.monotonic() - began < 50
 
 
 def test_every_thread_waits_and_one_line_says_so(

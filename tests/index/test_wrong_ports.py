@@ -68,9 +68,9 @@ def test_what_a_port_speaks_is_said_at_once(
     ports: dict[str, int], scheme: str, port: str, grpc_port: str | None, says: str
 ) -> None:
     url = f"{scheme}://127.0.0.1:{ports[port]}"
-    options = QdrantOptions(timeout=5)
+    options = QdrantOptions(timeout=60)
     if grpc_port is not None:
-        options = QdrantOptions(prefer_grpc=True, grpc_port=ports[grpc_port], timeout=5)
+        options = QdrantOptions(prefer_grpc=True, grpc_port=ports[grpc_port], timeout=60)
     with pytest.raises(ConfigError, match=says) as caught:
         open_on_server(url, "images", options)
     assert str(ports[grpc_port or port]) in str(caught.value)
@@ -93,7 +93,7 @@ def test_an_address_where_qdrant_is_not(path: str, status: int, body: bytes) -> 
         fixed_answer(status, body) as url,
         pytest.raises(ConfigError, match="is not Qdrant") as caught,
     ):
-        open_on_server(f"{url}{path}", "images", QdrantOptions(timeout=5))
+        open_on_server(f"{url}{path}", "images", QdrantOptions(timeout=60))
     hint = f"has the path {path}: leave it out" if path else "check host and port"
     assert hint in str(caught.value)
 

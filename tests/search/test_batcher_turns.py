@@ -192,9 +192,12 @@ def test_two_threads_share_what_waits_and_search_at_the_same_time(
 ) -> None:
     texts = [f"{text} {n}" for n in range(2) for text in TEXTS]
     with MeetingRetriever(make_collection(tmp_path, tiny_model), tiny_model) as retriever:
-        with SearchBatcher(retriever, max_batch=8, max_wait_ms=500, threads=2) as batcher:
+        with SearchBatcher(retriever, max_batch=8, max_wait_ms=60_000, threads=2) as batcher:
             futures = [batcher.submit(text) for text in texts]
-            results = [future.result(60) for future in futures]
+            while not retriever.batches:
+                time.sleep(0.01)
+            # The second thread waits for as many again, until the batcher is closed.
+        results = [future.result(0) for future in futures]
         assert sorted(retriever.batches) == sorted([texts[:4], texts[4:]])
         assert [result.query for result in results] == texts
 
@@ -202,7 +205,7 @@ def test_two_threads_share_what_waits_and_search_at_the_same_time(
 def test_few_searches_are_one_batch_for_two_threads(tiny_model: EDJEModel, tmp_path: Path) -> None:
     with HeldRetriever(make_collection(tmp_path, tiny_model), tiny_model) as retriever:
         retriever.let.set()
-        with SearchBatcher(retriever, max_batch=4, max_wait_ms=5000, threads=2) as batcher:
+        with SearchBatcher(retriever, max_batch=4, max_wait_ms=60_000, threads=2) as batcher:
             futures = [batcher.submit(text) for text in TEXTS]
             assert all(len(future.result(60)) == 10 for future in futures)
         assert retriever.batches == [TEXTS]

@@ -18,9 +18,11 @@ from PIL import Image
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.images import image_file_id
+from edje_qdrant.index.qdrant import connection
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.types import ImageEncoding
+from edje_qdrant.web import availability
 from edje_qdrant.web.app import create_app
 from edje_qdrant.web.settings import ServiceSettings
 
@@ -86,6 +88,14 @@ def shared(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
 @pytest.fixture
 def client(serve: Callable[..., TestClient]) -> TestClient:
     return serve()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let services of this process wait long for a server, which may share a busy machine."""
+    monkeypatch.setattr(availability, "_PATIENCE", 60.0)
+    monkeypatch.setattr(availability, "_SILENCE", 60.0)
+    monkeypatch.setattr(connection, "_PROBE_SECONDS", 60)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import shutil
 import ssl
 import subprocess
 import threading
-import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -67,11 +66,11 @@ class Answer(BaseHTTPRequestHandler):
         self.say(200, b"x", {"Content-Encoding": "gzip"})
 
     def slow(self):
-        self.server.ended.wait(30)
+        self.server.ended.wait()
 
     def dripping(self):
         self.send_response(200)
-        self.send_header("Content-Length", "1000")
+        self.send_header("Content-Length", "4000")
         self.end_headers()
         with suppress(OSError):  # the other side leaves
             while not self.server.ended.wait(0.05):
@@ -124,7 +123,7 @@ def host():
     host.server_close()
 
 
-def fetcher(*hosts, max_bytes=4000, seconds=5.0, addresses=None):
+def fetcher(*hosts, max_bytes=4000, seconds=60.0, addresses=None):
     """Return a fetcher, and what it asked the resolver for."""
     asked = []
 
@@ -341,10 +340,9 @@ def test_an_answer_that_is_no_image_within_the_limits(host, path, word):
 
 @pytest.mark.parametrize("path", ["slow", "dripping"])
 def test_a_slow_host_is_left(host, path):
+    """Before its answer ends, which takes until the test does, or over three minutes."""
     made, _ = fetcher(f"127.0.0.1:{host.port}", seconds=0.3)
-    started = time.monotonic()
     unreadable(made, f"http://127.0.0.1:{host.port}/{path}", "more than 0.3 s")
-    assert time.monotonic() - started < 20
 
 
 def test_a_host_that_cannot_be_reached(host):

@@ -34,17 +34,21 @@ class FragileEncoder(SiglipEncoder):
 
 
 def test_a_decoder_that_crashes_fails_its_upload_only(serve, monkeypatch):
-    client = serve(ingest=True, decode_seconds=3.0)
+    client = serve(ingest=True)
     monkeypatch.setattr(client.retriever.model.encoder, "__class__", FragileEncoder)
     one = client.post("/v1/search/image", files={"file": ("a.png", picture(102))})
     assert (one.status_code, one.json()["error"]) == (422, "ImageReadError")
     assert "killed by SIGKILL" in one.json()["message"]
-    files = [("bomb.png", picture(103)), ("good.png", picture(40)), ("hang.png", picture(101))]
+    files = [("bomb.png", picture(103)), ("good.png", picture(40))]
     done = client.post("/v1/ingest", files=[("files", file) for file in files]).json()
     assert (done["added"], len(done["image_ids"])) == (1, 1)
-    reasons = {failure["name"]: failure["reason"] for failure in done["failed"]}
-    assert "far more memory" in reasons["bomb.png"]
-    assert "took more than 3 s" in reasons["hang.png"]
+    (bomb,) = done["failed"]
+    assert "far more memory" in bomb["reason"]
+    # A limit that a busy machine needs for the others would be waited for here.
+    client.app.state.service.decoders._seconds = 0.5
+    done = client.post("/v1/ingest", files={"files": ("hang.png", picture(101))}).json()
+    (hang,) = done["failed"]
+    assert "took more than 0.5 s" in hang["reason"]
     assert len([*(client.folder / "pictures" / "uploads").iterdir()]) == 1
 
 
