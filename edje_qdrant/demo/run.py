@@ -268,7 +268,7 @@ def _row(result: SearchResult, right: Path, first: int | None, final: int | None
     before = sorted(result, key=lambda hit: hit.retrieval_rank)
     return SheetRow(
         query=result.query,
-        right=right,
+        right=[right],
         first_stage=[Path(hit.payload["path"]) for hit in before[:5]],
         reranked=[Path(hit.payload["path"]) for hit in result[:5]],
         first_rank=first,

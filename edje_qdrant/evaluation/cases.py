@@ -89,7 +89,7 @@ def draw_worst(rankings: Rankings, num_candidates: int, path: Path, *, count: in
     rows = [
         SheetRow(
             query=rankings.queries[query],
-            right=Path(rankings.answers[rankings.rights[query][0]]),
+            right=[Path(rankings.answers[row]) for row in rankings.rights[query]],
             first_stage=_paths(rankings, query, np.arange(_SHOWN)),
             reranked=_paths(rankings, query, order[query, :_SHOWN]),
             first_rank=before[query],
