@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from urllib.parse import quote
 
 import httpx
 import pytest
 from in_browser import DROP, NEEDS_BROWSER, until
+from PIL import Image
 from qdrant_client import QdrantClient
 from server_process import ServerProcess
 from service_process import ServiceProcess, folder_of_scenes
@@ -188,6 +190,22 @@ def test_a_picture_is_searched_by(open_page, captions, tmp_path_factory):
     page.wait_for_selector("text=Like mine.png")
     assert not page.locator("#drop").is_visible()
     assert page.locator(".tile .line b").first.text_content() == "scene-0008.png"
+
+
+def test_transparent_pictures_lie_on_white_in_dark_colours(open_page):
+    page = open_page("/")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_selector(".tile img")
+    clear = io.BytesIO()
+    Image.new("RGBA", (80, 80)).save(clear, "PNG")
+    file = {"name": "clear.png", "mimeType": "image/png", "buffer": clear.getvalue()}
+    page.set_input_files("#file", file)
+    page.wait_for_selector(".asked img")
+    asked = Image.open(io.BytesIO(page.locator(".asked img").screenshot())).convert("RGB")
+    assert asked.getpixel((asked.width // 2, asked.height // 2)) == (255, 255, 255)
+    page.click(".tile .open >> nth=0")
+    colour = "image => getComputedStyle(image).backgroundColor"
+    assert page.eval_on_selector("#large", colour) == "rgb(255, 255, 255)"
 
 
 def test_a_narrow_screen_shows_one_ranking_at_a_time(open_page, captions):
