@@ -14,7 +14,7 @@ reranked as without it:
   other captions and images. No image is encoded again.
 
 Coefficients are chosen on a third of the queries, and figures are those of the other two thirds:
-the share of queries whose image is among the reranked, and R@1 after reranking, each with its
+the share of queries with a right image among the reranked, and R@1 after reranking, each with its
 difference to the first stage alone, paired, with the 95 % interval of a bootstrap over images.
 
 Without `--annotations`, the queries are captions of drawn scenes, and the adapter is taught by
@@ -27,8 +27,9 @@ import argparse
 import itertools
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from edje_qdrant import EDJEModel, Reranker
-from edje_qdrant.data.annotations import read_annotations
+from edje_qdrant.data.annotations import group_by_image, read_annotations
 from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.run import scene_captions
 from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.evaluation.bootstrap import difference, resampled_means
 from edje_qdrant.images import open_upright
+from edje_qdrant.text import clean_caption
 
 #: Images reranked for a query.
 BUDGETS = (10, 20, 40)
@@ -53,6 +55,7 @@ FEEDBACK = tuple(itertools.product((1.0,), (0.5, 1.0, 2.0), (0.02, 0.1, 0.3)))
 ROCCHIO = tuple(itertools.product((0.1, 0.3, 0.6), (0.0, 0.1, 0.3)))
 _ENDS = 3  # of the reranked, those that count as best and as worst
 _DEPTH, _STEPS = 20, 300  # candidates that teach the adapter, and its steps
+_TEACHING = 2000  # captions that teach it
 _PAIRS = 1024
 
 
@@ -65,14 +68,16 @@ class World:
         tokens: `(n, m, d_text)` float16.
         texts: `q` queries.
         queries: `(q, d)` of the texts, unit length.
-        right: `(q,)` number of each query's image.
+        right: `(q, n)` bool, which images are right for each query.
+        clusters: `(q,)` numbers; queries with the same number are not independent.
     """
 
     embeddings: NDArray[np.float32]
     tokens: NDArray[np.float16]
     texts: list[str]
     queries: NDArray[np.float32]
-    right: NDArray[np.int64]
+    right: NDArray[np.bool_]
+    clusters: NDArray[np.int64]
 
 
 Rows = NDArray[np.int64]
@@ -116,13 +121,15 @@ def main() -> None:
     model = EDJEModel.from_pretrained(options.model)
     if options.annotations is None:
         data, world = f"{options.scenes:,} scenes", scenes(model, 0, options.scenes)
-        teaching = scenes(model, 7, 2000)
+        teaching = scenes(model, 7, _TEACHING)
     else:
         data, world = options.annotations.name, annotated(model, options.annotations, options)
         teaching = (
             annotated(model, options.taught_by, options) if options.taught_by is not None else None
         )
     world = with_queries(world, options.queries)
+    if teaching is not None:
+        teaching = with_queries(teaching, _TEACHING)
     rows = measure(model, world, teaching)
     result = {
         "data": data, "model": options.model, "images": len(world.embeddings),
@@ -141,41 +148,50 @@ def scenes(model: EDJEModel, seed: int, number: int) -> World:
     """Draw scenes, with one caption each."""
     drawn = list(draw_scenes("test", seed, number))
     captions = [caption.text for caption in scene_captions(drawn, seed)]
-    return encoded(model, lambda row: draw(drawn[row]), captions, np.arange(number))
+    right = np.eye(number, dtype=bool)
+    return encoded(model, lambda row: draw(drawn[row]), captions, right, np.arange(number))
 
 
 def annotated(model: EDJEModel, path: Path, options: argparse.Namespace) -> World:
-    """Read an annotation file; each caption is a query."""
-    rows = read_annotations(path, images=options.images)
-    texts = [(caption, number) for number, row in enumerate(rows) for caption in row.captions]
-    return encoded(
-        model,
-        lambda row: open_upright(rows[row].image),
-        [text for text, _ in texts],
-        np.array([number for _, number in texts]),
-    )
+    """Read an annotation file; each caption is a query, and all images that have it are right."""
+    rows = group_by_image(read_annotations(path, images=options.images))
+    spelling: dict[str, str] = {}
+    owners: defaultdict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        for caption in row.captions:
+            owners[spelling.setdefault(clean_caption(caption), caption)].append(number)
+    right = np.zeros((len(owners), len(rows)), bool)
+    for query, numbers in enumerate(owners.values()):
+        right[query, numbers] = True
+    first = np.array([numbers[0] for numbers in owners.values()])
+    return encoded(model, lambda row: open_upright(rows[row].image), [*owners], right, first)
 
 
 def encoded(
-    model: EDJEModel, image: Callable[[int], Any], texts: Sequence[str], right: Rows
-) -> World:
+    model: EDJEModel, image: Callable[[int], Any], texts: Sequence[str],
+    right: NDArray[np.bool_], clusters: NDArray[np.int64],
+) -> World:  # fmt: skip
     """Encode all images and texts."""
+    count = right.shape[1]
     parts = [
-        model.encode_images([image(row) for row in range(start, min(start + BATCH, right[-1] + 1))])
-        for start in tqdm(
-            range(0, int(right[-1]) + 1, BATCH), desc="encoding", unit=" batches", mininterval=5
-        )
+        model.encode_images([image(row) for row in range(start, min(start + BATCH, count))])
+        for start in tqdm(range(0, count, BATCH), desc="encoding", unit=" batches", mininterval=5)
     ]
     embeddings = np.concatenate([part.embeddings for part in parts])
     tokens = np.concatenate([part.tokens for part in parts]).astype(np.float16)
-    return World(embeddings, tokens, list(texts), model.encode_texts(texts), right)
+    return World(embeddings, tokens, list(texts), model.encode_texts(texts), right, clusters)
 
 
 def with_queries(world: World, number: int) -> World:
     """Keep some of the queries, chosen at random, and all images."""
     kept = np.sort(np.random.default_rng(0).permutation(len(world.texts))[:number])
-    texts = [world.texts[row] for row in kept]
-    return World(world.embeddings, world.tokens, texts, world.queries[kept], world.right[kept])
+    return replace(
+        world,
+        texts=[world.texts[row] for row in kept],
+        queries=world.queries[kept],
+        right=world.right[kept],
+        clusters=world.clusters[kept],
+    )
 
 
 # ------------------------------------------------------------------------------- ways to look
@@ -234,21 +250,21 @@ def row_of(
         own, before = of(rows)[~tuned], of(alone)[~tuned]
         row[name] = round(float(own.mean()), 4)
         if rows is not alone:
-            means = resampled_means(np.stack([own, before], 1), world.right[~tuned])
+            means = resampled_means(np.stack([own, before], 1), world.clusters[~tuned])
             gap = difference(float(own.mean() - before.mean()), means[:, 0], means[:, 1])
             row[f"{name} difference"] = gap.as_dict()
     return row
 
 
 def recall(world: World, rows: Rows) -> NDArray[np.float64]:
-    """Return for each query whether its image is among `(q, k)` images."""
-    return (rows == world.right[:, None]).any(1).astype(np.float64)
+    """Return for each query whether a right image is among `(q, k)` images."""
+    return np.take_along_axis(world.right, rows, 1).any(1).astype(np.float64)
 
 
 def first_is_right(world: World, scores: Scores, rows: Rows) -> NDArray[np.float64]:
-    """Return for each query whether the image with the highest score is the right one."""
-    best = np.take_along_axis(rows, scores.of(rows).argmax(1)[:, None], 1)[:, 0]
-    return (best == world.right).astype(np.float64)
+    """Return for each query whether the image with the highest score is a right one."""
+    best = np.take_along_axis(rows, scores.of(rows).argmax(1)[:, None], 1)  # (q, 1)
+    return np.take_along_axis(world.right, best, 1)[:, 0].astype(np.float64)
 
 
 def engine(folder: str, world: World) -> edge.EdgeShard:
