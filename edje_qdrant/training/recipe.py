@@ -257,7 +257,7 @@ class OptimisationSection(Section):
         clip_norm: Largest norm of the gradient.
         validate_every: Steps between validations and checkpoints.
         patience: Training stops after this many validations without improvement.
-        precision: Of matrix products, `bf16` or `fp32`.
+        precision: Of matrix products, `bf16` or `fp32`; also of the tower's training.
     """
 
     steps: int | None = Field(None, ge=1)

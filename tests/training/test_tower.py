@@ -9,11 +9,14 @@ import torch
 from PIL import Image
 
 from edje_qdrant import EDJEModel
+from edje_qdrant.data.pairs import open_pairs
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.training import loop
 from edje_qdrant.training.batches import captions_true_of
+from edje_qdrant.training.loop import accelerator_for
 from edje_qdrant.training.recipe import Recipe, read_recipe, validated
 from edje_qdrant.training.run import train
+from edje_qdrant.training.tower import train_tower
 
 COLOURS = ["red", "lime", "blue", "yellow", "purple", "white", "black", "orange"]
 
@@ -86,6 +89,25 @@ def test_a_stopped_tower_ends_bit_for_bit_as_one_that_was_not(
         for name in ("whole", "parts")
     )
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_the_recipes_precision_is_that_of_the_towers_training(pairs: Path, tmp_path: Path) -> None:
+    source, weights = open_pairs(pairs), {}
+    for precision in ("fp32", "bf16"):
+        data = recipe(pairs, steps=1, validate_every=1).model_dump()
+        data["optimisation"]["precision"] = precision
+        folder = tmp_path / precision
+        train_tower(
+            Recipe.model_validate(data), [source], source, folder, accelerator_for("cpu"),
+            progress=False,
+        )  # fmt: skip
+        saved = torch.load(folder / "tower.pt", weights_only=True)
+        assert saved["config"]["precision"] == precision
+        weights[precision] = saved["module"]
+    assert {value.dtype for value in weights["bf16"].values()} == {torch.float32}
+    assert any(
+        not torch.equal(value, weights["bf16"][name]) for name, value in weights["fp32"].items()
+    )
 
 
 @pytest.mark.slow
