@@ -86,7 +86,7 @@ def test_epochs_become_steps_of_the_whole_batch(tmp_path):
 
 
 def test_the_examples_say_what_the_paper_says():
-    own = {"demo", "emoji"}  # of data that the paper does not have
+    own = {"demo", "emoji", "emoji-minilm"}  # of data that the paper does not have
     recipes = {p.stem: read_recipe(p) for p in EXAMPLES.glob("*.toml") if p.stem not in own}
     assert recipes.keys() == {
         "pretraining", "finetuning-coco", "finetuning-flickr", "distillation",
@@ -108,7 +108,7 @@ def test_the_examples_say_what_the_paper_says():
 def test_the_examples_say_what_they_need():
     for path in EXAMPLES.glob("*.toml"):
         head = path.read_text(encoding="utf-8").partition("seed = ")[0]
-        if path.stem in ("demo", "emoji"):  # drawn here; a page of its own
+        if path.stem in ("demo", "emoji", "emoji-minilm"):  # drawn here; a page of its own
             continue
         assert "# It needs, below the folder in which it is started" in head
         recipe = read_recipe(path)
@@ -123,3 +123,13 @@ def test_the_recipe_of_emoji_trains_tower_and_joint_encoder_from_nothing():
     recipe = read_recipe(EXAMPLES / "emoji.toml")
     assert recipe.tower is not None
     assert recipe.language_model is not None
+
+
+def test_the_recipe_with_minilm_trains_the_same_tower_and_a_pretrained_joint_encoder():
+    scratch, begun = (read_recipe(EXAMPLES / f"{n}.toml") for n in ("emoji", "emoji-minilm"))
+    assert begun.language_model is None
+    assert begun.model.language_model == "minilm/all-MiniLM-L6-v2"
+    assert scratch.tower is not None
+    assert begun.tower is not None
+    sizes = {"name", "vocabulary"}  # one language needs fewer word pieces
+    assert begun.tower.model_dump(exclude=sizes) == scratch.tower.model_dump(exclude=sizes)
