@@ -10,8 +10,9 @@ Nothing of this is part of edje-qdrant; `licences.md` in the output folder says 
 
 The output folder has one annotation file for each use. A caption is a name or a list of keywords:
 
-- `train.jsonl`: pictures of three artists, with their captions in all languages; `val.jsonl`: a
-  twentieth of the emoji of these artists, which are in no other file;
+- `train.jsonl`: pictures of three artists, with their captions in all languages; `names.jsonl`: the
+  same pictures with their names alone; `val.jsonl`: a twentieth of the emoji of these artists,
+  which are in no other file;
 - `artist.LANGUAGE.jsonl`: the same emoji, drawn by an artist of whom training sees nothing;
 - `combinations.LANGUAGE.jsonl`: people whose combination of occupation or activity, gender, skin
   tone and hair is in no training picture of any artist;
@@ -203,6 +204,9 @@ def write_annotations(
             if use == "val":  # names alone: each is a query of the validation
                 every = list(dict.fromkeys(texts[0] for texts in in_languages.values()))
             files[use].append({"image": drawing.path, "caption": every})
+            if use == "train":
+                names = list(dict.fromkeys(texts[0] for texts in in_languages.values()))
+                files["names"].append({"image": drawing.path, "caption": names})
         else:
             for language, texts in in_languages.items():
                 files[f"{use}.{language}"].append({"image": drawing.path, "caption": [texts[0]]})
