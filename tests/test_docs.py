@@ -50,6 +50,16 @@ def test_the_python_of_the_page_on_explaining_runs_as_it_stands(tmp_path, monkey
     assert (tmp_path / "explanation.png").is_file()
 
 
+def test_the_python_of_the_page_on_migrations_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = (DOCS / "migration.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "migration.md", "exec"), {})
+    before, agreement, after = capsys.readouterr().out.splitlines()
+    assert before == after == str(tmp_path / "red.png")
+    assert agreement == "100% of the hits are the same"
+
+
 def test_the_python_of_the_page_on_sources_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     page = (DOCS / "where-images-are.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -21,6 +21,7 @@ from edje_qdrant.cli.export_onnx import export_model
 from edje_qdrant.cli.help import EdjeCommand, GroupedCommands
 from edje_qdrant.cli.ingest import ingest
 from edje_qdrant.cli.mcp import mcp
+from edje_qdrant.cli.migrate import migrate
 from edje_qdrant.cli.pairs import classify, match, score_pairs
 from edje_qdrant.cli.plan import plan
 from edje_qdrant.cli.search import search
@@ -152,6 +153,12 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         verify: "edje-qdrant verify --index ./photos --files",
         repair: "edje-qdrant repair --index ./photos",
         compact: "edje-qdrant compact --index ./photos",
+        migrate: """
+            edje-qdrant migrate --index ./photos --model ./new
+            edje-qdrant migrate --index ./photos --model ./new --texts searches.txt --cut-over
+            edje-qdrant migrate --index ./photos --rollback
+            edje-qdrant migrate --index ./photos --drop-old
+        """,
         transcode: "edje-qdrant transcode pq32 --index ./photos",
         fit_codec: "edje-qdrant fit-codec pq32 --out pq32.safetensors --index ./photos",
         export: "edje-qdrant export --out photos.tar --index ./photos",

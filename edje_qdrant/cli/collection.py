@@ -16,6 +16,7 @@ from edje_qdrant.cli.loading import (
     print_result,
     shortened,
 )
+from edje_qdrant.cli.migration_lines import status_line
 from edje_qdrant.cli.options import (
     Collection,
     Device,
@@ -62,6 +63,8 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show what a collection holds and which model wrote it."""
+    from edje_qdrant.migration.status import migration_status
+
     place = place_of(index, url, grpc, grpc_port, timeout)
     with open_collection(place, collection) as opened:
         contract = opened.contract
@@ -78,9 +81,14 @@ def info(
             "codec_history": [*opened.codec_history],
             "bytes_per_image": opened.bytes_per_image(),
             "payload_indexes": (opened_indexes := opened.payload_indexes()),
+            "migration": None if (status := migration_status(opened)) is None else asdict(status),
             "contract": contract.as_dict(),
         }
     shown = {key: data[key] for key in data if key not in ("contract", "codec_history")}
+    if status is None:
+        del shown["migration"]
+    else:
+        shown["migration"] = status_line(status)
     listed = [f"{field} ({kind})" for field, kind in opened_indexes.items()]
     shown["payload_indexes"] = ", ".join(listed) or "none"
     print_result(data, [f"{key:<16} {value}" for key, value in shown.items()], as_json)

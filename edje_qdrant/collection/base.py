@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from threading import RLock
 from typing import Any, ClassVar
@@ -14,7 +14,9 @@ from typing_extensions import Self
 
 from edje_qdrant.checks import check_kind, check_seconds
 from edje_qdrant.collection.metadata import Holds, read_contract
+from edje_qdrant.collection.moved import is_closing, moved_to, read_moved
 from edje_qdrant.contract import TokenContract
+from edje_qdrant.errors import EdjeError, StoreError
 from edje_qdrant.index import Filter, VectorIndex
 from edje_qdrant.index.payload_fields import (
     FieldSample,
@@ -44,7 +46,7 @@ class BaseCollection(ABC):
     def __init__(self, index: VectorIndex, name: str, location: str) -> None:
         self._index, self._name, self._location = index, name, location
         self.write_lock = RLock()
-        index.check_before_writes(self.require_unchanged)
+        index.check_before_writes(self.require_writes_allowed)
 
     def __repr__(self) -> str:
         contract = self.contract
@@ -112,8 +114,28 @@ class BaseCollection(ABC):
         """
         self._require_same_model(self._index.reload_metadata())
 
+    def require_writes_allowed(self) -> None:
+        """Read the metadata again, and check that nothing keeps this object from writing.
+
+        Raises:
+            StoreError: A migration's cut-over is under way; for other reasons see
+                `require_unchanged`.
+            ContractMismatchError: As `require_unchanged`.
+            CollectionNotFoundError: As `require_unchanged`.
+            EngineUnavailableError: As `require_unchanged`.
+        """
+        self.require_unchanged()
+        if is_closing(self._index.metadata):
+            raise StoreError(
+                f"{self._what()} is being changed over to another model, and takes no writes until "
+                "that is done; try again in a minute, with the new model. If the cut-over was "
+                "interrupted, run edje-qdrant migrate --cut-over or --rollback"
+            )
+
     def probe(self, *, points: bool = False) -> None:
         """Check that the collection can be read, and is the one opened; see `VectorIndex.probe`.
+
+        During the grace time of a migration's cut-over, the model before may still search.
 
         Args:
             points: Whether to read points, too.
@@ -125,13 +147,19 @@ class BaseCollection(ABC):
             StoreError: It is closed, cannot be read, or holds something else now.
             EngineUnavailableError: No answer within two seconds.
         """
-        self._require_same_model(self._index.probe(points=points))
+        metadata = self._index.probe(points=points)
+        if moved_to(metadata) is not None:
+            moved = read_moved(metadata, self._what())
+            if moved.state == "settling" and moved.before:
+                # Searches go on until the old side's points are signed; writes are refused.
+                metadata = dict(moved.before)
+        self._require_same_model(metadata)
 
     def named_now(self) -> tuple[str, str]:
         """Return which collection the given name stands for now, and the key of its model.
 
         They differ from `resolved_name` and `contract.model_key` if the name is an alias that was
-        moved since, or if the collection was replaced.
+        moved since, if the collection was replaced, or after a migration's cut-over.
 
         Raises:
             ConfigError: The collection is in a folder.
@@ -140,6 +168,10 @@ class BaseCollection(ABC):
             EngineUnavailableError: No answer within two seconds.
         """
         resolved, metadata = self._index.named_now(self._name)
+        seen = {resolved}
+        while (to := moved_to(metadata)) is not None and to not in seen:
+            seen.add(to)
+            resolved, metadata = self._index.named_now(to)
         contract = read_contract(metadata, f"{resolved!r} at {self._location}", self.holds)
         return resolved, contract.model_key
 
@@ -278,9 +310,13 @@ class BaseCollection(ABC):
         """Build the search graph if the engine does so on request; call it after adding."""
         self._index.optimize()
 
-    def close(self) -> None:
-        """Flush, and close files and connections; a second call does nothing."""
-        self._index.close()
+    def close(self, because: Callable[[], EdjeError] | None = None) -> None:
+        """Flush, and close files and connections; a second call does nothing.
+
+        Args:
+            because: Returns the error that later calls raise; by default that it is closed.
+        """
+        self._index.close(because)
 
     def __enter__(self) -> Self:
         return self

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +29,18 @@ from edje_qdrant.collection.metadata import (
     UNKNOWN_CODECS,
     CollectionRecord,
     TokenPlace,
+    absolute,
     resolve,
 )
-from edje_qdrant.collection.opening import Parts, create_parts, open_parts
+from edje_qdrant.collection.moved import Migration, Moved
+from edje_qdrant.collection.opening import (
+    Origin,
+    Parts,
+    create_parts,
+    open_index,
+    open_parts,
+    open_side,
+)
 from edje_qdrant.collection.references import (
     another_model,
     in_order,
@@ -46,10 +56,13 @@ from edje_qdrant.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
     ConfigError,
+    ContractMismatchError,
+    EdjeError,
     ImagesDeletedError,
     TokensCorruptError,
     TokensNotFoundError,
 )
+from edje_qdrant.files import os_errors_as_store_errors
 from edje_qdrant.index import (
     TOKENS_KEY,
     Engine,
@@ -58,9 +71,11 @@ from edje_qdrant.index import (
     QdrantOptions,
     QdrantSettings,
     Strategy,
+    VectorIndex,
     check_indexes,
 )
 from edje_qdrant.index.engines import check_engine
+from edje_qdrant.index.folder import read_metadata
 from edje_qdrant.index.qdrant.settings import check_settings
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
@@ -114,7 +129,7 @@ class ImageCollection(BaseCollection):
     def __init__(self, parts: Parts, name: str) -> None:
         """Take open parts; use `create` or `open` instead."""
         super().__init__(parts.index, name, parts.location)
-        self._store, self._record = parts.store, parts.record
+        self._store, self._record, self._origin = parts.store, parts.record, parts.origin
         self._codec_lock = RLock()
         self._run = secrets.token_hex(4)
 
@@ -480,12 +495,185 @@ class ImageCollection(BaseCollection):
         locked while it is open, so its points are checked with their tokens alone.
         """
         if self._index.shared:
+            if not any(found):
+                self.require_unchanged()  # another side has the images after a migration
             for candidates in found:
                 self._require_own(
                     [each.image_id for each in candidates],
                     [reference_of(each.payload) for each in candidates],
                 )
         return found
+
+    @property
+    def origin(self) -> Origin:
+        """Return how the collection was opened, for migrations."""
+        return self._origin
+
+    @property
+    def migration(self) -> Migration | None:
+        """Return the migration to another model that is under way, as it was when last read."""
+        return self._record.migration
+
+    def migration_now(self) -> Migration | None:
+        """Read which migration is under way.
+
+        Raises:
+            ContractMismatchError: A collection of another model has replaced this one.
+            StoreError: The collection cannot be read.
+        """
+        with self._codec_lock:
+            self._record = self._record_now()
+            return self._record.migration
+
+    def set_migration(self, migration: Migration | None) -> None:
+        """Record which migration is under way; None for no longer any.
+
+        Raises:
+            ContractMismatchError: A collection of another model has replaced this one.
+            StoreError: The collection cannot be written.
+        """
+        self.require_writable()
+        with self.write_lock, self._codec_lock:
+            record = replace(self._record_now(), migration=migration)
+            self._index.set_metadata(record.as_metadata())
+            self._record = record
+
+    def move_to(self, moved: Moved) -> None:
+        """Replace this side by another one, atomically: it is what the name stands for from now on.
+
+        This object is closed, and raises ContractMismatchError from then on.
+
+        Args:
+            moved: With an empty `before`, which is filled in here.
+
+        Raises:
+            ContractMismatchError: Another side has replaced this one already.
+            StoreError: The collection cannot be written.
+        """
+        with self.write_lock, self._codec_lock:
+            before = replace(self._record_now(), migration=None)
+            metadata = replace(moved, before=before.as_metadata()).as_metadata()
+            self._index.set_metadata(metadata)
+
+            def replaced() -> EdjeError:
+                try:
+                    self._require_same_model(metadata)
+                except ContractMismatchError as error:
+                    return error
+                raise AssertionError("the two contracts are of one model")
+
+            self.close(replaced)
+
+    def create_side(self, side: str, contract: TokenContract, codec: Codec) -> ImageCollection:
+        """Create an empty side for another model, stored as this collection is.
+
+        Args:
+            side: Name of the side, which does not exist.
+            contract: Of the other model.
+            codec: Encodes its tokens.
+
+        Raises:
+            CollectionExistsError: There is such a side.
+            StoreError: It cannot be created.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        origin, record = self._origin, self._record
+        where, name = origin.place_of(side)
+        self.remove_side_tokens(side)  # of a killed run
+        in_folder = isinstance(where, Path)
+        parts = create_parts(
+            where, name, contract, codec, record.tokens, self._tokens_around(), origin.options,
+            cast("Engine", self._index.engine) if in_folder else None,
+            like=None if in_folder else self.resolved_name, side_of=origin.front,
+        )  # fmt: skip
+        created = type(self)(parts, side)
+        try:
+            created.create_payload_indexes(self.payload_indexes())
+        except BaseException:
+            created.close()
+            raise
+        return created
+
+    def open_side(self, side: str) -> ImageCollection:
+        """Open a side, whether or not it is the one that is searched.
+
+        Raises:
+            CollectionNotFoundError: There is no such side.
+            CollectionLockedError: Another process has its folder open.
+            StoreError: It cannot be read, or another side has replaced it.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        return type(self)(open_side(self._origin, side), side)
+
+    def side_metadata(self, side: str) -> Mapping[str, Any]:
+        """Read the metadata of a side, also if its folder is locked; raises as `open_side`."""
+        where, name = self._origin.place_of(side)
+        if isinstance(where, Path):
+            return read_metadata(where / name)[1]
+        index = self.open_side_index(side)
+        index.close()
+        return index.metadata
+
+    def open_side_index(self, side: str) -> VectorIndex:
+        """Open the index of a side, also of one that another side has replaced.
+
+        Raises:
+            CollectionNotFoundError: There is no such side.
+            CollectionLockedError: Another process has its folder open.
+            StoreError: It cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        return open_index(*self._origin.place_of(side), self._origin.options)
+
+    def forget_sides_between(self) -> None:
+        """Take note that the name leads to the open side directly now."""
+        sides = self._origin.sides
+        self._origin = replace(self._origin, sides=(sides[0], sides[-1]))
+
+    def remove_side(self, side: str) -> None:
+        """Delete a side with all that it holds; one that does not exist is ignored.
+
+        Raises:
+            CollectionLockedError: Another process has its folder open.
+            StoreError: It cannot be deleted.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        with suppress(CollectionNotFoundError):
+            self.open_side_index(side).remove()
+        self.remove_side_tokens(side)
+
+    def remove_side_tokens(self, side: str) -> None:
+        """Delete a side's tokens where they are in side files; its points must be gone.
+
+        Raises:
+            StoreError: They cannot be deleted.
+        """
+        if self._record.tokens == "payload":
+            return
+        where, name = self._origin.place_of(side)
+        around = self._tokens_around()
+        if around is None and not isinstance(where, Path):
+            raise AssertionError("a server's side files are in a folder of their own")
+        folder = where / name / "tokens" if around is None else around / side
+        with os_errors_as_store_errors("delete the side files in", folder):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+
+    def _tokens_around(self) -> Path | None:
+        """Return the folder that holds the folders of side files; None where a side has its own."""
+        chosen = self._origin.tokens_folder or self._record.tokens_folder
+        return None if chosen is None else absolute(chosen)
+
+    def _record_now(self) -> CollectionRecord:
+        """Return the record with what other processes have written about a migration.
+
+        Raises:
+            ContractMismatchError: A collection of another model has replaced this one.
+        """
+        self.reload()
+        self.require_unchanged()
+        found = CollectionRecord.read(self._index.metadata, self._what())
+        return replace(self._record, migration=found.migration)
 
     def reload(self) -> None:
         """Read which codecs other processes have set since, for tokens in the payload.
@@ -647,10 +835,14 @@ class ImageCollection(BaseCollection):
         """Return the bytes that one image's tokens take as stored, without the vector."""
         return self._store.nbytes_per_image()
 
-    def close(self) -> None:
-        """Flush, and close files and connections; a second call does nothing."""
+    def close(self, because: Callable[[], EdjeError] | None = None) -> None:
+        """Flush, and close files and connections; a second call does nothing.
+
+        Args:
+            because: Returns the error that later calls raise; by default that it is closed.
+        """
         try:
-            self._index.close()
+            self._index.close(because)
         finally:
             self._store.close()
 
@@ -829,8 +1021,8 @@ class ImageCollection(BaseCollection):
         codec = fitted_codec(self.contract, codec)
         self.require_writable()
         with self.write_lock, self._codec_lock:
-            self.reload()  # or codebooks that another process added would be lost
-            record = self._record.with_codec(codec)
+            # Read again, or codebooks that another process added would be lost.
+            record = self._record_now().with_codec(codec)
             before = self.contract
             if before.codec_key != codec.key and self.count():
                 record = replace(record, codec_history=(*self.codec_history, before.codec))
@@ -850,7 +1042,7 @@ class ImageCollection(BaseCollection):
         """
         self.require_writable()
         with self.write_lock, self._codec_lock:
-            self.reload()
+            now = self._record_now()
             there = self.codec_history
             new = [codec for codec in codecs if codec not in there]
             if not new:
@@ -858,7 +1050,7 @@ class ImageCollection(BaseCollection):
             # UNKNOWN_CODECS stays first.
             both = (*codecs, *(codec for codec in there if codec not in codecs))
             history = both if there[:1] != (UNKNOWN_CODECS,) else (*there, *new)
-            record = replace(self._record, codec_history=history)
+            record = replace(now, codec_history=history)
             self._index.set_metadata(record.as_metadata())
             self._record = record
 
@@ -914,7 +1106,7 @@ class ImageCollection(BaseCollection):
     def _check_before_tokens(self) -> None:
         """Check that the collection is the one opened, before tokens go to side files."""
         if self._index.shared and not self._store.in_payload:
-            self.require_unchanged()
+            self.require_writes_allowed()
 
     def _write(
         self,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edje_qdrant.collection.moved import MOVED_FORMAT, Migration
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
     CollectionExistsError,
@@ -70,6 +71,9 @@ class CollectionRecord:
             files, codebooks are in the store's folder.
         codec_history: Names of the codecs that tokens were stored with before the contract's,
             oldest first; None if a version wrote the record that did not record them.
+        migration: The migration under way, if there is one.
+        side_of: Name of the collection that a migration filled this side for; None if it is that
+            collection.
     """
 
     contract: TokenContract
@@ -78,6 +82,8 @@ class CollectionRecord:
     tokens_folder: str | None = None
     codebooks: Mapping[str, bytes] = field(default_factory=dict)
     codec_history: tuple[str, ...] | None = None
+    migration: Migration | None = None
+    side_of: str | None = None
 
     @classmethod
     def of(
@@ -117,6 +123,10 @@ class CollectionRecord:
         }
         if self.codec_history is not None:
             record["codec_history"] = [*self.codec_history]
+        if self.migration is not None:
+            record["migration"] = self.migration.as_dict()
+        if self.side_of is not None:
+            record["side_of"] = self.side_of
         return record
 
     @classmethod
@@ -135,11 +145,16 @@ class CollectionRecord:
             }
             earlier = metadata.get("codec_history")
             history = None if earlier is None else tuple(str(name) for name in earlier)
+            under_way = metadata.get("migration")
+            migration = None if under_way is None else Migration.from_dict(under_way)
+            side_of = metadata.get("side_of")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(_unreadable(what)) from error
         if tokens not in ("file", "payload"):
             raise StoreError(_unreadable(what))
-        return cls(contract, tokens, store_id, tokens_folder, codebooks, history)
+        return cls(
+            contract, tokens, store_id, tokens_folder, codebooks, history, migration, side_of
+        )
 
     def open_store(
         self, where: Any, name: str, moved_to: str | Path | None, *, for_repair: bool = False
@@ -201,7 +216,7 @@ def read_contract(metadata: Mapping[str, Any], what: str, holds: Holds) -> Token
                 f"collection {what} holds {found}, not {holds}; open it with "
                 f"{_OPENED_WITH[found]}, or choose another name"
             )
-        if version != _FORMAT:
+        if version not in (_FORMAT, MOVED_FORMAT):
             raise StoreError(
                 f"collection {what} has format {version!r}, this version reads {_FORMAT}; "
                 "use the version of the package that wrote it"

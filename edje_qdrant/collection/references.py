@@ -19,6 +19,7 @@ from edje_qdrant.tokens.protocol import StoredCodes, TokenReference
 from edje_qdrant.types import Payload
 
 __all__ = [
+    "CONTRACT_KEY",
     "another_model",
     "in_order",
     "is_ours",
@@ -34,8 +35,8 @@ Item = TypeVar("Item")
 R = TypeVar("R")
 T = TypeVar("T")
 
-# The key of a reference that names the model that wrote it; see `TokenContract.model_key`.
-_CONTRACT = "contract"
+#: The key of a reference that names the model that wrote it; see `TokenContract.model_key`.
+CONTRACT_KEY = "contract"
 
 # The key of a reference that tells points of processes apart that add the same images at once.
 _RUN = "run"
@@ -80,7 +81,7 @@ def signed(
         run: Identifies what wrote the point, where several processes may write; see `run_of`.
     """
     of_run = {} if run is None else {_RUN: run}
-    return {**reference, _CONTRACT: contract.model_key, **of_run}
+    return {**reference, CONTRACT_KEY: contract.model_key, **of_run}
 
 
 def run_of(payload: Payload) -> Any:
@@ -107,7 +108,7 @@ def another_model(
         remedy: What to do, for the message.
     """
     key = contract.model_key
-    named = [reference.get(_CONTRACT, key) for reference in references]
+    named = [reference.get(CONTRACT_KEY, key) for reference in references]
     if named.count(key) == len(named):  # each search comes here with all of its candidates
         return None
     wrong = [row for row, name in enumerate(named) if name != key]
@@ -117,8 +118,8 @@ def another_model(
         f"images {shown} ({len(wrong)} in all) of {where} were written by another model: its "
         f"contract is {found}, the collection's is {key}, so that their scores would mean nothing; "
         f"{remedy}",
-        {_CONTRACT: key},
-        {_CONTRACT: found},
+        {CONTRACT_KEY: key},
+        {CONTRACT_KEY: found},
     )
 
 

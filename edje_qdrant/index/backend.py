@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, EdjeError
 from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.newest import NewestPage
 from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
@@ -285,6 +285,22 @@ class Backend(ABC):
         """Build the search graph where the engine does so on request."""
         self.check_open()
 
+    def sign(self, ids: Sequence[str], keys: Mapping[str, str]) -> None:
+        """Set keys inside the reserved key of stored points' payloads; for servers only.
+
+        Raises:
+            ConfigError: A folder is locked, so that nothing has to be told to other processes.
+        """
+        raise ConfigError(f"{self.name} signs no points ({len(ids)} given, {[*keys]})")
+
     @abstractmethod
-    def close(self) -> None:
-        """Flush and release files and connections; a second call does nothing."""
+    def remove(self) -> None:
+        """Delete the whole index, and close it."""
+
+    @abstractmethod
+    def close(self, because: Callable[[], EdjeError] | None = None) -> None:
+        """Flush and release files and connections; a second call does nothing.
+
+        Args:
+            because: Returns what later calls raise; by default that the index is closed.
+        """

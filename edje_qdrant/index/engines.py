@@ -104,6 +104,8 @@ def create_on_server(
     metadata: Mapping[str, Any],
     options: QdrantOptions = _DEFAULTS,
     settings: QdrantSettings | None = None,
+    *,
+    like: str | None = None,
 ) -> VectorIndex:
     """Make an empty Qdrant collection of `dim`-wide vectors.
 
@@ -116,13 +118,16 @@ def create_on_server(
         metadata: A JSON object to keep with the collection.
         options: How to reach the server.
         settings: How the server stores the collection; without effect in memory.
+        like: Name of a collection there whose settings the new one gets, in place of `settings`.
 
     Raises:
         ConfigError: An argument cannot be used.
         StoreError: There is a collection of that name.
         EngineUnavailableError: The server cannot be reached.
     """
-    return VectorIndex(QdrantBackend.create(location, name, dim, metadata, options, settings))
+    return VectorIndex(
+        QdrantBackend.create(location, name, dim, metadata, options, settings, like=like)
+    )
 
 
 def open_on_server(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Lock
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from typing_extensions import Self
 
-from edje_qdrant.errors import StoreError
+from edje_qdrant.errors import EdjeError, StoreError
 from edje_qdrant.files import sync_folder
 from edje_qdrant.index.backend import Backend
 from edje_qdrant.index.folder import (
@@ -53,6 +53,7 @@ class FolderBackend(Backend, Generic[E]):
         self.metadata = metadata
         self._folder = folder
         self._engine: E | None = engine
+        self._because: Callable[[], EdjeError] | None = None
         self.read_only = read_only
         self._held = ExitStack()
         self._closing = Lock()
@@ -142,13 +143,13 @@ class FolderBackend(Backend, Generic[E]):
         engine = self._engine
         closed = f"the index at {self._folder} is closed; open it again"
         if engine is None:
-            raise StoreError(closed)
+            raise self._closed_error(closed)
         try:
             with reporting(self._folder):
                 yield engine
         except StoreError as error:
             if self._engine is None:  # another thread closed it during the call
-                raise StoreError(closed) from error
+                raise self._closed_error(closed) from error
             raise
 
     def check_open(self) -> None:
@@ -172,9 +173,23 @@ class FolderBackend(Backend, Generic[E]):
         with self._closing, self._using():
             self.metadata = read_metadata(self._folder)[1]
 
-    def close(self) -> None:
+    def _closed_error(self, text: str) -> EdjeError:
+        return StoreError(text) if self._because is None else self._because()
+
+    def remove(self) -> None:
+        self.check_writable()
+        self.close()
+        with reporting(self._folder):
+            # Renamed first, so that a killed run leaves nothing that looks like an index.
+            gone = self._folder.with_name(f".{self._folder.name}.gone")
+            shutil.rmtree(gone, ignore_errors=True)
+            self._folder.rename(gone)
+            shutil.rmtree(gone)
+
+    def close(self, because: Callable[[], EdjeError] | None = None) -> None:
         with self._closing:
             engine, self._engine = self._engine, None
+            self._because = self._because or because
         if engine is None:
             return
         with reporting(self._folder), self._held:

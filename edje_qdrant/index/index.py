@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, EdjeError
 from edje_qdrant.index.backend import Backend, Hit, Hits
 from edje_qdrant.index.batches import in_batches
 from edje_qdrant.index.filters.filter import Filter, require_filter
@@ -605,9 +605,35 @@ class VectorIndex:
         """Count the points that match the filter; all points without one."""
         return self._backend.count(self._backend.translate(filter))
 
-    def close(self) -> None:
-        """Flush and release files and connections; a second call does nothing."""
-        self._backend.close()
+    def sign(self, image_ids: Sequence[str], keys: Mapping[str, str]) -> None:
+        """Set keys inside `_edje` of stored payloads on a server; others there stay.
+
+        Args:
+            image_ids: Which points; unknown ids are ignored.
+            keys: Key -> value, such as the key of a model.
+        """
+        ids = check_ids(image_ids)
+        self._backend.check_writable()
+        if ids:
+            self._backend.sign(ids, keys)
+
+    def remove(self) -> None:
+        """Delete the index with all its points, and close it.
+
+        Raises:
+            StoreError: It cannot be deleted.
+        """
+        self._backend.check_writable()
+        self._backend.remove()
+
+    def close(self, because: Callable[[], EdjeError] | None = None) -> None:
+        """Flush and release files and connections; a second call does nothing.
+
+        Args:
+            because: Returns the error that later calls raise; by default a StoreError that says
+                that the index is closed.
+        """
+        self._backend.close(because)
 
     def _without(self, chosen: Any, keep: Keep | None) -> Any:
         """Return a translated filter that leaves out the points of other programs, if need be."""

@@ -662,7 +662,7 @@ def test_create_beside_other_files(edge_file):
 
 
 def test_create_that_fails_half_way_leaves_nothing(place, monkeypatch, tmp_path):
-    def fail(*args: object) -> None:
+    def fail(*args: object, **more: object) -> None:
         raise StoreError("the engine failed")
 
     with monkeypatch.context() as patch:

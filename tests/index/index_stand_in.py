@@ -405,6 +405,8 @@ class StandIn:
                 self.created[name] = body
                 return done
             case ("DELETE",):
+                for kept in (self.created, self.indexed, self._strict, self._written):
+                    kept.pop(name, None)
                 return self.client.delete_collection(name)
             case ("PATCH",):
                 update = models.UpdateCollection(**body)
@@ -466,7 +468,7 @@ class StandIn:
                     if not self.client.retrieve(name, [point_id]):
                         raise RefusalError(404, f"Not found: No point with id {point_id} found")
                 chosen: Any = setting.points or self._by_id(name, setting.filter)
-                self.client.set_payload(name, setting.payload, chosen)
+                self.client.set_payload(name, setting.payload, chosen, key=setting.key)
                 return {"operation_id": self._operations[name], "status": "completed"}
             case ("POST", "points", "payload", "delete"):
                 gone = models.DeletePayload(**body)

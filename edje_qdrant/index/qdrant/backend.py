@@ -45,6 +45,7 @@ from edje_qdrant.index.qdrant.metadata import (
     read_settings,
     read_version,
     require_absent,
+    settings_like,
     was_made,
 )
 from edje_qdrant.index.qdrant.settings import QdrantSettings, check_settings
@@ -124,6 +125,8 @@ class QdrantBackend(Backend):
         metadata: Mapping[str, Any],
         options: QdrantOptions,
         settings: QdrantSettings | None,
+        *,
+        like: str | None = None,
     ) -> QdrantBackend:
         """Make an empty collection; see `create_on_server`."""
         check_name(name)
@@ -136,12 +139,17 @@ class QdrantBackend(Backend):
             if settings is not None and settings.quantization is not None:
                 version.require(settings.quantization, "quantization")
             require_absent(connection, name)
+            wanted = (
+                new_settings(dim, settings or QdrantSettings())
+                if like is None
+                else settings_like(connection, like, dim)
+            )
             try:
                 connection.call(
                     name,
                     connection.client.create_collection,
                     name,
-                    **new_settings(dim, settings or QdrantSettings()),
+                    **wanted,
                     metadata=as_metadata(kept),
                 )
             except (ConfigError, StoreError) as error:
@@ -496,8 +504,19 @@ class QdrantBackend(Backend):
         )
         return [(hit.value, hit.count) for hit in answer.hits]
 
-    def close(self) -> None:
-        self._connection.close()
+    def sign(self, ids: Sequence[str], keys: Mapping[str, str]) -> None:
+        def send() -> None:
+            for run in in_runs([*ids], least(_IDS_PER_REQUEST, self._limits.values)):
+                chosen = qdrant_requests.stored(run)
+                self._write(self._client.set_payload, dict(keys), chosen, key=TOKENS_KEY)
+
+        self._within_limits(send)
+
+    def remove(self) -> None:
+        self._connection.call(self._collection, self._client.delete_collection, self._collection)
+
+    def close(self, because: Callable[[], EdjeError] | None = None) -> None:
+        self._connection.close(because)
 
     def _take(self, found: Found) -> None:
         """Remember what the server says of the collection."""

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from edje_qdrant.errors import (
     CollectionNotFoundError,
     ConfigError,
+    EdjeError,
     EngineUnavailableError,
     KeyRefusedError,
     RateLimitedError,
@@ -137,6 +138,7 @@ class Connection:
         self._options = options
         self._owned = isinstance(location, str)
         self._closed = False
+        self._because: Callable[[], EdjeError] | None = None
         # A client's connections belong to the event loop that opened them.
         self._async: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self._for_probes: Connection | None = None
@@ -309,6 +311,8 @@ class Connection:
             StoreError: It was; names the collection.
         """
         if self._closed:
+            if self._because is not None:
+                raise self._because()
             raise StoreError(f"the collection {name!r} at {self.address} is closed; open it again")
 
     def known(self) -> tuple[str, ...]:
@@ -342,8 +346,14 @@ class Connection:
                 self._for_probes.alias = self.alias
             return self._for_probes
 
-    def close(self) -> None:
-        """Close the client, unless it was passed in; a second call does nothing."""
+    def close(self, because: Callable[[], EdjeError] | None = None) -> None:
+        """Close the client, unless it was passed in; a second call does nothing.
+
+        Args:
+            because: Returns what later calls raise; by default that it is closed.
+        """
+        if not self._closed:
+            self._because = because
         if not self._closed and self._owned:
             self.client.close()
         if self._for_probes is not None:

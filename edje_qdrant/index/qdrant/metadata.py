@@ -18,6 +18,7 @@ __all__ = [
     "read_settings",
     "read_version",
     "require_absent",
+    "settings_like",
     "was_made",
 ]
 
@@ -65,6 +66,39 @@ def new_settings(dim: int, settings: QdrantSettings) -> dict[str, Any]:
         ),
         "optimizers_config": models.OptimizersConfigDiff(indexing_threshold=hnsw.SCAN_KILOBYTES),
     }
+
+
+def settings_like(connection: Connection, name: str, dim: int) -> dict[str, Any]:
+    """Return the settings of a new collection of `dim`-wide vectors: those of another one.
+
+    Raises:
+        CollectionNotFoundError: There is no such collection.
+        EngineUnavailableError: The server cannot be reached.
+    """
+    from qdrant_client import models
+
+    config = connection.call(name, connection.client.get_collection, name).config
+    params, vectors = config.params, config.params.vectors
+    assert isinstance(vectors, models.VectorParams)  # `read_settings` opened it
+    found: dict[str, Any] = {
+        "vectors_config": vectors.model_copy(update={"size": dim}),
+        "sparse_vectors_config": params.sparse_vectors,
+        "shard_number": params.shard_number,
+        "replication_factor": params.replication_factor,
+        "write_consistency_factor": params.write_consistency_factor,
+        "on_disk_payload": params.on_disk_payload,
+        "quantization_config": config.quantization_config,
+        "strict_mode_config": config.strict_mode_config,
+    }
+    # A description has these with other types than a request, and more of them are set.
+    for key, described, asked in (
+        ("hnsw_config", config.hnsw_config, models.HnswConfigDiff),
+        ("optimizers_config", config.optimizer_config, models.OptimizersConfigDiff),
+    ):
+        if described is not None:
+            known = described.model_dump(exclude_none=True, include={*asked.model_fields})
+            found[key] = asked(**known)
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def read_settings(connection: Connection, name: str) -> Found:
