@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edje_qdrant.collection.moved import MOVED_FORMAT, Migration
+from edje_qdrant.collection.moved import Migration, moved_to
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import (
     CollectionExistsError,
@@ -216,7 +216,7 @@ def read_contract(metadata: Mapping[str, Any], what: str, holds: Holds) -> Token
                 f"collection {what} holds {found}, not {holds}; open it with "
                 f"{_OPENED_WITH[found]}, or choose another name"
             )
-        if version not in (_FORMAT, MOVED_FORMAT):
+        if version != _FORMAT and moved_to(metadata) is None:
             raise StoreError(
                 f"collection {what} has format {version!r}, this version reads {_FORMAT}; "
                 "use the version of the package that wrote it"
