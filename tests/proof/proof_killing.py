@@ -109,6 +109,7 @@ class Points:
         self._named(Path, "rename", lambda _, new: str(new))
         for name, half in (
             ("upsert", lambda call, index, points: call(index, points[: len(points) // 2])),
+            ("insert", lambda call, index, points: call(index, points[: len(points) // 2])),
             ("delete", lambda call, index, ids: call(index, ids[: len(ids) // 2])),
             ("set_payload", _half_of_the_payloads),
         ):
@@ -136,8 +137,8 @@ class Points:
     def _flushed(self, name: str) -> None:
         original = getattr(VectorIndex, name)
 
-        def wrapped(index: VectorIndex) -> None:
-            original(index)
+        def wrapped(index: VectorIndex, *more: Any) -> None:
+            original(index, *more)
             self._disk.flushed()
 
         setattr(VectorIndex, name, wrapped)

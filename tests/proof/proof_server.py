@@ -179,12 +179,15 @@ def _serve() -> None:
 
     torch.set_num_threads(1)  # a pool of threads would not survive a fork
     sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "index")]
-    for name in ("proof_breaking", "proof_faulting", "proof_killing", "proof_reading"):
+    for name in (
+        "proof_breaking", "proof_faulting", "proof_killing", "proof_migrating", "proof_reading",
+    ):  # fmt: skip
         importlib.import_module(name)
     import proof_world
 
     proof_world.shrink()
     proof_world.model()
+    proof_world.model(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a child prints must not get between the answers
     for line in sys.stdin:

@@ -45,13 +45,13 @@ def shrink() -> None:
 
 
 @cache
-def model() -> EDJEModel:
-    """The small model, which encodes images one at a time.
+def model(seed: int = 0) -> EDJEModel:
+    """The small model, which encodes images one at a time; with another seed, another one.
 
     How many images are encoded together moves an embedding's last bits, and runs that were
     killed meet other batches than runs that were not.
     """
-    tiny = build_tiny_model().place("cpu", None)
+    tiny = build_tiny_model(seed).place("cpu", None)
     start = tiny.start_encoding
 
     def one_at_a_time(pixels: torch.Tensor) -> Callable[[], ImageEncoding]:
@@ -123,10 +123,11 @@ def ingest(folder: str, pictures: Any, tokens: str = "file", codec: str = "float
         )
 
 
-def searched(collection: ImageCollection, **options: Any) -> list[SearchResult]:
+def searched(collection: ImageCollection, seed: int = 0, **options: Any) -> list[SearchResult]:
     """Every query's ranking of all images, each pair scored by itself."""
     everything = max(1, collection.count())
-    retriever = TwoStageRetriever(collection, model(), reranker=Reranker(model(), batch_size=1))
+    own = model(seed)
+    retriever = TwoStageRetriever(collection, own, reranker=Reranker(own, batch_size=1))
     return retriever.search_batch(QUERIES, top_k=everything, num_candidates=everything, **options)
 
 
