@@ -81,7 +81,7 @@ class Candidates(Sequence[Candidate]):
     search, and not all of them are used.
 
     Args:
-        scores: Cosine of each of `n` candidates, descending.
+        scores: Cosine of each of `n` candidates, descending unless words were searched for, too.
         point: Returns id and payload of the candidate at a place from 0.
         token_keys: A text for each candidate that identifies its tokens, if it is known without
             the payloads.

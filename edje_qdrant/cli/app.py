@@ -12,7 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from edje_qdrant.cli.attach import attach, detach
-from edje_qdrant.cli.collection import compact, delete, info, repair, update, verify
+from edje_qdrant.cli.collection import (
+    compact,
+    delete,
+    info,
+    repair,
+    text_fields,
+    update,
+    verify,
+)
 from edje_qdrant.cli.convert import convert
 from edje_qdrant.cli.demo import demo
 from edje_qdrant.cli.duplicates import duplicates
@@ -150,6 +158,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
             edje-qdrant duplicates --index ./photos --out duplicates.png
             edje-qdrant duplicates --index ./photos --list
         """,
+        text_fields: "edje-qdrant text-fields caption,path --index ./photos",
         verify: "edje-qdrant verify --index ./photos --files",
         repair: "edje-qdrant repair --index ./photos",
         compact: "edje-qdrant compact --index ./photos",

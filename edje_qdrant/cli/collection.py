@@ -30,6 +30,7 @@ from edje_qdrant.cli.options import (
     Url,
     Wait,
     Where,
+    fields_of,
     place_of,
 )
 from edje_qdrant.errors import ConfigError
@@ -44,6 +45,7 @@ __all__ = [
     "delete",
     "info",
     "repair",
+    "text_fields",
     "update",
     "verify",
 ]
@@ -81,16 +83,21 @@ def info(
             "codec_history": [*opened.codec_history],
             "bytes_per_image": opened.bytes_per_image(),
             "payload_indexes": (opened_indexes := opened.payload_indexes()),
+            "text_fields": (opened_fields := [*opened.text_fields]),
+            "text_language": opened.text_language,
             "migration": None if (status := migration_status(opened)) is None else asdict(status),
             "contract": contract.as_dict(),
         }
-    shown = {key: data[key] for key in data if key not in ("contract", "codec_history")}
+    hidden = ("contract", "codec_history", "text_language")
+    shown = {key: data[key] for key in data if key not in hidden}
     if status is None:
         del shown["migration"]
     else:
         shown["migration"] = status_line(status)
     listed = [f"{field} ({kind})" for field, kind in opened_indexes.items()]
     shown["payload_indexes"] = ", ".join(listed) or "none"
+    named = ", ".join(opened_fields)
+    shown["text_fields"] = f"{named} ({data['text_language']})" if named else "none"
     print_result(data, [f"{key:<16} {value}" for key, value in shown.items()], as_json)
 
 
@@ -198,6 +205,8 @@ def repair(
     ]
     if report.deleted:
         lines.append(f"{len(report.deleted)} points of other programs deleted")
+    if report.words:
+        lines.append(f"words of {len(report.words)} images written")
     if report.compacted.bytes_before:
         lines.append(_compacted(report.compacted))
     if others:
@@ -213,6 +222,51 @@ def repair(
     print_result(asdict(report), lines, as_json)
     if report.left:
         raise typer.Exit(1)
+
+
+def text_fields(
+    fields: Annotated[
+        str, typer.Argument(metavar="FIELD,...", help="Payload fields, such as caption,path.")
+    ],
+    language: Annotated[
+        str,
+        typer.Option(
+            "--text-language",
+            metavar="LANGUAGE",
+            help="Language of the texts, whose endings are cut off: english, german ... or none.",
+        ),
+    ] = "english",
+    index: Index = None,
+    url: Url = None,
+    grpc: Grpc = False,
+    grpc_port: GrpcPort = None,
+    timeout: Timeout = 30,
+    wait: Wait = 300,
+    collection: Collection = "images",
+    progress: Progress = None,
+    as_json: Json = False,
+) -> None:
+    """Choose payload fields whose words search --hybrid finds.
+
+    Words are written from stored payloads; no image is read. An interrupted run is continued by the
+    next.
+    """
+    from edje_qdrant.maintenance import add_text_fields
+
+    place = place_of(index, url, grpc, grpc_port, timeout)
+    with open_collection(place, collection) as opened:
+        report = add_text_fields(
+            opened,
+            fields_of(fields) or [],
+            language=language,
+            progress=bar_shown(progress),
+            wait=wait,
+        )
+    lines = [
+        f"{report.with_words} of {report.images} images have words in {fields}; "
+        f"{report.written} were written"
+    ]
+    print_result(asdict(report), lines, as_json)
 
 
 def compact(

@@ -46,10 +46,13 @@ from edje_qdrant.cli.options import (
     Quantization,
     Replicas,
     Shards,
+    TextFields,
+    TextLanguage,
     Timeout,
     Url,
     Wait,
     Workers,
+    fields_of,
     indexes_of,
     place_of,
     settings_of,
@@ -133,6 +136,8 @@ def ingest(
             "datetime, geo, text or uuid. Repeat it for more fields.",
         ),
     ] = None,
+    text_fields: TextFields = None,
+    text_language: TextLanguage = None,
     exif: Annotated[
         bool,
         typer.Option(
@@ -176,6 +181,7 @@ def ingest(
 
     Exit code 1 if every image failed.
     """
+    from edje_qdrant.index import check_text_fields
     from edje_qdrant.ingest.file_fields import FileFields
     from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.ingest.process_pool import check_devices
@@ -197,6 +203,10 @@ def ingest(
     FileFields(exif, gps)
     indexes = indexes_of(payload_index or [])
     qdrant = settings_of(shards, replicas, quantization, on_disk)
+    words = fields_of(text_fields)
+    if text_language is not None and words is None:
+        raise ConfigError("--text-language is for --text-fields; give it too")
+    check_text_fields(words, text_language or "english")
     shown = bar_shown(progress)
     places = None if devices is None else [name.strip() for name in devices.split(",")]
     if device is not None and places is not None:
@@ -218,7 +228,9 @@ def ingest(
             unasked.append(str(error))
             return False
 
-    target, loaded = open_or_create(place, collection, model, device, codec, fit, engine, qdrant)
+    target, loaded = open_or_create(
+        place, collection, model, device, codec, fit, engine, qdrant, words, text_language
+    )
     with target:
         note_demo_model(loaded)
         # The page shows images newest first with these; of a large collection they take a while.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from socket import socket
@@ -67,6 +67,8 @@ def open_or_create(
     fit: Callable[[EDJEModel, str], FittedCodec] | None = None,
     engine: str | None = None,
     qdrant: QdrantSettings | None = None,
+    text_fields: Sequence[str] | None = None,
+    text_language: str | None = None,
 ) -> tuple[ImageCollection, EDJEModel]:
     """Open a collection, or create it for the given model; load the model.
 
@@ -79,9 +81,12 @@ def open_or_create(
         fit: Fits the named codec for a new collection, if the codec needs it.
         engine: Engine for a new collection in a folder.
         qdrant: Settings for a new collection on a server.
+        text_fields: Payload fields of a new collection whose words can be searched.
+        text_language: Their language.
 
     Raises:
-        ConfigError: The collection exists with another codec or engine than the given one.
+        ConfigError: The collection exists with another codec, engine or text fields than the given
+            ones.
     """
     from edje_qdrant.collection.collection import ImageCollection
 
@@ -99,6 +104,8 @@ def open_or_create(
         fit=None if fit is None else lambda chosen: fit(loaded[0], chosen.name),
         engine=cast("Engine | None", engine),
         qdrant=qdrant,
+        text_fields=text_fields,
+        text_language=text_language,
         **place.server,
     )
     try:

@@ -39,12 +39,15 @@ __all__ = [
     "Quantization",
     "Replicas",
     "Shards",
+    "TextFields",
+    "TextLanguage",
     "Timeout",
     "Url",
     "Wait",
     "Where",
     "Workers",
     "api_key",
+    "fields_of",
     "indexes_of",
     "place_at",
     "place_of",
@@ -182,6 +185,26 @@ Engine = Annotated[
         rich_help_panel=NEW_COLLECTION,
         help="Vector engine of a new collection in a folder: edge (default), or faiss (exact; "
         "needs the extra faiss).",
+    ),
+]
+TextFields = Annotated[
+    str | None,
+    typer.Option(
+        "--text-fields",
+        metavar="FIELD,...",
+        rich_help_panel=NEW_COLLECTION,
+        help="Payload fields whose words search --hybrid finds, such as caption,path. "
+        "text-fields adds them to a collection that exists.",
+    ),
+]
+TextLanguage = Annotated[
+    str | None,
+    typer.Option(
+        "--text-language",
+        metavar="LANGUAGE",
+        rich_help_panel=NEW_COLLECTION,
+        help="Language of --text-fields, whose endings are cut off: english (default), german ... "
+        "or none.",
     ),
 ]
 Shards = Annotated[
@@ -403,3 +426,8 @@ def indexes_of(texts: list[str]) -> dict[str, str]:
             raise ConfigError(f"--payload-index takes FIELD=KIND, not {text!r}")
         indexes[field] = kind
     return {**check_indexes(indexes)}
+
+
+def fields_of(given: str | None) -> list[str] | None:
+    """Return the names of `caption,path`; None for none."""
+    return None if given is None else [name.strip() for name in given.split(",")]

@@ -115,6 +115,20 @@ def search(
             "default 0.96.",
         ),
     ] = None,
+    hybrid: Annotated[
+        bool,
+        typer.Option(
+            "--hybrid",
+            help="Search by words of the collection's text fields, too: captions, file names.",
+        ),
+    ] = False,
+    words_weight: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WEIGHT",
+            help="How much words count with --hybrid, next to looks; 0.5 by default.",
+        ),
+    ] = None,
     fusion: Annotated[
         str,
         typer.Option(
@@ -176,6 +190,8 @@ def search(
         raise ConfigError("--explain draws how images match a TEXT; give one")
     if likeness is not None and not collapse_duplicates:
         raise ConfigError("--likeness is for --collapse-duplicates; give it too")
+    if hybrid and any(ways):
+        raise ConfigError("--hybrid searches for the words of a TEXT alone; leave the others out")
     threshold = _min_score(min_score)
     # With "first_stage", damaged side files do not prevent opening the collection.
     lenient = on_missing != "error"
@@ -236,6 +252,8 @@ def search(
                 text,
                 **common,
                 group_by=group_by,
+                hybrid=hybrid,
+                words_weight=words_weight,
                 fusion=cast("Fusion", fusion),
                 budget_ms=budget_ms,
                 adaptive=adaptive,

@@ -29,9 +29,12 @@ from edje_qdrant.cli.options import (
     OutArgument,
     Place,
     Progress,
+    TextFields,
+    TextLanguage,
     Timeout,
     Url,
     Wait,
+    fields_of,
     place_at,
     place_of,
 )
@@ -228,6 +231,8 @@ def copy(
         ),
     ] = None,
     engine: Engine = None,
+    text_fields: TextFields = None,
+    text_language: TextLanguage = None,
     grpc: Grpc = False,
     grpc_port: GrpcPort = None,
     timeout: Timeout = 30,
@@ -251,6 +256,10 @@ def copy(
     of_source, of_target = _servers(source, target, grpc, grpc_port, timeout)
     with open_collection(of_source, collection) as opened:
         server = of_target.server
+        words = fields_of(text_fields)
+        if words is None and engine != "faiss":  # which keeps none
+            words = [*opened.text_fields] or None
+        language = text_language or (opened.text_language if opened.text_fields else "english")
         try:
             copied = ImageCollection.open(target, name, tokens_folder=tokens_folder, **server)
         except CollectionNotFoundError:
@@ -258,6 +267,7 @@ def copy(
                 target, name, opened.contract, codec=opened.codec,
                 tokens=None if tokens_folder is None else "file",
                 tokens_folder=tokens_folder, engine=cast("EngineName | None", engine),
+                text_fields=words, text_language=language,
                 **server,
             )  # fmt: skip
         with copied:

@@ -65,18 +65,22 @@ from edje_qdrant.errors import (
 from edje_qdrant.files import os_errors_as_store_errors
 from edje_qdrant.index import (
     TOKENS_KEY,
+    ByWords,
     Engine,
     Filter,
     PayloadKind,
     QdrantOptions,
     QdrantSettings,
     Strategy,
+    TextFields,
     VectorIndex,
     check_indexes,
+    check_text_fields,
 )
 from edje_qdrant.index.engines import check_engine
 from edje_qdrant.index.folder import read_metadata
 from edje_qdrant.index.qdrant.settings import check_settings
+from edje_qdrant.index.words import WordVector
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.payload_store import PayloadTokenStore
 from edje_qdrant.tokens.protocol import (
@@ -144,6 +148,8 @@ class ImageCollection(BaseCollection):
         codec: str | Codec = "float16",
         tokens_folder: str | Path | None = None,
         payload_indexes: Mapping[str, PayloadKind] | None = None,
+        text_fields: Sequence[str] | None = None,
+        text_language: str = "english",
         engine: Engine | None = None,
         qdrant: QdrantSettings | None = None,
         api_key: str | None = None,
@@ -165,6 +171,11 @@ class ImageCollection(BaseCollection):
                 Required for `"file"` on a server; the default is inside the collection's folder.
             payload_indexes: Field -> kind of the payload indexes to create, such as
                 `{"album": "keyword"}`; see `create_payload_index`.
+            text_fields: Payload fields whose words `search(hybrid=True)` finds, such as
+                `["caption", "path"]`; `maintenance.add_text_fields` adds them later. Not for
+                faiss.
+            text_language: Language whose endings are cut off, so that "beach" finds "beaches", and
+                whose most frequent words are left out; `"none"` does neither.
             engine: Vector engine of a folder: `"edge"` (default) or `"faiss"`; `open` detects it.
                 None for a server.
             qdrant: Settings of a server's collection: shards, replicas, quantization, storage on
@@ -187,8 +198,9 @@ class ImageCollection(BaseCollection):
             api_key, prefer_grpc, grpc_port, timeout, compress_reads=compress_reads
         )
         indexes = check_indexes(payload_indexes or {})
+        words = check_text_fields(text_fields, text_language)
         parts = create_parts(
-            location, name, contract, codec, tokens, tokens_folder, options, engine, qdrant
+            location, name, contract, codec, tokens, tokens_folder, options, engine, qdrant, words
         )
         created = cls(parts, name)
         try:
@@ -255,6 +267,8 @@ class ImageCollection(BaseCollection):
         fit: Callable[[Codec], Codec] | None = None,
         tokens_folder: str | Path | None = None,
         payload_indexes: Mapping[str, PayloadKind] | None = None,
+        text_fields: Sequence[str] | None = None,
+        text_language: str | None = None,
         engine: Engine | None = None,
         qdrant: QdrantSettings | None = None,
         api_key: str | None = None,
@@ -279,6 +293,9 @@ class ImageCollection(BaseCollection):
                 `lambda codec: fit_codec_to_source("pictures", model, codec.name)`.
             tokens_folder: As in `create` and `open`.
             payload_indexes: As in `create`; those that are missing are created.
+            text_fields: As in `create`; a collection that exists must have the same ones, in any
+                order. None for those that it has.
+            text_language: As in `create`; by default `"english"`, or the collection's own.
             engine: As in `create`; by default `"edge"`, or the collection's own.
             qdrant: Settings of a collection that is created on a server; they do not change one
                 that exists.
@@ -322,6 +339,8 @@ class ImageCollection(BaseCollection):
         if fit is not None and not callable(fit):
             raise ConfigError(f"fit is a {type(fit).__name__}; give a function that fits a codec")
         indexes = check_indexes(payload_indexes or {})
+        language = "english" if text_language is None else text_language
+        words = check_text_fields(text_fields, language)
         try:
             opened = cls.open(location, name, tokens_folder=tokens_folder, **server)
         except CollectionNotFoundError:
@@ -335,12 +354,13 @@ class ImageCollection(BaseCollection):
                 return cls.create(
                     location, name, made, tokens=tokens, codec=chosen,
                     tokens_folder=tokens_folder, payload_indexes=indexes, engine=engine,
-                    qdrant=qdrant, **server,
+                    qdrant=qdrant, text_fields=text_fields, text_language=language, **server,
                 )  # fmt: skip
             except CollectionExistsError:  # another process was quicker
                 opened = cls.open(location, name, tokens_folder=tokens_folder, **server)
         try:
             opened._require_kind(None if callable(contract) else contract, codec, engine, tokens)
+            opened._require_text_fields(words, text_language)
             opened.create_payload_indexes(indexes)
         except BaseException:
             opened.close()
@@ -387,6 +407,111 @@ class ImageCollection(BaseCollection):
                 f"{self._what()} stores tokens as {here}, not {there}; leave the codec out, or "
                 "change it with `edje-qdrant transcode`"
             )
+
+    def _require_text_fields(self, asked: TextFields | None, language: str | None) -> None:
+        """Check that the collection has the text fields asked for; None for any.
+
+        Raises:
+            ConfigError: It has none, or others, or they are in another language.
+        """
+        if asked is None:
+            return
+        own = self._index.text_fields
+        if (
+            own is not None
+            and {*own.fields} == {*asked.fields}
+            and language in (None, own.language)
+        ):
+            return
+        has = (
+            "has no text fields"
+            if own is None
+            else f"has the text fields {', '.join(own.fields)} in the language {own.language}"
+        )
+        wanted = ", ".join(asked.fields) + ("" if language is None else f" in {language}")
+        raise ConfigError(
+            f"{self._what()} {has}, not {wanted}; leave them out, or change them with "
+            f"`edje-qdrant text-fields {','.join(asked.fields)}`"
+        )
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """Return the payload fields whose words `search(hybrid=True)` finds; empty for none."""
+        fields = self._index.text_fields
+        return () if fields is None else fields.fields
+
+    @property
+    def text_language(self) -> str:
+        """Return the language of the text fields; `"none"` without text fields."""
+        fields = self._index.text_fields
+        return "none" if fields is None else fields.language
+
+    def begin_words(self, fields: TextFields) -> None:
+        """Record other text fields, whose words `set_words` then writes; see `add_text_fields`.
+
+        Raises:
+            ConfigError: The engine, or a server of this version, keeps no words.
+            StoreError: The collection cannot be written.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        self.require_writable()
+        with self.write_lock, self._codec_lock:
+            self._record = self._record_now()
+            if self._record.migration is not None:
+                raise ConfigError(
+                    f"{self._what()} is being migrated to another model, and the text fields of "
+                    "both must be the same; finish the migration or roll it back, then add them: "
+                    "`edje-qdrant migrate`"
+                )
+            self._index.begin_words(replace(fields, filled=False))
+            self._record = replace(self._record, text_fields=self._index.text_fields)
+
+    def fill_words(self, image_ids: Sequence[str]) -> int:
+        """Write the words of images whose stored words are not those of their payloads.
+
+        Args:
+            image_ids: Ids; unknown ones are ignored.
+
+        Returns:
+            The number of images that were written.
+
+        Raises:
+            StoreError: The collection cannot be read or written.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        with self.write_lock:
+            changed = self.other_words(self._index.retrieve(image_ids, tokens=False))
+            self._index.set_words(changed)
+            return len(changed)
+
+    def other_words(self, payloads: Mapping[str, Payload]) -> dict[str, WordVector]:
+        """Return id -> words of the images whose stored words are not those of their payloads.
+
+        Args:
+            payloads: Id -> payload, as it is stored.
+
+        Raises:
+            StoreError: The collection cannot be read.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        fields = self._index.text_fields
+        if fields is None or not payloads:
+            return {}
+        stored = self._index.words([*payloads])
+        due = {image_id: fields.words_of(payload) for image_id, payload in payloads.items()}
+        return {
+            image_id: words
+            for image_id, words in due.items()
+            if not words.is_like(stored.get(image_id))
+        }
+
+    def end_words(self) -> None:
+        """Record that every image has its words; hybrid searches are refused before."""
+        with self.write_lock, self._codec_lock:
+            record, fields = self._record_now(), self._index.text_fields
+            if fields is not None and not fields.filled:
+                self._record = replace(record, text_fields=fields.complete())
+                self._index.set_metadata(self._record.as_metadata())
 
     @property
     def contract(self) -> TokenContract:
@@ -435,6 +560,7 @@ class ImageCollection(BaseCollection):
         *,
         filter: Filter | None = None,
         timeout: float | None = None,
+        words: ByWords | None = None,
     ) -> list[Candidates]:
         """Find the points nearest to each of `(q, d)` embeddings, best first.
 
@@ -445,6 +571,8 @@ class ImageCollection(BaseCollection):
             num_candidates: Maximum number of candidates for each embedding.
             filter: Search only points whose payload matches; None or `{}` for all.
             timeout: Seconds after which a request to a server is not repeated.
+            words: Words to search for beside the embeddings; the order is then that of the ranks in
+                both searches, while scores are cosines.
 
         Returns:
             One list of candidates for each embedding.
@@ -459,7 +587,12 @@ class ImageCollection(BaseCollection):
         """
         with self._explained():
             found = self._index.nearest(
-                embeddings, num_candidates, filter=filter, timeout=timeout, keep=is_ours
+                embeddings,
+                num_candidates,
+                filter=filter,
+                timeout=timeout,
+                keep=is_ours,
+                words=words,
             )
         return self._own(found)
 
@@ -470,11 +603,17 @@ class ImageCollection(BaseCollection):
         *,
         filter: Filter | None = None,
         timeout: float | None = None,
+        words: ByWords | None = None,
     ) -> list[Candidates]:
         """Find the same as `nearest` without blocking the event loop; raises the same errors."""
         with self._explained():
             found = await self._index.nearest_async(
-                embeddings, num_candidates, filter=filter, timeout=timeout, keep=is_ours
+                embeddings,
+                num_candidates,
+                filter=filter,
+                timeout=timeout,
+                keep=is_ours,
+                words=words,
             )
         return self._own(found)
 
@@ -584,6 +723,7 @@ class ImageCollection(BaseCollection):
         parts = create_parts(
             where, name, contract, codec, record.tokens, self._tokens_around(), origin.options,
             cast("Engine", self._index.engine) if in_folder else None,
+            text_fields=None if (words := self._index.text_fields) is None else words.complete(),
             like=None if in_folder else self.resolved_name, side_of=origin.front,
         )  # fmt: skip
         created = type(self)(parts, side)
@@ -676,17 +816,19 @@ class ImageCollection(BaseCollection):
         return replace(self._record, migration=found.migration)
 
     def reload(self) -> None:
-        """Read which codecs other processes have set since, for tokens in the payload.
+        """Read which codecs and text fields other processes have set since.
 
-        Side files contain the key of their codec.
+        Codecs are read for tokens in the payload; side files contain the key of their codec.
 
         Raises:
             ContractMismatchError: A collection of another model has replaced this one.
             StoreError: The collection cannot be read.
         """
         with self._codec_lock:
-            if self._store.in_payload:
+            if self._store.in_payload or self._index.shared:
                 self.require_unchanged()
+            self._record = replace(self._record, text_fields=self._index.text_fields)
+            if self._store.in_payload:
                 record = CollectionRecord.read(self._index.metadata, self._what())
                 self._store = PayloadTokenStore(record.contract, record.codebooks)
                 self._record = record

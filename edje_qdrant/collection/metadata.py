@@ -22,6 +22,7 @@ from edje_qdrant.errors import (
     TokensNotFoundError,
 )
 from edje_qdrant.files import hidden_folder, kind_of, os_errors_as_store_errors, sync_folder
+from edje_qdrant.index import WORDS_KEY, TextFields
 from edje_qdrant.index.folder import holds_index
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.file_store import FileTokenStore, files_of
@@ -74,6 +75,7 @@ class CollectionRecord:
         migration: The migration under way, if there is one.
         side_of: Name of the collection that a migration filled this side for; None if it is that
             collection.
+        text_fields: Payload fields whose words are searched; None for none.
     """
 
     contract: TokenContract
@@ -84,6 +86,7 @@ class CollectionRecord:
     codec_history: tuple[str, ...] | None = None
     migration: Migration | None = None
     side_of: str | None = None
+    text_fields: TextFields | None = None
 
     @classmethod
     def of(
@@ -91,13 +94,17 @@ class CollectionRecord:
         store: TokenStore,
         contract: TokenContract,
         tokens_folder: str | Path | None,
+        text_fields: TextFields | None = None,
     ) -> CollectionRecord:
         """Return the record of a new collection."""
         files = files_of(store)
         if files is None:
-            return cls(contract, "payload", codec_history=()).with_codec(store.codec)
+            record = cls(contract, "payload", codec_history=(), text_fields=text_fields)
+            return record.with_codec(store.codec)
         outside = None if tokens_folder is None else str(absolute(tokens_folder))
-        return cls(contract, "file", files.store_id, outside, codec_history=())
+        return cls(
+            contract, "file", files.store_id, outside, codec_history=(), text_fields=text_fields
+        )
 
     def with_codec(self, codec: Codec) -> CollectionRecord:
         """Return the record of the same collection with another codec for new tokens."""
@@ -127,6 +134,8 @@ class CollectionRecord:
             record["migration"] = self.migration.as_dict()
         if self.side_of is not None:
             record["side_of"] = self.side_of
+        if self.text_fields is not None:
+            record[WORDS_KEY] = self.text_fields.as_metadata()
         return record
 
     @classmethod
@@ -152,8 +161,9 @@ class CollectionRecord:
             raise StoreError(_unreadable(what)) from error
         if tokens not in ("file", "payload"):
             raise StoreError(_unreadable(what))
+        fields = TextFields.read(metadata)
         return cls(
-            contract, tokens, store_id, tokens_folder, codebooks, history, migration, side_of
+            contract, tokens, store_id, tokens_folder, codebooks, history, migration, side_of, fields
         )
 
     def open_store(

@@ -25,6 +25,7 @@ from edje_qdrant.index import (
     Engine,
     QdrantOptions,
     QdrantSettings,
+    TextFields,
     VectorIndex,
     create_embedded,
     create_on_server,
@@ -95,6 +96,7 @@ def create_parts(
     options: QdrantOptions,
     engine: Engine | None = None,
     settings: QdrantSettings | None = None,
+    text_fields: TextFields | None = None,
     *,
     like: str | None = None,
     side_of: str | None = None,
@@ -131,7 +133,7 @@ def create_parts(
     if not isinstance(where, Path):
         _require_absent(where, name, options)
         with new_store(outside, contract, codec) as store:
-            record = CollectionRecord.of(store, contract, tokens_folder)
+            record = CollectionRecord.of(store, contract, tokens_folder, text_fields)
             record = replace(record, side_of=side_of)
             index = create_on_server(
                 where, name, contract.embedding_dim, record.as_metadata(), options, settings,
@@ -143,7 +145,7 @@ def create_parts(
     with scratch_folder(final) as scratch:
         inside = scratch / "tokens" if place == "file" else None
         with new_store(outside or inside, contract, codec) as store:
-            record = CollectionRecord.of(store, contract, tokens_folder)
+            record = CollectionRecord.of(store, contract, tokens_folder, text_fields)
             record = replace(record, side_of=side_of)
             dim, metadata = contract.embedding_dim, record.as_metadata()
             create_embedded(scratch, dim, metadata, engine).close()

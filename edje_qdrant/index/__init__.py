@@ -28,9 +28,21 @@ from edje_qdrant.index.qdrant.inference_objects import (
 from edje_qdrant.index.qdrant.settings import QdrantSettings, Quantization
 from edje_qdrant.index.recommend import Strategy
 from edje_qdrant.index.validate import json_integer
+from edje_qdrant.index.words import (
+    LANGUAGES,
+    WORDS_KEY,
+    WORDS_WEIGHT,
+    ByWords,
+    TextFields,
+    check_text_fields,
+)
 
 __all__ = [
+    "LANGUAGES",
     "TOKENS_KEY",
+    "WORDS_KEY",
+    "WORDS_WEIGHT",
+    "ByWords",
     "Engine",
     "Filter",
     "InferenceImage",
@@ -39,11 +51,13 @@ __all__ = [
     "QdrantSettings",
     "Quantization",
     "Strategy",
+    "TextFields",
     "TextQuery",
     "VectorIndex",
     "beyond_groups",
     "check_group_field",
     "check_indexes",
+    "check_text_fields",
     "create_embedded",
     "create_on_server",
     "field_value",

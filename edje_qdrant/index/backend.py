@@ -17,9 +17,13 @@ from edje_qdrant.errors import ConfigError, EdjeError
 from edje_qdrant.index.filters.filter import Filter
 from edje_qdrant.index.newest import NewestPage
 from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
+from edje_qdrant.index.words import WORDS_VECTOR, WordVector
 from edje_qdrant.types import Payload, Point
 
-__all__ = ["NO_VECTOR", "Backend", "Found", "Hit", "Hits", "Record", "as_points"]
+__all__ = [
+    "NO_VECTOR", "Backend", "Found", "FusedHit", "Hit", "Hits", "Record", "as_points",
+    "with_cosines", "word_vectors",
+]  # fmt: skip
 
 
 class Hit(Protocol):
@@ -45,6 +49,23 @@ class Found:
     payload: Payload = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class FusedHit:
+    """A `Hit` found by its embedding, by its words, or by both.
+
+    Attributes:
+        id: Its id.
+        score: Cosine of the embeddings, also where only the words were found.
+        fused: Reciprocal ranks of both searches, added up; higher is better.
+        payload: Without token bytes.
+    """
+
+    id: Any
+    score: float
+    fused: float
+    payload: Any
+
+
 #: Points found for one query, in any order.
 Hits: TypeAlias = Iterable[Hit]
 
@@ -68,10 +89,52 @@ def as_points(records: Iterable[Record], *, vectors: bool) -> list[Point]:
     return [
         Point(
             str(record.id),
-            np.array(record.vector, np.float32) if vectors else NO_VECTOR,
+            np.array(_embedding(record.vector), np.float32) if vectors else NO_VECTOR,
             record.payload or {},
         )
         for record in records
+    ]
+
+
+def _embedding(vector: Any) -> Any:
+    """Return the embedding of a point, which may have words beside it."""
+    return vector[""] if isinstance(vector, Mapping) else vector
+
+
+def word_vectors(records: Iterable[Record]) -> dict[str, WordVector]:
+    """Return id -> words of records that were read with their words."""
+    found: dict[str, WordVector] = {}
+    for record in records:
+        given = record.vector.get(WORDS_VECTOR) if isinstance(record.vector, Mapping) else None
+        if given is not None:
+            found[str(record.id)] = WordVector([*given.indices], [*given.values])
+    return found
+
+
+def with_cosines(
+    fused: Iterable[Hit],
+    cosines: Iterable[Hit],
+    query: NDArray[np.float32],
+    vectors_of: Callable[[Sequence[str]], Iterable[Point]],
+) -> list[FusedHit]:
+    """Join what a fused search found with the cosines of the same points.
+
+    Args:
+        fused: Hits whose score is that of the fusion.
+        cosines: The same points, by their embeddings; a point that was written in between, or tied
+            at the end, may be missing.
+        query: `(d,)` embedding of the query, unit length.
+        vectors_of: Reads points with vectors.
+    """
+    found = [*fused]
+    known = {str(hit.id): hit.score for hit in cosines}
+    missing = [str(hit.id) for hit in found if str(hit.id) not in known]
+    if missing:
+        known.update({p.id: float(p.vector @ query) for p in vectors_of(missing)})
+    return [
+        FusedHit(hit.id, known[str(hit.id)], hit.score, hit.payload)
+        for hit in found
+        if str(hit.id) in known  # unless it was deleted since
     ]
 
 
@@ -179,6 +242,64 @@ class Backend(ABC):
     ) -> list[Hits]:
         """Do the same without blocking the event loop."""
         return await asyncio.to_thread(self.nearest, queries, wanted, chosen, timeout)
+
+    def nearest_or_words(
+        self,
+        queries: NDArray[np.float32],  # noqa: ARG002 - all for engines with sparse vectors
+        words: Sequence[WordVector],  # noqa: ARG002
+        weight: float,  # noqa: ARG002
+        wanted: int,  # noqa: ARG002
+        chosen: Any,  # noqa: ARG002
+        timeout: float | None,  # noqa: ARG002
+    ) -> list[list[FusedHit]]:
+        """Find the `wanted` best of the chosen points by embeddings and words together.
+
+        Args:
+            queries: `(q, d)` unit vectors.
+            words: `q` queries' words, of which none is empty.
+            weight: How much a rank among the words counts, next to one among the embeddings.
+            wanted: Points for each query.
+            chosen: A translated filter.
+            timeout: As in `nearest`.
+        """
+        raise self._no_words()
+
+    async def nearest_or_words_async(
+        self,
+        queries: NDArray[np.float32],
+        words: Sequence[WordVector],
+        weight: float,
+        wanted: int,
+        chosen: Any,
+        timeout: float | None,
+    ) -> list[list[FusedHit]]:
+        """Do the same without blocking the event loop."""
+        return await asyncio.to_thread(
+            self.nearest_or_words, queries, words, weight, wanted, chosen, timeout
+        )
+
+    def create_words(self) -> None:
+        """Make room for the words of points in an index without; else this does nothing.
+
+        Raises:
+            ConfigError: The engine, or a server of this version, cannot.
+        """
+        raise self._no_words()
+
+    def set_words(self, words: Mapping[str, WordVector]) -> None:  # noqa: ARG002
+        """Replace the words of stored points, id -> words; no other id may be given."""
+        raise self._no_words()
+
+    def fetch_words(self, ids: Sequence[str]) -> dict[str, WordVector]:  # noqa: ARG002
+        """Read the words of points, id -> words; points without are left out."""
+        raise self._no_words()
+
+    @classmethod
+    def _no_words(cls) -> ConfigError:
+        return ConfigError(
+            f"the engine {cls.name} keeps no words, and text_fields need them; keep the collection "
+            "in a folder with the engine edge, or on a Qdrant server (edje-qdrant copy)"
+        )
 
     @abstractmethod
     def best_score(

@@ -25,6 +25,7 @@ from edje_qdrant.index.folder import (
     write_metadata,
 )
 from edje_qdrant.index.validate import check_dim, check_metadata
+from edje_qdrant.index.words import TextFields
 
 __all__ = ["FolderBackend"]
 
@@ -60,8 +61,14 @@ class FolderBackend(Backend, Generic[E]):
 
     @staticmethod
     @abstractmethod
-    def _create(folder: Path, dim: int) -> None:
-        """Make the engine's empty files in `folder`, which does not exist yet."""
+    def _create(folder: Path, dim: int, *, words: bool) -> None:
+        """Make the engine's empty files in `folder`, which does not exist yet.
+
+        Args:
+            folder: Where.
+            dim: Width of the vectors.
+            words: Whether points have words beside their vector.
+        """
 
     @staticmethod
     @abstractmethod
@@ -97,7 +104,7 @@ class FolderBackend(Backend, Generic[E]):
                 fresh = folder / f"{cls.subfolder}.new"
                 shutil.rmtree(fresh, ignore_errors=True)
                 require_space(folder)
-                cls._create(fresh, dim)
+                cls._create(fresh, dim, words=TextFields.read(kept) is not None)
                 write_metadata(folder, dim, kept)
                 fresh.rename(folder / cls.subfolder)
                 sync_folder(folder)

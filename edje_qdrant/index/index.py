@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError, EdjeError
-from edje_qdrant.index.backend import Backend, Hit, Hits
+from edje_qdrant.index.backend import Backend, FusedHit, Hit, Hits
 from edje_qdrant.index.batches import in_batches
 from edje_qdrant.index.filters.filter import Filter, require_filter
 from edje_qdrant.index.newest import NewestPage
 from edje_qdrant.index.payload_indexes import PayloadKind, check_field, check_kind
-from edje_qdrant.index.ranking import SLACK, rank
+from edje_qdrant.index.ranking import SLACK, rank, rank_fused
 from edje_qdrant.index.recommend import Strategy, average, check_examples, example_vectors
 from edje_qdrant.index.validate import (
     CheckedPoint,
@@ -31,6 +32,7 @@ from edje_qdrant.index.validate import (
     check_points,
     check_vectors,
 )
+from edje_qdrant.index.words import WORDS_KEY, ByWords, TextFields, WordVector
 from edje_qdrant.types import Candidates, Payload, Point
 
 __all__ = ["Keep", "Observer", "VectorIndex"]
@@ -45,6 +47,41 @@ Observer: TypeAlias = Callable[["Sequence[str] | None"], None]
 # Searches for one request, at most. The second leaves out the points of other programs; more are
 # needed only if some of these can be left out by their ids alone, and others are found instead.
 _SEARCHES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The words of some queries.
+
+    Attributes:
+        rows: Which queries have words.
+        words: Their words.
+        weight: How much a rank among the words counts, next to one among the embeddings.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    words: list[WordVector] = field(default_factory=list)
+    weight: float = 1.0
+
+    def plain(self, count: int) -> list[int]:
+        """Return which of `count` queries have no words."""
+        return sorted({*range(count)} - {*self.rows})
+
+    def joined(self, by_words: Sequence[Hits], rest: Sequence[Hits]) -> list[Hits]:
+        """Return the hits of all queries in order, given those with words and the others."""
+        count = len(by_words) + len(rest)
+        found = dict(zip([*self.rows, *self.plain(count)], [*by_words, *rest], strict=True))
+        return [found[row] for row in range(count)]
+
+    def ranked(self, found: Sequence[Hits], limit: int) -> list[Candidates]:
+        """Rank the hits of all queries."""
+        fused = {*self.rows}
+        return [
+            rank_fused(cast("Iterable[FusedHit]", hits), limit)
+            if row in fused
+            else rank(hits, limit)
+            for row, hits in enumerate(found)
+        ]
 
 
 class VectorIndex:
@@ -175,6 +212,15 @@ class VectorIndex:
         self._backend.check_open()
         return self._backend.named_now(name)
 
+    @property
+    def text_fields(self) -> TextFields | None:
+        """Return which payload fields hold text; None in an index without words.
+
+        Raises:
+            StoreError: What is recorded about them cannot be read.
+        """
+        return TextFields.read(self._backend.metadata)
+
     def upsert(self, points: Sequence[Point]) -> None:
         """Write points, replacing those with the same id; visible to searches on return.
 
@@ -207,7 +253,7 @@ class VectorIndex:
         with self._reported([point.id for point in checked]):
             for batch in in_batches(checked, self._backend.batch_size):
                 self._check_before_write()
-                write(batch)
+                write(self._with_words(batch))
 
     def set_payload(self, payloads: Mapping[str, Payload]) -> None:
         """Set keys of stored payloads, id -> key -> value; visible to searches on return.
@@ -220,6 +266,7 @@ class VectorIndex:
         with self._reported([item.id for item in checked]):
             for batch in in_batches(checked, self._backend.batch_size):
                 self._check_before_write()
+                self._set_words({item.id: item.payload for item in batch})
                 self._backend.set_payload(batch)
 
     def remove_payload_keys(self, image_ids: Sequence[str], keys: Sequence[str]) -> None:
@@ -232,7 +279,66 @@ class VectorIndex:
         if ids and paths:
             with self._reported(ids):
                 self._check_before_write()
+                self._set_words(dict.fromkeys(ids, dict.fromkeys(keys)))
                 self._backend.remove_keys(ids, paths)
+
+    def _with_words(self, points: list[CheckedPoint]) -> list[CheckedPoint]:
+        """Return points to write, with the words of their payloads in an index of words."""
+        fields = self.text_fields
+        if fields is None:
+            return points
+        return [replace(point, words=fields.words_of(point.payload)) for point in points]
+
+    def _set_words(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the words that points will have, before their payloads change.
+
+        In this order, one who was killed in between finds the old payload, changes it once more,
+        and with it the words.
+
+        Args:
+            changes: Id -> what to set in its payload; None removes a key.
+        """
+        fields = self.text_fields
+        if fields is None:
+            return
+        concerned = [each for each, payload in changes.items() if fields.concern(payload)]
+        if not concerned:
+            return
+        words: dict[str, WordVector] = {}
+        for point in self._backend.fetch(concerned, payload=True):
+            words[point.id] = fields.words_of({**point.payload, **changes[point.id]})
+        if words:
+            self._backend.set_words(words)
+
+    def begin_words(self, fields: TextFields) -> None:
+        """Record the fields with text, and make room for the words; those of points are not there.
+
+        Every write from then on keeps them; `set_words` writes those of other points. The recorded
+        fields are then marked as complete with `set_metadata`.
+
+        Args:
+            fields: The fields.
+
+        Raises:
+            ConfigError: The engine, or a server of this version, keeps no words.
+            StoreError: The index cannot be written.
+        """
+        self._backend.check_writable()
+        self._check_before_write()
+        self._backend.create_words()
+        self.set_metadata({**self.metadata, WORDS_KEY: fields.as_metadata()})
+
+    def set_words(self, words: Mapping[str, WordVector]) -> None:
+        """Replace the words of stored points, id -> words; unknown ids are an error."""
+        check_ids([*words])
+        self._backend.check_writable()
+        if words:
+            self._check_before_write()
+            self._backend.set_words(words)
+
+    def words(self, image_ids: Sequence[str]) -> dict[str, WordVector]:
+        """Return id -> words as they are stored; points without are left out."""
+        return self._backend.fetch_words(check_ids(image_ids))
 
     def patient(self, seconds: float) -> AbstractContextManager[None]:
         """Let the calls inside, from any thread, wait for a server that is away.
@@ -331,6 +437,7 @@ class VectorIndex:
         filter: Filter | None = None,
         timeout: float | None = None,
         keep: Keep | None = None,
+        words: ByWords | None = None,
     ) -> list[Candidates]:
         """Find the nearest points of each of `(q, d)` vectors, best first, `limit` at most.
 
@@ -344,20 +451,35 @@ class VectorIndex:
             keep: Which points to return, where other programs can write too; the others count as
                 not there. If they take the place of points to keep, the engine is searched again
                 without them, and told so from then on.
+            words: Words to search for beside the vectors. The order is then that of the ranks in
+                both searches; scores are cosines all the same.
         """
         began = time.monotonic()
+        asked = self._asked(words)
+        wanted = limit + SLACK
 
         def found() -> list[Hits]:
             left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
-            return self._backend.nearest(queries, limit + SLACK, self._without(chosen, keep), left)
+            others = self._without(chosen, keep)
+            if not asked.rows:
+                return self._backend.nearest(queries, wanted, others, left)
+            by_words = self._backend.nearest_or_words(
+                queries[asked.rows], asked.words, asked.weight, wanted, others, left
+            )
+            plain = asked.plain(len(queries))
+            if not plain:
+                return [*by_words]
+            return asked.joined(
+                by_words, self._backend.nearest(queries[plain], wanted, others, left)
+            )
 
         with self._backend.limit(_rows(vectors)):
             queries, chosen = self._checked(vectors, limit, filter, timeout)
             for _ in range(_SEARCHES):
-                own, is_whole = self._kept(found(), keep, limit + SLACK, limit)
+                own, is_whole = self._kept(found(), keep, wanted, limit)
                 if is_whole:
                     break
-        return [rank(hits, limit) for hits in own]
+        return asked.ranked(own, limit)
 
     async def nearest_async(
         self,
@@ -367,18 +489,29 @@ class VectorIndex:
         filter: Filter | None = None,
         timeout: float | None = None,
         keep: Keep | None = None,
+        words: ByWords | None = None,
     ) -> list[Candidates]:
         """Do as `nearest` does without blocking the event loop.
 
         A server is asked through `AsyncQdrantClient`; an embedded engine works in another thread.
         """
         began = time.monotonic()
+        asked = self._asked(words)
+        wanted = limit + SLACK
 
         async def found() -> list[Hits]:
             left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
-            return await self._backend.nearest_async(
-                queries, limit + SLACK, self._without(chosen, keep), left
+            others = self._without(chosen, keep)
+            if not asked.rows:
+                return await self._backend.nearest_async(queries, wanted, others, left)
+            by_words = await self._backend.nearest_or_words_async(
+                queries[asked.rows], asked.words, asked.weight, wanted, others, left
             )
+            plain = asked.plain(len(queries))
+            if not plain:
+                return [*by_words]
+            rest = await self._backend.nearest_async(queries[plain], wanted, others, left)
+            return asked.joined(by_words, rest)
 
         with self._backend.limit(_rows(vectors)):
             if filter is None:
@@ -388,10 +521,39 @@ class VectorIndex:
                     self._checked, vectors, limit, filter, timeout
                 )
             for _ in range(_SEARCHES):
-                own, is_whole = self._kept(await found(), keep, limit + SLACK, limit)
+                own, is_whole = self._kept(await found(), keep, wanted, limit)
                 if is_whole:
                     break
-        return [rank(hits, limit) for hits in own]
+        return asked.ranked(own, limit)
+
+    def require_words(self) -> TextFields:
+        """Return the text fields of an index in which every point has its words.
+
+        Raises:
+            ConfigError: It has none, or their words are not complete.
+        """
+        fields = self.text_fields
+        if fields is None:
+            raise ConfigError(
+                "the collection has no text fields, so it cannot be searched by words; name some "
+                "with `edje-qdrant text-fields caption,path`, or leave hybrid out"
+            )
+        if not fields.filled:
+            raise ConfigError(
+                "the words of the collection are not complete, as the command that adds them was "
+                "interrupted or is still running; run it again: `edje-qdrant text-fields "
+                f"{','.join(fields.fields)}`"
+            )
+        return fields
+
+    def _asked(self, words: ByWords | None) -> _Asked:
+        """Return the words of queries; raises as `require_words`."""
+        if words is None:
+            return _Asked()
+        fields = self.require_words()
+        vectors = [fields.query(text) for text in words.texts]
+        rows = [row for row, vector in enumerate(vectors) if len(vector)]
+        return _Asked(rows, [vectors[row] for row in rows], words.weight)
 
     def recommend(
         self,

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 
-from edje_qdrant.index.backend import Hit
+from edje_qdrant.index.backend import FusedHit, Hit
 from edje_qdrant.types import Candidates, Payload
 
-__all__ = ["SLACK", "TIE", "levelled", "rank"]
+__all__ = ["SLACK", "TIE", "levelled", "rank", "rank_fused"]
 
 #: Cosines closer than this count as equal: engines sum float32 products in different orders.
 TIE = 1e-6
@@ -18,6 +18,9 @@ TIE = 1e-6
 SLACK = 16
 
 _score = attrgetter("score")
+
+# Digits of fused ranks that every engine computes alike: some use 32 bits, others 64.
+_DIGITS = 6
 
 
 def rank(found: Iterable[Hit], limit: int) -> Candidates:
@@ -34,6 +37,21 @@ def rank(found: Iterable[Hit], limit: int) -> Candidates:
         return str(kept[at].id), kept[at].payload or {}
 
     return Candidates(levels[:limit], point)
+
+
+def rank_fused(found: Iterable[FusedHit], limit: int) -> Candidates:
+    """Rank what an engine found by embeddings and words, best first, and keep `limit`.
+
+    The order is that of the fused ranks; of equal ones, the higher cosine comes first, then the
+    lower id. The candidates' scores are cosines, which do not descend here.
+    """
+    hits = sorted(found, key=lambda hit: (-round(hit.fused, _DIGITS), -hit.score, str(hit.id)))
+    kept = hits[:limit]
+
+    def point(at: int) -> tuple[str, Payload]:
+        return str(kept[at].id), kept[at].payload or {}
+
+    return Candidates([hit.score for hit in kept], point)
 
 
 def levelled(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.filters.field_paths import key_path
 from edje_qdrant.index.moments import json_default
+from edje_qdrant.index.words import WordVector
 from edje_qdrant.types import Payload, Point
 
 __all__ = [
@@ -58,12 +59,14 @@ class CheckedPoint:
         vector: `d` floats, unit length.
         payload: JSON object, a copy of the caller's.
         nbytes: Approximate bytes of the point in a request.
+        words: Words of its text fields; None in an index without text fields.
     """
 
     id: str
     vector: list[float]
     payload: dict[str, Any]
     nbytes: int
+    words: WordVector | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from edje_qdrant.maintenance.reports import (
     RepairReport,
     VerifyReport,
 )
+from edje_qdrant.maintenance.text_fields import TextFieldsReport, add_text_fields
 from edje_qdrant.maintenance.verify import verify
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     "DuplicatesReport",
     "Finding",
     "RepairReport",
+    "TextFieldsReport",
     "VerifyReport",
+    "add_text_fields",
     "compact",
     "copy_collection",
     "export_collection",

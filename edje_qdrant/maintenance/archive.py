@@ -34,16 +34,18 @@ from edje_qdrant.errors import (
     TokensCorruptError,
 )
 from edje_qdrant.files import kind_of, new_file, os_errors_as_store_errors
-from edje_qdrant.index import check_indexes
+from edje_qdrant.index import WORDS_KEY, TextFields, check_indexes
 from edje_qdrant.maintenance.arguments import check_collections, check_flags, check_path
-from edje_qdrant.maintenance.copy import Part, add_parts, stored_parts
+from edje_qdrant.maintenance.copy import Part, add_parts, stored_parts, take_text_fields
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.tokens.codecs import Codec, codec_for
 
 __all__ = ["export_collection", "import_collection"]
 
 # Options of a new collection, and of the connection to a server.
-_CREATION_ONLY = frozenset({"tokens", "engine", "payload_indexes", "qdrant"})
+_CREATION_ONLY = frozenset(
+    {"tokens", "engine", "payload_indexes", "qdrant", "text_fields", "text_language"}
+)
 _OPTIONS = _CREATION_ONLY | {
     "tokens_folder",
     "api_key",
@@ -128,13 +130,14 @@ def import_collection(
         raise ConfigError(f"there is no archive {path}; give one that `edje-qdrant export` wrote")
     with os_errors_as_store_errors("read", path), _opened(path) as archive:
         members = _members(archive, path)
-        contract, indexes, history = _head(members, path)
+        contract, indexes, history, fields = _head(members, path)
         codec = _codec(members, contract, path)
         check_indexes(indexes)
         target = _target(location, name, contract, codec, options)
         with target, target.patient(wait):
             target.create_payload_indexes(indexes)
             target.add_codec_history(history)
+            take_text_fields(target, fields)
             return add_parts(target, _parts(members, codec.key, path, progress=progress))
 
 
@@ -162,6 +165,8 @@ def _write(collection: ImageCollection, file: BinaryIO, *, progress: bool) -> Co
         head["payload_indexes"] = indexes
     if collection.codec_history:
         head["codec_history"] = [*collection.codec_history]
+    if (fields := collection.index.text_fields) is not None:
+        head[WORDS_KEY] = fields.as_metadata()
     parameters = codec.parameters()
     count = nbytes = number = 0
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -257,8 +262,8 @@ def _opened(path: Path) -> tarfile.TarFile:
 
 def _head(
     members: Iterator[tuple[str, bytes]], path: Path
-) -> tuple[TokenContract, dict[str, Any], list[str]]:
-    """Return the contract, field -> kind of the payload indexes, and the earlier codecs.
+) -> tuple[TokenContract, dict[str, Any], list[str], TextFields | None]:
+    """Return the contract, field -> kind of the payload indexes, earlier codecs, and text fields.
 
     Raises:
         StoreError: Another version, or another program, wrote the archive.
@@ -276,7 +281,7 @@ def _head(
     if not isinstance(history, list):
         raise TokensCorruptError(_damaged(path))
     indexes = _mapping(head.get("payload_indexes", {}), path)
-    return contract, indexes, [str(codec) for codec in history]
+    return contract, indexes, [str(codec) for codec in history], TextFields.read(head)
 
 
 def _codec(members: Iterator[tuple[str, bytes]], contract: TokenContract, path: Path) -> Codec:

@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import user_payload
 from edje_qdrant.errors import StoreError
+from edje_qdrant.index import TextFields
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.reports import CopyReport
 from edje_qdrant.maintenance.scan import own_points, pages, stored_codes
 from edje_qdrant.tokens.codecs import Codec
 
-__all__ = ["Part", "add_part", "add_parts", "copy_collection", "stored_parts"]
+__all__ = [
+    "Part", "add_part", "add_parts", "copy_collection", "stored_parts", "take_text_fields",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,17 @@ def add_parts(target: ImageCollection, parts: Iterable[Part]) -> CopyReport:
     return CopyReport(copied, skipped, nbytes)
 
 
+def take_text_fields(target: ImageCollection, fields: TextFields | None) -> None:
+    """Give an empty collection the text fields of the one it is filled from, if it has none.
+
+    An engine that keeps no words has none afterwards, too.
+    """
+    if fields is None or target.text_fields or target.index.engine == "faiss" or len(target):
+        return
+    target.begin_words(fields)
+    target.end_words()
+
+
 def copy_collection(
     source: ImageCollection,
     target: ImageCollection,
@@ -112,6 +126,7 @@ def copy_collection(
 ) -> CopyReport:
     """Copy all images and payload indexes to a collection of the same contract and codec.
 
+    An empty target without text fields gets those of the source, except with the engine faiss.
     The next run continues an interrupted one: images that the target contains are skipped. Points
     that other programs wrote to the source are left out.
 
@@ -140,6 +155,7 @@ def copy_collection(
         target.require_writable()
         target.create_payload_indexes(source.payload_indexes())
         target.add_codec_history(source.codec_history)
+        take_text_fields(target, source.index.text_fields)
         left_out: list[str] = []
         parts = stored_parts(source, target.codec, left_out, progress=progress)
         return replace(add_parts(target, parts), left_out=tuple(left_out))

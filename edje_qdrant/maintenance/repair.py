@@ -14,6 +14,7 @@ from edje_qdrant.images import DecoderPool
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.compact import compact
 from edje_qdrant.maintenance.reports import Finding, RepairReport
+from edje_qdrant.maintenance.scan import PAGE
 from edje_qdrant.maintenance.verify import verify
 from edje_qdrant.sources.read import read_image, stored_id
 from edje_qdrant.threads import batches
@@ -94,9 +95,13 @@ def repair(
             deleted = [finding.image_id for finding in left if finding.kind == "other program"]
             collection.delete_of_other_programs(deleted)
             left = [finding for finding in left if finding.kind != "other program"]
+        wordless = [finding.image_id for finding in found if finding.kind == "other words"]
+        for batch_of_ids in batches(wordless, PAGE):
+            collection.fill_words(batch_of_ids)
         collection.flush()
+        collection.end_words()
         compacted = compact(collection, progress=progress)
-        return RepairReport(tuple(encoded), tuple(left), compacted, tuple(deleted))
+        return RepairReport(tuple(encoded), tuple(left), compacted, tuple(deleted), tuple(wordless))
 
 
 def _encode_again(

@@ -29,6 +29,7 @@ FindingKind = Literal[
     "picture gone",
     "picture changed",
     "encoded otherwise",
+    "other words",
 ]
 
 
@@ -140,12 +141,14 @@ class RepairReport:
         left: Problems that could not be repaired.
         compacted: Report of the removal of orphaned records, for tokens in side files.
         deleted: Ids of points of other programs that were deleted.
+        words: Ids of images whose words were written again.
     """
 
     encoded: tuple[str, ...]
     left: tuple[Finding, ...]
     compacted: CompactReport
     deleted: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ def verify(
                 _unreadable(point, failed[point.id]) for point in page if point.id in failed
             ]
             findings += records.mark_used(page, failed)
+            findings += _other_words(collection, page)
             key = collection.codec.key
             findings += [
                 _finding(
@@ -194,6 +195,17 @@ def _unreadable(point: Point, error: StoreError) -> Finding:
         return _finding("other model", point, detail)
     missing = isinstance(error, TokensNotFoundError)
     return _finding("tokens missing" if missing else "tokens damaged", point, str(error))
+
+
+def _other_words(collection: ImageCollection, page: Sequence[Point]) -> Iterator[Finding]:
+    """Yield points whose stored words are not those of their text fields."""
+    differ = collection.other_words({point.id: point.payload for point in page})
+    if differ:  # or their payloads have changed since the page was read
+        differ = collection.other_words(collection.index.retrieve([*differ], tokens=False))
+    for point in page:
+        if point.id in differ:
+            detail = "its words are not those of its text fields; repair writes them"
+            yield _finding("other words", point, detail)
 
 
 def _image_findings(

@@ -30,6 +30,7 @@ def diversified(
     num_candidates: int,
     filter: Filter | None,
     nearest: Nearest,
+    by_score: bool = True,
 ) -> list[Candidate]:
     """Return candidates of which no group takes more than its share.
 
@@ -44,6 +45,8 @@ def diversified(
         num_candidates: Maximum number of candidates to return.
         filter: The filter that the candidates were found with.
         nearest: Searches the first stage.
+        by_score: Whether scores decide the order; if not, candidates stay in the order in which
+            they were found.
     """
     share = max(1, num_candidates // groups)
     kept: list[Candidate] = []
@@ -70,5 +73,6 @@ def diversified(
         batch = nearest(beyond_groups(filter, field, [*full.values()], seen), wanted)
         more = len(batch) == wanted
     kept += aside[: num_candidates - len(kept)]
-    kept.sort(key=lambda candidate: -candidate.score)
+    if by_score:
+        kept.sort(key=lambda candidate: -candidate.score)
     return [replace(candidate, rank=rank) for rank, candidate in enumerate(kept, start=1)]

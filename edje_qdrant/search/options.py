@@ -40,6 +40,12 @@ class SearchOptions(TypedDict, total=False):
         num_candidates: Number of first-stage images to rerank.
         filter: Search only images whose payload matches: `{"album": "2024", "year": [2023, 2024]}`,
             or a `qdrant_client.models.Filter`.
+        hybrid: Search by words, too: an image is a candidate if it looks like the text, or if words
+            of the text stand in its text fields (`ImageCollection.create(text_fields=...)`). A
+            text without words in it is searched for by looks alone.
+        words_weight: How much a rank among the words counts with `hybrid`, next to the same rank
+            among the looks; 0.5 by default. With 1, half of the candidates are found by words, if
+            there are so many.
         fusion: What ranks the images: `"rerank"` is the score of the joint encoder alone; `"rrf"`
             the reciprocal ranks of both stages; `"blend"` the mean of both stages' standardised
             scores.
@@ -65,6 +71,8 @@ class SearchOptions(TypedDict, total=False):
     top_k: int
     num_candidates: int
     filter: Filter | None
+    hybrid: bool
+    words_weight: float | None
     fusion: Fusion
     fusion_weights: tuple[float, float] | None
     group_by: str | None
@@ -84,6 +92,8 @@ DEFAULTS: SearchOptions = {
     "top_k": TOP_K,
     "num_candidates": NUM_CANDIDATES,
     "filter": None,
+    "hybrid": False,
+    "words_weight": None,
     "fusion": "rerank",
     "fusion_weights": None,
     "group_by": None,
@@ -93,6 +103,10 @@ DEFAULTS: SearchOptions = {
     "min_score": None,
     "on_missing": "error",
 }
+
+
+# Beyond this weight, all images with some of the words count alike.
+_MOST_WEIGHT = 1000
 
 
 def with_defaults(options: SearchOptions) -> SearchOptions:
@@ -121,6 +135,7 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
             "among the candidates, so raise num_candidates or lower top_k"
         )
     check_choice("on_missing", settings["on_missing"], get_args(OnMissing))
+    _check_words(settings)
     check_choice("fusion", settings["fusion"], get_args(Fusion))
     _check_weights(settings["fusion_weights"], settings["fusion"])
     _check_group_by(settings["group_by"])
@@ -136,6 +151,23 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
     elif min_score is not None and not _is_number(min_score):
         raise ConfigError(f'min_score is {min_score!r}; give a logit or "auto"')
     return settings
+
+
+def _check_words(settings: SearchOptions) -> None:
+    hybrid, weight = settings["hybrid"], settings["words_weight"]
+    if not isinstance(hybrid, bool):
+        raise ConfigError(f"hybrid is {hybrid!r}; give True or False")
+    if weight is not None and not hybrid:
+        raise ConfigError("words_weight is for hybrid=True; leave it out, or search so")
+    if weight is not None and not (_is_number(weight) and 0 < weight <= _MOST_WEIGHT):
+        raise ConfigError(
+            f"words_weight is {weight!r}; give a number above 0, {_MOST_WEIGHT} at most"
+        )
+    if hybrid and settings["adaptive"]:
+        raise ConfigError(
+            "adaptive=True stops by how much less the next candidates look like the text, which "
+            "says nothing of those found by words; leave it or hybrid=True out, or set budget_ms"
+        )
 
 
 def check_milliseconds(name: str, value: Any) -> None:

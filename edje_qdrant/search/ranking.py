@@ -194,15 +194,19 @@ def _fused(query: ScoredQuery, settings: SearchOptions) -> NDArray[np.float64]:
     logits = query.logits[: query.processed]
     known = np.flatnonzero(~np.isnan(logits))
     candidates = query.candidates
+    fusion = settings["fusion"]
+    weights = settings["fusion_weights"] or DEFAULT_WEIGHTS[fusion]
+    fused = np.full(len(logits), np.nan)
+    if fusion == "rrf":
+        # The order of the candidates, which is not that of their cosines if words were searched.
+        places = -np.arange(len(logits), dtype=np.float32)[known]
+        fused[known] = reciprocal_ranks(places, logits[known], weights)
+        return fused
     cosines = np.array(
         candidates.scores if isinstance(candidates, Candidates) else [c.score for c in candidates],
         np.float32,
     )[known]
-    fusion = settings["fusion"]
-    weights = settings["fusion_weights"] or DEFAULT_WEIGHTS[fusion]
-    together = reciprocal_ranks if fusion == "rrf" else blend
-    fused = np.full(len(logits), np.nan)
-    fused[known] = together(cosines, logits[known], weights)
+    fused[known] = blend(cosines, logits[known], weights)
     return fused
 
 

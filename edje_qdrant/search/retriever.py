@@ -23,6 +23,8 @@ from edje_qdrant.collection.references import in_order, user_payload
 from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
 from edje_qdrant.images import open_upright
 from edje_qdrant.index import (
+    WORDS_WEIGHT,
+    ByWords,
     Filter,
     InferenceImage,
     Strategy,
@@ -340,6 +342,7 @@ class TwoStageRetriever:
                         settings["num_candidates"],
                         filter=settings["filter"],
                         timeout=deadline.timeout,
+                        words=_words(part, settings),
                     )
                 results += self._rank(part, embeddings, found, settings, deadline, watch)
         return results
@@ -387,6 +390,7 @@ class TwoStageRetriever:
                 settings["num_candidates"],
                 filter=settings["filter"],
                 timeout=deadline.timeout,
+                words=_words([text], settings),
             )
             looks = self._looks(settings)
             scored = self._scored(
@@ -417,7 +421,11 @@ class TwoStageRetriever:
         watch.start("encode")
         embeddings = await asyncio.to_thread(self._stages.encode, [text])  # (1, d)
         watch.start("retrieve")
-        given: Any = {"filter": settings["filter"], "timeout": deadline.timeout}
+        given: Any = {
+            "filter": settings["filter"],
+            "timeout": deadline.timeout,
+            "words": _words([text], settings),
+        }
         count = settings["num_candidates"]
         with self._limit(deadline):
             if not isinstance(embeddings, np.ndarray):
@@ -433,9 +441,12 @@ class TwoStageRetriever:
         """Return all options of a search, with defaults, without searching.
 
         Raises:
-            ConfigError: An option is invalid, or needs a calibration that the model lacks.
+            ConfigError: An option is invalid, or needs a calibration that the model lacks, or text
+                fields that the collection lacks.
         """
         settings = with_defaults(options)
+        if settings["hybrid"]:
+            self._collection.index.require_words()
         if self._stages.calibration() is None:
             for name, asked in (
                 ("adaptive=True", settings["adaptive"]),
@@ -749,15 +760,21 @@ class TwoStageRetriever:
         *,
         filter: Filter | None,
         timeout: float | None = None,
+        words: ByWords | None = None,
     ) -> list[Candidates]:
-        """Find the candidates of `q` queries with `(q, d)` embeddings."""
+        """Find the candidates of `q` queries with `(q, d)` embeddings, and with words if given."""
         if self._stages.device_index is not None:
-            return self._stages.device_index.nearest(
-                embeddings, num_candidates, filter=filter, timeout=timeout
-            )
+            if words is None:
+                return self._stages.device_index.nearest(
+                    embeddings, num_candidates, filter=filter, timeout=timeout
+                )
+            if not isinstance(embeddings, np.ndarray):  # the engine has the words
+                embeddings = embeddings.float().cpu().numpy()
         # Without a device index, `encode` leaves them in host memory.
         embeddings = cast("NDArray[np.float32]", embeddings)
-        return self._collection.nearest(embeddings, num_candidates, filter=filter, timeout=timeout)
+        return self._collection.nearest(
+            embeddings, num_candidates, filter=filter, timeout=timeout, words=words
+        )
 
     def _rank(
         self,
@@ -801,7 +818,9 @@ class TwoStageRetriever:
         def chosen(found: Sequence[Sequence[Candidate]]) -> Sequence[Sequence[Candidate]]:
             if settings["group_by"] is not None:
                 found = [
-                    self._diversified(embeddings[row : row + 1], candidates, settings)
+                    self._diversified(
+                        embeddings[row : row + 1], candidates, settings, texts[row : row + 1]
+                    )
                     for row, candidates in enumerate(found)
                 ]
             if looks is not None:
@@ -812,7 +831,8 @@ class TwoStageRetriever:
             if self._stages.device_index is not None:
                 self._stages.device_index.forget(deleted)
             count, filter = settings["num_candidates"], settings["filter"]
-            return chosen(self._nearest(embeddings, count, filter=filter))
+            words = _words(texts, settings)
+            return chosen(self._nearest(embeddings, count, filter=filter, words=words))
 
         return self._scorer.score_in_slices(
             texts,
@@ -832,17 +852,22 @@ class TwoStageRetriever:
         embedding: Embeddings,
         candidates: Sequence[Candidate],
         settings: SearchOptions,
+        texts: Sequence[str] = (),
     ) -> Sequence[Candidate]:
         """Return candidates of enough groups; unchanged without `group_by`."""
         if settings["group_by"] is None:
             return candidates
+        words = _words(texts, settings)
         return diversified(
             candidates,
             field=settings["group_by"],
             groups=settings["top_k"],
             num_candidates=settings["num_candidates"],
             filter=settings["filter"],
-            nearest=lambda filter, count: self._nearest(embedding, count, filter=filter)[0],
+            nearest=lambda filter, count: self._nearest(
+                embedding, count, filter=filter, words=words
+            )[0],
+            by_score=words is None,
         )
 
     def _looks(self, settings: SearchOptions) -> Looks | None:
@@ -895,6 +920,14 @@ class TwoStageRetriever:
             group_by=settings["group_by"],
             source=self._collection.identity,
         )
+
+
+def _words(texts: Sequence[str], settings: SearchOptions) -> ByWords | None:
+    """Return the words to search for; None for a search by looks alone."""
+    if not settings["hybrid"]:
+        return None
+    weight = settings["words_weight"]
+    return ByWords(texts, WORDS_WEIGHT if weight is None else float(weight))
 
 
 def _each_within(

@@ -16,7 +16,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from edje_qdrant.index import Strategy
+from edje_qdrant.index import WORDS_WEIGHT, Strategy
 from edje_qdrant.index.filters.from_json import filter_schema
 from edje_qdrant.model.calibration import MatchWord
 from edje_qdrant.rerank.scorer import OnMissing
@@ -168,6 +168,16 @@ class SearchRequest(_Filtered):
         None,
         description="First-stage images to rerank; by default "
         f"{NUM_CANDIDATES}, or top_k if that is larger.",
+    )
+    hybrid: bool = Field(
+        False,
+        description="Search by words, too: images are found if they look like the text, or if its "
+        "words stand in the collection's text fields.",
+    )
+    words_weight: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None,
+        description="How much a rank among the words counts with `hybrid`, next to the same rank "
+        f"among the looks; {WORDS_WEIGHT:g} by default.",
     )
     fusion: Fusion = Field(
         DEFAULTS["fusion"],

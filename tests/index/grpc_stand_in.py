@@ -255,6 +255,9 @@ def _ids(ids: Any) -> list[Any]:
 
 def _create(request: Any) -> Request:
     body: dict[str, Any] = {"vectors": GrpcToRest.convert_vectors_config(request.vectors_config)}
+    if request.HasField("sparse_vectors_config"):
+        sparse = GrpcToRest.convert_sparse_vector_config(request.sparse_vectors_config)
+        body["sparse_vectors"] = {name: _plain(each) for name, each in sparse.items()}
     for name, convert in (
         ("hnsw_config", GrpcToRest.convert_hnsw_config_diff),
         ("optimizers_config", GrpcToRest.convert_optimizers_config_diff),
@@ -336,6 +339,15 @@ def _query_batch(request: Any) -> Request:
 def _delete(request: Any) -> Request:
     body = _plain(GrpcToRest.convert_points_selector(request.points))
     return "POST", _points(request, "delete"), body
+
+
+def _new_vector(request: Any) -> Request:
+    given = request.sparse_config if request.HasField("sparse_config") else None
+    assert given is not None, "only sparse vectors are added here"
+    modifier = GrpcToRest.convert_modifier(given.modifier) if given.HasField("modifier") else None
+    config = {"sparse": {"modifier": None if modifier is None else modifier.value}}
+    path = ["collections", request.collection_name, "vectors", request.vector_name]
+    return "PUT", path, config
 
 
 def _operation(request: Any, name: str) -> Any:
@@ -511,6 +523,7 @@ _METHODS: dict[str, tuple[Any, Callable[[Any], Request], Callable[[Any], Any]]] 
             result=[RestToGrpc.convert_update_result(models.UpdateResult(**r)) for r in result]
         ),
     ),
+    "Points/CreateVectorName": (q.CreateVectorNameRequest, _new_vector, _done),
     "Points/CreateFieldIndex": (q.CreateFieldIndexCollection, _index, _done),
     "Points/DeleteFieldIndex": (
         q.DeleteFieldIndexCollection,

@@ -308,7 +308,7 @@ class StandIn:
                 bound(len(body.get("points", ())), "upsert_max_batchsize", "upsert limit")
             bound(len(body.get("searches", ())), "search_max_batchsize", "search batch size")
             allowed = strict.get("search_allow_exact") is not False
-            for request in body.get("searches", [body]):
+            for request in _requests(body):
                 bound(request.get("limit"), "max_query_limit", "limit")
                 params = request.get("params") or {}
                 quantization = params.get("quantization") or {}
@@ -395,12 +395,26 @@ class StandIn:
             case ("DELETE", "index", field_name):
                 self.indexed.get(name, {}).pop(field_name, None)
                 return self._done(name)
+            case ("PUT", "vectors", vector):
+                if self._number() < (1, 18):
+                    raise RefusalError(404, "")  # there is no such route
+                config: Any = models.SparseVectorNameConfig(**body)
+                if vector not in self._sparse(name):
+                    self.client.create_vector_name(name, vector, config)
+                return self._done(name)
             case ("PUT",):
                 if self.client.collection_exists(name):
                     raise RefusalError(409, f"Wrong input: Collection `{name}` already exists!")
                 made = models.CreateCollection(**body)
                 done = self.client.create_collection(
-                    name, vectors_config=made.vectors, metadata=made.metadata
+                    name,
+                    vectors_config=made.vectors,
+                    **(
+                        {"sparse_vectors_config": made.sparse_vectors}
+                        if made.sparse_vectors
+                        else {}
+                    ),
+                    metadata=made.metadata,
                 )
                 self.created[name] = body
                 return done
@@ -421,8 +435,9 @@ class StandIn:
                 given = models.PointsList(**body)
                 points = given.points
                 self.modes.append(given.update_mode)
-                knows_modes = tuple(map(int, self.version.split(".")[:2])) >= (1, 17)
-                mode = given.update_mode if knows_modes else None  # older servers ignore it
+                # Older servers ignore it.
+                mode = given.update_mode if self._number() >= (1, 17) else None
+                self._check_vectors(name, points)
                 self.client.upsert(name, points, update_mode=mode)
                 result = self._done(name)
                 self._written[name].update({p.id: result["operation_id"] for p in points})
@@ -433,7 +448,7 @@ class StandIn:
                     name,
                     named.ids,
                     with_payload=named.with_payload,
-                    with_vectors=bool(named.with_vector),
+                    with_vectors=named.with_vector or False,
                 )
                 return [_given(record) for record in found]
             case ("POST", "points", "query"):
@@ -441,8 +456,8 @@ class StandIn:
             case ("POST", "points", "query", "batch"):
                 searches = models.QueryRequestBatch(**body).searches
                 for search in searches:
-                    assert search.params is not None
-                    self.params.append(search.params)
+                    params = [each.params for each in _prefetched(search)] or [search.params]
+                    self.params += [each for each in params if each is not None]
                 return self._searched(name, searches)
             case ("POST", "points", "scroll"):
                 wanted = models.ScrollRequest(**body)
@@ -453,12 +468,15 @@ class StandIn:
                     offset=wanted.offset,
                     order_by=self._orderable(name, wanted.order_by),
                     with_payload=wanted.with_payload,
-                    with_vectors=bool(wanted.with_vector),
+                    with_vectors=wanted.with_vector or False,
                 )
                 points_found = [_given(record) for record in records]
                 return {"points": points_found, "next_page_offset": following}
             case ("POST", "points", "batch"):
                 operations = models.UpdateOperations(**body).operations
+                for operation in operations:
+                    if isinstance(operation, models.UpdateVectorsOperation):
+                        self._check_vectors(name, operation.update_vectors.points, stored=True)
                 self.client.batch_update_points(name, operations)
                 return [self._done(name) for _ in operations]
             case ("POST", "points", "payload"):
@@ -495,15 +513,48 @@ class StandIn:
 
     def _searched(self, name: str, searches: list[models.QueryRequest]) -> list[Any]:
         for search in searches:
-            search.params = None  # the client's local mode compares all vectors
-            search.filter = self._by_id(name, search.filter)
-            self._check_width(name, search.query)
+            self._check_fusion(search)
+            for part in (search, *_prefetched(search)):
+                part.params = None  # the client's local mode compares all vectors
+                part.filter = self._by_id(name, part.filter)
+                self._check_using(name, part)
+                self._check_width(name, part.query)
         answers = self.client.query_batch_points(name, searches)
         written = self._written[name]
         return [
             {"points": [{**_given(hit), "version": written.get(hit.id, 0)} for hit in each.points]}
             for each in answers
         ]
+
+    def _number(self) -> tuple[int, ...]:
+        return tuple(map(int, self.version.split(".")[:2]))
+
+    def _sparse(self, name: str) -> dict[str, Any]:
+        """Return the settings of a collection's sparse vectors, as servers describe them."""
+        kept = self.client.get_collection(name).config.params.sparse_vectors or {}
+        return {each: _set(_plain(params)) for each, params in kept.items()}
+
+    def _check_vectors(self, name: str, points: list[Any], *, stored: bool = False) -> None:
+        """Refuse vectors that the collection does not have, and those of points that are not."""
+        known = {"", *self._sparse(name)}
+        for point in points:
+            given = point.vector if isinstance(point.vector, dict) else {}
+            for vector in given.keys() - known:
+                says = f"Wrong input: Not existing vector name error: {vector}"
+                raise RefusalError(400, says)
+            if stored and not self.client.retrieve(name, [point.id]):
+                raise RefusalError(404, f"Not found: No point with id {point.id} found")
+
+    def _check_using(self, name: str, part: Any) -> None:
+        if part.using is not None and part.using not in self._sparse(name):
+            says = f"Wrong input: Not existing vector name error: {part.using}"
+            raise RefusalError(400, says)
+
+    def _check_fusion(self, search: models.QueryRequest) -> None:
+        """Refuse a fusion by weights where the version does not know them."""
+        for part in (search, *_prefetched(search)):
+            if isinstance(part.query, models.RrfQuery) and self._number() < (1, 17):
+                raise RefusalError(400, "Format error in JSON body: unknown field `weights`")
 
     def _orderable(self, name: str, order: Any) -> models.OrderBy | None:
         """Refuse an order by a field without an index for ranges, as servers do."""
@@ -551,6 +602,7 @@ class StandIn:
             vectors["on_disk"] = asked["vectors"]["on_disk"]
         params = {
             "vectors": vectors,
+            **({"sparse_vectors": self._sparse(name)} if self._sparse(name) else {}),
             "shard_number": asked.get("shard_number", 1),
             "replication_factor": asked.get("replication_factor", 1),
             "write_consistency_factor": asked.get("write_consistency_factor", 1),
@@ -591,15 +643,31 @@ def _writes(method: str, path: list[str]) -> bool:
     )
 
 
+def _prefetched(search: Any) -> list[models.Prefetch]:
+    """Return the prefetches of a search, also those of a prefetch."""
+    inner = search.prefetch or []
+    inner = inner if isinstance(inner, list) else [inner]
+    return [part for each in inner for part in (each, *_prefetched(each))]
+
+
 def _set(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in (given or {}).items() if value is not None}
+
+
+def _requests(body: Any) -> Iterator[Any]:
+    """Yield the searches of a request, and their prefetches; or the request itself."""
+    for request in body.get("searches", [body]):
+        yield request
+        inner = request.get("prefetch") or []
+        for each in inner if isinstance(inner, list) else [inner]:
+            yield from _requests(each)
 
 
 def _filters(path: list[str], body: Any) -> Iterator[models.Filter]:
     """Yield the filters of a request."""
     if "points" in path and isinstance(body, dict):
         operations = [each for o in body.get("operations", ()) for each in o.values()]
-        for request in (body, *body.get("searches", ()), *operations):
+        for request in (body, *_requests(body), *operations):
             if request.get("filter"):
                 yield models.Filter(**request["filter"])
 

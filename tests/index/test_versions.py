@@ -204,7 +204,8 @@ def test_versions_of_any_form(text: str | None) -> None:
 def test_the_table_has_all_that_can_be_asked_for() -> None:
     asked = {*validate._CHECKS, *validate._MATCHES, *validate.KINDS, "Range", "DatetimeRange"}
     made = {*get_args(PayloadKind), *get_args(Quantization)}
-    sent = {"QueryRequest", "RecommendQuery", "QuantizationSearchParams", "AcornSearchParams"}
+    sent = {"QueryRequest", "RecommendQuery", "RrfQuery", "QuantizationSearchParams"}
+    sent |= {"AcornSearchParams", "new vector"}
     assert {*NEEDS} == asked | made | sent | {"MinShould", "metadata", "UpdateMode"}
     newer = {kind: f"{major}.{minor}" for kind, (major, minor) in NEEDS.items()
              if (major, minor) > OLDEST}  # fmt: skip

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edje_qdrant.files import hidden_folder
 from edje_qdrant.index import hnsw
-from edje_qdrant.index.backend import Hits, as_points
+from edje_qdrant.index.backend import FusedHit, Hits, as_points, with_cosines, word_vectors
 from edje_qdrant.index.batches import by_payload
 from edje_qdrant.index.edge.filter import edge_filter
 from edje_qdrant.index.filters.field_paths import TOKEN_BYTES
@@ -28,11 +28,20 @@ from edje_qdrant.index.moments import moment_text
 from edje_qdrant.index.newest import Dated, NewestPage, merged, moment_of
 from edje_qdrant.index.payload_indexes import FACET_KINDS, edge_schema, kinds_of
 from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
+from edje_qdrant.index.words import RRF_CONSTANT, WORDS_KEY, WORDS_VECTOR, WordVector
 from edje_qdrant.types import Point
 
 if TYPE_CHECKING:
     import qdrant_edge
-    from qdrant_edge import EdgeShard, PayloadSelector, Query, Record, UpdateMode
+    from qdrant_edge import (
+        EdgeShard,
+        PayloadSelector,
+        Query,
+        Record,
+        SearchParams,
+        SparseVector,
+        UpdateMode,
+    )
 
 __all__ = ["EdgeBackend"]
 
@@ -48,18 +57,23 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
     subfolder = SHARD
 
     @staticmethod
-    def _create(folder: Path, dim: int) -> None:
+    def _create(folder: Path, dim: int, *, words: bool) -> None:
         from qdrant_edge import (
             Distance,
             EdgeConfig,
             EdgeOptimizersConfig,
             EdgeShard,
+            EdgeSparseVectorParams,
             EdgeVectorParams,
             HnswIndexConfig,
+            Modifier,
         )
 
         config = EdgeConfig(
             vectors=EdgeVectorParams(size=dim, distance=Distance.Cosine),
+            sparse_vectors={WORDS_VECTOR: EdgeSparseVectorParams(modifier=Modifier.Idf)}
+            if words
+            else None,
             hnsw_config=HnswIndexConfig(
                 m=hnsw.LINKS,
                 ef_construct=hnsw.BUILD_WIDTH,
@@ -112,6 +126,66 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
 
         return self._query([Query.Nearest(query.tolist()) for query in queries], wanted, chosen)
 
+    def nearest_or_words(
+        self,
+        queries: NDArray[np.float32],
+        words: Sequence[WordVector],
+        weight: float,
+        wanted: int,
+        chosen: qdrant_edge.Filter | None,
+        timeout: float | None,  # noqa: ARG002 - this engine cannot be interrupted
+    ) -> list[list[FusedHit]]:
+        from qdrant_edge import Fusion, Prefetch, Query, QueryBatchRequest, QueryRequest
+
+        fusion: Any = Fusion.Rrf(RRF_CONSTANT, [1.0, weight])  # typed as no `Fusion`
+        selected = _selected(payload=True, tokens=False)
+        requests: list[QueryRequest] = []
+        with self._using() as shard:
+            wanted = min(wanted, shard.info().points_count)
+            if wanted == 0:
+                return [[] for _ in queries]
+            params = self._params(shard, wanted, chosen)
+            for vector, own in zip(queries.tolist(), words, strict=True):
+                nearest = Query.Nearest(vector)
+                by_words = Query.Nearest(_sparse(own), using=WORDS_VECTOR)
+                both = [
+                    Prefetch(limit=wanted, query=nearest, filter=chosen, params=params),
+                    Prefetch(limit=wanted, query=by_words, filter=chosen),
+                ]
+                fused = Prefetch(limit=wanted, query=fusion, prefetches=both)
+                requests += [
+                    QueryRequest(
+                        limit=wanted, query=fusion, prefetches=both, with_payload=selected
+                    ),
+                    # The cosine of each point that the fusion finds, also by its words alone.
+                    QueryRequest(limit=wanted, query=nearest, prefetches=[fused]),
+                ]
+            answers = shard.query_batch(QueryBatchRequest(requests))
+        return [
+            with_cosines(fused, cosines, query, lambda ids: self.fetch(ids, vectors=True))
+            for fused, cosines, query in zip(answers[::2], answers[1::2], queries, strict=True)
+        ]
+
+    def create_words(self) -> None:
+        from qdrant_edge import Modifier, UpdateOperation
+
+        with self._using() as shard:
+            require_space(self._folder)
+            # Does nothing where there is one already.
+            shard.update(UpdateOperation.create_sparse_vector(WORDS_VECTOR, Modifier.Idf))
+
+    def set_words(self, words: Mapping[str, WordVector]) -> None:
+        from qdrant_edge import PointVectors, UpdateOperation
+
+        with self._using() as shard:
+            require_space(self._folder)
+            vectors = [PointVectors(i, {WORDS_VECTOR: _sparse(own)}) for i, own in words.items()]
+            shard.update(UpdateOperation.update_vectors(vectors))
+
+    def fetch_words(self, ids: Sequence[str]) -> dict[str, WordVector]:
+        with self._using() as shard:
+            return word_vectors(shard.retrieve([*ids], False, [WORDS_VECTOR]))
+
     def best_score(
         self,
         positive: NDArray[np.float32],
@@ -129,7 +203,8 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
         vectors: bool = False,
     ) -> list[Point]:  # fmt: skip
         with self._using() as shard:
-            records = shard.retrieve([*ids], _selected(payload, tokens), vectors)
+            wanted = self._embeddings(vectors)
+            records = shard.retrieve([*ids], _selected(payload, tokens), wanted)
         return as_points(records, vectors=vectors)
 
     def page(
@@ -149,7 +224,7 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
             limit=size,
             filter=chosen,
             with_payload=_selected(payload, tokens),
-            with_vector=vectors,
+            with_vector=self._embeddings(vectors),
         )
         with self._using() as shard:
             records, following = shard.scroll(request)
@@ -192,7 +267,7 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
     def _upsert(self, points: Sequence[CheckedPoint], mode: UpdateMode) -> None:
         from qdrant_edge import Point, UpdateOperation
 
-        made = [Point(p.id, p.vector, p.payload) for p in points]
+        made = [Point(p.id, _vector(p), p.payload) for p in points]
         with self._using() as shard:
             require_space(self._folder)
             shard.update(UpdateOperation.upsert_points(made, update_mode=mode))
@@ -266,29 +341,14 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
     def _query(
         self, queries: Sequence[Query], wanted: int, chosen: qdrant_edge.Filter | None
     ) -> list[Hits]:
-        from qdrant_edge import (
-            AcornSearchParams,
-            CountRequest,
-            QueryBatchRequest,
-            QueryRequest,
-            SearchParams,
-        )
+        from qdrant_edge import QueryBatchRequest, QueryRequest
 
         with self._using() as shard:
             # Counting would go through every point: 40 ms among a million.
-            total = shard.info().points_count
-            wanted = min(wanted, total)
+            wanted = min(wanted, shard.info().points_count)
             if wanted == 0:
                 return [[] for _ in queries]
-            reach = hnsw.Reach.ALL
-            if chosen is not None:
-                matching = shard.count(CountRequest(exact=False, filter=chosen))
-                reach = hnsw.reach_of(matching, total)
-            params = SearchParams(
-                hnsw_ef=hnsw.search_width(wanted),
-                exact=reach is hnsw.Reach.FEW,
-                acorn=AcornSearchParams(True, 1.0) if reach is hnsw.Reach.MOST else None,
-            )
+            params = self._params(shard, wanted, chosen)
             selected = _selected(payload=True, tokens=False)
             several = len(queries) > 1
             requests = [
@@ -317,6 +377,25 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
             for own, answer in zip(ids, answers, strict=True)
         ]
 
+    @staticmethod
+    def _params(shard: EdgeShard, wanted: int, chosen: qdrant_edge.Filter | None) -> SearchParams:
+        """Return how to search for the `wanted` nearest of the chosen points."""
+        from qdrant_edge import AcornSearchParams, CountRequest, SearchParams
+
+        reach = hnsw.Reach.ALL
+        if chosen is not None:
+            matching = shard.count(CountRequest(exact=False, filter=chosen))
+            reach = hnsw.reach_of(matching, shard.info().points_count)
+        return SearchParams(
+            hnsw_ef=hnsw.search_width(wanted),
+            exact=reach is hnsw.Reach.FEW,
+            acorn=AcornSearchParams(True, 1.0) if reach is hnsw.Reach.MOST else None,
+        )
+
+    def _embeddings(self, wanted: bool) -> bool | list[str]:
+        """Return which vectors to read: the embeddings, without words beside them."""
+        return [""] if wanted and WORDS_KEY in self.metadata else wanted
+
 
 class _Stored(NamedTuple):
     """A point found, and the record with its payload, which queries may share."""
@@ -335,6 +414,19 @@ def _selected(payload: bool, tokens: bool) -> bool | PayloadSelector:
     from qdrant_edge import PayloadSelector
 
     return PayloadSelector.Exclude([TOKEN_BYTES]) if payload and not tokens else payload
+
+
+def _sparse(words: WordVector) -> SparseVector:
+    from qdrant_edge import SparseVector
+
+    return SparseVector(words.indices, words.values)
+
+
+def _vector(point: CheckedPoint) -> Any:
+    """Return the vectors of a point to write."""
+    if not point.words:  # also one without text, which would count among the texts
+        return point.vector
+    return {"": point.vector, WORDS_VECTOR: _sparse(point.words)}
 
 
 def _stored(ids: Sequence[str]) -> qdrant_edge.Filter:

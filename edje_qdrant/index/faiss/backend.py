@@ -23,6 +23,7 @@ from edje_qdrant.index.folder import FAISS
 from edje_qdrant.index.folder_backend import FolderBackend
 from edje_qdrant.index.newest import NewestPage
 from edje_qdrant.index.validate import CheckedPayload, CheckedPoint
+from edje_qdrant.index.words import TextFields
 from edje_qdrant.types import Point
 
 if TYPE_CHECKING:
@@ -73,10 +74,12 @@ class FaissBackend(FolderBackend[Database]):
     @classmethod
     def create(cls, folder: Path, dim: int, metadata: Mapping[str, Any]) -> Self:
         load_faiss()  # before anything is made
+        if TextFields.read(metadata) is not None:
+            raise cls._no_words()
         return super().create(folder, dim, metadata)
 
     @staticmethod
-    def _create(folder: Path, dim: int) -> None:
+    def _create(folder: Path, dim: int, *, words: bool) -> None:  # noqa: ARG004 - refused above
         folder.mkdir()
         Database.create(folder / _POINTS, dim)
         sync_folder(folder)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,14 @@ from edje_qdrant.errors import (
     EdjeError,
     StoreError,
 )
-from edje_qdrant.index.backend import Backend, Hits, as_points
+from edje_qdrant.index.backend import (
+    Backend,
+    FusedHit,
+    Hits,
+    as_points,
+    with_cosines,
+    word_vectors,
+)
 from edje_qdrant.index.batches import by_payload, in_runs, vectors_per_request
 from edje_qdrant.index.filters.field_paths import TOKENS_KEY
 from edje_qdrant.index.filters.filter import Filter
@@ -66,6 +74,7 @@ from edje_qdrant.index.validate import (
     check_metadata,
     check_name,
 )
+from edje_qdrant.index.words import WORDS_KEY, WORDS_VECTOR, WordVector
 from edje_qdrant.types import Point
 
 if TYPE_CHECKING:
@@ -140,7 +149,7 @@ class QdrantBackend(Backend):
                 version.require(settings.quantization, "quantization")
             require_absent(connection, name)
             wanted = (
-                new_settings(dim, settings or QdrantSettings())
+                new_settings(dim, settings or QdrantSettings(), words=WORDS_KEY in kept)
                 if like is None
                 else settings_like(connection, like, dim)
             )
@@ -300,16 +309,113 @@ class QdrantBackend(Backend):
         if self._connection.is_local:
             return await super().nearest_async(queries, wanted, chosen, timeout)
         self.check_open()
-        given = queries.tolist()
+        return await self._within_limits_async(queries.tolist(), wanted, chosen, timeout)
+
+    async def _within_limits_async(
+        self,
+        queries: list[Any],
+        wanted: int,
+        chosen: models.Filter | None,
+        timeout: float | None,
+        weight: float | None = None,
+    ) -> list[Hits]:
         with self._connection.within(timeout) as timed:
             if chosen is not None and self._are_indexes_old():
                 await asyncio.to_thread(self._read_info)
             try:
-                return await self._ask_async(given, wanted, chosen, timed)
+                return await self._ask_async(queries, wanted, chosen, timed, weight)
             except ConfigError as error:
                 if not await asyncio.to_thread(self._limits_changed, error):
                     raise
-                return await self._ask_async(given, wanted, chosen, timed)
+                return await self._ask_async(queries, wanted, chosen, timed, weight)
+
+    def nearest_or_words(
+        self,
+        queries: NDArray[np.float32],
+        words: Sequence[WordVector],
+        weight: float,
+        wanted: int,
+        chosen: models.Filter | None,
+        timeout: float | None,
+    ) -> list[list[FusedHit]]:
+        """Search; each query is two requests, which travel together."""
+        self.check_open()
+        given = [*zip(queries.tolist(), words, strict=True)]
+        with self._connection.within(timeout) as timed:
+            answers = self._query(given, wanted, chosen, timed, weight)
+            return self._with_cosines(answers, queries)
+
+    async def nearest_or_words_async(
+        self,
+        queries: NDArray[np.float32],
+        words: Sequence[WordVector],
+        weight: float,
+        wanted: int,
+        chosen: models.Filter | None,
+        timeout: float | None,
+    ) -> list[list[FusedHit]]:
+        if self._connection.is_local:
+            return await super().nearest_or_words_async(
+                queries, words, weight, wanted, chosen, timeout
+            )
+        self.check_open()
+        given = [*zip(queries.tolist(), words, strict=True)]
+        answers = await self._within_limits_async(given, wanted, chosen, timeout, weight)
+        return await asyncio.to_thread(self._with_cosines, answers, queries)
+
+    def _with_cosines(
+        self, answers: Sequence[Hits], queries: NDArray[np.float32]
+    ) -> list[list[FusedHit]]:
+        return [
+            with_cosines(fused, cosines, query, lambda ids: self.fetch(ids, vectors=True))
+            for fused, cosines, query in zip(answers[::2], answers[1::2], queries, strict=True)
+        ]
+
+    def create_words(self) -> None:
+        from qdrant_client import models
+
+        self.check_open()
+        name = self._collection
+        info = self._connection.call(name, self._client.get_collection, name)
+        if WORDS_VECTOR in (info.config.params.sparse_vectors or {}):
+            return
+        if not self._connection.is_local:
+            try:
+                self._version.require("new vector", "the vector of words")
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{error}; or copy the collection to a new one that is created with text "
+                    "fields: edje-qdrant copy --text-fields"
+                ) from error
+        sparse = models.SparseVectorConfig(modifier=models.Modifier.IDF)
+        self._write(
+            self._client.create_vector_name,
+            WORDS_VECTOR,
+            models.SparseVectorNameConfig(sparse=sparse),
+        )
+
+    def set_words(self, words: Mapping[str, WordVector]) -> None:
+        def send() -> None:
+            for run in in_runs([*words], least(self.batch_size, self._limits.points_written)):
+                operation = qdrant_requests.setting_words({each: words[each] for each in run})
+                self._write(self._client.batch_update_points, [operation])
+
+        self._within_limits(send)
+
+    def fetch_words(self, ids: Sequence[str]) -> dict[str, WordVector]:
+        self.check_open()
+        found: dict[str, WordVector] = {}
+        for run in in_runs([*ids], self.batch_size):
+            records = self._connection.call(
+                self._collection,
+                self._client.retrieve,
+                self._collection,
+                run,
+                with_payload=False,
+                with_vectors=[WORDS_VECTOR],
+            )
+            found.update(word_vectors(records))
+        return found
 
     def best_score(
         self,
@@ -336,7 +442,7 @@ class QdrantBackend(Backend):
                 self._collection,
                 run,
                 with_payload=selected,
-                with_vectors=vectors,
+                with_vectors=self._embeddings(vectors),
             )
             points += as_points(records, vectors=vectors)
         return points
@@ -363,7 +469,7 @@ class QdrantBackend(Backend):
                 limit=least(size, self._limits.points_found),
                 offset=start,
                 with_payload=qdrant_requests.selected(payload, tokens),
-                with_vectors=vectors,
+                with_vectors=self._embeddings(vectors),
             )
         )
         return as_points(records, vectors=vectors), following
@@ -431,12 +537,10 @@ class QdrantBackend(Backend):
     def _upsert(
         self, points: Sequence[CheckedPoint], mode: models.UpdateMode | None = None
     ) -> None:
-        from qdrant_client import models
-
         more: dict[str, Any] = {}
         if mode is not None and self._version.knows("UpdateMode"):
             more["update_mode"] = mode
-        made = [models.PointStruct(id=p.id, vector=p.vector, payload=p.payload) for p in points]
+        made = [qdrant_requests.point(each) for each in points]
 
         def send() -> None:
             for run in in_runs(made, least(len(made), self._limits.points_written)):
@@ -518,6 +622,10 @@ class QdrantBackend(Backend):
     def close(self, because: Callable[[], EdjeError] | None = None) -> None:
         self._connection.close(because)
 
+    def _embeddings(self, wanted: bool) -> bool | list[str]:
+        """Return which vectors to read: the embeddings, without words beside them."""
+        return [""] if wanted and WORDS_KEY in self.metadata else wanted
+
     def _take(self, found: Found) -> None:
         """Remember what the server says of the collection."""
         self.metadata = found.metadata
@@ -593,14 +701,16 @@ class QdrantBackend(Backend):
         wanted: int,
         chosen: models.Filter | None,
         timed: Mapping[str, int],
+        weight: float | None = None,
     ) -> list[Hits]:
+        """Send queries; with a weight, each is an embedding and words, and has two answers."""
         name = self._collection
         if chosen is not None and not self._connection.is_local and self._are_indexes_old():
             self._read_info()
 
         def send() -> list[Hits]:
             answers: list[models.QueryResponse] = []
-            for run, more in self._requests(queries, wanted, chosen, timed):
+            for run, more in self._requests(queries, wanted, chosen, timed, weight):
                 answers += self._connection.call(
                     name, self._client.query_batch_points, name, run, **more
                 )
@@ -614,10 +724,11 @@ class QdrantBackend(Backend):
         wanted: int,
         chosen: models.Filter | None,
         timed: Mapping[str, int],
+        weight: float | None = None,
     ) -> list[Hits]:
         name = self._collection
         answers: list[Any] = []
-        for run, more in self._requests(queries, wanted, chosen, timed):
+        for run, more in self._requests(queries, wanted, chosen, timed, weight):
             answers += await self._connection.call_async(
                 name, "query_batch_points", name, run, **more
             )
@@ -629,6 +740,7 @@ class QdrantBackend(Backend):
         wanted: int,
         chosen: models.Filter | None,
         timed: Mapping[str, int],
+        weight: float | None = None,
     ) -> Iterator[tuple[list[models.QueryRequest], dict[str, int]]]:
         """Yield requests that stay below 16 MB and within the limits, and their time limit.
 
@@ -654,10 +766,20 @@ class QdrantBackend(Backend):
         wanted = least(wanted, most)
         self._tell(losses(wanted, reach, self._oversampling, limits))
         params = qdrant_requests.search_params(wanted, reach, self._oversampling, limits)
-        requests = qdrant_requests.best(queries, wanted, chosen, params)
-        for feature in qdrant_requests.features(requests[0]) if requests else ():
-            self._version.require(feature, "the search")
-        size = least(vectors_per_request(self.dim), limits.searches)
+        if weight is None:
+            requests = qdrant_requests.best(queries, wanted, chosen, params)
+        else:
+            pairs = (
+                qdrant_requests.best_or_words(vector, words, weight, wanted, chosen, params)
+                for vector, words in queries
+            )
+            requests = [*chain.from_iterable(pairs)]
+        if requests and not self._connection.is_local:
+            for feature in qdrant_requests.features(requests[0]):
+                self._version.require(feature, "the search")
+        # Of a pair of requests, the second has the vector twice, with its prefetches.
+        width = self.dim if weight is None else 2 * self.dim
+        size = least(vectors_per_request(width), limits.searches)
         for run in in_runs(requests, size):
             yield run, limits.timed(timed)
 

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 from edje_qdrant.errors import CollectionExistsError, ConfigError, StoreError
 from edje_qdrant.index import hnsw
 from edje_qdrant.index.qdrant.connection import Connection
+from edje_qdrant.index.qdrant.requests import new_words
 from edje_qdrant.index.qdrant.settings import QdrantSettings, as_request, oversampling_of
 from edje_qdrant.index.qdrant.strict_mode import Limits, read_limits
 from edje_qdrant.index.qdrant.versions import ServerVersion
+from edje_qdrant.index.words import WORDS_VECTOR
 
 __all__ = [
     "Found",
@@ -51,11 +53,19 @@ def as_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     return {_METADATA_KEY: metadata}
 
 
-def new_settings(dim: int, settings: QdrantSettings) -> dict[str, Any]:
-    """Return the settings of a new collection of `dim`-wide vectors."""
+def new_settings(dim: int, settings: QdrantSettings, *, words: bool) -> dict[str, Any]:
+    """Return the settings of a new collection of `dim`-wide vectors.
+
+    Args:
+        dim: Width of the vectors.
+        settings: How the server stores it.
+        words: Whether points have words beside their vector.
+    """
     from qdrant_client import models
 
     vectors, told = as_request(settings)
+    if words:
+        told = {**told, "sparse_vectors_config": {WORDS_VECTOR: new_words()}}
     return {
         **told,
         "vectors_config": models.VectorParams(size=dim, distance=models.Distance.COSINE, **vectors),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,17 +12,23 @@ from edje_qdrant.index import hnsw
 from edje_qdrant.index.filters.field_paths import TOKEN_BYTES, TOKENS_KEY
 from edje_qdrant.index.hnsw import Reach
 from edje_qdrant.index.qdrant.strict_mode import Limits, least
+from edje_qdrant.index.validate import CheckedPoint
+from edje_qdrant.index.words import RRF_CONSTANT, WORDS_VECTOR, WordVector
 
 if TYPE_CHECKING:
     from qdrant_client import models
 
 __all__ = [
     "best",
+    "best_or_words",
     "best_score",
     "features",
+    "new_words",
+    "point",
     "search_params",
     "selected",
     "setting_payload",
+    "setting_words",
     "stored",
     "without",
 ]
@@ -96,12 +102,84 @@ def best(
     ]
 
 
+def best_or_words(
+    query: list[float],
+    words: WordVector,
+    weight: float,
+    wanted: int,
+    chosen: models.Filter | None,
+    params: models.SearchParams | None,
+) -> list[models.QueryRequest]:
+    """Return two requests: for the `wanted` best by embedding and words, and for their cosines.
+
+    Args:
+        query: The query's embedding.
+        words: The query's words.
+        weight: How much a rank among the words counts, next to one among the embeddings.
+        wanted: Points to find.
+        chosen: Which points may be found.
+        params: How to search the embeddings.
+    """
+    from qdrant_client import models
+
+    both = [
+        models.Prefetch(query=query, limit=wanted, filter=chosen, params=params),
+        models.Prefetch(query=_sparse(words), using=WORDS_VECTOR, limit=wanted, filter=chosen),
+    ]
+    fusion = models.RrfQuery(rrf=models.Rrf(k=RRF_CONSTANT, weights=[1.0, weight]))
+    fused = models.Prefetch(prefetch=both, query=fusion, limit=wanted)
+    found = models.QueryRequest(
+        prefetch=both,
+        query=fusion,
+        limit=wanted,
+        with_payload=selected(payload=True, tokens=False),
+    )
+    cosines = models.QueryRequest(prefetch=fused, query=query, limit=wanted, with_payload=False)
+    return [found, cosines]
+
+
+def point(checked: CheckedPoint) -> models.PointStruct:
+    """Return a point to write."""
+    from qdrant_client import models
+
+    vector: Any = checked.vector
+    if checked.words:  # one without text would count among the texts
+        vector = {"": vector, WORDS_VECTOR: _sparse(checked.words)}
+    return models.PointStruct(id=checked.id, vector=vector, payload=checked.payload)
+
+
+def setting_words(words: Mapping[str, WordVector]) -> models.UpdateVectorsOperation:
+    """Return the operation that replaces the words of points, id -> words."""
+    from qdrant_client import models
+
+    vectors = [
+        models.PointVectors(id=each, vector={WORDS_VECTOR: _sparse(own)})
+        for each, own in words.items()
+    ]
+    return models.UpdateVectorsOperation(update_vectors=models.UpdateVectors(points=vectors))
+
+
+def new_words() -> models.SparseVectorParams:
+    """Return the settings of the words' sparse vector."""
+    from qdrant_client import models
+
+    return models.SparseVectorParams(modifier=models.Modifier.IDF)
+
+
+def _sparse(words: WordVector) -> models.SparseVector:
+    from qdrant_client import models
+
+    return models.SparseVector(indices=words.indices, values=words.values)
+
+
 def features(request: models.QueryRequest) -> list[str]:
     """Return what a search asks of a server's version: keys of `versions.NEEDS`."""
     from pydantic import BaseModel
 
-    params = request.params
-    parts = [request, request.query, params and params.acorn, params and params.quantization]
+    prefetches = request.prefetch if isinstance(request.prefetch, list) else []
+    parts: list[Any] = [request, request.query]
+    for params in (request.params, *(each.params for each in prefetches)):
+        parts += [params and params.acorn, params and params.quantization]
     return [type(part).__name__ for part in parts if isinstance(part, BaseModel)]
 
 

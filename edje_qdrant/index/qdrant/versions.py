@@ -55,12 +55,14 @@ NEEDS: dict[str, Version] = {
     # Queries and parameters of a search.
     "QueryRequest": (1, 10),
     "RecommendQuery": (1, 10),
+    "RrfQuery": (1, 17),  # its weights; without them: 1.16
     "QuantizationSearchParams": (1, 1),
     "AcornSearchParams": (1, 16),
     # Collections.
     "metadata": (1, 16),
     # Writes.
     "UpdateMode": (1, 17),
+    "new vector": (1, 18),  # in a collection that exists
     # Payload indexes.
     "keyword": (1, 0),
     "integer": (1, 0),

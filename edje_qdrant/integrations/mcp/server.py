@@ -220,6 +220,13 @@ def _add_search_tools(server: ImageServer) -> None:
                 "probably do not match, if the model is calibrated."
             ),
         ] = None,
+        hybrid: Annotated[
+            bool,
+            Field(
+                description="Find images by words of their captions and file names, too, such as "
+                "names of places and people; for collections with text fields."
+            ),
+        ] = False,
         fields: _Fields = [],  # noqa: B006 - read only; a default in the schema
         thumbnails: _Thumbnails = False,
     ) -> Annotated[CallToolResult, FoundImages]:
@@ -237,6 +244,7 @@ def _add_search_tools(server: ImageServer) -> None:
                 num_candidates=num_candidates,
                 filter=filter,
                 min_score=min_score,
+                hybrid=hybrid,
                 fields=fields,
             )
             return with_thumbnails(found, thumbnails)

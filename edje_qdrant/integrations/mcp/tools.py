@@ -108,6 +108,7 @@ class ImageTools:
         filter: Mapping[str, Any] | None,
         min_score: float | Literal["auto"] | None,
         fields: Sequence[str],
+        hybrid: bool = False,
     ) -> FoundImages:
         """Find images by a text; arguments as for `TwoStageRetriever.search`."""
         result = self.retriever.search(
@@ -116,6 +117,7 @@ class ImageTools:
             num_candidates=max(top_k, num_candidates),
             filter=filter or None,
             min_score=min_score,
+            hybrid=hybrid,
         )
         return self._found(result, fields)
 
