@@ -163,7 +163,15 @@ class CollectionRecord:
             raise StoreError(_unreadable(what))
         fields = TextFields.read(metadata)
         return cls(
-            contract, tokens, store_id, tokens_folder, codebooks, history, migration, side_of, fields
+            contract,
+            tokens,
+            store_id,
+            tokens_folder,
+            codebooks,
+            history,
+            migration,
+            side_of,
+            fields,
         )
 
     def open_store(
