@@ -25,6 +25,7 @@ DOCS = Path(__file__).parent.parent / "docs"
         ("results/without-torch-table", "write_without_torch"),
         ("results/cluster-table", "write_cluster"),
         ("results/photo-library-table", "write_photo_library"),
+        ("results/migration-table", "write_migration"),
     ],
 )
 def test_a_page_says_what_it_was_written_from(page, writer, monkeypatch):
@@ -50,6 +51,7 @@ def test_the_python_of_the_page_on_explaining_runs_as_it_stands(tmp_path, monkey
     assert (tmp_path / "explanation.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_python_of_the_page_on_migrations_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     page = (DOCS / "migration.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

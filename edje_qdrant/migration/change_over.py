@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from time import sleep
 from typing import TYPE_CHECKING
 
 from edje_qdrant.checks import check_kind, check_seconds
@@ -138,7 +138,7 @@ def _writes_refused(collection: ImageCollection, side: ImageCollection) -> Itera
     """Keep other processes from writing to the old side; they may again if the block fails."""
     collection.set_migration(Migration(side.name, side.contract, "closing"))
     try:
-        time.sleep(_IN_FLIGHT)
+        sleep(_IN_FLIGHT)
         yield
     except BaseException:
         with suppress(EdjeError):  # the first error says more; the next run opens it again
@@ -149,7 +149,7 @@ def _writes_refused(collection: ImageCollection, side: ImageCollection) -> Itera
 def _settle(side: ImageCollection, old_name: str, grace: float) -> None:
     """Let other processes search the old side for a while, then refuse that to them."""
     with closing(side.open_side_index(old_name)) as old:
-        time.sleep(grace)
+        sleep(grace)
         moved = read_moved(old.metadata, repr(old_name))
         _sign(old, moved.contract.model_key)
         old.set_metadata(replace(moved, state="kept").as_metadata())

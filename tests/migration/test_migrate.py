@@ -254,7 +254,7 @@ def test_other_processes_learn_of_it(
     with world.filled(tiny_model) as collection, world.open() as other:
         before = rankings(other, tiny_model)
         quick(collection, other_model)
-        monkeypatch.setattr("edje_qdrant.migration.change_over.time.sleep", during_grace)
+        monkeypatch.setattr("edje_qdrant.migration.change_over.sleep", during_grace)
         cut_over(collection, other_model, grace=7, progress=False)
         assert seen == ["grace"]
         for attempt in (
@@ -295,7 +295,7 @@ def test_no_writes_of_others_while_it_changes_over(
 
     with world.filled(tiny_model) as collection, world.open() as other:
         quick(collection, other_model)
-        monkeypatch.setattr("edje_qdrant.migration.change_over.time.sleep", in_flight)
+        monkeypatch.setattr("edje_qdrant.migration.change_over.sleep", in_flight)
         monkeypatch.setattr("edje_qdrant.migration.change_over._IN_FLIGHT", 3)
         with pytest.raises(KeyboardInterrupt):
             change_over(collection, other_model)
@@ -392,6 +392,7 @@ def test_what_cannot_be_done_is_refused(
         migration_status("images")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_it_and_changes_nothing(
     folder_world: World,
     tiny_model: EDJEModel,

@@ -23,6 +23,7 @@ from service_process import ServiceProcess
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import CheckpointError, StoreError
+from edje_qdrant.migration import change_over, cut_over, migrate
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.search.retriever import TwoStageRetriever
 from edje_qdrant.types import ImageEncoding
@@ -240,6 +241,44 @@ def test_a_collection_that_replaced_the_one_served_is_loaded(
     with following.opened() as fresh:
         expected = [(hit.image_id, hit.score) for hit in fresh.search(TEXT["text"], top_k=5)]
     assert close_to(following.ranking(), expected)
+
+
+@pytest.mark.slow
+def test_a_migration_is_followed_and_no_request_fails(
+    following: Following,
+    server: Place,
+    other_model: EDJEModel,
+    encoded: Encoded,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths, ids, _ = encoded
+    before = following.ranking()
+    side = f"v1--{other_model.contract().model_key}"
+    rankings: list[list[tuple[str, float]]] = []
+
+    def during_grace(seconds: float) -> None:
+        if seconds != 17:
+            return
+        while following.served() != side:
+            assert following.client.get("/readyz").status_code == 200
+            rankings.append(following.ranking())
+        assert following.client.get("/readyz").status_code == 200
+
+    with ImageCollection.open(server.url, server.name("live")) as collection:
+        collection.update_payload(
+            {key: {"path": str(path)} for key, path in zip(ids, paths, strict=True)}
+        )
+        assert migrate(collection, other_model, workers=1, progress=False).missing == ()
+        assert close_to(following.ranking(), before)
+        with monkeypatch.context() as patch:
+            patch.setattr(change_over, "_IN_FLIGHT", 0)
+            patch.setattr(change_over, "sleep", during_grace)
+            cut_over(collection, other_model, grace=17, progress=False)
+    with following.opened() as fresh:
+        expected = [(hit.image_id, hit.score) for hit in fresh.search(TEXT["text"], top_k=5)]
+    assert close_to(following.ranking(), expected)
+    assert not close_to(expected, before)
+    assert all(close_to(each, before) or close_to(each, expected) for each in rankings)
 
 
 def test_without_following_it_stays_where_it_was(server: Place, tiny_model: EDJEModel) -> None:
