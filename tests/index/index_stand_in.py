@@ -417,6 +417,8 @@ class StandIn:
                     metadata=made.metadata,
                 )
                 self.created[name] = body
+                if made.strict_mode_config is not None:
+                    self._strict[name] = made.strict_mode_config.model_dump(exclude_none=True)
                 return done
             case ("DELETE",):
                 for kept in (self.created, self.indexed, self._strict, self._written):

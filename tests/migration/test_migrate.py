@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from migration_world import TEXTS, World, draw, held, rankings
+from qdrant_client import models
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import (
@@ -319,14 +320,18 @@ def test_the_new_side_is_stored_as_the_old_one(
 ) -> None:
     world = server_world
     settings = QdrantSettings(quantization="int8", vectors_on_disk=True, payload_on_disk=True)
+    strict = models.StrictModeConfig(enabled=True, max_query_limit=500, upsert_max_batchsize=4)
     with world.filled(tiny_model, qdrant=settings, codec="int8") as collection:
+        world.location.update_collection(world.name, strict_mode_config=strict)
         report = quick(collection, other_model)
+        assert report.done == 6
     old, new = (world.location.get_collection(each).config for each in (world.name, report.to))
     assert new.quantization_config == old.quantization_config is not None
     assert new.params.vectors.on_disk
     assert new.params == old.params
     assert new.hnsw_config == old.hnsw_config
     assert new.optimizer_config == old.optimizer_config
+    assert new.strict_mode_config == old.strict_mode_config is not None
     with world.open() as collection, collection.open_side(report.to) as side:
         assert side.codec.name == "int8"
 
@@ -466,3 +471,33 @@ def test_captions_of_images_are_the_texts_to_compare(
         )  # fmt: skip
         assert sample_texts(collection) == ["a cat", "a dog"]
         assert sample_texts(collection, 1) == ["a cat"]
+
+
+def test_words_of_fields_stay(world: World, tiny_model: EDJEModel, other_model: EDJEModel) -> None:
+    """They belong to the images and not to a model, also of what changes in between."""
+    if world.more.get("engine") == "faiss":
+        pytest.skip("faiss keeps no words")
+
+    def first(collection: ImageCollection, model: EDJEModel, text: str) -> str:
+        retriever = TwoStageRetriever(collection, model, token_cache=None)
+        found = retriever.search(text, hybrid=True, words_weight=100, num_candidates=1, top_k=1)
+        return found[0].image_id
+
+    with world.filled(tiny_model, text_fields=["caption"]) as collection:
+        ids = sorted(held(collection))
+        collection.update_payload({key: {"caption": f"word{n}"} for n, key in enumerate(ids)})
+        quick(collection, other_model)
+        collection.update_payload({ids[0]: {"caption": "lighthouse"}, ids[1]: {"rating": 1}})
+        collection.index.remove_payload_keys([ids[5]], ["caption"])
+        assert first(collection, tiny_model, "lighthouse") == ids[0]
+        change_over(collection, other_model)
+    with world.open() as collection:
+        assert collection.text_fields == ("caption",)
+        assert first(collection, other_model, "lighthouse") == ids[0]
+        assert [first(collection, other_model, f"word{n}") for n in (1, 2, 3)] == ids[1:4]
+        assert verify(collection).clean
+        drop_old(collection)
+        quick(collection, tiny_model)
+        change_over(collection, tiny_model)
+    with world.open() as collection:
+        assert first(collection, tiny_model, "lighthouse") == ids[0]

@@ -98,12 +98,12 @@ def settings_like(connection: Connection, name: str, dim: int) -> dict[str, Any]
         "write_consistency_factor": params.write_consistency_factor,
         "on_disk_payload": params.on_disk_payload,
         "quantization_config": config.quantization_config,
-        "strict_mode_config": config.strict_mode_config,
     }
     # A description has these with other types than a request, and more of them are set.
     for key, described, asked in (
         ("hnsw_config", config.hnsw_config, models.HnswConfigDiff),
         ("optimizers_config", config.optimizer_config, models.OptimizersConfigDiff),
+        ("strict_mode_config", config.strict_mode_config, models.StrictModeConfig),
     ):
         if described is not None:
             known = described.model_dump(exclude_none=True, include={*asked.model_fields})
