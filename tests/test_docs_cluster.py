@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 def test_the_settings_of_the_page_reach_the_server() -> None:
     names: dict[str, Any] = {}
     with StandIn() as server:
-        for block in BLOCKS[:2]:
+        for block in BLOCKS[:3]:
             exec(
                 compile(block.replace("http://qdrant:6333", server.url), "cluster.md", "exec"),
                 names,
@@ -31,14 +31,15 @@ def test_the_settings_of_the_page_reach_the_server() -> None:
     assert asked["on_disk_payload"] is True
     assert "int8" in str(asked["quantization_config"])
     assert names["billion"].shards == 24
+    assert names["placed"].quantized_memory == "pinned"
 
 
 def test_the_call_of_the_page_fits_the_function() -> None:
     pytest.importorskip("ray.data", reason="needs the extra ray")
     from edje_qdrant.integrations.ray import ingest_dataset
 
-    assert len(BLOCKS) == 3
-    calls = [node for node in ast.walk(ast.parse(BLOCKS[2])) if isinstance(node, ast.Call)]
+    assert len(BLOCKS) == 4
+    calls = [node for node in ast.walk(ast.parse(BLOCKS[3])) if isinstance(node, ast.Call)]
     (call,) = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "ingest_dataset"]
     named = {str(keyword.arg): keyword.value for keyword in call.keywords}
     inspect.signature(ingest_dataset).bind(*call.args, **named)

@@ -25,7 +25,7 @@ from edje_qdrant.index.qdrant.inference_objects import (
     image_of,
     text_of,
 )
-from edje_qdrant.index.qdrant.settings import QdrantSettings, Quantization
+from edje_qdrant.index.qdrant.settings import MemoryPlacement, QdrantSettings, Quantization
 from edje_qdrant.index.recommend import Strategy
 from edje_qdrant.index.validate import json_integer
 from edje_qdrant.index.words import (
@@ -46,6 +46,7 @@ __all__ = [
     "Engine",
     "Filter",
     "InferenceImage",
+    "MemoryPlacement",
     "PayloadKind",
     "QdrantOptions",
     "QdrantSettings",

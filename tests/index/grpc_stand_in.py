@@ -264,6 +264,7 @@ def _create(request: Any) -> Request:
         ("wal_config", GrpcToRest.convert_wal_config_diff),
         ("quantization_config", GrpcToRest.convert_quantization_config),
         ("strict_mode_config", GrpcToRest.convert_strict_mode_config),
+        ("payload", GrpcToRest.convert_payload_storage_params),
     ):
         if request.HasField(name):
             body[name] = convert(getattr(request, name))

@@ -600,8 +600,9 @@ class StandIn:
         asked = {key: value for key, value in self.created.get(name, {}).items() if value}
         kept = self.client.get_collection(name).config
         vectors: Any = json.loads(kept.params.model_dump_json(exclude_none=True))["vectors"]
-        if asked.get("vectors", {}).get("on_disk") is not None:
-            vectors["on_disk"] = asked["vectors"]["on_disk"]
+        for setting in ("on_disk", "memory"):
+            if asked.get("vectors", {}).get(setting) is not None:
+                vectors[setting] = asked["vectors"][setting]
         params = {
             "vectors": vectors,
             **({"sparse_vectors": self._sparse(name)} if self._sparse(name) else {}),
@@ -610,6 +611,8 @@ class StandIn:
             "write_consistency_factor": asked.get("write_consistency_factor", 1),
             "on_disk_payload": self.created.get(name, {}).get("on_disk_payload") is not False,
         }
+        if asked.get("payload"):
+            params["payload"] = asked["payload"]
         config = {
             "params": params,
             "hnsw_config": {**_DEFAULT_HNSW, **_set(asked.get("hnsw_config"))},

@@ -41,6 +41,15 @@ ALL = QdrantSettings(
 )
 
 
+PLACED = QdrantSettings(
+    vectors_memory="cold",
+    payload_memory="cached",
+    graph_memory="pinned",
+    quantization="int8",
+    quantized_memory="pinned",
+)
+
+
 def given(body: dict[str, Any]) -> Any:
     """Leave out of a request what says nothing."""
     if not isinstance(body, dict):
@@ -76,6 +85,20 @@ def test_the_request_holds_just_what_is_set(stand_in: StandIn) -> None:
     ).close()
     asked = {**PLAIN, "shard_number": 2, "on_disk_payload": False}
     assert given(stand_in.created["more"]) == asked
+
+
+def test_parts_are_placed_in_memory(stand_in: StandIn) -> None:
+    index = create_on_server(stand_in.url, "images", 8, {}, FAST, PLACED)
+    assert given(stand_in.created["images"]) == {
+        **PLAIN,
+        "vectors": {"size": 8, "distance": "Cosine", "memory": "cold"},
+        "hnsw_config": {**PLAIN["hnsw_config"], "memory": "pinned"},
+        "payload": {"memory": "cached"},
+        "quantization_config": {"scalar": {"type": "int8", "memory": "pinned"}},
+    }
+    index.upsert(make_points(unit_vectors(5)))
+    assert len(index.nearest(unit_vectors(1), 3)[0]) == 3
+    index.close()
 
 
 @pytest.mark.parametrize(
@@ -147,6 +170,18 @@ def test_a_kind_that_is_not_known_is_scored_again() -> None:
         ({"payload_on_disk": "yes"}, "payload_on_disk is 'yes'"),
         ({"quantization": "int4"}, "give one of int8, binary, product-x4"),
         ({"quantized_in_memory": True}, "quantization is not"),
+        ({"quantized_memory": "cold"}, "quantized_memory is set and quantization is not"),
+        ({"vectors_memory": "pinned"}, "vectors_memory is 'pinned'; give one of cold, cached"),
+        ({"payload_memory": True}, "payload_memory is True; give one of cold, cached"),
+        ({"graph_memory": "hot"}, "graph_memory is 'hot'; give one of cold, cached, pinned"),
+        (
+            {"vectors_memory": "cold", "vectors_on_disk": False},
+            "vectors_memory and vectors_on_disk are both set; leave vectors_on_disk out",
+        ),
+        (
+            {"quantization": "int8", "quantized_memory": "cold", "quantized_in_memory": True},
+            "quantized_memory and quantized_in_memory are both set",
+        ),
     ],
 )
 def test_settings_that_cannot_be(values: dict[str, Any], says: str) -> None:
@@ -189,9 +224,14 @@ def test_collections_pass_them_on(stand_in: StandIn, tiny_model: EDJEModel) -> N
 
 
 def test_in_memory_nothing_comes_of_them(memory: QdrantClient) -> None:
-    index = create_on_server(memory, "images", 8, {}, FAST, ALL)
-    index.upsert(make_points(unit_vectors(5)))
-    assert len(index.nearest(unit_vectors(1), 3)[0]) == 3
+    for name, settings in {
+        "images": ALL,
+        "placed": PLACED,
+        "turbo": QdrantSettings(quantization="turbo4"),
+    }.items():
+        index = create_on_server(memory, name, 8, {}, FAST, settings)
+        index.upsert(make_points(unit_vectors(5)))
+        assert len(index.nearest(unit_vectors(1), 3)[0]) == 3
 
 
 @pytest.mark.qdrant_server
@@ -221,6 +261,39 @@ def test_a_server_gives_them_back() -> None:
         found.close()
     finally:
         index.close()
+        client.delete_collection(name)
+        client.close()
+
+
+@pytest.mark.qdrant_server
+def test_a_server_gives_placements_back() -> None:
+    url = os.environ.get("EDJE_QDRANT_URL")
+    if not url:
+        pytest.skip("EDJE_QDRANT_URL names no server")
+    client = QdrantClient(url=url, check_compatibility=False)
+    name = f"edje-test-{uuid.uuid4().hex[:8]}"
+    version = client.info().version
+    try:
+        if tuple(map(int, version.split(".")[:2])) < (1, 19):
+            with pytest.raises(ConfigError, match=f"memory placement, which Qdrant {version}"):
+                create_on_server(url, name, 8, {}, FAST, PLACED)
+            assert not client.collection_exists(name)
+            return
+        index = create_on_server(url, name, 8, {}, FAST, PLACED)
+        vectors = unit_vectors(300)
+        index.upsert(make_points(vectors))
+        best = [ranked[0].image_id for ranked in index.nearest(vectors[:20], 5)]
+        assert best == [point.id for point in make_points(vectors)[:20]]
+        index.close()
+        config = client.get_collection(name).config
+        vectors_params = config.params.vectors
+        assert isinstance(vectors_params, models.VectorParams)
+        assert vectors_params.memory == models.Memory.COLD
+        assert config.params.payload == models.PayloadStorageParams(memory=models.Memory.CACHED)
+        assert config.hnsw_config.memory == models.Memory.PINNED
+        assert isinstance(config.quantization_config, models.ScalarQuantization)
+        assert config.quantization_config.scalar.memory == models.Memory.PINNED
+    finally:
         client.delete_collection(name)
         client.close()
 

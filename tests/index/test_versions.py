@@ -86,6 +86,29 @@ def test_a_server_without_this_quantization_is_named(reached: Reached, kind: Any
     assert "turbo" not in reached.stand_in.created
 
 
+@pytest.mark.parametrize(
+    "placed",
+    [
+        {"vectors_memory": "cold"},
+        {"payload_memory": "cached"},
+        {"graph_memory": "pinned"},
+        {"quantization": "int8", "quantized_memory": "pinned"},
+    ],
+)
+def test_a_server_without_placements_of_memory_is_named(
+    reached: Reached, placed: dict[str, Any]
+) -> None:
+    name, value = [*placed.items()][-1]
+    says = f"{name}='{value}' is a memory placement, which Qdrant 1.18.3 does not.*Qdrant 1.19 or"
+    settings = QdrantSettings(**placed)
+    with pytest.raises(ConfigError, match=says):
+        create_on_server(reached.location, "placed", 8, {}, FAST, settings)
+    assert "placed" not in reached.stand_in.created
+    reached.stand_in.version = "1.19.0"
+    create_on_server(reached.location, "placed", 8, {}, FAST, settings).close()
+    assert value in str(reached.stand_in.created["placed"])
+
+
 @pytest.mark.parametrize("kind", NEWER)
 def test_what_it_is_too_old_for_is_refused_before_anything_is_sent(
     reached: Reached, kind: str
@@ -205,12 +228,13 @@ def test_the_table_has_all_that_can_be_asked_for() -> None:
     asked = {*validate._CHECKS, *validate._MATCHES, *validate.KINDS, "Range", "DatetimeRange"}
     made = {*get_args(PayloadKind), *get_args(Quantization)}
     sent = {"QueryRequest", "RecommendQuery", "RrfQuery", "QuantizationSearchParams"}
-    sent |= {"AcornSearchParams", "new vector"}
+    sent |= {"AcornSearchParams", "new vector", "memory placement"}
     assert {*NEEDS} == asked | made | sent | {"MinShould", "metadata", "UpdateMode"}
     newer = {kind: f"{major}.{minor}" for kind, (major, minor) in NEEDS.items()
              if (major, minor) > OLDEST}  # fmt: skip
     # Not refused: an older server is sent a plain upsert.
     assert newer.pop("UpdateMode") == "1.17"
+    assert newer.pop("memory placement") == "1.19"
     turbo = {kind: newer.pop(kind) for kind in [*newer] if kind.startswith("turbo")}
     assert turbo == TURBO
     assert newer == {kind: needed for kind, (needed, _) in NEWER.items()}

@@ -56,7 +56,11 @@ from edje_qdrant.index.qdrant.metadata import (
     settings_like,
     was_made,
 )
-from edje_qdrant.index.qdrant.settings import QdrantSettings, check_settings
+from edje_qdrant.index.qdrant.settings import (
+    QdrantSettings,
+    check_settings,
+    needed_features,
+)
 from edje_qdrant.index.qdrant.strict_mode import (
     check_size,
     exact_count,
@@ -145,8 +149,10 @@ class QdrantBackend(Backend):
         connection = Connection(location, options)
         try:
             version = read_version(connection, name)
-            if settings is not None and settings.quantization is not None:
-                version.require(settings.quantization, "quantization")
+            if settings is not None and not connection.is_local:
+                # An older server would leave out what it does not know, without an error.
+                for where, feature in needed_features(settings).items():
+                    version.require(feature, where)
             require_absent(connection, name)
             wanted = (
                 new_settings(dim, settings or QdrantSettings(), words=WORDS_KEY in kept)

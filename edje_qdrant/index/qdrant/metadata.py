@@ -63,7 +63,7 @@ def new_settings(dim: int, settings: QdrantSettings, *, words: bool) -> dict[str
     """
     from qdrant_client import models
 
-    vectors, told = as_request(settings)
+    vectors, graph, told = as_request(settings)
     if words:
         told = {**told, "sparse_vectors_config": {WORDS_VECTOR: new_words()}}
     return {
@@ -73,6 +73,7 @@ def new_settings(dim: int, settings: QdrantSettings, *, words: bool) -> dict[str
             m=hnsw.LINKS,
             ef_construct=hnsw.BUILD_WIDTH,
             full_scan_threshold=hnsw.SCAN_KILOBYTES,
+            **graph,
         ),
         "optimizers_config": models.OptimizersConfigDiff(indexing_threshold=hnsw.SCAN_KILOBYTES),
     }
@@ -97,6 +98,7 @@ def settings_like(connection: Connection, name: str, dim: int) -> dict[str, Any]
         "replication_factor": params.replication_factor,
         "write_consistency_factor": params.write_consistency_factor,
         "on_disk_payload": params.on_disk_payload,
+        "payload": params.payload,
         "quantization_config": config.quantization_config,
     }
     # A description has these with other types than a request, and more of them are set.

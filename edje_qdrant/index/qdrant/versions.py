@@ -60,6 +60,7 @@ NEEDS: dict[str, Version] = {
     "AcornSearchParams": (1, 16),
     # Collections.
     "metadata": (1, 16),
+    "memory placement": (1, 19),
     # Writes.
     "UpdateMode": (1, 17),
     "new vector": (1, 18),  # in a collection that exists
