@@ -12,8 +12,8 @@ import pytest
 from grpc_stand_in import GrpcStandIn
 from index_engines import FAST, image_id, make_points, unit_vectors
 
-from edje_qdrant.errors import ConfigError, EngineUnavailableError, RateLimitedError
-from edje_qdrant.index import QdrantOptions, VectorIndex, create_on_server, open_on_server
+from edje_qdrant.errors import EngineUnavailableError, RateLimitedError
+from edje_qdrant.index import QdrantOptions, VectorIndex, create_on_server
 
 
 def options_of(server: GrpcStandIn, **more: Any) -> QdrantOptions:
@@ -90,18 +90,3 @@ def test_a_job_goes_on(
     waiting, going_on = capsys.readouterr().err.splitlines()
     assert f"(gRPC: port {grpc_stand_in.port}) does not answer (connection refused)" in waiting
     assert going_on.endswith("going on")
-
-
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure")
-def test_the_reason_of_a_refused_key() -> None:
-    with GrpcStandIn(keys={"writer": True, "reader": False}) as server:
-        create_on_server(server.url, "images", 8, {}, options_of(server, api_key="writer")).close()
-        for key, sentence in ((None, "Must provide an API key"), ("wrong", "Invalid API key")):
-            with pytest.raises(ConfigError, match=sentence) as caught:
-                open_on_server(server.url, "images", options_of(server, api_key=key))
-            assert "write" not in str(caught.value)
-        reader = open_on_server(server.url, "images", options_of(server, api_key="reader"))
-        assert reader.nearest(unit_vectors(1), 3) == [[]]
-        with pytest.raises(ConfigError, match=r"manage access is required: .*may write to"):
-            reader.upsert(make_points(unit_vectors(1)))
-        reader.close()

@@ -12,7 +12,7 @@ from index_stand_in import StandIn
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from edje_qdrant.errors import ConfigError, EdjeError, EngineUnavailableError
-from edje_qdrant.index import QdrantOptions, VectorIndex, create_on_server, open_on_server
+from edje_qdrant.index import QdrantOptions, create_on_server, open_on_server
 from edje_qdrant.index.qdrant import failures
 
 #: Sentences of a server about keys, by status.
@@ -43,30 +43,6 @@ def test_the_reason_of_a_refused_key_is_passed_on(
         assert why in said
         assert ("may write to 'images'" in said) == writes
         assert ("give an API key that may read 'images'" in said) == (not writes)
-
-
-@pytest.fixture
-def guarded() -> Any:
-    with StandIn(keys={"writer": True, "reader": False}) as server:
-        yield server
-
-
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure")
-def test_a_searcher_is_not_told_to_get_a_key_that_writes(guarded: StandIn) -> None:
-    def opened(key: str | None) -> VectorIndex:
-        return open_on_server(guarded.url, "images", QdrantOptions(api_key=key))
-
-    create_on_server(guarded.url, "images", 8, {}, QdrantOptions(api_key="writer")).close()
-    for key, sentence in ((None, "Must provide an API key"), ("wrong", "Invalid API key or JWT")):
-        with pytest.raises(ConfigError, match=sentence) as caught:
-            opened(key)
-        assert "that may read 'images'" in str(caught.value)
-        assert "write" not in str(caught.value)
-    reader = opened("reader")
-    assert reader.nearest(unit_vectors(1), 3) == [[]]
-    with pytest.raises(ConfigError, match=r"Global manage access is required: .*may write to"):
-        reader.upsert(make_points(unit_vectors(1)))
-    reader.close()
 
 
 @pytest.mark.parametrize(
