@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edje_qdrant.errors import ConfigError, ImageReadError, MissingExtraError
-from edje_qdrant.images import MAX_FILE_BYTES, error_reason, image_bytes_id
+from edje_qdrant.images import error_reason, image_bytes_id
 from edje_qdrant.sources.protocol import Fetched, ImageSource, ListedImage, Listing
-from edje_qdrant.sources.remote_store import too_large
 from edje_qdrant.sources.stamp import file_stamp
-from edje_qdrant.sources.table import chosen_column, image_bytes, row_fields
+from edje_qdrant.sources.table import KeptOpen, chosen_column, image_bytes, row_fields
 from edje_qdrant.sources.uris import dataset_path, in_memory_path, part_path
 from edje_qdrant.types import FailedImage
 
-__all__ = ["DatasetSource", "is_dataset", "is_saved_dataset", "read_row", "saved_datasets"]
+__all__ = ["DatasetSource", "is_dataset", "is_saved_dataset", "opened_rows", "saved_datasets"]
 
 # What `save_to_disk` writes into the folder of a data set, and into that of several splits.
 _ONE, _SEVERAL = "state.json", "dataset_dict.json"
-_KEPT = 4
 
 
 def is_dataset(value: object) -> bool:
@@ -185,37 +181,18 @@ class _Rows:
             return FailedImage(name, error.reason)
 
 
-def read_row(folder: str, row: str, column: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """Return the bytes of the image in a row of a saved data set.
+_open: KeptOpen[_Rows] = KeptOpen()
+
+
+def opened_rows(folder: str, column: str) -> _Rows:
+    """Return the rows of a saved data set, which stay open while it is unchanged; see `read_row`.
 
     Raises:
-        ImageReadError: It cannot be read, or there is no such row or column.
+        ConfigError: It cannot be read, or has no such column.
+        MissingExtraError: The library is not installed.
     """
-    path = part_path(folder, row=row, column=column)
-    if not row.isdecimal():
-        raise ImageReadError(path, f"{row!r} is no number of a row")
-    try:
-        content = _kept(folder, column).read(int(row)).content
-    except (ConfigError, MissingExtraError) as error:
-        raise ImageReadError(path, str(error)) from error
-    if len(content) > max_bytes:
-        raise too_large(path, len(content), max_bytes)
-    return content
-
-
-_open: OrderedDict[tuple[str, str, str], _Rows] = OrderedDict()
-_open_lock = threading.Lock()
-
-
-def _kept(folder: str, column: str) -> _Rows:
-    key = folder, column, repr(file_stamp(os.path.join(folder, _ONE)))
-    with _open_lock:
-        if key not in _open:
-            _open[key] = _Rows(folder, column, None)
-            while len(_open) > _KEPT:
-                _open.popitem(last=False)
-        _open.move_to_end(key)
-        return _open[key]
+    stamp = file_stamp(os.path.join(folder, _ONE))
+    return _open.column(folder, column, stamp, lambda: _Rows(folder, column, None))
 
 
 def _load(folder: str) -> Any:

@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edje_qdrant.errors import ConfigError, ImageReadError, MissingExtraError
-from edje_qdrant.images import MAX_FILE_BYTES, error_reason
+from edje_qdrant.images import error_reason
 from edje_qdrant.sources.protocol import Fetched, ImageSource, ListedImage, Listing
 from edje_qdrant.sources.remote import RemoteFile, about
-from edje_qdrant.sources.remote_store import too_large
 from edje_qdrant.sources.stamp import file_stamp
-from edje_qdrant.sources.table import chosen_column, image_bytes, row_fields
+from edje_qdrant.sources.table import KeptOpen, chosen_column, image_bytes, row_fields
 from edje_qdrant.sources.uris import is_uri_of_image, part_path
 from edje_qdrant.types import FailedImage
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-__all__ = ["PARQUET_SUFFIXES", "ParquetSource", "read_cell"]
+__all__ = ["PARQUET_SUFFIXES", "ParquetSource", "opened_cells"]
 
 #: Files that are read as tables.
 PARQUET_SUFFIXES = frozenset({".parquet"})
@@ -34,8 +33,6 @@ PARQUET_SUFFIXES = frozenset({".parquet"})
 _ROWS, _IMAGES, _KEPT_BATCHES = 1024, 16, 8
 # Bytes of a column that are read at a time.
 _BUFFER = 1 << 20
-# Files that are kept open for reading one row after the other.
-_KEPT_FILES = 4
 
 
 class ParquetSource(ImageSource):
@@ -96,26 +93,6 @@ class ParquetSource(ImageSource):
             raise
         except (OSError, ValueError) as error:
             raise ImageReadError(file, error_reason(error)) from error
-
-
-def read_cell(file: str, row: str, column: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """Return the bytes of the image in a row.
-
-    Raises:
-        ImageReadError: It cannot be read, or there is no such row or column.
-    """
-    path = part_path(file, row=row, column=column)
-    if not row.isdecimal():
-        raise ImageReadError(path, f"{row!r} is no number of a row")
-    try:
-        content = _kept(file, column).read(int(row)).content
-    except (ConfigError, MissingExtraError) as error:
-        raise ImageReadError(path, str(error)) from error
-    except ImageReadError as error:
-        raise ImageReadError(path, error.reason) from error
-    if len(content) > max_bytes:
-        raise too_large(path, len(content), max_bytes)
-    return content
 
 
 class _Table:
@@ -220,21 +197,19 @@ class _Cells:
                 return batch[row - first].as_py()
 
 
-_open: OrderedDict[tuple[str, str, str], _Cells] = OrderedDict()
-_open_lock = threading.Lock()
+_open: KeptOpen[_Cells] = KeptOpen()
 
 
-def _kept(file: str, column: str) -> _Cells:
-    """Return the cells of a file, which a few files keep open while they are unchanged."""
+def opened_cells(file: str, column: str) -> _Cells:
+    """Return the images of a file, which stays open while it is unchanged; see `read_row`.
+
+    Raises:
+        ImageReadError: It cannot be opened.
+        ConfigError: It has no such column.
+        MissingExtraError: pyarrow is not installed.
+    """
     stamp = about(file).stamp if is_uri_of_image(file) else file_stamp(file)
-    key = file, column, repr(stamp)
-    with _open_lock:
-        if key not in _open:
-            _open[key] = _Cells(_Table(file), column)
-            while len(_open) > _KEPT_FILES:
-                _open.popitem(last=False)
-        _open.move_to_end(key)
-        return _open[key]
+    return _open.column(file, column, stamp, lambda: _Cells(_Table(file), column))
 
 
 def _pyarrow() -> Any:

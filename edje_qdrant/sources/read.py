@@ -14,10 +14,11 @@ from edje_qdrant.images import (
     read_image_file,
 )
 from edje_qdrant.images.thumbnail import Still
-from edje_qdrant.sources.datasets import read_row
-from edje_qdrant.sources.parquet import read_cell
+from edje_qdrant.sources.datasets import opened_rows
+from edje_qdrant.sources.parquet import opened_cells
 from edje_qdrant.sources.parts import stored_part_id
 from edje_qdrant.sources.remote import fetch
+from edje_qdrant.sources.table import read_row
 from edje_qdrant.sources.tar import read_member
 from edje_qdrant.sources.uris import is_in_memory, is_uri_of_image, split_part
 
@@ -46,9 +47,8 @@ def read_image(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         container, names = part_of_container
         if "member" in names:
             return read_member(container, names["member"], max_bytes)
-        if os.path.isdir(container):
-            return read_row(container, names["row"], names.get("column", ""), max_bytes)
-        return read_cell(container, names["row"], names.get("column", ""), max_bytes)
+        opened = opened_rows if os.path.isdir(container) else opened_cells
+        return read_row(container, names["row"], names.get("column", ""), opened, max_bytes)
     if is_uri_of_image(path):
         return fetch(path, max_bytes=max_bytes)[0]
     part = part_of(path)

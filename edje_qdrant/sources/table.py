@@ -1,16 +1,22 @@
-"""Images in the rows of tables: which column holds them, and what the other columns say."""
+"""Images in the rows of tables: which column holds them, what the others say, reading one row."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, ImageReadError, MissingExtraError
+from edje_qdrant.images import MAX_FILE_BYTES
 from edje_qdrant.index import TOKENS_KEY
+from edje_qdrant.sources.protocol import Fetched
+from edje_qdrant.sources.remote_store import too_large
+from edje_qdrant.sources.uris import part_path
 
-__all__ = ["COLUMN_NAMES", "chosen_column", "image_bytes", "row_fields"]
+__all__ = ["COLUMN_NAMES", "KeptOpen", "chosen_column", "image_bytes", "read_row", "row_fields"]
 
 #: Names of columns of images that are taken before others.
 COLUMN_NAMES = (
@@ -25,6 +31,72 @@ COLUMN_NAMES = (
     "bytes",
     "content",
 )
+
+
+class _Column(Protocol):
+    """An open column of images."""
+
+    def read(self, row: int, /) -> Fetched: ...
+
+
+C = TypeVar("C", bound=_Column)
+
+# Tables that are kept open, of each kind.
+_KEPT = 4
+
+
+class KeptOpen(Generic[C]):
+    """The columns that were used last, which stay open for the next row. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._columns: OrderedDict[tuple[str, str, str], C] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def column(
+        self, container: str, column: str, stamp: Mapping[str, Any], make: Callable[[], C]
+    ) -> C:
+        """Return an open column; `make` opens it, also if the container has changed since."""
+        key = container, column, repr(stamp)
+        with self._lock:
+            if key not in self._columns:
+                self._columns[key] = make()
+                while len(self._columns) > _KEPT:
+                    self._columns.popitem(last=False)
+            self._columns.move_to_end(key)
+            return self._columns[key]
+
+
+def read_row(
+    container: str,
+    row: str,
+    column: str,
+    opened: Callable[[str, str], _Column],
+    max_bytes: int = MAX_FILE_BYTES,
+) -> bytes:
+    """Return the bytes of the image in a row of a table.
+
+    Args:
+        container: The file or the folder of the table.
+        row: The number of the row.
+        column: The name of the column.
+        opened: Opens a column of a container.
+        max_bytes: Larger images are refused.
+
+    Raises:
+        ImageReadError: It cannot be read, or there is no such row or column.
+    """
+    path = part_path(container, row=row, column=column)
+    if not row.isdecimal():
+        raise ImageReadError(path, f"{row!r} is no number of a row")
+    try:
+        content = opened(container, column).read(int(row)).content
+    except (ConfigError, MissingExtraError) as error:
+        raise ImageReadError(path, str(error)) from error
+    except ImageReadError as error:
+        raise ImageReadError(path, error.reason) from error
+    if len(content) > max_bytes:
+        raise too_large(path, len(content), max_bytes)
+    return content
 
 
 def chosen_column(columns: Iterable[str], asked: str | None, where: str, known: str) -> str:
