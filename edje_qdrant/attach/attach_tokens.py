@@ -30,13 +30,14 @@ from edje_qdrant.images import (
 from edje_qdrant.index import QdrantOptions
 from edje_qdrant.ingest.decode import DecodedImage
 from edje_qdrant.ingest.pipeline import IngestRun
+from edje_qdrant.ingest.prune import Agree
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.pixels import default_batch_size, image_pixels, read_file
 from edje_qdrant.tokens.codecs import Codec
 from edje_qdrant.tokens.protocol import TokenStore
 from edje_qdrant.types import FailedImage, ImageEncoding, IngestReport, Payload
 
-__all__ = ["Locate", "attach_tokens", "count_attached", "detach_tokens"]
+__all__ = ["Locate", "attach_tokens", "detach_tokens"]
 
 #: Maps the value of a payload field to an image: a path, an open file, or a Pillow image.
 Locate: TypeAlias = "Callable[[Any], str | Path | BinaryIO | Image.Image]"
@@ -169,20 +170,27 @@ def detach_tokens(
     location: Any,
     name: str,
     *,
+    agree: Agree | None = None,
     api_key: str | None = None,
     prefer_grpc: bool = False,
     grpc_port: int | None = None,
     timeout: int = 30,
-) -> None:
+) -> bool:
     """Remove everything that `attach_tokens` wrote to a collection; side files are kept.
 
     Args:
         location: As `attach_tokens`.
         name: Name of the collection.
+        agree: Called with the number of points, at most, that have attached tokens, and the ids of
+            three of them, if there are any; returns whether to remove them. All points of the
+            collection are counted, as counting those that have some would read every payload.
         api_key: Sent with every request to a server.
         prefer_grpc: Use gRPC for large transfers.
         grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
         timeout: Seconds to wait for one answer of a server.
+
+    Returns:
+        Whether tokens were attached, and it was agreed to remove them.
 
     Raises:
         CollectionNotFoundError: There is no such collection.
@@ -192,48 +200,18 @@ def detach_tokens(
     options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
     points = AttachablePoints(resolve(location), name, options=options)
     try:
+        attached = points.metadata() is not None
+        if agree is not None:
+            if not attached:
+                return False
+            page = next(points.scroll(16), [])
+            marked = [str(point.id) for point in page if point.reference is not None]
+            if not agree(points.count(), marked[:3]):
+                return False
         points.unmark()
         # Last: after a crash, the tokens still count as attached and a rerun removes them.
         points.set_metadata(None)
-    finally:
-        points.close()
-
-
-def count_attached(
-    location: Any,
-    name: str,
-    *,
-    api_key: str | None = None,
-    prefer_grpc: bool = False,
-    grpc_port: int | None = None,
-    timeout: int = 30,
-) -> tuple[int, list[str]]:
-    """Return at most how many points have attached tokens, and ids of three of them.
-
-    It counts all points of a collection to which tokens are attached, as counting those that have
-    some would read every payload.
-
-    Args:
-        location: As `attach_tokens`.
-        name: Name of the collection.
-        api_key: Sent with every request to a server.
-        prefer_grpc: Use gRPC for large transfers.
-        grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
-        timeout: Seconds to wait for one answer of a server.
-
-    Raises:
-        CollectionNotFoundError: There is no such collection.
-        ConfigError: The collection was made by this package, or an argument is invalid.
-        EngineUnavailableError: The server cannot be reached.
-    """
-    options = QdrantOptions(api_key, prefer_grpc, grpc_port, timeout)
-    points = AttachablePoints(resolve(location), name, options=options)
-    try:
-        if points.metadata() is None:
-            return 0, []
-        page = next(points.scroll(16), [])
-        marked = [str(point.id) for point in page if point.reference is not None]
-        return points.count(), marked[:3]
+        return attached
     finally:
         points.close()
 

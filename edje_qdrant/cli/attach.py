@@ -156,16 +156,19 @@ def detach(
 
     It shows how many points there are and three of them, and asks. Side files are kept.
     """
-    from edje_qdrant.attach.attach_tokens import count_attached, detach_tokens
+    from edje_qdrant.attach.attach_tokens import detach_tokens
+
+    text = f"no tokens are attached to {collection}"
+
+    def agree(count: int, examples: list[str]) -> bool:
+        nonlocal text
+        text = "nothing was changed"
+        what = f"the tokens of up to {count:,} points of {collection} would be removed"
+        return agreed(what, examples, count, yes=yes, dry_run=dry_run)
 
     place = place_of(None, url, grpc, grpc_port, timeout)
-    count, examples = count_attached(place.location, collection, **place.server)
-    what = f"the tokens of up to {count:,} points of {collection} would be removed"
-    detached = bool(count) and agreed(what, examples, count, yes=yes, dry_run=dry_run)
+    detached = detach_tokens(place.location, collection, agree=agree, **place.server)
     if detached:
-        detach_tokens(place.location, collection, **place.server)
         text = f"removed the tokens of {collection}"
-    else:
-        text = "nothing was changed" if count else f"no tokens are attached to {collection}"
     data = {"location": place.location, "name": collection, "detached": detached}
     print_result(data, [text], as_json)

@@ -193,7 +193,22 @@ def test_vectors_payload_and_metadata_of_others_are_not_touched(
     kept = metadata["edje_qdrant_attached"]["contract"]
     assert kept["adapter_hash"] == tiny_model.contract().adapter_hash
 
-    detach_tokens(shop.location, NAME)
+    asked: list[tuple[int, list[str]]] = []
+
+    def refuse(count: int, ids: list[str]) -> bool:
+        asked.append((count, ids))
+        return False
+
+    assert not detach_tokens(shop.location, NAME, agree=refuse)
+    assert shop.everything() == after
+    assert asked == [(len(after), [str(record.id) for record in after[:3]])]
+    assert detach_tokens(shop.location, NAME, agree=lambda *_: True)
+    assert not detach_tokens(shop.location, NAME, agree=refuse)  # it is not asked any more
+    assert len(asked) == 1
+    assert shop.everything() == before
+    attached_again = shop.attach(tiny_model)
+    assert attached_again.added == len(before)
+    assert detach_tokens(shop.location, NAME)
     assert shop.everything() == before
     assert not shop.client.get_collection(NAME).config.metadata.get("edje_qdrant_attached")
     with pytest.raises(ConfigError, match="nothing is attached"):
