@@ -24,7 +24,7 @@ from edje_qdrant.collection.metadata import (
 )
 from edje_qdrant.collection.opening import open_index
 from edje_qdrant.contract import TokenContract
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import CollectionExistsError, CollectionNotFoundError, ConfigError
 from edje_qdrant.index import (
     QdrantOptions,
     QdrantSettings,
@@ -161,6 +161,75 @@ class CaptionCollection(BaseCollection):
             index.close()
             raise
         return cls(index, contract, name, describe(where))
+
+    @classmethod
+    def open_or_create(
+        cls,
+        location: Any,
+        name: str,
+        contract: TokenContract,
+        *,
+        qdrant: QdrantSettings | None = None,
+        api_key: str | None = None,
+        prefer_grpc: bool = False,
+        grpc_port: int | None = None,
+        timeout: int = 30,
+    ) -> CaptionCollection:
+        """Open a collection of this model, or create it if there is none.
+
+        Of several processes that do so at once on a server, one creates it and the others open it.
+
+        Args:
+            location: Folder, address or client; see the class.
+            name: Letters, digits, `-` and `_`.
+            contract: Of the model that writes.
+            qdrant: Settings of a collection that is created on a server; they do not change one
+                that exists.
+            api_key: Sent with every request to a server.
+            prefer_grpc: Use gRPC for large transfers.
+            grpc_port: Port of gRPC; has to be given if the address names a port other than 6333.
+            timeout: Seconds to wait for each response of a server.
+
+        Raises:
+            ContractMismatchError: Another model wrote the collection; names each field that
+                differs, with both values.
+            ConfigError: An argument is invalid.
+            CollectionLockedError: The folder is open already, here or in another process.
+            StoreError: The collection contains images, or cannot be read or written.
+            EngineUnavailableError: The server cannot be reached.
+
+        Example:
+            >>> import tempfile
+            >>> from edje_qdrant import CaptionCollection, EDJEModel
+            >>> contract = EDJEModel.from_pretrained("demo", device="cpu").contract()
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     for _ in range(2):
+            ...         with CaptionCollection.open_or_create(folder, "texts", contract) as texts:
+            ...             len(texts)
+            0
+            0
+        """
+        server: dict[str, Any] = {
+            "api_key": api_key,
+            "prefer_grpc": prefer_grpc,
+            "grpc_port": grpc_port,
+            "timeout": timeout,
+        }
+        check_kind("contract", contract, TokenContract, "a TokenContract, such as model.contract()")
+        check_settings(qdrant, folder=isinstance(resolve(location), Path))
+        try:
+            opened = cls.open(location, name, **server)
+        except CollectionNotFoundError:
+            try:
+                return cls.create(location, name, contract, qdrant=qdrant, **server)
+            except CollectionExistsError:  # another process was quicker
+                opened = cls.open(location, name, **server)
+        try:
+            opened.require(contract)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     @property
     def contract(self) -> TokenContract:

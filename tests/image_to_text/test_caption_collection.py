@@ -181,6 +181,35 @@ def test_a_name_is_taken_once_and_unknown_ones_are_named(place: Place) -> None:
         place.create("a/b")
 
 
+def test_the_first_call_creates_and_the_second_opens(place: Place) -> None:
+    with CaptionCollection.open_or_create(place.location, "captions", CONTRACT) as collection:
+        collection.add(TEXTS, embeddings_of(5))
+    with CaptionCollection.open_or_create(place.location, "captions", CONTRACT) as collection:
+        assert len(collection) == 5
+    other = replace(CONTRACT, encoder_revision="e1")
+    with pytest.raises(ContractMismatchError, match="encoder_revision: expected 'e1'"):
+        CaptionCollection.open_or_create(place.location, "captions", other)
+    place.open().close()  # it was let go of
+    with pytest.raises(ConfigError, match="contract"):
+        CaptionCollection.open_or_create(place.location, "new", "demo")  # type: ignore[arg-type]
+    with pytest.raises(CollectionNotFoundError):
+        place.open("new")
+
+
+def test_one_that_another_process_creates_at_the_same_time_is_opened(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = CaptionCollection.create
+
+    def late(*args: Any, **more: Any) -> CaptionCollection:
+        create(*args, **more).close()
+        return create(*args, **more)
+
+    monkeypatch.setattr(CaptionCollection, "create", late)
+    with CaptionCollection.open_or_create(place.location, "captions", CONTRACT) as collection:
+        assert len(collection) == 0
+
+
 def test_a_folder_is_open_once(tmp_path: Path) -> None:
     with Place(tmp_path).create(), pytest.raises(CollectionLockedError):
         Place(tmp_path).open()
