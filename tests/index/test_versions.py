@@ -235,6 +235,8 @@ def test_the_table_has_all_that_can_be_asked_for() -> None:
     # Not refused: an older server is sent a plain upsert.
     assert newer.pop("UpdateMode") == "1.17"
     assert newer.pop("memory placement") == "1.19"
+    # Of words beside the vectors.
+    assert (newer.pop("RrfQuery"), newer.pop("new vector")) == ("1.17", "1.18")
     turbo = {kind: newer.pop(kind) for kind in [*newer] if kind.startswith("turbo")}
     assert turbo == TURBO
     assert newer == {kind: needed for kind, (needed, _) in NEWER.items()}
