@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import signal
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from httpx._transports import default as transports
 from hypothesis import HealthCheck, settings
 from PIL import Image
+from qdrant_client.embed import schema_parser
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
@@ -28,9 +33,54 @@ settings.register_profile("thorough", unhurried)
 settings.register_profile("fast", unhurried, max_examples=25)
 settings.load_profile("fast")
 
+# Thousands of clients are made here. Each would read the certificates of all authorities again, and
+# copy what Qdrant's client knows of its schemas object by object: more than most tests take.
+transports.create_ssl_context = cache(transports.create_ssl_context)
+
+
+def copied(known: Any) -> Any:
+    return pickle.loads(pickle.dumps(known, pickle.HIGHEST_PROTOCOL))
+
+
+schema_parser.deepcopy = copied
+
+# What was imported stays: to look through it for garbage, over and over, is work for nothing.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 # A run in the background begins with SIGINT ignored, and so would every process that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Tests that share what takes long: frameworks to import, a model to export.
+TOGETHER = {
+    "tests/integrations/": "frameworks",
+    "tests/test_one_default.py": "frameworks",
+    "tests/model/test_export.py": "exports",
+    "tests/model/test_onnx_running.py": "exports",
+    "tests/search/test_onnx_retriever.py": "exports",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, let one process run all files that share something."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class FilesTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((TOGETHER[start] for start in TOGETHER if file.startswith(start)), file)
+
+    return FilesTogether(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +106,21 @@ def other_model() -> EDJEModel:
     from tiny_edje import build_tiny_model
 
     return build_tiny_model(seed=1).place("cpu", None)
+
+
+@pytest.fixture(scope="session")
+def exported_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model's exported files, which tests leave as they are."""
+    from tiny_edje import build_tiny_model
+
+    from edje_qdrant.model.onnx.export import export_onnx
+    from edje_qdrant.model.onnx.text_encoder import export_text_encoder
+
+    folder = tmp_path_factory.mktemp("exported")
+    model = build_tiny_model().eval()
+    export_onnx(model, folder / "joint.onnx")
+    export_text_encoder(model, folder / "text_encoder.onnx")
+    return folder
 
 
 @pytest.fixture(autouse=True)

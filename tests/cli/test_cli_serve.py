@@ -46,8 +46,15 @@ def test_options_for_images_of_requests_become_settings(monkeypatch):
     assert given["image_cache_bytes"] == 3 << 20
 
 
-@pytest.mark.parametrize("command", [["serve"], ["mcp", "--http"]])
-@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        (["serve"], "fastapi"),
+        (["serve"], "uvicorn"),
+        (["mcp", "--http"], "uvicorn"),
+        pytest.param(["mcp", "--http"], "fastapi", marks=pytest.mark.slow),
+    ],
+)
 def test_without_its_extra_one_line_says_so(command, package):
     code = (
         "import sys\n"

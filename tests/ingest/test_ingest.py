@@ -570,7 +570,7 @@ with ImageCollection.create(sys.argv[3], "images", model.contract()) as collecti
     def announced(image_ids, encoding, payloads):
         written = add(image_ids, encoding, payloads)
         print(collection.count(), flush=True)
-        if collection.count() >= 120:
+        if collection.count() >= 40:
             time.sleep(600)  # until it is killed
         return written
     collection.add_new = announced
@@ -584,24 +584,24 @@ with ImageCollection.create(sys.argv[3], "images", model.contract()) as collecti
 def test_a_killed_run_is_completed_by_the_next(
     tmp_path: Path, tiny_folder: Path, tiny_model: EDJEModel, write_images: WriteImages
 ) -> None:
-    write_images(tmp_path / "pictures", 200)
+    write_images(tmp_path / "pictures", 60)
     command = [sys.executable, "-c", _CHILD]
     command += [str(p) for p in (tiny_folder, tmp_path / "pictures", tmp_path / "index")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         for line in child.stdout:
-            if int(line) >= 40:
+            if int(line) >= 16:
                 break
         child.send_signal(signal.SIGKILL)
         child.wait()
     with ImageCollection.open(tmp_path / "index", "images") as collection:
         kept = collection.count()
-        assert 40 - 8 <= kept <= 120
+        assert 16 - 8 <= kept <= 40
         report = ingest(tmp_path / "pictures", collection, tiny_model)
-        assert (report.added, report.skipped, report.failed) == (200 - kept, kept, ())
-        found = collection.nearest(np.eye(1, 24, dtype=np.float32), 200)[0]
-        assert len(found) == 200
-        assert collection.tokens(found).shape == (200, 4, 16)  # none torn, none missing
+        assert (report.added, report.skipped, report.failed) == (60 - kept, kept, ())
+        found = collection.nearest(np.eye(1, 24, dtype=np.float32), 60)[0]
+        assert len(found) == 60
+        assert collection.tokens(found).shape == (60, 4, 16)  # none torn, none missing
 
 
 def test_memory_holds_a_window_of_the_source_only(

@@ -125,8 +125,9 @@ def watched(action: Callable[[], None]) -> type[Watched]:
     return type("WatchedOnce", (Watched,), {"on_third": staticmethod(action)})
 
 
-def test_two_processes_give_the_collection_that_none_gives(
-    tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_processes_give_the_collection_that_none_gives(
+    tmp_path: Path, tiny_model: EDJEModel, write_images: WriteImages, processes: int
 ) -> None:
     pictures = tmp_path / "pictures"
     paths = write_images(pictures, 40)
@@ -134,7 +135,9 @@ def test_two_processes_give_the_collection_that_none_gives(
     (pictures / "empty.png").write_bytes(b"")
     (pictures / "cut.png").write_bytes(paths[5].read_bytes()[:60])
     alone, expected = ingest(pictures, tmp_path / "alone", tiny_model, batch_size=4)
-    report, found = ingest(pictures, tmp_path / "two", tiny_model, batch_size=4, processes=2)
+    report, found = ingest(
+        pictures, tmp_path / "found", tiny_model, batch_size=4, processes=processes
+    )
     assert_same(found, expected)
     assert outcome(report) == outcome(alone)
     assert (report.added, report.skipped, len(report.failed)) == (40, 1, 2)

@@ -3,21 +3,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from rounding import float32_slack
-
-pytest.importorskip("haystack", reason="needs the extra haystack")
-
 from filter_kinds import filters
 from gallery_checks import TEXT, Gallery, check_fields, check_refused_alike, other_order
-from haystack import Document, Pipeline
-from haystack.core.errors import DeserializationError
-from haystack.utils import Secret
 from hypothesis import given
 from index_stand_in import StandIn
+from lazy import Lazy
 from qdrant_client import models
+from rounding import float32_slack
 
 from edje_qdrant.attach.attach_tokens import attach_tokens
 from edje_qdrant.attach.attached_collection import AttachedCollection
@@ -27,7 +23,14 @@ from edje_qdrant.errors import (
     ConfigError,
     TokensNotFoundError,
 )
-from edje_qdrant.integrations.haystack import EDJERanker, EDJERetriever
+
+if find_spec("haystack") is None:
+    pytest.skip("needs the extra haystack", allow_module_level=True)
+
+haystack = Lazy("haystack")
+core_errors = Lazy("haystack.core.errors")
+utils = Lazy("haystack.utils")
+ours = Lazy("edje_qdrant.integrations.haystack")
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def place(gallery: Gallery) -> dict[str, str]:
 def test_documents_hold_what_a_search_finds(gallery: Gallery, place: dict[str, str]) -> None:
     with gallery.open() as opened:
         hits = opened.search(TEXT, top_k=5)
-    plug = EDJERetriever(**place, top_k=5)
+    plug = ours.EDJERetriever(**place, top_k=5)
     documents = plug.run(query=TEXT)["documents"]
     assert [d.id for d in documents] == [hit.image_id for hit in hits]
     assert [d.content for d in documents] == [hit.payload["path"] for hit in hits]
@@ -56,17 +59,19 @@ def test_documents_hold_what_a_search_finds(gallery: Gallery, place: dict[str, s
 
 
 def test_a_pipeline_on_one_folder_is_written_and_read_back(place: dict[str, str]) -> None:
-    pipeline = Pipeline()
-    pipeline.add_component("retriever", EDJERetriever(**place, top_k=12, content_field="width"))
-    pipeline.add_component("ranker", EDJERanker(**place, top_k=4))
+    pipeline = haystack.Pipeline()
+    pipeline.add_component(
+        "retriever", ours.EDJERetriever(**place, top_k=12, content_field="width")
+    )
+    pipeline.add_component("ranker", ours.EDJERanker(**place, top_k=4))
     pipeline.connect("retriever.documents", "ranker.documents")
     asked = {"retriever": {"query": TEXT}, "ranker": {"query": TEXT}}
     found = pipeline.run(asked)["ranker"]["documents"]
     assert len(found) == 4
     text = pipeline.dumps()
-    with pytest.raises(DeserializationError):  # Haystack trusts no module unasked
-        Pipeline.loads(text)
-    again = Pipeline.loads(text, allowed_modules=["edje_qdrant.integrations.haystack"])
+    with pytest.raises(core_errors.DeserializationError):  # Haystack trusts no module unasked
+        haystack.Pipeline.loads(text)
+    again = haystack.Pipeline.loads(text, allowed_modules=["edje_qdrant.integrations.haystack"])
     assert again.run(asked)["ranker"]["documents"] == found
     assert again.dumps() == text
     assert again.get_component("retriever").content_field == "width"
@@ -75,7 +80,7 @@ def test_a_pipeline_on_one_folder_is_written_and_read_back(place: dict[str, str]
 def test_a_collection_is_let_go_with_the_last_component(
     gallery: Gallery, place: dict[str, str]
 ) -> None:
-    first, second = EDJERetriever(**place), EDJERanker(**place)
+    first, second = ours.EDJERetriever(**place), ours.EDJERanker(**place)
     first.warm_up()
     first.warm_up()
     second.warm_up()
@@ -93,12 +98,12 @@ def test_a_collection_is_let_go_with_the_last_component(
 
 
 def test_documents_are_reranked(place: dict[str, str]) -> None:
-    best = EDJERetriever(**place, top_k=12).run(query=TEXT)["documents"]
+    best = ours.EDJERetriever(**place, top_k=12).run(query=TEXT)["documents"]
     given = [
-        Document(id=f"doc-{n}", content=str(n), meta={"picture": d.id})
+        haystack.Document(id=f"doc-{n}", content=str(n), meta={"picture": d.id})
         for n, d in other_order(best)
     ]
-    ranker = EDJERanker(**place, id_key="picture")
+    ranker = ours.EDJERanker(**place, id_key="picture")
     reranked = ranker.run(query=TEXT, documents=given)["documents"]
     assert [d.id for d in reranked] == [f"doc-{n}" for n in range(12)]
     scores = [d.score for d in best]
@@ -112,7 +117,7 @@ def test_documents_are_reranked(place: dict[str, str]) -> None:
         ranker.run(query=TEXT, documents=best)
     unknown = "00000000-0000-4000-8000-000000000000"
     with pytest.raises(TokensNotFoundError, match=unknown):
-        ranker.run(query=TEXT, documents=[Document(content="", meta={"picture": unknown})])
+        ranker.run(query=TEXT, documents=[haystack.Document(content="", meta={"picture": unknown})])
 
 
 def test_a_collection_of_their_own_is_reranked(gallery: Gallery) -> None:
@@ -128,8 +133,8 @@ def test_a_collection_of_their_own_is_reranked(gallery: Gallery) -> None:
             ],
         )
         attach_tokens(server.url, "mine", gallery.model, progress=False)
-        ranker = EDJERanker(server.url, "mine", attached=True, device="cpu")
-        given = [Document(content=str(n), meta={"image_id": n}) for n in range(12)]
+        ranker = ours.EDJERanker(server.url, "mine", attached=True, device="cpu")
+        given = [haystack.Document(content=str(n), meta={"image_id": n}) for n in range(12)]
         reranked = ranker.run(query=TEXT, documents=given)["documents"]
         with AttachedCollection.open(server.url, "mine", model=gallery.model) as opened:
             expected = opened.score(TEXT, [*range(12)])
@@ -139,8 +144,8 @@ def test_a_collection_of_their_own_is_reranked(gallery: Gallery) -> None:
 
 def test_a_key_is_written_by_its_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "do not write this")
-    for kind in (EDJERetriever, EDJERanker):
-        key = Secret.from_env_var("MY_KEY")
+    for kind in (ours.EDJERetriever, ours.EDJERanker):
+        key = utils.Secret.from_env_var("MY_KEY")
         plug = kind("http://localhost:6333", api_key=key, precision="bfloat16")
         data = plug.to_dict()
         assert data["init_parameters"]["precision"] == "bfloat16"
@@ -151,7 +156,7 @@ def test_a_key_is_written_by_its_variables_name(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_collection_that_is_not_there_is_named(tmp_path: object) -> None:
-    plug = EDJERetriever(str(tmp_path), "nothing")
+    plug = ours.EDJERetriever(str(tmp_path), "nothing")
     with pytest.raises(CollectionNotFoundError, match="nothing"):
         plug.warm_up()
 
@@ -160,12 +165,12 @@ def test_a_collection_that_is_not_there_is_named(tmp_path: object) -> None:
 def test_a_retriever_with_a_filter_of_qdrants_is_written_and_read_back(
     filter: models.Filter,
 ) -> None:
-    plug = EDJERetriever("nowhere", search_kwargs={"filter": filter})
-    pipeline = Pipeline()
+    plug = ours.EDJERetriever("nowhere", search_kwargs={"filter": filter})
+    pipeline = haystack.Pipeline()
     pipeline.add_component("retriever", plug)
     text = pipeline.dumps()
     trusted = ["edje_qdrant.integrations.haystack"]
-    again = Pipeline.loads(text, allowed_modules=trusted).get_component("retriever")
+    again = haystack.Pipeline.loads(text, allowed_modules=trusted).get_component("retriever")
     read: models.Filter = again.search_kwargs["filter"]
     assert read.model_dump_json() == filter.model_dump_json()
     assert again.to_dict() == plug.to_dict()
@@ -173,12 +178,12 @@ def test_a_retriever_with_a_filter_of_qdrants_is_written_and_read_back(
 
 def test_a_component_of_all_options_is_written_and_read_back(place: dict[str, str]) -> None:
     options = {"fusion": "rrf", "fusion_weights": (1.0, 2.0), "filter": {"width": [50, 51]}}
-    plug = EDJERetriever(
+    plug = ours.EDJERetriever(
         Path(place["location"]), model=Path("demo"), top_k=4, search_kwargs=options
     )
-    pipeline = Pipeline()
+    pipeline = haystack.Pipeline()
     pipeline.add_component("retriever", plug)
-    again = Pipeline.loads(
+    again = haystack.Pipeline.loads(
         pipeline.dumps(), allowed_modules=["edje_qdrant.integrations.haystack"]
     ).get_component("retriever")
     assert again.search_kwargs == {**options, "fusion_weights": [1.0, 2.0]}
@@ -186,7 +191,7 @@ def test_a_component_of_all_options_is_written_and_read_back(place: dict[str, st
 
 
 def test_a_filter_of_qdrants_reaches_the_search(place: dict[str, str]) -> None:
-    plug = EDJERetriever(**place, top_k=12)
+    plug = ours.EDJERetriever(**place, top_k=12)
     every = plug.run(query=TEXT)["documents"]
     path = every[4].content
     condition = models.FieldCondition(key="path", match=models.MatchValue(value=path))
@@ -203,8 +208,8 @@ def test_haystacks_converter_reads_the_images(gallery: Gallery, place: dict[str,
     pytest.importorskip("pypdfium2", reason="needs pypdfium2, which Haystack's converter asks for")
     from haystack.components.converters.image import DocumentToImageContent
 
-    pipeline = Pipeline()
-    pipeline.add_component("retriever", EDJERetriever(**place, top_k=3))
+    pipeline = haystack.Pipeline()
+    pipeline.add_component("retriever", ours.EDJERetriever(**place, top_k=3))
     pipeline.add_component("images", DocumentToImageContent())
     pipeline.connect("retriever.documents", "images.documents")
     contents = pipeline.run({"retriever": {"query": TEXT}})["images"]["image_contents"]
@@ -217,9 +222,9 @@ def test_haystacks_converter_reads_the_images(gallery: Gallery, place: dict[str,
 def test_a_wrong_option_is_refused_alike_everywhere(place: dict[str, str]) -> None:
     for options in ({"topk": 3}, {"num_candidates": 0}, {"filter": 3}):
         with pytest.raises(ConfigError):  # before the collection is opened
-            EDJERetriever("nowhere", search_kwargs=options)
-    plug, ranker = EDJERetriever(**place), EDJERanker(**place)
-    document = Document(content="", meta={"image_id": "x"})
+            ours.EDJERetriever("nowhere", search_kwargs=options)
+    plug, ranker = ours.EDJERetriever(**place), ours.EDJERanker(**place)
+    document = haystack.Document(content="", meta={"image_id": "x"})
     for calls in (
         (
             lambda: plug.run(query=TEXT, search_kwargs={"topk": 3}),

@@ -5,38 +5,42 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gallery_checks import TEXT, Gallery
+from lazy import Lazy
 from numpy.typing import NDArray
 from PIL import Image
 from rounding import float16_slack
 
-pytest.importorskip("mteb", reason="needs the extra mteb")
-
-import datasets
-import mteb
-from mteb.abstasks import AbsTaskRetrieval
-from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
-from mteb.abstasks.task_metadata import TaskMetadata
-from mteb.models import CrossEncoderProtocol, EncoderProtocol, SearchProtocol
-
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.integrations import mteb as ours
-from edje_qdrant.integrations.mteb import EDJEEncoder, EDJEReranker, EDJETwoStage, InquireRerank
 from edje_qdrant.model import EDJEModel
+
+if find_spec("mteb") is None:
+    pytest.skip("needs the extra mteb", allow_module_level=True)
+
+datasets = Lazy("datasets")
+mteb = Lazy("mteb")
+abstasks = Lazy("mteb.abstasks")
+loaders = Lazy("mteb.abstasks.retrieval_dataset_loaders")
+task_metadata = Lazy("mteb.abstasks.task_metadata")
+protocols = Lazy("mteb.models")
+ours = Lazy("edje_qdrant.integrations.mteb")
 
 OTHER = "kites over the lake"
 TEXTS = [TEXT, OTHER]
 RIGHT = [4, 7]
 
 
-def gallery_task(paths: list[Path], *, category: str = "t2i", **columns: Any) -> AbsTaskRetrieval:
-    class GalleryT2I(AbsTaskRetrieval):
-        metadata = TaskMetadata(
+def gallery_task(
+    paths: list[Path], *, category: str = "t2i", **columns: Any
+) -> abstasks.AbsTaskRetrieval:
+    class GalleryT2I(abstasks.AbsTaskRetrieval):
+        metadata = task_metadata.TaskMetadata(
             name="GalleryT2I", description="Images by text.", reference=None,
             dataset={"path": "none", "revision": "1"}, type="Any2AnyRetrieval", category=category,
             modalities=["text", "image"], eval_splits=["test"], eval_langs=["eng-Latn"],
@@ -48,7 +52,7 @@ def gallery_task(paths: list[Path], *, category: str = "t2i", **columns: Any) ->
                 {"id": [f"d{n}" for n in range(len(paths))], "image": [str(path) for path in paths]}
             ).cast_column("image", datasets.Image())
             texts = datasets.Dataset.from_dict({"id": ["q0", "q1"], "text": TEXTS, **columns})
-            split = RetrievalSplitData(
+            split = loaders.RetrievalSplitData(
                 queries=texts if category == "t2i" else images,
                 corpus=images if category == "t2i" else texts,
                 relevant_docs={f"q{n}": {f"d{right}": 1} for n, right in enumerate(RIGHT)}
@@ -62,7 +66,7 @@ def gallery_task(paths: list[Path], *, category: str = "t2i", **columns: Any) ->
     return GalleryT2I()
 
 
-def scores_of(model: Any, task: AbsTaskRetrieval, **options: Any) -> dict[str, float]:
+def scores_of(model: Any, task: abstasks.AbsTaskRetrieval, **options: Any) -> dict[str, float]:
     results = mteb.evaluate(model, task, cache=None, show_progress_bar=False, **options)
     (scores,) = results[0].scores["test"]
     return scores
@@ -81,12 +85,12 @@ def reciprocal_rank(scores: NDArray[np.float32]) -> float:
 
 
 def test_the_models_are_what_mteb_asks_for(tiny_model: EDJEModel) -> None:
-    encoder, reranker = EDJEEncoder(tiny_model), EDJEReranker(tiny_model)
-    search = EDJETwoStage(tiny_model, num_candidates=5)
-    assert isinstance(encoder, EncoderProtocol)
-    assert isinstance(reranker, CrossEncoderProtocol)
-    assert isinstance(search, SearchProtocol)
-    assert not isinstance(search, EncoderProtocol)
+    encoder, reranker = ours.EDJEEncoder(tiny_model), ours.EDJEReranker(tiny_model)
+    search = ours.EDJETwoStage(tiny_model, num_candidates=5)
+    assert isinstance(encoder, protocols.EncoderProtocol)
+    assert isinstance(reranker, protocols.CrossEncoderProtocol)
+    assert isinstance(search, protocols.SearchProtocol)
+    assert not isinstance(search, protocols.EncoderProtocol)
     metas = [model.mteb_model_meta for model in (encoder, reranker, search)]
     assert len({meta.revision for meta in metas}) == 1
     assert all("/" in meta.name and meta.modalities == ["text", "image"] for meta in metas)
@@ -98,9 +102,9 @@ def test_the_models_are_what_mteb_asks_for(tiny_model: EDJEModel) -> None:
 def test_the_first_stage_is_evaluated(gallery: Gallery) -> None:
     images = gallery.model.encode_images([Image.open(path) for path in gallery.paths])
     cosines = gallery.model.encode_texts(TEXTS) @ images.embeddings.T
-    scores = scores_of(EDJEEncoder(gallery.model), gallery_task(gallery.paths))
+    scores = scores_of(ours.EDJEEncoder(gallery.model), gallery_task(gallery.paths))
     assert scores["mrr_at_10"] == pytest.approx(reciprocal_rank(cosines), abs=1e-4)
-    back = scores_of(EDJEEncoder(gallery.model), gallery_task(gallery.paths, category="i2t"))
+    back = scores_of(ours.EDJEEncoder(gallery.model), gallery_task(gallery.paths, category="i2t"))
     best = [cosines[n, right] == cosines[:, right].max() for n, right in enumerate(RIGHT)]
     assert back["mrr_at_10"] == pytest.approx(np.mean([1 if each else 0.5 for each in best]))
 
@@ -109,29 +113,31 @@ def test_candidates_of_the_first_stage_are_reranked(
     gallery: Gallery, logits: NDArray[np.float32], tmp_path: Path
 ) -> None:
     task = gallery_task(gallery.paths)
-    scores_of(EDJEEncoder(gallery.model), task, prediction_folder=tmp_path)
+    scores_of(ours.EDJEEncoder(gallery.model), task, prediction_folder=tmp_path)
     reranking = gallery_task(gallery.paths).convert_to_reranking(tmp_path, top_k=12)
-    reranker = EDJEReranker(gallery.model, kept_images=5)
+    reranker = ours.EDJEReranker(gallery.model, kept_images=5)
     scores = scores_of(reranker, reranking, encode_kwargs={"batch_size": 4})
     assert scores["mrr_at_10"] == pytest.approx(reciprocal_rank(logits), abs=1e-4)
     assert len(reranker._kept) == 5
     again = gallery_task(gallery.paths).convert_to_reranking(tmp_path, top_k=12)
-    both = scores_of(EDJETwoStage(gallery.model), again)
+    both = scores_of(ours.EDJETwoStage(gallery.model), again)
     assert both["mrr_at_10"] == scores["mrr_at_10"]
 
 
 def test_an_image_is_encoded_once(
     gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores_of(EDJEEncoder(gallery.model), gallery_task(gallery.paths), prediction_folder=tmp_path)
+    scores_of(
+        ours.EDJEEncoder(gallery.model), gallery_task(gallery.paths), prediction_folder=tmp_path
+    )
     encode, seen = gallery.model.encode_pixels, []
     monkeypatch.setattr(
         gallery.model, "encode_pixels", lambda p: (seen.append(len(p)), encode(p))[1]
     )
     task = gallery_task(gallery.paths).convert_to_reranking(tmp_path, top_k=12)
-    scores_of(EDJEReranker(gallery.model), task)  # for all its pairs
+    scores_of(ours.EDJEReranker(gallery.model), task)  # for all its pairs
     assert sum(seen) == 12
-    for model in (EDJEEncoder(gallery.model), EDJETwoStage(gallery.model)):
+    for model in (ours.EDJEEncoder(gallery.model), ours.EDJETwoStage(gallery.model)):
         seen.clear()
         first, second = (scores_of(model, gallery_task(gallery.paths)) for _ in range(2))
         assert sum(seen) == 12  # as for the same images in another language
@@ -140,14 +146,14 @@ def test_an_image_is_encoded_once(
 
 def test_both_stages_are_evaluated(gallery: Gallery, logits: NDArray[np.float32]) -> None:
     task = gallery_task(gallery.paths)
-    scores = scores_of(EDJETwoStage(gallery.model), task, encode_kwargs={"batch_size": 5})
+    scores = scores_of(ours.EDJETwoStage(gallery.model), task, encode_kwargs={"batch_size": 5})
     assert scores["mrr_at_10"] == pytest.approx(reciprocal_rank(logits), abs=1e-4)
 
 
 def test_what_was_not_reranked_follows(
     gallery: Gallery, logits: NDArray[np.float32], tmp_path: Path
 ) -> None:
-    model = EDJETwoStage(gallery.model, num_candidates=4)
+    model = ours.EDJETwoStage(gallery.model, num_candidates=4)
     task = gallery_task(gallery.paths)
     task.load_data()
     split = task.dataset["default"]["test"]
@@ -182,10 +188,10 @@ def test_inputs_that_the_model_does_not_read_are_refused(
 ) -> None:
     task = gallery_task(gallery.paths, category="i2t")
     with pytest.raises(ConfigError, match="documents of GalleryT2I are text"):
-        scores_of(EDJETwoStage(tiny_model), task)
+        scores_of(ours.EDJETwoStage(tiny_model), task)
     given: Any = {"task_metadata": task.metadata, "hf_split": "test", "hf_subset": "default"}
     image = Image.new("RGB", (40, 40))
-    encoder, reranker = EDJEEncoder(tiny_model), EDJEReranker(tiny_model)
+    encoder, reranker = ours.EDJEEncoder(tiny_model), ours.EDJEReranker(tiny_model)
     for batch, message in (
         ({"text": ["a dog"], "image": [image]}, "both a text and an image"),
         ({"audio": [1]}, "neither, but audio"),
@@ -203,7 +209,7 @@ def test_inputs_that_the_model_does_not_read_are_refused(
     assert encoder.encode([], **given).shape == (0, tiny_model.config.embedding_dim)
     assert reranker.predict([], [], **given).shape == (0,)
     with pytest.raises(ConfigError, match="num_candidates is 0"):
-        EDJETwoStage(tiny_model, num_candidates=0)
+        ours.EDJETwoStage(tiny_model, num_candidates=0)
 
 
 def test_inquire_is_a_task_of_mteb(
@@ -217,11 +223,10 @@ def test_inquire_is_a_task_of_mteb(
     }
     rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     asked = []
-    monkeypatch.setattr(  # instead of the hub
-        ours, "load_dataset", lambda path, **given: (asked.append((path, given)), rows)[1]
-    )
-    for model in (EDJETwoStage(gallery.model), EDJEReranker(gallery.model)):
-        scores = scores_of(model, InquireRerank())
+    hub = "edje_qdrant.integrations.mteb.load_dataset"
+    monkeypatch.setattr(hub, lambda path, **given: (asked.append((path, given)), rows)[1])
+    for model in (ours.EDJETwoStage(gallery.model), ours.EDJEReranker(gallery.model)):
+        scores = scores_of(model, ours.InquireRerank())
         precisions = [0.0]  # of the query without a relevant image
         for query, relevant in ((0, [1, 4]), (1, [7])):
             own = logits[query, 6 * query : 6 * query + 6]
@@ -230,9 +235,9 @@ def test_inquire_is_a_task_of_mteb(
         assert scores["map_at_100"] == pytest.approx(np.mean(precisions), abs=1e-4)
         assert scores["main_score"] == scores["map_at_100"]
     assert asked[0] == ("evendrow/INQUIRE-Rerank", {"revision": "main", "split": "test"})
-    monkeypatch.setattr(ours, "load_dataset", lambda path, **given: rows.remove_columns("relevant"))
+    monkeypatch.setattr(hub, lambda path, **given: rows.remove_columns("relevant"))
     with pytest.raises(ConfigError, match="has no column relevant"):
-        InquireRerank().load_data()
+        ours.InquireRerank().load_data()
 
 
 def test_the_commands_of_the_results_page_run(

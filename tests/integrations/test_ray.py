@@ -6,15 +6,12 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("ray.data", reason="needs the extra ray")
-
-import pyarrow as pa
-import ray.data
 from index_stand_in import StandIn
+from lazy import Lazy
 from PIL import Image
 from qdrant_client import QdrantClient
 from ray_cluster import WARNINGS, local_cluster
@@ -28,6 +25,12 @@ from edje_qdrant.integrations.ray import ingest_dataset
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.sources.protocol import ListedImage
 from edje_qdrant.types import IngestReport
+
+if find_spec("ray") is None:
+    pytest.skip("needs the extra ray", allow_module_level=True)
+
+pa = Lazy("pyarrow")
+ray = Lazy("ray")
 
 WriteImages = Callable[..., list[Path]]
 

@@ -19,7 +19,6 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.onnx import text_encoder as exporting
-from edje_qdrant.model.onnx.export import export_onnx
 from edje_qdrant.model.onnx.running import OnnxModel, OnnxTextEncoder
 from edje_qdrant.model.onnx.text_encoder import export_text_encoder
 
@@ -35,11 +34,8 @@ def model() -> EDJEModel:
 
 
 @pytest.fixture(scope="module")
-def folder(model: EDJEModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    export_onnx(model, folder / "joint.onnx")
-    export_text_encoder(model, folder / "text_encoder.onnx")
-    return folder
+def folder(exported_tiny: Path) -> Path:
+    return exported_tiny
 
 
 def tokens_for(model: EDJEModel, count: int) -> np.ndarray:

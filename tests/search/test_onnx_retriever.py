@@ -17,10 +17,8 @@ from tiny_edje import build_tiny_model
 from edje_qdrant import SearchBatcher, TwoStageRetriever
 from edje_qdrant.errors import ConfigError, ContractMismatchError, MissingExtraError
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.model.onnx.export import export_onnx
 from edje_qdrant.model.onnx.fastembed import FastEmbedTextEncoder
 from edje_qdrant.model.onnx.running import OnnxModel
-from edje_qdrant.model.onnx.text_encoder import export_text_encoder
 from edje_qdrant.rerank.reranker import Reranker
 
 pytest.importorskip("onnx")
@@ -33,11 +31,8 @@ def model() -> EDJEModel:
 
 
 @pytest.fixture(scope="module")
-def exported(model: EDJEModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    export_onnx(model, folder / "joint.onnx")
-    export_text_encoder(model, folder / "text_encoder.onnx")
-    return folder
+def exported(exported_tiny: Path) -> Path:
+    return exported_tiny
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,47 +19,28 @@ from edje_qdrant.training.objectives import Objectives, TrainedParts
 HERE = Path(__file__).parent
 
 
-def start(out: Path, processes: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-            "OMP_NUM_THREADS": "1",
-        }
-        if processes > 1:
-            environment |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-            }  # fmt: skip
-        started.append(
-            subprocess.Popen(
-                [sys.executable, str(HERE / "two_processes.py"), str(out)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        for process in started:
-            output, _ = process.communicate(timeout=200)
-            assert process.returncode == 0, output
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("processes")
-    start(out, 1)
-    start(out, 2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "two_processes.py"), str(out), str(port)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=250)
+        assert process.returncode == 0, output
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     return {path.stem: torch.load(path, weights_only=True) for path in out.glob("*.pt")}
 
 

@@ -1,11 +1,13 @@
-"""Train as one of several processes: what `test_distributed.py` starts.
+"""Train in one process, then in two: what `test_distributed.py` starts.
 
-Usage: two_processes.py OUT; rank and world size come from the environment. Each process takes its
-share of the same global batches, and the first one writes what came out.
+Usage: two_processes.py OUT PORT. Each process takes its share of the same global batches, and
+writes what came out.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -109,15 +111,40 @@ def trained(accelerator: Accelerator, out: Path) -> dict[str, torch.Tensor]:
     return {**parts.state_dict(), "best step": torch.tensor(figures["step"])}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def work(out: Path, port: str, process: int, processes: int) -> None:
+    """Do all of it as one of several processes, and write what came out."""
+    os.environ.update(
+        {
+            "RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true",
+        } if processes > 1 else {}
+    )  # fmt: skip
     accelerator = accelerator_for("cpu")
-    out = Path(sys.argv[1])
+    assert (accelerator.process_index, accelerator.num_processes) == (process, processes)
     for name, result in {
         "gradients": gradients(accelerator, distil=False),
         "distilled": gradients(accelerator, distil=True),
         "trained": trained(accelerator, out),
     }.items():
-        process, processes = accelerator.process_index, accelerator.num_processes
         torch.save(result, out / f"{name}-{process}-of-{processes}.pt")
     accelerator.end_training()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    # To import torch takes longer than the work, so that happens once, before the forks.
+    forks = multiprocessing.get_context("fork")
+    for processes in (1, 2):
+        started = [
+            forks.Process(target=work, args=(Path(sys.argv[1]), sys.argv[2], process, processes))
+            for process in range(processes)
+        ]
+        for each in started:
+            each.start()
+        for each in started:
+            each.join()
+            if each.exitcode != 0:
+                for other in started:
+                    other.kill()
+                sys.exit(1)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ Encoded = tuple[list[Path], list[str], ImageEncoding]
 TEXT = {"text": "a red square"}
 
 
+@cache
+def encoding_of(model: EDJEModel, *paths: Path) -> ImageEncoding:
+    return model.encode_images([Image.open(path) for path in paths])
+
+
 class Place:
     """A server, and names there that no other test uses."""
 
@@ -59,7 +65,7 @@ class Place:
 
     def fill(self, name: str, model: EDJEModel, encoded: Encoded) -> None:
         paths, ids, _ = encoded
-        encoding = model.encode_images([Image.open(path) for path in paths])
+        encoding = encoding_of(model, *paths)
         with ImageCollection.create(self.url, self.name(name), model.contract()) as collection:
             collection.add(ids, encoding, [{"of": name} for _ in ids])
 
