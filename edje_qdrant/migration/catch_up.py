@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import is_ours, user_payload
 from edje_qdrant.errors import EdjeError, ImageReadError
+from edje_qdrant.images import Part, part_of
 from edje_qdrant.index import VectorIndex
 from edje_qdrant.ingest.decode import DecodedImage
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.migration.reports import MissingImage
 from edje_qdrant.model.pixels import read_file
+from edje_qdrant.sources.parts import stored_part_id
 from edje_qdrant.sources.read import read_image, stored_id
+from edje_qdrant.sources.uris import is_in_memory, is_uri_of_image
 from edje_qdrant.types import FailedImage, Point
 
 if TYPE_CHECKING:
@@ -177,13 +180,20 @@ def _decoded(point: Point, model: EDJEModel, decoders: DecoderPool) -> DecodedIm
     """Read an image's file, and check that it is the image that was ingested."""
     payload = user_payload(point.payload)
     path = payload.get("path")
+    file: bytes | Part
     if not isinstance(path, str):
         return FailedImage(point.id, "it was stored without a path")
     try:
-        content = read_image(path)
-        if stored_id(path, content) != point.id:
+        # Frames and pages are decoded where others are, and not as PNG first.
+        part = None if is_in_memory(path) or is_uri_of_image(path) else part_of(path)
+        if part is None:
+            content = read_image(path)
+            found, file = stored_id(path, content), content
+        else:
+            found, file = stored_part_id(part), part
+        if found != point.id:
             return FailedImage(path, "its file contains another image now")
-        pixels = read_file(model, decoders, content, path)[1]
+        pixels = read_file(model, decoders, file, path)[1]
     except ImageReadError as error:
         return FailedImage(path, error.reason)
     return DecodedImage(point.id, payload, pixels)

@@ -13,13 +13,15 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import faiss  # noqa: F401 - before the user changes, who may not read Python's own files
 import qdrant_edge  # noqa: F401 - as above
-from collection_places import encoding_of, ids_of, payloads_of
+from collection_places import CONTRACT, encoding_of, ids_of, payloads_of
 from qdrant_client import models  # noqa: F401 - as above
 
 from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import EdjeError
 from edje_qdrant.maintenance import (
     compact,
@@ -29,8 +31,22 @@ from edje_qdrant.maintenance import (
     verify,
 )
 from edje_qdrant.maintenance.repair import repair
+from edje_qdrant.migration import migrate, migration_status
 
 _NOBODY = 65534
+
+
+class Other:
+    """Stands for a new model; it is not asked for encodings."""
+
+    def contract(self) -> TokenContract:
+        return CONTRACT
+
+    def encode_images(self) -> None:
+        raise AssertionError
+
+
+OTHER: Any = Other()
 
 
 def tried(act) -> str:
@@ -69,6 +85,8 @@ def used(folder: str, place: Path) -> dict[str, str]:
             "compact": tried(lambda: compact(collection)),
             "repair": tried(lambda: repair(collection)),
             "index": tried(lambda: collection.create_payload_index("a", "keyword")),
+            "migrate": tried(lambda: migrate(collection, OTHER, batch_size=1, progress=False)),
+            "migration": str(migration_status(collection)),
         }
 
 

@@ -72,6 +72,7 @@ def test_a_folder_that_may_only_be_read(shared):
         assert found.pop("exported") == "20"
         assert found.pop("copies") == ("2" if engine == "edge" else "0")
         assert found.pop("flush") == "None"
+        assert found.pop("migration") == "None"
         for call, refused in found.items():
             assert refused.startswith("StoreError: the index at "), call
             assert "is open read-only" in refused, call

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from document_files import BLUE, RED, write_document
 from migration_world import TEXTS, World, draw, held, rankings
 from qdrant_client import models
 
@@ -20,6 +21,7 @@ from edje_qdrant.errors import (
     StoreError,
 )
 from edje_qdrant.index import QdrantSettings
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.maintenance import transcode, verify
 from edje_qdrant.migration import (
     compare_rankings,
@@ -417,18 +419,27 @@ def test_a_full_disk_stops_it_and_changes_nothing(
         assert len(change_over(collection, other_model).left_out) == 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_only_be_read_is_refused(
-    folder_world: World, tiny_model: EDJEModel, other_model: EDJEModel
+def test_pages_frames_and_members_are_read_again(
+    server_world: World, tiny_model: EDJEModel, other_model: EDJEModel, tmp_path: Path
 ) -> None:
-    folder_world.filled(tiny_model).close()
-    folder = Path(folder_world.location, "images")
-    folder.chmod(0o555)
-    try:
-        with folder_world.open() as collection, pytest.raises(StoreError, match="read-only"):
-            quick(collection, other_model)
-    finally:
-        folder.chmod(0o755)
+    pytest.importorskip("pypdfium2")
+    world = server_world
+    document = write_document(tmp_path / "two.pdf", (RED, BLUE))
+    (picture,) = draw(tmp_path / "packed", 1)
+    with tarfile.open(tmp_path / "packed.tar", "w") as archive:
+        archive.add(picture, "inside/0.png")
+    picture.unlink()
+    with world.create(tiny_model) as collection:
+        for source, count in ((document, 2), (tmp_path / "packed.tar", 1)):
+            assert ingest_images(source, collection, tiny_model, progress=False).added == count
+        assert quick(collection, other_model).missing == ()
+        document.write_bytes(write_document(tmp_path / "other.pdf", (BLUE, RED)).read_bytes())
+        with collection.open_side(f"{world.name}--{other_model.contract().model_key}") as side:
+            page = next(i for i, payload in held(side).items() if payload.get("page") == 1)
+            side.delete([page])
+        (missing,) = quick(collection, other_model).missing
+        assert (missing.image_id, missing.path) == (page, f"{document}#page=1")
+        assert missing.reason == "its file contains another image now"
 
 
 @pytest.mark.slow
