@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.errors import ConfigError, EdjeError
+from edje_qdrant.errors import ConfigError, EdjeError, StoreError
 from edje_qdrant.index.backend import Backend, FusedHit, Hit, Hits
 from edje_qdrant.index.batches import in_batches
 from edje_qdrant.index.filters.filter import Filter, require_filter
@@ -307,8 +307,21 @@ class VectorIndex:
         words: dict[str, WordVector] = {}
         for point in self._backend.fetch(concerned, payload=True):
             words[point.id] = fields.words_of({**point.payload, **changes[point.id]})
-        if words:
-            self._backend.set_words(words)
+        self._put_words(words)
+
+    def _put_words(self, words: Mapping[str, WordVector]) -> None:
+        """Replace the words of points, id -> words; those of points deleted since are left out."""
+        while words:
+            try:
+                self._backend.set_words(words)
+            except (ConfigError, StoreError):  # noqa: PERF203 - again without those that are gone
+                # The engines refuse all words if one of the points is not there.
+                stored = self.existing([*words])
+                if len(stored) == len(words):
+                    raise
+                words = {each: own for each, own in words.items() if each in stored}
+            else:
+                return
 
     def begin_words(self, fields: TextFields) -> None:
         """Record the fields with text, and make room for the words; those of points are not there.
@@ -329,12 +342,12 @@ class VectorIndex:
         self.set_metadata({**self.metadata, WORDS_KEY: fields.as_metadata()})
 
     def set_words(self, words: Mapping[str, WordVector]) -> None:
-        """Replace the words of stored points, id -> words; unknown ids are an error."""
+        """Replace the words of stored points, id -> words; unknown ids are ignored."""
         check_ids([*words])
         self._backend.check_writable()
         if words:
             self._check_before_write()
-            self._backend.set_words(words)
+            self._put_words(words)
 
     def words(self, image_ids: Sequence[str]) -> dict[str, WordVector]:
         """Return id -> words as they are stored; points without are left out."""

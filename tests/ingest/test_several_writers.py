@@ -18,7 +18,7 @@ from qdrant_client import models
 from served import SERVERS, Server, served
 
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import CollectionExistsError
+from edje_qdrant.errors import CollectionExistsError, StoreError
 from edje_qdrant.image_to_text.caption_collection import CaptionCollection
 from edje_qdrant.index.qdrant import backend as backend_module
 from edje_qdrant.maintenance import copy_collection, verify
@@ -130,6 +130,40 @@ def test_an_image_that_another_process_deleted_since_stays_deleted(server: Serve
         payloads = collection.payloads([ids[0], ids[2]])
         assert payloads == [payloads_of(ids)[row] for row in (0, 2)]
         assert verify(collection).clean
+
+
+def test_words_of_images_that_another_process_deleted_since(server: Server) -> None:
+    ids = ids_of(4)
+    with server.create("v1", text_fields=["caption"]) as collection:
+        collection.add(ids, encoding_of(ids), [{"caption": "a red kite"}] * 4)
+        backend: Any = collection.index._backend
+        set_words, gone = backend.set_words, [ids[1], ids[2]]
+
+        def set_late(words: Any) -> None:
+            if gone:
+                server.client.delete(server.name("v1"), [gone.pop()])
+            set_words(words)
+
+        backend.set_words = set_late
+        collection.update_payload({image_id: {"caption": "two cats"} for image_id in ids})
+        left = [ids[0], ids[3]]
+        assert [*server.stored("v1")] == left
+        assert [fields["caption"] for fields in collection.payloads(left)] == ["two cats"] * 2
+        assert (
+            collection.other_words({image_id: {"caption": "two cats"} for image_id in left}) == {}
+        )
+        gone.append(left[0])
+        server.client.set_payload(server.name("v1"), {"caption": "a dog"}, left)
+        collection.fill_words(left)
+        assert [*server.stored("v1")] == [left[1]]
+        assert collection.other_words({left[1]: {"caption": "a dog"}}) == {}
+        backend.set_words = failing
+        with pytest.raises(StoreError, match="the disk is full"):
+            collection.update_payload({left[1]: {"caption": "two cats"}})
+
+
+def failing(*_: Any) -> None:
+    raise StoreError("the disk is full")
 
 
 def test_older_servers_are_not_asked_for_what_they_do_not_know() -> None:
