@@ -99,6 +99,12 @@ def test_parts_are_placed_in_memory(stand_in: StandIn) -> None:
     index.upsert(make_points(unit_vectors(5)))
     assert len(index.nearest(unit_vectors(1), 3)[0]) == 3
     index.close()
+    create_on_server(stand_in.url, "another", 12, {}, FAST, like="images").close()
+    first, second = (given(stand_in.created[name]) for name in ("images", "another"))
+    assert second["vectors"] == {**first["vectors"], "size": 12}
+    assert second["hnsw_config"].items() >= first["hnsw_config"].items()
+    for name in ("payload", "quantization_config"):
+        assert second[name] == first[name]
 
 
 @pytest.mark.parametrize(
