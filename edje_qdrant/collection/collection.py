@@ -1322,6 +1322,17 @@ class ImageCollection(BaseCollection):
             self._require_own(image_ids, references)
             return self._store.codes(image_ids, references)
 
+    def require_own(self, payloads: Mapping[str, Payload]) -> None:
+        """Check that this collection's model wrote images.
+
+        Args:
+            payloads: Id -> payload, as the index returns it.
+
+        Raises:
+            ContractMismatchError: Another model wrote some, or has replaced the collection.
+        """
+        self._require_own([*payloads], [reference_of(each) for each in payloads.values()])
+
     def _require_own(self, image_ids: Sequence[str], references: Sequence[TokenReference]) -> None:
         """Check that this collection's model wrote the points.
 

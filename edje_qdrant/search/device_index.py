@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError
-from edje_qdrant.index import Filter, VectorIndex
+from edje_qdrant.index import Filter
 from edje_qdrant.index.ranking import SLACK, levelled
 from edje_qdrant.index.validate import check_limit, check_vectors
 from edje_qdrant.rerank.token_cache import token_keys
@@ -241,7 +241,9 @@ class DeviceIndex:
         if self._shared and time.monotonic() - self._looked > _LOOK_EVERY:
             self._looked = time.monotonic()
             known = len(self._ids) + len(self._others)
-            self._some_deleted |= self._collection.count() != known
+            if self._collection.count() != known:
+                self._collection.require_unchanged()  # a migration leaves an empty one
+                self._some_deleted = True
         if not self._noted and not self._some_deleted:
             return
         with self._noting:
@@ -361,7 +363,7 @@ class DeviceIndex:
         found: list[tuple[list[float], list[int]]] = []
         for start in range(0, len(queries), step):
             found += self._best(queries[start : start + step], wanted, count, matches)
-        payloads = _Payloads(self._index, self._note)
+        payloads = _Payloads(self._collection, self._note)
         return [self._candidates(*own, num_candidates, payloads) for own in found]
 
     def _best(
@@ -416,15 +418,16 @@ class DeviceIndex:
 class _Payloads:
     """Payloads on a server of a batch's candidates, read when the first one is needed."""
 
-    def __init__(self, index: VectorIndex, note: Callable[[Sequence[str]], None]) -> None:
-        self._index, self._note = index, note
+    def __init__(self, collection: ImageCollection, note: Callable[[Sequence[str]], None]) -> None:
+        self._collection, self._note = collection, note
         self.ids: set[str] = set()
         self._read: Mapping[str, Mapping[str, Any]] | None = None
 
     def read(self) -> Mapping[str, Mapping[str, Any]]:
         """Return id -> payload; images that were deleted are left out."""
         if self._read is None:
-            self._read = self._index.retrieve([*self.ids], tokens=False)
+            self._read = self._collection.index.retrieve([*self.ids], tokens=False)
+            self._collection.require_own(self._read)
             if gone := self.ids - self._read.keys():
                 self._note([*gone])  # perhaps another process deleted them
         return self._read

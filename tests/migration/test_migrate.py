@@ -33,6 +33,7 @@ from edje_qdrant.migration import (
     sample_texts,
 )
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.search.device_index import DeviceIndex
 from edje_qdrant.search.retriever import TwoStageRetriever
 
 
@@ -256,12 +257,16 @@ def test_other_processes_learn_of_it(
 
     with world.filled(tiny_model) as collection, world.open() as other:
         before = rankings(other, tiny_model)
+        on_device = DeviceIndex(other, "cpu")
+        (found,) = on_device.nearest(query, 3)
+        assert len(found[0].payload) > 1
         quick(collection, other_model)
         monkeypatch.setattr("edje_qdrant.migration.change_over.sleep", during_grace)
         cut_over(collection, other_model, grace=7, progress=False)
         assert seen == ["grace"]
         for attempt in (
             lambda: other.nearest(query, 3),
+            lambda: on_device.nearest(query, 3)[0][0].payload,
             lambda: TwoStageRetriever(other, tiny_model).search("x"),
             lambda: other.tokens(other.nearest(query, 3)[0]),
             lambda: other.probe(),
@@ -274,6 +279,10 @@ def test_other_processes_learn_of_it(
             drop_old(new)
         with pytest.raises(ContractMismatchError, match="replaced since it was opened"):
             other.nearest(query, 3)
+        on_device._looked = 0  # as if two seconds were over
+        with pytest.raises(ContractMismatchError, match="replaced since it was opened"):
+            on_device.nearest(query, 3)
+        on_device.close()
 
 
 def test_no_writes_of_others_while_it_changes_over(
