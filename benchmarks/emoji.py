@@ -22,13 +22,14 @@ import argparse
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from demo_world import BATCH, conditions
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from edje_qdrant import EDJEModel, Reranker
@@ -38,6 +39,7 @@ from edje_qdrant.evaluation.contact_sheet import SheetRow, draw_contact_sheet
 from edje_qdrant.evaluation.nearest import nearest
 from edje_qdrant.evaluation.rankings import DEEPEST, Rankings, figures, places
 from edje_qdrant.images import open_upright
+from edje_qdrant.search.fusion import DEFAULT_WEIGHTS, blend
 from edje_qdrant.text import clean_caption
 
 SPLITS = ("artist", "combinations", "flags")
@@ -50,6 +52,7 @@ TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 GENDERS = {"\N{MALE SIGN}", "\N{FEMALE SIGN}", "\N{MAN}", "\N{WOMAN}", "\N{ADULT}"}
 HAIR = {chr(code) for code in range(0x1F9B0, 0x1F9B4)}
 DIRECTION = {"\N{BLACK RIGHTWARDS ARROW}"}
+_SHEET_WIDTH = 1200  # pixels
 _REGIONAL = range(0x1F1E6, 0x1F200)
 _JOINERS = {"\N{ZERO WIDTH JOINER}", "\N{VARIATION SELECTOR-16}"}
 
@@ -173,24 +176,43 @@ def figures_of(rankings: Rankings, num_candidates: int) -> dict[str, Any]:
     """Return the figures before and after reranking, and the kinds of wrong first hits."""
     before = figures(rankings.right, rankings.num_right)
     after = figures(rankings.right_after(num_candidates), rankings.num_right)
-    means = resampled_means(np.concatenate([before, after], 1), rankings.clusters)
+    mixed = blended(rankings, num_candidates)
+    both = figures(mixed.right_after(num_candidates), rankings.num_right)
+    means = resampled_means(np.concatenate([before, after, both], 1), rankings.clusters)
     columns = before.shape[1]
     row: dict[str, Any] = {}
-    for name, values, offset in (("first stage", before, 0), ("reranked", after, columns)):
+    stages = [("first stage", before), ("reranked", after), ("blended", both)]
+    for number, (name, values) in enumerate(stages):
+        offset = number * columns
         row[name] = {
             metric: [round(float(values[:, n].mean()), 4),
                      *(round(end, 4) for end in interval(means[:, offset + n]))]
             for n, metric in enumerate(METRICS)
         }  # fmt: skip
-    gap = float(after[:, 0].mean() - before[:, 0].mean())
-    row["R@1 gained"] = difference(gap, means[:, columns], means[:, 0]).as_dict()
+        if number:
+            gap = float(values[:, 0].mean() - before[:, 0].mean())
+            row[f"R@1 gained, {name}"] = difference(gap, means[:, offset], means[:, 0]).as_dict()
     row["among the candidates"] = round(float(rankings.right[:, :num_candidates].any(1).mean()), 4)
-    orders = {"first stage": 0, "reranked": num_candidates}
-    row["wrong"] = {name: wrong_hits(rankings, number) for name, number in orders.items()}
+    row["wrong"] = {
+        "first stage": wrong_hits(rankings, 0),
+        "reranked": wrong_hits(rankings, num_candidates),
+        "blended": wrong_hits(mixed, num_candidates),
+    }
     lost = (before[:, 0] > after[:, 0]).sum()
     won = (before[:, 0] < after[:, 0]).sum()
     row["first hits"] = {"put right": int(won), "put wrong": int(lost)}
     return row
+
+
+def blended(rankings: Rankings, num_candidates: int) -> Rankings:
+    """Return the rankings with both stages' scores blended, by the weights that a search has."""
+    weights = DEFAULT_WEIGHTS["blend"]
+    joint = rankings.joint.copy()
+    joint[:, :num_candidates] = [
+        blend(cosines[:num_candidates], logits[:num_candidates], weights)
+        for cosines, logits in zip(rankings.first, rankings.joint, strict=True)
+    ]
+    return replace(rankings, joint=joint)
 
 
 def wrong_hits(rankings: Rankings, num_candidates: int) -> dict[str, int]:
@@ -270,6 +292,12 @@ def draw_sheet(model: EDJEModel, options: argparse.Namespace) -> None:
     ]
     title = f"{len(texts)} names drawn at random, {len(pool.paths):,} images by three artists"
     draw_contact_sheet(rows, title, options.sheet)
+    with Image.open(options.sheet) as sheet:
+        small = ImageOps.contain(sheet.convert("RGB"), (_SHEET_WIDTH, sheet.height))
+    # 256 colours are a third of the size.
+    small.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3).save(
+        options.sheet, optimize=True
+    )
 
 
 if __name__ == "__main__":
