@@ -18,6 +18,7 @@ from rounding import float32_slack
 
 from edje_qdrant import __version__
 from edje_qdrant.collection.collection import ImageCollection
+from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.checkpoints.published import published_names
 from edje_qdrant.search.retriever import TwoStageRetriever
@@ -110,6 +111,33 @@ def test_processes_that_cannot_be_are_refused_before_anything_is_made(
     assert not (tmp_path / "index").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (["--devices", "cpu, cpu"], (0, ["cpu", "cpu"])),
+        (["--processes", "2"], (2, None)),
+        ([], (0, None)),
+    ],
+)
+def test_an_ingest_has_the_processes_that_are_asked_for(
+    tmp_path: Path, pictures: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    options: list[str], asked: tuple[int, list[str] | None],
+) -> None:  # fmt: skip
+    """They are started in `tests/ingest/test_process_pool.py`."""
+    given: list[Any] = []
+
+    def noted(*args: Any, processes: int, devices: list[str] | None, **more: Any) -> Any:
+        given.append((processes, devices))
+        return ingest_images(*args, **more)
+
+    monkeypatch.setattr("edje_qdrant.ingest.ingest.ingest_images", noted)
+    place = ["--index", tmp_path / "index", "--model", tiny_folder]
+    made = json_of(run("ingest", pictures, *place, *options, "--json"))
+    assert (made["added"], made["skipped"], len(made["failed"])) == (12, 0, 1)
+    assert given == [asked]
+
+
+@pytest.mark.slow
 def test_ingest_in_a_process_of_its_own(tmp_path: Path, pictures: Path, tiny_folder: Path) -> None:
     place = ["--index", tmp_path / "index", "--model", tiny_folder]
     made = json_of(run("ingest", pictures, *place, "--devices", "cpu", "--json"))

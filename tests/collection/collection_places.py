@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qdrant_client import QdrantClient
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.contract import TokenContract
@@ -74,6 +73,8 @@ def make_place(kind: str, folder: Path) -> Place:
     engine, tokens = kind.split("-")
     if engine == "edge":
         return Place(folder / "pictures", tokens, None)
+    from qdrant_client import QdrantClient  # takes longer to import than many tests run
+
     return Place(QdrantClient(":memory:"), tokens, folder / "side" if tokens == "file" else None)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import QdrantClient
 
 from edje_qdrant.index import (
     QdrantOptions,
@@ -20,6 +19,9 @@ from edje_qdrant.index import (
     open_on_server,
 )
 from edje_qdrant.types import Point
+
+if TYPE_CHECKING:  # takes longer to import than the processes of the tests run
+    from qdrant_client import QdrantClient
 
 # A long timeout: on a busy machine nothing here may depend on the clock.
 FAST = QdrantOptions(timeout=120, batch_size=50, retries=3, backoff=0.01)
