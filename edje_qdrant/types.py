@@ -66,12 +66,15 @@ class Candidate:
         score: Cosine of text and image embedding.
         rank: Rank in the first stage, from 1.
         payload: As stored, `_edje` included (without token bytes).
+        words: BM25 score of the words of the text in the image's text fields; 0 if they were not
+            searched for.
     """
 
     image_id: str
     score: float
     rank: int
     payload: Payload
+    words: float = 0.0
 
 
 class Candidates(Sequence[Candidate]):
@@ -87,9 +90,10 @@ class Candidates(Sequence[Candidate]):
             the payloads.
         absent: Reads the payloads, and returns the places of candidates that were deleted since
             they were found; for candidates that are found without their payloads.
+        words: BM25 score of each candidate; None if words were not searched for.
     """
 
-    __slots__ = ("_absent", "_made", "_point", "scores", "token_keys")
+    __slots__ = ("_absent", "_made", "_point", "scores", "token_keys", "words")
 
     def __init__(
         self,
@@ -98,8 +102,9 @@ class Candidates(Sequence[Candidate]):
         *,
         token_keys: Sequence[str] | None = None,
         absent: Callable[[], Collection[int]] = tuple,
+        words: Sequence[float] | None = None,
     ) -> None:
-        self.scores, self.token_keys = scores, token_keys
+        self.scores, self.token_keys, self.words = scores, token_keys, words
         self._point, self._absent = point, absent
         self._made: list[Candidate | None] = [None] * len(scores)
 
@@ -125,7 +130,8 @@ class Candidates(Sequence[Candidate]):
         if made is None:
             at = index if index >= 0 else index + len(self)
             image_id, payload = self._point(at)
-            made = self._made[at] = Candidate(image_id, self.scores[at], at + 1, payload)
+            words = 0.0 if self.words is None else self.words[at]
+            made = self._made[at] = Candidate(image_id, self.scores[at], at + 1, payload, words)
         return made
 
     def __iter__(self) -> Iterator[Candidate]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edje_qdrant.cli.confirm import Yes, agreed
-from edje_qdrant.cli.help import NEW_COLLECTION, READING
+from edje_qdrant.cli.help import NEW_COLLECTION, READING, note
 from edje_qdrant.cli.ingest_summary import (
     counts_of,
     failure_groups,
@@ -60,6 +60,7 @@ from edje_qdrant.cli.options import (
 from edje_qdrant.errors import ConfigError
 
 if TYPE_CHECKING:
+    from edje_qdrant.ingest.ocr import TextsReport
     from edje_qdrant.model import EDJEModel
     from edje_qdrant.tokens.codecs import Codec as FittedCodec
     from edje_qdrant.types import IngestReport
@@ -150,6 +151,14 @@ def ingest(
         bool,
         typer.Option("--gps", help="Store where new images were taken, too, as place."),
     ] = False,
+    ocr: Annotated[
+        bool,
+        typer.Option(
+            "--ocr",
+            help="Then read the text in images that were not read before, and store it as ocr. "
+            "Needs the extra ocr.",
+        ),
+    ] = False,
     frames_every: Annotated[
         str | None,
         typer.Option(
@@ -187,6 +196,16 @@ def ingest(
     from edje_qdrant.ingest.process_pool import check_devices
     from edje_qdrant.sources.open import open_source
 
+    text_reader = None
+    if ocr:
+        from edje_qdrant.ingest.ocr import RapidOcrReader, read_texts
+
+        if watch:
+            raise ConfigError(
+                "--ocr reads texts once, and --watch never ends; ingest with --ocr from time to "
+                "time, without --watch"
+            )
+        text_reader = RapidOcrReader()
     if watch:
         from edje_qdrant.ingest.watch import check_watched
 
@@ -253,8 +272,27 @@ def ingest(
             gps=gps,
             wait=wait,
         )
+        texts = None
+        if text_reader is not None:
+            texts = read_texts(
+                target, text_reader, max_pixels=max_pixels, progress=shown, wait=wait
+            )
+            if target.text_fields and "ocr" not in target.text_fields:
+                names = ",".join([*target.text_fields, "ocr"])
+                note(
+                    "ocr is not among the text fields, so its words are not searched; add it: "
+                    f"edje-qdrant text-fields {names}"
+                )
         _print_summary(
-            report, source, place, collection, loaded, target.count(), prune=prune, as_json=as_json
+            report,
+            source,
+            place,
+            collection,
+            loaded,
+            target.count(),
+            prune=prune,
+            as_json=as_json,
+            texts=texts,
         )
         if unasked:
             raise ConfigError(unasked[0])
@@ -292,6 +330,7 @@ def _print_summary(
     *,
     prune: bool,
     as_json: bool,
+    texts: TextsReport | None = None,
 ) -> None:
     data = {
         "added": report.added,
@@ -311,12 +350,20 @@ def _print_summary(
         "name": collection,
         "model": loaded.name_or_path,
     }
+    if texts is not None:
+        data["ocr"] = asdict(texts)
     lines = [
         counts_of(report, prune=prune, points=points),
         *failure_groups(report.failed),
         *left_out_lines(report.left_out),
         *old_version_lines(report),
     ]
+    if texts is not None:
+        lines.append(
+            f"text read in {texts.read} images, found in {texts.with_text}; {texts.known} were "
+            f"read before, {len(texts.failed)} failed"
+        )
+        lines += failure_groups(texts.failed)
     if all_failed(report) and not points:
         lines.append(
             f"every image failed, and the collection {collection} at {place.location} was left "

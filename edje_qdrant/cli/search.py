@@ -132,11 +132,11 @@ def search(
     fusion: Annotated[
         str,
         typer.Option(
-            metavar="rerank|rrf|blend",
-            help="Ranking by the joint encoder alone, by reciprocal ranks of both stages, or by a "
-            "blend of both scores.",
+            metavar="auto|rerank|words|rrf|blend",
+            help="Ranking by the joint encoder alone, with words added, by reciprocal ranks of "
+            "both stages, or by a blend of both scores; auto: words with --hybrid, else rerank.",
         ),
-    ] = "rerank",
+    ] = "auto",
     budget_ms: Annotated[
         float | None,
         typer.Option(

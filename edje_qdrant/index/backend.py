@@ -22,7 +22,7 @@ from edje_qdrant.types import Payload, Point
 
 __all__ = [
     "NO_VECTOR", "Backend", "Found", "FusedHit", "Hit", "Hits", "Record", "as_points",
-    "with_cosines", "word_vectors",
+    "fused_hits", "word_vectors",
 ]  # fmt: skip
 
 
@@ -57,12 +57,14 @@ class FusedHit:
         id: Its id.
         score: Cosine of the embeddings, also where only the words were found.
         fused: Reciprocal ranks of both searches, added up; higher is better.
+        words: BM25 score of the query's words; 0 if the point has none of them.
         payload: Without token bytes.
     """
 
     id: Any
     score: float
     fused: float
+    words: float
     payload: Any
 
 
@@ -111,18 +113,20 @@ def word_vectors(records: Iterable[Record]) -> dict[str, WordVector]:
     return found
 
 
-def with_cosines(
+def fused_hits(
     fused: Iterable[Hit],
     cosines: Iterable[Hit],
+    words: Iterable[Hit],
     query: NDArray[np.float32],
     vectors_of: Callable[[Sequence[str]], Iterable[Point]],
 ) -> list[FusedHit]:
-    """Join what a fused search found with the cosines of the same points.
+    """Join what a fused search found with the cosines and the BM25 scores of the same points.
 
     Args:
         fused: Hits whose score is that of the fusion.
         cosines: The same points, by their embeddings; a point that was written in between, or tied
             at the end, may be missing.
+        words: Those of the points that have some of the query's words, by their words.
         query: `(d,)` embedding of the query, unit length.
         vectors_of: Reads points with vectors.
     """
@@ -131,8 +135,9 @@ def with_cosines(
     missing = [str(hit.id) for hit in found if str(hit.id) not in known]
     if missing:
         known.update({p.id: float(p.vector @ query) for p in vectors_of(missing)})
+    matched = {str(hit.id): hit.score for hit in words}
     return [
-        FusedHit(hit.id, known[str(hit.id)], hit.score, hit.payload)
+        FusedHit(hit.id, known[str(hit.id)], hit.score, matched.get(str(hit.id), 0.0), hit.payload)
         for hit in found
         if str(hit.id) in known  # unless it was deleted since
     ]

@@ -51,7 +51,7 @@ def rank_fused(found: Iterable[FusedHit], limit: int) -> Candidates:
     def point(at: int) -> tuple[str, Payload]:
         return str(kept[at].id), kept[at].payload or {}
 
-    return Candidates([hit.score for hit in kept], point)
+    return Candidates([hit.score for hit in kept], point, words=[hit.words for hit in kept])
 
 
 def levelled(

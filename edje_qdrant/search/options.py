@@ -20,11 +20,13 @@ __all__ = [
     "OnMissing",
     "SearchOptions",
     "check_milliseconds",
+    "fusion_of",
     "with_defaults",
 ]
 
-#: What ranks the images: the joint encoder alone, or both stages together.
-Fusion = Literal["rerank", "rrf", "blend"]
+#: What ranks the images: the joint encoder alone, with words, or both stages together; "auto" is
+#: "words" in a hybrid search, and "rerank" in others.
+Fusion = Literal["auto", "rerank", "words", "rrf", "blend"]
 
 #: A logit, or "auto" for the cutoff of the model's calibration.
 MinScore = float | Literal["auto"]
@@ -44,13 +46,14 @@ class SearchOptions(TypedDict, total=False):
             of the text stand in its text fields (`ImageCollection.create(text_fields=...)`). A
             text without words in it is searched for by looks alone.
         words_weight: How much a rank among the words counts with `hybrid`, next to the same rank
-            among the looks; 0.5 by default. With 1, half of the candidates are found by words, if
-            there are so many.
-        fusion: What ranks the images: `"rerank"` is the score of the joint encoder alone; `"rrf"`
-            the reciprocal ranks of both stages; `"blend"` the mean of both stages' standardised
-            scores.
-        fusion_weights: Weights of the first stage and of the joint encoder, for `"rrf"` and
-            `"blend"`.
+            among the looks, where candidates are chosen; 0.5 by default. With 1, half of them are
+            found by words, if there are so many. `fusion_weights` decide about their final order.
+        fusion: What ranks the images: `"rerank"` is the score of the joint encoder alone;
+            `"words"` adds the BM25 score of the words that were found; `"rrf"` is the reciprocal
+            ranks of both stages; `"blend"` the mean of both stages' standardised scores. `"auto"`
+            is `"words"` with `hybrid`, and else `"rerank"`.
+        fusion_weights: Weights of the first stage (of the words, for `"words"`) and of the joint
+            encoder, for all but `"rerank"`.
         group_by: A payload field, such as the name of a video or a book. Of the images that share
             its value only the best is returned, and no group displaces the others.
         collapse_duplicates: Show one of each: of images that are near-duplicates of each other,
@@ -94,7 +97,7 @@ DEFAULTS: SearchOptions = {
     "filter": None,
     "hybrid": False,
     "words_weight": None,
-    "fusion": "rerank",
+    "fusion": "auto",
     "fusion_weights": None,
     "group_by": None,
     "collapse_duplicates": False,
@@ -137,7 +140,9 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
     check_choice("on_missing", settings["on_missing"], get_args(OnMissing))
     _check_words(settings)
     check_choice("fusion", settings["fusion"], get_args(Fusion))
-    _check_weights(settings["fusion_weights"], settings["fusion"])
+    _check_weights(settings["fusion_weights"], fusion_of(settings))
+    if settings["fusion"] == "words" and not settings["hybrid"]:
+        raise ConfigError('fusion="words" is for hybrid=True, which searches for words')
     _check_group_by(settings["group_by"])
     check_likeness("collapse_duplicates", settings["collapse_duplicates"])
     budget = settings["budget_ms"]
@@ -151,6 +156,13 @@ def with_defaults(options: SearchOptions) -> SearchOptions:
     elif min_score is not None and not _is_number(min_score):
         raise ConfigError(f'min_score is {min_score!r}; give a logit or "auto"')
     return settings
+
+
+def fusion_of(settings: SearchOptions) -> Fusion:
+    """Return what ranks the images of a search; never `"auto"`."""
+    if settings["fusion"] != "auto":
+        return settings["fusion"]
+    return "words" if settings["hybrid"] else "rerank"
 
 
 def _check_words(settings: SearchOptions) -> None:
@@ -181,7 +193,7 @@ def _check_weights(weights: Any, fusion: Fusion) -> None:
         return
     if fusion == "rerank":
         raise ConfigError(
-            'fusion_weights are for fusion="rrf" and fusion="blend"; "rerank" weighs nothing'
+            'fusion_weights are for fusion="words", "rrf" and "blend"; "rerank" weighs nothing'
         )
     if (
         not isinstance(weights, tuple | list)

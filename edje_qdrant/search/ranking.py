@@ -16,7 +16,7 @@ from edje_qdrant.rerank.scorer import ScoredQuery, best_first
 from edje_qdrant.search.duplicates import Looks
 from edje_qdrant.search.fusion import DEFAULT_WEIGHTS, blend, reciprocal_ranks
 from edje_qdrant.search.groups import group_key
-from edje_qdrant.search.options import SearchOptions
+from edje_qdrant.search.options import SearchOptions, fusion_of
 from edje_qdrant.search.results import SearchHit
 from edje_qdrant.types import Candidate, Candidates
 
@@ -38,7 +38,7 @@ def rank_candidates(
     """
     logits, count = query.logits, len(query.candidates)
     keys, fused = logits[: query.processed].astype(np.float64), None
-    if settings["fusion"] != "rerank":
+    if fusion_of(settings) != "rerank":
         keys = fused = _fused(query, settings)
     order = [*best_first(keys), *range(query.processed, count)]
     deleted = {*query.deleted}
@@ -194,13 +194,20 @@ def _fused(query: ScoredQuery, settings: SearchOptions) -> NDArray[np.float64]:
     logits = query.logits[: query.processed]
     known = np.flatnonzero(~np.isnan(logits))
     candidates = query.candidates
-    fusion = settings["fusion"]
+    fusion = fusion_of(settings)
     weights = settings["fusion_weights"] or DEFAULT_WEIGHTS[fusion]
     fused = np.full(len(logits), np.nan)
     if fusion == "rrf":
         # The order of the candidates, which is not that of their cosines if words were searched.
         places = -np.arange(len(logits), dtype=np.float32)[known]
         fused[known] = reciprocal_ranks(places, logits[known], weights)
+        return fused
+    if fusion == "words":
+        if isinstance(candidates, Candidates):
+            words = np.array(candidates.words or [0.0] * len(candidates))[known]
+        else:
+            words = np.array([candidate.words for candidate in candidates])[known]
+        fused[known] = weights[0] * words + weights[1] * logits[known]
         return fused
     cosines = np.array(
         candidates.scores if isinstance(candidates, Candidates) else [c.score for c in candidates],

@@ -181,11 +181,14 @@ class SearchRequest(_Filtered):
     )
     fusion: Fusion = Field(
         DEFAULTS["fusion"],
-        description="Ranking by the joint encoder alone, or by both stages together.",
+        description="Ranking by the joint encoder alone, with the words that were found added, or "
+        "by both stages together; auto is `words` with `hybrid`, and else `rerank`.",
     )
     # Not strict itself, as JSON has lists and no tuples; its numbers are.
     fusion_weights: Annotated[tuple[Weight, Weight], Strict(False)] | None = Field(
-        None, description="Weights of the first stage and of the joint encoder, for rrf and blend."
+        None,
+        description="Weights of the first stage and of the joint encoder, for rrf and blend; of "
+        "the words and of the joint encoder, for words.",
     )
     group_by: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
         None,

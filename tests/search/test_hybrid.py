@@ -127,6 +127,28 @@ def test_options_work_with_words(retriever: TwoStageRetriever, named: set[int]) 
         assert found(fused) == found(retriever.search(TEXT, **options))
 
 
+def test_words_are_added_to_the_score(
+    retriever: TwoStageRetriever, tiny_model: EDJEModel, named: set[int]
+) -> None:
+    options: dict[str, Any] = {"num_candidates": 12, "top_k": 12, "hybrid": True}
+    result = retriever.search(TEXT, **options)
+    added = {hit.payload["number"]: (hit.fusion_score or 0) - (hit.score or 0) for hit in result}
+    assert {number for number, more in added.items() if more > 0.05} == named
+    assert all(more == pytest.approx(0, abs=1e-6) for n, more in added.items() if n not in named)
+    scores = [hit.fusion_score for hit in result]
+    assert scores == sorted(scores, reverse=True)
+    first = retriever.search(TEXT, fusion_weights=(1000, 1), **options)
+    assert {hit.payload["number"] for hit in first[:3]} == named
+    assert (
+        first.hits
+        == retriever.search(TEXT, fusion="words", fusion_weights=(1000, 1), **options).hits
+    )
+    plain = retriever.search(TEXT, fusion="rerank", **options)
+    assert all(hit.fusion_score is None for hit in plain)
+    grouped = retriever.search(TEXT, group_by="number", fusion_weights=(1000, 1), **options)
+    assert {hit.payload["number"] for hit in grouped[:3]} == named
+
+
 def test_ranks_of_the_first_stage_are_fused_as_they_are(retriever: TwoStageRetriever) -> None:
     fused = retriever.search(
         TEXT, hybrid=True, fusion="rrf", fusion_weights=(1, 0), num_candidates=12, top_k=12
@@ -171,6 +193,9 @@ def test_images_deleted_during_a_search_are_left_out(
         ({"hybrid": True, "words_weight": 1e9}, "at most"),
         ({"hybrid": True, "words_weight": "much"}, "above 0"),
         ({"hybrid": True, "adaptive": True}, "adaptive"),
+        ({"fusion": "words"}, "hybrid=True"),
+        ({"fusion_weights": (1, 1)}, "weighs nothing"),
+        ({"hybrid": True, "fusion": "rerank", "fusion_weights": (1, 1)}, "weighs nothing"),
     ],
 )
 def test_wrong_options_are_refused(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edje_qdrant.files import hidden_folder
 from edje_qdrant.index import hnsw
-from edje_qdrant.index.backend import FusedHit, Hits, as_points, with_cosines, word_vectors
+from edje_qdrant.index.backend import FusedHit, Hits, as_points, fused_hits, word_vectors
 from edje_qdrant.index.batches import by_payload
 from edje_qdrant.index.edge.filter import edge_filter
 from edje_qdrant.index.filters.field_paths import TOKEN_BYTES
@@ -157,13 +157,16 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
                     QueryRequest(
                         limit=wanted, query=fusion, prefetches=both, with_payload=selected
                     ),
-                    # The cosine of each point that the fusion finds, also by its words alone.
+                    # Cosine and BM25 score of each point that the fusion finds, whichever way.
                     QueryRequest(limit=wanted, query=nearest, prefetches=[fused]),
+                    QueryRequest(limit=wanted, query=by_words, prefetches=[fused]),
                 ]
             answers = shard.query_batch(QueryBatchRequest(requests))
         return [
-            with_cosines(fused, cosines, query, lambda ids: self.fetch(ids, vectors=True))
-            for fused, cosines, query in zip(answers[::2], answers[1::2], queries, strict=True)
+            fused_hits(*parts, query, lambda ids: self.fetch(ids, vectors=True))
+            for *parts, query in zip(
+                answers[::3], answers[1::3], answers[2::3], queries, strict=True
+            )
         ]
 
     def create_words(self) -> None:

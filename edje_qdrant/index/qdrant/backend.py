@@ -26,7 +26,7 @@ from edje_qdrant.index.backend import (
     FusedHit,
     Hits,
     as_points,
-    with_cosines,
+    fused_hits,
     word_vectors,
 )
 from edje_qdrant.index.batches import by_payload, in_runs, vectors_per_request
@@ -344,12 +344,12 @@ class QdrantBackend(Backend):
         chosen: models.Filter | None,
         timeout: float | None,
     ) -> list[list[FusedHit]]:
-        """Search; each query is two requests, which travel together."""
+        """Search; each query is three requests, which travel together."""
         self.check_open()
         given = [*zip(queries.tolist(), words, strict=True)]
         with self._connection.within(timeout) as timed:
             answers = self._query(given, wanted, chosen, timed, weight)
-            return self._with_cosines(answers, queries)
+            return self._joined(answers, queries)
 
     async def nearest_or_words_async(
         self,
@@ -367,14 +367,16 @@ class QdrantBackend(Backend):
         self.check_open()
         given = [*zip(queries.tolist(), words, strict=True)]
         answers = await self._within_limits_async(given, wanted, chosen, timeout, weight)
-        return await asyncio.to_thread(self._with_cosines, answers, queries)
+        return await asyncio.to_thread(self._joined, answers, queries)
 
-    def _with_cosines(
+    def _joined(
         self, answers: Sequence[Hits], queries: NDArray[np.float32]
     ) -> list[list[FusedHit]]:
         return [
-            with_cosines(fused, cosines, query, lambda ids: self.fetch(ids, vectors=True))
-            for fused, cosines, query in zip(answers[::2], answers[1::2], queries, strict=True)
+            fused_hits(*parts, query, lambda ids: self.fetch(ids, vectors=True))
+            for *parts, query in zip(
+                answers[::3], answers[1::3], answers[2::3], queries, strict=True
+            )
         ]
 
     def create_words(self) -> None:
@@ -709,7 +711,7 @@ class QdrantBackend(Backend):
         timed: Mapping[str, int],
         weight: float | None = None,
     ) -> list[Hits]:
-        """Send queries; with a weight, each is an embedding and words, and has two answers."""
+        """Send queries; with a weight, each is an embedding and words, and has three answers."""
         name = self._collection
         if chosen is not None and not self._connection.is_local and self._are_indexes_old():
             self._read_info()
@@ -775,15 +777,15 @@ class QdrantBackend(Backend):
         if weight is None:
             requests = qdrant_requests.best(queries, wanted, chosen, params)
         else:
-            pairs = (
+            several = (
                 qdrant_requests.best_or_words(vector, words, weight, wanted, chosen, params)
                 for vector, words in queries
             )
-            requests = [*chain.from_iterable(pairs)]
+            requests = [*chain.from_iterable(several)]
         if requests and not self._connection.is_local:
             for feature in qdrant_requests.features(requests[0]):
                 self._version.require(feature, "the search")
-        # Of a pair of requests, the second has the vector twice, with its prefetches.
+        # One of the requests has the vector twice, with its prefetches.
         width = self.dim if weight is None else 2 * self.dim
         size = least(vectors_per_request(width), limits.searches)
         for run in in_runs(requests, size):

@@ -110,7 +110,7 @@ def best_or_words(
     chosen: models.Filter | None,
     params: models.SearchParams | None,
 ) -> list[models.QueryRequest]:
-    """Return two requests: for the `wanted` best by embedding and words, and for their cosines.
+    """Return three requests: for the `wanted` best, and for their cosines and BM25 scores.
 
     Args:
         query: The query's embedding.
@@ -135,7 +135,10 @@ def best_or_words(
         with_payload=selected(payload=True, tokens=False),
     )
     cosines = models.QueryRequest(prefetch=fused, query=query, limit=wanted, with_payload=False)
-    return [found, cosines]
+    matched = models.QueryRequest(
+        prefetch=fused, query=both[1].query, using=WORDS_VECTOR, limit=wanted, with_payload=False
+    )
+    return [found, cosines, matched]
 
 
 def point(checked: CheckedPoint) -> models.PointStruct:
