@@ -114,22 +114,34 @@ def word_vectors(records: Iterable[Record]) -> dict[str, WordVector]:
 
 
 def fused_hits(
-    fused: Iterable[Hit],
-    cosines: Iterable[Hit],
-    words: Iterable[Hit],
+    answers: Sequence[Hits],
+    queries: NDArray[np.float32],
+    vectors_of: Callable[[Sequence[str]], Iterable[Point]],
+) -> list[list[FusedHit]]:
+    """Join the three answers to each query by embedding and words.
+
+    Args:
+        answers: For each query: what the fused search found, with the scores of the fusion; the
+            same points with their cosines, where one that was written in between, or tied at the
+            end, may be missing; and those that have some of its words, with their BM25 scores.
+        queries: `(q, d)` embeddings of the queries, unit length.
+        vectors_of: Reads points with vectors.
+    """
+    return [
+        _joined(fused, cosines, words, query, vectors_of)
+        for fused, cosines, words, query in zip(
+            answers[::3], answers[1::3], answers[2::3], queries, strict=True
+        )
+    ]
+
+
+def _joined(
+    fused: Hits,
+    cosines: Hits,
+    words: Hits,
     query: NDArray[np.float32],
     vectors_of: Callable[[Sequence[str]], Iterable[Point]],
 ) -> list[FusedHit]:
-    """Join what a fused search found with the cosines and the BM25 scores of the same points.
-
-    Args:
-        fused: Hits whose score is that of the fusion.
-        cosines: The same points, by their embeddings; a point that was written in between, or tied
-            at the end, may be missing.
-        words: Those of the points that have some of the query's words, by their words.
-        query: `(d,)` embedding of the query, unit length.
-        vectors_of: Reads points with vectors.
-    """
     found = [*fused]
     known = {str(hit.id): hit.score for hit in cosines}
     missing = [str(hit.id) for hit in found if str(hit.id) not in known]

@@ -162,12 +162,7 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
                     QueryRequest(limit=wanted, query=by_words, prefetches=[fused]),
                 ]
             answers = shard.query_batch(QueryBatchRequest(requests))
-        return [
-            fused_hits(*parts, query, lambda ids: self.fetch(ids, vectors=True))
-            for *parts, query in zip(
-                answers[::3], answers[1::3], answers[2::3], queries, strict=True
-            )
-        ]
+        return fused_hits(answers, queries, lambda ids: self.fetch(ids, vectors=True))
 
     def create_words(self) -> None:
         from qdrant_edge import Modifier, UpdateOperation

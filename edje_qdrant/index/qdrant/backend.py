@@ -372,12 +372,7 @@ class QdrantBackend(Backend):
     def _joined(
         self, answers: Sequence[Hits], queries: NDArray[np.float32]
     ) -> list[list[FusedHit]]:
-        return [
-            fused_hits(*parts, query, lambda ids: self.fetch(ids, vectors=True))
-            for *parts, query in zip(
-                answers[::3], answers[1::3], answers[2::3], queries, strict=True
-            )
-        ]
+        return fused_hits(answers, queries, lambda ids: self.fetch(ids, vectors=True))
 
     def create_words(self) -> None:
         from qdrant_client import models
