@@ -40,15 +40,16 @@ from edje_qdrant.demo.drawing import draw
 from edje_qdrant.demo.run import scene_captions
 from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.evaluation.bootstrap import difference, resampled_means
-from edje_qdrant.index import ByWords
+from edje_qdrant.index import WORDS_WEIGHT, ByWords
 from edje_qdrant.ingest.ocr import RapidOcrReader
+from edje_qdrant.search.fusion import DEFAULT_WEIGHTS
 from edje_qdrant.types import ImageEncoding
 
 CANDIDATES = (10, 50)
 #: Weights where candidates are chosen, and in the final order.
-CHOOSING, ORDERING = (0.25, 0.5, 1.0), (0.0, 0.05, 0.1, 0.25, 0.5)
+CHOOSING, ORDERING = (0.1, 0.25, 0.5, 1.0), (0.0, 0.1, 0.25, 0.5)
 #: The defaults, with which the other weight is varied.
-DEFAULT = (0.5, 0.1)
+DEFAULT = (WORDS_WEIGHT, DEFAULT_WEIGHTS["words"][0])
 _PLACES = (
     "Lisbon Porto Faro Evora Braga Coimbra Sintra Tavira Lagos Nazare Obidos Tomar Aveiro Beja "
     "Elvas Leiria Viseu Guarda Chaves Silves Sagres Loule Fatima Batalha Mafra Cascais Setubal "

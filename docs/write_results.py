@@ -278,6 +278,23 @@ LANGUAGES = {
 }  # fmt: skip
 
 
+WORDS = """
+## Words as well as looks
+
+[Words](words.md) of captions, file names and signs can be searched beside the looks. Each row is
+compared with the search by looks alone on the same queries, paired, with the 95% interval.
+*Captions*: a tenth of the drawn scenes have a caption, and queries are other captions of the same
+scenes. *Folders*: the scenes are in folders with names of places, and queries name the place, too.
+*Signs*: among the scenes are pictures of a sign with a word and a number, which RapidOCR has read;
+the joint encoder of the demo model cannot read.
+
+```
+OMP_NUM_THREADS=1 python benchmarks/hybrid.py --out docs/results/hybrid.json
+```
+
+"""
+
+
 def page() -> str:
     """Return the up-to-date page."""
     scenes = read("scenes")
@@ -292,6 +309,7 @@ def page() -> str:
     parts.append(f"Trained and measured: {'; '.join(dates)}.\n")
     looks = SECOND_LOOK + _second_look("second-look")
     looks += SECOND_LOOK_EMOJI + _second_look("second-look-emoji")
+    looks += WORDS + _words()
     return "".join(parts) + _search() + _emoji() + looks + PUBLISHED
 
 
@@ -379,6 +397,34 @@ def _second_look(name: str) -> str:
         f"{report['date']}, {report['machine']}."
     )
     return table(heads, rows, verdict, note)
+
+
+def _words() -> str:
+    """Return the table of searches by words and looks."""
+    report = read("hybrid")
+    if not report:
+        return "Not run yet.\n"
+    rows = []
+    for row in report["rows"]:
+        weights = ["looks alone", "-"]
+        if row["words_weight"] is not None:
+            weights = [f"{row['words_weight']:g}", f"{row['fusion_weight']:g}"]
+        cells = [row["task"], str(row["candidates"]), *weights]
+        for name in ("found", "R@1"):
+            cells += [f"{row[name]:.1%}", _gap(row.get(f"{name} difference"))]
+        rows.append(cells)
+    heads = [
+        "queries", "candidates", "`words_weight`", "`fusion_weights`", "image found", "difference",
+        "R@1", "difference",
+    ]  # fmt: skip
+    looks, both = report["latency_ms"].values()
+    note = (
+        f"{report['scenes']:,} scenes, {report['signs']} signs of which RapidOCR read "
+        f"{report['signs_read_exactly']:.0%} without a mistake, model `{report['model']}`. The "
+        f"first stage of one query with 100 candidates took {looks:.1f} ms by looks and "
+        f"{both:.1f} ms by both. {report['date']}, {report['machine']}."
+    )
+    return table(heads, rows, note)
 
 
 def _gap(gap: dict[str, float] | None) -> str:

@@ -126,7 +126,8 @@ def search(
         float | None,
         typer.Option(
             metavar="WEIGHT",
-            help="How much words count with --hybrid, next to looks; 0.5 by default.",
+            help="How much words count with --hybrid, next to looks, where candidates are chosen; "
+            "0.25 by default.",
         ),
     ] = None,
     fusion: Annotated[

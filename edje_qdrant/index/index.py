@@ -469,11 +469,10 @@ class VectorIndex:
         """
         began = time.monotonic()
         asked = self._asked(words)
-        wanted = limit + SLACK
 
         def found() -> list[Hits]:
             left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
-            others = self._without(chosen, keep)
+            others, wanted = self._without(chosen, keep), limit + SLACK
             if not asked.rows:
                 return self._backend.nearest(queries, wanted, others, left)
             by_words = self._backend.nearest_or_words(
@@ -489,7 +488,7 @@ class VectorIndex:
         with self._backend.limit(_rows(vectors)):
             queries, chosen = self._checked(vectors, limit, filter, timeout)
             for _ in range(_SEARCHES):
-                own, is_whole = self._kept(found(), keep, wanted, limit)
+                own, is_whole = self._kept(found(), keep, limit + SLACK, limit)
                 if is_whole:
                     break
         return asked.ranked(own, limit)
@@ -510,11 +509,10 @@ class VectorIndex:
         """
         began = time.monotonic()
         asked = self._asked(words)
-        wanted = limit + SLACK
 
         async def found() -> list[Hits]:
             left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
-            others = self._without(chosen, keep)
+            others, wanted = self._without(chosen, keep), limit + SLACK
             if not asked.rows:
                 return await self._backend.nearest_async(queries, wanted, others, left)
             by_words = await self._backend.nearest_or_words_async(
@@ -534,7 +532,7 @@ class VectorIndex:
                     self._checked, vectors, limit, filter, timeout
                 )
             for _ in range(_SEARCHES):
-                own, is_whole = self._kept(await found(), keep, wanted, limit)
+                own, is_whole = self._kept(await found(), keep, limit + SLACK, limit)
                 if is_whole:
                     break
         return asked.ranked(own, limit)

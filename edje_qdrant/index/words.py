@@ -36,7 +36,7 @@ WORDS_KEY = "words"
 
 #: How much a rank among the words counts, next to the same rank among the embeddings, by default:
 #: the best of those tried by benchmarks/hybrid.py.
-WORDS_WEIGHT = 0.5
+WORDS_WEIGHT = 0.25
 
 #: The constant of reciprocal ranks, which is the engines' default. A larger one lets an image that
 #: both searches find far down come before one that a single search finds first.

@@ -46,7 +46,7 @@ class SearchOptions(TypedDict, total=False):
             of the text stand in its text fields (`ImageCollection.create(text_fields=...)`). A
             text without words in it is searched for by looks alone.
         words_weight: How much a rank among the words counts with `hybrid`, next to the same rank
-            among the looks, where candidates are chosen; 0.5 by default. With 1, half of them are
+            among the looks, where candidates are chosen; 0.25 by default. With 1, half of them are
             found by words, if there are so many. `fusion_weights` decide about their final order.
         fusion: What ranks the images: `"rerank"` is the score of the joint encoder alone;
             `"words"` adds the BM25 score of the words that were found; `"rrf"` is the reciprocal

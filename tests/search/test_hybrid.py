@@ -62,7 +62,8 @@ def test_words_find_what_looks_do_not(
     retriever: TwoStageRetriever, tiny_model: EDJEModel, named: set[int]
 ) -> None:
     options: dict[str, Any] = {"num_candidates": 12, "top_k": 12}
-    plain, hybrid = (retriever.search(TEXT, hybrid=each, **options) for each in (False, True))
+    plain = retriever.search(TEXT, **options)
+    hybrid = retriever.search(TEXT, hybrid=True, words_weight=1, **options)
     assert not found(plain) & named
     assert named <= found(hybrid)
     assert hybrid.candidates == hybrid.scored == 12
@@ -130,7 +131,9 @@ def test_options_work_with_words(retriever: TwoStageRetriever, named: set[int]) 
 def test_words_are_added_to_the_score(
     retriever: TwoStageRetriever, tiny_model: EDJEModel, named: set[int]
 ) -> None:
-    options: dict[str, Any] = {"num_candidates": 12, "top_k": 12, "hybrid": True}
+    options: dict[str, Any] = {
+        "num_candidates": 12, "top_k": 12, "hybrid": True, "words_weight": 1,
+    }  # fmt: skip
     result = retriever.search(TEXT, **options)
     added = {hit.payload["number"]: (hit.fusion_score or 0) - (hit.score or 0) for hit in result}
     assert {number for number, more in added.items() if more > 0.05} == named

@@ -74,6 +74,23 @@ def test_every_option_of_a_search_reaches_it(client):
     assert all(hit["fusion_score"] is not None for hit in answer["hits"])
 
 
+def test_words_are_searched_beside_looks(serve):
+    from edje_qdrant.maintenance import add_text_fields
+
+    client = serve()
+    body = {"text": "album kites", "hybrid": True, "top_k": 3}
+    refused = client.post("/v1/search", json=body)
+    assert refused.status_code == 400
+    assert "text-fields" in refused.text
+    collection = client.retriever.collection
+    collection.update_payload({client.ids[7]: {"caption": "kites"}})
+    add_text_fields(collection, ["caption"])
+    answer = client.post("/v1/search", json={**body, "fusion_weights": [1000, 1]}).json()
+    assert answer["hits"][0]["payload"]["caption"] == "kites"
+    for wrong in ({"words_weight": 0}, {"adaptive": True}, {"hybrid": 1}):
+        assert client.post("/v1/search", json={**body, **wrong}).status_code in (400, 422)
+
+
 def test_of_near_duplicates_one_is_a_hit(client):
     options = {"text": TEXT, "top_k": 12, "num_candidates": 12}
     plain = client.post("/v1/search", json=options).json()
