@@ -78,7 +78,7 @@ from edje_qdrant.index import (
     check_text_fields,
 )
 from edje_qdrant.index.engines import check_engine
-from edje_qdrant.index.folder import read_metadata
+from edje_qdrant.index.folder import gone_folder, read_metadata
 from edje_qdrant.index.qdrant.settings import check_settings
 from edje_qdrant.index.words import WordVector
 from edje_qdrant.tokens.codecs import Codec
@@ -780,6 +780,9 @@ class ImageCollection(BaseCollection):
         """
         with suppress(CollectionNotFoundError):
             self.open_side_index(side).remove()
+        where, name = self._origin.place_of(side)
+        if isinstance(where, Path):
+            shutil.rmtree(gone_folder(where / name), ignore_errors=True)  # of a killed run
         self.remove_side_tokens(side)
 
     def remove_side_tokens(self, side: str) -> None:

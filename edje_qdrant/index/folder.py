@@ -23,6 +23,7 @@ __all__ = [
     "FAISS",
     "SHARD",
     "FolderLock",
+    "gone_folder",
     "holds_index",
     "lock_folder",
     "read_metadata",
@@ -188,6 +189,11 @@ def lock_folder(folder: Path, *, readable: bool = False) -> FolderLock:
             return FolderLock(lock_file(path, str(folder), shared=True), read_only=True)
         except FileNotFoundError:
             return FolderLock(None, read_only=True)
+
+
+def gone_folder(folder: Path) -> Path:
+    """Return what an index's folder is renamed to before it is deleted."""
+    return folder.with_name(f".{folder.name}.gone")
 
 
 def read_metadata(folder: Path) -> tuple[int, dict[str, Any]]:

@@ -16,6 +16,7 @@ from edje_qdrant.errors import EdjeError, StoreError
 from edje_qdrant.files import sync_folder
 from edje_qdrant.index.backend import Backend
 from edje_qdrant.index.folder import (
+    gone_folder,
     lock_folder,
     read_metadata,
     refuse_existing,
@@ -188,7 +189,7 @@ class FolderBackend(Backend, Generic[E]):
         self.close()
         with reporting(self._folder):
             # Renamed first, so that a killed run leaves nothing that looks like an index.
-            gone = self._folder.with_name(f".{self._folder.name}.gone")
+            gone = gone_folder(self._folder)
             shutil.rmtree(gone, ignore_errors=True)
             self._folder.rename(gone)
             shutil.rmtree(gone)

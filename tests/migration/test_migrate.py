@@ -364,6 +364,31 @@ def test_a_codebook_is_fitted_for_the_new_model(
         assert len(rankings(collection, demo_model)[0]) == 30
 
 
+@pytest.mark.slow
+def test_what_a_killed_rollback_left_is_deleted(
+    folder_world: World,
+    tiny_model: EDJEModel,
+    other_model: EDJEModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(path: Path, *_: Any, **more: Any) -> None:
+        if not more:
+            raise KeyboardInterrupt
+
+    with folder_world.filled(tiny_model) as collection:
+        quick(collection, other_model)
+        with monkeypatch.context() as patch:
+            patch.setattr("edje_qdrant.index.folder_backend.shutil.rmtree", killed)
+            with pytest.raises(KeyboardInterrupt):
+                rollback(collection)
+        assert [name[:1] for name in sides(folder_world)] == ["."]
+        status = migration_status(collection)
+        assert status is not None
+        assert status.state == "rolling back"
+        assert rollback(collection) == 0
+        assert sides(folder_world) == []
+
+
 def test_what_cannot_be_done_is_refused(
     server_world: World, tiny_model: EDJEModel, other_model: EDJEModel, demo_model: EDJEModel
 ) -> None:
