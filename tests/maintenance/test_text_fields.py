@@ -233,6 +233,10 @@ setattr(EdgeBackend, name, killing)
 with ImageCollection.open(folder, "images") as own:
     if name == "set_payload":
         own.update_payload({own_id: {"caption": "harbour"} for own_id in sys.argv[5:]})
+    elif name == "write":
+        sys.path[:0] = sys.argv[5:]
+        from test_text_fields import added
+        added(own)
     else:
         add_text_fields(own, ["caption", "path"])
 """
@@ -284,6 +288,34 @@ def test_a_killed_update_is_right_once_it_is_repeated(when: str, tmp_path: Path)
             if own.payloads([image_id])[0].get("caption") != "harbour":
                 own.update_payload({image_id: {"caption": "harbour"}})
         assert by_words(own, "harbour") == {0, 1, 2}
+        assert verify(own).clean
+
+
+def added(collection: ImageCollection) -> None:
+    """Add images as an ingest does, in batches, and only those that are not stored."""
+    for start in range(0, COUNT, 4):
+        ids = ids_of(4, start)
+        collection.add_new(ids, encoding_of(ids), [payload_of(start + n) for n in range(4)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "when"), [(1, "after"), (3, "before"), (4, "after")])
+def test_a_killed_ingest_is_continued(number: int, when: str, tmp_path: Path) -> None:
+    made(tmp_path).close()
+    folder = Path(__file__).parent
+    killed(
+        "write",
+        number,
+        when,
+        tmp_path,
+        folder,
+        *(folder.parent / each for each in ("collection", "index")),
+    )
+    with ImageCollection.open(tmp_path, "images") as own:
+        added(own)
+        assert len(own) == COUNT
+        assert by_words(own, "Lisbon") == {5, 11, 17, 23}
+        assert by_words(own, "trip") == {*range(COUNT)}
         assert verify(own).clean
 
 

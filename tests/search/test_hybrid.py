@@ -159,6 +159,20 @@ def test_ranks_of_the_first_stage_are_fused_as_they_are(retriever: TwoStageRetri
     assert [hit.retrieval_rank for hit in fused] == [*range(1, 13)]
 
 
+def test_embeddings_on_a_device_leave_words_to_the_engine(
+    retriever: TwoStageRetriever, tiny_model: EDJEModel, named: set[int]
+) -> None:
+    options: dict[str, Any] = {"num_candidates": 12, "top_k": 12, "hybrid": True}
+    other = TwoStageRetriever(
+        retriever.collection, tiny_model, token_cache=None, first_stage="device"
+    )
+    for weight in (0.25, 1.0):
+        here, there = (each.search(TEXT, words_weight=weight, **options)
+                       for each in (retriever, other))  # fmt: skip
+        assert [hit.image_id for hit in here] == [hit.image_id for hit in there]
+    assert named <= found(asyncio.run(other.asearch(TEXT, words_weight=1, **options)))
+
+
 def test_a_text_without_words_is_searched_for_by_looks(retriever: TwoStageRetriever) -> None:
     options: dict[str, Any] = {"num_candidates": 12, "top_k": 12}
     with_words = retriever.search("of the", hybrid=True, **options)
