@@ -28,7 +28,9 @@ COMMANDS = [
     "attach", "calibrate", "classify", "compact", "convert", "copy", "delete", "demo", "detach",
     "duplicates",
     "eval", "export", "export-onnx", "fit-codec", "import", "info", "ingest", "match", "mcp",
-    "plan", "repair", "score-pairs", "search", "serve", "train", "transcode", "update", "verify",
+    "migrate",
+    "plan", "repair", "score-pairs", "search", "serve", "text-fields", "train",
+    "transcode", "update", "verify",
 ]  # fmt: skip
 
 
