@@ -1,6 +1,6 @@
 """Measure a model on emoji that it was not trained on, in each language.
 
-    OMP_NUM_THREADS=1 python benchmarks/emoji.py --model runs/emoji/model --data emoji \
+    OMP_NUM_THREADS=1 python benchmarks/emoji.py --model runs/emoji-continued/model --data emoji \
         --out docs/results/emoji.json --sheet docs/results/emoji.png
 
 `examples/emoji/README.md` says how to make the data and to train the model. A query is a name of

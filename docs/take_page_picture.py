@@ -2,7 +2,7 @@ r"""Take the pictures of the page in `docs/`, on 300 drawn scenes.
 
     EDJE_CHROMIUM=/usr/bin/chromium python docs/take_page_picture.py [--out docs]
     EDJE_CHROMIUM=/usr/bin/chromium python docs/take_page_picture.py \
-        --emoji emoji --model runs/emoji/model [--out docs]
+        --emoji emoji --model runs/emoji-continued/model [--out docs]
 
 `page-gallery.png`: a search. `page-compare.png`: both of its rankings. `page-phone.png`: the search
 on a phone. `page-dark.png`: the whole collection, with selected pictures, in dark colours.
