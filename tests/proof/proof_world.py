@@ -119,13 +119,7 @@ def ingest(folder: str, pictures: Any, tokens: str = "file", codec: str = "float
     """Bring images into a collection, made if it is missing, four at a time."""
     with opened(folder, tokens, codec) as collection:
         ingest_images(
-            pictures,
-            collection,
-            model(),
-            batch_size=4,
-            checkpoint_every=8,
-            progress=False,
-            workers=1,  # to start another decoder takes longer than what there is to decode
+            pictures, collection, model(), batch_size=4, checkpoint_every=8, progress=False
         )
 
 
