@@ -19,7 +19,7 @@ def folder(
 ) -> Path:
     folder = tmp_path_factory.mktemp("cli-words")
     paths = write_images(folder / "pictures", 8)
-    lines = [json.dumps({"path": str(p), "caption": f"tram {n}"}) for n, p in enumerate(paths)]
+    lines = [json.dumps({"path": str(p), "caption": f"tram line{n}"}) for n, p in enumerate(paths)]
     (folder / "manifest.jsonl").write_text("\n".join(lines))
     result = run(
         "ingest", folder / "manifest.jsonl", "--index", folder / "index", "--model", tiny_folder,
@@ -36,10 +36,10 @@ def searched(folder: Path, *arguments: object) -> list[dict[str, Any]]:
 
 
 def test_words_are_searched_beside_looks(folder: Path) -> None:
-    hits = searched(folder, "tram 5", "--hybrid", "--num-candidates", 2, "--words-weight", 9)
-    assert "tram 5" in [hit["payload"]["caption"] for hit in hits]
+    hits = searched(folder, "tram line5", "--hybrid", "--num-candidates", 2, "--words-weight", 9)
+    assert "tram line5" in [hit["payload"]["caption"] for hit in hits]
     assert all(hit["fusion_score"] is not None for hit in hits)
-    hits = searched(folder, "tram 5", "--hybrid", "--fusion", "rerank", "--top-k", 2)
+    hits = searched(folder, "tram line5", "--hybrid", "--fusion", "rerank", "--top-k", 2)
     assert all(hit["fusion_score"] is None for hit in hits)
     shown = json_of(run("info", "--index", folder / "index", "--json"))
     assert (shown["text_fields"], shown["text_language"]) == (["caption", "path"], "german")
