@@ -172,6 +172,7 @@ def _other_routes(service: Service) -> APIRouter:
             max_files=settings.max_files,
             max_zip_files=settings.max_zip_files,
             num_candidates=min(NUM_CANDIDATES, settings.max_candidates),
+            text_fields=[*collection.text_fields],
             model_note=model_note(model.name_or_path),
             version=__version__,
         )

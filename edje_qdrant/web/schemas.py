@@ -394,6 +394,9 @@ class CollectionInfo(BaseModel):
     max_files: int = Field(description="Images in one ingest request.")
     max_zip_files: int = Field(description="Images in one zip file.")
     num_candidates: int = Field(description="Candidates of a search that names none.")
+    text_fields: list[str] = Field(
+        description="Payload fields whose words `hybrid` searches; empty if it cannot be used."
+    )
     model_note: str | None = Field(description="What the model cannot do, if that is known.")
     version: str
 

@@ -96,6 +96,10 @@ function showForm() {
   for (const button of at("views").children) button.setAttribute("aria-pressed", `${button.dataset.view === now.view}`);
   const chosen = now.candidates !== null || now.budget !== null;
   at("dials").hidden = !(compares && (now.view === "compare" || chosen));
+  const fields = info?.text_fields ?? [];
+  at("by-words").hidden = !fields.length || now.like.length > 0 || Boolean(now.sent);
+  at("by-words").setAttribute("aria-pressed", `${now.words}`);
+  at("by-words").title = `Search the words of these fields, too: ${fields.join(", ")}`;
   at("choose").hidden = compares && now.view === "compare";
   showDials();
   filterBox.show();
@@ -457,7 +461,7 @@ async function describe(signal) {
   at("key-button").hidden = !hasKey();
   at("add").hidden = at("drop-add").hidden = !info.ingest;
   showModelNote(at("model-note"), info);
-  showDials();
+  showForm();
 }
 
 function again() {
@@ -485,6 +489,7 @@ at("ask").addEventListener("submit", (event) => {
 for (const button of at("views").children) {
   button.addEventListener("click", () => router.go({ view: button.dataset.view }));
 }
+at("by-words").addEventListener("click", () => router.go({ words: !state().words, open: "" }));
 at("candidates").addEventListener("input", () => (at("candidates-value").textContent = `${chosenCandidates()}`));
 at("candidates").addEventListener("change", () => router.go({ candidates: chosenCandidates() }));
 at("budget").addEventListener("input", () => {

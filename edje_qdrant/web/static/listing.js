@@ -57,7 +57,7 @@ export class Listing {
   }
 
   async text(signal) {
-    const { text, candidates, budget, filters } = this.state;
+    const { text, candidates, budget, filters, words } = this.state;
     const wanted = Math.min(this.info.max_candidates, candidates ?? this.info.num_candidates);
     const own = budget === null && !this.whole;
     const body = {
@@ -67,6 +67,7 @@ export class Listing {
       budget_ms: own ? FIRST_ANSWER : budget,
       where: filters,
       on_missing: "first_stage",
+      hybrid: words && this.info.text_fields.length > 0,
       // The comparison shows the rankings as they are.
       first_stage: this.state.view === "compare",
       collapse_duplicates: this.state.view !== "compare",

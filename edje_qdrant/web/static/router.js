@@ -2,6 +2,7 @@
 
 const SCROLLS = "edje-scrolls";
 const VIEW = "edje-view";
+const WORDS = "edje-words";
 const VIEWS = ["gallery", "compare"];
 
 /**
@@ -9,10 +10,12 @@ const VIEWS = ["gallery", "compare"];
  *
  * text: what is searched for; like: ids of images to find similar ones to; sent: key of an image
  * kept in `kept.js`. With none of the three it is the whole collection. filters: texts, as typed.
- * candidates, budget: null for the default. open: id of the image that is open.
+ * words: whether a text is also compared with the words of captions and names. candidates, budget:
+ * null for the default. open: id of the image that is open.
  */
 const HOME = {
-  text: "", like: [], sent: "", filters: [], view: "gallery", candidates: null, budget: null, open: "",
+  text: "", like: [], sent: "", filters: [], view: "gallery", words: false, candidates: null,
+  budget: null, open: "",
 };
 
 /** Return the kind of a state's list. */
@@ -21,8 +24,8 @@ export const kindOf = (state) =>
 
 /** Return a text that is the same for states with the same list. */
 export function listKey(state) {
-  const { text, like, sent, filters, candidates, budget } = state;
-  return JSON.stringify([text, like, sent, filters, candidates, budget, text && state.view]);
+  const { text, like, sent, filters, words, candidates, budget } = state;
+  return JSON.stringify([text, like, sent, filters, candidates, budget, text && [words, state.view]]);
 }
 
 function count(text) {
@@ -41,6 +44,7 @@ export function read(search) {
     sent: text || like.length ? "" : parts.get("sent") || "",
     filters: parts.getAll("f"),
     view: VIEWS.includes(named) ? named : rememberedView(),
+    words: text ? parts.get("words") === "1" : rememberedWords(),
     candidates: count(parts.get("c")),
     budget: count(parts.get("b")),
     open: parts.get("open") || "",
@@ -57,6 +61,7 @@ export function addressOf(state) {
   if (state.text) {
     // Named, so that others see the same view, whichever they used last.
     parts.set("view", state.view);
+    if (state.words) parts.set("words", "1");
     if (state.candidates !== null) parts.set("c", state.candidates);
     if (state.budget !== null) parts.set("b", state.budget);
   }
@@ -69,6 +74,8 @@ function rememberedView() {
   return VIEWS.includes(view) ? view : "gallery";
 }
 
+const rememberedWords = () => localStorage.getItem(WORDS) === "1";
+
 export class Router {
   /**
    * `render(state, place)` shows a state; `place` is where its page was scrolled to, null for a
@@ -76,7 +83,7 @@ export class Router {
    */
   constructor(render) {
     this.render = render;
-    this.state = { ...HOME, view: rememberedView() };
+    this.state = { ...HOME, view: rememberedView(), words: rememberedWords() };
     history.scrollRestoration = "manual";
     addEventListener("popstate", () => this.load());
     addEventListener("scroll", () => this.scrolled(), { passive: true });
@@ -94,6 +101,7 @@ export class Router {
     const before = this.state;
     this.state = { ...before, ...change };
     if ("view" in change) localStorage.setItem(VIEW, change.view);
+    if ("words" in change) localStorage.setItem(WORDS, change.words ? "1" : "");
     const address = addressOf(this.state);
     if (replace || address === addressOf(before)) {
       history.replaceState(history.state, "", address);
