@@ -57,8 +57,8 @@ def train(
         raise ConfigError(
             "say what to train by: --recipe FILE. Recipes to begin with are in examples/recipes: "
             "pretraining.toml, finetuning-coco.toml, finetuning-flickr.toml, distillation.toml, "
-            "emoji.toml, emoji-minilm.toml; 'demo' trains the bundled model, in about an hour on 2 "
-            "cores"
+            "emoji.toml, emoji-continued.toml, emoji-minilm.toml; 'demo' trains the bundled model, "
+            "in about an hour on 2 cores"
         )
     check_device(device)
     silence_libraries()

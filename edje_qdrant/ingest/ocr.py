@@ -16,6 +16,7 @@ from edje_qdrant.checks import check_kind, check_number, check_seconds
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, ImageReadError, MissingExtraError
 from edje_qdrant.images import open_upright
+from edje_qdrant.images.rgb import to_rgb
 from edje_qdrant.sources.read import read_image, stored_id
 from edje_qdrant.types import FailedImage, Point
 
@@ -87,7 +88,7 @@ class RapidOcrReader:
 
     def read(self, image: Image.Image) -> str:
         """Return the lines of text; see `TextReader`."""
-        pixels = np.asarray(image.convert("RGB"))[:, :, ::-1]  # (h, w, 3), BGR
+        pixels = np.asarray(to_rgb(image))[:, :, ::-1]  # (h, w, 3), BGR
         found = self._engine(np.ascontiguousarray(pixels))
         lines = zip(found.txts or (), found.scores or (), strict=True)
         return "\n".join(text for text, score in lines if score >= self._least)
