@@ -136,14 +136,14 @@ def migrate(
             return
         status = migration_status(opened)
         chosen = _chosen_texts(opened, texts, sample)
-        settling = status is not None and status.state == "settling"
+        over = status is not None and status.state in ("settling", "kept")
         name = model
         if name is None and status is not None:
-            name = status.model if settling else status.other
+            name = status.model if over else status.other
         if name is None:
             raise ConfigError("no migration is under way; say which model to migrate to: --model")
         loaded = load_model(name, device, None)
-        if settling and cut_over:
+        if over and cut_over and loaded.contract().model_key == opened.contract.model_key:
             _cut_over(opened, loaded, leave_out_missing, grace, batch_size, progress, wait, as_json)
             return
         from edje_qdrant.migration.encode_side import migrate as migrate_collection

@@ -54,7 +54,8 @@ def cut_over(
     ContractMismatchError. No ranking has images of both sides.
 
     `collection` is closed; open it again, with the new model. A cut-over that was interrupted is
-    continued by another call.
+    continued by another call. After one that was finished, another call changes nothing, and
+    `collection` stays open.
 
     Args:
         collection: An open collection with a migration under way.
@@ -84,6 +85,8 @@ def cut_over(
         with collection.patient(wait):
             _settle(collection, old.name, grace)
             return CutOverReport(collection.contract.model, collection.count(), 0, ())
+    if old is not None and model.contract().model_key == collection.contract.model_key:
+        return CutOverReport(collection.contract.model, collection.count(), 0, ())
     if collection.migration_now() is None:
         raise ConfigError(
             f"no migration of the collection {collection.name!r} is under way; begin one with "

@@ -60,6 +60,11 @@ def test_the_whole_way(index: Path, other_folder: Path, tiny_folder: Path, tmp_p
     data = json_of(result)
     assert (data["encoded"], data["agreement"]["texts"]) == (0, 2)
     assert (data["cut_over"]["images"], data["cut_over"]["left_out"]) == (5, [])
+    for again in ((), ("--model", other_folder)):
+        result = run("migrate", "--index", index, *again, "--cut-over", "--json")
+        assert json_of(result)["cut_over"]["images"] == 5
+    refusal = refused(run("migrate", "--index", index, "--model", tiny_folder, "--cut-over"))
+    assert "still has the side of the model before" in refusal
     status = json_of(run("info", "--index", index, "--json"))
     assert status["model"] == str(other_folder)
     assert status["migration"]["state"] == "kept"
