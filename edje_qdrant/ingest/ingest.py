@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from edje_qdrant.checks import check_kind, check_number, check_seconds
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import ConfigError, EdjeError
+from edje_qdrant.errors import ConfigError
 from edje_qdrant.images import (
     DECODE_MEMORY,
     DECODE_SECONDS,
@@ -29,7 +29,7 @@ from edje_qdrant.ingest.decode import DecodedImage, KnownImage, decode_image
 from edje_qdrant.ingest.encode import encode_batch
 from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.known_paths import KnownPaths
-from edje_qdrant.ingest.pipeline import IngestRun
+from edje_qdrant.ingest.pipeline import Checkpoints, IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
 from edje_qdrant.ingest.prune import Agree, count_old_versions, follow_moved, prune_collection
 from edje_qdrant.ingest.update_fields import FieldUpdater
@@ -216,38 +216,25 @@ def ingest_images(
                 )
             return updated
 
-        unflushed = 0
-
-        def wrote(count: int) -> None:
-            nonlocal unflushed
-            unflushed += count
-            if unflushed >= checkpoint_every:
-                collection.flush()
-                unflushed = 0
-
-        with run.bar, ThreadPoolExecutor(workers) as threads, ExitStack() as stack:
+        checkpoints = Checkpoints(collection.flush, checkpoint_every)
+        with (
+            run.bar,
+            ThreadPoolExecutor(workers) as threads,
+            ExitStack() as stack,
+            checkpoints.kept(threads, stack),
+        ):
             missing = run.missing(source.images(), threads, follow_source, KnownPaths(collection))
-            try:
-                if worker_devices:
-                    pool = stack.enter_context(
-                        EncodingPool(model, worker_devices, limits, file_fields)
-                    )
-                    missing = run.with_content(missing, threads, batch_size)
-                    for batch in pool.encode(batches(missing, batch_size)):
-                        wrote(run.write_encoded(batch))
-                else:
-                    decoders = stack.enter_context(limits.pool())
-                    decode = partial(
-                        decode_image, model=model, decoders=decoders, file_fields=file_fields
-                    )
-                    run.decode_and_write(missing, decode, threads, batch_size, wrote)
-            except BaseException:
-                stack.close()  # no thread waits for a decoder any more
-                threads.shutdown(cancel_futures=True)
-                # Keep what was written; if that fails too, the first error is more useful.
-                with suppress(EdjeError):
-                    collection.flush()
-                raise
+            if worker_devices:
+                pool = stack.enter_context(EncodingPool(model, worker_devices, limits, file_fields))
+                missing = run.with_content(missing, threads, batch_size)
+                for batch in pool.encode(batches(missing, batch_size)):
+                    checkpoints.wrote(run.write_encoded(batch))
+            else:
+                decoders = stack.enter_context(limits.pool())
+                decode = partial(
+                    decode_image, model=model, decoders=decoders, file_fields=file_fields
+                )
+                run.decode_and_write(missing, decode, threads, batch_size, checkpoints.wrote)
         pruned = 0
         if prune:
             agree = prune if callable(prune) else None

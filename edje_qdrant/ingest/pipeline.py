@@ -6,14 +6,14 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
 
-from edje_qdrant.errors import ImageReadError
+from edje_qdrant.errors import EdjeError, ImageReadError
 from edje_qdrant.ingest.decode import (
     DecodedImage,
     KnownImage,
@@ -31,7 +31,7 @@ from edje_qdrant.types import FailedImage, ImageEncoding, Payload
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
 
-__all__ = ["IngestRun", "IngestTarget"]
+__all__ = ["Checkpoints", "IngestRun", "IngestTarget"]
 
 T = TypeVar("T")
 
@@ -54,6 +54,44 @@ class IngestTarget(Protocol):
         self, image_ids: Sequence[str], encoding: ImageEncoding, payloads: Sequence[Payload]
     ) -> set[str]:
         """Store images that are not stored yet; return the ids of those that this call stored."""
+
+
+class Checkpoints:
+    """Flush a collection after every so many images written, and when writing fails.
+
+    Args:
+        flush: Flushes the collection.
+        every: Number of images.
+    """
+
+    def __init__(self, flush: Callable[[], None], every: int) -> None:
+        self._flush, self._every = flush, every
+        self._unflushed = 0
+
+    def wrote(self, count: int) -> None:
+        """Count images that were written."""
+        self._unflushed += count
+        if self._unflushed >= self._every:
+            self._flush()
+            self._unflushed = 0
+
+    @contextmanager
+    def kept(self, threads: ThreadPoolExecutor, stack: ExitStack) -> Iterator[None]:
+        """Flush if the block fails.
+
+        Args:
+            threads: Their waiting tasks are cancelled then.
+            stack: Closed then, before that: it holds the decoders that threads may wait for.
+        """
+        try:
+            yield
+        except BaseException:
+            stack.close()
+            threads.shutdown(cancel_futures=True)
+            # If that fails too, the first error is more useful.
+            with suppress(EdjeError):
+                self._flush()
+            raise
 
 
 class IngestRun:

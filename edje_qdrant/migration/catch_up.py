@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.collection.references import is_ours, user_payload
-from edje_qdrant.errors import EdjeError, ImageReadError
+from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import Part, part_of
 from edje_qdrant.index import VectorIndex
 from edje_qdrant.ingest.decode import DecodedImage
-from edje_qdrant.ingest.pipeline import IngestRun
+from edje_qdrant.ingest.pipeline import Checkpoints, IngestRun
 from edje_qdrant.migration.reports import MissingImage
 from edje_qdrant.model.pixels import read_file
 from edje_qdrant.sources.parts import stored_part_id
@@ -97,16 +97,13 @@ def encode_images(
         give_up=target.index.give_up,
     )  # fmt: skip
     done.left_out = 0
-    unflushed = 0
-
-    def wrote(count: int) -> None:
-        nonlocal unflushed
-        unflushed += count
-        if unflushed >= how.checkpoint_every:
-            target.flush()
-            unflushed = 0
-
-    with run.bar, ThreadPoolExecutor(how.limits.workers) as threads, ExitStack() as stack:
+    checkpoints = Checkpoints(target.flush, how.checkpoint_every)
+    with (
+        run.bar,
+        ThreadPoolExecutor(how.limits.workers) as threads,
+        ExitStack() as stack,
+        checkpoints.kept(threads, stack),
+    ):
         decoders = stack.enter_context(how.limits.pool())
 
         def decode(point: Point) -> DecodedImage | FailedImage:
@@ -117,16 +114,8 @@ def encode_images(
                 done.missing[point.id] = MissingImage(point.id, shown, found.reason)
             return found
 
-        try:
-            lacking = _lacking(old, target, run, done)
-            run.decode_and_write(lacking, decode, threads, how.batch_size, wrote)
-        except BaseException:
-            stack.close()  # no thread waits for a decoder any more
-            threads.shutdown(cancel_futures=True)
-            # Keep what was written; if that fails too, the first error is more useful.
-            with suppress(EdjeError):
-                target.flush()
-            raise
+        lacking = _lacking(old, target, run, done)
+        run.decode_and_write(lacking, decode, threads, how.batch_size, checkpoints.wrote)
     done.encoded += run.added
     target.flush()
 
