@@ -581,7 +581,7 @@ def test_a_side_file_gone_is_said_at_open(edge_file):
     with pytest.raises(TokensNotFoundError, match="is gone"):
         edge_file.open()
     with pytest.raises(TokensNotFoundError, match="is gone"):
-        edge_file.open()  # the engine was let go of
+        edge_file.open()  # the engine was closed
 
 
 def test_token_folders_swapped_between_collections_do_not_open(edge_file):
@@ -775,7 +775,7 @@ def test_an_index_that_something_else_wrote(tmp_path, metadata, message):
     with pytest.raises(StoreError, match=message):
         ImageCollection.open(tmp_path, "images")
     with pytest.raises(StoreError, match=message):
-        ImageCollection.open(tmp_path, "images")  # the engine was let go of
+        ImageCollection.open(tmp_path, "images")  # the engine was closed
 
 
 def test_a_folder_is_open_once(edge_file):

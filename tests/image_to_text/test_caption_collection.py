@@ -189,7 +189,7 @@ def test_the_first_call_creates_and_the_second_opens(place: Place) -> None:
     other = replace(CONTRACT, encoder_revision="e1")
     with pytest.raises(ContractMismatchError, match="encoder_revision: expected 'e1'"):
         CaptionCollection.open_or_create(place.location, "captions", other)
-    place.open().close()  # it was let go of
+    place.open().close()  # its lock was released
     with pytest.raises(ConfigError, match="contract"):
         CaptionCollection.open_or_create(place.location, "new", "demo")  # type: ignore[arg-type]
     with pytest.raises(CollectionNotFoundError):

@@ -160,7 +160,7 @@ def test_a_collection_is_opened_with_the_model_it_names(
         assert len(retriever.search(ImageEncoding(*encoded(tiny_model)))) == 0
     with pytest.raises(ContractMismatchError):
         CaptionRetriever.open(tmp_path, model=other_model)
-    CaptionCollection.open(tmp_path, "captions").close()  # let go of after the refusal
+    CaptionCollection.open(tmp_path, "captions").close()  # released after the refusal
 
 
 def encoded(model: EDJEModel) -> Any:

@@ -500,7 +500,7 @@ def test_into_a_collection_of_another_model_or_codec(
         with pytest.raises(ContractMismatchError) as caught:
             bring(archive, place)
         assert field in caught.value.expected
-        with place.open() as collection:  # it was let go of
+        with place.open() as collection:  # its lock was released
             assert len(collection) == 0
 
 

@@ -226,7 +226,7 @@ def test_another_model_is_refused(
     with pytest.raises(ContractMismatchError) as caught:
         TwoStageRetriever.open(index, model=other_model)
     assert "encoder_revision" in caught.value.found
-    TwoStageRetriever.open(index, model=tiny_model).close()  # the folder was let go of
+    TwoStageRetriever.open(index, model=tiny_model).close()  # its lock was released
 
 
 def test_collections_that_are_not_there_or_taken_are_named(

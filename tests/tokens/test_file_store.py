@@ -356,7 +356,7 @@ def test_a_file_cut_short_names_what_is_lost_and_takes_no_more(
         with pytest.raises(TokensCorruptError, match="holds 3 of 5 records"):
             store.put(ids, tokens)
     assert side_file(folder).stat().st_size == HEADER_BYTES + 3 * RECORD + 5
-    # The refused writer let go of its lock.
+    # The refused writer released its lock.
     with (
         closing(FileTokenStore.open(folder)) as store,
         pytest.raises(TokensCorruptError, match="holds 3 of 5"),
