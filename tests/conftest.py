@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import shutil
 import signal
 from collections.abc import Callable
 from functools import cache
@@ -26,6 +27,12 @@ WriteImages = Callable[..., list[Path]]
 # One thread for each process that tests run in or start: they run side by side, on all cores.
 # torch reads this when it is imported, which nothing here does before a fixture needs it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Collections flush after each write, which a disk takes some milliseconds for, and most tests would
+# wait for little else. What tests leave is deleted where they pass, since it takes memory here.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # How long an example takes depends on what else the machine does.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

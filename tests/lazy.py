@@ -19,4 +19,6 @@ class Lazy:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # pytest asks for such names too, which would import the module
+            raise AttributeError(name)
         return getattr(importlib.import_module(self._name), name)
