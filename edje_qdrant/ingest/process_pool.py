@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -256,9 +257,12 @@ class EncodingPool:
             target=work, args=(theirs, settings), name=f"edje-encode-{device}", daemon=True
         )
         try:
-            with _ignore_interrupts():
+            with _hold_interrupts():
                 process.start()
         except BaseException:
+            if process.pid is not None:
+                process.kill()
+                process.join()
             ours.close()
             raise
         finally:
@@ -324,16 +328,30 @@ def _ending(code: int | None) -> str:
 
 
 @contextmanager
-def _ignore_interrupts() -> Iterator[None]:
-    """Block SIGINT, so that processes started in this context are not interrupted by Ctrl-C."""
+def _hold_interrupts() -> Iterator[None]:
+    """Delay Ctrl-C until the context ends, and block it in the processes started in the context.
+
+    If it interrupted the start of a process, the new process would receive an incomplete message
+    and print a traceback.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # if it were started later, it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    held: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    # Any thread may receive the signal; the main thread handles it, even while it blocks it.
+    handles = handler is not None and threading.current_thread() is threading.main_thread()
+    if handles:
+        signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if handles:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -248,6 +249,33 @@ def test_workers_end_with_a_command_that_is_ended(
         assert errors == "error: interrupted; what was written before is kept\n"
         assert process.returncode == 130
     assert [*tmp_path.glob("edje-model-*")] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_an_interrupt_waits_until_a_process_is_started() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    start, sent = threading.Event(), threading.Event()
+    started = []
+
+    def take_signal() -> None:
+        start.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        sent.set()
+
+    def start_process() -> None:
+        with encoding_pool._hold_interrupts():
+            start.set()
+            sent.wait()
+            other.join()
+            started.append(True)
+
+    other = threading.Thread(target=take_signal)  # which does not block it
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        start_process()
+    assert started
+    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.parametrize(
