@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 import shutil
 import signal
 from collections.abc import Callable
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from httpx._transports import default as transports
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from qdrant_client.embed import schema_parser
+from qdrant_client.embed import utils as schema_parser_utils
 
 if TYPE_CHECKING:
     from edje_qdrant.model import EDJEModel
@@ -40,16 +41,13 @@ settings.register_profile("thorough", unhurried)
 settings.register_profile("fast", unhurried, max_examples=25)
 settings.load_profile("fast")
 
-# Thousands of clients are made here. Each would read the certificates of all authorities again, and
-# copy what Qdrant's client knows of its schemas object by object: more than most tests take.
+# Thousands of clients are made here. Each would read the certificates of all authorities again,
+# copy what Qdrant's client knows of its schemas object by object, though it only adds to them, and
+# convert the same paths: more than most tests take.
 transports.create_ssl_context = cache(transports.create_ssl_context)
-
-
-def copied(known: Any) -> Any:
-    return pickle.loads(pickle.dumps(known, pickle.HIGHEST_PROTOCOL))
-
-
-schema_parser.deepcopy = copied
+schema_parser.deepcopy = copy
+convert_paths = cache(lambda paths: schema_parser_utils.convert_paths([*paths]))
+schema_parser.convert_paths = lambda paths: convert_paths(tuple(paths))
 
 # What was imported stays: to look through it for garbage, over and over, is work for nothing.
 gc.disable()
