@@ -349,6 +349,9 @@ class Ingested(BaseModel):
     image_ids: list[ImageId] = Field(
         description="Ids of the uploaded images that the collection now holds, in order."
     )
+    since: str | None = Field(
+        description="The earliest `modified_at` of the added images, as RFC 3339; null if none was."
+    )
 
 
 class Picture(BaseModel):

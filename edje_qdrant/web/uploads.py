@@ -20,6 +20,7 @@ from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.update_fields import update_fields
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.pixels import Pixels, read_file
+from edje_qdrant.sources.stamp import file_stamp
 from edje_qdrant.threads import batches
 from edje_qdrant.web.schemas import FailedUpload, Ingested
 from edje_qdrant.web.strict_json import read_json
@@ -105,8 +106,8 @@ def ingest_uploads(
     """Store images in a folder, named by content, and add them to the collection.
 
     Files that could not be decoded are not stored. The payload has what `ingest_images` takes from
-    files by default, but the time of change, which an upload does not tell. Of an image that the
-    collection has already, fields with other values are updated.
+    files by default; `modified_at` is the time of the upload. Of an image that the collection has
+    already, fields with other values are updated.
 
     Args:
         uploads: What `read_upload` returned.
@@ -124,6 +125,7 @@ def ingest_uploads(
     new: dict[str, DecodedImage] = {}
     known: list[str] = []
     stored: dict[str, Mapping[str, Any]] = {}
+    since: str | None = None
     skipped = 0
     for each in uploads:
         if each.decoded is None or each.pixels is None:
@@ -138,8 +140,10 @@ def ingest_uploads(
             continue
         path = folder / f"{image_id}{_SUFFIXES[each.decoded.format]}"
         _write(path, each.upload.data)
+        stamp = file_stamp(str(path))
+        since = since or stamp.get("modified_at")
         payload = {
-            **FileFields().of(each.decoded),
+            **FileFields().of(each.decoded, stamp),
             **fields,
             "name": each.upload.name[-_NAME:],
             "path": str(path),
@@ -162,6 +166,7 @@ def ingest_uploads(
         skipped=skipped - updated,
         failed=failed,
         image_ids=[*dict.fromkeys(known)],
+        since=since,
     )
 
 

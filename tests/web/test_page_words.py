@@ -164,6 +164,13 @@ def test_the_gallery_says_matches_in_words_and_no_figures(
     assert headings == [each for each in whole if each in headings]
     assert headings[0] == "Good matches"
     assert fits(page)
+    page.click(".tile .open >> nth=0")
+    page.wait_for_selector("#words button")
+    assert page.inner_text("#scores").split() == ["Match", "good", "Place", "1"]
+    assert "Payload" not in page.inner_text("#detail")
+    # What can be done is seen without scrolling past all that is stored.
+    actions, details = (page.locator(part).bounding_box()["y"] for part in (".actions", "#payload"))
+    assert actions < details
 
 
 def test_compare_has_words_and_figures(

@@ -493,7 +493,7 @@ def test_pictures_come_with_a_key(browser, collected):
         service.end()
 
 
-def test_pictures_are_added_with_progress(open_page, collected, tmp_path):
+def test_pictures_are_added_with_progress(open_page, collected, ids, tmp_path):
     page = open_page()
     shown(page)
     for n in range(3):
@@ -512,6 +512,10 @@ def test_pictures_are_added_with_progress(open_page, collected, tmp_path):
     assert "broken.png" in page.inner_text("#upload-failed")
     page.click("#upload-show")
     until(lambda: page.inner_text("#collection").startswith(f"{COUNT + COPIES + 3} pictures"))
+    until(lambda: page.locator(".tile").count() == 3)  # those, at an address that can be sent
+    assert asked(page)["f"][0].startswith("modified_at>=")
+    page.goto(page.url.split("?")[0])
+    assert not {*shown(page)[:3]} & {*ids}  # newest first: before those with an older date
     new = base64.b64encode((tmp_path / "new-1.png").read_bytes()).decode()
     page.evaluate(DROP, [new, "#drop-add"])
     page.wait_for_selector("#upload-title >> text=Done")

@@ -109,6 +109,7 @@ def test_an_uploaded_photograph_of_a_phone_keeps_its_date_but_not_its_place(taki
     assert (done["added"], done["failed"]) == (1, [])
     (image_id,) = done["image_ids"]
     payload = taking.get(f"/v1/images/{image_id}").json()["payload"]
+    assert payload.pop("modified_at") == done["since"]
     assert payload == {
         "path": f"uploads/{image_id}.heic",
         "name": "IMG_1.HEIC",
@@ -119,6 +120,17 @@ def test_an_uploaded_photograph_of_a_phone_keeps_its_date_but_not_its_place(taki
         "lens": "mine",
         "file_size": len(content),
     }
+
+
+def test_uploads_have_the_time_of_their_upload(taking):
+    """So that they come first where images without a date of their own are shown newest first."""
+    first = send(taking, ("red.png", picture())).json()
+    second = send(taking, ("red.png", picture()), ("blue.png", picture((0, 0, 200)))).json()
+    assert first["since"] < second["since"]
+    listed = taking.get("/v1/images", params={"where": f"modified_at>={second['since']}"}).json()
+    (shown,) = listed["pictures"]
+    assert shown["image_id"] == second["image_ids"][1]
+    assert send(taking, ("red.png", picture())).json()["since"] is None
 
 
 def test_uploads_are_counted(taking):

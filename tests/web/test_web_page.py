@@ -131,6 +131,7 @@ def test_filters_sliders_and_what_is_empty_or_wrong(open_page, captions):
     page.press("#filter", "Enter")
     page.wait_for_selector(".empty")
     assert "filters" in page.inner_text(".empty")
+    assert page.locator(".order").count() == 0  # "Best first, of 0 candidates"
     page.click(".chip")
     page.wait_for_selector(".right .hit")
     page.fill("#candidates", "0")

@@ -37,6 +37,7 @@ const picked = new Selection({
 });
 const detail = new Detail({
   text: () => state().text,
+  figures: () => kindOf(state()) === "text" && state().view === "compare",
   explains: () => info !== null && info.explain,
   shut: () => router.shut(),
   step,
@@ -48,12 +49,12 @@ const filterBox = new FilterBox({
 });
 const uploads = new Uploads({
   limits: () => info,
-  added: () => {
+  added: (since) => {
     listings.clear();
     filterBox.forget();
     shown = null;
     info = null;
-    router.go({ text: "", like: [], sent: "", filters: [], open: "" });
+    router.go({ text: "", like: [], sent: "", filters: [`modified_at>=${since}`], open: "" });
   },
 });
 
@@ -313,6 +314,7 @@ async function headOf(listing, signal) {
     return parts;
   }
   if (kind === "text") {
+    if (!listing.hits.length) return [];
     const { timings_ms: timings, scored, candidates } = answer;
     const number = scored === candidates ? scored.toLocaleString() : `${scored.toLocaleString()} of ${candidates.toLocaleString()}`;
     if (listing.partial) return [make("p", { class: "order" }, going(answer))];

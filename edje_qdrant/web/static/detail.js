@@ -11,12 +11,14 @@ const TELLING = 0.5;
 
 export class Detail {
   /**
-   * `text()` returns the search text; `explains()` whether the service can explain; `shut()` closes
-   * the image, `step(by)` opens the next one or the one before, `like(picture)` searches.
+   * `text()` returns the search text; `figures()` whether scores are shown as numbers, too;
+   * `explains()` whether the service can explain; `shut()` closes the image, `step(by)` opens the next
+   * one or the one before, `like(picture)` searches.
    */
-  constructor({ text, explains, shut, step, like }) {
+  constructor({ text, figures, explains, shut, step, like }) {
     this.dialog = at("detail");
     this.text = text;
+    this.figures = figures;
     this.explains = explains;
     this.picture = null;
     at("close").addEventListener("click", shut);
@@ -73,11 +75,11 @@ export class Detail {
     at("original").textContent = part ? part.open : "Open the picture";
     at("heat").hidden = true;
     at("whence").replaceChildren(...whence(picture));
-    at("scores").replaceChildren(...scores(picture));
+    at("scores").replaceChildren(...scores(picture, this.figures()));
     const { payload } = picture;
     const lines = Object.entries(payload).flatMap(([field, value]) => [
       make("dt", {}, field),
-      make("dd", {}, typeof value === "string" ? value : encode(value)),
+      make("dd", {}, ...breakable(typeof value === "string" ? value : encode(value))),
     ]);
     at("payload").replaceChildren(...lines, make("dt", {}, "id"), make("dd", {}, picture.image_id));
     if (!this.dialog.open) this.dialog.showModal();
@@ -102,8 +104,10 @@ export class Detail {
   }
 
   words(found) {
-    at("why-hint").textContent =
-      "Choose a word to see where. The numbers say how much likelier the picture makes it.";
+    const numbered = found.words.some(({ weight }) => Math.abs(weight) >= TELLING);
+    at("why-hint").textContent = numbered
+      ? "Choose a word to see where. The higher its number, the better it fits the picture; below zero it does not."
+      : "Choose a word to see where. No single word stands out.";
     const heat = at("heat");
     const buttons = [];
     const toggle = (button, map, weight) => {
@@ -149,11 +153,22 @@ function whence(picture) {
   return parts;
 }
 
-function scores(picture) {
+/** The parts of a text, with places where a long path is better broken than within a name. */
+function breakable(text) {
+  return text.split(/(?<=[/\\_])/).flatMap((part) => [part, make("wbr")]).slice(0, -1);
+}
+
+/** What is known of how well an image fits: words, and with `figures` the scores of both stages. */
+function scores(picture, figures) {
   const shown = [];
   const add = (words, value) => shown.push(make("div", {}, make("dt", {}, words), make("dd", {}, value)));
   if (picture.rank === undefined) return shown;
   const match = matchOf(picture);
+  if (!figures) {
+    if (match) add("Match", match.level);
+    add("Place", `${picture.rank}`);
+    return shown;
+  }
   if (match) add("Match", `${match.level}, ${match.share}`);
   if (picture.score !== null) add("Logit", decimal(picture.score, 2));
   if (picture.retrieval_score !== null) add("Cosine", decimal(picture.retrieval_score, 3));

@@ -9,5 +9,5 @@ export function showModelNote(place, info) {
   if (!note) return;
   const said = note.charAt(0).toUpperCase() + note.slice(1);
   const option = make("code", {}, "--model");
-  place.replaceChildren(make("b", {}, `${said}.`), " What it says of photographs means nothing: ingest those with another ", option, ".");
+  place.replaceChildren(make("b", {}, `${said}.`), " Its results for photographs mean nothing. To search photographs, ingest them with another model: ", option, ".");
 }

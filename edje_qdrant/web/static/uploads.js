@@ -9,7 +9,7 @@ const BATCH_BYTES = 8 << 20;
 const MOST_REASONS = 20;
 
 export class Uploads {
-  /** `added()` is called when all is done and something was added. */
+  /** `added(since)` shows what was added; `since` is when the first of it was, by the service's clock. */
   constructor({ limits, added }) {
     this.limits = limits;
     this.added = added;
@@ -17,14 +17,14 @@ export class Uploads {
     at("upload-close").addEventListener("click", () => this.close());
     at("upload-show").addEventListener("click", () => {
       this.close();
-      this.added();
+      this.added(this.since);
     });
   }
 
   /** Send files; more may be added while some are under way. */
   async add(files) {
     const fresh = !this.running;
-    if (fresh) Object.assign(this, { total: 0, done: 0, counts: { added: 0, updated: 0, skipped: 0 }, failed: [] });
+    if (fresh) Object.assign(this, { total: 0, done: 0, counts: { added: 0, updated: 0, skipped: 0 }, failed: [], since: "" });
     this.total += files.length;
     this.waiting.push(...files);
     if (fresh) this.running = new AbortController();
@@ -59,6 +59,7 @@ export class Uploads {
     try {
       const moved = (share) => this.show(share * files.length);
       const answer = await request("/v1/ingest", form, moved, this.running.signal);
+      if (answer.added) this.since ||= answer.since;
       for (const kind of Object.keys(this.counts)) this.counts[kind] += answer[kind];
       this.failed.push(...answer.failed);
     } catch (error) {
