@@ -41,6 +41,10 @@ class ImageEncoding:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def __repr__(self) -> str:
+        embeddings, tokens = np.shape(self.embeddings), np.shape(self.tokens)
+        return f"ImageEncoding(embeddings={embeddings}, tokens={tokens})"
+
 
 @dataclass(frozen=True, slots=True)
 class Point:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -38,6 +39,15 @@ FITS = """() => document.documentElement.scrollWidth <= innerWidth
 
 #: What a page may load: files of its own host.
 OTHER_HOST = re.compile(r"""<(?:script|link|img|iframe)[^>]*(?:src|href)=["']?(?:https?:)?//""")
+
+
+#: The clone's remote, for git; no page of a folder can be linked to.
+REPOSITORY = "https://github.com/example/edje-qdrant"
+REMOTE = {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "remote.origin.url",
+    "GIT_CONFIG_VALUE_0": f"{REPOSITORY}.git",
+}
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
@@ -114,6 +124,23 @@ def test_every_command_of_the_pages_has_options_that_exist() -> None:
     assert checked > 50
 
 
+@pytest.mark.parametrize(
+    ("remote", "address"),
+    [
+        ("https://github.com/example/edje-qdrant.git", "https://github.com/example/edje-qdrant"),
+        ("https://me:secret@git.example.org:8443/a/b/c/", "https://git.example.org:8443/a/b/c"),
+        ("git@github.com:example/edje-qdrant.git", "https://github.com/example/edje-qdrant"),
+        ("ssh://git@git.example.org:2222/a/b.git", "https://git.example.org/a/b"),
+        ("/home/me/edje-qdrant", None),
+        ("../edje-qdrant", None),
+        ("file:///home/me/edje-qdrant", None),
+        ("", None),
+    ],
+)
+def test_the_repositorys_address_is_that_of_its_page(remote: str, address: str | None) -> None:
+    assert runpy.run_path(str(DOCS / "site_hooks.py"))["web_address"](remote) == address
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """The built site: its folder, and the address at which it is served."""
@@ -121,7 +148,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
     folder = tmp_path_factory.mktemp("site")
     subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
-        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=True, timeout=280,
+        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1", **REMOTE}, check=True, timeout=280,
     )  # fmt: skip
     handler = partial(_Quiet, directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -178,6 +205,10 @@ def test_pages_ask_no_other_host_and_fit_every_width(site: tuple[Path, str]) -> 
         page.goto(f"{url}/")
         for name in ("Search my photos", "Build on it", "Train and measure"):
             assert page.get_by_text(name, exact=True).first.is_visible()
+        page.set_viewport_size({"width": 1280, "height": 900})
+        link = page.locator(f'.md-header a[href="{REPOSITORY}"]')
+        assert link.inner_text().strip() == "example/edje-qdrant"
+        assert link.is_visible()
         browser.close()
     assert foreign == []
 

@@ -324,7 +324,7 @@ def delete(
         filter = filter_of(where) if where else None
         before = opened.count()
         count, examples = _chosen(opened, ids or [], filter)
-        what = f"{count:,} of {before:,} images of {collection} would be deleted"
+        what = f"{count:,} of {before:,} images in the collection {collection!r} would be deleted"
         if count and agreed(what, examples, count, yes=yes, dry_run=dry_run):
             if ids:
                 opened.delete(ids)
@@ -379,7 +379,7 @@ def update(
         examples = _paths(opened, sorted(chosen)[:EXAMPLES])
         if count and (where or dry_run):
             names = ", ".join(payload)
-            what = f"{names} of {count:,} images of {collection} would be set"
+            what = f"{names} of {count:,} images in the collection {collection!r} would be set"
             if not agreed(what, examples, count, yes=yes, dry_run=dry_run):
                 chosen = set()
         if where and not count:

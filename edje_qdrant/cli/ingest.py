@@ -240,7 +240,10 @@ def ingest(
     unasked: list[str] = []
 
     def agree(count: int, examples: list[str]) -> bool:
-        what = f"{count:,} images of {collection} are no longer in {source} and would be deleted"
+        what = (
+            f"{count:,} images in the collection {collection!r} are no longer in {source} and "
+            "would be deleted"
+        )
         try:
             return agreed(what, examples, count, yes=yes)
         except ConfigError as error:  # no terminal; what was added is reported first

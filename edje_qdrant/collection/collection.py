@@ -859,11 +859,11 @@ class ImageCollection(BaseCollection):
             if not shared or is_ours(point.id, point.payload)
         )
 
-    def payloads(self, image_ids: Sequence[str]) -> list[dict[str, Any]]:
+    def payloads(self, image_ids: Iterable[str]) -> list[dict[str, Any]]:
         """Read the payloads of images, in order; ids may repeat.
 
         Args:
-            image_ids: `n` ids.
+            image_ids: `n` ids: a list, or what `ids` returns.
 
         Returns:
             `n` payloads: `path` and the user's fields.
@@ -874,10 +874,12 @@ class ImageCollection(BaseCollection):
             StoreError: The collection cannot be read.
             EngineUnavailableError: The server cannot be reached.
         """
-        check_list("image_ids", image_ids)
-        distinct = [*dict.fromkeys(image_ids)]
+        if not isinstance(image_ids, Iterator):
+            check_list("image_ids", image_ids)
+        wanted = [*image_ids]
+        distinct = [*dict.fromkeys(wanted)]
         found = self._index.retrieve(distinct, tokens=False)
-        return [user_payload(payload) for payload in in_order(image_ids, found)]
+        return [user_payload(payload) for payload in in_order(wanted, found)]
 
     def recommend(
         self,

@@ -9,8 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.errors import ConfigError
+from edje_qdrant.text import shorten_text
 
 __all__ = ["Explanation"]
+
+#: What the short form has of the text, in characters, and how many of the words that weigh most.
+_SHOWN_TEXT = 60
+_SHOWN_WORDS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +81,16 @@ class Explanation:
             large /= total
         resized: NDArray[np.float32] = large.astype(np.float32)
         return resized
+
+    def __repr__(self) -> str:
+        best = np.argsort(-self.word_weights, kind="stable")[:_SHOWN_WORDS]
+        words = ", ".join(f"{self.words[at]} {self.word_weights[at]:+.1f}" for at in best)
+        text = shorten_text(self.text, lambda shown: len(shown) <= _SHOWN_TEXT)
+        rows, columns = self.heat.shape
+        return (
+            f"Explanation({text!r}, score={self.score:.3f}, words: {words}; "
+            f"heat {rows} x {columns})"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the explanation as a JSON object."""

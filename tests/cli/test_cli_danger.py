@@ -55,7 +55,7 @@ def ids_of(index: Path) -> list[str]:
 def test_delete_without_a_terminal_needs_yes(index: Path) -> None:
     by_payload = ["delete", "--where", "album=2019", "--index", index]
     line = refused(run(*by_payload))
-    assert f"{COUNT} of {COUNT} images of images would be deleted" in line
+    assert f"{COUNT} of {COUNT} images in the collection 'images' would be deleted" in line
     assert line.count(".png") == 3
     assert "--yes" in line
     by_id = ["delete", "--id", ids_of(index)[0], "--index", index]
@@ -110,7 +110,7 @@ def test_what_matches_nothing_is_not_asked_about(index: Path) -> None:
 
 def test_update_by_payload_asks_and_by_id_does_not(index: Path) -> None:
     line = refused(run("update", "album=1", "seen=2", "--where", "album=2019", "--index", index))
-    assert f"album, seen of {COUNT} images of images would be set" in line
+    assert f"album, seen of {COUNT} images in the collection 'images' would be set" in line
     by_id = ["update", "album=1", "--id", ids_of(index)[0], "--index", index, "--json"]
     assert json_of(run(*by_id)) == {"updated": 1}
 
@@ -140,7 +140,7 @@ def test_prune_without_a_terminal_needs_yes_and_keeps_what_was_added(
     assert result.exit_code == 2
     assert result.stdout.startswith("1 added, 5 there already, 0 pruned")
     line = result.stderr.splitlines()[-1]
-    assert line.startswith("error: 1 images of images are no longer in ")
+    assert line.startswith("error: 1 images in the collection 'images' are no longer in ")
     assert "picture-0000.png" in line
     assert count(index) == COUNT + 1
     assert json_of(run(*shrunk, "--yes", "--json"))["pruned"] == 1

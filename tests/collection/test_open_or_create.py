@@ -153,6 +153,8 @@ def test_ids_and_payloads_are_listed(place: Place) -> None:
         asked = [ids[2], ids[0], ids[2]]
         assert collection.payloads(asked) == [{"path": f"{n}.png", "n": n} for n in (2, 0, 2)]
         assert collection.payloads([]) == []
+        every = collection.payloads(collection.ids())
+        assert sorted(payload["n"] for payload in every) == [*range(5)]
         with pytest.raises(TokensNotFoundError, match="not in the collection") as caught:
             collection.payloads([*ids, *ids_of(1, start=77)])
         assert caught.value.image_ids == (*ids_of(1, start=77),)

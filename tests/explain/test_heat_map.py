@@ -96,6 +96,13 @@ def test_what_makes_no_sense_is_refused() -> None:
         draw_heat(Image.new("RGB", (9, 9)), explanation(), word=3)
 
 
+def test_the_short_form_is_one_line() -> None:
+    assert repr(explanation()) == (
+        "Explanation('a red star', score=1.250, words: star +3.0, red +0.0, a -3.0; heat 4 x 6)"
+    )
+    assert len(repr(explanation(("long",) * 90))) < 160
+
+
 def test_it_is_json() -> None:
     data = json.loads(json.dumps(explanation().as_dict()))
     assert data["words"] == ["a", "red", "star"]
