@@ -20,6 +20,9 @@ WORKERS ?= 2
 SIDE_BY_SIDE := --numprocesses $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# Tests start hundreds of processes, each of which would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test test-all test-browser test-open-clip test-lowest test-newest lint check format docs train bench clean
 
 demo: $(VENV)/.installed ## Draw, ingest, search and rerank a thousand pictures

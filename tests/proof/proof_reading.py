@@ -185,24 +185,26 @@ def write_on(pipe: int, folder: str, meet: str, book: str, rounds: int, readers:
         fresh.rename(Path(meet) / f"references-{handed}")
         handed += 1
 
-    with opened(folder) as collection:
-        (Path(meet) / "store").symlink_to(store_folder)
-        for turn in range(rounds):
-            ids = ids_of(10, 10 * turn)
-            collection.add(ids, encoding_of(ids), [{} for _ in ids])
-            hand_out(collection)
-            for number in range(readers):
-                wait_for(Path(meet) / f"reader-{number}")
-            collection.delete(ids[::3])
-            if turn == rounds // 3:
-                transcode(collection, codec_of("int8"))
-            if turn == 2 * rounds // 3:
-                transcode(collection, pq, from_lossy=True)
-            compact(collection)
-            hand_out(collection)
-            time.sleep(0.01)
-        assert verify(collection).clean
-    (Path(meet) / "done").touch()
+    try:
+        with opened(folder) as collection:
+            (Path(meet) / "store").symlink_to(store_folder)
+            for turn in range(rounds):
+                ids = ids_of(10, 10 * turn)
+                collection.add(ids, encoding_of(ids), [{} for _ in ids])
+                hand_out(collection)
+                for number in range(readers):
+                    wait_for(Path(meet) / f"reader-{number}")
+                collection.delete(ids[::3])
+                if turn == rounds // 3:
+                    transcode(collection, codec_of("int8"))
+                if turn == 2 * rounds // 3:
+                    transcode(collection, pq, from_lossy=True)
+                compact(collection)
+                hand_out(collection)
+                time.sleep(0.01)
+            assert verify(collection).clean
+    finally:
+        (Path(meet) / "done").touch()  # or the readers would go on for ever
     return handed
 
 

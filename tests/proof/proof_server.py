@@ -9,6 +9,7 @@ Run as a program it reads requests, a line of JSON each, and answers each with a
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -33,7 +34,8 @@ LIMIT = 200.0
 class Ended:
     """How a child ended: `status` 0, minus a signal, or 1 with the traceback as `error`.
 
-    A child that runs for longer than `LIMIT` ends by SIGTERM, with its threads' stacks as `error`.
+    A child that runs for longer than `LIMIT` ends by SIGTERM; `error` has its threads' stacks and
+    its CPU time, which tells a child that waits for ever from one on a busy machine.
     """
 
     status: int
@@ -113,14 +115,16 @@ class _Child:
 
     def finish(self) -> None:
         os.close(self.pipe)
-        _, status = os.waitpid(self.pid, 0)
+        _, status, used = os.wait4(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         said = {}
         if code in (0, 1):
             said = json.loads(self.received)
         elif code == -signal.SIGTERM:
             self.stacks.seek(0)
-            said = {"error": f"it ran for over {LIMIT:.0f} s\n{self.stacks.read().decode()}"}
+            seconds = used.ru_utime + used.ru_stime
+            stacks = self.stacks.read().decode()
+            said = {"error": f"it ran for over {LIMIT:.0f} s ({seconds:.1f} s of CPU)\n{stacks}"}
         self.stacks.close()
         self.ended = {"status": code, **said}
 
@@ -188,6 +192,8 @@ def _serve() -> None:
     proof_world.shrink()
     proof_world.model()
     proof_world.model(1)
+    gc.collect()
+    gc.freeze()  # or each child would look through all of it, and copy it by doing so
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a child prints must not get between the answers
     for line in sys.stdin:
