@@ -346,7 +346,8 @@ def update(
         list[str],
         typer.Argument(
             metavar="FIELD=VALUE",
-            help="VALUE is read as JSON, else as text; so is a number beyond 64 bits.",
+            help="VALUE is read as JSON if possible, else as text; a number beyond 64 bits is "
+            "text.",
         ),
     ],
     ids: Ids = None,

@@ -171,10 +171,10 @@ Where = Annotated[
         "--where",
         metavar="FIELD=VALUE",
         help="Only images with this payload value. Repeat it for more values of a field (any may "
-        "match) or for more fields (all must match). VALUE is read as JSON, else as text; "
-        "so is a number beyond 64 bits. Also FIELD>=VALUE, FIELD<=VALUE, FIELD>VALUE, FIELD<VALUE "
-        "of numbers and dates (taken_at>=2024-06-01), and FIELD~LAT,LON,METRES "
-        "(place~38.72,-9.14,10000).",
+        "match) or for more fields (all must match). VALUE is read as JSON if possible, "
+        "else as text; a number beyond 64 bits is text. Also FIELD>=VALUE, FIELD<=VALUE, "
+        "FIELD>VALUE, FIELD<VALUE of numbers and dates (taken_at>=2024-06-01), and "
+        "FIELD~LAT,LON,METRES (place~38.72,-9.14,10000).",
     ),
 ]
 Engine = Annotated[

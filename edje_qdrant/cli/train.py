@@ -55,7 +55,7 @@ def train(
     """Train a model; an interrupted run continues where it stopped."""
     if recipe is None:
         raise ConfigError(
-            "say what to train by: --recipe FILE. Recipes to begin with are in examples/recipes: "
+            "no recipe is given: add --recipe FILE. Recipes to begin with are in examples/recipes: "
             "pretraining.toml, finetuning-coco.toml, finetuning-flickr.toml, distillation.toml, "
             "emoji.toml, emoji-continued.toml, emoji-minilm.toml; 'demo' trains the bundled model, "
             "in about an hour on 2 cores"

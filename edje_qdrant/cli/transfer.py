@@ -55,8 +55,8 @@ def transcode(
         bool,
         typer.Option(
             "--from-lossy",
-            help="Convert from a lossy codec to one that takes more bytes, too; it wins nothing, "
-            "as what the lossy codec dropped is gone.",
+            help="Convert also from a lossy codec to one that takes more bytes. The quality does "
+            "not improve: what the lossy codec dropped is gone.",
         ),
     ] = False,
     index: Index = None,
