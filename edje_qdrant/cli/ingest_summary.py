@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from edje_qdrant.cli.options import Place
 from edje_qdrant.errors import without_keys
+from edje_qdrant.sources.manifest import MANIFEST_SUFFIXES
+from edje_qdrant.sources.uris import is_uri, without_secrets
 
 if TYPE_CHECKING:
     from edje_qdrant.types import FailedImage, IngestReport
@@ -137,8 +139,12 @@ def next_steps(
     if needing:
         extras = ",".join(sorted({name for names in needing for name in names}))
         steps.append(
-            f"pip install 'edje-qdrant[{extras}]'  # then this again: {len(needing)} failed images "
-            "need it"
+            f"pip install 'edje-qdrant[{extras}]'  # then this again: "
+            + (
+                "1 failed image needs it"
+                if len(needing) == 1
+                else f"{len(needing)} failed images need it"
+            )
         )
     if report.old_versions and folder:  # from a manifest, it would delete all other images
         steps.append(
@@ -150,9 +156,26 @@ def next_steps(
         steps.append(f"edje-qdrant search {shlex.quote(text)} {place}")
         if not web:
             steps.append("pip install 'edje-qdrant[web]'  # for the page")
-        images = f" --images {shlex.quote(source)}" if folder else ""
+        shown = _shown_place(source)
+        images = "" if shown is None else f" --images {shlex.quote(shown)}"
         steps.append(f"edje-qdrant serve {place}{images}  # a page to search with")
     return ["next:", *(f"  {step}" for step in steps)] if steps else []
+
+
+def _shown_place(source: str) -> str | None:
+    """Return the folder or the address below which the service finds the images of a source.
+
+    None for manifests on disk, whose images may be anywhere.
+    """
+    if not is_uri(source):
+        path = Path(source.partition("#column=")[0])
+        if path.is_dir():
+            return str(source)
+        return None if path.suffix.lower() in MANIFEST_SUFFIXES else str(path.parent)
+    source = without_secrets(source)
+    begin = source[: re.search(r"[*?\[{]|$", source).start()]  # a pattern
+    scheme, _, place = begin.partition("://")
+    return f"{scheme}://{place.rpartition('/')[0]}/" if "/" in place else None
 
 
 def _duration(seconds: float) -> str:

@@ -132,7 +132,7 @@ def expand_shards(patterns: Sequence[str | Path]) -> list[str]:
             found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
             missing = [shard for shard in found or [path] if not os.path.isfile(shard)]
             if missing:
-                raise ConfigError(f"there is no tar shard {missing[0]}; check {pattern}")
+                raise ConfigError(f"there is no file {missing[0]}; check {pattern}")
             shards += [os.path.abspath(shard) for shard in found]
     return list(dict.fromkeys(shards))
 

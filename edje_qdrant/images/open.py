@@ -127,6 +127,10 @@ def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise ImageReadError(name, f"{size}; no more than {max_pixels} are allowed")
     _skip_default_image(image)
     rgb = to_rgb(image)  # before the EXIF data are read: loading a TIFF applies its orientation
+    if rgb is image and getattr(image, "is_animated", False):
+        # An opened HEIF file of several images is decoded by every call, in the file's own size:
+        # the copy can be resized in place.
+        rgb = image.copy()
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # damaged EXIF data do not make the image unusable

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from edje_qdrant.errors import ConfigError, EngineUnavailableError
@@ -56,6 +57,9 @@ _NAMES_SHOWN = 8
 
 # Items of a list in a path.
 _LIST = re.compile(r"\[\d*\]")
+
+# A year, a month or a day.
+_PART_OF_TIME = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
 
 
 @dataclass(slots=True)
@@ -291,6 +295,8 @@ def nearest_name(name: str, names: Iterable[str]) -> str | None:
 
 def _other_type(known: PayloadField, condition: Any) -> str | None:
     """Return a message if a field holds no value of the type that a condition asks for."""
+    if (span := _span_of_times(known, condition)) is not None:
+        return span
     asked = _asked_kinds(condition)
     if asked is None or not known.kinds or {*asked} & {*known.kinds}:
         return None
@@ -299,6 +305,41 @@ def _other_type(known: PayloadField, condition: Any) -> str | None:
     example = f" (such as {', '.join(shown)})" if shown else ""
     wanted = " or ".join(dict.fromkeys(_KINDS[kind] for kind in asked))
     return f"{known.name!r} holds {holds}{example}, and is compared with {wanted}"
+
+
+def _span_of_times(known: PayloadField, condition: Any) -> str | None:
+    """Return a message if a field holds times, and a condition names only days, months or years."""
+    given = _equal_to(condition)
+    spans = [span for value in given if (span := _span(str(value))) is not None]
+    times = known.kinds["datetime"] == known.kinds["keyword"] == known.points
+    if not spans or len(spans) < len(given) or not times:
+        return None
+    if any(_span(str(value)) is not None for _, value in known.values):  # stored as days
+        return None
+    bounds = f"{known.name}>={spans[0][0]} and {known.name}<{spans[0][1]}"
+    return f"{known.name!r} holds times, and {given[0]} is none; for a span give {bounds}"
+
+
+def _equal_to(condition: Any) -> Sequence[Any]:
+    """Return the values that a condition accepts; none for other conditions."""
+    kind = type(condition.match).__name__
+    if kind == "MatchValue":
+        return [condition.match.value]
+    return [*condition.match.any] if kind == "MatchAny" else []
+
+
+def _span(text: str) -> tuple[date, date] | None:
+    """Return the first day of a year, a month or a day, and the day after it; None for others."""
+    if not _PART_OF_TIME.fullmatch(text):
+        return None
+    year, month, day = (int(part) for part in [*text.split("-"), "0", "0"][:3])
+    try:
+        first = date(year, month or 1, day or 1)
+        if day:
+            return first, first + timedelta(days=1)
+        return first, date(year + (month in (0, 12)), month % 12 + 1 if month else 1, 1)
+    except (ValueError, OverflowError):  # 30 February, or the year 9999
+        return None
 
 
 def _asked_kinds(condition: Any) -> Sequence[str] | None:

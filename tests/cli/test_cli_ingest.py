@@ -142,6 +142,24 @@ def test_failures_are_grouped_and_missing_extras_named() -> None:
     assert next_steps(IngestReport(0, 0), "x", "--index i", points=0, model="", web=True) == []
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("a/shard-{0..9}.tar", "a"),
+        ("b.parquet#column=x", "."),
+        ("films/a.mp4", "films"),
+        ("s3://bucket/photos/**/*.jpg", "s3://bucket/photos/"),
+        ("https://host/a/b.tar", "https://host/a/"),
+    ],
+)
+def test_the_service_is_told_where_the_images_are(source: str, shown: str) -> None:
+    heic = FailedImage("a.heic", str(MissingExtraError("pi-heif", "heif")))
+    report = IngestReport(1, 0, (heic,))
+    steps = next_steps(report, source, "--index i", points=1, model="demo", web=True)
+    assert "1 failed image needs it" in steps[1]
+    assert steps[-1].startswith(f"  edje-qdrant serve --index i --images {shown}  #")
+
+
 def test_left_out_files_are_grouped_by_kind() -> None:
     left_out = {"no image (.txt)": 1, "hidden file": 4, "no image (.xmp)": 9, "folder (@eaDir)": 2}
     assert left_out_lines(left_out) == [

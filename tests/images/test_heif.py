@@ -15,6 +15,7 @@ from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import DecoderPool, open_upright
 from edje_qdrant.images.decode_memory import decode_memory
 from edje_qdrant.images.formats import open_listed
+from edje_qdrant.images.thumbnail import Thumbnail
 
 pytest.importorskip("pi_heif")
 # Written by write_files.py in this folder.
@@ -67,6 +68,13 @@ def test_the_primary_image_is_read() -> None:
     image = open_upright(FILES / "second-is-primary.heic")
     assert image.size == (64, 48)
     assert corners(image)[0][2] > 200
+
+
+def test_a_file_of_several_images_has_thumbnails(decoders: DecoderPool) -> None:
+    small = decoders.decode(str(FILES / "second-is-primary.heic"), finish=Thumbnail(32)).data
+    with Image.open(io.BytesIO(small)) as image:
+        assert image.size == (32, 24)
+        assert corners(image.convert("RGB"))[0][2] > 200
 
 
 def test_pixels_and_memory_are_limited(decoders: DecoderPool) -> None:

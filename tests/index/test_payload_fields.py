@@ -26,6 +26,7 @@ def filled(engine: Engine) -> VectorIndex:
             "album": ["sea", "hills", "sea"][n % 3],
             "year": 2020 + n % 4,
             "good": n % 2 == 0,
+            "day": f"2024-06-{n + 1:02}",
             "taken_at": f"2024-06-{n + 1:02}T10:00:00+02:00",
             "place": {"lat": 38.7, "lon": -9.1},
             "camera": {"maker": "Zed", "iso": 100.5},
@@ -50,6 +51,7 @@ def test_fields_kinds_and_values(engine: Engine) -> None:
         "album": ["keyword"],
         "year": ["integer"],
         "good": ["bool"],
+        "day": ["datetime", "keyword"],
         "taken_at": ["datetime", "keyword"],
         "place": ["geo"],
         "camera.maker": ["keyword"],
@@ -93,6 +95,10 @@ PROBLEMS: list[tuple[list[str], str | None]] = [
     (["taken_at>3"], "'taken_at' holds dates"),
     (["year>=2024-01-01"], "and is compared with dates"),
     (["album~1,2,3"], "and is compared with places"),
+    (["taken_at=2024-06"], "give taken_at>=2024-06-01 and taken_at<2024-07-01"),
+    (["taken_at=2024-12"], "give taken_at>=2024-12-01 and taken_at<2025-01-01"),
+    (["taken_at=2024"], "give taken_at>=2024-01-01 and taken_at<2025-01-01"),
+    (["taken_at=2024-02-30", "day=2024-06-01"], None),
     (["good=1"], "'good' holds true or false"),
 ]
 

@@ -201,7 +201,7 @@ def test_a_folder_of_shards_and_patterns(tmp_path: Path) -> None:
     assert len(everything) == 6
     for pattern in ("s-{00..02}.tar", "s-*.tar"):
         assert [item.path for item in open_source(tmp_path / pattern).images()] == everything
-    with pytest.raises(ConfigError, match="there is no tar shard"):
+    with pytest.raises(ConfigError, match="there is no file"):
         open_source(tmp_path / "s-{00..03}.tar")
 
 

@@ -134,10 +134,11 @@ def check_range_index(condition: Any, kind: str | None, where: str) -> None:
     numbers = type(condition.range).__name__ == "Range"
     if (numbers and kind == "datetime") or (not numbers and kind in ("integer", "float")):
         asked, fit = ("numbers", "float") if numbers else ("dates", "datetime")
+        instead = "dates, such as 2024-06-01" if numbers else "numbers"
         raise ConfigError(
             f"{where}.range on {condition.key!r} asks for {asked}, but the field has a payload "
-            f"index of kind {kind}, which takes them for something else; index the field as {fit}, "
-            "if that is what it holds"
+            f"index of kind {kind}, which takes them for something else; compare with {instead}, "
+            f"or index the field as {fit}, if that is what it holds"
         )
 
 
