@@ -172,8 +172,7 @@ def _shown_place(source: str) -> str | None:
         if path.is_dir():
             return str(source)
         return None if path.suffix.lower() in MANIFEST_SUFFIXES else str(path.parent)
-    source = without_secrets(source)
-    begin = source[: re.search(r"[*?\[{]|$", source).start()]  # a pattern
+    begin = re.split(r"[*?\[{]", without_secrets(source), maxsplit=1)[0]  # of a pattern
     scheme, _, place = begin.partition("://")
     return f"{scheme}://{place.rpartition('/')[0]}/" if "/" in place else None
 

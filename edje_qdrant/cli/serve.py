@@ -72,6 +72,32 @@ def serve(
             "their files change.",
         ),
     ] = False,
+    frames_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="With --watch: add the frames of films, so far apart: 2s, 500ms, 1m, or seconds. "
+            "Needs the extra video.",
+        ),
+    ] = None,
+    pdf_pages: Annotated[
+        bool,
+        typer.Option(
+            "--pdf-pages",
+            help="With --watch: add the pages of PDF documents. Needs the extra pdf.",
+        ),
+    ] = False,
+    exif: Annotated[
+        bool,
+        typer.Option(
+            "--exif/--no-exif",
+            help="With --watch: store what new images' files know in the payload, as ingest does.",
+        ),
+    ] = True,
+    gps: Annotated[
+        bool,
+        typer.Option("--gps", help="With --watch: store where new images were taken, too."),
+    ] = False,
     follow_alias: Annotated[
         bool,
         typer.Option(
@@ -154,6 +180,7 @@ def serve(
     from edje_qdrant.web.installed import check_installed
 
     check_installed()
+    from edje_qdrant.ingest.file_fields import FileFields
     from edje_qdrant.web.serve import bound_sockets, listen
     from edje_qdrant.web.serve import serve as run
     from edje_qdrant.web.settings import ServiceSettings, allowed_hosts, check_exposure
@@ -166,6 +193,9 @@ def serve(
         image_addresses=addresses,
         ingest=ingest,
         watch=watch,
+        frames_every=frames_every,
+        pdf_pages=pdf_pages,
+        file_fields=FileFields(exif, gps),
         api_keys=keys,
         cors_origins=tuple(cors or ()),
         allowed_hosts=allowed_hosts(host, allow_host or ()),

@@ -10,7 +10,9 @@ from edje_qdrant.checks import check_kind, check_number, check_strings
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.files import kind_of
 from edje_qdrant.images import DECODE_MEMORY
+from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.watch import check_watched
+from edje_qdrant.sources.parts import interval_of
 from edje_qdrant.sources.uris import check_prefix
 from edje_qdrant.web.image_fetch import FetchHost, fetch_host
 
@@ -31,6 +33,9 @@ class ServiceSettings:
         image_addresses: Addresses below which images may be served, too: `s3://bucket/photos/`.
         ingest: Whether images may be added; they are stored in `images`/uploads.
         watch: Whether the collection is kept the same as `images`; see `FolderWatch`.
+        frames_every: Keep the frames of films, so far apart, too, if it is watched.
+        pdf_pages: Keep the pages of PDF documents, too, if it is watched.
+        file_fields: The fields of payloads that are taken from the files that are watched.
         api_keys: Keys of which a request must send one; empty for no key.
         cors_origins: Origins whose pages may call the service.
         allowed_hosts: Host names by which the service may be called; None for any.
@@ -62,6 +67,9 @@ class ServiceSettings:
     image_addresses: tuple[str, ...] = ()
     ingest: bool = False
     watch: bool = False
+    frames_every: str | float | None = None
+    pdf_pages: bool = False
+    file_fields: FileFields = FileFields()  # noqa: RUF009 - frozen
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] | None = None
@@ -124,6 +132,14 @@ class ServiceSettings:
             raise ConfigError("--watch needs a folder to watch; give --images FOLDER too")
         if self.watch and self.images is not None:
             check_watched(self.images)
+        if self.frames_every is not None:
+            interval_of(self.frames_every)
+        parts = self.frames_every is not None or self.pdf_pages
+        if not self.watch and (parts or self.file_fields != FileFields()):
+            raise ConfigError(
+                "--frames-every, --pdf-pages, --gps and --no-exif say what is stored of the files "
+                "that are watched; give --watch too"
+            )
 
     @property
     def fetch_hosts(self) -> tuple[FetchHost, ...]:

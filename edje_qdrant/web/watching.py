@@ -74,7 +74,8 @@ class ServiceWatch:
         )
         with FolderWatch(
             settings.images, retriever.collection, retriever.model, limits=limits,
-            batch_size=_BATCH, wait=0,
+            file_fields=settings.file_fields, frames_every=settings.frames_every,
+            pdf_pages=settings.pdf_pages, batch_size=_BATCH, wait=0,
             # Uploads are added by their requests, with the fields that were sent.
             except_below=settings.images / UPLOADS if settings.ingest else None,
         ) as watch:  # fmt: skip

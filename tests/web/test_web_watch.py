@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from edje_qdrant.errors import ConfigError, MissingExtraError, StoreError
+from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.watch import FolderWatch
 from edje_qdrant.web import watching
 from edje_qdrant.web.app import create_app
@@ -60,6 +61,27 @@ def test_a_service_keeps_its_collection_the_same_as_a_folder(watched: Any) -> No
     until(lambda: count() == 14)  # grey.png and the upload
 
 
+def test_a_service_follows_documents_and_stores_no_exif_data(
+    monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Any]
+) -> None:
+    pytest.importorskip("pypdfium2")
+    monkeypatch.setattr(watching, "FolderWatch", partial(FolderWatch, settle=0.1))
+    client = serve(watch=True, pdf_pages=True, file_fields=FileFields(exif=False))
+    document = client.folder / "pictures" / "red.pdf"
+    Image.new("RGB", (40, 30), "red").save(document)
+
+    def payloads() -> list[dict[str, Any]]:
+        found = client.retriever.collection.index.scroll(filter={"document": str(document)})
+        return [point.payload for page in found for point in page]
+
+    until(lambda: bool(payloads()))
+    (payload,) = payloads()
+    assert payload["page"] == 1
+    assert "file_size" not in payload
+    document.unlink()
+    until(lambda: not payloads())
+
+
 @pytest.mark.slow
 def test_after_an_error_it_watches_again(
     watched: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -84,6 +106,10 @@ def test_settings_that_cannot_be_watched_are_refused(
     client = serve()
     with pytest.raises(ConfigError, match="give --images FOLDER too"):
         ServiceSettings(watch=True)
+    with pytest.raises(ConfigError, match="give --watch too"):
+        ServiceSettings(pdf_pages=True, images=tmp_path)
+    with pytest.raises(ConfigError, match="often"):
+        ServiceSettings(watch=True, frames_every="often", images=tmp_path)
     settings = ServiceSettings(watch=True, images=tmp_path)
     with pytest.raises(ConfigError, match="--watch or --follow-alias"):
         create_app(client.retriever, settings, follow=lambda before: before)
