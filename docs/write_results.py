@@ -33,13 +33,29 @@ edje-qdrant eval scenes --num-candidates 5 10 20 50 100
 ```
 
 """
-ABLATION = """
+CONTRADICTIONS = """
 Text to image uses the demo's queries; image to text finds, for each picture, its own caption.
 Intervals hold 95% of 1,000 bootstrap resamples of the pictures.
 
 ![R@1 against the number of candidates](results/candidates.png)
 
-## Ablation of the training
+### Which facts each stage reads
+
+The caption of each of {scenes:,} held-out scenes, and the same caption after one fact was changed:
+how often the true one scores higher. 50% is chance. The first stage reads which colours and shapes
+there are, but not how they go together. The joint encoder reads that too, but **not relations**: it
+scores "left of" and "right of" alike. Scenes with the same objects in other places are where it is
+wrong ([Training](training.md#observations-on-drawn-scenes)).
+
+```
+OMP_NUM_THREADS=1 python benchmarks/contradictions.py --out docs/results/contradictions.json
+```
+
+{facts}
+Measured: {date}, {machine}.
+
+"""
+ABLATION = """## Ablation of the training
 
 Every row is the bundled model's recipe with one changed setting, on the bundled encoder, {steps:,}
 steps instead of 5,000, seed {seed}. R@1 with 50 candidates on the same 1,000 scenes; the difference
@@ -212,6 +228,14 @@ split with this name are right, and R@k is whether one of them is among the firs
 were chosen on scenes. Intervals hold 95% of 1,000 bootstrap resamples of the names.
 
 """
+CHANGED = {
+    "relation": "a relation, reversed",
+    "places": "the places of two objects, swapped",
+    "colours": "the colours of two objects, swapped",
+    "shapes": "the shapes of two objects, swapped",
+    "size": "the size of an object",
+    "colour": "the colour of an object",
+}
 EMOJI_SPLITS = {
     "artist": """### An unknown artist
 
@@ -310,7 +334,8 @@ def page() -> str:
     scenes = read("scenes")
     runs = read_runs()
     steps, seed = runs[0]["steps"], runs[0]["seed"]
-    parts = [HEAD, _scenes(scenes), ABLATION.format(steps=steps, seed=seed), _ablation(runs)]
+    parts = [HEAD, _scenes(scenes), _contradictions()]
+    parts += [ABLATION.format(steps=steps, seed=seed), _ablation(runs)]
     parts += ["\n", *(f"- {line}\n" for line in _effects(runs)), NOTES.format(steps=steps)]
     missing = [name for name in _variants() if name not in {run["variant"] for run in runs}]
     if missing:
@@ -321,6 +346,22 @@ def page() -> str:
     looks += SECOND_LOOK_EMOJI + _second_look("second-look-emoji")
     looks += WORDS + _words()
     return "".join(parts) + _search() + _emoji() + looks + PUBLISHED
+
+
+def _contradictions() -> str:
+    """Return the section on the facts of a caption: a row for each fact."""
+    bundled = read("contradictions")["bundled model"]
+    rows = []
+    for change, figures in bundled["changes"].items():
+        shares = [figures["first stage"], figures["joint encoder"]]
+        cells = [f"{m:.1%} ({low:.1%} to {high:.1%})" for m, low, high in shares]
+        rows.append([CHANGED[change], f"{figures['captions']:,}", *cells])
+    return CONTRADICTIONS.format(
+        scenes=bundled["scenes"],
+        facts=table(["changed", "captions", "first stage", "joint encoder"], rows),
+        date=bundled["date"],
+        machine=bundled["machine"],
+    )
 
 
 def _emoji() -> str:

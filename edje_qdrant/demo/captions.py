@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edje_qdrant.demo.scenes import COLOURS, MIN_OFFSET, SHAPES, SIZES, Scene, SceneObject
 
-__all__ = ["Caption", "Mention", "contradict", "describe", "truth_matrix", "vocabulary"]
+__all__ = [
+    "CHANGES",
+    "Caption",
+    "Change",
+    "Mention",
+    "contradict",
+    "describe",
+    "truth_matrix",
+    "vocabulary",
+]
 
 _OBJECTS, _MENTIONS = 4, 3  # at most
 _ANY = -1
@@ -19,7 +29,8 @@ _ANY = -1
 _RELATIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 # Changes that make a caption false, and their probabilities.
-_CHANGES = ("relation", "places", "colours", "shapes", "size", "colour")
+Change = Literal["relation", "places", "colours", "shapes", "size", "colour"]
+CHANGES: tuple[Change, ...] = ("relation", "places", "colours", "shapes", "size", "colour")
 _CHANGE_SHARES = (0.35, 0.1, 0.1, 0.1, 0.3, 0.05)
 _WORDS = {
     "left": ("to the left of", "left of", "on the left of"),
@@ -71,15 +82,20 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     return Caption(_write(mentions, relations, rng), mentions, relations)
 
 
-def contradict(caption: Caption, rng: np.random.Generator) -> Caption:
+def contradict(caption: Caption, rng: np.random.Generator, change: Change | None = None) -> Caption:
     """Change one fact of a caption, which makes it most likely false.
 
     A relation is reversed, two objects swap their colours, shapes or places, or one size or colour
     changes. The result may be true by chance; `truth_matrix` tells.
+
+    Args:
+        caption: Of two objects or more and a relation.
+        rng: For all choices.
+        change: Drawn by default. Where a caption has no size, `size` changes a colour.
     """
     first, second, *rest = caption.mentions
     relations = caption.relations
-    change = rng.choice(_CHANGES, p=_CHANGE_SHARES)
+    change = change or CHANGES[rng.choice(len(CHANGES), p=_CHANGE_SHARES)]
     if change == "relation":
         turned = int(rng.integers(len(relations)))
         relations = tuple(

@@ -65,6 +65,8 @@ def open_source(
             raise ConfigError(
                 f"source is {source!r}; give a folder, a file, a manifest or a list of paths"
             )
+        if hasattr(source, "iterrows"):  # its iterator gives the names of its columns
+            raise ConfigError('source is a data frame; give its rows: df.to_dict("records")')
         if is_dataset(source):
             return DatasetSource(source)
         one = isinstance(source, bytes | bytearray | Image.Image)

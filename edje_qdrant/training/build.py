@@ -12,6 +12,7 @@ from edje_qdrant.encoders import Encoder, pretrained_encoder
 from edje_qdrant.encoders.hub import HubModel, HubOptions, find_model
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.model import EDJEModel
+from edje_qdrant.model.checkpoints.folder import is_model_folder
 from edje_qdrant.threads import TRANSFORMERS_LOCK
 from edje_qdrant.training.recipe import ModelSection
 
@@ -46,7 +47,7 @@ def build_model(
     if encoder is None:
         if section.encoder is None:
             raise ConfigError("no encoder: name model.encoder in the recipe")
-        encoder = pretrained_encoder(section.encoder)
+        encoder = _encoder(section.encoder)
     bert, tokenizer = language_model or _language_model(section.language_model)
     model = EDJEModel.build(
         encoder,
@@ -108,6 +109,13 @@ def attention_for_training(model: EDJEModel) -> Iterator[None]:
         yield
     finally:
         language_model.set_attn_implementation("sdpa")
+
+
+def _encoder(name_or_path: str) -> Encoder:
+    # The weights of an EDJE model's encoder are in the model's own file, not in `encoder/`.
+    if is_model_folder(name_or_path):
+        return EDJEModel.from_pretrained(name_or_path, device="cpu", dtype=torch.float32).encoder
+    return pretrained_encoder(name_or_path)
 
 
 def _language_model(name_or_path: str) -> tuple[BertForMaskedLM, object]:

@@ -125,8 +125,8 @@ class ModelSection(Section):
     Attributes:
         start_from: An EDJE model to continue with, as `EDJEModel.from_pretrained` takes it. If
             missing, a new model is built from the other settings.
-        encoder: Folder or hub id of the SigLIP, or `open_clip:<model>@<weights>`; left out if the
-            recipe has a section `tower`.
+        encoder: Folder or hub id of the SigLIP, or `open_clip:<model>@<weights>`; or the folder of
+            an EDJE model, whose encoder is taken. Left out if the recipe has a section `tower`.
         language_model: Folder or hub id of a BERT with its masked-language-model head; not used
             if the recipe has a section `language_model`.
         adapter: `compressed` or `local`.

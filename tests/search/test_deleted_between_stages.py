@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from grpc_stand_in import GrpcStandIn
 from index_stand_in import StandIn
 from qdrant_client import QdrantClient, models
+from rounding import float32_slack
 from searching import COUNT, encoding_of, make_collection, numbered_id, numbers
 
 from edje_qdrant.collection.collection import ImageCollection
@@ -141,6 +143,18 @@ def ranked(result: SearchResult) -> list[tuple[int, str, float | None, int]]:
     return [(hit.rank, hit.image_id, hit.score, hit.retrieval_rank) for hit in result]
 
 
+def assert_alike(found: SearchResult, expected: SearchResult) -> None:
+    """Scores may differ in the last digit: pairs are scored in batches of other sizes."""
+    assert [row[:2] + row[3:] for row in ranked(found)] == [
+        row[:2] + row[3:] for row in ranked(expected)
+    ]
+    scores = [
+        [np.nan if hit.score is None else hit.score for hit in result]
+        for result in (found, expected)
+    ]
+    np.testing.assert_allclose(*scores, rtol=0, atol=float32_slack(np.nan_to_num(scores)))
+
+
 def search_of(retriever: TwoStageRetriever, kind: str, **options: Any) -> SearchResult:
     """Search in one of the ways that there are; all have the same result."""
     if kind == "asearch":
@@ -171,7 +185,7 @@ def test_a_search_is_that_of_the_images_left(
     searches = calls if kind != "asearch" else [*calls, "again"]
     assert len(searches) == 2
     assert not {*gone} & {hit.image_id for hit in found}
-    assert ranked(found) == ranked(search_of(retriever, kind, **options))
+    assert_alike(found, search_of(retriever, kind, **options))
     assert (found.candidates, found.scored) == (12, 12)
 
 
@@ -211,7 +225,7 @@ def test_with_other_options(
     deleting(monkeypatch, place, "nearest", gone)
     found = retriever.search(TEXT, num_candidates=12, **options)
     assert not {*gone} & {hit.image_id for hit in found}
-    assert ranked(found) == ranked(retriever.search(TEXT, num_candidates=12, **options))
+    assert_alike(found, retriever.search(TEXT, num_candidates=12, **options))
 
 
 def test_images_deleted_during_the_second_search_too_are_left_out(
@@ -271,7 +285,7 @@ def test_recommendations(
     calls = deleting(monkeypatch, place, "recommend", gone)
     found = retriever.recommend(liked, **options)
     assert len(calls) == 2
-    assert ranked(found) == ranked(retriever.recommend(liked, **options))
+    assert_alike(found, retriever.recommend(liked, **options))
     with pytest.raises(ImagesNotFoundError):
         retriever.recommend(gone, **options)
 
@@ -298,7 +312,7 @@ def test_with_a_cache(
     deleting(monkeypatch, place, "nearest", gone)
     found = retriever.search(TEXT, num_candidates=12)
     assert not {*gone} & {hit.image_id for hit in found}
-    assert ranked(found) == ranked(retriever.search(TEXT, num_candidates=12))
+    assert_alike(found, retriever.search(TEXT, num_candidates=12))
 
 
 def test_with_embeddings_on_a_device(
@@ -380,6 +394,6 @@ def test_on_a_real_server(
                 calls = deleting(monkeypatch, place, "nearest", gone)
                 found = retriever.search(TEXT, num_candidates=12)
                 assert len(calls) == 2
-                assert ranked(found) == ranked(retriever.search(TEXT, num_candidates=12))
+                assert_alike(found, retriever.search(TEXT, num_candidates=12))
         finally:
             other.delete_collection(name)

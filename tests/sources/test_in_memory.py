@@ -94,3 +94,9 @@ def test_repair_says_that_their_bytes_are_nowhere(
     with ImageCollection.open(place, "images", for_repair=True) as collection:
         (finding,) = repair(collection, tiny_model).left
     assert "and is in no file" in finding.detail
+
+
+def test_a_data_frame_says_how_to_give_its_rows() -> None:
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ConfigError, match=r'data frame; give its rows: df.to_dict\("records"\)'):
+        open_source(pandas.DataFrame({"path": ["a.png"]}))

@@ -15,6 +15,7 @@ from edje_qdrant import EDJEModel
 from edje_qdrant.data.pairs import DatasetPairs
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.training import loop
+from edje_qdrant.training.build import build_model
 from edje_qdrant.training.recipe import Recipe, read_recipe
 from edje_qdrant.training.run import train
 
@@ -254,3 +255,12 @@ def test_two_processes_train_from_files(parts, tmp_path):
     assert len(lines) == 1
     assert json.loads(lines[0])["model"] == str(tmp_path / "out" / "model")
     assert EDJEModel.from_pretrained(tmp_path / "out" / "model").config.num_tokens == 4
+
+
+def test_the_encoder_of_a_model_of_this_package_is_taken(parts, tmp_path):
+    model = EDJEModel.from_pretrained("demo", device="cpu")
+    model.save_pretrained(tmp_path / "trained")
+    section = recipe(parts).model.model_copy(update={"encoder": str(tmp_path / "trained")})
+    built = build_model(section)
+    assert built.encoder.revision == model.encoder.revision
+    assert built.config.num_tokens == 4

@@ -34,7 +34,13 @@ from edje_qdrant.model.checkpoints.published import (
 from edje_qdrant.model.config import MODEL_TYPE, EDJEConfig
 from edje_qdrant.model.joint_encoder import new_language_model
 
-__all__ = ["MODEL_FILES", "bundled_folder", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "MODEL_FILES",
+    "bundled_folder",
+    "is_model_folder",
+    "read_checkpoint",
+    "write_checkpoint",
+]
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -96,6 +102,15 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | 
 def bundled_folder() -> Path:
     """Return the folder of the model `demo`."""
     return Path(str(files("edje_qdrant"))) / "demo" / "model"
+
+
+def is_model_folder(folder: str | Path) -> bool:
+    """Return whether a local folder holds a model of this package, readable or not."""
+    try:
+        data = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
+        return "adapter" in data and data.get("model_type", MODEL_TYPE) == MODEL_TYPE
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def read_checkpoint(name_or_path: str | Path, options: HubOptions) -> Checkpoint:
