@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 from edje_qdrant.cli.options import Place
 from edje_qdrant.errors import without_keys
-from edje_qdrant.sources.manifest import MANIFEST_SUFFIXES
-from edje_qdrant.sources.uris import is_uri, without_secrets
 
 if TYPE_CHECKING:
     from edje_qdrant.types import FailedImage, IngestReport
@@ -167,6 +165,10 @@ def _shown_place(source: str) -> str | None:
 
     None for manifests on disk, whose images may be anywhere.
     """
+    # Not at the top: `--help` reads this module, and sources load numpy.
+    from edje_qdrant.sources.manifest import MANIFEST_SUFFIXES
+    from edje_qdrant.sources.uris import is_uri, without_secrets
+
     if not is_uri(source):
         path = Path(source.partition("#column=")[0])
         if path.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +22,14 @@ WriteImages = Callable[..., list[Path]]
 
 
 @pytest.fixture
-def gallery(tmp_path: Path, write_images: WriteImages, tiny_model: EDJEModel) -> Gallery:
+def gallery(tmp_path: Path, write_images: WriteImages, tiny_model: EDJEModel) -> Iterator[Gallery]:
     paths = write_images(tmp_path / "pictures", 12)
     with ImageCollection.create(tmp_path / "index", "images", tiny_model.contract()) as made:
         ingest_images(tmp_path / "pictures", made, tiny_model, progress=False, batch_size=12)
-    return Gallery(tmp_path / "index", paths, tiny_model)
+    yield Gallery(tmp_path / "index", paths, tiny_model)
+    # Plugs are in cycles, and close their collection when they are collected: before the folder
+    # is deleted.
+    gc.collect()
 
 
 @pytest.fixture
