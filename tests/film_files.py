@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,20 @@ def number_of(image: Image.Image | NDArray[np.uint8]) -> float:
     """Return which frame of `grey` an image is, from 0 to 49, about."""
     array = np.asarray(image)
     return float(array[array.shape[0] // 2, array.shape[1] // 2].mean() / _STEP)
+
+
+@contextmanager
+def _own_scheduling() -> Iterator[None]:
+    """Undo that an encoder gives the thread that uses it the highest real-time priority.
+
+    SVT-AV1 does so for root, and child processes inherit it: any of them that computes on every
+    core keeps all others from running.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def write_film(
@@ -64,9 +80,12 @@ def write_film(
     import av
 
     frames = [grey(number) for number in range(images)] if isinstance(images, int) else images
-    with av.open(
-        str(path), "w", format=container_format, options=container_options or {}
-    ) as container:
+    with (
+        _own_scheduling(),
+        av.open(
+            str(path), "w", format=container_format, options=container_options or {}
+        ) as container,
+    ):
         container.metadata.update(metadata or {})
         lossless = {"qp": "0"} if codec == "libx264" and options is None else {}
         stream: Any = container.add_stream(
