@@ -211,6 +211,8 @@ class IngestReport:
             `{"video (.mov)": 2, "hidden file": 1}`.
         old_versions: Number of stored images at whose paths this ingest added other images,
             because the files were edited since; they stay in the collection without `prune`.
+        kept_elsewhere: Number of images that are gone from the source and were not pruned, as
+            another ingest found a copy elsewhere; their `path` is that of the copy now.
     """
 
     added: int
@@ -222,6 +224,7 @@ class IngestReport:
     twice: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
     old_versions: int = 0
+    kept_elsewhere: int = 0
 
     @property
     def known(self) -> int:

@@ -14,6 +14,7 @@ from edje_qdrant.cli.help import NEW_COLLECTION, READING, note
 from edje_qdrant.cli.ingest_summary import (
     counts_of,
     failure_groups,
+    kept_lines,
     left_out_lines,
     next_steps,
     old_version_lines,
@@ -123,8 +124,8 @@ def ingest(
         bool,
         typer.Option(
             "--prune",
-            help="Delete images that are no longer in the source; at the end it shows how many "
-            "there are and three of them, and asks.",
+            help="Delete images that are no longer in the source, unless another ingest found a "
+            "copy elsewhere; at the end it shows how many there are and three of them, and asks.",
         ),
     ] = False,
     yes: Yes = False,
@@ -346,6 +347,7 @@ def _print_summary(
         "left_out": dict(report.left_out),
         "pruned": report.pruned,
         "old_versions": report.old_versions,
+        "kept_elsewhere": report.kept_elsewhere,
         "seconds": round(report.seconds, 3),
         "images_per_second": round(report.images_per_second, 2),
         "points": points,
@@ -360,6 +362,7 @@ def _print_summary(
         *failure_groups(report.failed),
         *left_out_lines(report.left_out),
         *old_version_lines(report),
+        *kept_lines(report),
     ]
     if texts is not None:
         lines.append(

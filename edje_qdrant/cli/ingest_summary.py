@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "counts_of",
     "failure_groups",
+    "kept_lines",
     "left_out_lines",
     "next_steps",
     "old_version_lines",
@@ -60,6 +61,15 @@ def old_version_lines(report: IngestReport) -> list[str]:
         return []
     what = "image is an old version" if number == 1 else "images are old versions"
     return [f"edited: {number} {what}, whose file holds another image now; the collection has both"]
+
+
+def kept_lines(report: IngestReport) -> list[str]:
+    """Return a line on images that are gone from the source, but not from elsewhere, if any."""
+    number = report.kept_elsewhere
+    if not number:
+        return []
+    what = "image is" if number == 1 else "images are"
+    return [f"kept: {number} {what} gone from here; an ingest found a copy elsewhere"]
 
 
 def failure_groups(failures: Iterable[FailedImage]) -> list[str]:

@@ -40,10 +40,12 @@ class KnownImage:
             source gave.
         listed: Its path and the user's fields; with the file's bytes, if it had to be read by the
             source's reader to be named.
+        at_path: Whether the image is stored with this path.
     """
 
     image_id: str
     listed: ListedImage
+    at_path: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def identify_image(item: LocatedImage | ListedImage | FailedImage) -> KnownImage
         json.dumps([item.path, item.fields], allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         return FailedImage(item.path, f"its payload cannot be stored: {error_reason(error)}")
-    return KnownImage(image_id, item)
+    return KnownImage(image_id, item, any(each.image_id == image_id for each in stored))
 
 
 def read_listed(item: ListedImage) -> ListedImage:

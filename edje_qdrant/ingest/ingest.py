@@ -25,13 +25,14 @@ from edje_qdrant.images import (
     DecoderPool,
     default_workers,
 )
+from edje_qdrant.ingest.copies import Copies
 from edje_qdrant.ingest.decode import DecodedImage, KnownImage, decode_image
 from edje_qdrant.ingest.encode import encode_batch
 from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.known_paths import KnownPaths
 from edje_qdrant.ingest.pipeline import Checkpoints, IngestRun
 from edje_qdrant.ingest.process_pool import EncodingPool, check_devices
-from edje_qdrant.ingest.prune import Agree, count_old_versions, follow_moved, prune_collection
+from edje_qdrant.ingest.prune import Agree, Pruned, count_old_versions, prune_collection
 from edje_qdrant.ingest.update_fields import FieldUpdater
 from edje_qdrant.model.pixels import default_batch_size
 from edje_qdrant.sources.open import Source, open_source
@@ -75,7 +76,7 @@ def ingest_images(
     `file_size` and `modified_at`, or `etag`, is not even read. So a rerun is fast and adds nothing,
     and a run that was interrupted can be continued by a rerun. Files that cannot be read are
     listed in the report and do not stop the run. Of each image of the source some 100 bytes stay
-    in memory, and 200 if it has fields.
+    in memory, and 200 if it has fields or another path than the stored one.
 
     The payload contains the image's absolute `path`, its upright `width` and `height` in pixels,
     and the fields of its manifest line or list item, except that fields with these three names are
@@ -84,7 +85,9 @@ def ingest_images(
     `modified_at`, and with `gps` its `place`, except that fields of the manifest line or list item
     with these names win. Images that are stored already do not get them; damaged EXIF data are
     ignored.
-    An image that was moved and ingested again keeps its old path, unless `prune` is set. A file
+    An image is stored once, whatever number of files has its content: the other paths at which
+    ingests found it are its `other_paths`. An image that was moved and ingested again keeps its old
+    path, unless `prune` is set. A file
     that was edited is a new image; its old version stays in the collection, and is counted in the
     report, unless `prune` is set.
 
@@ -118,7 +121,8 @@ def ingest_images(
         prune: After reading the whole source, delete images that are no longer in it: for a
             folder, the images whose `path` lies in it; otherwise all images that the source does
             not name. Images that could not be read are kept. Images that were moved get their new
-            `path`. A function is called with the number of images that would be deleted and the
+            `path`, and images of which another ingest found a copy elsewhere get the path of the
+            copy. A function is called with the number of images that would be deleted and the
             paths of three, if there are any; if it returns False, none are deleted.
         processes: Number of processes that decode and encode, each with a copy of the model; only
             this process writes. With 0, this process encodes, or one process for each of
@@ -206,14 +210,14 @@ def ingest_images(
             give_up=collection.index.give_up,
         )  # fmt: skip
         run.paths = set() if not prune and collection.count() else None
+        run.copies = []
         update = FieldUpdater(collection)
+        scope = ("",) if source.scope is None else source.scope
+        copies = Copies(collection, moved_in=scope if prune else None)
 
         def follow_source(batch: Sequence[KnownImage], existing: set[str]) -> set[str]:
             updated = update(batch, existing)
-            if prune:
-                follow_moved(
-                    collection, {i.image_id: i.listed.path for i in batch if i.image_id in existing}
-                )
+            copies.keep_known(batch, existing)
             return updated
 
         checkpoints = Checkpoints(collection.flush, checkpoint_every)
@@ -235,17 +239,20 @@ def ingest_images(
                     decode_image, model=model, decoders=decoders, file_fields=file_fields
                 )
                 run.decode_and_write(missing, decode, threads, batch_size, checkpoints.wrote)
-        pruned = 0
+        for found in batches(run.copies, batch_size):
+            copies.keep(found)
+        pruned = Pruned()
         if prune:
             agree = prune if callable(prune) else None
-            pruned = prune_collection(collection, source, run.seen, run.failed, agree)
+            pruned = prune_collection(collection, source, run.seen, copies.seen, run.failed, agree)
         old_versions = count_old_versions(collection, run.paths or set(), run.seen)
         collection.flush()
         collection.optimize()
         seconds = time.perf_counter() - started
         return IngestReport(
-            run.added, run.skipped, tuple(join_failures(run.failed)), seconds, pruned, run.updated,
-            run.twice, left_out=dict(source.left_out), old_versions=old_versions,
+            run.added, run.skipped, tuple(join_failures(run.failed)), seconds, pruned.deleted,
+            run.updated, run.twice, left_out=dict(source.left_out), old_versions=old_versions,
+            kept_elsewhere=pruned.kept,
         )  # fmt: skip
 
 

@@ -117,6 +117,8 @@ class IngestRun:
         bar: The progress bar; a context manager.
         seen: The 16 bytes of the id of every image that is stored, or was decoded.
         paths: If it is a set, the paths of the images written by this run are added.
+        copies: If it is a list, id and path of images that were decoded, but not written, as their
+            content is stored, or occurred before, are added.
     """
 
     def __init__(
@@ -138,6 +140,7 @@ class IngestRun:
         self.failed: list[FailedImage] = []
         self.seen: set[bytes] = set()
         self.paths: set[str] | None = None
+        self.copies: list[tuple[str, str]] | None = None
         self._count_lock = threading.Lock()  # two threads count
 
     @property
@@ -266,7 +269,9 @@ class IngestRun:
 
     def _prepared(self, batch: list[DecodedImage]) -> tuple[list[DecodedImage], Tensor | None]:
         """Return a batch's new images and their pixels, None if all images are known."""
-        rows = self._new_rows([image.image_id for image in batch])
+        rows = self._new_rows(
+            [image.image_id for image in batch], [image.payload for image in batch]
+        )
         images = [batch[row] for row in rows]
         if not images:
             return images, None
@@ -277,7 +282,7 @@ class IngestRun:
         """Write a batch that a worker process encoded; return the number of images added."""
         self.failed += batch.failed
         self._advance(len(batch.failed))
-        rows = self._new_rows(batch.image_ids)
+        rows = self._new_rows(batch.image_ids, batch.payloads)
         if not rows:
             return 0
         return self._write(
@@ -306,7 +311,7 @@ class IngestRun:
         self.seen.add(key)
         return first
 
-    def _new_rows(self, image_ids: Sequence[str]) -> list[int]:
+    def _new_rows(self, image_ids: Sequence[str], payloads: Sequence[Payload]) -> list[int]:
         """Return the rows of images to add: each once, and none that is stored or being written.
 
         Looked up a second time: the same content may have occurred since the first time, and a file
@@ -318,9 +323,10 @@ class IngestRun:
                 first_rows[image_id] = row
             else:
                 self._skip_twice()
+                self._copied(image_id, payloads[row])
         stored = self._target.existing([*first_rows])
         for image_id in stored:
-            del first_rows[image_id]
+            self._copied(image_id, payloads[first_rows.pop(image_id)])
         self.skip(len(stored))
         return [*first_rows.values()]
 
@@ -337,12 +343,19 @@ class IngestRun:
         if self.paths is not None:
             rows = zip(image_ids, payloads, strict=True)
             self.paths.update(str(fields.get("path")) for key, fields in rows if key in new)
+        for image_id, payload in zip(image_ids, payloads, strict=True):
+            if image_id not in new:
+                self._copied(image_id, payload)
         self.added += added
         self._advance(added)
         if added < len(image_ids):
             self.skip(len(image_ids) - added)
         wrote(added)
         return added
+
+    def _copied(self, image_id: str, payload: Payload) -> None:
+        if self.copies is not None:
+            self.copies.append((image_id, str(payload.get("path"))))
 
     def _advance(self, count: int = 1) -> None:
         with self._count_lock:

@@ -1,28 +1,28 @@
-"""Update of the paths of moved images, and deletion of images that are gone from a source."""
+"""Deletion of images that are gone from a source."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import ConfigError, ImageReadError, StoreError
+from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.images import part_of
 from edje_qdrant.index import Filter
-from edje_qdrant.sources.parts import file_of, part_fields
+from edje_qdrant.ingest.copies import Place, next_place, set_places
+from edje_qdrant.sources.parts import file_of
 from edje_qdrant.sources.protocol import FailedLine, ImageSource
-from edje_qdrant.sources.remote import about
-from edje_qdrant.sources.uris import is_in_memory, is_uri_of_image, split_part
+from edje_qdrant.sources.read import other_paths
+from edje_qdrant.sources.uris import is_uri_of_image
 from edje_qdrant.threads import batches
-from edje_qdrant.types import FailedImage, Payload, Point
+from edje_qdrant.types import FailedImage, Point
 
-__all__ = [
-    "Agree", "count_old_versions", "follow_moved", "place_fields", "points_at", "prune_collection",
-]  # fmt: skip
+__all__ = ["Agree", "Pruned", "count_old_versions", "points_at", "prune_collection"]
 
 #: Called with the number of images to delete and the paths of three; returns whether to do it.
 Agree: TypeAlias = Callable[[int, list[str]], bool]
@@ -35,22 +35,18 @@ _BATCH = 256
 _LOOKED_UP = 1000
 
 
-def follow_moved(collection: ImageCollection, paths: Mapping[str, str]) -> set[str]:
-    """Update the stored path of images whose file was moved; return their ids.
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Report what was done about images that are gone from a source.
 
-    Args:
-        collection: The collection that holds the images.
-        paths: Id -> absolute path where the file is now.
+    Attributes:
+        deleted: Images deleted.
+        kept: Images that were kept, as another place has a copy, and whose `path` is that of the
+            copy now.
     """
-    stored = collection.index.retrieve([*paths], tokens=False)
-    moved = {
-        image_id: place_fields(paths[image_id])
-        for image_id, payload in stored.items()
-        if payload.get("path") != paths[image_id] and _is_gone(str(payload.get("path", "")))
-    }
-    if moved:
-        collection.update_payload(moved)
-    return {*moved}
+
+    deleted: int = 0
+    kept: int = 0
 
 
 def points_at(
@@ -83,26 +79,6 @@ def _points_at(
     return found
 
 
-def _is_gone(path: str) -> bool:
-    """Return whether there is nothing any more where an image was stored from."""
-    if is_in_memory(path):
-        return True
-    if not is_uri_of_image(path):
-        part = split_part(path)
-        return not os.path.exists(file_of(path) if part is None else part[0])
-    try:
-        about(path)
-    except ImageReadError:  # or its server is away, and then the newer place is the better one
-        return True
-    return False
-
-
-def place_fields(path: str) -> Payload:
-    """Return the fields that say where an image is."""
-    part = part_of(path)
-    return {"path": path} if part is None else {**part_fields(part), "path": path}
-
-
 def count_old_versions(
     collection: ImageCollection, paths: AbstractSet[str], seen: AbstractSet[bytes]
 ) -> int:
@@ -123,20 +99,23 @@ def prune_collection(
     collection: ImageCollection,
     source: ImageSource,
     seen: AbstractSet[bytes],
+    copies: AbstractSet[tuple[str, str]],
     failed: Sequence[FailedImage],
     agree: Agree | None = None,
-) -> int:
-    """Delete images that are gone from a source; return how many.
+) -> Pruned:
+    """Delete images that are gone from a source, and forget their other paths that are gone.
 
-    Points that other programs wrote are kept.
+    An image of which an ingest found a copy outside the source's scope is kept, and gets the path
+    of the copy, unless the copy is surely gone, too. Points that other programs wrote are kept.
 
     Args:
         collection: The collection to delete from.
         source: Images whose path lies outside its scope are kept; if it has none, all images that
             it does not name are deleted.
         seen: The 16 bytes of the id of every image in the source.
+        copies: Id and path of the images that the source has at other paths than the stored one.
         failed: What could not be read; images with such a path, or below it, are kept.
-        agree: Called before images are deleted; if it returns False, none are.
+        agree: Called before images are deleted; if it returns False, nothing is done.
 
     Raises:
         ConfigError: Lines of the manifest could not be read, or a list names no image that can be
@@ -157,29 +136,44 @@ def prune_collection(
     scope = ("",) if source.scope is None else source.scope
     spared = {failure.path for failure in failed}
     spared_below = tuple(begin for path in spared for begin in (os.path.join(path, ""), f"{path}#"))
+
+    def is_left(image_id: str, path: str) -> bool:
+        """Return whether a path is none that the source should have, but has not any more."""
+        return (
+            (image_id, path) in copies
+            or not path.startswith(scope)
+            or path in spared
+            or file_of(path) in spared
+            or path.startswith(spared_below)
+            or _of_other_kind(path, source)
+        )
+
     gone: list[str] = []
     some: list[str] = []
+    places: dict[str, Place] = {}
     for page in collection.index.scroll():
-        others = {point.id for point in collection.of_other_programs(page)}
+        not_ours = {point.id for point in collection.of_other_programs(page)}
         for point in page:
-            path = str(point.payload.get("path", ""))
-            if (
-                point.id not in others
-                and uuid.UUID(point.id).bytes not in seen
-                and path.startswith(scope)
-                and path not in spared
-                and file_of(path) not in spared
-                and not path.startswith(spared_below)
-                and not _of_other_kind(path, source)
-            ):
+            if point.id in not_ours:
+                continue
+            path, others = str(point.payload.get("path", "")), other_paths(point.payload)
+            left = [each for each in others if is_left(point.id, each)]
+            if uuid.UUID(point.id).bytes in seen or is_left(point.id, path):
+                if left != others:
+                    places[point.id] = Place(None, left)
+            elif place := next_place(left):
+                places[point.id] = place
+            else:
                 gone.append(point.id)
                 if len(some) < _EXAMPLES:
                     some.append(path)
-    if not gone or (agree is not None and not agree(len(gone), some)):
-        return 0
-    for batch in batches(gone, _BATCH):
-        collection.delete(batch)
-    return len(gone)
+    if gone and agree is not None and not agree(len(gone), some):
+        return Pruned()
+    for ids in batches(places, _BATCH):
+        set_places(collection, {image_id: places[image_id] for image_id in ids})
+    for ids in batches(gone, _BATCH):
+        collection.delete(ids)
+    return Pruned(len(gone), sum(place.path is not None for place in places.values()))
 
 
 def _of_other_kind(path: str, source: ImageSource) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 
 from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.ingest.decode import KnownImage
+from edje_qdrant.sources.read import OTHER_PATHS
 
 __all__ = ["FieldUpdater", "update_fields"]
 
 # Set by the ingest itself, whatever the source says.
-_OWN = frozenset({"path", "width", "height"})
+_OWN = frozenset({"path", "width", "height", OTHER_PATHS})
 
 
 class FieldUpdater:

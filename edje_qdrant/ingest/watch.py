@@ -23,11 +23,19 @@ from edje_qdrant.collection.collection import ImageCollection
 from edje_qdrant.errors import ConfigError, EdjeError, MissingExtraError
 from edje_qdrant.files import kind_of
 from edje_qdrant.images import DecodeLimits, default_workers, error_reason, part_of
+from edje_qdrant.ingest.copies import (
+    Place,
+    follow_copies,
+    is_gone,
+    is_surely_gone,
+    next_place,
+    set_places,
+)
 from edje_qdrant.ingest.decode import KnownImage, decode_image
 from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.known_paths import KnownPaths
 from edje_qdrant.ingest.pipeline import IngestRun
-from edje_qdrant.ingest.prune import follow_moved, place_fields, points_at
+from edje_qdrant.ingest.prune import points_at
 from edje_qdrant.sources.folder import IMAGE_SUFFIXES, FolderSource
 from edje_qdrant.sources.listed import ListSource
 from edje_qdrant.sources.parts import (
@@ -38,6 +46,7 @@ from edje_qdrant.sources.parts import (
     interval_of,
     join_failures,
 )
+from edje_qdrant.sources.read import OTHER_PATHS, other_paths
 from edje_qdrant.threads import batches
 from edje_qdrant.types import FailedImage, Point
 
@@ -67,7 +76,7 @@ class WatchReport:
 
     Attributes:
         added: Images added to the collection.
-        moved: Images whose file was moved, and whose `path` was updated.
+        moved: Images whose file was moved, or is gone and has a copy; their `path` was updated.
         deleted: Images deleted: their file is gone, or holds another image now.
         failed: Files that could not be read, each with the reason.
         kept: Images whose files are gone, so many at once that none was deleted.
@@ -124,8 +133,9 @@ class FolderWatch:
     A file is ingested when its size and times have stayed the same for `settle` seconds, so that it
     is whole, and its image deleted when the file has been gone for twice as long, so that a file
     that is moved or replaced keeps its image. An image of which there is another copy in the folder
-    stays. Images whose `path` lies outside the folder are never deleted, nor are frames of films or
-    pages of documents if they are not watched.
+    stays, and so does one of which an ingest found a copy elsewhere. Images whose `path` lies
+    outside the folder are never deleted, nor are frames of films or pages of documents if they are
+    not watched.
 
     If the folder cannot be read or holds nothing, or if more than half, and at least 10, images are
     gone at once, no image is deleted, as a disk may be away: the report says how many were kept.
@@ -329,11 +339,16 @@ class FolderWatch:
         def looked_up(batch: Sequence[KnownImage], existing: set[str]) -> set[str]:
             for image in batch:
                 ids.setdefault(file_of(image.listed.path), set()).add(image.image_id)
-            stored = {i.image_id: i.listed.path for i in batch if i.image_id in existing}
-            moved.update(follow_moved(self._collection, stored))
+            copies = [
+                (image.image_id, image.listed.path)
+                for image in batch
+                if image.image_id in existing and not image.at_path
+            ]
+            moved.update(self._follow_copies(copies))
             return set()
 
         run = IngestRun(self._collection, self._model, give_up=self._give_up)
+        run.copies = []
         decode = partial(
             decode_image,
             model=self._model,
@@ -351,6 +366,7 @@ class FolderWatch:
                 run.decode_and_write(
                     self._until_stopped(missing), decode, self._threads, self._batch_size
                 )
+                moved.update(self._follow_copies(run.copies))
         except BaseException:
             self._decoders.close()  # no thread waits for a decoder any more
             with suppress(EdjeError):
@@ -418,20 +434,32 @@ class FolderWatch:
         below = tuple(os.path.join(one.path, "") for one in listing.unreadable)
         unreadable = {one.path for one in listing.unreadable} | self._pending.keys()
         inside = os.path.join(self.folder, "")
+
+        def is_older(image_id: str, path: str) -> bool:
+            return (
+                path.startswith(inside)
+                and self._is_watched(path)
+                and file_of(path) not in unreadable
+                and not path.startswith((*below, self._except))
+                and self._is_older(image_id, path)
+            )
+
         older: list[Point] = []
+        places: dict[str, Place] = {}
         for page in self._collection.index.scroll():
             others = {point.id for point in self._collection.of_other_programs(page)}
             for point in page:
-                path = str(point.payload.get("path", ""))
-                if (
-                    point.id not in others
-                    and path.startswith(inside)
-                    and self._is_watched(path)
-                    and file_of(path) not in unreadable
-                    and not path.startswith((*below, self._except))
-                    and self._is_older(point.id, path)
-                ):
-                    older.append(Point(point.id, point.vector, {"path": path}))
+                if point.id in others:
+                    continue
+                path, copies = str(point.payload.get("path", "")), other_paths(point.payload)
+                left = [each for each in copies if not is_older(point.id, each)]
+                if is_older(point.id, path):
+                    older.append(Point(point.id, point.vector, {"path": path, OTHER_PATHS: left}))
+                elif left != copies:
+                    places[point.id] = Place(None, left)
+        with self._patience():
+            for ids in batches(places, _AT_ONCE):
+                set_places(self._collection, {image_id: places[image_id] for image_id in ids})
         gone = [point for point in older if file_of(point.payload["path"]) not in self._files]
         if _too_many(len(gone), len(self._files) + len(gone)):
             yield WatchReport(kept=len(gone))
@@ -439,6 +467,16 @@ class FolderWatch:
         deleted, moved = self._replace(older)
         if deleted or moved:
             yield WatchReport(moved=moved, deleted=deleted)
+
+    def _follow_copies(self, copies: Sequence[tuple[str, str]]) -> set[str]:
+        return follow_copies(self._collection, copies, moved_in=(os.path.join(self.folder, ""),))
+
+    def _has(self, image_id: str, path: str) -> bool:
+        """Return whether a path is outside the folder, or may hold an image."""
+        if not path.startswith(os.path.join(self.folder, "")):
+            return True
+        file = self._files.get(file_of(path))
+        return not is_gone(path) if file is None else image_id in file.image_ids
 
     def _is_older(self, image_id: str, path: str) -> bool:
         """Return whether the file at the path of a stored image does not hold it any more."""
@@ -465,15 +503,20 @@ class FolderWatch:
         if not older:
             return 0, 0
         copies = {key: path for path, file in self._files.items() for key in file.image_ids}
-        moved = {
-            point.id: place_fields(_in_file(point.payload["path"], copies[point.id]))
-            for point in older
-            if point.id in copies
-        }
-        gone = [point.id for point in older if point.id not in copies]
+        moved: dict[str, Place] = {}
+        gone: list[str] = []
+        for point in older:
+            others = [each for each in other_paths(point.payload) if self._has(point.id, each)]
+            if point.id in copies:
+                path = _in_file(point.payload["path"], copies[point.id])
+                others = [each for each in others if each != path and not is_surely_gone(each)]
+                moved[point.id] = Place(path, others)
+            elif place := next_place(others):
+                moved[point.id] = place
+            else:
+                gone.append(point.id)
         with self._patience():
-            if moved:
-                self._collection.update_payload(moved)
+            set_places(self._collection, moved)
             for ids in batches(gone, _AT_ONCE):
                 self._collection.delete(ids)
             self._collection.flush()

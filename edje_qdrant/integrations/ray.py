@@ -28,7 +28,8 @@ from edje_qdrant.errors import (
 )
 from edje_qdrant.images import MAX_PIXELS, DecoderPool
 from edje_qdrant.index import TOKENS_KEY, QdrantSettings
-from edje_qdrant.ingest.decode import decode_image
+from edje_qdrant.ingest.copies import Copies
+from edje_qdrant.ingest.decode import KnownImage, decode_image
 from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.pipeline import IngestRun
 from edje_qdrant.ingest.update_fields import FieldUpdater
@@ -298,15 +299,22 @@ class _Worker:
         images: Sequence[ListedImage | FailedImage],
     ) -> IngestReport:
         run = IngestRun(collection, model)
+        run.copies = []
         decode = partial(
             decode_image,
             model=model,
             decoders=self._decoders,
             file_fields=self._job.file_fields,
         )
-        update = FieldUpdater(collection)
-        missing = run.missing(images, self._threads, update)
+        update, copies = FieldUpdater(collection), Copies(collection)
+
+        def follow_source(batch: Sequence[KnownImage], existing: set[str]) -> set[str]:
+            copies.keep_known(batch, existing)
+            return update(batch, existing)
+
+        missing = run.missing(images, self._threads, follow_source)
         run.decode_and_write(missing, decode, self._threads, max(1, len(images)))
+        copies.keep(run.copies)
         return IngestReport(
             run.added, run.skipped, tuple(run.failed), updated=run.updated, twice=run.twice
         )

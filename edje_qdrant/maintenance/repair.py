@@ -16,7 +16,7 @@ from edje_qdrant.maintenance.compact import compact
 from edje_qdrant.maintenance.reports import Finding, RepairReport
 from edje_qdrant.maintenance.scan import PAGE
 from edje_qdrant.maintenance.verify import verify
-from edje_qdrant.sources.read import read_image, stored_id
+from edje_qdrant.sources.read import other_paths, read_image, stored_id
 from edje_qdrant.threads import batches
 from edje_qdrant.tokens.file_store import files_of
 
@@ -42,9 +42,9 @@ def repair(
 ) -> RepairReport:
     """Encode images with missing or damaged tokens again, then remove orphaned records.
 
-    An image is encoded again if the file at its payload's `path` is unchanged since it was
-    ingested. Images that another model wrote are encoded again too. Other damaged images are
-    listed and kept, and so are points that other programs wrote.
+    An image is encoded again if the file at its payload's `path`, or at one of its `other_paths`,
+    is unchanged since it was ingested. Images that another model wrote are encoded again too. Other
+    damaged images are listed and kept, and so are points that other programs wrote.
 
     Args:
         collection: Opened with `for_repair=True`.
@@ -120,16 +120,20 @@ def _encode_again(
 
     failed: list[Finding] = []
     images: dict[str, Pixels] = {}
+    payloads = collection.index.retrieve([f.image_id for f in findings], tokens=False)
 
     def pixels_of(finding: Finding) -> Pixels | str:
-        try:
-            path = str(finding.path)
-            content = read_image(path)
-            if stored_id(path, content) != finding.image_id:
-                return "its file contains another image now"
-            return read_file(model, decoders, content, path)[1]
-        except ImageReadError as error:
-            return error.reason
+        copies = other_paths(payloads.get(finding.image_id, {}))
+        reasons: list[str] = []
+        for path in (str(finding.path), *copies):
+            try:
+                content = read_image(path)
+                if stored_id(path, content) == finding.image_id:
+                    return read_file(model, decoders, content, path)[1]
+                reasons.append("its file contains another image now")
+            except ImageReadError as error:  # noqa: PERF203 - of a copy
+                reasons.append(error.reason)
+        return reasons[0]
 
     with ThreadPoolExecutor(decoders.workers) as threads:
         for finding, pixels in zip(findings, threads.map(pixels_of, findings), strict=True):

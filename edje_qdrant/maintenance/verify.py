@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.encode_sample import differing_encodings
 from edje_qdrant.maintenance.reports import Finding, FindingKind, VerifyReport
 from edje_qdrant.maintenance.scan import own_points, pages, records_in_use, stored_codes
-from edje_qdrant.sources.read import id_now
+from edje_qdrant.sources.read import id_now, other_paths
 from edje_qdrant.tokens.file_store import files_of
 from edje_qdrant.tokens.manifest import Segment
 from edje_qdrant.types import Point
@@ -218,11 +219,22 @@ def _image_findings(
         try:
             found = id_now(path)
         except ImageReadError as error:
-            yield _finding("picture gone", point, error.reason)
+            yield _finding("picture gone", point, f"{error.reason}{_copy_of(point)}")
         else:
             if found != point.id:
-                yield _finding(
-                    "picture changed", point, "its content has changed since it was ingested"
-                )
+                detail = f"its content has changed since it was ingested{_copy_of(point)}"
+                yield _finding("picture changed", point, detail)
             elif point.id not in failed:
                 unchanged.add(point)
+
+
+def _copy_of(point: Point) -> str:
+    """Return what a finding says of a copy of an image whose file is not there any more."""
+    for path in other_paths(point.payload):
+        with suppress(ImageReadError):
+            if id_now(path) == point.id:
+                return (
+                    f"; a copy is at {path}, and takes its place when the image's folder is "
+                    "ingested with --prune"
+                )
+    return ""

@@ -19,7 +19,7 @@ from edje_qdrant.images.formats import open_listed
 from edje_qdrant.images.parts import Part, part_of
 from edje_qdrant.images.thumbnail import Still, Thumbnail, ThumbnailFormat
 from edje_qdrant.sources.parts import part_fields, stored_part_id
-from edje_qdrant.sources.read import read_image
+from edje_qdrant.sources.read import OTHER_PATHS, read_image
 from edje_qdrant.sources.uris import is_below, is_uri_of_image, split_part, without_secrets
 
 __all__ = ["ImageFolder", "ServedFile", "Thumbnails", "WholeFile"]
@@ -101,10 +101,14 @@ class ImageFolder:
         self._decoders, self._max_bytes = decoders, max_bytes
 
     def shown(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a payload whose paths are relative to the folder and hide its parents."""
+        """Return a payload whose paths are relative to the folder and hide its parents.
+
+        The paths of copies are left out.
+        """
+        payload = {name: value for name, value in payload.items() if name != OTHER_PATHS}
         path = payload.get("path")
         if not isinstance(path, str):
-            return dict(payload)
+            return payload
         if any(is_below(path, address) for address in self._addresses):
             return {**payload, "path": without_secrets(path)}
         part = self._part(path)

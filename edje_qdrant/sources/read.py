@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from edje_qdrant.errors import ImageReadError
 from edje_qdrant.images import (
@@ -22,7 +24,16 @@ from edje_qdrant.sources.table import read_row
 from edje_qdrant.sources.tar import read_member
 from edje_qdrant.sources.uris import is_in_memory, is_uri_of_image, split_part
 
-__all__ = ["id_now", "read_image", "stored_id"]
+__all__ = ["OTHER_PATHS", "id_now", "other_paths", "read_image", "stored_id"]
+
+#: The field of a payload with the other paths at which ingests found the image's content.
+OTHER_PATHS = "other_paths"
+
+
+def other_paths(payload: Mapping[str, Any]) -> list[str]:
+    """Return the other paths at which ingests found an image's content; usually none."""
+    paths = payload.get(OTHER_PATHS)
+    return [path for path in paths if isinstance(path, str)] if isinstance(paths, list) else []
 
 
 def read_image(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:

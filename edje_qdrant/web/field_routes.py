@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 
 from edje_qdrant.errors import ConfigError
 from edje_qdrant.index.where import filter_of
+from edje_qdrant.sources.read import OTHER_PATHS
 from edje_qdrant.web.fields import Fields, suggestions
 from edje_qdrant.web.schemas import (
     FieldList,
@@ -26,7 +27,7 @@ from edje_qdrant.web.strict_json import StrictRoute
 __all__ = ["field_routes"]
 
 # Fields that are stored with the folders above the served one, which clients must not see.
-_OF_FILES = frozenset({"path", "video", "document"})
+_OF_FILES = frozenset({"path", OTHER_PATHS, "video", "document"})
 
 
 def field_routes(service: Service, responses: dict[int | str, dict[str, Any]]) -> APIRouter:

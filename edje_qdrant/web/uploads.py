@@ -20,6 +20,7 @@ from edje_qdrant.ingest.file_fields import FileFields
 from edje_qdrant.ingest.update_fields import update_fields
 from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.pixels import Pixels, read_file
+from edje_qdrant.sources.read import OTHER_PATHS
 from edje_qdrant.sources.stamp import file_stamp
 from edje_qdrant.threads import batches
 from edje_qdrant.web.schemas import FailedUpload, Ingested
@@ -32,7 +33,7 @@ _SUFFIXES = {
     "JPEG2000": ".jp2", "MPO": ".jpg", "PNG": ".png", "PPM": ".ppm", "TIFF": ".tiff",
     "WEBP": ".webp",
 }  # fmt: skip
-_RESERVED = ("path", "width", "height", "name", TOKENS_KEY)
+_RESERVED = ("path", OTHER_PATHS, "width", "height", "name", TOKENS_KEY)
 _AT_ONCE = 8
 _NAME = 200
 # A folder of its own, so that looking for what a killed service left is fast.

@@ -12,7 +12,13 @@ import pytest
 from command_line import json_of, run
 from PIL import Image
 
-from edje_qdrant.cli.ingest_summary import failure_groups, left_out_lines, next_steps, place_options
+from edje_qdrant.cli.ingest_summary import (
+    failure_groups,
+    kept_lines,
+    left_out_lines,
+    next_steps,
+    place_options,
+)
 from edje_qdrant.cli.options import place_at
 from edje_qdrant.errors import MissingExtraError
 from edje_qdrant.types import FailedImage, IngestReport
@@ -84,6 +90,13 @@ def test_an_edited_file_and_its_old_version(
     data = json_of(run(*shlex.split(prune, comments=True)[1:], "--yes", "--json"))
     assert (data["pruned"], data["points"], data["old_versions"]) == (1, 4, 0)
     assert third.exists()
+
+
+def test_images_that_are_kept_as_there_is_a_copy_are_counted() -> None:
+    assert kept_lines(IngestReport(0, 3)) == []
+    one, two = (kept_lines(IngestReport(0, 3, kept_elsewhere=n)) for n in (1, 2))
+    assert one == ["kept: 1 image is gone from here; an ingest found a copy elsewhere"]
+    assert two[0].startswith("kept: 2 images are gone from here")
 
 
 def test_updates_alone_are_not_a_failure_of_all(

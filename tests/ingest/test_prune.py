@@ -485,3 +485,179 @@ def test_without_prune_nothing_is_remembered(
     )
     assert counts(follow(folder, prune=False)) == (0, 4, 0, 0)
     assert len(collection) == 5
+
+
+@pytest.fixture
+def elsewhere(folder: Path, tmp_path: Path) -> Path:
+    """Another folder, with a copy of an image and of nothing else."""
+    copy = tmp_path / "elsewhere" / "copy.png"
+    copy.parent.mkdir()
+    shutil.copy(folder / "picture-0000.png", copy)
+    return copy
+
+
+def others(collection: ImageCollection) -> list[list[str]]:
+    return [payload["other_paths"] for payload in payloads(collection) if "other_paths" in payload]
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_copy_that_was_ingested_from_elsewhere_keeps_its_image(
+    collection: ImageCollection,
+    folder: Path,
+    elsewhere: Path,
+    follow: Callable[..., IngestReport],
+    processes: int,
+) -> None:
+    first = folder / "picture-0000.png"
+    follow(folder, processes=processes)
+    for _ in range(2):  # the second time changes nothing
+        report = follow(elsewhere.parent, prune=False, processes=processes)
+        assert (*counts(report), report.updated) == (0, 1, 0, 0, 0)
+        assert others(collection) == [[str(elsewhere)]]
+    first.unlink()
+    report = follow(folder)
+    assert (*counts(report), report.kept_elsewhere) == (0, 3, 0, 0, 1)
+    assert named(elsewhere) < paths(collection)
+    assert len(collection) == 4
+    assert others(collection) == []
+    # The last one goes as all others do.
+    elsewhere.write_bytes((folder / "picture-0001.png").read_bytes())
+    report = follow(elsewhere.parent)
+    assert (*counts(report), report.kept_elsewhere) == (0, 1, 1, 0, 0)
+    assert others(collection) == [[str(elsewhere)]]
+    assert len(collection) == 3
+
+
+def test_of_two_copies_in_one_ingest_both_are_known(
+    collection: ImageCollection,
+    folder: Path,
+    elsewhere: Path,
+    tmp_path: Path,
+    follow: Callable[..., IngestReport],
+) -> None:
+    assert counts(follow(tmp_path)) == (4, 1, 0, 0)
+    stored = {path for path in paths(collection) if "0000" in path or "copy" in path}
+    assert len(stored & named(elsewhere, folder / "picture-0000.png")) == 1
+    for one in (folder, elsewhere.parent):
+        # Whichever is stored, the other one keeps it.
+        gone = folder / "picture-0000.png" if one == folder else elsewhere
+        content = gone.read_bytes()
+        gone.unlink()
+        if one == folder:
+            assert counts(follow(one)) == (0, 3, 0, 0)
+            assert named(elsewhere) < paths(collection)
+            gone.write_bytes(content)
+            assert counts(follow(one)) == (0, 4, 0, 0)
+            assert others(collection) == [[str(gone)]]
+        else:
+            with pytest.raises(ConfigError, match="holds no image"):
+                follow(one)
+            assert counts(follow(tmp_path)) == (0, 4, 0, 0)
+            assert named(folder / "picture-0000.png") < paths(collection)
+            assert others(collection) == []
+
+
+def test_a_copy_that_is_gone_from_its_folder_is_forgotten(
+    collection: ImageCollection,
+    folder: Path,
+    elsewhere: Path,
+    write_images: WriteImages,
+    follow: Callable[..., IngestReport],
+) -> None:
+    write_images(elsewhere.parent, 1, seed=11)
+    follow(folder)
+    follow(elsewhere.parent)
+    assert others(collection) == [[str(elsewhere)]]
+    elsewhere.unlink()
+    report = follow(elsewhere.parent)
+    assert (report.pruned, report.kept_elsewhere) == (0, 0)
+    assert others(collection) == []
+    (folder / "picture-0000.png").unlink()
+    assert follow(folder).pruned == 1
+
+
+@pytest.mark.parametrize("away", ["missing", "empty"])
+def test_a_copy_on_a_disk_that_is_away_keeps_its_image(
+    collection: ImageCollection,
+    folder: Path,
+    elsewhere: Path,
+    follow: Callable[..., IngestReport],
+    away: str,
+) -> None:
+    follow(folder)
+    follow(elsewhere.parent)
+    shutil.rmtree(elsewhere.parent)
+    if away == "empty":
+        elsewhere.parent.mkdir()
+    (folder / "picture-0000.png").unlink()
+    report = follow(folder)
+    assert (report.pruned, report.kept_elsewhere) == (0, 1)
+    assert named(elsewhere) < paths(collection)
+
+
+def test_a_copy_that_is_surely_gone_keeps_nothing(
+    collection: ImageCollection,
+    folder: Path,
+    elsewhere: Path,
+    follow: Callable[..., IngestReport],
+) -> None:
+    follow(folder)
+    follow(elsewhere.parent)
+    elsewhere.rename(elsewhere.with_name("notes.txt"))
+    (folder / "picture-0000.png").unlink()
+    asked: list[int] = []
+
+    def agree(number: int, _: list[str]) -> bool:
+        asked.append(number)
+        return False
+
+    before = payloads(collection)
+    assert follow(folder, prune=agree).pruned == 0
+    assert (asked, payloads(collection)) == ([1], before)
+    assert follow(folder).pruned == 1
+
+
+def test_a_disk_that_is_away_while_a_copy_is_ingested(
+    collection: ImageCollection,
+    folder: Path,
+    elsewhere: Path,
+    tmp_path: Path,
+    follow: Callable[..., IngestReport],
+) -> None:
+    """The path on it is not lost when the copy takes its place."""
+    follow(folder)
+    folder.rename(tmp_path / "unmounted")
+    assert counts(follow(elsewhere.parent)) == (0, 1, 0, 0)
+    assert named(elsewhere) < paths(collection)
+    (tmp_path / "unmounted").rename(folder)
+    elsewhere.write_bytes((folder / "picture-0001.png").read_bytes())
+    assert counts(follow(elsewhere.parent)) == (0, 1, 0, 0)
+    assert paths(collection) >= named(folder / "picture-0000.png", folder / "picture-0001.png")
+
+
+def test_a_list_that_names_all_forgets_other_copies(
+    collection: ImageCollection,
+    folder: Path,
+    elsewhere: Path,
+    follow: Callable[..., IngestReport],
+) -> None:
+    follow(folder)
+    follow(elsewhere.parent)
+    assert counts(follow([folder / "picture-0001.png"])) == (0, 1, 3, 0)
+    follow(folder)
+    follow(elsewhere.parent)
+    assert counts(follow([folder / "picture-0000.png"])) == (0, 1, 3, 0)
+    assert others(collection) == []
+
+
+def test_a_field_of_that_name_in_a_manifest_changes_nothing(
+    collection: ImageCollection,
+    folder: Path,
+    elsewhere: Path,
+    follow: Callable[..., IngestReport],
+) -> None:
+    follow(folder)
+    follow(elsewhere.parent)
+    line = {"path": "picture-0000.png", "other_paths": None, "title": "a"}
+    assert follow(manifest(folder / "list.jsonl", line), prune=False).updated == 1
+    assert others(collection) == [[str(elsewhere)]]

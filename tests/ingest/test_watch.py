@@ -367,3 +367,28 @@ def test_a_watch_runs_until_it_is_stopped(
         thread.join(30)
         assert not thread.is_alive()
         assert sum(report.added for report in reports) == len(collection) == 3
+
+
+def test_a_copy_elsewhere_keeps_its_image(watched: Watched) -> None:
+    copy = watched.folder.parent / "elsewhere" / "copy.png"
+    copy.parent.mkdir()
+    for name in FOUR[:2]:
+        shutil.copy(watched.folder / name, copy.with_name(name))
+    assert watched.settled() == WatchReport()
+    ingest_images(copy.parent, watched.collection, watched.model, progress=False)
+    (watched.folder / FOUR[0]).unlink()
+    assert watched.settled() == WatchReport(moved=1)
+    assert watched.names() == sorted([f"../elsewhere/{FOUR[0]}", *FOUR[1:]])
+    # And while nothing watches; what the folder forgets is no copy any more.
+    shutil.copy(watched.folder / FOUR[2], watched.folder / "twin.png")
+    assert watched.settled() == WatchReport()
+    watched.watch.close()
+    (watched.folder / FOUR[1]).unlink()
+    (watched.folder / "twin.png").unlink()
+    watched.start()
+    assert watched.settled() == WatchReport(moved=1)
+    assert watched.names() == sorted(
+        [f"../elsewhere/{FOUR[0]}", f"../elsewhere/{FOUR[1]}", *FOUR[2:]]
+    )
+    points = [point for page in watched.collection.index.scroll() for point in page]
+    assert not any("other_paths" in point.payload for point in points)

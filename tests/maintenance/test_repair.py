@@ -254,6 +254,21 @@ def test_a_file_that_changes_while_it_is_read_is_not_stored_under_the_old_id(
         assert (report.encoded, [f.image_id for f in report.left]) == ((), [ids[1]])
 
 
+def test_a_copy_elsewhere_is_read_where_the_file_is_gone(
+    file_place, tiny_model, pictures, tmp_path
+):
+    collection, ids = filled(file_place, tiny_model, pictures)
+    with collection:
+        before = held(collection)
+        damage(collection, ids[1])
+        copy = pictures[1].rename(tmp_path / "copy.png")
+        other = {"other_paths": [str(pictures[0]), str(copy)]}
+        collection.update_payload({ids[1]: other})
+        report = repair(collection, tiny_model)
+        assert (report.encoded, report.left) == ((ids[1],), ())
+        assert nearly(held(collection), before)
+
+
 def test_put_back_what_was_gone_and_it_is_mended(file_place, tiny_model, pictures):
     collection, ids = filled(file_place, tiny_model, pictures)
     with collection:

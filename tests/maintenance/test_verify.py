@@ -346,6 +346,22 @@ def test_the_pictures_files_are_compared_where_that_is_asked_for(with_files):
     assert not report.clean
 
 
+def test_a_copy_of_a_picture_that_is_gone_is_named(with_files, tmp_path):
+    collection, ids, paths = with_files
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(paths[0].read_bytes())
+    both = {image_id: {"other_paths": ["/nowhere.png", str(copy)]} for image_id in ids[:2]}
+    collection.update_payload(both)
+    paths[0].unlink()
+    paths[1].unlink()
+    details = {f.image_id: f.detail for f in verify(collection, images=True).findings}
+    assert str(copy) not in details[ids[1]]  # it holds another image
+    assert details[ids[0]].endswith(
+        f"; a copy is at {copy}, and takes its place when the image's folder is ingested with "
+        "--prune"
+    )
+
+
 @pytest.mark.parametrize("codec", ["float16", "int4"])
 def test_a_sample_is_encoded_again_where_that_is_asked_for(
     tmp_path, tiny_model, write_images, codec

@@ -34,6 +34,13 @@ def tar(tmp_path: Path) -> Path:
     return folder / "a.tar"
 
 
+def test_the_paths_of_copies_are_not_shown(tmp_path: Path, decoders: DecoderPool) -> None:
+    folder = ImageFolder(tmp_path, decoders)
+    payload = {"path": str(tmp_path / "a.png"), "other_paths": ["/home/me/secret/a.png"], "n": 1}
+    assert folder.shown(payload) == {"path": "a.png", "n": 1}
+    assert folder.shown({"other_paths": ["/home/me/secret/a.png"]}) == {}
+
+
 def test_members_of_tar_files_in_the_folder_are_shown(tar: Path, decoders: DecoderPool) -> None:
     folder = ImageFolder(tar.parent, decoders)
     inside = {"path": f"{tar}#member=in/a.png"}
