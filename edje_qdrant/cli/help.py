@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +58,21 @@ _OLD_NAMES: dict[str, dict[str, str]] = {
 }
 _OLD_EVERYWHERE = {"pictures": "images"}
 
+# Numbers as people write them: 10000, 10_000, 10,000, 1e6, 1.5M.
+_NUMBER = re.compile(r"(-?(?:\d{1,3}(?:,\d{3})+|[\d_]+)(?:\.\d+)?(?:e\d{1,3})?) ?([kmb]?)", re.I)
+_TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
 
 class EdjeCommand(TyperCommand):
     """Command with grouped options, examples, and notes on earlier names of options.
 
     The help is plain text, without the library rich, whose import takes longer than all the rest.
+    Numbers (options with `N`) may be written as 10_000, 10,000, 10k, 1.5M, 2B or 1e6.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.token_normalize_func = _renamer(self.name or "")
+        args = _with_plain_numbers(self.params, args, ctx)
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed
 
@@ -163,6 +171,43 @@ def _renamer(command: str) -> Callable[[str], str]:
         return new
 
     return today
+
+
+def _with_plain_numbers(params: Iterable[Any], args: Sequence[str], ctx: Any) -> list[str]:
+    """Return the arguments of a command with the values of its options with `N` in digits.
+
+    Raises:
+        typer.BadParameter: A value is no number.
+    """
+    names = {name: param for param in params if param.metavar == "N" for name in param.opts}
+    given = [*args]
+    for place, arg in enumerate(given):
+        if arg == "--":
+            break
+        name, equals, value = arg.partition("=")
+        if name not in names or (not equals and place + 1 == len(given)):
+            continue
+        plain = _plain_number((value if equals else given[place + 1]).strip())
+        try:
+            float(plain)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{plain!r} is no number; write 10000, 10k, 2M or 1e6", ctx, names[name]
+            ) from None
+        if equals:
+            given[place] = f"{name}={plain}"
+        else:
+            given[place + 1] = plain
+    return given
+
+
+def _plain_number(text: str) -> str:
+    """Return a number in digits alone; other texts unchanged."""
+    found = _NUMBER.fullmatch(text)
+    if found is None or not any(map(str.isdigit, found[1])):
+        return text
+    number = Decimal(re.sub("[,_]", "", found[1])) * _TIMES[found[2].lower()]
+    return str(int(number)) if number == number.to_integral_value() else str(number)
 
 
 def _quick(option: Any) -> Any:

@@ -21,7 +21,7 @@ __all__ = ["plan"]
 def plan(
     num_images: Annotated[
         float,
-        typer.Option(metavar="N", help="Number of images: 1000000 or 1e6.", show_default=False),
+        typer.Option(metavar="N", help="Number of images: 10000, 10k or 2M.", show_default=False),
     ],
     qps: Annotated[float, typer.Option(metavar="N", help="Searches per second at peak.")] = 1,
     codec: Annotated[str, typer.Option(metavar="CODEC", help="How tokens are stored.")] = "float16",

@@ -95,15 +95,16 @@ def follow_copies(
     stored = collection.index.retrieve([*paths], tokens=False) if paths else {}
     places: dict[str, Place] = {}
     for image_id, payload in stored.items():
-        path, others = payload.get("path"), other_paths(payload)
-        new = [each for each in paths[image_id] if each != path]
+        stored_path, others = payload.get("path"), other_paths(payload)
+        old = stored_path if isinstance(stored_path, str) else ""
+        new = [path for path in paths[image_id] if path != old]
         if not new:
             continue
-        if moved_in is not None and is_gone(old := str(path or "")):
+        if moved_in is not None and is_gone(old):
             lost = not old or old.startswith(moved_in) or is_surely_gone(old)
             places[image_id] = _place(new[0], [*others, *new[1:], *([] if lost else [old])])
-        elif isinstance(path, str):
-            place = _place(path, [*others, *new])
+        elif old:
+            place = _place(old, [*others, *new])
             if [*place.others] != others:
                 places[image_id] = Place(None, place.others)
     set_places(collection, places)

@@ -142,7 +142,9 @@ def test_a_file_for_a_folder_and_no_cursor(index: Path, tmp_path: Path) -> None:
 
 def test_usage_errors_name_the_help_of_the_command() -> None:
     assert refused(run("match")).endswith("; see root match --help")
-    assert refused(run("plan", "--num-images", "x", "--qps", "1")).endswith("see root plan --help")
+    line = refused(run("plan", "--num-images", "x", "--qps", "1"))
+    assert "'x' is no number; write 10000, 10k, 2M or 1e6" in line
+    assert line.endswith("see root plan --help")
 
 
 _INTERRUPTED = """

@@ -187,6 +187,35 @@ def test_durations_are_in_two_units_at_most(seconds: float, words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "images"),
+    [
+        ("10k", 10_000),
+        ("10K", 10_000),
+        ("1.5M", 1_500_000),
+        ("2 m", 2_000_000),
+        ("1B", 10**9),
+        ("10_000", 10_000),
+        ("10,000", 10_000),
+        ("1,000,000", 10**6),
+        ("1e6", 10**6),
+        ("10000.0", 10_000),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(written: str, images: int) -> None:
+    found = json.loads(
+        run("plan", "--num-images", written, "--num-candidates", "1k", "--json").stdout
+    )
+    assert found["workload"]["images"] == images
+    assert found["workload"]["candidates"] == 1000
+
+
+@pytest.mark.parametrize("written", ["1,5", "10,00", "ten", "10 kk", "k", "_", "", "1e", "0x10"])
+def test_what_is_no_number_is_refused_with_examples(written: str) -> None:
+    done = run("plan", "--num-images", written)
+    assert (done.exit_code, "10k, 2M or 1e6" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--num-images", "1.5", "--qps", "1"], "--num-images"),

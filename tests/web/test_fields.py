@@ -79,12 +79,8 @@ def test_fields_and_values(client):
     answer = client.get("/v1/fields/values", params={"field": "unknown"}).json()
     assert answer["values"] == []
     assert client.get("/v1/fields/values", params={"field": "_edje"}).status_code == 400
-    for field in (
-        "path",
-        "other_paths",
-        "video",
-        "document",
-    ):  # stored with the folders above the served one
+    # Stored with the folders above the served one.
+    for field in ("path", "other_paths", "video", "document"):
         answer = client.get("/v1/fields/values", params={"field": field}).json()
         assert answer == {"field": field, "values": [], "counted": False}
 

@@ -83,7 +83,15 @@ def test_the_name_says_nothing_of_the_kind(taking):
 
 @pytest.mark.parametrize(
     "fields",
-    ["[]", "{", '{"path": "/etc/passwd"}', '{"_edje": 1}', "NaN", '{"n": 18446744073709551617}'],
+    [
+        "[]",
+        "{",
+        '{"path": "/etc/passwd"}',
+        '{"other_paths": ["/etc/passwd"]}',
+        '{"_edje": 1}',
+        "NaN",
+        '{"n": 18446744073709551617}',
+    ],
 )
 def test_fields_are_checked_before_anything_is_kept(taking, folder, fields):
     answer = send(taking, ("red.png", picture()), fields=fields)
