@@ -259,11 +259,11 @@ def test_a_copy_elsewhere_is_read_where_the_file_is_gone(
 ):
     collection, ids = filled(file_place, tiny_model, pictures)
     with collection:
-        before = held(collection)
-        damage(collection, ids[1])
         copy = pictures[1].rename(tmp_path / "copy.png")
         other = {"other_paths": [str(pictures[0]), str(copy)]}
         collection.update_payload({ids[1]: other})
+        before = held(collection)
+        damage(collection, ids[1])
         report = repair(collection, tiny_model)
         assert (report.encoded, report.left) == ((ids[1],), ())
         assert nearly(held(collection), before)
