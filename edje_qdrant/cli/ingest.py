@@ -72,13 +72,13 @@ _DATES = {"taken_at": "datetime", "modified_at": "datetime"}
 
 
 def ingest(
-    source: Annotated[
-        str,
+    sources: Annotated[
+        list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of images, an image, a film, a PDF, a manifest (.jsonl, .txt), tar files "
-            "(.tar, shard-{0000..0009}.tar), a Parquet file, a saved Hugging Face data set, or an "
-            "address of one of them (https://, s3://, gs://, hf://).",
+            help="Folder of images, an image, a film, a PDF, a manifest (.jsonl, .txt), tar or "
+            "Parquet files (shard-*.tar, 'shard-{0000..0009}.tar'), a saved Hugging Face data set, "
+            "or an address of one of them (https://, s3://, gs://, hf://).",
         ),
     ],
     index: Index = None,
@@ -195,8 +195,9 @@ def ingest(
     from edje_qdrant.ingest.file_fields import FileFields
     from edje_qdrant.ingest.ingest import fit_codec_to_source, ingest_images
     from edje_qdrant.ingest.process_pool import check_devices
-    from edje_qdrant.sources.open import open_source
+    from edje_qdrant.sources.open import open_files, open_source
 
+    source = sources[0]
     text_reader = None
     if ocr:
         from edje_qdrant.ingest.ocr import RapidOcrReader, read_texts
@@ -214,12 +215,15 @@ def ingest(
     place = place_of(index, url, grpc, grpc_port, timeout)
     # Before a collection is created. A folder that is watched may be empty at first, but not if its
     # other images would be deleted.
-    images = open_source(
-        source,
-        frames_every=frames_every,
-        pdf_pages=pdf_pages,
-        may_be_empty=watch and not prune,
-    )
+    if len(sources) > 1:
+        images = open_files(sources)
+    else:
+        images = open_source(
+            source,
+            frames_every=frames_every,
+            pdf_pages=pdf_pages,
+            may_be_empty=watch and not prune,
+        )
     FileFields(exif, gps)
     indexes = indexes_of(payload_index or [])
     qdrant = settings_of(shards, replicas, quantization, on_disk)
@@ -242,7 +246,8 @@ def ingest(
 
     def agree(count: int, examples: list[str]) -> bool:
         what = (
-            f"{count:,} images in the collection {collection!r} are no longer in {source} and "
+            f"{count:,} images in the collection {collection!r} are no longer in "
+            f"{source if len(sources) == 1 else images.name} and "
             "would be deleted"
         )
         try:

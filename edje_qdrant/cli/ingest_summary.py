@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections import defaultdict
@@ -173,20 +174,45 @@ def next_steps(
 def _shown_place(source: str) -> str | None:
     """Return the folder or the address below which the service finds the images of a source.
 
-    None for manifests on disk, whose images may be anywhere.
+    Of a manifest on disk, the folder that holds all its images; None if there is none.
     """
     # Not at the top: `--help` reads this module, and sources load numpy.
-    from edje_qdrant.sources.manifest import MANIFEST_SUFFIXES
+    from edje_qdrant.sources.manifest import MANIFEST_SUFFIXES, ManifestSource
+    from edje_qdrant.sources.protocol import ListedImage
     from edje_qdrant.sources.uris import is_uri, without_secrets
 
     if not is_uri(source):
         path = Path(source.partition("#column=")[0])
         if path.is_dir():
             return str(source)
-        return None if path.suffix.lower() in MANIFEST_SUFFIXES else str(path.parent)
+        if path.suffix.lower() in MANIFEST_SUFFIXES:
+            listed = ManifestSource(path).images() if path.is_file() else ()
+            return _common_folder(item.path for item in listed if isinstance(item, ListedImage))
+        return str(path.parent)
     begin = re.split(r"[*?\[{]", without_secrets(source), maxsplit=1)[0]  # of a pattern
     scheme, _, place = begin.partition("://")
     return f"{scheme}://{place.rpartition('/')[0]}/" if "/" in place else None
+
+
+def _common_folder(paths: Iterable[str]) -> str | None:
+    """Return the folder that holds all files; None if it is the root, or holds the home folder.
+
+    None, too, if one is no file on this machine: an address.
+    """
+    from edje_qdrant.sources.uris import is_uri, split_part
+
+    common: str | None = None
+    for path in paths:
+        if is_uri(path):
+            return None
+        part = split_part(path)
+        folder = os.path.dirname(path if part is None else part[0])
+        common = folder if common is None else os.path.commonpath([common, folder])
+        if os.path.dirname(common) == common:
+            return None
+    if common is None or (Path.home() / "").is_relative_to(common):
+        return None
+    return common
 
 
 def _duration(seconds: float) -> str:

@@ -31,7 +31,7 @@ from edje_qdrant.sources.tar import TAR_SUFFIXES, TarSource
 from edje_qdrant.sources.uris import is_uri, suffix_of
 from edje_qdrant.types import Payload
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "open_files", "open_source"]
 
 #: A folder, an image, a manifest, an address of one of them, a list of images, path -> fields, or a
 #: source.
@@ -115,6 +115,30 @@ def open_source(
         f"{path} {what}; give a folder of images, an address, or a .jsonl file, each line an "
         'object with "path"'
     )
+
+
+def open_files(paths: Sequence[str]) -> ImageSource:
+    """Return the source of several tar or Parquet files, which a shell writes for a pattern.
+
+    Raises:
+        ConfigError: They are no tar or Parquet files alone, one is missing, or they hold no image.
+    """
+    suffixes = {suffix_of(path) if is_uri(path) else Path(path).suffix.lower() for path in paths}
+    what = f"{paths[0]} and {len(paths) - 1} more"
+    remote = any(map(is_uri, paths))
+    if not remote and suffixes <= TAR_SUFFIXES:
+        return _not_empty(TarSource(_all_named(paths)), f"none of {what} holds an image")
+    if not remote and suffixes <= PARQUET_SUFFIXES:
+        return _not_empty(ParquetSource(_all_named(paths), None), f"none of {what} has a row")
+    raise ConfigError(
+        f"{len(paths)} sources are given, {what} (a shell writes all files that match a pattern in "
+        "its place); several may be tar files, or Parquet files. Give the folder that holds the "
+        "images, or a manifest of their paths, or ingest one source after the other"
+    )
+
+
+def _all_named(paths: Sequence[str]) -> list[str]:
+    return [*dict.fromkeys(file for path in paths for file in _named(Path(path).expanduser()))]
 
 
 def _named(path: Path) -> list[str]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +94,27 @@ def test_an_edited_file_and_its_old_version(
     assert third.exists()
 
 
+def test_a_pattern_that_the_shell_wrote_out(
+    tmp_path: Path, tiny_folder: Path, write_images: WriteImages
+) -> None:
+    paths = write_images(tmp_path / "images", 3)
+    tars = [tmp_path / f"shard-{number}.tar" for number in range(3)]
+    for path, file in zip(paths, tars, strict=True):
+        with tarfile.open(file, "w") as tar:
+            tar.add(path, path.name)
+    options = ("--index", tmp_path / "index", "--model", tiny_folder)
+    result = run("ingest", *tars[:2], *options)
+    assert result.stdout.startswith("2 added, 0 there already, 0 failed")
+    assert f"--images {tmp_path}" in result.stdout
+    data = json_of(run("ingest", *tars[1:], *options, "--prune", "--yes", "--json"))
+    assert (data["added"], data["pruned"], data["points"]) == (1, 0, 3)
+    for others in (paths[:2], [tars[0], paths[0]], [tmp_path, paths[0]], [tars[0], "s3://b/*.tar"]):
+        done = run("ingest", *others, *options)
+        assert done.exit_code == 2
+        assert f"2 sources are given, {others[0]} and 1 more (a shell" in done.stderr
+    assert "there is no file" in run("ingest", tars[0], tmp_path / "x.tar", *options).stderr
+
+
 def test_images_that_are_kept_as_there_is_a_copy_are_counted() -> None:
     assert kept_lines(IngestReport(0, 3)) == []
     one, two = (kept_lines(IngestReport(0, 3, kept_elsewhere=n)) for n in (1, 2))
@@ -151,7 +174,7 @@ def test_failures_are_grouped_and_missing_extras_named() -> None:
     assert steps[1].startswith("  pip install 'edje-qdrant[heif,raw]'  # then this again: 8 ")
     assert "search 'a dog in the snow' --index i" in steps[2]
     assert steps[3].startswith("  pip install 'edje-qdrant[web]'")
-    assert steps[4].startswith("  edje-qdrant serve --index i  #")  # no --images for a manifest
+    assert steps[4].startswith("  edje-qdrant serve --index i  #")  # the manifest is gone
     assert next_steps(IngestReport(0, 0), "x", "--index i", points=0, model="", web=True) == []
 
 
@@ -171,6 +194,31 @@ def test_the_service_is_told_where_the_images_are(source: str, shown: str) -> No
     steps = next_steps(report, source, "--index i", points=1, model="demo", web=True)
     assert "1 failed image needs it" in steps[1]
     assert steps[-1].startswith(f"  edje-qdrant serve --index i --images {shown}  #")
+
+
+@pytest.mark.parametrize(
+    ("paths", "shown"),
+    [
+        (["a/1.png", "a/b/2.png"], "LISTS/a"),
+        (["1.png", "../other/2.png"], "LISTS/.."),
+        (["a/x.tar#member=in/1.png", "a/2.png"], "LISTS/a"),
+        (["a/1.png", "", "# no image"], "LISTS"),
+        (["/a/1.png", "/b/2.png"], None),
+        ([str(Path.home() / "1.png"), str(Path.home() / "x/2.png")], None),
+        (["a/1.png", "https://host/2.png"], None),
+    ],
+)
+def test_the_service_is_told_the_folder_of_a_manifests_images(
+    tmp_path: Path, paths: list[str], shown: str | None
+) -> None:
+    source = tmp_path / "my lists" / "list.txt"
+    source.parent.mkdir()
+    source.write_text("\n".join(paths))
+    report = IngestReport(1, 0)
+    steps = next_steps(report, str(source), "--index i", points=1, model="demo", web=True)
+    folder = None if shown is None else os.path.normpath(shown.replace("LISTS", str(source.parent)))
+    images = [] if folder is None else ["--images", folder]
+    assert shlex.split(steps[-1], comments=True)[4:] == images
 
 
 def test_left_out_files_are_grouped_by_kind() -> None:

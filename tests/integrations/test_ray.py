@@ -302,6 +302,7 @@ def test_bytes_have_the_id_of_their_file(
         width, height = picture.size
     assert user_payload(stored) == {
         "path": "s3://bucket/a.png",
+        "other_paths": [str(path)],
         "shelf": 2,
         "file_size": path.stat().st_size,
         "width": width,
