@@ -158,7 +158,10 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
             edje-qdrant duplicates --index ./photos --out duplicates.png
             edje-qdrant duplicates --index ./photos --list
         """,
-        text_fields: "edje-qdrant text-fields caption,path --index ./photos",
+        text_fields: """
+            edje-qdrant text-fields caption,path --index ./photos
+            edje-qdrant text-fields --drop --index ./photos
+        """,
         verify: "edje-qdrant verify --index ./photos --files",
         repair: "edje-qdrant repair --index ./photos",
         compact: "edje-qdrant compact --index ./photos",

@@ -226,8 +226,9 @@ def repair(
 
 def text_fields(
     fields: Annotated[
-        str, typer.Argument(metavar="FIELD,...", help="Payload fields, such as caption,path.")
-    ],
+        str | None,
+        typer.Argument(metavar="FIELD,...", help="Payload fields, such as caption,path."),
+    ] = None,
     language: Annotated[
         str,
         typer.Option(
@@ -236,6 +237,14 @@ def text_fields(
             help="Language of the texts, whose endings are cut off: english, german ... or none.",
         ),
     ] = "english",
+    drop: Annotated[
+        bool,
+        typer.Option(
+            "--drop",
+            help="Drop all text fields instead: the words are deleted, the payloads stay, and "
+            "search --hybrid is refused.",
+        ),
+    ] = False,
     index: Index = None,
     url: Url = None,
     grpc: Grpc = False,
@@ -251,9 +260,23 @@ def text_fields(
     Words are written from stored payloads; no image is read. An interrupted run is continued by the
     next.
     """
-    from edje_qdrant.maintenance import add_text_fields
+    from edje_qdrant.maintenance import add_text_fields, drop_text_fields
 
+    if drop and fields is not None:
+        raise ConfigError(
+            f"--drop drops all text fields; leave out {fields}, or leave out --drop to have these "
+            "fields in place of the ones there are"
+        )
+    if not drop and fields is None:
+        raise ConfigError("name payload fields, such as caption,path, or give --drop")
     place = place_of(index, url, grpc, grpc_port, timeout)
+    if drop:
+        with open_collection(place, collection) as opened:
+            dropped = drop_text_fields(opened, wait=wait)
+        text = f"text fields dropped: {', '.join(dropped)}; the payloads stay"
+        lines = [text if dropped else "the collection has no text fields"]
+        print_result({"dropped": [*dropped]}, lines, as_json)
+        return
     with open_collection(place, collection) as opened:
         report = add_text_fields(
             opened,

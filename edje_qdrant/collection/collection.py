@@ -457,14 +457,41 @@ class ImageCollection(BaseCollection):
         self.require_writable()
         with self.write_lock, self._codec_lock:
             self._record = self._record_now()
-            if self._record.migration is not None:
-                raise ConfigError(
-                    f"{self._what()} is being migrated to another model, and the text fields of "
-                    "both must be the same; finish the migration or roll it back, then add them: "
-                    "`edje-qdrant migrate`"
-                )
+            self._require_no_migration("add them")
             self._index.begin_words(replace(fields, filled=False))
             self._record = replace(self._record, text_fields=self._index.text_fields)
+
+    def drop_words(self) -> tuple[str, ...]:
+        """Forget the text fields and delete the words of all images; see `drop_text_fields`.
+
+        Returns:
+            The names of the fields; empty if there are none.
+
+        Raises:
+            ConfigError: A server of this version cannot delete words.
+            StoreError: The collection cannot be written.
+            EngineUnavailableError: The server cannot be reached.
+        """
+        self.require_writable()
+        with self.write_lock, self._codec_lock:
+            self._record = self._record_now()
+            self._require_no_migration("drop them")
+            fields = self.text_fields
+            self._index.check_drops_words()
+            if fields:
+                # First, so that no program writes or searches words that are being deleted.
+                self._record = replace(self._record, text_fields=None)
+                self._index.set_metadata(self._record.as_metadata())
+            self._index.drop_words()  # also those that an interrupted call left
+            return fields
+
+    def _require_no_migration(self, action: str) -> None:
+        if self._record.migration is not None:
+            raise ConfigError(
+                f"{self._what()} is being migrated to another model, and the text fields of "
+                f"both must be the same; finish the migration or roll it back, then {action}: "
+                "`edje-qdrant migrate`"
+            )
 
     def fill_words(self, image_ids: Sequence[str]) -> int:
         """Write the words of images whose stored words are not those of their payloads.

@@ -303,6 +303,16 @@ class Backend(ABC):
         """
         raise self._no_words()
 
+    def check_drops_words(self) -> None:  # noqa: B027 - as `drop_words`
+        """Check that words can be dropped; an engine without words has none to drop.
+
+        Raises:
+            ConfigError: A server of this version cannot.
+        """
+
+    def drop_words(self) -> None:  # noqa: B027 - an engine without words has nothing to do
+        """Delete the words of all points, and the room for them."""
+
     def set_words(self, words: Mapping[str, WordVector]) -> None:  # noqa: ARG002
         """Replace the words of stored points, id -> words; no other id may be given."""
         raise self._no_words()

@@ -341,6 +341,28 @@ class VectorIndex:
         self._backend.create_words()
         self.set_metadata({**self.metadata, WORDS_KEY: fields.as_metadata()})
 
+    def check_drops_words(self) -> None:
+        """Check that words can be dropped.
+
+        Raises:
+            ConfigError: A server of this version cannot.
+        """
+        self._backend.check_writable()
+        self._check_before_write()
+        self._backend.check_drops_words()
+
+    def drop_words(self) -> None:
+        """Delete the words of all points.
+
+        Before that, the fields with text are removed from the metadata, so that no write keeps
+        words any more.
+
+        Raises:
+            StoreError: The index cannot be written.
+        """
+        self._backend.check_writable()
+        self._backend.drop_words()
+
     def set_words(self, words: Mapping[str, WordVector]) -> None:
         """Replace the words of stored points, id -> words; unknown ids are ignored."""
         check_ids([*words])

@@ -17,7 +17,11 @@ from edje_qdrant.maintenance.reports import (
     RepairReport,
     VerifyReport,
 )
-from edje_qdrant.maintenance.text_fields import TextFieldsReport, add_text_fields
+from edje_qdrant.maintenance.text_fields import (
+    TextFieldsReport,
+    add_text_fields,
+    drop_text_fields,
+)
 from edje_qdrant.maintenance.verify import verify
 
 __all__ = [
@@ -34,6 +38,7 @@ __all__ = [
     "add_text_fields",
     "compact",
     "copy_collection",
+    "drop_text_fields",
     "export_collection",
     "find_duplicates",
     "fit_codec",

@@ -1,4 +1,4 @@
-"""Text fields of a collection that exists: recorded, and the words of its images written."""
+"""Text fields of a collection that exists: added, with the words of its images, and dropped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edje_qdrant.index.payload_fields import nearest_name
 from edje_qdrant.maintenance.arguments import check_collections, check_flags
 from edje_qdrant.maintenance.scan import PAGE, own_points
 
-__all__ = ["TextFieldsReport", "add_text_fields"]
+__all__ = ["TextFieldsReport", "add_text_fields", "drop_text_fields"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,45 @@ def add_text_fields(
         collection.flush()
         collection.end_words()
         return TextFieldsReport(images, with_words, written)
+
+
+def drop_text_fields(collection: ImageCollection, *, wait: float = 300) -> tuple[str, ...]:
+    """Drop the text fields of a collection: the words of all images are deleted.
+
+    Payloads and other searches stay as they are; hybrid searches are refused. `add_text_fields`
+    writes the words again. A run that was interrupted is continued by the next one. Programs that
+    have the collection open must open it again before their next hybrid search.
+
+    Args:
+        collection: An open collection, in a folder with the engine edge, or on a server from
+            Qdrant 1.18 on.
+        wait: Seconds to wait for a server that is away, before it ends; a line on stderr says so.
+
+    Returns:
+        The names of the fields that were dropped; empty if there are none.
+
+    Raises:
+        ConfigError: An argument is invalid, the collection is being migrated, or the server is too
+            old to delete words; nothing was written.
+        StoreError: The collection cannot be read or written; run it again.
+        EngineUnavailableError: The connection to the server was lost; run it again.
+
+    Example:
+        >>> from edje_qdrant import EDJEModel, ImageCollection
+        >>> from edje_qdrant.maintenance import drop_text_fields
+        >>> contract = EDJEModel.from_pretrained("demo", device="cpu").contract()
+        >>> with ImageCollection.create(
+        ...     ":memory:", "images", contract, text_fields=["caption"]
+        ... ) as images:
+        ...     drop_text_fields(images), images.text_fields
+        (('caption',), ())
+    """
+    check_collections(collection=collection)
+    check_seconds("wait", wait)
+    with collection.patient(wait):
+        fields = collection.drop_words()
+        collection.flush()
+        return fields
 
 
 def _refuse_misspelt(collection: ImageCollection, fields: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,19 @@ def test_text_fields_are_changed_and_copied(folder: Path, tmp_path: Path) -> Non
     shown = json_of(run("info", "--index", tmp_path / "fourth", "--json"))
     assert (shown["text_fields"], shown["text_language"]) == (["caption"], "none")
     assert run("verify", "--index", tmp_path / "fourth").exit_code == 0
+
+
+def test_text_fields_are_dropped(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "index", tmp_path / "index")
+    index = ("--index", tmp_path / "index")
+    assert "give --drop" in refused(run("text-fields", *index))
+    assert "leave out caption" in refused(run("text-fields", "caption", "--drop", *index))
+    done = run("text-fields", "--drop", *index)
+    assert done.stdout == "text fields dropped: caption, path; the payloads stay\n"
+    assert json_of(run("text-fields", "--drop", *index, "--json")) == {"dropped": []}
+    assert run("text-fields", "--drop", *index).stdout == "the collection has no text fields\n"
+    assert "no text fields" in refused(run("search", "tram", "--hybrid", *index))
+    assert json_of(run("info", *index, "--json"))["text_fields"] == []
 
 
 def test_text_in_images_is_read_once(

@@ -351,6 +351,11 @@ def _new_vector(request: Any) -> Request:
     return "PUT", path, config
 
 
+def _gone_vector(request: Any) -> Request:
+    path = ["collections", request.collection_name, "vectors", request.vector_name]
+    return "DELETE", path, {}
+
+
 def _operation(request: Any, name: str) -> Any:
     operation = q.PointsUpdateOperation()
     inner = getattr(operation, name)
@@ -525,6 +530,7 @@ _METHODS: dict[str, tuple[Any, Callable[[Any], Request], Callable[[Any], Any]]] 
         ),
     ),
     "Points/CreateVectorName": (q.CreateVectorNameRequest, _new_vector, _done),
+    "Points/DeleteVectorName": (q.DeleteVectorNameRequest, _gone_vector, _done),
     "Points/CreateFieldIndex": (q.CreateFieldIndexCollection, _index, _done),
     "Points/DeleteFieldIndex": (
         q.DeleteFieldIndexCollection,

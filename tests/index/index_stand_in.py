@@ -402,6 +402,11 @@ class StandIn:
                 if vector not in self._sparse(name):
                     self.client.create_vector_name(name, vector, config)
                 return self._done(name)
+            case ("DELETE", "vectors", vector):
+                if self._number() < (1, 18):
+                    raise RefusalError(404, "")
+                self.client.delete_vector_name(name, vector)
+                return self._done(name)
             case ("PUT",):
                 if self.client.collection_exists(name):
                     raise RefusalError(409, f"Wrong input: Collection `{name}` already exists!")

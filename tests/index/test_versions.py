@@ -228,7 +228,7 @@ def test_the_table_has_all_that_can_be_asked_for() -> None:
     asked = {*validate._CHECKS, *validate._MATCHES, *validate.KINDS, "Range", "DatetimeRange"}
     made = {*get_args(PayloadKind), *get_args(Quantization)}
     sent = {"QueryRequest", "RecommendQuery", "RrfQuery", "QuantizationSearchParams"}
-    sent |= {"AcornSearchParams", "new vector", "memory placement"}
+    sent |= {"AcornSearchParams", "new vector", "deletion of a vector", "memory placement"}
     assert {*NEEDS} == asked | made | sent | {"MinShould", "metadata", "UpdateMode"}
     newer = {kind: f"{major}.{minor}" for kind, (major, minor) in NEEDS.items()
              if (major, minor) > OLDEST}  # fmt: skip
@@ -237,6 +237,7 @@ def test_the_table_has_all_that_can_be_asked_for() -> None:
     assert newer.pop("memory placement") == "1.19"
     # Of words beside the vectors.
     assert (newer.pop("RrfQuery"), newer.pop("new vector")) == ("1.17", "1.18")
+    assert newer.pop("deletion of a vector") == "1.18"
     turbo = {kind: newer.pop(kind) for kind in [*newer] if kind.startswith("turbo")}
     assert turbo == TURBO
     assert newer == {kind: needed for kind, (needed, _) in NEWER.items()}

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 from collection_places import CONTRACT, KINDS, encoding_of, ids_of, make_place
 from index_stand_in import StandIn
+from served import SERVERS, served
 
 from edje_qdrant.collection.collection import ImageCollection
-from edje_qdrant.errors import ConfigError
+from edje_qdrant.errors import ConfigError, StoreError
 from edje_qdrant.index import ByWords, TextFields
 from edje_qdrant.maintenance import (
     add_text_fields,
     compact,
     copy_collection,
+    drop_text_fields,
     export_collection,
     import_collection,
     transcode,
@@ -43,8 +45,10 @@ def filled(collection: ImageCollection, count: int = COUNT) -> ImageCollection:
     return collection
 
 
-def made(location: Any, *, fields: list[str] | None = FIELDS, **more: Any) -> ImageCollection:
-    return ImageCollection.create(location, "images", CONTRACT, text_fields=fields, **more)
+def made(
+    location: Any, *, fields: list[str] | None = FIELDS, name: str = "images", **more: Any
+) -> ImageCollection:
+    return ImageCollection.create(location, name, CONTRACT, text_fields=fields, **more)
 
 
 def by_words(collection: ImageCollection, text: str) -> set[int]:
@@ -325,3 +329,80 @@ def test_repair_completes_an_interrupted_run(tmp_path: Path) -> None:
         assert {f.kind for f in verify(own).findings} == {"other words"}
         repair(own)
         assert by_words(own, "Lisbon") == {5, 11, 17, 23}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_fields_are_dropped(kind: str, tmp_path: Path) -> None:
+    place = make_place(kind, tmp_path)
+    with place.create() as own:
+        filled(own)
+        assert drop_text_fields(own) == ()
+        add_text_fields(own, FIELDS)
+        before = {p.id: p.payload for page in own.index.scroll() for p in page}
+        assert drop_text_fields(own) == ("caption", "path")
+        assert (own.text_fields, own.text_language) == ((), "none")
+        assert "words" not in own.index.metadata
+        assert {p.id: p.payload for page in own.index.scroll() for p in page} == before
+        with pytest.raises(ConfigError, match="no text fields"):
+            own.nearest(encoding_of(ids_of(1)).embeddings, 5, words=ByWords(["Lisbon"]))
+        (hits,) = own.nearest(encoding_of(ids_of(1)).embeddings, 1)
+        assert [hit.image_id for hit in hits] == ids_of(1)
+        own.update_payload({ids_of(1)[0]: {"caption": "harbour"}})
+        own.add(ids_of(1, 24), encoding_of(ids_of(1, 24)), [{"caption": "harbour"}])
+        assert verify(own).clean
+    with place.open() as again:
+        assert again.text_fields == ()
+        assert len(again) == 25
+        assert add_text_fields(again, ["caption"]).written == 6
+        assert by_words(again, "harbour") == {0, 24}
+        assert verify(again).clean
+        own.close()
+    if not kind.startswith("edge"):
+        place.location.close()
+
+
+def test_a_drop_that_was_interrupted_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with filled(made(tmp_path)) as own:
+
+        def killed() -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(own.index, "drop_words", killed)
+            with pytest.raises(KeyboardInterrupt):
+                drop_text_fields(own)
+    with ImageCollection.open(tmp_path, "images") as again:
+        assert again.text_fields == ()
+        assert verify(again).clean
+        assert drop_text_fields(again) == ()
+        with pytest.raises(StoreError, match="words"):
+            again.index.words(ids_of(1))  # there is no room for them any more
+        for wrong in ({"collection": "images"}, {"collection": again, "wait": -1}):
+            with pytest.raises(ConfigError):
+                drop_text_fields(**wrong)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_text_fields_are_dropped_on_a_server(kind: str) -> None:
+    for server in served(kind):
+        with (
+            filled(made(server.client, name=server.name("images"))) as own,
+            ImageCollection.open(server.client, server.name("images")) as other,
+        ):
+            assert by_words(own, "lisbon") == {5, 11, 17, 23}
+            assert drop_text_fields(own) == ("caption", "path")
+            # Another writer sees it before it writes.
+            other.add(ids_of(1, 24), encoding_of(ids_of(1, 24)), [{"caption": "harbour"}])
+            assert verify(own).clean
+            assert add_text_fields(own, ["caption"]).written == 5
+            assert by_words(own, "harbour") == {24}
+
+
+def test_words_that_an_old_server_cannot_delete_stay() -> None:
+    with StandIn("1.17.0") as server, filled(made(server.url)) as own:
+        with pytest.raises(ConfigError, match=r"Qdrant 1\.18 or later.*the words stay"):
+            drop_text_fields(own)
+        assert own.text_fields == ("caption", "path")
+        assert by_words(own, "lisbon") == {5, 11, 17, 23}

@@ -172,6 +172,14 @@ class EdgeBackend(FolderBackend["EdgeShard"]):
             # Does nothing where there is one already.
             shard.update(UpdateOperation.create_sparse_vector(WORDS_VECTOR, Modifier.Idf))
 
+    def drop_words(self) -> None:
+        from qdrant_edge import UpdateOperation
+
+        with self._using() as shard:
+            require_space(self._folder)
+            # Does nothing where there is none.
+            shard.update(UpdateOperation.delete_vector_name(WORDS_VECTOR))
+
     def set_words(self, words: Mapping[str, WordVector]) -> None:
         from qdrant_edge import PointVectors, UpdateOperation
 

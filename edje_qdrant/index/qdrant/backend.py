@@ -377,10 +377,7 @@ class QdrantBackend(Backend):
     def create_words(self) -> None:
         from qdrant_client import models
 
-        self.check_open()
-        name = self._collection
-        info = self._connection.call(name, self._client.get_collection, name)
-        if WORDS_VECTOR in (info.config.params.sparse_vectors or {}):
+        if self._has_words():
             return
         if not self._connection.is_local:
             try:
@@ -396,6 +393,25 @@ class QdrantBackend(Backend):
             WORDS_VECTOR,
             models.SparseVectorNameConfig(sparse=sparse),
         )
+
+    def check_drops_words(self) -> None:
+        if not self._connection.is_local and self._has_words():
+            try:
+                self._version.require("deletion of a vector", "dropping the words")
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{error}; the words stay, and searches without hybrid do not use them"
+                ) from error
+
+    def drop_words(self) -> None:
+        if self._has_words():
+            self._write(self._client.delete_vector_name, WORDS_VECTOR)
+
+    def _has_words(self) -> bool:
+        self.check_open()
+        name = self._collection
+        info = self._connection.call(name, self._client.get_collection, name)
+        return WORDS_VECTOR in (info.config.params.sparse_vectors or {})
 
     def set_words(self, words: Mapping[str, WordVector]) -> None:
         def send() -> None:

@@ -64,6 +64,7 @@ NEEDS: dict[str, Version] = {
     # Writes.
     "UpdateMode": (1, 17),
     "new vector": (1, 18),  # in a collection that exists
+    "deletion of a vector": (1, 18),
     # Payload indexes.
     "keyword": (1, 0),
     "integer": (1, 0),
