@@ -68,7 +68,7 @@ format: $(VENV)/.dev
 docs: $(VENV)/.docs ## Build the site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(SITE)
 
-train: $(VENV)/.dev ## Train the bundled model again (about an hour on 2 cores)
+train: $(VENV)/.dev ## Train the bundled model again (about 1.5 hours on 2 cores)
 	$(BIN)/edje-qdrant train --recipe demo --out runs/demo/model --work runs/demo
 
 bench: $(VENV)/.dev ## Measure every speed that is aimed at (quiet machine, under 15 minutes)

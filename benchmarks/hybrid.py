@@ -47,7 +47,7 @@ from edje_qdrant.types import ImageEncoding
 
 CANDIDATES = (10, 50)
 #: Weights where candidates are chosen, and in the final order.
-CHOOSING, ORDERING = (0.1, 0.25, 0.5, 1.0), (0.0, 0.1, 0.25, 0.5)
+CHOOSING, ORDERING = (0.1, 0.25, 0.5, 1.0), (0.0, 0.25, 0.5, 1.0)
 #: The defaults, with which the other weight is varied.
 DEFAULT = (WORDS_WEIGHT, DEFAULT_WEIGHTS["words"][0])
 _PLACES = (

@@ -118,7 +118,7 @@ def _own(url: str, browser: Browser, out: Path) -> None:
     page.click('#views [data-view="gallery"]')
     page.locator(TILE).first.locator(".open").click()
     page.wait_for_selector("#words button", timeout=WAIT)  # the words that were explained
-    page.click('#words button:has-text("star")')
+    page.click('#words button:has-text("white")')
     _settle(page)
     page.screenshot(path=out / "tutorial-open.png")
     page.close()

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edje_qdrant.demo.scenes import COLOURS, MIN_OFFSET, SHAPES, SIZES, Scene, SceneObject
+from edje_qdrant.demo.scenes import CANVAS, COLOURS, MIN_OFFSET, SHAPES, SIZES, Scene, SceneObject
 
 __all__ = [
     "CHANGES",
@@ -19,6 +19,8 @@ __all__ = [
     "Mention",
     "contradict",
     "describe",
+    "describe_briefly",
+    "mentioned_places",
     "truth_matrix",
     "vocabulary",
 ]
@@ -48,14 +50,22 @@ class Mention:
     """What a caption says of one object.
 
     Attributes:
-        shape: Index into `SHAPES`.
-        colour: Index into `COLOURS`.
-        size: Index into `SIZES`, or -1 if the caption does not say.
+        shape: Index into `SHAPES`, or -1 if the caption does not say.
+        colour: Index into `COLOURS`, or -1.
+        size: Index into `SIZES`, or -1.
     """
 
     shape: int
     colour: int
     size: int = _ANY
+
+    def fits(self, item: SceneObject) -> bool:
+        """Return whether this is said of the object."""
+        return (
+            self.shape in (_ANY, item.shape)
+            and self.colour in (_ANY, item.colour)
+            and self.size in (_ANY, item.size)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,13 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     return Caption(_write(mentions, relations, rng), mentions, relations)
 
 
+def describe_briefly(scene: Scene, rng: np.random.Generator) -> Caption:
+    """Write a true text of one or two objects, without a relation, and perhaps of one word."""
+    chosen = rng.permutation(len(scene.objects))[: 1 if rng.random() < 0.7 else 2]
+    mentions = tuple(_brief_mention(scene.objects[i], rng) for i in chosen)
+    return Caption(_write(mentions, (), rng), mentions)
+
+
 def contradict(caption: Caption, rng: np.random.Generator, change: Change | None = None) -> Caption:
     """Change one fact of a caption, which makes it most likely false.
 
@@ -89,10 +106,12 @@ def contradict(caption: Caption, rng: np.random.Generator, change: Change | None
     changes. The result may be true by chance; `truth_matrix` tells.
 
     Args:
-        caption: Of two objects or more and a relation.
+        caption: A text without a relation has one of its words replaced, whatever `change` is.
         rng: For all choices.
         change: Drawn by default. Where a caption has no size, `size` changes a colour.
     """
+    if not caption.relations:
+        return _contradict_briefly(caption, rng)
     first, second, *rest = caption.mentions
     relations = caption.relations
     change = change or CHANGES[rng.choice(len(CHANGES), p=_CHANGE_SHARES)]
@@ -121,12 +140,27 @@ def contradict(caption: Caption, rng: np.random.Generator, change: Change | None
     return Caption(_write(mentions, relations, rng), mentions, relations)
 
 
+def _contradict_briefly(caption: Caption, rng: np.random.Generator) -> Caption:
+    mentions = list(caption.mentions)
+    place = int(rng.integers(len(mentions)))
+    chosen = mentions[place]
+    kinds = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}
+    said = [kind for kind in kinds if getattr(chosen, kind) != _ANY]
+    kind = said[rng.integers(len(said))]
+    values = len(kinds[kind])
+    other = (getattr(chosen, kind) + int(rng.integers(1, values))) % values
+    mentions[place] = replace(chosen, **{kind: other})
+    return Caption(_write(tuple(mentions), (), rng), tuple(mentions))
+
+
 def _write(
     mentions: tuple[Mention, ...],
     relations: tuple[tuple[int, str, int], ...],
     rng: np.random.Generator,
 ) -> str:
     phrases = [_phrase(m, rng) for m in mentions]
+    if not relations:
+        return " and ".join(phrases)
     words = " and ".join(_WORDS[r][rng.integers(len(_WORDS[r]))] for _, r, _ in relations)
     text = f"{_OPENINGS[rng.integers(len(_OPENINGS))]}{phrases[0]} {words} {phrases[1]}"
     if len(phrases) == 3:
@@ -138,11 +172,21 @@ def _mention(item: SceneObject, rng: np.random.Generator) -> Mention:
     return Mention(item.shape, item.colour, item.size if rng.random() < 0.7 else _ANY)
 
 
+def _brief_mention(item: SceneObject, rng: np.random.Generator) -> Mention:
+    """Say shape and colour, or one of them, and perhaps the size of a shape."""
+    said = rng.choice(3, p=(0.35, 0.3, 0.35))
+    size = item.size if said < 2 and rng.random() < 0.3 else _ANY
+    return Mention(item.shape if said < 2 else _ANY, item.colour if said != 1 else _ANY, size)
+
+
 def _phrase(mention: Mention, rng: np.random.Generator) -> str:
-    words = [COLOURS[mention.colour], SHAPES[mention.shape]]
+    words = [COLOURS[mention.colour]] if mention.colour != _ANY else []
+    words += [SHAPES[mention.shape]] if mention.shape != _ANY else []
     if mention.size != _ANY:
         sizes = _SIZE_WORDS[SIZES[mention.size]]
         words.insert(0, sizes[rng.integers(len(sizes))])
+    if _ANY in (mention.shape, mention.colour) and (mention.shape == _ANY or rng.random() < 0.5):
+        return " ".join(words)
     article = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([article, *words])
 
@@ -198,6 +242,30 @@ def truth_matrix(captions: Sequence[Caption], scenes: Sequence[Scene]) -> NDArra
             holds &= (offset >= MIN_OFFSET).T | ~is_stated[:, None]
         true |= holds
     return true
+
+
+def mentioned_places(
+    captions: Sequence[Caption], scenes: Sequence[Scene], grid: int
+) -> NDArray[np.int64]:
+    """Return where the objects that each caption mentions lie in its own scene.
+
+    Args:
+        captions: `b` captions.
+        scenes: Their scenes.
+        grid: Number of columns, and of rows, that a scene is divided into.
+
+    Returns:
+        `(b, 3, 2)` column and row of the centre of each mention with a shape, in the order of the
+        text; -1 where the caption has fewer, or where a mention fits none or several of the scene's
+        objects.
+    """
+    places = np.full((len(captions), _MENTIONS, 2), _ANY, dtype=np.int64)
+    for c, (caption, scene) in enumerate(zip(captions, scenes, strict=True)):
+        for m, mention in enumerate(m for m in caption.mentions if m.shape != _ANY):
+            found = [o for o in scene.objects if mention.fits(o)]
+            if len(found) == 1:
+                places[c, m] = [int(z * grid / CANVAS) for z in (found[0].x, found[0].y)]
+    return places
 
 
 def vocabulary() -> list[str]:

@@ -2,7 +2,8 @@
 
 As in the paper: masked words, text recovery, and matching against negatives that are similar to the
 first stage. In addition, captions that contradict their own image in one fact: few negatives of a
-batch differ only in a size or a relation, which would not be learnt without contradictions.
+batch differ only in a size or a relation, which would not be learnt without contradictions. And the
+places of the objects that a caption mentions: see `edje_qdrant.demo.places`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
-from edje_qdrant.demo.captions import Caption, contradict, describe, truth_matrix
+from edje_qdrant.demo.captions import (
+    Caption,
+    contradict,
+    describe,
+    describe_briefly,
+    mentioned_places,
+    truth_matrix,
+)
 from edje_qdrant.demo.data import captions_for, render
+from edje_qdrant.demo.places import PLACES_GRID, SceneBatch, SceneParts
 from edje_qdrant.demo.scenes import Scene, Split
 from edje_qdrant.demo.tower import SIDE, scene_tokenizer, to_pixels
 from edje_qdrant.encoders import SiglipEncoder
@@ -28,7 +37,7 @@ from edje_qdrant.model.config import AdapterKind
 from edje_qdrant.training.build import attention_for_training
 from edje_qdrant.training.initialise import look_at_regions
 from edje_qdrant.training.loop import LoopConfig, fit
-from edje_qdrant.training.objectives import Batch, Objectives, TrainedParts
+from edje_qdrant.training.objectives import Objectives
 from edje_qdrant.training.validation import search_validation
 from edje_qdrant.training.vision_cache import VisionCache, encode_source, open_cache
 
@@ -53,6 +62,8 @@ class JointSettings:
         layers: Of the joint encoder.
         heads: Of each layer.
         objectives: Weights; few words are masked, because a masked word must follow from the rest.
+        places: Weight of the objective that predicts where the mentioned objects lie.
+        brief_texts: Share of texts without a relation: phrases and single words.
         words_alone: Share of the steps before matching begins.
         random_pairs: Share of the steps with random negatives. Hard negatives follow, in batches of
             similar images.
@@ -66,6 +77,8 @@ class JointSettings:
     layers: int = 6
     heads: int = 4
     objectives: Objectives = _OBJECTIVES
+    places: float = 0.0
+    brief_texts: float = 0.0
     words_alone: float = 0.15
     random_pairs: float = 0.2
     contradictions: int = 2
@@ -95,7 +108,7 @@ def new_model(encoder: SiglipEncoder, settings: JointSettings | None = None) -> 
 def train_joint(
     encoder: SiglipEncoder, folder: Path, *, steps: int, num_scenes: int, seed: int,
     device: torch.device, settings: JointSettings | None = None, teacher: EDJEModel | None = None,
-    progress: bool = True,
+    start: EDJEModel | None = None, name: str = "joint", progress: bool = True,
 ) -> tuple[EDJEModel, dict[str, float]]:  # fmt: skip
     """Train adapter and joint encoder on a frozen encoder.
 
@@ -108,6 +121,8 @@ def train_joint(
         device: To train on.
         settings: The bundled model's by default.
         teacher: Source of soft targets, if the objectives include distillation.
+        start: Trained model to continue with, of this encoder; it is changed. By default a new one.
+        name: Of this training, for its files in the folder.
         progress: Show bars on stderr.
 
     Returns:
@@ -120,14 +135,14 @@ def train_joint(
         parameter.requires_grad_(False)
     scenes, cache = _encoded("train", encoder, folder, num_scenes, seed, device, progress)
     held, held_cache = _encoded("validation", encoder, folder, 1000, seed, device, progress)
-    model = new_model(encoder, settings).to(device)
-    if isinstance(model.adapter, CompressedAdapter):
+    model = (start or new_model(encoder, settings)).to(device)
+    if start is None and isinstance(model.adapter, CompressedAdapter):
         sample = torch.from_numpy(np.array(cache.tokens[:256])).float().to(device)
         look_at_regions(model.adapter, sample)
 
     size = settings.batch
 
-    def batch(step: int) -> Batch:
+    def batch(step: int) -> SceneBatch:
         matching = step >= settings.words_alone * steps
         hard = step >= settings.random_pairs * steps
         rng = np.random.default_rng([seed, step, 2])
@@ -135,13 +150,17 @@ def train_joint(
             _alike(cache.embeddings, size, rng) if hard else rng.choice(len(scenes), size, False)
         )
         shown = [scenes[i] for i in chosen]
-        captions = [describe(s, rng) for s in shown]
+        brief = rng.random(size) < settings.brief_texts if settings.brief_texts else [False] * size
+        captions = [
+            describe_briefly(s, rng) if short else describe(s, rng)
+            for s, short in zip(shown, brief, strict=True)
+        ]
         texts = [c.text for c in captions]
         count = settings.contradictions if hard else 0
         false = [contradict(c, rng) for c in captions for _ in range(count)]
         ids, mask = model.tokenize([c.text for c in [*captions, *false]])
         numbers = torch.arange(size, device=device)
-        return Batch(
+        return SceneBatch(
             vision_tokens=torch.from_numpy(cache.tokens[chosen]).to(device).float(),
             image_embeddings=torch.from_numpy(cache.embeddings[chosen]).to(device),
             # Copied via numpy: autograd does not accept tensors created in inference mode.
@@ -154,6 +173,7 @@ def train_joint(
             matching=matching,
             hard=hard,
             true_pairs=torch.from_numpy(truth_matrix(captions, shown)).to(device),
+            places=torch.from_numpy(mentioned_places(captions, shown, PLACES_GRID)).to(device),
             **_contradictions(false, shown, ids, mask),
         )
 
@@ -174,10 +194,11 @@ def train_joint(
     config = LoopConfig(
         steps=steps, peak_lr=1e-3, warmup_steps=min(150, steps // 5), validate_every=250, seed=seed
     )
+    parts = SceneParts(model, settings.objectives, weight=settings.places, teacher=teacher)
     with attention_for_training(model):
         figures = fit(
-            TrainedParts(model, settings.objectives, teacher=teacher), batch, config,
-            folder=folder, name="joint", validate=validate, best_by="R@1", progress=progress,
+            parts.to(device), batch, config,
+            folder=folder, name=name, validate=validate, best_by="R@1", progress=progress,
         )  # fmt: skip
     return model, figures
 

@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,34 @@ class JointSection(Section):
         )
 
 
+class RelationsSection(Section):
+    """The last training: joint encoder and adapter go on with hard negatives, and learn places.
+
+    Attributes:
+        steps: Optimiser steps of 64 images.
+        places: Weight of the objective that predicts where the mentioned objects lie.
+        brief_texts: Share of texts without a relation: phrases and single words.
+    """
+
+    steps: int = Field(ge=1)
+    places: float = Field(ge=0)
+    brief_texts: float = Field(ge=0, le=1)
+
+    def settings(self, joint: JointSettings) -> JointSettings:
+        """Return the settings for `train_joint`, after a training with `joint`."""
+        return replace(
+            joint, places=self.places, brief_texts=self.brief_texts, words_alone=0.0,
+            random_pairs=0.0,
+        )  # fmt: skip
+
+
 class DemoRecipe(Section):
     """All settings of the demo model's training."""
 
     seed: int = Field(ge=0)
     scenes: ScenesSection
     joint: JointSection
+    relations: RelationsSection
 
 
 def read_demo_recipe(
@@ -133,17 +156,16 @@ def train_demo(
         progress=progress,
     )
     encoder = scene_encoder(siglip, tokenizer)
-    model, joint = train_joint(
-        encoder,
-        work,
-        steps=recipe.joint.steps,
-        num_scenes=num_scenes,
-        seed=seed,
-        device=place,
-        settings=recipe.joint.settings(),
-        progress=progress,
-    )
-    stages = {"tower": tower, "joint": joint}
+    settings = recipe.joint.settings()
+    common: dict[str, Any] = {
+        "num_scenes": num_scenes, "seed": seed, "device": place, "progress": progress,
+    }  # fmt: skip
+    model, joint = train_joint(encoder, work, steps=recipe.joint.steps, settings=settings, **common)
+    model, relations = train_joint(
+        encoder, work, steps=recipe.relations.steps, settings=recipe.relations.settings(settings),
+        start=model, name="relations", **common,
+    )  # fmt: skip
+    stages = {"tower": tower, "joint": joint, "relations": relations}
     report: dict[str, Any] = {
         "recipe": recipe.model_dump(),
         **stages,

@@ -111,10 +111,9 @@ class CaptionRetriever:
         >>> ImageDraw.Draw(image).ellipse((80, 80, 176, 176), fill="blue")
         >>> with CaptionRetriever(captions, model) as retriever:
         ...     ids = retriever.add(["a red circle", "a blue circle", "a green star"])
-        ...     for hit in retriever.search(image, top_k=2):
+        ...     for hit in retriever.search(image, top_k=1):
         ...         print(hit.rank, hit.retrieval_rank, hit.text)
         1 1 a blue circle
-        2 2 a red circle
     """
 
     def __init__(

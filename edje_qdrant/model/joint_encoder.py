@@ -72,10 +72,23 @@ class JointEncoder(nn.Module):
         first = self.hidden_states(input_ids, attention_mask, tokens)[:, 0]  # (B, d_text)
         return cast("Tensor", self.classifier(torch.tanh(self.pooler(first)))[:, 0])
 
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Tensor:
-        """Return the last layer's states, `(B, t + m + 1, d_text)`; caption positions come first.
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        tokens: Tensor,
+        *,
+        layer: int | None = None,
+    ) -> Tensor:
+        """Return a layer's states, `(B, t + m + 1, d_text)`; caption positions come first.
 
         `t` is at most `max_caption_length`. States at padded positions are meaningless.
+
+        Args:
+            input_ids: `(B, t)` int64, captions without the tokens.
+            attention_mask: `(B, t)`.
+            tokens: `(B, m, d_text)`.
+            layer: Number of layers, from 1; all of them by default.
         """
         input_ids, attention_mask = self._truncate(input_ids, attention_mask)
         t, m = input_ids.shape[1], tokens.shape[1]
@@ -96,7 +109,10 @@ class JointEncoder(nn.Module):
             inputs_embeds=pair,
             token_type_ids=(behind >= 0).long(),
             attention_mask=(behind <= m).long(),
+            output_hidden_states=layer is not None,
         )
+        if layer is not None:
+            return cast("Tensor", output.hidden_states[layer])
         return cast("Tensor", output.last_hidden_state)
 
     def mlm_logits(

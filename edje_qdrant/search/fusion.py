@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 __all__ = ["DEFAULT_WEIGHTS", "blend", "reciprocal_ranks"]
 
-#: Weights of the first stage and of the joint encoder: the best of those tried on scenes that are
-#: not among the ones measured in docs/results.md. For "words": of the BM25 score and of the logit,
+#: Weights of the first stage and of the joint encoder: among the best of those tried on scenes that
+#: are not the ones measured in docs/results.md. For "words": of the BM25 score and of the logit,
 #: both of which are logarithms of odds; chosen by benchmarks/hybrid.py.
-DEFAULT_WEIGHTS = {"words": (0.25, 1.0), "rrf": (1.0, 3.0), "blend": (0.3, 0.7)}
+DEFAULT_WEIGHTS = {"words": (0.5, 1.0), "rrf": (1.0, 3.0), "blend": (0.3, 0.7)}
 
 # From the formula's source; it limits the weight of the first places.
 _SMOOTHING = 60

@@ -93,7 +93,8 @@ def fit(
         name: Of this run, for its files.
         validate: Returns figures by name; called in the first process only, without gradients and
             with the module in evaluation mode.
-        best_by: Name of the figure that selects the weights; higher is better.
+        best_by: Name of the figure that selects the weights; higher is better, and of equal ones
+            the later.
         accelerator: Distributes the training over processes; created by default.
         progress: Show a bar on stderr.
 
@@ -273,12 +274,15 @@ class _State:
         return step
 
     def save(self, step: int, found: dict[str, float], score: float, seconds: float) -> None:
-        """Save the state; keep the weights if `score` is the best so far."""
+        """Save the state; keep the weights if no earlier `score` is better.
+
+        Of equal scores the later is kept: its weights were trained for longer, at a lower rate.
+        """
         weights = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
         self.seconds = seconds
-        self.no_better += 1
-        if score > self.best_score:
-            self.best_score, self.best_weights, self.no_better = score, weights, 0
+        self.no_better = 0 if score > self.best_score else self.no_better + 1
+        if score >= self.best_score:
+            self.best_score, self.best_weights = score, weights
             self.best = {"step": step, **found}
         state = {
             "step": step,

@@ -9,6 +9,7 @@ from edje_qdrant.demo.captions import (
     Mention,
     contradict,
     describe,
+    describe_briefly,
     truth_matrix,
     vocabulary,
 )
@@ -31,7 +32,7 @@ def plainly_true(caption: Caption, candidate: Scene) -> bool:
     """The same question, one pair at a time."""
     for chosen in permutations(candidate.objects, len(caption.mentions)):
         fits = all(
-            m.shape == o.shape and m.colour == o.colour and m.size in (-1, o.size)
+            m.shape in (-1, o.shape) and m.colour in (-1, o.colour) and m.size in (-1, o.size)
             for m, o in zip(caption.mentions, chosen, strict=True)
         )
         holds = True
@@ -111,3 +112,28 @@ def test_captions_use_only_the_vocabulary_and_vary():
     texts = [clean_caption(describe(s, rng).text) for s in draw_scenes("train", 4, 1000)]
     assert {w for text in texts for w in text.split()} == words
     assert len(set(texts)) > 990
+
+
+def test_brief_texts_are_true_of_their_scenes_and_name_single_things():
+    scenes = list(draw_scenes("train", 1, 300))
+    rng = np.random.default_rng(0)
+    texts = [describe_briefly(s, rng) for s in scenes]
+    assert truth_matrix(texts, scenes).diagonal().all()
+    assert not any(t.relations for t in texts)
+    words = {t.text for t in texts}
+    assert words & set(SHAPES)
+    assert words & set(COLOURS)
+    assert any(" and " in t for t in words)
+
+
+def test_a_contradiction_of_a_brief_text_replaces_one_word():
+    scenes = list(draw_scenes("train", 2, 300))
+    rng = np.random.default_rng(0)
+    texts = [describe_briefly(s, rng) for s in scenes]
+    false = [contradict(t, rng) for t in texts]
+    for text, changed in zip(texts, false, strict=True):
+        before = [v for m in text.mentions for v in (m.shape, m.colour, m.size)]
+        after = [v for m in changed.mentions for v in (m.shape, m.colour, m.size)]
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+        assert [v == -1 for v in before] == [v == -1 for v in after]
+    assert truth_matrix(false, scenes).diagonal().mean() < 0.2

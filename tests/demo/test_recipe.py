@@ -13,10 +13,10 @@ from edje_qdrant.demo.scenes import draw_scenes
 from edje_qdrant.errors import ConfigError, MissingExtraError
 from edje_qdrant.model import EDJEModel
 
-STAGES = ("tower", "joint")
+STAGES = ("tower", "joint", "relations")
 
 
-SMALL = {"scenes.pictures": 400, "scenes.tower_steps": 12, "joint.steps": 20}
+SMALL = {"scenes.pictures": 400, "scenes.tower_steps": 12, "joint.steps": 20, "relations.steps": 10}
 
 
 @pytest.mark.slow
@@ -39,6 +39,9 @@ def test_the_recipe_trains_saves_and_goes_on(tmp_path):
 def test_the_recipe_is_the_bundled_models():
     recipe = read_demo_recipe()
     assert recipe.joint.settings() == JointSettings()
+    last = recipe.relations.settings(JointSettings())
+    assert (last.places, last.brief_texts) == (1.0, 0.35)
+    assert (last.words_alone, last.random_pairs) == (0.0, 0.0)
     trained = json.loads((DEMO_RECIPE.parent / "model" / "training.json").read_text())
     assert trained["recipe"] == recipe.model_dump()
 
@@ -49,6 +52,7 @@ def test_the_recipe_is_the_bundled_models():
         ({"scenes.pictures": 0}, "scenes.pictures"),
         ({"joint.adapter": "other"}, "joint.adapter"),
         ({"joint.tokens": 3}, "joint.tokens"),
+        ({"relations.steps": 0}, "relations.steps"),
         ({"joint.objectives.matching": -1}, "joint.objectives"),
     ],
 )

@@ -103,3 +103,17 @@ def test_positions_are_extended_by_the_last_one() -> None:
     assert model(torch.full((1, 14), 8)).logits.shape == (1, 14, 26)
     extend_positions(model, 5)
     assert len(model.bert.embeddings.position_embeddings.weight) == 14
+
+
+def test_states_of_a_layer_are_those_of_a_model_that_ends_there(
+    joint_encoder: JointEncoder,
+) -> None:
+    pairs = (*padded([caption(3), caption(7)], 12), torch.randn(2, M, WIDTH))
+    layers = joint_encoder.language_model.bert.encoder.layer
+    with torch.no_grad():
+        first = joint_encoder.hidden_states(*pairs, layer=1)
+        last = joint_encoder.hidden_states(*pairs, layer=len(layers))
+        assert torch.equal(last, joint_encoder.hidden_states(*pairs))
+        joint_encoder.language_model.bert.encoder.layer = layers[:1]
+        torch.testing.assert_close(first, joint_encoder.hidden_states(*pairs))
+    assert not torch.allclose(first, last)

@@ -97,6 +97,17 @@ def test_the_best_validation_is_kept_not_the_last(tmp_path):
     assert not torch.equal(module.line.weight, seen[-1])
 
 
+def test_of_equal_validations_the_later_is_kept_and_counts_as_no_improvement(tmp_path):
+    scores = iter([1.0, 3.0, 3.0, 2.0])
+    _, figures = train(tmp_path / "whole", score=lambda _: next(scores))
+    assert figures["step"] == 15
+    config = replace(CONFIG, patience=1)
+    scores = iter([1.0, 3.0, 3.0, 9.0])
+    _, figures = train(tmp_path / "patient", config=config, score=lambda _: next(scores))
+    assert figures["step"] == 15
+    assert next(scores) == 9.0
+
+
 def test_training_stops_where_nothing_gets_better_and_stays_stopped(tmp_path):
     config = replace(CONFIG, patience=2)
     scores = iter([1.0, 3.0, 2.0, 2.0, 9.0])
