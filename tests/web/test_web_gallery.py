@@ -167,6 +167,29 @@ def test_the_start_shows_everything_newest_first_by_months(open_page, ids):
     assert again[:10] == heights[:10]
 
 
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_months_with_few_pictures_share_a_row(open_page, ids, screen):
+    page = open_page(f"/?f={quote('number>=9')}&f={quote('number<=20')}", **screen)
+    assert shown(page) == ids[9:21]
+    assert page.locator(".month").all_inner_texts() == [
+        "December 2024", "November 2024", "October 2024",
+    ]  # fmt: skip
+    boxes = page.eval_on_selector_all(
+        ".tile", "tiles => tiles.map(tile => tile.getBoundingClientRect().toJSON())"
+    )
+    assert len({round(box["top"]) for box in boxes[1:11]}) > 1  # ten need several rows
+    assert page.evaluate(FITS)
+    page = open_page(f"/?f={quote('number>=9')}&f={quote('number<=10')}", **screen)
+    assert shown(page) == ids[9:11]
+    for name in (".month", ".tile"):
+        first, second = page.eval_on_selector_all(
+            name, "all => all.map(each => each.getBoundingClientRect().toJSON())"
+        )
+        assert round(first["top"]) == round(second["top"])
+        assert first["right"] < second["left"]
+        assert round(first["height"]) == round(second["height"])
+
+
 def test_a_search_shows_its_best_pictures_and_why(open_page, captions, ids):
     page = open_page()
     search(page, captions[2])

@@ -17,13 +17,15 @@ export class Gallery {
   /**
    * `open(hit)` opens an image; `picked` is the selection; `text` is what is searched for, "" for
    * a list that no text ranks; `explains` says whether the service explains matches; `months`
-   * whether each month has a heading, in place of how well images match; `pictures(ids)` returns the images of near-duplicates.
+   * whether each month has a heading, in place of how well images match; `pictures(ids)` returns
+   * the images of near-duplicates.
    */
   constructor({ open, picked, text, explains, months, pictures }) {
     Object.assign(this, { open, picked, text, explains, months, pictures });
     this.hits = new Map();
     this.part = ""; // the last heading
-    this.element = make("div", { class: "gallery" });
+    this.element = make("div", { class: months ? "gallery months" : "gallery" });
+    this.section = this.element; // what the last heading is about
     this.grid = null; // the last list of tiles
     this.element.addEventListener("click", (event) => this.click(event));
     this.element.addEventListener("keydown", (event) => this.steer(event));
@@ -49,7 +51,7 @@ export class Gallery {
   start(label) {
     this.grid?.classList.toggle("full", this.grid.childElementCount >= MOST_TILES);
     this.grid = make("ol", { class: "grid", "aria-label": label });
-    this.element.append(this.grid);
+    this.section.append(this.grid);
   }
 
   /** A heading where an image begins a month, or matches less well than those before it. */
@@ -57,7 +59,8 @@ export class Gallery {
     const words = this.months ? monthWords(hit) : this.text ? matchHeading(hit, this.part) : "";
     if (words === this.part) return;
     this.part = words;
-    this.element.append(make("h2", { class: "month" }, words));
+    this.section = make("div", { class: "part" }, make("h2", { class: "month" }, words));
+    this.element.append(this.section);
     this.start(words);
   }
 
