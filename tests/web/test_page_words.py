@@ -183,7 +183,7 @@ def test_compare_has_words_and_figures(
     assert re.search(r"\d+ % · logit", first)
     page.click(".right li:first-child .hit")
     page.wait_for_selector("#scores")
-    assert re.search(r"good, \d+ %", page.inner_text("#scores"))
+    assert re.search(r"good, (> )?\d+ %", page.inner_text("#scores"))
     assert fits(page)
 
 

@@ -190,6 +190,16 @@ def test_months_with_few_pictures_share_a_row(open_page, ids, screen):
         assert round(first["height"]) == round(second["height"])
 
 
+def test_good_matches_share_a_row_with_few_others(open_page, captions, ids):
+    page = open_page(f"/?q={quote(captions[2])}&f={quote('number>=2')}&f={quote('number<=4')}")
+    assert [*shown(page)][:1] == ids[2:3]
+    good, others = page.eval_on_selector_all(
+        "#results h2", "all => all.map(each => each.getBoundingClientRect().toJSON())"
+    )
+    assert good["top"] == others["top"]
+    assert good["right"] < others["left"]
+
+
 def test_a_search_shows_its_best_pictures_and_why(open_page, captions, ids):
     page = open_page()
     search(page, captions[2])

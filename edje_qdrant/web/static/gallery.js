@@ -24,7 +24,7 @@ export class Gallery {
     Object.assign(this, { open, picked, text, explains, months, pictures });
     this.hits = new Map();
     this.part = ""; // the last heading
-    this.element = make("div", { class: months ? "gallery months" : "gallery" });
+    this.element = make("div", { class: "gallery" });
     this.section = this.element; // what the last heading is about
     this.grid = null; // the last list of tiles
     this.element.addEventListener("click", (event) => this.click(event));
@@ -60,6 +60,7 @@ export class Gallery {
     if (words === this.part) return;
     this.part = words;
     this.section = make("div", { class: "part" }, make("h2", { class: "month" }, words));
+    this.element.classList.add("parts");
     this.element.append(this.section);
     this.start(words);
   }
