@@ -1,8 +1,9 @@
 """Write the tables and plots of `storage.md` from `docs/results/`; a test fails on stale ones.
 
 `codecs.json` there is the `eval.json` of `edje-qdrant eval scenes --in-memory --direction t2i
---num-candidates 50` with every codec, and `token_fetch.json` comes from
-`python benchmarks/token_fetch.py --out docs/results/token_fetch.json`.
+--num-candidates 50` with every codec, `token_fetch.json` comes from
+`python benchmarks/token_fetch.py --out docs/results/token_fetch.json`, and `wide_tokens.json` from
+`python benchmarks/wide_tokens.py`, whose help gives the whole command.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ LINKS = 32  # edje_qdrant/index/hnsw.py
 def page() -> str:
     """Return the up-to-date tables, between the snippet markers that `storage.md` uses."""
     codecs, fetch = read("codecs"), read("token_fetch")
-    parts = {"codecs": _codecs(codecs), "fetch": _fetch(fetch), "sizes": _sizes(fetch)}
+    parts = {
+        "codecs": _codecs(codecs), "wide": _wide(read("wide_tokens")), "fetch": _fetch(fetch),
+        "sizes": _sizes(fetch),
+    }  # fmt: skip
     return sections(parts)
 
 
@@ -47,6 +51,22 @@ def _codecs(report: dict[str, Any]) -> str:
                 _lost(against, "nDCG@10"),
             ]
         )
+    return table(heads, rows)
+
+
+def _wide(report: dict[str, Any]) -> str:
+    tokens = report["models"][0]["tokens"]
+    rows = []
+    for row in report["codecs"]:
+        gap = row["R@1 changed"]
+        mean, low, high = (_points(gap[name]) for name in ("mean", "high", "low"))
+        exact = row["codec"] == "float16"
+        lost = "" if exact else f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+        rows.append([
+            f"`{row['codec']}`", f"{row['bytes'] / tokens:.0f}", f"{row['bytes']:,}",
+            f"{row['R@1'][0]:.3f}", lost, "" if exact else f"{row['tau']:.3f}",
+        ])  # fmt: skip
+    heads = ["codec", "bytes a token", "bytes a picture", "R@1", "lost, points", "tau"]
     return table(heads, rows)
 
 

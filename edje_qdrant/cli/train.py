@@ -57,8 +57,8 @@ def train(
         raise ConfigError(
             "no recipe is given: add --recipe FILE. Recipes to begin with are in examples/recipes: "
             "pretraining.toml, finetuning-coco.toml, finetuning-flickr.toml, distillation.toml, "
-            "emoji.toml, emoji-continued.toml, emoji-minilm.toml; 'demo' trains the bundled model, "
-            "in about one and a half hours on 2 cores"
+            "emoji.toml, emoji-continued.toml, emoji-wide.toml, emoji-wide-continued.toml; 'demo' "
+            "trains the bundled model, in about one and a half hours on 2 cores"
         )
     check_device(device)
     silence_libraries()

@@ -125,11 +125,13 @@ def test_the_recipe_of_emoji_trains_tower_and_joint_encoder_from_nothing():
     assert recipe.language_model is not None
 
 
-def test_the_recipe_with_minilm_trains_the_same_tower_and_a_pretrained_joint_encoder():
-    scratch, begun = (read_recipe(EXAMPLES / f"{n}.toml") for n in ("emoji", "emoji-minilm"))
-    assert begun.language_model is None
-    assert begun.model.language_model == "minilm/all-MiniLM-L6-v2"
-    assert scratch.tower is not None
-    assert begun.tower is not None
-    sizes = {"name", "vocabulary"}  # one language needs fewer word pieces
-    assert begun.tower.model_dump(exclude=sizes) == scratch.tower.model_dump(exclude=sizes)
+def test_the_wide_recipe_takes_a_trained_tower_and_begins_with_a_pretrained_joint_encoder():
+    wide = read_recipe(EXAMPLES / "emoji-wide.toml")
+    assert wide.tower is None
+    assert wide.language_model is None
+    assert wide.model.encoder == "runs/emoji/model"  # what emoji.toml trains
+    assert wide.model.language_model == "minilm/all-MiniLM-L6-v2"
+    assert wide.model.num_tokens == 64
+    continued = read_recipe(EXAMPLES / "emoji-wide-continued.toml")
+    assert continued.model.start_from == "runs/emoji-wide/model"
+    assert continued.data.train == wide.data.train

@@ -14,7 +14,7 @@ from edje_qdrant.ingest.ingest import ingest_images
 from edje_qdrant.model import EDJEModel
 
 pytestmark = NEEDS_BROWSER
-COUNT, FOUND = 60, 41
+COUNT, FOUND = 60, 39
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {
     "viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True,
