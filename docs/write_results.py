@@ -468,23 +468,19 @@ def _share(found: list[float]) -> str:
     return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
-def _changed(row: dict[str, Any]) -> str:
-    """Return the paired difference of R@1 to the first row, if there is one, in points."""
-    if "R@1 changed" not in row:
+def _changed(row: dict[str, Any], name: str = "R@1 changed") -> str:
+    """Return a paired difference in points, if the row has it."""
+    if name not in row:
         return ""
-    mean, low, high = (100 * row["R@1 changed"][name] for name in ("mean", "low", "high"))
+    mean, low, high = (100 * row[name][end] for end in ("mean", "low", "high"))
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _language(name: str, row: dict[str, Any]) -> list[str]:
     cells = [name, f"{row['texts']:,}"]
     for metric, stage in EMOJI_COLUMNS:
-        mean, low, high = (100 * value for value in row[stage][metric])
-        cells.append(f"{mean:.1f} ({low:.1f} to {high:.1f})")
-    for stage in ("reranked", "blended"):
-        gap = row[f"R@1 gained, {stage}"]
-        mean, low, high = (100 * gap[name] for name in ("mean", "low", "high"))
-        cells.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
+        cells.append(_share(row[stage][metric]))
+    cells += [_changed(row, f"R@1 gained, {stage}") for stage in ("reranked", "blended")]
     return cells
 
 

@@ -58,10 +58,8 @@ def _wide(report: dict[str, Any]) -> str:
     tokens = report["models"][0]["tokens"]
     rows = []
     for row in report["codecs"]:
-        gap = row["R@1 changed"]
-        mean, low, high = (_points(gap[name]) for name in ("mean", "high", "low"))
         exact = row["codec"] == "float16"
-        lost = "" if exact else f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+        lost = _lost(None if exact else row, "R@1 changed")
         rows.append([
             f"`{row['codec']}`", f"{row['bytes'] / tokens:.0f}", f"{row['bytes']:,}",
             f"{row['R@1'][0]:.3f}", lost, "" if exact else f"{row['tau']:.3f}",
