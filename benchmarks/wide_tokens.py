@@ -1,15 +1,15 @@
-"""Measure what is lost at 64 tokens of 384 by codecs, precisions and fewer tokens, on emoji.
+"""Measure what is lost at 64 tokens of 384 by codecs, precisions, and fewer tokens or layers.
 
     OMP_NUM_THREADS=1 python benchmarks/wide_tokens.py --data emoji-en \
-        --model runs/emoji-wide-continued/model --other runs/emoji-wide/model \
-        --other runs/emoji-wide-16/model --out docs/results/wide_tokens.json
+        --model runs/emoji-wide-more/model --other runs/emoji-wide-continued/model \
+        --out docs/results/wide_tokens.json
 
 `examples/emoji/README.md` says how to make the data and to train the models. Queries are English
-names of emoji that no training image shows: the validation names and the combinations. As in
-`emoji.py`, all images with a name are right for it. Per codec, the tokens of all images are encoded
-and decoded; codecs with a codebook are fitted to the same images, as a collection fits them. Every
-difference is paired, with its 95% interval; tau compares the order of the candidates. Run it in the
-folder in which the models were trained: their recipes name each other by paths below it.
+names of combinations that no training image shows. As in `emoji.py`, all images with a name are
+right for it. Per codec, the tokens of all images are encoded and decoded; codecs with a codebook
+are fitted to the same images, as a collection fits them. Every difference is paired, with its 95%
+interval; tau compares the order of the candidates. Run it in the folder in which the models were
+trained: their recipes name each other by paths below it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from edje_qdrant.evaluation.bootstrap import difference, interval, resampled_mea
 from edje_qdrant.evaluation.nearest import nearest
 from edje_qdrant.metrics import kendall_tau
 from edje_qdrant.model import Precision
+from edje_qdrant.search.fusion import DEFAULT_WEIGHTS, blend
 from edje_qdrant.tokens.codecs import codec_for
 
-FILES = ("val.jsonl", "combinations.en.jsonl")
+FILE = "combinations.en.jsonl"
 CODECS = ("float16", "int8", "int4", "pq48", "pq32", "pq24", "pq16")
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "int8")
 _BATCH = 10  # texts scored between two steps of the bar
@@ -47,11 +48,13 @@ class Search:
     Attributes:
         texts: `q` names.
         candidates: `(q, k)` int64 rows of the images.
+        cosines: `(q, k)` float32, the first stage's scores.
         right: `(q, k)` bool.
     """
 
     texts: list[str]
     candidates: NDArray[np.int64]
+    cosines: NDArray[np.float32]
     right: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -61,6 +64,11 @@ class Search:
         """Return `(q,)`: 1 where the candidate with the highest score is right."""
         best = scores.argmax(axis=1)
         return np.asarray(self.right[np.arange(len(self)), best], dtype=np.float64)
+
+    def blended(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return `(q, k)`: the mean of both stages' scores, by the weights of `fusion="blend"`."""
+        both = zip(self.cosines, scores, strict=True)
+        return np.array([blend(*each, DEFAULT_WEIGHTS["blend"]) for each in both])
 
 
 def main() -> None:
@@ -75,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     model = EDJEModel.from_pretrained(options.model)
-    annotated = [a for name in FILES for a in read_annotations(options.data / name)]
+    annotated = read_annotations(options.data / FILE)
     pool = encoded(model, sorted({a.image for a in annotated}))
     search = asked(model, pool, annotated, options)
     reference = scored(Reranker(model), search, pool.tokens, "float16")
@@ -109,9 +117,9 @@ def asked(
     kept = np.random.default_rng(options.seed).permutation(len(names))[: options.texts]
     texts = [names[number] for number in np.sort(kept)]
     depth = min(options.num_candidates, len(pool.paths))
-    found, _ = nearest(model.encode_texts(texts), pool.embeddings, depth, names=pool.paths)
+    found, cosines = nearest(model.encode_texts(texts), pool.embeddings, depth, names=pool.paths)
     right = np.array([np.isin(rows, owners[t]) for rows, t in zip(found, texts, strict=True)])
-    return Search(texts, found, right)
+    return Search(texts, found, cosines, right)
 
 
 def scored(
@@ -150,7 +158,7 @@ def precisions(model: EDJEModel, search: Search, pool: Pool) -> list[dict[str, A
     """Return a row for each precision, compared with float32, on every fourth text."""
     part = replace(
         search, texts=search.texts[::4], candidates=search.candidates[::4],
-        right=search.right[::4],
+        cosines=search.cosines[::4], right=search.right[::4],
     )  # fmt: skip
     exact = scored(Reranker(model, precision="float32"), part, pool.tokens, "float32")
     rows = [{"precision": "float32", "texts": len(part), "R@1": share(part.hits(exact))}]
@@ -168,10 +176,13 @@ def described(
 ) -> dict[str, Any]:
     """Return a model's size, its trainings, and its R@1."""
     config = model.joint_encoder.language_model.config
+    first, mixed = search.hits(search.cosines), search.hits(search.blended(scores))
     return {
         "tokens": model.config.num_tokens, "width": config.hidden_size,
         "layers": config.num_hidden_layers, "trainings": trainings(folder),
-        "R@1": share(search.hits(scores)),
+        "R@1": share(search.hits(scores)), "R@1 blended": share(mixed),
+        "R@1 gained": paired(search.hits(scores), first),
+        "R@1 gained, blended": paired(mixed, first),
     }  # fmt: skip
 
 
@@ -180,7 +191,10 @@ def trainings(folder: str) -> list[dict[str, int]]:
     recipe = json.loads((Path(folder).parent / "recipe.json").read_text())
     earlier = recipe["model"]["start_from"]
     step = recipe["optimisation"]
-    own = {"steps": step["steps"], "batch": step["batch_size"], "seed": recipe["seed"]}
+    own = {
+        "steps": step["steps"], "batch": step["batch_size"], "seed": recipe["seed"],
+        "grouped_batches": recipe["data"].get("grouped_batches", 1),
+    }  # fmt: skip
     return [*(trainings(earlier) if earlier else []), own]
 
 
@@ -188,13 +202,17 @@ def compared(
     search: Search, scores: NDArray[np.float32], reference: NDArray[np.float32]
 ) -> dict[str, Any]:
     """Return the paired difference of R@1, and the mean of Kendall's tau."""
-    both = np.stack([search.hits(scores), search.hits(reference)], axis=1)
-    means = resampled_means(both, np.arange(len(search)))
-    gap = difference(float(both[:, 0].mean() - both[:, 1].mean()), means[:, 0], means[:, 1])
     return {
-        "R@1 changed": gap.as_dict(),
+        "R@1 changed": paired(search.hits(scores), search.hits(reference)),
         "tau": round(float(kendall_tau(scores, reference).mean()), 4),
     }
+
+
+def paired(hits: NDArray[np.float64], others: NDArray[np.float64]) -> dict[str, float]:
+    """Return the mean difference of the same texts' hits, with its interval."""
+    means = resampled_means(np.stack([hits, others], axis=1), np.arange(len(hits)))
+    gap = float(hits.mean() - others.mean())
+    return difference(gap, means[:, 0], means[:, 1]).as_dict()
 
 
 def share(hits: NDArray[np.float64]) -> list[float]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edje_qdrant.data.pairs import PairSource
 from edje_qdrant.encoders import clean_caption
 from edje_qdrant.model import EDJEModel
-from edje_qdrant.training.mixture import Mixture
+from edje_qdrant.training.grouping import RowOrder
 from edje_qdrant.training.objectives import Batch
 from edje_qdrant.training.recipe import Recipe
 from edje_qdrant.training.vision import VisionSource
@@ -32,7 +32,7 @@ class Batches:
     Args:
         model: Encodes and tokenizes the captions.
         sources: Images and captions.
-        mixture: The order of the sources' rows.
+        order: The sources' rows of each batch.
         vision: The frozen encoder's output for the images.
         recipe: Batch size, shares and seed.
         steps: Optimiser steps of the whole run.
@@ -40,7 +40,7 @@ class Batches:
     """
 
     def __init__(
-        self, model: EDJEModel, sources: Sequence[PairSource], mixture: Mixture,
+        self, model: EDJEModel, sources: Sequence[PairSource], order: RowOrder,
         vision: VisionSource, recipe: Recipe, steps: int, accelerator: Accelerator,
     ) -> None:  # fmt: skip
         self._model, self._sources, self._vision = model, sources, vision
@@ -52,7 +52,7 @@ class Batches:
         self._matching_from = recipe.objectives.matching_from * batches
         self._hard_from = recipe.objectives.hard_from * batches
         self._last = batches - 1
-        self._mixture = mixture
+        self._order = order
 
     def __call__(self, number: int) -> Batch:
         """Return the batch of this number.
@@ -86,7 +86,7 @@ class Batches:
         )
 
     def _drawn(self, number: int) -> NDArray[np.int64]:
-        return self._mixture.batch(number, self._size)[self._rows]
+        return self._order.batch(number, self._size)[self._rows]
 
     def _captions(self, rows: NDArray[np.int64], number: int) -> list[str]:
         """Draw one caption of each image."""

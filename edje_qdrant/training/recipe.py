@@ -179,6 +179,9 @@ class DataSection(Section):
             augmented. Without it, images are read and encoded in every epoch.
         augment: Crop images at random, if they are not cached.
         workers: Threads that read images.
+        grouped_batches: Number of batches whose images are redistributed together, so that similar
+            images share a batch and its negatives are hard; 1 leaves the order random. Needs
+            `cache_vision`.
     """
 
     train: list[Pairs] = Field(min_length=1)
@@ -188,6 +191,15 @@ class DataSection(Section):
     cache_vision: str | None = None
     augment: bool = True
     workers: int = Field(4, ge=1)
+    grouped_batches: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _cached(self) -> DataSection:
+        if self.grouped_batches > 1 and self.cache_vision is None:
+            raise ValueError(
+                "grouped_batches needs the embeddings of all images: name a folder cache_vision"
+            )
+        return self
 
 
 class WeightsSection(Section):

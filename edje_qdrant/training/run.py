@@ -18,6 +18,7 @@ from edje_qdrant.model import EDJEModel
 from edje_qdrant.model.adapter import CompressedAdapter
 from edje_qdrant.training.batches import Batches
 from edje_qdrant.training.build import attention_for_training, build_model, freeze
+from edje_qdrant.training.grouping import Grouping, RowOrder
 from edje_qdrant.training.initialise import look_at_regions
 from edje_qdrant.training.loop import accelerator_for, fit
 from edje_qdrant.training.mixture import Mixture
@@ -107,7 +108,8 @@ def train(
         usable=vision.usable,
     )
     loop = recipe.optimisation.loop(mixture.rows_per_epoch, accelerator.num_processes, recipe.seed)
-    batches = Batches(model, sources, mixture, vision, recipe, loop.steps, accelerator)
+    order = _order(mixture, vision, recipe)
+    batches = Batches(model, sources, order, vision, recipe, loop.steps, accelerator)
     parts = TrainedParts(model, recipe.objectives.objectives(), teacher=teacher)
     with attention_for_training(model):
         figures = fit(
@@ -190,6 +192,14 @@ def _cached(
     if not main:
         vision.open()
     return vision
+
+
+def _order(mixture: Mixture, vision: VisionSource, recipe: Recipe) -> RowOrder:
+    count = recipe.data.grouped_batches
+    if count == 1:
+        return mixture
+    assert isinstance(vision, CachedVision)  # the recipe checks it
+    return Grouping(mixture, vision.embeddings, count=count, seed=recipe.seed)
 
 
 def _look(model: EDJEModel, vision: VisionSource) -> None:

@@ -166,6 +166,14 @@ class CachedVision:
         self.usable = [cache.usable for cache in caches]
         self.failed = [failure for cache in caches for failure in cache.failures.values()]
 
+    def embeddings(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the cached embeddings of `rows`, `(n, 2)` int64: `(n, d)`, unit length."""
+        found = np.empty((len(rows), self._encoder.embedding_dim), np.float32)
+        for number in np.unique(rows[:, 0]):
+            mine = np.flatnonzero(rows[:, 0] == number)
+            found[mine] = self._caches[number].embeddings[rows[mine, 1]]
+        return found
+
     def prefetch(self, rows: NDArray[np.int64], step: int) -> None:
         """Do nothing: the operating system reads ahead."""
 
@@ -177,7 +185,6 @@ class CachedVision:
         """
         shape = (len(rows), self._encoder.num_patches, self._encoder.hidden_size)
         tokens = np.empty(shape, np.float16)  # (b, n, d_v)
-        embeddings = np.empty((len(rows), self._encoder.embedding_dim), np.float32)  # (b, d)
         for number in np.unique(rows[:, 0]):
             mine = np.flatnonzero(rows[:, 0] == number)
             mine = mine[np.argsort(rows[mine, 1])]  # read the file front to back
@@ -186,10 +193,9 @@ class CachedVision:
                 if failure := cache.failures.get(int(row)):
                     raise ImageReadError(failure.path, failure.reason)
             tokens[mine] = cache.tokens[wanted]
-            embeddings[mine] = cache.embeddings[wanted]
         return VisionBatch(
             torch.from_numpy(tokens).to(self._device).float(),
-            torch.from_numpy(embeddings).to(self._device),
+            torch.from_numpy(self.embeddings(rows)).to(self._device),
             rows.copy(),
         )
 

@@ -89,9 +89,11 @@ def test_it_trains_saves_and_loads_back(parts, tmp_path):
     assert {"words", "matching", "recovery"} <= logged[0].keys()
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(parts, tmp_path, monkeypatch, cached):
-    changes = {"data__cache_vision": str(tmp_path / "cache")} if cached else {}
+@pytest.mark.parametrize("vision", ["live", "cached", "grouped"])
+def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(parts, tmp_path, monkeypatch, vision):
+    changes = {"data__cache_vision": str(tmp_path / "cache")} if vision != "live" else {}
+    if vision == "grouped":
+        changes["data__grouped_batches"] = 3
     config = recipe(parts, **changes, optimisation__accumulate=2, objectives__hard_from=0.5)
     run(config, tmp_path / "whole")
     save = loop._State.save
