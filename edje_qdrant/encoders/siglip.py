@@ -21,6 +21,7 @@ from edje_qdrant.encoders.weights import HashedModule
 from edje_qdrant.errors import CheckpointError, ConfigError
 from edje_qdrant.images import to_rgb
 from edje_qdrant.images.resize import Resize
+from edje_qdrant.logs import without_messages
 from edje_qdrant.threads import TRANSFORMERS_LOCK
 
 if TYPE_CHECKING:
@@ -151,7 +152,9 @@ class SiglipEncoder(HashedModule):
     def save(self, folder: Path) -> None:
         """Save everything but the weights: settings, image processor, tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.siglip.config.save_pretrained(folder)
+        # transformers compares with its defaults, and warns of them as if they were this model's.
+        with without_messages("transformers.configuration_utils", "_token_id must be"):
+            self.siglip.config.save_pretrained(folder)
         self.image_processor.save(folder)
         self.tokenizer.save_pretrained(folder)
 

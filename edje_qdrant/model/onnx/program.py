@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from edje_qdrant.contract import TokenContract
 from edje_qdrant.errors import CheckpointError, ConfigError, MissingExtraError
 from edje_qdrant.files import kind_of
+from edje_qdrant.logs import without_messages
 
 __all__ = ["describe", "exported_program", "require_exporter", "require_onnx_path"]
 
@@ -116,16 +116,8 @@ def describe(proto: Any, contract: TokenContract, told: Mapping[str, str]) -> No
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the messages of torch's exporter that do not concern users."""
-
-    def told(record: logging.LogRecord) -> bool:
-        return "torchvision is not installed" not in record.getMessage()
-
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    logger.addFilter(told)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
-            warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used")
-            yield
-    finally:
-        logger.removeFilter(told)
+    exporter = "torch.onnx._internal.exporter._registration"
+    with warnings.catch_warnings(), without_messages(exporter, "torchvision is not installed"):
+        warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used")
+        yield
