@@ -58,14 +58,15 @@ class Grouping:
         group, number = divmod(step, self._count)
         if self._last is None or self._last[0] != (group, size):
             self._last = (group, size), self._grouped(group, size)
-        return self._last[1][number]
+        rows: NDArray[np.int64] = self._last[1][number]
+        return rows
 
     def _grouped(self, group: int, size: int) -> NDArray[np.int64]:
         """Return the rows of a group's batches: `(count, size, 2)` int64."""
         first = group * self._count
         rows = np.concatenate([self._order.batch(first + n, size) for n in range(self._count)])
         batches = rows[chain(self._embeddings(rows))].reshape(self._count, size, 2)
-        return np.random.default_rng([self._seed, group]).permutation(batches)
+        return batches[np.random.default_rng([self._seed, group]).permutation(self._count)]
 
 
 def chain(embeddings: NDArray[np.float32]) -> NDArray[np.int64]:

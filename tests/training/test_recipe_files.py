@@ -54,6 +54,7 @@ def test_what_a_run_saves_is_the_recipe_again(tmp_path):
         ({"model.start_from": "x"}, "recipe: Value error, name one start"),
         ({"data.train": []}, "data.train: List should have at least 1"),
         ({"optimisation.steps": 5}, "optimisation: Value error, give steps or epochs"),
+        ({"data.grouped_batches": 4}, "data: Value error, grouped_batches needs"),
         ({"optimisation.schedule": "linear"}, "optimisation.schedule"),
         ({"objectives.distillation": 1.0}, "objectives: Value error, distillation needs a teacher"),
         ({"objectives.masked_share": 2}, "objectives: Value error, .*masked_share"),
