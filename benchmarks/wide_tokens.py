@@ -7,23 +7,27 @@
 `examples/emoji/README.md` says how to make the data and to train the models. Queries are English
 names of combinations that no training image shows. As in `emoji.py`, all images with a name are
 right for it. Per codec, the tokens of all images are encoded and decoded; codecs with a codebook
-are fitted to the same images, as a collection fits them. Every difference is paired, with its 95%
-interval; tau compares the order of the candidates. Run it in the folder in which the models were
-trained: their recipes name each other by paths below it.
+are fitted to the same images, as a collection fits them. float8 is computed in float32 from rounded
+numbers: it shows the agreement that a GPU's float8 products would have, not their speed. Every
+difference is paired, with its 95% interval; tau compares the order of the candidates. Run it in the
+folder in which the models were trained: their recipes name each other by paths below it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from demo_world import conditions
 from emoji import Pool, encoded, owners_of
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from edje_qdrant import EDJEModel, Reranker
@@ -39,6 +43,7 @@ FILE = "combinations.en.jsonl"
 CODECS = ("float16", "int8", "int4", "pq48", "pq32", "pq24", "pq16")
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "int8")
 _BATCH = 10  # texts scored between two steps of the bar
+_LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +167,44 @@ def precisions(model: EDJEModel, search: Search, pool: Pool) -> list[dict[str, A
     )  # fmt: skip
     exact = scored(Reranker(model, precision="float32"), part, pool.tokens, "float32")
     rows = [{"precision": "float32", "texts": len(part), "R@1": share(part.hits(exact))}]
-    for name in PRECISIONS:
-        scores = scored(Reranker(model, precision=name), part, pool.tokens, name)
+    found = {
+        name: scored(Reranker(model, precision=name), part, pool.tokens, name)
+        for name in PRECISIONS
+    }
+    found["float8"] = scored_in_float8(model, part, pool.tokens)
+    for name, scores in found.items():
         rows.append({
             "precision": name, "texts": len(part), "R@1": share(part.hits(scores)),
             **compared(part, scores, exact),
         })  # fmt: skip
     return rows
+
+
+def scored_in_float8(
+    model: EDJEModel, search: Search, tokens: NDArray[np.float16]
+) -> NDArray[np.float32]:
+    """Return `(q, k)` joint scores, with the operands of the layers' products rounded to float8."""
+    rounded = copy.deepcopy(model).float().eval()
+    for layer in rounded.joint_encoder.language_model.bert.encoder.layer:
+        for module in list(layer.modules()):
+            if isinstance(module, nn.Linear):
+                module.weight.data = in_float8(module.weight.data)  # a scale for each output
+                module.register_forward_pre_hook(lambda _, given: (in_float8(given[0]),))
+    scores = []
+    with torch.inference_mode():
+        for text, rows in zip(
+            tqdm(search.texts, desc="float8", mininterval=5), search.candidates, strict=True
+        ):
+            ids, mask = rounded.tokenize([text] * len(rows))
+            given = torch.from_numpy(tokens[rows].astype(np.float32))  # (k, m, d)
+            scores.append(rounded.joint_encoder(ids, mask, given).numpy())
+    return np.stack(scores)
+
+
+def in_float8(x: Tensor) -> Tensor:
+    """Round `(..., d)` to float8 (e4m3) with a scale for each row, and return it in float32."""
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / _LARGEST
+    return (x / scale).to(torch.float8_e4m3fn).float() * scale
 
 
 def described(
