@@ -327,7 +327,7 @@ for n in 32 16; do
         --set model.start_from=runs/emoji-wide-$n/model
 done
 python examples/emoji/stack_layers.py runs/emoji-wide-continued runs/stacked
-longer="--set seed=2 --set optimisation.steps=350"
+longer="--set seed=2 --set optimisation.steps=250"
 edje-qdrant train --recipe $on --out runs/emoji-wide-12-layers $longer \\
     --set model.start_from=runs/stacked/model
 edje-qdrant train --recipe $on --out runs/emoji-wide-6-layers $longer \\
