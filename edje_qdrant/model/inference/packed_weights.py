@@ -27,6 +27,8 @@ __all__ = [
     "signature",
 ]
 
+_LOWEST_GELU = -0.171  # GELU's least value is -0.16998, and kernels round
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
@@ -180,6 +182,7 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel, sign: tuple[Any, ...]) -> 
     heads = int(config.num_attention_heads)
     scale = (config.hidden_size // heads) ** -0.5
     activation = _activation(config.hidden_act)
+    lowest = _LOWEST_GELU if activation == "gelu" else None
     words = embeddings.word_embeddings.weight
     kernels = fused_kernels(words.device, dtype, config.hidden_size // heads)
     # The products of attention, a third of all, stay above 8 bits, as they change the order of
@@ -192,8 +195,8 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel, sign: tuple[Any, ...]) -> 
         add_norm = None if kernels is None else kernels.add_norm
         return Norm(module.weight.to(kept), module.bias.to(kept), module.eps, add_norm)
 
-    def linear(module: Any, kernel: Kernel) -> Linear:
-        return pack_linear(module.weight, module.bias, kernel)
+    def linear(module: Any, kernel: Kernel, **inputs: Any) -> Linear:
+        return pack_linear(module.weight, module.bias, kernel, **inputs)
 
     def joined(modules: list[Any], factors: list[float]) -> Linear:
         # Scale in float32, before rounding to the kernel's precision.
@@ -207,11 +210,13 @@ def pack(joint_encoder: JointEncoder, kernel: Kernel, sign: tuple[Any, ...]) -> 
         return attention.query, attention.key, attention.value
 
     def after_attention(layer: Any, kernel: Kernel) -> AfterAttention:
+        before = layer.attention.output.LayerNorm  # standardised values are rarely above 3
+        sizes = 3 * before.weight.float().abs() + before.bias.float().abs()
         return AfterAttention(
             out=linear(layer.attention.output.dense, small),
-            attention_norm=norm(layer.attention.output.LayerNorm),
-            up=linear(layer.intermediate.dense, kernel),
-            down=linear(layer.output.dense, kernel),
+            attention_norm=norm(before),
+            up=linear(layer.intermediate.dense, kernel, sizes=sizes.clamp(min=1e-3)),
+            down=linear(layer.output.dense, kernel, lowest=lowest),
             norm=norm(layer.output.LayerNorm),
             activation=activation,
         )
