@@ -1,8 +1,10 @@
 """Measure what is lost at 64 tokens of 384 by codecs, precisions, and fewer tokens or layers.
 
     OMP_NUM_THREADS=1 python benchmarks/wide_tokens.py --data emoji-en \
-        --model runs/emoji-wide-more/model --other runs/emoji-wide-continued/model \
+        --model runs/emoji-wide-continued/model --other runs/emoji-wide/model \
         --out docs/results/wide_tokens.json
+
+with an `--other` for each of the models in `docs/results.md`, "At the published width".
 
 `examples/emoji/README.md` says how to make the data and to train the models. Queries are English
 names of combinations that no training image shows. As in `emoji.py`, all images with a name are

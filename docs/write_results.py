@@ -372,10 +372,9 @@ GPU it was not run.
   tokens.
 - **12 layers** are no better than 6 after equal steps from equal weights. Both lost R@1 in these
   250 steps, which began with the full learning rate again.
-- **Grouped batches**: with 4 and 8, R@1 differs from that of random batches by no more than chance;
+- **Grouped batches**: the intervals of 1 (random batches), 4 and 8 overlap, so a gain is not shown;
   32 is too hard.
-- **8 bits** in the joint encoder keep the first hits, and nearly the order. Until 2026-11-28 the
-  MLP's inputs had one scale for all rows: tau was 0.935 with an earlier model of this width.
+- **8 bits** in the joint encoder keep the first hits, and nearly the order.
 - What **codecs** lose at this width is in [Storage](storage.md#cost-in-quality).
 
 Measured: {date}, {machine}, {threads} thread. Training seeds 0, 1 and 2, one run each.

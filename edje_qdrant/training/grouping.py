@@ -12,6 +12,9 @@ from edje_qdrant.errors import ConfigError
 
 __all__ = ["Grouping", "RowOrder", "chain"]
 
+# Pairs that can be grouped together. The time grows with their square: 6 s for these at 768
+# dimensions, on two cores.
+_MOST_PAIRS = 8192
 _STEPS = 2047  # embeddings are rounded to this many steps, so that products are exact
 
 
@@ -53,8 +56,16 @@ class Grouping:
         """Return source and row of each pair of a step: `(size, 2)` int64.
 
         Raises:
-            ConfigError: The step is negative or the size below 1.
+            ConfigError: The step is negative, the size is below 1, or the batches have too many
+                pairs to be grouped.
         """
+        pairs = self._count * size
+        if pairs > _MOST_PAIRS:
+            raise ConfigError(
+                f"grouped_batches is {self._count} and a batch has {size:,} pairs, {pairs:,} "
+                f"together; at most {_MOST_PAIRS:,} can be grouped, so set it to "
+                f"{max(1, _MOST_PAIRS // size)} or less (1 does not group)"
+            )
         group, number = divmod(step, self._count)
         if self._last is None or self._last[0] != (group, size):
             self._last = (group, size), self._grouped(group, size)

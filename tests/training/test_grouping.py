@@ -96,3 +96,8 @@ def test_one_batch_cannot_be_grouped():
         grouped(directions(8), count=1)
     with pytest.raises(ConfigError, match="no batch"):
         grouped(directions(8)).batch(0, 0)
+
+
+def test_more_pairs_than_can_be_grouped_in_time_are_refused():
+    with pytest.raises(ConfigError, match=r"1,000 pairs, 9,000 together.* set it to 8 or less"):
+        grouped(directions(8), count=9).batch(0, 1000)
